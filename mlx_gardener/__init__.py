@@ -1,0 +1,96 @@
+"""mlx_gardener: a repository goes in, a LoRA adapter that knows that repository comes out.
+
+The public names are imported lazily, so that ``import mlx_gardener`` costs milliseconds. The one thing done at
+import is opening a fast BLAS on Linux: MLX's CPU wheels carry a reference BLAS (about 5 GFLOP/s on two cores), and
+a faster library only takes its place when it is opened *before* ``mlx.core`` (see `mlx_gardener.platform.blas`).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.platform.blas import preload as _preload_blas
+
+__version__ = "0.1.0"
+
+_preload_blas()
+
+_PUBLIC = {
+    "TrainingPipeline": "mlx_gardener.pipeline",
+    "TrainingResult": "mlx_gardener.pipeline",
+    "train": "mlx_gardener.pipeline",
+    "watch_training": "mlx_gardener.pipeline",
+    "get_training_pipeline": "mlx_gardener.pipeline",
+    "start_project_training": "mlx_gardener.pipeline",
+    "get_project_training_progress": "mlx_gardener.pipeline",
+    "is_project_training_active": "mlx_gardener.pipeline",
+    "cancel_project_training": "mlx_gardener.pipeline",
+    "TrainingConfig": "mlx_gardener.config",
+    "load_config": "mlx_gardener.config",
+    "TrainingPhase": "mlx_gardener.events",
+    "TrainingProgress": "mlx_gardener.events",
+    "EventBus": "mlx_gardener.events",
+    "TrainingProgressTracker": "mlx_gardener.progress",
+    "TrainingDataPreparator": "mlx_gardener.dataset",
+    "CodePreprocessor": "mlx_gardener.source",
+    "CodeChunk": "mlx_gardener.source",
+    "ChunkType": "mlx_gardener.source",
+    "PeftManager": "mlx_gardener.adapter",
+    "ProjectRegistry": "mlx_gardener.registry",
+    "GardenerError": "mlx_gardener.errors",
+    "TrainingError": "mlx_gardener.errors",
+    "DataError": "mlx_gardener.errors",
+    "ModelError": "mlx_gardener.errors",
+    "MemoryBudgetError": "mlx_gardener.errors",
+    "AdapterError": "mlx_gardener.errors",
+    "RegistryError": "mlx_gardener.errors",
+    "ConfigError": "mlx_gardener.errors",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its room on first use."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'mlx_gardener' has no attribute {name!r}")
+    value = getattr(import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:  # what type checkers and editors see; the same names as _PUBLIC
+    from mlx_gardener.adapter import PeftManager as PeftManager
+    from mlx_gardener.config import TrainingConfig as TrainingConfig
+    from mlx_gardener.config import load_config as load_config
+    from mlx_gardener.dataset import TrainingDataPreparator as TrainingDataPreparator
+    from mlx_gardener.errors import AdapterError as AdapterError
+    from mlx_gardener.errors import ConfigError as ConfigError
+    from mlx_gardener.errors import DataError as DataError
+    from mlx_gardener.errors import GardenerError as GardenerError
+    from mlx_gardener.errors import MemoryBudgetError as MemoryBudgetError
+    from mlx_gardener.errors import ModelError as ModelError
+    from mlx_gardener.errors import RegistryError as RegistryError
+    from mlx_gardener.errors import TrainingError as TrainingError
+    from mlx_gardener.events import EventBus as EventBus
+    from mlx_gardener.events import TrainingPhase as TrainingPhase
+    from mlx_gardener.events import TrainingProgress as TrainingProgress
+    from mlx_gardener.pipeline import TrainingPipeline as TrainingPipeline
+    from mlx_gardener.pipeline import TrainingResult as TrainingResult
+    from mlx_gardener.pipeline import cancel_project_training as cancel_project_training
+    from mlx_gardener.pipeline import get_project_training_progress as get_project_training_progress
+    from mlx_gardener.pipeline import get_training_pipeline as get_training_pipeline
+    from mlx_gardener.pipeline import is_project_training_active as is_project_training_active
+    from mlx_gardener.pipeline import start_project_training as start_project_training
+    from mlx_gardener.pipeline import train as train
+    from mlx_gardener.pipeline import watch_training as watch_training
+    from mlx_gardener.progress import TrainingProgressTracker as TrainingProgressTracker
+    from mlx_gardener.registry import ProjectRegistry as ProjectRegistry
+    from mlx_gardener.source import ChunkType as ChunkType
+    from mlx_gardener.source import CodeChunk as CodeChunk
+    from mlx_gardener.source import CodePreprocessor as CodePreprocessor

@@ -1,0 +1,287 @@
+"""All settings of a training: one frozen object, from defaults, a TOML file, the environment and flags, in that order.
+
+Below this room nothing reads the environment. Unknown keys are errors that name the nearest known one. Environment
+variables are ``MLX_GARDENER_<FIELD>`` and ``MLX_GARDENER_<SECTION>__<FIELD>`` (``MLX_GARDENER_LORA__RANK=8``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mlx_gardener.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "MLX_GARDENER_"
+#: Variables with the prefix that are no training settings.
+_NOT_SETTINGS = {"HOME", "BLAS", "DEBUG", "COMPLETE", "SEEDLING_WORK", "LOG"}
+GIB = 1024**3
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class LoraConfig(_Section):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685).
+
+    ``scale`` is alpha / rank, as in mlx-lm; with ``use_rslora`` the effective scale is ``scale * sqrt(rank)``
+    (alpha / sqrt(rank), Kalajdzievski 2023, arXiv:2312.03732). ``use_dora`` is Liu et al. 2024, arXiv:2402.09353.
+    ``target_modules`` is "all-linear" or a list of module name endings (``["q_proj", "v_proj"]``).
+    ``num_layers`` trains only the last N layers; None trains all.
+    """
+
+    rank: int = Field(16, ge=1, le=512)
+    scale: float = Field(2.0, gt=0, le=1000)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    num_layers: int | None = Field(None, ge=1)
+    use_rslora: bool = False
+    use_dora: bool = False
+
+
+class OptimizerConfig(_Section):
+    """How weights move. ``learning_rate`` None means: recommended for the base's width (`train.schedule` says how).
+
+    ``tokens_per_update`` fixes the loss-bearing and context tokens of one optimiser update; the planner only splits them, so the
+    memory budget changes the speed and never the result. ``max_steps`` counts optimiser updates; None means all epochs.
+    """
+
+    name: Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"] = "adamw"
+    learning_rate: float | None = Field(None, gt=0, le=1)
+    weight_decay: float = Field(0.01, ge=0, le=1)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    final_fraction: float = Field(0.1, ge=0, le=1)
+    clip_norm: float = Field(1.0, gt=0)
+    epochs: float = Field(3.0, gt=0, le=100)
+    max_steps: int | None = Field(None, ge=1)
+    tokens_per_update: int = Field(8192, ge=64)
+
+
+class DataConfig(_Section):
+    """What becomes a training example (DATA.md; judgements are settings).
+
+    Fractions are of examples; ``row_widths`` are tokens per row. Span shares are of fill-in-the-middle examples.
+    """
+
+    row_widths: tuple[int, ...] = (512, 1024)
+    fim_rate: float = Field(0.7, ge=0, le=1)
+    fim_ast_share: float = Field(0.6, ge=0, le=1)
+    fim_line_share: float = Field(0.25, ge=0, le=1)
+    fim_loss_on_context: bool = False
+    repository_row_share: float = Field(0.2, ge=0, le=1)
+    validation_fraction: float = Field(0.1, gt=0, lt=0.5)
+    test_fraction: float = Field(0.1, gt=0, lt=0.5)
+    near_duplicate_threshold: float = Field(0.8, gt=0, le=1)
+    max_file_bytes: int = Field(1_000_000, ge=1)
+    max_line_length: int = Field(1000, ge=1)
+    max_mean_line_length: float = Field(100.0, gt=0)
+    min_alphanumeric_fraction: float = Field(0.25, ge=0, le=1)
+    min_alphabetic_fraction: float = Field(0.25, ge=0, le=1)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataConfig:
+        if not self.row_widths or list(self.row_widths) != sorted(set(self.row_widths)):
+            raise ValueError("row_widths must be a rising list without repeats")
+        if self.row_widths[0] < 32 or self.row_widths[-1] > 32768:
+            raise ValueError("row_widths must lie between 32 and 32768 tokens")
+        if self.fim_ast_share + self.fim_line_share > 1:
+            raise ValueError("fim_ast_share and fim_line_share together must not exceed 1")
+        if self.validation_fraction + self.test_fraction >= 0.6:
+            raise ValueError("validation_fraction and test_fraction leave too little to train on")
+        return self
+
+
+class EvaluationConfig(_Section):
+    """Early stopping and the test after training.
+
+    Validation runs ``per_epoch`` times an epoch over the whole fixed validation set; training stops after
+    ``patience`` evaluations without an improvement of at least ``min_improvement`` (nats per token).
+    """
+
+    per_epoch: int = Field(4, ge=1, le=100)
+    patience: int = Field(3, ge=1)
+    min_improvement: float = Field(0.0, ge=0)
+    next_line_tasks: int = Field(60, ge=0)
+    samples: int = Field(3, ge=0, le=20)
+    max_new_tokens: int = Field(48, ge=1, le=1024)
+
+
+class EngineConfig(_Section):
+    """Pins for what the planner would choose; None leaves the choice to it."""
+
+    micro_batch_rows: int | None = Field(None, ge=1)
+    layers_per_segment: int | None = Field(None, ge=1)
+    tail_slice_tokens: int | None = Field(None, ge=1)
+    whole_graph: bool = False
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+class TrainingConfig(_Section):
+    """Everything a training can be told; validated once, then never changed."""
+
+    model: str = "auto"
+    min_training_chunks: int = Field(50, ge=1)
+    max_training_chunks: int = Field(5000, ge=1)
+    training_data_quality_threshold: float = Field(0.5, ge=0, le=1)
+    memory_limit_gb: float = Field(4.0, gt=0, le=1024)
+    training_timeout_minutes: float = Field(30.0, gt=0)
+    progress_update_interval: float = Field(5.0, gt=0, le=3600)
+    checkpoint_interval_seconds: float = Field(60.0, gt=0)
+    checkpoints_kept: int = Field(2, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+    lora: LoraConfig = LoraConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    engine: EngineConfig = EngineConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingConfig:
+        if self.min_training_chunks > self.max_training_chunks:
+            raise ValueError("min_training_chunks must not exceed max_training_chunks")
+        return self
+
+    @property
+    def memory_limit_bytes(self) -> int:
+        """The budget in bytes (1 GB is 2**30 bytes, as memory is sold)."""
+        return int(self.memory_limit_gb * GIB)
+
+
+def load_config(
+    file: str | Path | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> TrainingConfig:
+    """Settings from defaults, then ``file`` (TOML), then the environment, then ``overrides`` (flags).
+
+    Args:
+        file: a TOML file; its tables are the sections (``[lora]``).
+        overrides: nested or dotted keys (``{"lora.rank": 8}``); None values are left out.
+        environment: variables to read instead of the process's own.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, or a value is impossible; says where it came from.
+    """
+    values: dict[str, Any] = {}
+    for origin, layer in _layers(file, overrides or {}, os.environ if environment is None else environment):
+        _reject_unknown(layer, origin)
+        _merge(values, layer)
+    return validate_config(values)
+
+
+def validate_config(values: Mapping[str, Any]) -> TrainingConfig:
+    """`TrainingConfig` from nested values, with one readable error for all that is wrong.
+
+    Raises:
+        ConfigError: a key is unknown or a value is impossible.
+    """
+    _reject_unknown(values, "the settings")
+    try:
+        return TrainingConfig.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            place = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal", "tuple")))
+            message = item["msg"].removeprefix("Value error, ")
+            problems.append(f"{place}: {message} (got {item['input']!r})" if place else message)
+        raise ConfigError(
+            "These settings are not usable: " + "; ".join(dict.fromkeys(problems)) + ".",
+            next_step="Correct them in the file, environment or flag they came from.",
+        ) from error
+
+
+def _layers(
+    file: str | Path | None, overrides: Mapping[str, Any], environment: Mapping[str, str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    if file is not None:
+        yield f"the file {Path(file).name}", _read_toml(Path(file))
+    yield "the environment", _from_environment(environment)
+    flags: dict[str, Any] = {}
+    for key, value in overrides.items():
+        if value is not None:
+            _merge(flags, _nest(key.split("."), value))
+    yield "the flags", flags
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"The settings file {path} cannot be read ({error.strerror}).",
+            next_step="Name a readable TOML file with --config.",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The settings file {path} is not valid TOML: {error}.") from error
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, text in environment.items():
+        if name.startswith(ENVIRONMENT_PREFIX) and name.removeprefix(ENVIRONMENT_PREFIX) not in _NOT_SETTINGS:
+            keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+            _merge(values, _nest(keys, _parse(text)))
+    return values
+
+
+def _parse(text: str) -> Any:
+    """A value as TOML would read it; anything TOML cannot read is plain text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _nest(keys: list[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return dict(value)
+
+
+def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _reject_unknown(values: Mapping[str, Any], origin: str) -> None:
+    known = known_keys()
+    for key in _flatten(values):
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]!r}?" if near else "See `mlx-gardener train --help` and docs/settings.md."
+            raise ConfigError(f"Unknown setting {key!r} in {origin}.", next_step=hint)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def known_keys() -> dict[str, type[BaseModel]]:
+    """Every setting's dotted name, with the section it belongs to."""
+    keys: dict[str, type[BaseModel]] = {}
+    for name, info in TrainingConfig.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            for inner in info.annotation.model_fields:
+                keys[f"{name}.{inner}"] = info.annotation
+        else:
+            keys[name] = TrainingConfig
+    return keys

@@ -1,0 +1,321 @@
+"""The step-callback bus: typed events from a run, and subscribers that can neither slow nor break it.
+
+A run publishes small frozen events; every subscriber has its own thread and its own bounded queue. ``publish`` only
+appends to queues (microseconds), a slow subscriber loses the *oldest* droppable events (steps, memory) and never a phase, a
+warning or the end, and one that raises is logged and goes on receiving. Events are JSON-able in both directions, which is how they travel
+from the worker process to whoever watches (`mlx_gardener.journal`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingPhase(str, Enum):
+    """The phases of a run, in order, then the three ways it can end."""
+
+    INITIALIZING = "initializing"
+    PREPARING_DATA = "preparing_data"
+    STARTING_TRAINING = "starting_training"
+    TRAINING = "training"
+    COMPLETING = "completing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a run in this phase has ended."""
+        return self in (TrainingPhase.COMPLETED, TrainingPhase.FAILED, TrainingPhase.CANCELLED)
+
+
+#: The share of the whole run each phase covers, in percent (SPEC: TrainingPhase).
+PHASE_PERCENT: dict[TrainingPhase, tuple[float, float]] = {
+    TrainingPhase.INITIALIZING: (0.0, 10.0),
+    TrainingPhase.PREPARING_DATA: (10.0, 30.0),
+    TrainingPhase.STARTING_TRAINING: (30.0, 40.0),
+    TrainingPhase.TRAINING: (40.0, 90.0),
+    TrainingPhase.COMPLETING: (90.0, 100.0),
+    TrainingPhase.COMPLETED: (100.0, 100.0),
+}
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """Where a run stands.
+
+    ``progress_percent`` never goes backwards within a run. ``details`` holds what is known at the time: step,
+    total_steps, loss, tokens_per_second, memory_bytes, peak_bytes, budget_bytes, eta_seconds. ``timestamp`` is in
+    seconds since the epoch.
+    """
+
+    phase: TrainingPhase
+    progress_percent: float
+    message: str
+    details: dict[str, Any] = field(default_factory=dict)
+    timestamp: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of everything published; ``timestamp`` in seconds since the epoch."""
+
+    timestamp: float = field(default_factory=time.time, kw_only=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """The event as JSON types, with its class name under ``event``."""
+        values = asdict(self)
+        for key, value in values.items():
+            if isinstance(value, Enum):
+                values[key] = value.value
+        return {"event": type(self).__name__, **values}
+
+
+@dataclass(frozen=True)
+class ProgressChanged(Event):
+    """The run's progress as users see it: phase, percent, message, details."""
+
+    phase: TrainingPhase
+    progress_percent: float
+    message: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataPrepared(Event):
+    """The dataset is ready: counts of what was kept, dropped and made (`dataset` says which keys)."""
+
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PlanChosen(Event):
+    """How the budget will be used (`engine.planner.Plan` as JSON types)."""
+
+    plan: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StepCompleted(Event):
+    """One optimiser update: loss in nats per loss-bearing token, gradient norm before clipping, bytes, seconds."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+    tokens: int
+    learning_rate: float
+    gradient_norm: float
+    seconds: float
+    tokens_per_second: float
+    memory_bytes: int
+    peak_bytes: int
+    budget_bytes: int
+    eta_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluated(Event):
+    """Loss over the whole fixed validation set: nats per token, and bits per byte of source."""
+
+    step: int
+    loss: float
+    bits_per_byte: float
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class CheckpointWritten(Event):
+    """A resumable checkpoint of this step is on disk."""
+
+    step: int
+    name: str
+
+
+@dataclass(frozen=True)
+class MemoryMeasured(Event):
+    """What the process takes now: footprint of the process, MLX's active and cached bytes, all against the budget."""
+
+    footprint_bytes: int
+    active_bytes: int
+    cache_bytes: int
+    budget_bytes: int
+
+
+@dataclass(frozen=True)
+class WarningRaised(Event):
+    """Something the user should know that does not stop the run."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class TrainingEnded(Event):
+    """The last event of a run. ``result`` holds adapter version and metrics when completed, else is empty."""
+
+    phase: TrainingPhase
+    message: str
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+_EVENTS: dict[str, type[Event]] = {
+    cls.__name__: cls
+    for cls in (
+        ProgressChanged,
+        DataPrepared,
+        PlanChosen,
+        StepCompleted,
+        Evaluated,
+        CheckpointWritten,
+        MemoryMeasured,
+        WarningRaised,
+        TrainingEnded,
+    )
+}
+_DROPPABLE = (ProgressChanged, StepCompleted, MemoryMeasured)
+
+
+def event_from_json(values: dict[str, Any]) -> Event:
+    """The event that `Event.to_json` wrote.
+
+    Raises:
+        ValueError: the name is no event of this version, or its fields do not fit.
+    """
+    fields = dict(values)
+    name = fields.pop("event", None)
+    cls = _EVENTS.get(str(name))
+    if cls is None:
+        raise ValueError(f"unknown event {name!r}")
+    if "phase" in fields:
+        fields["phase"] = TrainingPhase(fields["phase"])
+    try:
+        return cls(**fields)
+    except TypeError as error:
+        raise ValueError(f"event {name} has unexpected fields: {error}") from error
+
+
+Subscriber = Callable[[Event], None]
+
+
+class _Mailbox:
+    """One subscriber: a bounded queue and the thread that empties it."""
+
+    def __init__(self, callback: Subscriber, name: str, capacity: int) -> None:
+        self.callback = callback
+        self.name = name
+        self.capacity = capacity
+        self.dropped = 0
+        self._queue: deque[Event] = deque()
+        self._wake = threading.Condition()
+        self._closed = False
+        self._idle = True
+        self.thread = threading.Thread(target=self._deliver, name=f"events-{name}", daemon=True)
+        self.thread.start()
+
+    def put(self, event: Event) -> None:
+        with self._wake:
+            if self._closed:
+                return
+            if len(self._queue) >= self.capacity:
+                self._drop_oldest()
+            self._queue.append(event)
+            self._wake.notify_all()
+
+    def _drop_oldest(self) -> None:
+        for position, queued in enumerate(self._queue):
+            if isinstance(queued, _DROPPABLE):
+                del self._queue[position]
+                self.dropped += 1
+                return
+
+    def _deliver(self) -> None:
+        while True:
+            with self._wake:
+                while not self._queue and not self._closed:
+                    self._wake.wait()
+                if not self._queue:
+                    return
+                event = self._queue.popleft()
+                self._idle = False
+            try:
+                self.callback(event)
+            except Exception:
+                logger.exception("event subscriber %s failed on %s", self.name, type(event).__name__)
+            finally:
+                with self._wake:
+                    self._idle = True
+                    self._wake.notify_all()
+
+    def flush(self, timeout_seconds: float) -> bool:
+        with self._wake:
+            return self._wake.wait_for(lambda: not self._queue and self._idle, timeout_seconds)
+
+    def close(self, timeout_seconds: float) -> None:
+        self.flush(timeout_seconds)
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+        if threading.current_thread() is not self.thread:
+            self.thread.join(timeout_seconds)
+
+
+class EventBus:
+    """Hands every published event to every subscriber, each on its own thread, in order."""
+
+    def __init__(self) -> None:
+        self._mailboxes: dict[int, _Mailbox] = {}
+        self._lock = threading.Lock()
+        self._next_key = 0
+
+    def subscribe(self, callback: Subscriber, *, name: str = "", capacity: int = 1000) -> Callable[[], None]:
+        """Call ``callback(event)`` for every later event; returns the function that ends it.
+
+        Args:
+            callback: any callable; its exceptions are logged with ``name`` and go no further.
+            name: what the log calls it.
+            capacity: how many undelivered events are kept before the oldest step, memory or progress event is dropped.
+        """
+        mailbox = _Mailbox(callback, name or getattr(callback, "__name__", "callback"), capacity)
+        with self._lock:
+            key = self._next_key
+            self._next_key += 1
+            self._mailboxes[key] = mailbox
+
+        def unsubscribe() -> None:
+            with self._lock:
+                found = self._mailboxes.pop(key, None)
+            if found is not None:
+                found.close(timeout_seconds=1.0)
+
+        return unsubscribe
+
+    def publish(self, event: Event) -> None:
+        """Queue ``event`` for every subscriber and return at once."""
+        with self._lock:
+            mailboxes = list(self._mailboxes.values())
+        for mailbox in mailboxes:
+            mailbox.put(event)
+
+    def flush(self, timeout_seconds: float = 5.0) -> bool:
+        """Wait until all subscribers have seen everything published so far; False when time ran out first."""
+        deadline = time.monotonic() + timeout_seconds
+        with self._lock:
+            mailboxes = list(self._mailboxes.values())
+        return all(mailbox.flush(max(0.0, deadline - time.monotonic())) for mailbox in mailboxes)
+
+    def close(self, timeout_seconds: float = 5.0) -> None:
+        """Deliver what is queued, then end all subscriptions."""
+        self.flush(timeout_seconds)
+        with self._lock:
+            mailboxes, self._mailboxes = list(self._mailboxes.values()), {}
+        for mailbox in mailboxes:
+            mailbox.close(timeout_seconds=0.5)
