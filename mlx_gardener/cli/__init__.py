@@ -1,0 +1,110 @@
+"""The ``mlx-gardener`` command: one small file per command, loaded only when it is called.
+
+``--help`` lists the commands from the table below without importing any of them, so it answers in well under 0.2 s.
+Errors are shown here and nowhere else: `GardenerError` as a sentence and its next step, exit code 2 for usage and 1
+for failure, a traceback only with ``--debug``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from mlx_gardener import __version__
+from mlx_gardener.errors import GardenerError
+
+#: command -> (module and function, one line of help); the order is the order of ``--help``.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("mlx_gardener.cli.train:train", "Train an adapter on a repository."),
+    "scan": ("mlx_gardener.cli.scan:scan", "Show what a repository would be trained on."),
+    "plan": ("mlx_gardener.cli.plan:plan", "Show how a memory budget would be used."),
+    "status": ("mlx_gardener.cli.status:status", "Show running and past trainings."),
+    "cancel": ("mlx_gardener.cli.status:cancel", "Stop a training, keeping a checkpoint."),
+    "complete": ("mlx_gardener.cli.complete:complete", "Complete code with a project's adapter."),
+    "projects": ("mlx_gardener.cli.projects:projects", "List the projects in the registry."),
+    "show": ("mlx_gardener.cli.projects:show", "Show a project and its adapters."),
+    "activate": ("mlx_gardener.cli.projects:activate", "Choose the adapter version others pick up."),
+    "remove": ("mlx_gardener.cli.projects:remove", "Remove a project or one adapter version."),
+    "export": ("mlx_gardener.cli.projects:export", "Copy an adapter out of the registry."),
+    "doctor": ("mlx_gardener.cli.doctor:doctor", "Check this machine and say what to mend."),
+    "completion": ("mlx_gardener.cli.completion:completion", "Print shell completion code."),
+}
+
+
+class CommandTable(click.Group):
+    """A click group whose commands are imported on use, and the one place where errors are shown."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), function)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def main(self, args: Any = None, *rest: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run a command; turns every error into a message and an exit code (unless ``standalone_mode`` is off)."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        end = arguments.index("--") if "--" in arguments else len(arguments)
+        debug = "--debug" in arguments[:end] or bool(os.environ.get("MLX_GARDENER_DEBUG"))
+        arguments = [text for at, text in enumerate(arguments) if at >= end or text != "--debug"]
+        if not standalone_mode:
+            return super().main(arguments, *rest, standalone_mode=False, **extra)
+        try:
+            code = super().main(arguments, *rest, standalone_mode=False, **extra)
+        except Exception as error:
+            if debug:
+                raise
+            _show(error)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            sys.exit(130)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show(error: Exception) -> NoReturn:
+    """Print ``error`` for people on stderr and exit with its code."""
+    if isinstance(error, click.exceptions.Abort):
+        click.echo("Interrupted.", err=True)
+        sys.exit(130)
+    if isinstance(error, click.ClickException):
+        error.show()
+        sys.exit(error.exit_code)
+    if isinstance(error, BrokenPipeError):
+        # The reader went away (`| head`); point stdout at nothing so that the flush at exit stays quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    from mlx_gardener.report.text import safe_text
+
+    if isinstance(error, GardenerError):
+        click.echo(f"Error: {safe_text(error.message)}", err=True)
+        if error.next_step:
+            click.echo(f"  {safe_text(error.next_step)}", err=True)
+        sys.exit(error.exit_code)
+    click.echo(f"Error: {type(error).__name__}: {safe_text(str(error))}", err=True)
+    click.echo("  This is a defect of mlx-gardener. Run again with --debug to see where.", err=True)
+    sys.exit(1)
+
+
+@click.group(cls=CommandTable, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mlx-gardener")
+def cli() -> None:
+    """A repository goes in; a LoRA adapter that knows that repository comes out.
+
+    Start with `mlx-gardener train` in a repository. Every command takes --help; --debug shows tracebacks.
+    """
+
+
+def main() -> None:
+    """Entry point of the ``mlx-gardener`` script."""
+    cli(prog_name="mlx-gardener")
