@@ -18,14 +18,14 @@ _preload_blas()
 
 _PUBLIC = {
     "TrainingPipeline": "mlx_gardener.pipeline",
-    "TrainingResult": "mlx_gardener.pipeline",
-    "train": "mlx_gardener.pipeline",
-    "watch_training": "mlx_gardener.pipeline",
-    "get_training_pipeline": "mlx_gardener.pipeline",
-    "start_project_training": "mlx_gardener.pipeline",
-    "get_project_training_progress": "mlx_gardener.pipeline",
-    "is_project_training_active": "mlx_gardener.pipeline",
-    "cancel_project_training": "mlx_gardener.pipeline",
+    "TrainingResult": "mlx_gardener.api",
+    "train": "mlx_gardener.api",
+    "watch_training": "mlx_gardener.api",
+    "get_training_pipeline": "mlx_gardener.api",
+    "start_project_training": "mlx_gardener.api",
+    "get_project_training_progress": "mlx_gardener.api",
+    "is_project_training_active": "mlx_gardener.api",
+    "cancel_project_training": "mlx_gardener.api",
     "TrainingConfig": "mlx_gardener.config",
     "load_config": "mlx_gardener.config",
     "TrainingPhase": "mlx_gardener.events",
@@ -66,6 +66,14 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:  # what type checkers and editors see; the same names as _PUBLIC
     from mlx_gardener.adapter import PeftManager as PeftManager
+    from mlx_gardener.api import TrainingResult as TrainingResult
+    from mlx_gardener.api import cancel_project_training as cancel_project_training
+    from mlx_gardener.api import get_project_training_progress as get_project_training_progress
+    from mlx_gardener.api import get_training_pipeline as get_training_pipeline
+    from mlx_gardener.api import is_project_training_active as is_project_training_active
+    from mlx_gardener.api import start_project_training as start_project_training
+    from mlx_gardener.api import train as train
+    from mlx_gardener.api import watch_training as watch_training
     from mlx_gardener.config import TrainingConfig as TrainingConfig
     from mlx_gardener.config import load_config as load_config
     from mlx_gardener.dataset import TrainingDataPreparator as TrainingDataPreparator
@@ -81,14 +89,6 @@ if TYPE_CHECKING:  # what type checkers and editors see; the same names as _PUBL
     from mlx_gardener.events import TrainingPhase as TrainingPhase
     from mlx_gardener.events import TrainingProgress as TrainingProgress
     from mlx_gardener.pipeline import TrainingPipeline as TrainingPipeline
-    from mlx_gardener.pipeline import TrainingResult as TrainingResult
-    from mlx_gardener.pipeline import cancel_project_training as cancel_project_training
-    from mlx_gardener.pipeline import get_project_training_progress as get_project_training_progress
-    from mlx_gardener.pipeline import get_training_pipeline as get_training_pipeline
-    from mlx_gardener.pipeline import is_project_training_active as is_project_training_active
-    from mlx_gardener.pipeline import start_project_training as start_project_training
-    from mlx_gardener.pipeline import train as train
-    from mlx_gardener.pipeline import watch_training as watch_training
     from mlx_gardener.progress import TrainingProgressTracker as TrainingProgressTracker
     from mlx_gardener.registry import ProjectRegistry as ProjectRegistry
     from mlx_gardener.source import ChunkType as ChunkType

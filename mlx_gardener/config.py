@@ -193,7 +193,9 @@ def validate_config(values: Mapping[str, Any]) -> TrainingConfig:
     except ValidationError as error:
         problems = []
         for item in error.errors():
-            place = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal", "tuple")))
+            place = ".".join(
+                str(part) for part in item["loc"] if not str(part).startswith(("literal", "tuple"))
+            )
             message = item["msg"].removeprefix("Value error, ")
             problems.append(f"{place}: {message} (got {item['input']!r})" if place else message)
         raise ConfigError(
@@ -232,11 +234,11 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     for name, text in environment.items():
         if name.startswith(ENVIRONMENT_PREFIX) and name.removeprefix(ENVIRONMENT_PREFIX) not in _NOT_SETTINGS:
             keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-            _merge(values, _nest(keys, _parse(text)))
+            _merge(values, _nest(keys, parse_value(text)))
     return values
 
 
-def _parse(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """A value as TOML would read it; anything TOML cannot read is plain text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -263,7 +265,11 @@ def _reject_unknown(values: Mapping[str, Any], origin: str) -> None:
     for key in _flatten(values):
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]!r}?" if near else "See `mlx-gardener train --help` and docs/settings.md."
+            hint = (
+                f"Did you mean {near[0]!r}?"
+                if near
+                else "See `mlx-gardener train --help` and docs/settings.md."
+            )
             raise ConfigError(f"Unknown setting {key!r} in {origin}.", next_step=hint)
 
 

@@ -14,13 +14,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
 
-class TrainingPhase(str, Enum):
+class TrainingPhase(StrEnum):
     """The phases of a run, in order, then the three ways it can end."""
 
     INITIALIZING = "initializing"

@@ -1,0 +1,139 @@
+"""The same as `TrainingPipeline` for scripts and notebooks: functions over one shared pipeline, and `train`.
+
+`train` blocks until the adapter is there and returns a `TrainingResult` that displays itself in a notebook;
+`watch_training` gives the same events to ``async for``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_gardener.config import TrainingConfig, load_config
+from mlx_gardener.errors import TrainingError
+from mlx_gardener.events import Event, TrainingProgress
+from mlx_gardener.pipeline import TrainingPipeline
+from mlx_gardener.progress import ProgressCallback
+from mlx_gardener.registry import TrainingStatus, project_name_for
+
+_pipeline: TrainingPipeline | None = None
+_pipeline_lock = threading.Lock()
+
+
+def get_training_pipeline() -> TrainingPipeline:
+    """The pipeline that the module-level functions share; made on first use."""
+    global _pipeline
+    with _pipeline_lock:
+        if _pipeline is None:
+            _pipeline = TrainingPipeline()
+        return _pipeline
+
+
+def start_project_training(project_name: str, progress_callback: ProgressCallback | None = None) -> str:
+    """`TrainingPipeline.start_training` of the shared pipeline."""
+    return get_training_pipeline().start_training(project_name, progress_callback)
+
+
+def get_project_training_progress(project_name: str) -> TrainingProgress | None:
+    """`TrainingPipeline.get_training_progress` of the shared pipeline."""
+    return get_training_pipeline().get_training_progress(project_name)
+
+
+def is_project_training_active(project_name: str) -> bool:
+    """`TrainingPipeline.is_training_active` of the shared pipeline."""
+    return get_training_pipeline().is_training_active(project_name)
+
+
+def cancel_project_training(project_name: str) -> bool:
+    """`TrainingPipeline.cancel_training` of the shared pipeline."""
+    return get_training_pipeline().cancel_training(project_name)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What `train` returns: the adapter and how it was made; displays itself in a notebook."""
+
+    project: str
+    adapter_version: str
+    directory: Path
+    metrics: dict[str, Any]
+    evidence: dict[str, Any]
+    training: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        from mlx_gardener.report.notebook import result_html
+
+        return result_html(self)
+
+
+def train(
+    path: str | Path = ".",
+    *,
+    project: str | None = None,
+    config: TrainingConfig | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    **settings: Any,
+) -> TrainingResult:
+    """Train an adapter on the repository at ``path`` and wait for it.
+
+    Args:
+        path: the repository's root directory.
+        project: its name in the registry; the directory's name when None.
+        config: all settings; or leave it and give single ones as ``settings``.
+        on_event: called with every event as it happens, on the calling thread.
+        settings: `TrainingConfig` fields (``model="seedling", lora={"rank": 8}``).
+
+    Raises:
+        GardenerError: the training failed; says why and what to do.
+        ConfigError: a setting is unknown or impossible.
+    """
+    if config is not None and settings:
+        raise TypeError("give either config or single settings, not both")
+    pipeline = TrainingPipeline(config or load_config(overrides=settings))
+    name = project or project_name_for(Path(path))
+    pipeline.registry.register_project(name, Path(path))
+    pipeline.start_training(name)
+    try:
+        for event in pipeline.follow(name):
+            if on_event is not None:
+                on_event(event)
+    except KeyboardInterrupt:
+        pipeline.cancel_training(name)
+        raise
+    return training_result(pipeline, name)
+
+
+def training_result(pipeline: TrainingPipeline, project_name: str) -> TrainingResult:
+    """The result of the project's latest training.
+
+    Raises:
+        TrainingError: it failed or was cancelled; carries the reason.
+    """
+    pipeline.wait_for_training_completion(project_name)
+    record = pipeline.registry.latest_training(project_name)
+    if record is None or record.status is not TrainingStatus.COMPLETED:
+        raise TrainingError(record.message if record else f"Project {project_name!r} has never been trained.")
+    adapter = pipeline.registry.get_adapter(project_name, record.result["adapter_version"])
+    return TrainingResult(
+        project=project_name,
+        adapter_version=adapter.version,
+        directory=adapter.directory,
+        metrics=record.result["metrics"],
+        evidence=record.result["evidence"],
+        training=record.result["training"],
+    )
+
+
+async def watch_training(project_name: str) -> AsyncIterator[Event]:
+    """The events of the project's latest training, from its start on, for ``async for``.
+
+    Raises:
+        TrainingError: there is no such project, or it was never trained.
+    """
+    events = get_training_pipeline().follow(project_name)
+    while (event := await asyncio.to_thread(next, events, None)) is not None:
+        yield event

@@ -1,0 +1,83 @@
+"""``mlx-gardener status`` and ``cancel``: look at trainings and stop them, from any terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import click
+
+from mlx_gardener.cli.completion import complete_projects
+
+
+@click.command()
+@click.argument("project", required=False, shell_complete=complete_projects)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def status(project: str | None, as_json: bool) -> None:
+    """Show the latest training of PROJECT, or of every project."""
+    from mlx_gardener.registry import ProjectRegistry
+
+    registry = ProjectRegistry()
+    names = [project] if project else [item.name for item in registry.list_projects()]
+    active = {record.project for record in registry.active_trainings()}
+    rows = []
+    for name in names:
+        registry.get_project(name)  # an unknown name is an error that offers near ones
+        record = registry.latest_training(name)
+        rows.append(
+            {
+                "project": name,
+                "active": name in active,
+                "status": record.status.value if record else "not_started",
+                "phase": record.phase.value if record else None,
+                "progress_percent": record.percent if record else 0.0,
+                "message": record.message if record else "never trained",
+                "details": dict(record.details) if record else {},
+                "updated_at": record.updated_at if record else None,
+            }
+        )
+    if as_json:
+        click.echo(json.dumps({"trainings": rows}))
+    elif not rows:
+        click.echo("No projects yet. Train one with `mlx-gardener train` in a repository.")
+    else:
+        _show_rows(rows)
+
+
+def _show_rows(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.text import safe_text
+
+    table = Table("project", "status", "done", "loss", "updated", "message", box=None, header_style="bold")
+    for row in rows:
+        loss = row["details"].get("loss")
+        age = "" if row["updated_at"] is None else f"{time.time() - row['updated_at']:.0f} s ago"
+        table.add_row(
+            safe_text(row["project"]),
+            row["status"],
+            f"{row['progress_percent']:.0f} %",
+            "" if loss is None else f"{loss:.3f}",
+            age,
+            safe_text(row["message"]),
+        )
+    make_console().print(table)
+
+
+@click.command()
+@click.argument("project", shell_complete=complete_projects)
+@click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for it to stop.")
+def cancel(project: str, timeout: float) -> None:
+    """Stop the training of PROJECT; its checkpoint is kept."""
+    from mlx_gardener.errors import TrainingError
+    from mlx_gardener.pipeline import TrainingPipeline
+
+    pipeline = TrainingPipeline()
+    if not pipeline.cancel_training(project):
+        raise TrainingError(
+            f"{project!r} is not being trained.", next_step="See `mlx-gardener status` for what is."
+        )
+    progress = pipeline.wait_for_training_completion(project, timeout=timeout)
+    click.echo(f"{project}: {progress.phase.value} at {progress.progress_percent:.0f} %. {progress.message}")

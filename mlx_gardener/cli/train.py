@@ -1,0 +1,210 @@
+"""``mlx-gardener train``: the main command; names the project, starts its training, shows it, and says what came out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from mlx_gardener.config import TrainingConfig
+    from mlx_gardener.pipeline import TrainingPipeline
+
+
+def _parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """``("lora.rank=8",)`` as ``{"lora.rank": 8}``; values are read as TOML, else as text."""
+    from mlx_gardener.config import parse_value
+
+    settings = {}
+    for pair in pairs:
+        key, found, text = pair.partition("=")
+        if not found:
+            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--set")
+        settings[key.strip()] = parse_value(text.strip())
+    return settings
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path), default=".")
+@click.option("--project", help="Name in the registry; the directory's name by default.")
+@click.option("--model", help="auto, seedling, a hub id, or a directory. [default: auto]")
+@click.option("--budget", type=float, metavar="GB", help="Memory the training may take. [default: 4]")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
+@click.option("--epochs", type=float, help="Passes over the training part. [default: 3]")
+@click.option("--rank", type=int, help="LoRA rank. [default: 16]")
+@click.option("--learning-rate", type=float, help="Peak learning rate; fitted to the base by default.")
+@click.option("--max-steps", type=int, help="At most this many optimiser updates.")
+@click.option("--timeout", type=float, metavar="MINUTES", help="Time limit, kept with a checkpoint. [default: 30]")
+@click.option("--seed", type=int, help="Seed of everything random. [default: 0]")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any other setting: data.fim_rate=0.5")
+@click.option("--resume", is_flag=True, help="Go on with the last training where it stopped.")
+@click.option("--detach", is_flag=True, help="Start in the background and return.")
+@click.option("--dry-run", is_flag=True, help="Show data and memory plan; train nothing, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
+def train(
+    path: Path,
+    project: str | None,
+    model: str | None,
+    budget: float | None,
+    config_file: Path | None,
+    epochs: float | None,
+    rank: int | None,
+    learning_rate: float | None,
+    max_steps: int | None,
+    timeout: float | None,
+    seed: int | None,
+    pairs: tuple[str, ...],
+    resume: bool,
+    detach: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train an adapter on the repository at PATH (default: here) and register it.
+
+    Settings come from defaults, then --config, then MLX_GARDENER_* variables, then these flags.
+    """
+    from mlx_gardener.config import load_config
+
+    flags = {
+        "model": model,
+        "memory_limit_gb": budget,
+        "optimizer.epochs": epochs,
+        "lora.rank": rank,
+        "optimizer.learning_rate": learning_rate,
+        "optimizer.max_steps": max_steps,
+        "training_timeout_minutes": timeout,
+        "seed": seed,
+        **_parse_settings(pairs),
+    }
+    config = load_config(config_file, overrides=flags)
+    root = _repository(path)
+    if dry_run:
+        _show_plan(root, config, as_json)
+        return
+
+    from mlx_gardener.pipeline import TrainingPipeline
+    from mlx_gardener.registry import project_name_for
+
+    pipeline = TrainingPipeline(config)
+    name = project or project_name_for(root)
+    pipeline.registry.register_project(name, root)
+    if resume:
+        pipeline.resume_training(name)
+    else:
+        pipeline.start_training(name)
+    if detach:
+        _announce(name, as_json)
+        return
+    _watch(pipeline, name, as_json)
+
+
+def _repository(path: Path) -> Path:
+    """The directory to read.
+
+    Raises:
+        DataError: there is no such directory.
+    """
+    from mlx_gardener.errors import DataError
+
+    if not path.is_dir():
+        what = "is not a directory" if path.exists() else "does not exist"
+        raise DataError(f"{str(path)!r} {what}.", next_step="Name the root directory of a repository.")
+    return path.resolve()
+
+
+def _announce(name: str, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"project": name, "started": True}))
+    else:
+        click.echo(f"Training {name} in the background: `mlx-gardener status {name}` shows it.")
+
+
+def _watch(pipeline: TrainingPipeline, name: str, as_json: bool) -> None:
+    """Show a training until it ends; Ctrl-C cancels it and waits for its checkpoint."""
+    import sys
+
+    from mlx_gardener.errors import TrainingCancelledError, TrainingError
+    from mlx_gardener.events import Event, TrainingEnded, TrainingPhase
+    from mlx_gardener.report.jsonl import JsonLines
+    from mlx_gardener.report.live import LiveView, make_console
+
+    ended: list[TrainingEnded] = []
+    console = make_console()
+
+    def watch(view: Any) -> None:
+        events = pipeline.follow(name)
+        while True:
+            try:
+                event: Event | None = next(events, None)
+            except KeyboardInterrupt:
+                if not pipeline.cancel_training(name):
+                    raise
+                console.print("Stopping after this step, keeping a checkpoint ...", highlight=False)
+                events = pipeline.follow(name, from_now=True)
+                continue
+            if event is None:
+                return
+            if isinstance(event, TrainingEnded):
+                ended.append(event)
+            view(event)
+
+    if as_json:
+        watch(JsonLines(sys.stdout))
+    else:
+        with LiveView(console, project=name) as view:
+            watch(view)
+    if not ended:
+        raise TrainingError(
+            f"The training of {name!r} ended without a word.", next_step=f"See `mlx-gardener status {name}`."
+        )
+    end = ended[-1]
+    if end.phase is TrainingPhase.CANCELLED:
+        raise TrainingCancelledError(end.message)
+    if end.phase is not TrainingPhase.COMPLETED:
+        raise TrainingError(end.message)
+    if not as_json:
+        _show_result(pipeline, name, end.result, console)
+
+
+def _show_result(pipeline: TrainingPipeline, name: str, result: dict[str, Any], console: Any) -> None:
+    from mlx_gardener.report.evidence_view import show_evidence
+
+    adapter = pipeline.registry.get_adapter(name, result["adapter_version"])
+    show_evidence(console, result["evidence"])
+    console.print(f"\nAdapter {adapter.version} of {name} is in the registry:", highlight=False)
+    console.print(f"  {adapter.directory}", highlight=False, soft_wrap=True)
+    console.print("  mlx/ loads with mlx-lm, peft/ with Hugging Face PEFT; report.html shows the run.", highlight=False)
+    console.print(f"  Try it: mlx-gardener complete {name} FILE:LINE", highlight=False)
+
+
+def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
+    """What `train` would do, without doing or writing any of it."""
+    from mlx_gardener.engine import make_plan, model_facts
+    from mlx_gardener.model import choose_model, resolve_model
+    from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.plan_view import show_plan
+    from mlx_gardener.report.scan_view import show_scan
+    from mlx_gardener.source import scan_repository
+
+    scan = scan_repository(root, config.data, quality_threshold=config.training_data_quality_threshold)
+    choice = choose_model(config.model, config.memory_limit_bytes)
+    plan = make_plan(model_facts(resolve_model(choice)), config, config.memory_limit_bytes)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "scan": scan.to_json(),
+                    "model": {"name": choice.name, "reason": choice.reason},
+                    "plan": plan.to_json(),
+                    "config": config.model_dump(mode="json"),
+                }
+            )
+        )
+        return
+    console = make_console()
+    show_scan(console, scan)
+    console.print(f"\nBase model: {choice.name} ({choice.reason})", highlight=False)
+    show_plan(console, plan)
+    console.print("\nNothing was trained or written (--dry-run).", highlight=False)

@@ -1,0 +1,208 @@
+"""The process a run lives in: ``python -m mlx_gardener.worker RUN_DIR``.
+
+In: ``job.json`` in the run's directory. Out: events in the run's journal, progress in the registry, checkpoints, and in the
+end an adapter. A process of its own, so that an abort in the backend or the kernel's out-of-memory killer ends the
+run and not the notebook, service or terminal that asked for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_gardener.config import TrainingConfig, validate_config
+from mlx_gardener.errors import GardenerError, TrainingCancelledError, TrainingError
+from mlx_gardener.events import Event, EventBus, TrainingEnded, TrainingPhase
+from mlx_gardener.journal import JOURNAL_NAME, JournalWriter
+from mlx_gardener.progress import TrainingProgressTracker
+from mlx_gardener.registry import ProjectRegistry, TrainingStatus
+
+logger = logging.getLogger(__name__)
+
+JOB_NAME = "job.json"
+LOG_NAME = "worker.log"
+#: How often the registry is asked for a wish to cancel; one indexed read, about 20 microseconds.
+CANCEL_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told: one training of one project."""
+
+    training_id: str
+    project: str
+    config: dict[str, Any]
+    resume: bool
+    journal_offset: int  # bytes of the journal that belong to earlier trainings in the same directory
+
+    def write(self, run_dir: Path) -> None:
+        """Write the job beside the run's other files, whole or not at all."""
+        staged = run_dir / (JOB_NAME + ".new")
+        staged.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
+        staged.replace(run_dir / JOB_NAME)
+
+    @classmethod
+    def read(cls, run_dir: Path) -> Job:
+        """The job of a run.
+
+        Raises:
+            TrainingError: there is none, or it is damaged.
+        """
+        try:
+            return cls(**json.loads((run_dir / JOB_NAME).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise TrainingError(
+                f"The run in {run_dir.name} has no readable {JOB_NAME} ({error}).",
+                next_step="Start the training again.",
+            ) from error
+
+
+class Interrupt:
+    """The reasons to stop a run early: somebody cancelled it, or its time is over.
+
+    A thread watches for both; calling the object raises the reason, and is cheap enough (one attribute) to be called
+    between the segments of a step.
+    """
+
+    def __init__(self, registry: ProjectRegistry, training_id: str, timeout_minutes: float) -> None:
+        self._registry = registry
+        self._training_id = training_id
+        self._timeout_minutes = timeout_minutes
+        self._deadline = time.monotonic() + timeout_minutes * 60
+        self._reason: GardenerError | None = None
+        self._stop = threading.Event()
+        threading.Thread(target=self._watch, name="interrupt", daemon=True).start()
+
+    def __call__(self) -> None:
+        """Raises:
+        TrainingCancelledError: the training was cancelled.
+        TrainingError: its time is over.
+        """
+        if self._reason is not None:
+            raise self._reason
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._stop.set()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(
+            min(CANCEL_POLL_SECONDS, max(0.0, self._deadline - time.monotonic()) + 0.001)
+        ):
+            if time.monotonic() >= self._deadline:
+                self._reason = TrainingError(
+                    f"The training reached its time limit of {self._timeout_minutes:g} minutes.",
+                    next_step="Its checkpoint is kept: go on with `mlx-gardener train --resume`, with a longer "
+                    "--timeout if needed.",
+                )
+                return
+            try:
+                cancelled = self._registry.cancel_requested(self._training_id)
+            except GardenerError:
+                logger.exception("the registry could not be asked for a wish to cancel; asking again")
+                continue
+            if cancelled:
+                self._reason = TrainingCancelledError(
+                    "The training was cancelled.",
+                    next_step="Its checkpoint is kept: go on with `mlx-gardener train --resume`.",
+                )
+                return
+
+
+def work(run_dir: Path, registry: ProjectRegistry) -> TrainingPhase:
+    """Do the job in ``run_dir`` to its end, whatever that is, and say so in the registry and the journal.
+
+    Returns:
+        The final phase: COMPLETED, CANCELLED or FAILED.
+
+    Raises:
+        TrainingError: the job cannot be read.
+        RegistryError: the registry cannot be written.
+    """
+    job = Job.read(run_dir)
+    bus = EventBus()
+    bus.subscribe(JournalWriter(run_dir / JOURNAL_NAME), name="journal", capacity=100_000)
+    bus.subscribe(_log_event, name="log")
+    tracker = TrainingProgressTracker(registry, job.training_id, bus=bus)
+    interrupt: Interrupt | None = None
+    result: dict[str, Any] = {}
+    try:
+        config = validate_config(job.config)
+        interrupt = Interrupt(registry, job.training_id, config.training_timeout_minutes)
+        tracker.start_heartbeat(config.progress_update_interval, _memory_now)
+        result = _run(job, config, run_dir, registry, bus, tracker, interrupt)
+        phase, status, message = TrainingPhase.COMPLETED, TrainingStatus.COMPLETED, "Done"
+    except TrainingCancelledError as error:
+        phase, status, message = TrainingPhase.CANCELLED, TrainingStatus.CANCELLED, str(error)
+    except GardenerError as error:
+        logger.exception("the training failed")
+        phase, status, message = TrainingPhase.FAILED, TrainingStatus.FAILED, str(error)
+    except Exception as error:  # the last place where a run's defect can be told to the people watching it
+        logger.exception("the training failed unexpectedly")
+        message = f"{type(error).__name__}: {error} (see {LOG_NAME} in the run's directory)"
+        phase, status = TrainingPhase.FAILED, TrainingStatus.FAILED
+    finally:
+        tracker.stop_heartbeat()
+        if interrupt is not None:
+            interrupt.close()
+    tracker.update_progress(phase, 100.0, message)
+    registry.finish_training(job.training_id, status, message, result)
+    bus.publish(TrainingEnded(phase, message, result))
+    bus.close(timeout_seconds=10.0)
+    return phase
+
+
+def _run(
+    job: Job,
+    config: TrainingConfig,
+    run_dir: Path,
+    registry: ProjectRegistry,
+    bus: EventBus,
+    tracker: TrainingProgressTracker,
+    interrupt: Interrupt,
+) -> dict[str, Any]:
+    from mlx_gardener.pipeline import Run, run_training  # here: the pipeline starts workers
+
+    run = Run(
+        training_id=job.training_id,
+        project=registry.get_project(job.project),
+        config=config,
+        directory=run_dir,
+        resume=job.resume,
+        registry=registry,
+        bus=bus,
+        tracker=tracker,
+        interrupt=interrupt,
+    )
+    return run_training(run)
+
+
+def _memory_now() -> dict[str, Any]:
+    from mlx_gardener.platform.footprint import process_footprint_bytes
+
+    return {"memory_bytes": process_footprint_bytes()}
+
+
+def _log_event(event: Event) -> None:
+    logger.info("%s", json.dumps(event.to_json(), ensure_ascii=True))
+
+
+def main() -> None:
+    """Entry point of the worker process; exit code 0 when completed or cancelled, 1 when failed."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    run_dir = Path(sys.argv[1])
+    registry = ProjectRegistry()
+    registry.claim_training(Job.read(run_dir).training_id, os.getpid())
+    phase = work(run_dir, registry)
+    sys.exit(1 if phase is TrainingPhase.FAILED else 0)
+
+
+if __name__ == "__main__":
+    main()
