@@ -1,0 +1,93 @@
+"""Settings come from defaults, file, environment and flags, in that order, and bad ones are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlx_gardener.config import TrainingConfig, load_config
+from mlx_gardener.errors import ConfigError
+
+
+def test_the_defaults_are_the_promised_ones() -> None:
+    config = TrainingConfig()
+    assert (config.min_training_chunks, config.max_training_chunks) == (50, 5000)
+    assert config.training_data_quality_threshold == 0.5
+    assert config.memory_limit_gb == 4.0 and config.memory_limit_bytes == 4 * 1024**3
+    assert config.training_timeout_minutes == 30 and config.progress_update_interval == 5.0
+
+
+def test_each_source_overrides_the_one_before(tmp_path: Path) -> None:
+    file = tmp_path / "garden.toml"
+    file.write_text("seed = 1\nmodel = 'from-file'\n[lora]\nrank = 4\nscale = 3.0\n")
+    environment = {"MLX_GARDENER_LORA__RANK": "8", "MLX_GARDENER_SEED": "2"}
+    config = load_config(
+        file, environment=environment, overrides={"seed": 3, "lora.dropout": 0.1, "model": None}
+    )
+    assert config.model == "from-file", "a flag that was not given changes nothing"
+    assert config.lora.rank == 8 and config.lora.scale == 3.0 and config.lora.dropout == 0.1
+    assert config.seed == 3
+
+
+def test_the_environment_reads_lists_and_text() -> None:
+    environment = {
+        "MLX_GARDENER_DATA__ROW_WIDTHS": "[128, 256]",
+        "MLX_GARDENER_MODEL": "Qwen/Qwen2.5-Coder-0.5B",
+        "MLX_GARDENER_HOME": "/elsewhere",
+        "PATH": "/bin",
+    }
+    config = load_config(environment=environment)
+    assert config.data.row_widths == (128, 256) and config.model == "Qwen/Qwen2.5-Coder-0.5B"
+
+
+@pytest.mark.parametrize(
+    ("file_text", "environment", "flags", "place"),
+    [
+        ("[lora]\nrnk = 4\n", {}, {}, "the file bad.toml"),
+        ("", {"MLX_GARDENER_LORA__RNK": "4"}, {}, "the environment"),
+        ("", {}, {"lora.rnk": 4}, "the flags"),
+    ],
+)
+def test_an_unknown_key_is_an_error_that_names_place_and_neighbour(
+    tmp_path: Path, file_text: str, environment: dict[str, str], flags: dict[str, object], place: str
+) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(file_text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, environment=environment, overrides=flags)
+    assert "'lora.rnk'" in caught.value.message and place in caught.value.message
+    assert "'lora.rank'" in caught.value.next_step
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"lora.rank": 0}, "lora.rank"),
+        ({"memory_limit_gb": -1}, "memory_limit_gb"),
+        ({"memory_limit_gb": float("nan")}, "memory_limit_gb"),
+        ({"optimizer.name": "magic"}, "optimizer.name"),
+        ({"min_training_chunks": 10, "max_training_chunks": 5}, "must not exceed"),
+        ({"data.row_widths": [512, 128]}, "rising"),
+        ({"data.fim_ast_share": 0.9, "data.fim_line_share": 0.5}, "together"),
+        ({"lora": 3}, "lora"),
+    ],
+)
+def test_an_impossible_value_is_named(flags: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(environment={}, overrides=flags)
+
+
+def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "broken.toml"
+    file.write_bytes(b"\xff\xfe = 3")
+    with pytest.raises(ConfigError, match=r"broken\.toml"):
+        load_config(file, environment={})
+    with pytest.raises(ConfigError, match=r"missing\.toml"):
+        load_config(tmp_path / "missing.toml", environment={})
+
+
+def test_a_configuration_cannot_be_changed_after_validation() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        TrainingConfig().lora.rank = 3  # type: ignore[misc]

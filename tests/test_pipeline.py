@@ -1,0 +1,319 @@
+"""Whole runs on a tiny real model: started, watched, cancelled, killed, resumed; nothing of ours is mocked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import mlx_gardener
+from mlx_gardener import TrainingPhase, TrainingPipeline, TrainingProgress
+from mlx_gardener.config import TrainingConfig, load_config
+from mlx_gardener.errors import MemoryBudgetError, TrainingError, TrainingTimeoutError
+from mlx_gardener.events import StepCompleted, TrainingEnded
+from mlx_gardener.registry import ProjectRegistry, TrainingStatus
+from tests.conftest import write_repository
+
+WAIT = 120.0  # seconds no run here comes near; a hang shows as an error instead of a stuck suite
+
+
+def tiny_settings(model: Path, **more: object) -> TrainingConfig:
+    settings: dict[str, object] = {
+        "model": str(model),
+        "min_training_chunks": 5,
+        "training_data_quality_threshold": 0.1,
+        "lora.rank": 4,
+        "optimizer.learning_rate": 0.01,
+        "optimizer.tokens_per_update": 512,
+        "optimizer.max_steps": 6,
+        "data.row_widths": [64, 128],
+        "evaluation.next_line_tasks": 4,
+        "evaluation.samples": 1,
+        "evaluation.max_new_tokens": 8,
+        "progress_update_interval": 0.5,
+    }
+    return load_config(environment={}, overrides={**settings, **more})
+
+
+def endless(model: Path, **more: object) -> TrainingConfig:
+    """Settings of a training that only ends when somebody ends it."""
+    return tiny_settings(
+        model,
+        **{"optimizer.max_steps": 1_000_000, "optimizer.epochs": 100, "evaluation.patience": 10_000, **more},
+    )
+
+
+@pytest.fixture
+def pipeline(tiny_model_dir: Path, repository: Path) -> TrainingPipeline:
+    made = TrainingPipeline(tiny_settings(tiny_model_dir))
+    made.registry.register_project("small", repository)
+    return made
+
+
+@pytest.fixture
+def endless_pipeline(tiny_model_dir: Path, repository: Path) -> TrainingPipeline:
+    made = TrainingPipeline(endless(tiny_model_dir))
+    made.registry.register_project("small", repository)
+    return made
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.02)
+
+
+def steps_done(pipeline: TrainingPipeline, name: str = "small") -> int:
+    progress = pipeline.get_training_progress(name)
+    return 0 if progress is None else int(progress.details.get("step", 0))
+
+
+def test_a_repository_becomes_a_registered_adapter(pipeline: TrainingPipeline, home: Path) -> None:
+    seen: list[TrainingProgress] = []
+    training_id = pipeline.start_training("small", seen.append)
+    assert training_id and pipeline.is_training_active("small")
+    end = pipeline.wait_for_training_completion("small", timeout=WAIT)
+    assert (end.phase, end.progress_percent) == (TrainingPhase.COMPLETED, 100.0), end.message
+    assert not pipeline.is_training_active("small")
+
+    percents = [progress.progress_percent for progress in seen]
+    assert percents == sorted(percents)
+    phases = list(dict.fromkeys(progress.phase for progress in seen))
+    assert phases == [
+        TrainingPhase.INITIALIZING,
+        TrainingPhase.PREPARING_DATA,
+        TrainingPhase.STARTING_TRAINING,
+        TrainingPhase.TRAINING,
+        TrainingPhase.COMPLETING,
+        TrainingPhase.COMPLETED,
+    ]
+    stepped = [progress.details for progress in seen if "step" in progress.details]
+    assert stepped[-1]["step"] == 6
+    assert {"loss", "tokens_per_second", "memory_bytes", "peak_bytes", "budget_bytes"} <= set(stepped[-1])
+
+    elsewhere = ProjectRegistry(home)
+    record = elsewhere.latest_training("small")
+    assert record is not None and record.status is TrainingStatus.COMPLETED
+    adapter = elsewhere.get_adapter("small")
+    names = {path.relative_to(adapter.directory).as_posix() for path in adapter.directory.rglob("*")}
+    assert {
+        "mlx/adapters.safetensors",
+        "mlx/adapter_config.json",
+        "peft/adapter_model.safetensors",
+        "peft/adapter_config.json",
+        "manifest.json",
+        "README.md",
+        "report.html",
+    } <= names
+    manifest = json.loads((adapter.directory / "manifest.json").read_text())
+    assert manifest["metrics"] == record.result["metrics"]
+    text = "".join(
+        (adapter.directory / name).read_text()
+        for name in ("manifest.json", "README.md", "mlx/adapter_config.json", "peft/adapter_config.json")
+    )
+    assert str(home.parent) not in text, "no local absolute path leaves the machine with an adapter"
+
+
+def test_the_trained_adapter_knows_the_repository_better_than_its_base(pipeline: TrainingPipeline) -> None:
+    config = pipeline.config.model_copy(
+        update={"optimizer": pipeline.config.optimizer.model_copy(update={"max_steps": 40, "epochs": 30})}
+    )
+    better = TrainingPipeline(config, registry=pipeline.registry)
+    better.start_training("small")
+    end = better.wait_for_training_completion("small", timeout=WAIT)
+    assert end.phase is TrainingPhase.COMPLETED, end.message
+    record = better.registry.latest_training("small")
+    assert record is not None
+    metrics = record.result["metrics"]
+    assert metrics["adapter_bits_per_byte"] < 0.9 * metrics["base_bits_per_byte"]
+
+
+def test_an_unknown_project_is_an_error_that_offers_a_near_name(pipeline: TrainingPipeline) -> None:
+    with pytest.raises(TrainingError, match="smal") as caught:
+        pipeline.start_training("smal")
+    assert "small" in str(caught.value)
+
+
+def test_a_project_never_trained_has_no_progress(pipeline: TrainingPipeline) -> None:
+    assert pipeline.get_training_progress("small") is None
+    assert pipeline.cancel_training("small") is False
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        pipeline.resume_training("small")
+
+
+def test_a_project_is_trained_once_at_a_time_across_processes(endless_pipeline: TrainingPipeline) -> None:
+    pipeline = endless_pipeline
+    with pipeline.training_context("small"):
+        with pytest.raises(TrainingError, match="already"):
+            pipeline.start_training("small")
+        code = (
+            "import sys\nfrom mlx_gardener import TrainingPipeline, TrainingError\n"
+            "pipeline = TrainingPipeline()\n"
+            "print(pipeline.is_training_active('small'), list(pipeline.get_active_trainings()))\n"
+            "try:\n    pipeline.start_training('small')\nexcept TrainingError as error:\n    print(error)\n"
+        )
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert other.stdout.startswith("True ['small']\n") and "already" in other.stdout
+    assert not pipeline.is_training_active("small")
+
+
+def test_cancelling_stops_the_work_and_keeps_a_checkpoint_to_resume(
+    endless_pipeline: TrainingPipeline,
+) -> None:
+    """An earlier system flipped the status while its thread trained on."""
+    pipeline = endless_pipeline
+    pipeline.start_training("small")
+    until(lambda: steps_done(pipeline) >= 2, "two steps")
+    assert pipeline.cancel_training("small") is True
+    end = pipeline.wait_for_training_completion("small", timeout=WAIT)
+    assert end.phase is TrainingPhase.CANCELLED
+    record = pipeline.registry.latest_training("small")
+    assert record is not None and record.status is TrainingStatus.CANCELLED
+    assert record.pid is None or not _alive(record.pid), "the worker process is gone"
+    assert any((record.run_dir / "checkpoints").iterdir())
+    assert not pipeline.registry.list_adapters("small")
+
+    stopped_at = int(end.details["step"])
+    finishing = record.config | {"optimizer": record.config["optimizer"] | {"max_steps": 1_000_000}}
+    assert finishing == record.config
+    pipeline.resume_training("small")
+    until(lambda: steps_done(pipeline) > stopped_at, "a step after the one it stopped at")
+    first_steps = [event.step for event in _events_so_far(pipeline) if isinstance(event, StepCompleted)]
+    assert first_steps[0] == stopped_at + 1, "it goes on with the next step, not from the beginning"
+    pipeline.cancel_training("small")
+    pipeline.wait_for_training_completion("small", timeout=WAIT)
+
+
+def _events_so_far(pipeline: TrainingPipeline) -> list[mlx_gardener.events.Event]:
+    from mlx_gardener.journal import JOURNAL_NAME, read_journal
+    from mlx_gardener.worker import Job
+
+    record = pipeline.registry.latest_training("small")
+    assert record is not None
+    return read_journal(record.run_dir / JOURNAL_NAME, Job.read(record.run_dir).journal_offset)[0]
+
+
+def _alive(pid: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_the_time_limit_really_ends_a_run_with_a_checkpoint(tiny_model_dir: Path, repository: Path) -> None:
+    """An earlier system never read its timeout."""
+    pipeline = TrainingPipeline(endless(tiny_model_dir, training_timeout_minutes=0.1))
+    pipeline.registry.register_project("small", repository)
+    pipeline.start_training("small")
+    end = pipeline.wait_for_training_completion("small", timeout=WAIT)
+    assert end.phase is TrainingPhase.FAILED and "time limit of 0.1 minutes" in end.message
+    assert "--resume" in end.message
+    record = pipeline.registry.latest_training("small")
+    assert record is not None and any((record.run_dir / "checkpoints").iterdir())
+
+
+def test_a_killed_worker_is_noticed_and_its_run_can_go_on(endless_pipeline: TrainingPipeline) -> None:
+    pipeline = endless_pipeline
+    pipeline.start_training("small")
+    until(lambda: steps_done(pipeline) >= 1, "a step")
+    record = pipeline.registry.latest_training("small")
+    assert record is not None and record.pid is not None
+    os.kill(record.pid, signal.SIGKILL)
+    end = pipeline.wait_for_training_completion("small", timeout=WAIT)
+    assert end.phase is TrainingPhase.FAILED and "signal 9" in end.message
+    assert not pipeline.is_training_active("small")
+    assert isinstance(list(pipeline.follow("small"))[-1], TrainingEnded)
+    pipeline.resume_training("small")
+    until(lambda: pipeline.get_training_progress("small").phase is TrainingPhase.TRAINING, "training again")  # type: ignore[union-attr]
+    pipeline.cancel_training("small")
+    assert pipeline.wait_for_training_completion("small", timeout=WAIT).phase is TrainingPhase.CANCELLED
+
+
+def test_waiting_has_a_limit_and_the_training_goes_on(endless_pipeline: TrainingPipeline) -> None:
+    with endless_pipeline.training_context("small"):
+        with pytest.raises(TrainingTimeoutError, match="goes on"):
+            endless_pipeline.wait_for_training_completion("small", timeout=0.05)
+        assert endless_pipeline.is_training_active("small")
+
+
+def test_two_projects_train_at_the_same_time(endless_pipeline: TrainingPipeline, tmp_path: Path) -> None:
+    pipeline = endless_pipeline
+    pipeline.registry.register_project("other", write_repository(tmp_path / "other", modules=10))
+    with pipeline.training_context("small"), pipeline.training_context("other"):
+        assert set(pipeline.get_active_trainings()) == {"small", "other"}
+        until(lambda: steps_done(pipeline) and steps_done(pipeline, "other"), "a step in both")
+    assert pipeline.get_active_trainings() == {}
+
+
+def test_too_little_to_train_on_fails_with_counts_and_advice(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """An earlier system swallowed the error and trained on nothing."""
+    lonely = tmp_path / "lonely"
+    lonely.mkdir()
+    (lonely / "one.py").write_text("def alone(value):\n    return value + 1\n")
+    pipeline = TrainingPipeline(tiny_settings(tiny_model_dir, min_training_chunks=50))
+    pipeline.registry.register_project("lonely", lonely)
+    pipeline.start_training("lonely")
+    end = pipeline.wait_for_training_completion("lonely", timeout=WAIT)
+    assert end.phase is TrainingPhase.FAILED
+    assert "50" in end.message and "min_training_chunks" in end.message
+
+
+def test_a_budget_that_cannot_be_kept_is_refused_before_training(
+    tiny_model_dir: Path, repository: Path
+) -> None:
+    """An earlier system raised inside its own except clause and so never stopped anything."""
+    pipeline = TrainingPipeline(tiny_settings(tiny_model_dir, memory_limit_gb=0.01))
+    pipeline.registry.register_project("small", repository)
+    pipeline.start_training("small")
+    end = pipeline.wait_for_training_completion("small", timeout=WAIT)
+    assert end.phase is TrainingPhase.FAILED and "GB" in end.message
+    assert not [event for event in _events_so_far(pipeline) if isinstance(event, StepCompleted)]
+    assert issubclass(MemoryBudgetError, mlx_gardener.GardenerError)
+
+
+def test_a_failing_callback_changes_nothing(pipeline: TrainingPipeline) -> None:
+    def breaks(progress: TrainingProgress) -> None:
+        raise RuntimeError("broken callback")
+
+    pipeline.start_training("small", breaks)
+    assert pipeline.wait_for_training_completion("small", timeout=WAIT).phase is TrainingPhase.COMPLETED
+
+
+def test_train_blocks_and_returns_a_result_that_displays_itself(
+    tiny_model_dir: Path, repository: Path
+) -> None:
+    events: list[object] = []
+    result = mlx_gardener.train(repository, config=tiny_settings(tiny_model_dir), on_event=events.append)
+    assert result.project == "repository" and (result.directory / "manifest.json").exists()
+    assert sum(isinstance(event, StepCompleted) for event in events) == 6
+    assert "<svg" in result._repr_html_()
+    with pytest.raises(mlx_gardener.ConfigError, match="colour"):
+        mlx_gardener.train(repository, colour="green")
+
+
+def test_the_events_can_be_awaited(
+    tiny_model_dir: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_gardener import api
+
+    monkeypatch.setattr(api, "_pipeline", TrainingPipeline(tiny_settings(tiny_model_dir)))
+    mlx_gardener.get_training_pipeline().registry.register_project("small", repository)
+    mlx_gardener.start_project_training("small")
+    assert mlx_gardener.is_project_training_active("small")
+
+    async def watch() -> list[object]:
+        return [event async for event in mlx_gardener.watch_training("small")]
+
+    events = asyncio.run(watch())
+    assert isinstance(events[-1], TrainingEnded) and events[-1].phase is TrainingPhase.COMPLETED
+    progress = mlx_gardener.get_project_training_progress("small")
+    assert progress is not None and progress.phase is TrainingPhase.COMPLETED
+    assert mlx_gardener.cancel_project_training("small") is False

@@ -1,0 +1,109 @@
+"""The tracker: progress never goes backwards, callbacks can neither deadlock nor break it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mlx_gardener.events import TrainingPhase, TrainingProgress
+from mlx_gardener.progress import TrainingProgressTracker
+from mlx_gardener.registry import ProjectRegistry
+
+
+def test_percent_never_goes_backwards_and_stays_in_its_phase() -> None:
+    tracker = TrainingProgressTracker()
+    assert tracker.update_progress(TrainingPhase.PREPARING_DATA, 5, "early").progress_percent == 10
+    assert tracker.update_progress(TrainingPhase.PREPARING_DATA, 25, "on").progress_percent == 25
+    assert tracker.update_progress(TrainingPhase.PREPARING_DATA, 12, "back").progress_percent == 25
+    assert tracker.update_progress(TrainingPhase.TRAINING, 99, "far").progress_percent == 90
+    assert tracker.update_progress(TrainingPhase.FAILED, 100, "broken").progress_percent == 90
+
+
+def test_nothing_changes_after_the_end() -> None:
+    tracker = TrainingProgressTracker()
+    tracker.update_progress(TrainingPhase.CANCELLED, 0, "stopped")
+    assert tracker.update_progress(TrainingPhase.TRAINING, 60, "late step").phase is TrainingPhase.CANCELLED
+
+
+def test_details_are_kept_until_new_ones_come() -> None:
+    tracker = TrainingProgressTracker()
+    tracker.update_progress(TrainingPhase.TRAINING, 50, "a", {"loss": 2.0})
+    assert tracker.update_progress(TrainingPhase.TRAINING, 51, "b").details == {"loss": 2.0}
+
+
+def test_a_callback_may_ask_the_tracker_for_its_progress() -> None:
+    """An earlier system held its lock while callbacks ran: this deadlocked."""
+    tracker, answered = TrainingProgressTracker(), threading.Event()
+
+    def asks(progress: TrainingProgress) -> None:
+        tracker.update_progress(TrainingPhase.TRAINING, 60, "from the callback")
+        assert tracker.progress.phase is TrainingPhase.TRAINING
+        answered.set()
+
+    tracker.add_progress_callback(asks)
+    tracker.update_progress(TrainingPhase.TRAINING, 50, "go")
+    assert answered.wait(10)
+
+
+def test_a_failing_callback_is_logged_and_the_others_are_called(caplog: pytest.LogCaptureFixture) -> None:
+    tracker, seen = TrainingProgressTracker(), []
+
+    def breaks(progress: TrainingProgress) -> None:
+        raise RuntimeError("callback is broken")
+
+    tracker.add_progress_callback(breaks)
+    tracker.add_progress_callback(lambda progress: seen.append(progress.progress_percent))
+    with caplog.at_level(logging.ERROR):
+        for percent in (41, 42):
+            tracker.update_progress(TrainingPhase.TRAINING, percent, "step")
+        tracker.bus.close()
+    assert seen == [41, 42]
+    assert "callback is broken" in caplog.text
+
+
+def test_many_threads_at_once_leave_rising_percents_for_every_callback() -> None:
+    tracker, seen = TrainingProgressTracker(), []
+    tracker.add_progress_callback(lambda progress: seen.append(progress.progress_percent))
+
+    def update(start: int) -> None:
+        for number in range(50):
+            tracker.update_progress(TrainingPhase.TRAINING, 40 + start + number / 2, "step")
+
+    threads = [threading.Thread(target=update, args=(start,)) for start in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    tracker.bus.close()
+    assert len(seen) == 400 and seen == sorted(seen)
+
+
+def test_the_heartbeat_speaks_when_the_run_is_silent() -> None:
+    tracker, seen = TrainingProgressTracker(), []
+    tracker.update_progress(TrainingPhase.TRAINING, 55, "a long step")
+    tracker.add_progress_callback(seen.append)
+    tracker.start_heartbeat(0.1, lambda: {"memory_bytes": 123})
+    deadline = time.monotonic() + 10
+    while len(seen) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    tracker.stop_heartbeat()
+    assert len(seen) >= 3
+    assert {(item.progress_percent, item.message, item.details["memory_bytes"]) for item in seen} == {
+        (55, "a long step", 123)
+    }
+
+
+def test_every_update_is_in_the_registry(home: Path, repository: Path) -> None:
+    registry = ProjectRegistry()
+    registry.register_project("small", repository)
+    record = registry.begin_training("small", {})
+    tracker = TrainingProgressTracker(registry, record.id)
+    tracker.update_progress(TrainingPhase.TRAINING, 61, "Step 3", {"loss": 1.25})
+    elsewhere = ProjectRegistry(home).latest_training("small")
+    assert elsewhere is not None
+    assert (elsewhere.phase, elsewhere.percent, elsewhere.message) == (TrainingPhase.TRAINING, 61, "Step 3")
+    assert elsewhere.details == {"loss": 1.25}
