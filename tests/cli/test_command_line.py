@@ -1,0 +1,195 @@
+"""The command line: fast help, clear errors, right exit codes, no traceback unless asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("mlx", "numpy", "pydantic", "rich", "tokenizers", "tree_sitter", "transformers", "sqlite3")
+
+
+def gardener(
+    *arguments: str, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user would, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "mlx_gardener", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "120", **environment},
+        timeout=240,
+    )
+
+
+def train_flags(model: Path, **more: object) -> list[str]:
+    settings = {
+        "min_training_chunks": 5,
+        "training_data_quality_threshold": 0.1,
+        "optimizer.tokens_per_update": 512,
+        "optimizer.max_steps": 3,
+        "data.row_widths": [64, 128],
+        "evaluation.next_line_tasks": 2,
+        "evaluation.samples": 1,
+        "evaluation.max_new_tokens": 4,
+        **more,
+    }
+    flags = ["--model", str(model)]
+    for key, value in settings.items():
+        flags += ["--set", f"{key}={value}"]
+    return flags
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom mlx_gardener.cli import cli\n"
+        "try:\n    cli(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for command in ("train", "scan", "plan", "status", "cancel", "complete", "projects", "export", "doctor"):
+        assert f"  {command} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    "train scan plan status cancel complete projects show activate remove export doctor completion".split(),
+)
+def test_every_command_in_the_table_has_help(command: str) -> None:
+    done = gardener(command, "--help")
+    assert done.returncode == 0 and "Usage:" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_get_their_completion(shell: str) -> None:
+    done = gardener("completion", shell)
+    assert done.returncode == 0 and "_MLX_GARDENER_COMPLETE" in done.stdout
+
+
+def test_completion_offers_commands() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_gardener"],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "_MLX_GARDENER_COMPLETE": "bash_complete",
+            "COMP_WORDS": "mlx-gardener tr",
+            "COMP_CWORD": "1",
+        },
+    )
+    assert "train" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["train", "/does/not/exist"], 1, ["'/does/not/exist' does not exist", "root directory"]),
+        (["train", "README.md"], 1, ["is not a directory"]),
+        (["train", ".", "--budget", "0"], 2, ["memory_limit_gb", "greater than 0"]),
+        (["train", ".", "--set", "lora.rnk=3"], 2, ["Unknown setting 'lora.rnk'", "lora.rank"]),
+        (["train", ".", "--set", "nonsense"], 2, ["KEY=VALUE"]),
+        (["train", ".", "--config", "missing.toml"], 2, ["missing.toml", "cannot be read"]),
+        (["train", ".", "--project", "../escape"], 2, ["../escape"]),
+        (["train", ".", "--resume"], 1, ["never been trained"]),
+        (["status", "nobody"], 1, ["nobody"]),
+        (["cancel", "nobody"], 1, ["nobody"]),
+        (["frobnicate"], 2, ["No such command"]),
+        (["train", "--frobnicate"], 2, ["No such option"]),
+    ],
+)
+def test_bad_input_is_named_with_the_right_exit_code(
+    repository: Path, arguments: list[str], code: int, words: list[str]
+) -> None:
+    done = gardener(*arguments, cwd=repository)
+    assert done.returncode == code, done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(repository: Path) -> None:
+    for arguments in (["--debug", "train", "/does/not/exist"], ["train", "/does/not/exist", "--debug"]):
+        done = gardener(*arguments, cwd=repository)
+        assert done.returncode == 1 and "Traceback" in done.stderr and "DataError" in done.stderr
+
+
+def test_escape_codes_in_a_path_do_not_reach_the_terminal() -> None:
+    done = gardener("train", "evil\x1b[31m\nname")
+    assert done.returncode == 1 and "\x1b[31m" not in done.stderr
+
+
+def test_a_model_directory_that_is_damaged_is_named(repository: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken-model"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    done = gardener("train", str(repository), *train_flags(broken))
+    assert done.returncode == 1 and "broken-model" in done.stderr and "Traceback" not in done.stderr
+    shown = gardener("projects", "--json")
+    assert (
+        shown.returncode == 0 and "adapter" not in shown.stdout.replace('"active_adapter": null', "").lower()
+    )
+
+
+def test_a_home_that_cannot_be_written_is_named(repository: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "a-file"
+    blocked.write_text("not a directory")
+    done = gardener("train", str(repository), MLX_GARDENER_HOME=str(blocked / "home"))
+    assert done.returncode == 1 and "a-file" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_empty_directory_says_that_there_is_nothing(tmp_path: Path, tiny_model_dir: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = gardener("train", str(empty), *train_flags(tiny_model_dir))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "Error:" in done.stderr
+
+
+def test_train_shows_a_run_and_leaves_an_adapter(repository: Path, tiny_model_dir: Path) -> None:
+    done = gardener("train", str(repository), "--project", "shown", *train_flags(tiny_model_dir))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bits per byte" in done.stdout.lower() and "in the registry" in done.stdout
+    state = json.loads(gardener("status", "shown", "--json").stdout)["trainings"][0]
+    assert state["status"] == "completed" and state["progress_percent"] == 100
+    assert "completed" in gardener("status").stdout
+
+
+def test_train_as_json_prints_nothing_but_events(repository: Path, tiny_model_dir: Path) -> None:
+    done = gardener("train", str(repository), "--json", *train_flags(tiny_model_dir))
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[-1]["event"] == "TrainingEnded" and events[-1]["phase"] == "completed"
+    assert sum(event["event"] == "StepCompleted" for event in events) == 3
+
+
+def test_a_dry_run_shows_data_and_plan_and_writes_nothing(
+    repository: Path, tiny_model_dir: Path, home: Path
+) -> None:
+    before = sorted(path for path in repository.rglob("*"))
+    done = gardener("train", str(repository), "--dry-run", "--json", *train_flags(tiny_model_dir))
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown["scan"] and shown["plan"]["predicted_peak_bytes"] > 0
+    assert shown["config"]["data"]["row_widths"] == [64, 128]
+    assert sorted(path for path in repository.rglob("*")) == before
+    assert not (home / "projects").exists()
+
+
+def test_a_detached_training_is_seen_and_cancelled_from_elsewhere(
+    repository: Path, tiny_model_dir: Path
+) -> None:
+    flags = train_flags(tiny_model_dir, **{"optimizer.max_steps": 1_000_000, "optimizer.epochs": 100})
+    done = gardener("train", str(repository), "--project", "afar", "--detach", *flags)
+    assert done.returncode == 0 and "background" in done.stdout, done.stderr
+    state = json.loads(gardener("status", "afar", "--json").stdout)["trainings"][0]
+    assert state["active"] is True
+    cancelled = gardener("cancel", "afar")
+    assert cancelled.returncode == 0 and "cancelled" in cancelled.stdout
+    assert json.loads(gardener("status", "afar", "--json").stdout)["trainings"][0]["active"] is False
