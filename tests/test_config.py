@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from mlx_gardener.config import TrainingConfig, load_config
+from mlx_gardener.config import TrainingConfig, known_keys, load_config
 from mlx_gardener.errors import ConfigError
 
 
@@ -91,3 +92,17 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
 def test_a_configuration_cannot_be_changed_after_validation() -> None:
     with pytest.raises(ValueError, match="frozen"):
         TrainingConfig().lora.rank = 3  # type: ignore[misc]
+
+
+def test_the_settings_page_lists_every_setting_with_its_default() -> None:
+    import re
+
+    page = (Path(__file__).parent.parent / "docs" / "settings.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z_.0-9]+)` \| `?([^|`]*?)`? \|", page, flags=re.MULTILINE))
+    defaults = TrainingConfig().model_dump(mode="json")
+    assert set(rows) == set(known_keys())
+    for key, shown in rows.items():
+        section, _, field = key.rpartition(".")
+        value = defaults[section][field] if section else defaults[key]
+        text = value if isinstance(value, str) else "none" if value is None else json.dumps(value)
+        assert shown == text, key
