@@ -1,0 +1,27 @@
+"""The registry: projects, trainings and adapters in one SQLite database under the user's data directory.
+
+Other programs pick adapters up from here. Safe under many threads and processes: every change is one transaction in
+WAL mode, connections belong to threads, and what a dead process left behind is recognised by its process id and start time.
+"""
+
+from mlx_gardener.registry.names import check_project_name, project_name_for
+from mlx_gardener.registry.records import (
+    AdapterRecord,
+    Problem,
+    Project,
+    TrainingRecord,
+    TrainingStatus,
+)
+from mlx_gardener.registry.registry import ProjectRegistry, default_home
+
+__all__ = [
+    "AdapterRecord",
+    "Problem",
+    "Project",
+    "ProjectRegistry",
+    "TrainingRecord",
+    "TrainingStatus",
+    "check_project_name",
+    "default_home",
+    "project_name_for",
+]
