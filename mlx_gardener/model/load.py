@@ -1,0 +1,129 @@
+"""A base model's weights in memory, ready for LoRA layers.
+
+On the CPU everything is computed in float32: MLX multiplies bfloat16 and float16 there without a BLAS, some 50
+times slower, and 4-bit weights at 2 GFLOP/s, so quantised bases are dequantised there too. On Metal and CUDA the
+base keeps its own type.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.errors import ModelError
+from mlx_gardener.model.choose import (
+    SEEDLING,
+    choose_model,
+    read_model_config,
+    resolve_model,
+)
+from mlx_gardener.model.tokens import CodeTokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model in memory.
+
+    Attributes:
+        id: hub id, ``seedling``, or a local directory's name; never a path.
+        path: its directory on this machine.
+        revision: the hub's commit, where it came from the hub.
+        weights_sha256: over the names and contents of its weight files.
+        config: its config.json.
+        model: mlx-lm's module, frozen.
+        quantized: whether its weights are still quantised in memory.
+    """
+
+    id: str
+    path: Path
+    revision: str | None
+    weights_sha256: str
+    config: dict[str, Any]
+    model: nn.Module
+    tokenizer: CodeTokenizer
+    dtype: mx.Dtype
+    quantized: bool
+
+
+def load_base(name: str, *, compute_dtype: str = "auto") -> BaseModel:
+    """Load the base model ``name`` (``seedling``, a directory, or a hub id).
+
+    Args:
+        compute_dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+
+    Raises:
+        ModelError: it cannot be found, fetched or read, or mlx-lm does not know its architecture.
+    """
+    import mlx.core as mx
+    from mlx.utils import tree_flatten, tree_map
+    from mlx_lm.utils import dequantize_model, load_model
+
+    choice = choose_model(name, budget_bytes=2**62)
+    path = resolve_model(choice)
+    config = read_model_config(path)
+    tokenizer = load_tokenizer(path)
+    try:
+        model, config = load_model(path, lazy=True)
+    except Exception as error:  # mlx-lm, mlx and safetensors raise many kinds for a damaged or unknown model
+        raise ModelError(
+            f"The model {choice.name!r} cannot be loaded: {type(error).__name__}: {error}.",
+            next_step="Fetch it again, or choose one that mlx-lm supports.",
+        ) from error
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    quantized = "quantization" in config
+    if quantized and on_cpu:
+        model = dequantize_model(model)
+        quantized = False
+    if compute_dtype == "auto":
+        dtype = mx.float32 if on_cpu else _floating_type(model)
+    else:
+        dtype = getattr(mx, compute_dtype)
+    if not quantized:
+        model.update(
+            tree_map(
+                lambda value: value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value,
+                model.parameters(),
+            )
+        )
+    model.freeze()
+    model.eval()
+    mx.eval([value for _, value in tree_flatten(model.parameters())])
+    return BaseModel(
+        id=choice.name if choice.name == SEEDLING or not Path(choice.name).is_dir() else path.name,
+        path=path,
+        revision=path.name if path.parent.name == "snapshots" else None,
+        weights_sha256=weights_sha256(path),
+        config=config,
+        model=model,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        quantized=quantized,
+    )
+
+
+def _floating_type(model: nn.Module) -> mx.Dtype:
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    kinds = [
+        value.dtype
+        for _, value in tree_flatten(model.parameters())
+        if mx.issubdtype(value.dtype, mx.floating)
+    ]
+    return max(set(kinds), key=kinds.count)
+
+
+def weights_sha256(path: Path) -> str:
+    """sha256 over the names and contents of a model's weight files, in order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("model*.safetensors")):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,164 @@
+"""LoRA layers in an mlx-lm model: put in, read, set, taken out again.
+
+The layers are mlx-lm's own (LoRALinear, LoRASwitchLinear, DoRALinear), so that what is trained here is what
+``mlx_lm`` loads later. Adapter weights are float32 masters; the training step casts them to the base's type on their
+way into the model, so a bfloat16 base stays bfloat16 (one float32 operand would promote the whole delta).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.config import LoraConfig
+from mlx_gardener.errors import ModelError
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+_LEAVES = ("lora_a", "lora_b", "m")
+
+
+@dataclass(frozen=True)
+class LoraTargets:
+    """Which modules have adapters: ``keys`` are names within a layer, ``layers`` counts from the last one."""
+
+    keys: tuple[str, ...]
+    layers: int
+    parameters: int
+
+
+def attach_lora(model: nn.Module, config: LoraConfig, *, seed: int) -> LoraTargets:
+    """Put fresh adapters into ``model``; with B at zero its output does not change yet.
+
+    A is uniform within 1/sqrt(inputs) and B zero, as in mlx-lm; ``seed`` decides A.
+
+    Raises:
+        ModelError: no module fits ``config.target_modules``, or DoRA is asked of a mixture of experts.
+    """
+    import mlx.core as mx
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+
+    count = len(model.layers)
+    layers = min(config.num_layers or count, count)
+    keys = _target_keys(model.layers[count - layers :], config)
+    model.freeze()
+    mx.random.seed(seed)
+    settings = {
+        "rank": config.rank,
+        "scale": effective_scale(config),
+        "dropout": config.dropout,
+        "keys": set(keys),
+    }
+    try:
+        linear_to_lora_layers(model, layers, settings, use_dora=config.use_dora)
+    except ValueError as error:
+        raise ModelError(
+            f"The model cannot take these adapters: {error}.", next_step="Change lora.* settings."
+        ) from error
+    adapters = lora_parameters(model)
+    model.update(_nested({name: value.astype(mx.float32) for name, value in adapters.items()}))
+    model.freeze()
+    mx.eval(lora_parameters(model))
+    return LoraTargets(
+        tuple(sorted(keys)), layers, sum(value.size for value in lora_parameters(model).values())
+    )
+
+
+def effective_scale(config: LoraConfig) -> float:
+    """What multiplies B A: alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv:2312.03732)."""
+    return config.scale * math.sqrt(config.rank) if config.use_rslora else config.scale
+
+
+def _target_keys(layers: list[nn.Module], config: LoraConfig) -> set[str]:
+    import mlx.nn as nn
+    from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+
+    kinds = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
+    found = {name for layer in layers for name, module in layer.named_modules() if isinstance(module, kinds)}
+    if config.target_modules == "all-linear":
+        # A router decides which expert sees a token; moving it with a small adapter unbalances the experts.
+        keys = {name for name in found if not name.endswith((".gate", ".router"))}
+    else:
+        keys = {
+            name
+            for name in found
+            if any(name == wanted or name.endswith("." + wanted) for wanted in config.target_modules)
+        }
+    if not keys:
+        names = ", ".join(sorted({name.rpartition(".")[2] for name in found})) or "none"
+        raise ModelError(
+            f"No linear module of the model fits lora.target_modules = {config.target_modules!r}.",
+            next_step=f"Its linear modules are: {names}.",
+        )
+    return keys
+
+
+def lora_parameters(model: nn.Module) -> dict[str, mx.array]:
+    """Adapter weights by mlx-lm's names (``model.layers.0.self_attn.q_proj.lora_a``), in the order of the names."""
+    from mlx_lm.tuner.dora import DoRALinear
+    from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
+
+    found: dict[str, mx.array] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, (LoRALinear, LoRASwitchLinear, DoRALinear)):
+            for leaf in _LEAVES:
+                if leaf in module:
+                    found[f"{path}.{leaf}"] = module[leaf]
+    return dict(sorted(found.items()))
+
+
+def set_lora_parameters(model: nn.Module, weights: dict[str, mx.array]) -> None:
+    """Put adapter weights into a model that has the same adapters.
+
+    Raises:
+        ModelError: a name or shape does not fit.
+    """
+    present = lora_parameters(model)
+    wrong = sorted(set(weights) ^ set(present)) or [
+        name for name, value in weights.items() if value.shape != present[name].shape
+    ]
+    if wrong:
+        raise ModelError(
+            f"The adapter does not fit the model: {wrong[0]} (and {len(wrong) - 1} more).",
+            next_step="Use the base model that the adapter was trained on.",
+        )
+    model.update(_nested(weights))
+
+
+def detach_lora(model: nn.Module) -> None:
+    """Take all adapters out; the model is the base again."""
+    from mlx.utils import tree_unflatten
+    from mlx_lm.tuner.dora import DoRALinear
+    from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
+
+    plain = [
+        (path, module.linear)
+        for path, module in model.named_modules()
+        if isinstance(module, (LoRALinear, LoRASwitchLinear, DoRALinear))
+    ]
+    if plain:
+        model.update_modules(tree_unflatten(plain))
+    model.freeze()
+
+
+def adapter_settings(targets: LoraTargets, config: LoraConfig) -> dict[str, Any]:
+    """What mlx-lm's ``adapter_config.json`` needs to put the same layers in."""
+    return {
+        "fine_tune_type": "dora" if config.use_dora else "lora",
+        "num_layers": targets.layers,
+        "lora_parameters": {
+            "rank": config.rank,
+            "scale": effective_scale(config),
+            "dropout": config.dropout,
+            "keys": list(targets.keys),
+        },
+    }
+
+
+def _nested(weights: dict[str, mx.array]) -> Any:
+    from mlx.utils import tree_unflatten
+
+    return tree_unflatten(list(weights.items()))

@@ -1,0 +1,228 @@
+"""Source text to token ids and back, with the markers of the model kept apart from the text.
+
+`CodeTokenizer.encode` never yields a control token: ``<|fim_prefix|>`` written in a source file is nine ordinary
+pieces of text, whatever the tokenizer would make of it. Markers are put in by id. Built on `tokenizers` alone, so it costs
+tens of milliseconds and no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.errors import ModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tokenizers import Tokenizer
+
+#: Spellings of (prefix, suffix, middle) by family, from the models' own tokenizers; order is prefix-suffix-middle
+#: unless said otherwise. Qwen2.5-Coder and CodeGemma, StarCoder2 and Granite, DeepSeek-Coder, Codestral, Code Llama.
+_FIM_SPELLINGS = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "PSM"),
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "PSM"),
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>", "PSM"),  # noqa: RUF001  full-width bars, as spelled
+    ("[PREFIX]", "[SUFFIX]", "", "SPM"),
+    ("▁<PRE>", "▁<SUF>", "▁<MID>", "PSM"),
+)
+_END_SPELLINGS = (
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<｜end▁of▁sentence｜>",  # noqa: RUF001
+    "</s>",
+    "<eos>",
+    "<|im_end|>",
+)
+_REPO_SPELLINGS = ("<|repo_name|>", "<repo_name>", "<reponame>")
+_FILE_SPELLINGS = ("<|file_sep|>", "<file_sep>", "<|file_separator|>")
+_CONTROL = re.compile(r"<[|｜].*[|｜]>|</?s>|<(unk|pad|bos|eos|mask)>|\[(PREFIX|SUFFIX|MIDDLE|INST|/INST)\]")  # noqa: RUF001
+
+
+@dataclass(frozen=True)
+class FimMarkers:
+    """Token ids of the fill-in-the-middle format. ``middle`` is None where the format has no such marker.
+
+    ``order`` is "PSM" (prefix, suffix, middle; Bavarian et al. 2022, arXiv:2207.14255) or "SPM" (suffix first).
+    """
+
+    prefix: int
+    suffix: int
+    middle: int | None
+    end: int
+    order: str
+
+    def prompt(self, prefix: list[int], suffix: list[int]) -> list[int]:
+        """What a model is shown before it writes the middle."""
+        middle = [] if self.middle is None else [self.middle]
+        if self.order == "SPM":
+            return [self.suffix, *suffix, self.prefix, *prefix, *middle]
+        return [self.prefix, *prefix, self.suffix, *suffix, *middle]
+
+
+@dataclass(frozen=True)
+class CodeTokenizer:
+    """A model's tokenizer, for source code.
+
+    Attributes:
+        eos_id: ends a document.
+        pad_id: fills rows; never a target.
+        bos_id: opens a document where the model wants one, else None.
+        markers: the fill-in-the-middle format; None for models that have none.
+        repo_id, file_id: open a repository and a file in it, where the model has such tokens.
+        vocab_size: number of ids.
+        fingerprint: sha256 of what decides an encoding; the token cache's key.
+    """
+
+    eos_id: int
+    pad_id: int
+    bos_id: int | None
+    markers: FimMarkers | None
+    repo_id: int | None
+    file_id: int | None
+    vocab_size: int
+    fingerprint: str
+    _plain: Tokenizer = field(repr=False)
+    _full: Tokenizer = field(repr=False)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text`` as plain text: no control token, no beginning or end marker."""
+        return list(self._plain.encode(text, add_special_tokens=False).ids)
+
+    def encode_many(self, texts: list[str]) -> list[list[int]]:
+        """`encode` of several texts, on all cores."""
+        return [list(found.ids) for found in self._plain.encode_batch(texts, add_special_tokens=False)]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text that ``ids`` spell; control tokens are spelled out, broken UTF-8 becomes U+FFFD."""
+        return str(self._full.decode(ids, skip_special_tokens=False))
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """Bytes of source text that each id spells, shape (vocab_size,), int32; 0 for control tokens."""
+        import numpy as np
+
+        control = set(self._full.get_added_tokens_decoder())
+        lengths = np.zeros(self.vocab_size, dtype=np.int32)
+        byte_level = _is_byte_level(self._plain)
+        for piece, index in self._plain.get_vocab(with_added_tokens=False).items():
+            if index < self.vocab_size and index not in control:
+                lengths[index] = len(piece) if byte_level else _piece_bytes(piece)
+        for index, token in self._full.get_added_tokens_decoder().items():
+            if not _is_control(token.content, token.special) and index < self.vocab_size:
+                lengths[index] = len(token.content.encode())
+        return lengths
+
+
+def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Whether each character of a piece stands for one byte (GPT-2's mapping)."""
+    return "ByteLevel" in json.dumps(json.loads(tokenizer.to_str()).get("decoder") or {})
+
+
+def _piece_bytes(piece: str) -> int:
+    """Bytes of a SentencePiece-style piece."""
+    if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
+        return 1
+    return len(piece.replace("▁", " ").encode())
+
+
+def _is_control(content: str, special: bool) -> bool:
+    spellings = (
+        {text for row in _FIM_SPELLINGS for text in row[:3]} | set(_REPO_SPELLINGS) | set(_FILE_SPELLINGS)
+    )
+    return special or content in spellings or _CONTROL.fullmatch(content) is not None
+
+
+def load_tokenizer(path: Path) -> CodeTokenizer:
+    """The tokenizer of the model in the directory ``path``; no weights are read.
+
+    Raises:
+        ModelError: there is no readable ``tokenizer.json``, or it has no end-of-text token.
+    """
+    from tokenizers import Tokenizer
+
+    file = path / "tokenizer.json"
+    try:
+        raw = file.read_bytes()
+        parsed = json.loads(raw)
+        full = Tokenizer.from_str(raw.decode())
+        added = {token["content"]: token["id"] for token in parsed.get("added_tokens", [])}
+        plain_json = parsed | {
+            "added_tokens": [
+                token
+                for token in parsed.get("added_tokens", [])
+                if not _is_control(token["content"], token["special"])
+            ],
+            "post_processor": None,
+            "truncation": None,
+            "padding": None,
+        }
+        plain = Tokenizer.from_str(json.dumps(plain_json))
+    except OSError as error:
+        raise ModelError(
+            f"The model {path.name!r} has no readable tokenizer.json ({error.strerror}).",
+            next_step="Use a model with a fast tokenizer, or fetch it again.",
+        ) from error
+    except Exception as error:  # tokenizers raises bare Exception for a damaged file
+        raise ModelError(
+            f"The tokenizer.json of the model {path.name!r} is damaged ({error}).",
+            next_step="Fetch the model again.",
+        ) from error
+    settings = _read_settings(path)
+    named = {**full.get_vocab(with_added_tokens=False), **added}
+    end = _first(named, (_token_text(settings.get("eos_token")), *_END_SPELLINGS))
+    if end is None:
+        raise ModelError(
+            f"The tokenizer of {path.name!r} names no end-of-text token.",
+            next_step="Add eos_token to its tokenizer_config.json, or choose another model.",
+        )
+    pad = _first(named, (_token_text(settings.get("pad_token")), "<|fim_pad|>"))
+    bos = _first(named, (_token_text(settings.get("bos_token")),)) if settings.get("add_bos_token") else None
+    # For fill-in-the-middle the text's end marker is meant, also where chats end otherwise.
+    text_end = _first(added, _END_SPELLINGS)
+    return CodeTokenizer(
+        eos_id=end if text_end is None else text_end,
+        pad_id=end if pad is None else pad,
+        bos_id=bos,
+        markers=_markers(added, end if text_end is None else text_end),
+        repo_id=_first(added, _REPO_SPELLINGS),
+        file_id=_first(added, _FILE_SPELLINGS),
+        vocab_size=max(full.get_vocab(with_added_tokens=True).values()) + 1,
+        fingerprint=hashlib.sha256(json.dumps(plain_json, sort_keys=True).encode()).hexdigest(),
+        _plain=plain,
+        _full=full,
+    )
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    file = path / "tokenizer_config.json"
+    if not file.exists():
+        return {}
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"The tokenizer_config.json of {path.name!r} is damaged ({error}).",
+            next_step="Fetch the model again.",
+        ) from error
+    return dict(settings) if isinstance(settings, dict) else {}
+
+
+def _token_text(value: Any) -> str | None:
+    """A token of tokenizer_config.json, which spells some as text and some as objects."""
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def _first(ids: dict[str, int], spellings: tuple[str | None, ...]) -> int | None:
+    return next((ids[text] for text in spellings if text is not None and text in ids), None)
+
+
+def _markers(added: dict[str, int], end: int) -> FimMarkers | None:
+    for prefix, suffix, middle, order in _FIM_SPELLINGS:
+        if prefix in added and suffix in added and (not middle or middle in added):
+            return FimMarkers(added[prefix], added[suffix], added[middle] if middle else None, end, order)
+    return None
