@@ -59,7 +59,7 @@ def attach_lora(model: nn.Module, config: LoraConfig, *, seed: int) -> LoraTarge
             f"The model cannot take these adapters: {error}.", next_step="Change lora.* settings."
         ) from error
     adapters = lora_parameters(model)
-    model.update(_nested({name: value.astype(mx.float32) for name, value in adapters.items()}))
+    model.update(nested({name: value.astype(mx.float32) for name, value in adapters.items()}))
     model.freeze()
     mx.eval(lora_parameters(model))
     return LoraTargets(
@@ -125,7 +125,7 @@ def set_lora_parameters(model: nn.Module, weights: dict[str, mx.array]) -> None:
             f"The adapter does not fit the model: {wrong[0]} (and {len(wrong) - 1} more).",
             next_step="Use the base model that the adapter was trained on.",
         )
-    model.update(_nested(weights))
+    model.update(nested(weights))
 
 
 def detach_lora(model: nn.Module) -> None:
@@ -158,7 +158,8 @@ def adapter_settings(targets: LoraTargets, config: LoraConfig) -> dict[str, Any]
     }
 
 
-def _nested(weights: dict[str, mx.array]) -> Any:
+def nested(weights: dict[str, mx.array]) -> Any:
+    """Flat names as the nested tree that `nn.Module.update` takes."""
     from mlx.utils import tree_unflatten
 
     return tree_unflatten(list(weights.items()))

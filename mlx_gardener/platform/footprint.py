@@ -1,0 +1,108 @@
+"""What a process takes of the machine's memory, and what the machine has left, in bytes.
+
+The footprint is the figure users see and the budget is kept on: ``phys_footprint`` on macOS (Activity Monitor's
+"Memory"), resident set size on Linux. MLX's own counters leave out its cache, the weights' file pages and Python.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class SystemMemory:
+    """The machine's memory in bytes; ``pressure`` is "normal", "warning" or "critical"."""
+
+    total_bytes: int
+    available_bytes: int
+    pressure: str
+
+
+def process_footprint_bytes(pid: int | None = None) -> int:
+    """Memory that the process (this one by default) takes now, in bytes; about 20 microseconds.
+
+    Raises:
+        psutil.NoSuchProcess: there is no such process.
+    """
+    if sys.platform == "darwin":
+        return _mac_footprint(os.getpid() if pid is None else pid)[0]
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+def process_peak_footprint_bytes() -> int:
+    """The most this process has taken so far, in bytes."""
+    if sys.platform == "darwin":
+        return _mac_footprint(os.getpid())[1]
+    match = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
+    return int(match[1]) * 1024 if match else process_footprint_bytes()
+
+
+def system_memory() -> SystemMemory:
+    """Total and available memory and the system's own view of pressure."""
+    memory = psutil.virtual_memory()
+    if sys.platform == "darwin":
+        pressure = parse_mac_pressure(_sysctl("kern.memorystatus_vm_pressure_level"))
+    else:
+        pressure = linux_pressure(memory.available, memory.total)
+    return SystemMemory(memory.total, memory.available, pressure)
+
+
+def linux_pressure(available_bytes: int, total_bytes: int) -> str:
+    """Pressure from the share of memory available: under 5 % critical, under 12 % warning (judgement)."""
+    share = available_bytes / total_bytes
+    return "critical" if share < 0.05 else "warning" if share < 0.12 else "normal"
+
+
+def parse_mac_pressure(text: str) -> str:
+    """Pressure from ``kern.memorystatus_vm_pressure_level``: 1 normal, 2 warning, 4 critical (xnu's levels)."""
+    return {"1": "normal", "2": "warning", "4": "critical"}.get(text.strip(), "normal")
+
+
+def _sysctl(name: str) -> str:
+    done = subprocess.run(
+        ("/usr/sbin/sysctl", "-n", name), capture_output=True, text=True, timeout=5, check=False
+    )
+    return done.stdout
+
+
+class _RusageInfoV4(ctypes.Structure):
+    """``struct rusage_info_v4`` of macOS's <sys/resource.h>; only the footprints are read."""
+
+    _fields_ = [
+        ("ri_uuid", ctypes.c_uint8 * 16),
+        *[
+            (name, ctypes.c_uint64)
+            for name in (
+                "user_time system_time pkg_idle_wkups interrupt_wkups pageins wired_size resident_size phys_footprint "
+                "proc_start_abstime proc_exit_abstime child_user_time child_system_time child_pkg_idle_wkups "
+                "child_interrupt_wkups child_pageins child_elapsed_abstime diskio_bytesread diskio_byteswritten "
+                "cpu_time_qos_default cpu_time_qos_maintenance cpu_time_qos_background cpu_time_qos_utility "
+                "cpu_time_qos_legacy cpu_time_qos_user_initiated cpu_time_qos_user_interactive billed_system_time "
+                "serviced_system_time logical_writes lifetime_max_phys_footprint instructions cycles billed_energy "
+                "serviced_energy interval_max_phys_footprint runnable_time"
+            ).split()
+        ],
+    ]
+
+
+@cache
+def _libproc() -> ctypes.CDLL:
+    return ctypes.CDLL(ctypes.util.find_library("proc") or "/usr/lib/libproc.dylib", use_errno=True)
+
+
+def _mac_footprint(pid: int) -> tuple[int, int]:
+    """(now, most so far) of a process on macOS."""
+    info = _RusageInfoV4()
+    if _libproc().proc_pid_rusage(ctypes.c_int(pid), ctypes.c_int(4), ctypes.byref(info)) != 0:
+        raise psutil.NoSuchProcess(pid)
+    return int(info.phys_footprint), int(info.lifetime_max_phys_footprint)

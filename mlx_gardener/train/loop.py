@@ -1,0 +1,321 @@
+"""The training loop: read top to bottom, it is what happens.
+
+Per update: gradients of one batch of about ``tokens_per_update`` tokens, mean over its loss-bearing tokens, clipped, applied to
+the float32 adapter. Per evaluation: the whole fixed validation set. It ends when the updates are done or validation
+stops improving, and returns the best adapter seen. Every update is committed whole or not at all, so an interruption
+anywhere leaves a state to go on from exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.config import TrainingConfig
+from mlx_gardener.engine import Plan, evaluate_batches, loss_and_gradients
+from mlx_gardener.errors import GardenerError, TrainingError
+from mlx_gardener.events import (
+    CheckpointWritten,
+    Evaluated,
+    Event,
+    MemoryMeasured,
+    StepCompleted,
+    WarningRaised,
+)
+from mlx_gardener.model.lora import (
+    adapter_settings,
+    attach_lora,
+    detach_lora,
+    lora_parameters,
+    nested,
+)
+from mlx_gardener.platform.footprint import (
+    process_footprint_bytes,
+    process_peak_footprint_bytes,
+)
+from mlx_gardener.train.checkpoint import (
+    Checkpoint,
+    TrainState,
+    load_checkpoint,
+    save_checkpoint,
+)
+from mlx_gardener.train.optimizer import (
+    global_norm,
+    learning_rate_at,
+    make_optimizer,
+    recommended_learning_rate,
+)
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from mlx_gardener.dataset import Batch, PreparedData
+    from mlx_gardener.model import BaseModel
+
+#: A run whose loss is not finite this many updates in a row has diverged.
+MAX_REJECTED_UPDATES = 3
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """The best adapter and how it came about; losses in nats per loss-bearing token."""
+
+    weights: dict[str, mx.array]
+    settings: dict[str, Any]
+    state: TrainState
+    total_steps: int
+    stopped_because: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The account of the training, without its arrays."""
+        return {
+            "steps": self.state.step,
+            "total_steps": self.total_steps,
+            "best_step": self.state.best_step,
+            "stopped_because": self.stopped_because,
+            "tokens_seen": self.state.tokens_seen,
+            "seconds": round(self.state.seconds, 1),
+            "train_losses": [round(loss, 5) for loss in self.state.train_losses],
+            "validation": [
+                {"step": step, "loss": round(loss, 5), "bits_per_byte": round(bits, 5)}
+                for step, loss, bits in self.state.validation
+            ],
+        }
+
+
+def train(
+    base: BaseModel,
+    data: PreparedData,
+    config: TrainingConfig,
+    plan: Plan,
+    *,
+    publish: Callable[[Event], None],
+    interrupt: Callable[[], None],
+    checkpoint_dir: Path,
+    resume: bool,
+) -> TrainOutcome:
+    """Train an adapter on ``data.train``; the base is left without adapters again.
+
+    Args:
+        publish: told of every update, evaluation, checkpoint and warning.
+        interrupt: raises when the run must stop; asked between micro-batches.
+        checkpoint_dir: where checkpoints are written, and with ``resume`` looked for first.
+
+    Raises:
+        TrainingError: the loss stays non-finite, a checkpoint cannot be written, or does not fit the run.
+        GardenerError: whatever ``interrupt`` raised, after a checkpoint of the last committed update.
+    """
+    targets = attach_lora(base.model, config.lora, seed=config.seed)
+    try:
+        run = _Training(base, data, config, plan, publish, interrupt, checkpoint_dir)
+        if resume:
+            run.restore()
+        stopped_because = run.to_the_end()
+        return TrainOutcome(
+            run.best, adapter_settings(targets, config.lora), run.state, run.total_steps, stopped_because
+        )
+    finally:
+        detach_lora(base.model)
+
+
+class _Training:
+    """The state of one training and the moves it makes."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        data: PreparedData,
+        config: TrainingConfig,
+        plan: Plan,
+        publish: Callable[[Event], None],
+        interrupt: Callable[[], None],
+        checkpoint_dir: Path,
+    ) -> None:
+        import mlx.core as mx
+
+        self.base, self.data, self.config, self.plan = base, data, config, plan
+        self.publish, self.interrupt, self.checkpoint_dir = publish, interrupt, checkpoint_dir
+        self.tokens_per_update = config.optimizer.tokens_per_update
+        self.steps_per_epoch = data.train.update_count(self.tokens_per_update)
+        self.total_steps = max(1, math.ceil(self.steps_per_epoch * config.optimizer.epochs))
+        if config.optimizer.max_steps is not None:
+            self.total_steps = min(self.total_steps, config.optimizer.max_steps)
+        self.evaluate_every = max(1, round(self.steps_per_epoch / config.evaluation.per_epoch))
+        hidden = int(
+            base.config.get("hidden_size") or base.config.get("text_config", {}).get("hidden_size", 2048)
+        )
+        self.peak_rate = config.optimizer.learning_rate or recommended_learning_rate(hidden)
+        self.weights = {name: value.astype(mx.float32) for name, value in lora_parameters(base.model).items()}
+        self.best = dict(self.weights)
+        self.optimizer = make_optimizer(config.optimizer)
+        self.optimizer.init(self.weights)
+        self.state = TrainState(fingerprint=_fingerprint(base, data, config))
+        self.rejected = 0
+        self.saved_at = time.monotonic()
+        self.saved_step = -1
+        limit = max(config.memory_limit_bytes - plan.predicted_peak_bytes, 64 * 1024**2)
+        mx.set_cache_limit(limit)
+
+    def restore(self) -> None:
+        """Go back to the newest good checkpoint, if there is one."""
+        from mlx.utils import tree_unflatten
+
+        found = load_checkpoint(
+            self.checkpoint_dir,
+            fingerprint=self.state.fingerprint,
+            warn=lambda message: self.publish(WarningRaised(message)),
+        )
+        if found is None:
+            self.publish(WarningRaised("There is no checkpoint to go on from; starting from the beginning."))
+            return
+        self.state, self.weights, self.best = found.state, found.weights, found.best
+        self.optimizer.state = tree_unflatten(list(found.optimizer.items()))
+        self.saved_step = self.state.step
+
+    def to_the_end(self) -> str:
+        """Update until the end; returns why it ended."""
+        try:
+            if self.state.best_loss is None:
+                self.evaluate()  # the starting point, which an adapter that never helps falls back to
+            for batch in self._batches():
+                if self._is_patience_over():
+                    break
+                self.update(batch)
+                if self.state.step % self.evaluate_every == 0 or self.state.step == self.total_steps:
+                    self.evaluate()
+                if time.monotonic() - self.saved_at >= self.config.checkpoint_interval_seconds:
+                    self.save()
+        except GardenerError:
+            self.save()
+            raise
+        self.save()
+        if self._is_patience_over():
+            return f"validation did not improve for {self.config.evaluation.patience} evaluations"
+        return "all updates done"
+
+    def _is_patience_over(self) -> bool:
+        return self.state.bad_evaluations >= self.config.evaluation.patience
+
+    def _batches(self) -> Iterator[Batch]:
+        """The batches of all updates still to do, in the order that seed and epoch decide."""
+        while self.state.step < self.total_steps:
+            epoch, done = divmod(self.state.step, self.steps_per_epoch)
+            left = min(self.steps_per_epoch - done, self.total_steps - self.state.step)
+            batches = self.data.train.batches(
+                self.tokens_per_update, seed=self.config.seed, epoch=epoch, start=done
+            )
+            yield from islice(batches, left)
+
+    def update(self, batch: Batch) -> None:
+        """One optimiser update from one batch; nothing changes when its loss or gradients are not finite."""
+        import mlx.core as mx
+
+        started, step = time.perf_counter(), self.state.step + 1
+        result = loss_and_gradients(
+            self.base.model,
+            self.weights,
+            batch,
+            self.plan,
+            dtype=self.base.dtype,
+            seed=self.config.seed * 1_000_003 + step,
+            interrupt=self.interrupt,
+        )
+        tokens = max(1, result.tokens)
+        loss, norm = result.loss_sum / tokens, global_norm(result.gradients) / tokens
+        rate = learning_rate_at(step, self.total_steps, self.peak_rate, self.config.optimizer)
+        if math.isfinite(loss) and math.isfinite(norm):
+            clip = min(1.0, self.config.optimizer.clip_norm / max(norm, 1e-12))
+            gradients = {name: value * (clip / tokens) for name, value in result.gradients.items()}
+            self.optimizer.learning_rate = mx.array(rate)
+            self.weights = self.optimizer.apply_gradients(gradients, self.weights)
+            mx.eval(self.weights, self.optimizer.state)
+            self.rejected = 0
+        else:
+            self._reject(step)
+        seconds = time.perf_counter() - started
+        self.state.step = step
+        self.state.tokens_seen += result.tokens
+        self.state.seconds += seconds
+        self.state.train_losses.append(loss if math.isfinite(loss) else 0.0)
+        self._report(step, loss, norm, rate, result.tokens, seconds)
+
+    def _reject(self, step: int) -> None:
+        self.rejected += 1
+        if self.rejected >= MAX_REJECTED_UPDATES:
+            raise TrainingError(
+                f"The loss was not finite for {self.rejected} updates in a row (step {step}).",
+                next_step="Lower the learning rate (--learning-rate), then start again.",
+            )
+        self.publish(
+            WarningRaised(f"Step {step} gave a loss or gradient that is not finite; it was not applied.")
+        )
+
+    def _report(self, step: int, loss: float, norm: float, rate: float, tokens: int, seconds: float) -> None:
+        import mlx.core as mx
+
+        footprint, budget = process_footprint_bytes(), self.config.memory_limit_bytes
+        average = self.state.seconds / step
+        self.publish(
+            StepCompleted(
+                step=step,
+                total_steps=self.total_steps,
+                epoch=step / self.steps_per_epoch,
+                loss=loss,
+                tokens=tokens,
+                learning_rate=rate,
+                gradient_norm=norm,
+                seconds=seconds,
+                tokens_per_second=tokens / seconds,
+                memory_bytes=footprint,
+                peak_bytes=process_peak_footprint_bytes(),
+                budget_bytes=budget,
+                eta_seconds=average * (self.total_steps - step),
+            )
+        )
+        self.publish(MemoryMeasured(footprint, mx.get_active_memory(), mx.get_cache_memory(), budget))
+
+    def evaluate(self) -> None:
+        """Loss over the whole validation set; remembers the best adapter."""
+        values = {name: value.astype(self.base.dtype) for name, value in self.weights.items()}
+        self.base.model.update(nested(values))
+        validation = self.data.validation.batches(self.tokens_per_update, seed=None)
+        loss_sum, tokens, source_bytes = evaluate_batches(
+            self.base.model, validation, self.plan, interrupt=self.interrupt
+        )
+        loss = loss_sum / max(1, tokens)
+        bits = loss_sum / math.log(2) / max(1, source_bytes)
+        state = self.state
+        better = state.best_loss is None or loss < state.best_loss - self.config.evaluation.min_improvement
+        if better:
+            state.best_loss, state.best_step, state.bad_evaluations = loss, state.step, 0
+            self.best = dict(self.weights)
+        else:
+            state.bad_evaluations += 1
+        state.validation.append((state.step, loss, bits))
+        self.publish(Evaluated(state.step, loss, bits, better))
+
+    def save(self) -> None:
+        """Write a checkpoint of the last committed update."""
+        from mlx.utils import tree_flatten
+
+        if self.state.step == self.saved_step:
+            return
+        optimizer = dict(tree_flatten(self.optimizer.state))
+        checkpoint = Checkpoint(self.state, self.weights, self.best, optimizer)
+        path = save_checkpoint(self.checkpoint_dir, checkpoint, keep=self.config.checkpoints_kept)
+        self.saved_at, self.saved_step = time.monotonic(), self.state.step
+        self.publish(CheckpointWritten(self.state.step, path.name))
+
+
+def _fingerprint(base: BaseModel, data: PreparedData, config: TrainingConfig) -> str:
+    """What must be the same for a training to go on exactly: base, data, and the settings that decide the result."""
+    settings = config.model_dump(mode="json", include={"seed", "lora", "optimizer", "evaluation"})
+    told = {"base": base.weights_sha256, "data": data.data_sha256, "settings": settings}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
