@@ -1,0 +1,102 @@
+"""Languages by file name, and the tree-sitter grammar of each; files without a grammar are read as plain blocks."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tree_sitter import Parser
+
+_BY_SUFFIX = {
+    "python": ".py .pyi .pyw",
+    "javascript": ".js .jsx .mjs .cjs",
+    "typescript": ".ts .mts .cts",
+    "tsx": ".tsx",
+    "go": ".go",
+    "rust": ".rs",
+    "c": ".c .h",
+    "cpp": ".cc .cpp .cxx .hpp .hh .hxx .ipp .inl",
+    "java": ".java",
+    "ruby": ".rb .rake .gemspec",
+    "php": ".php",
+    "csharp": ".cs",
+    "swift": ".swift",
+    "kotlin": ".kt .kts",
+    "bash": ".sh .bash .zsh",
+    "lua": ".lua",
+    "scala": ".scala .sc",
+    "perl": ".pl .pm",
+    "r": ".r",
+    "julia": ".jl",
+    "haskell": ".hs",
+    "ocaml": ".ml .mli",
+    "elixir": ".ex .exs",
+    "erlang": ".erl .hrl",
+    "clojure": ".clj .cljs .cljc .edn",
+    "dart": ".dart",
+    "objective-c": ".m .mm",
+    "zig": ".zig",
+    "nim": ".nim",
+    "sql": ".sql",
+    "css": ".css .scss .less .sass",
+    "html": ".html .htm .vue .svelte .jinja .j2 .tmpl",
+    "markdown": ".md .markdown .mdx",
+    "rst": ".rst",
+    "yaml": ".yml .yaml",
+    "toml": ".toml",
+    "json": ".json .jsonc .json5",
+    "xml": ".xml .xsd",
+    "ini": ".ini .cfg .conf",
+    "make": ".mk .mak",
+    "cmake": ".cmake",
+    "protobuf": ".proto",
+    "assembly": ".s .asm",
+    "tex": ".tex",
+}
+_BY_NAME = {
+    "makefile": "make",
+    "dockerfile": "docker",
+    "cmakelists.txt": "cmake",
+    "rakefile": "ruby",
+    "gemfile": "ruby",
+}
+LANGUAGES = {suffix: language for language, suffixes in _BY_SUFFIX.items() for suffix in suffixes.split()}
+
+#: language -> (module of the grammar's wheel, function that gives the grammar)
+GRAMMARS = {
+    "python": ("tree_sitter_python", "language"),
+    "javascript": ("tree_sitter_javascript", "language"),
+    "typescript": ("tree_sitter_typescript", "language_typescript"),
+    "tsx": ("tree_sitter_typescript", "language_tsx"),
+    "go": ("tree_sitter_go", "language"),
+    "rust": ("tree_sitter_rust", "language"),
+    "c": ("tree_sitter_c", "language"),
+    "cpp": ("tree_sitter_cpp", "language"),
+    "java": ("tree_sitter_java", "language"),
+    "ruby": ("tree_sitter_ruby", "language"),
+    "php": ("tree_sitter_php", "language_php"),
+    "csharp": ("tree_sitter_c_sharp", "language"),
+    "swift": ("tree_sitter_swift", "language"),
+    "kotlin": ("tree_sitter_kotlin", "language"),
+    "bash": ("tree_sitter_bash", "language"),
+}
+
+
+def language_of(path: str) -> str:
+    """The language of a file by its name; "text" where nothing is known."""
+    name = PurePosixPath(path).name.lower()
+    return _BY_NAME.get(name) or LANGUAGES.get(PurePosixPath(name).suffix, "text")
+
+
+@cache
+def parser_for(language: str) -> Parser | None:
+    """The parser of a language; None where there is no grammar. One per process and language."""
+    if language not in GRAMMARS:
+        return None
+    from tree_sitter import Language, Parser
+
+    module, function = GRAMMARS[language]
+    return Parser(Language(getattr(import_module(module), function)()))
