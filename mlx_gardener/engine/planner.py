@@ -61,6 +61,14 @@ class Plan:
     predicted_parts: dict[str, int]
     notes: tuple[str, ...]
 
+    def rows_for(self, width: int) -> int:
+        """Rows at once of any width: as planned, or as many tokens as the narrowest planned width that is wider."""
+        wider = [planned for planned in self.rows_of_width if planned >= width]
+        if not wider:
+            return 1
+        nearest = min(wider)
+        return self.rows_of_width[nearest] * nearest // width
+
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON types."""
         values = asdict(self)

@@ -116,7 +116,7 @@ def _loss_sum(model: nn.Module, tokens: mx.array, mask: mx.array) -> mx.array:
 
 def _micro_batches(batch: Batch, plan: Plan) -> Iterator[tuple[object, object, int]]:
     rows, width = batch.tokens.shape
-    size = plan.rows_of_width.get(width, 1)
+    size = plan.rows_for(width)
     for start in range(0, rows, size):
         mask = batch.loss_mask[start : start + size]
         if mask.any():

@@ -1,0 +1,21 @@
+"""From scanned chunks to batches: split, examples, tokens and their cache, rows.
+
+In: a repository's `Scan`. Out: `PreparedData`: packed training rows, and left-to-right rows of the validation and test
+parts in which every kept source byte is a target exactly once. Cost: tokenising, once per content (the cache).
+"""
+
+from mlx_gardener.dataset.prepare import PreparedData, TrainingDataPreparator
+from mlx_gardener.dataset.rows import Batch, RowSet
+from mlx_gardener.dataset.split import Split, split_files
+from mlx_gardener.dataset.tasks import NextLineTask, next_line_tasks
+
+__all__ = [
+    "Batch",
+    "NextLineTask",
+    "PreparedData",
+    "RowSet",
+    "Split",
+    "TrainingDataPreparator",
+    "next_line_tasks",
+    "split_files",
+]

@@ -1,0 +1,271 @@
+"""Examples: pieces of files left to right, with a hole to fill in, or several files of the repository in a row.
+
+Every example opens with its file's path (the model's own file marker where it has one, a comment where not), which
+is shown and never a target. Fill-in-the-middle follows Bavarian et al. 2022 (arXiv:2207.14255) in prefix-suffix-middle
+order and ends with the end-of-text token, which teaches stopping.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlx_gardener.config import DataConfig
+from mlx_gardener.dataset.cache import TokenCache
+from mlx_gardener.dataset.rows import Document
+from mlx_gardener.source.languages import parser_for
+from mlx_gardener.source.records import FileRecord, SourceFile
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mlx_gardener.model import CodeTokenizer
+
+#: Characters a token spells on average in code; only used to choose how long a piece of text may be.
+CHARACTERS_PER_TOKEN = 3.0
+#: Shortest and longest middle of a fill-in-the-middle example, characters.
+MIDDLE_CHARACTERS = (8, 600)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a file that passed the filters whole."""
+
+    path: str
+    language: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """Texts of one example before they are tokens. ``middle`` is None for left to right."""
+
+    path: str
+    prefix: str
+    suffix: str
+    middle: str | None
+
+
+def segments_of(source: SourceFile, record: FileRecord) -> list[Segment]:
+    """The stretches of a file between what was dropped from it; whole lines, blank ones kept."""
+    data = source.text.encode()
+    merged: list[list[int]] = []
+    for chunk in record.chunks:
+        if merged and not data[merged[-1][1] : chunk.start_byte].strip():
+            merged[-1][1] = chunk.end_byte
+        else:
+            merged.append([data.rfind(b"\n", 0, chunk.start_byte) + 1, chunk.end_byte])
+    texts = (data[start:end].decode(errors="replace") for start, end in merged)
+    return [Segment(record.path, record.language, text.rstrip() + "\n") for text in texts if text.strip()]
+
+
+def pieces_of(text: str, limit: int) -> Iterator[str]:
+    """``text`` cut into pieces of at most about ``limit`` characters, at blank lines where it can be."""
+    start = 0
+    while len(text) - start > limit:
+        end = _best_cut(text, start, start + limit)
+        yield text[start:end]
+        start = end
+    if text[start:].strip():
+        yield text[start:]
+
+
+def _best_cut(text: str, start: int, most: int) -> int:
+    least = start + (most - start) // 2
+    for mark in ("\n\n\n", "\n\n", "\n"):
+        found = text.rfind(mark, least, most)
+        if found >= 0:
+            return found + len(mark)
+    return most
+
+
+def make_examples(
+    segments: Sequence[Segment], config: DataConfig, *, can_fill: bool, seed: int
+) -> Iterator[Example]:
+    """Every piece of every segment as one example: with probability ``fim_rate`` with a hole, else left to right.
+
+    Args:
+        can_fill: whether the model has fill-in-the-middle markers.
+        seed: decides pieces, kinds and spans; each segment has its own stream, so that a changed file changes no other.
+    """
+    for segment in segments:
+        choose = random.Random(f"{seed}\0{segment.path}\0{len(segment.text)}")
+        width = choose.choice(config.row_widths)
+        limit = int((width - 40) * CHARACTERS_PER_TOKEN * 0.85)
+        for piece in pieces_of(segment.text, limit):
+            span = None
+            if can_fill and choose.random() < config.fim_rate:
+                span = choose_span(piece, segment.language, config, choose)
+            if span is None:
+                yield Example(segment.path, piece, "", None)
+            else:
+                start, end = span
+                yield Example(segment.path, piece[:start], piece[end:], piece[start:end])
+
+
+def choose_span(
+    text: str, language: str, config: DataConfig, choose: random.Random
+) -> tuple[int, int] | None:
+    """Start and end (characters) of the middle: a syntax node, a line or its tail, or anything; None if too short."""
+    if len(text) < 4 * MIDDLE_CHARACTERS[0]:
+        return None
+    kind = choose.random()
+    if kind < config.fim_ast_share:
+        span = _node_span(text, language, choose)
+        if span is not None:
+            return span
+    if kind < config.fim_ast_share + config.fim_line_share or kind < config.fim_ast_share:
+        return _line_span(text, choose)
+    length = choose.randint(MIDDLE_CHARACTERS[0], min(MIDDLE_CHARACTERS[1], len(text) // 2))
+    start = choose.randrange(len(text) - length)
+    return start, start + length
+
+
+def _node_span(text: str, language: str, choose: random.Random) -> tuple[int, int] | None:
+    """A named node around a random place, of a size between the limits; None without a grammar or a fitting node."""
+    parser = parser_for(language)
+    if parser is None:
+        return None
+    data = text.encode()
+    tree = parser.parse(data)
+    for _ in range(4):
+        at = choose.randrange(len(data))
+        wanted = choose.randint(*MIDDLE_CHARACTERS)
+        node = tree.root_node.named_descendant_for_byte_range(at, at)
+        while node is not None and node.parent is not None:
+            bigger = node.parent
+            if bigger.end_byte - bigger.start_byte > min(wanted, len(data) // 2):
+                break
+            node = bigger
+        if (
+            node is not None
+            and MIDDLE_CHARACTERS[0] <= node.end_byte - node.start_byte <= MIDDLE_CHARACTERS[1]
+        ):
+            start = len(data[: node.start_byte].decode(errors="replace"))
+            return start, start + len(data[node.start_byte : node.end_byte].decode(errors="replace"))
+    return None
+
+
+def _line_span(text: str, choose: random.Random) -> tuple[int, int] | None:
+    """A whole line, or its tail from a random place on."""
+    for _ in range(8):
+        at = choose.randrange(len(text))
+        start = text.rfind("\n", 0, at) + 1
+        end = text.find("\n", at)
+        end = len(text) if end < 0 else end
+        content = text[start:end]
+        if len(content.strip()) < MIDDLE_CHARACTERS[0] // 2 or len(content) > MIDDLE_CHARACTERS[1]:
+            continue
+        indent = len(content) - len(content.lstrip())
+        start += indent
+        if choose.random() < 0.5 and end - start > 4:
+            start = choose.randrange(start, end - 2)
+        return start, end
+    return None
+
+
+class Encoder:
+    """Turns examples into `Document`s with a model's tokenizer and markers."""
+
+    def __init__(self, cache: TokenCache, *, repository: str) -> None:
+        self._cache = cache
+        self._tokenizer: CodeTokenizer = cache.tokenizer
+        self._repository = repository
+
+    def documents(self, examples: Sequence[Example], *, loss_on_context: bool) -> list[Document]:
+        """One document an example."""
+        texts = [text for example in examples for text in self._texts(example)]
+        encoded = iter(self._cache.encode_many(texts))
+        result = []
+        for example in examples:
+            header, prefix, suffix, middle = (next(encoded) for _ in range(4))
+            if example.middle is None:
+                result.append(self._left_to_right(header, prefix))
+            else:
+                result.append(self._fill(header, prefix, suffix, middle, loss_on_context))
+        return result
+
+    def repository_document(self, segments: Sequence[Segment]) -> Document:
+        """Files one after another, in the model's repository format; targets are the files' texts and their ends."""
+        import numpy as np
+
+        texts = [
+            text
+            for segment in segments
+            for text in (header_text(self._tokenizer, segment.path), segment.text)
+        ]
+        encoded = iter(self._cache.encode_many([self._repository + "\n", *texts]))
+        name = next(encoded)
+        marker = [] if self._tokenizer.repo_id is None else [self._tokenizer.repo_id]
+        parts: list[tuple[np.ndarray, bool]] = []
+        if marker:
+            parts.append((np.concatenate([np.array(marker, dtype=np.int32), name]), False))
+        for _ in segments:
+            parts += [(self._header(next(encoded)), False), (next(encoded), True)]
+        parts.append((np.array([self._tokenizer.eos_id], dtype=np.int32), True))
+        return self._document(parts, splittable=True)
+
+    def windows(self, segment: Segment, width: int) -> list[Document]:
+        """A segment for evaluation: windows of at most ``width`` tokens, each opened by the path; every token a target."""
+        header, tokens = self._cache.encode_many([header_text(self._tokenizer, segment.path), segment.text])
+        opening = self._header(header)
+        room = width - len(opening)
+        return [
+            self._document([(opening, False), (tokens[at : at + room], True)], splittable=False)
+            for at in range(0, len(tokens), room)
+        ]
+
+    def _texts(self, example: Example) -> tuple[str, str, str, str]:
+        return (
+            header_text(self._tokenizer, example.path),
+            example.prefix,
+            example.suffix,
+            example.middle or "",
+        )
+
+    def _header(self, ids: np.ndarray) -> np.ndarray:
+        import numpy as np
+
+        first = [self._tokenizer.bos_id, self._tokenizer.file_id]
+        return np.concatenate(
+            [np.array([index for index in first if index is not None], dtype=np.int32), ids]
+        )
+
+    def _left_to_right(self, header: np.ndarray, text: np.ndarray) -> Document:
+        return self._document([(self._header(header), False), (text, True)], splittable=True)
+
+    def _fill(
+        self, header: np.ndarray, prefix: np.ndarray, suffix: np.ndarray, middle: np.ndarray, on_context: bool
+    ) -> Document:
+        import numpy as np
+
+        markers = self._tokenizer.markers
+        assert markers is not None  # examples with a hole are only made for models that have markers
+
+        def mark(index: int | None) -> tuple[np.ndarray, bool]:
+            return np.array([] if index is None else [index], dtype=np.int32), False
+
+        first = [mark(markers.prefix), (prefix, on_context)]
+        second = [mark(markers.suffix), (suffix, on_context)]
+        context = second + first if markers.order == "SPM" else first + second
+        end = (np.array([markers.end], dtype=np.int32), True)
+        parts = [(self._header(header), False), *context, mark(markers.middle), (middle, True), end]
+        return self._document(parts, splittable=False)
+
+    def _document(self, parts: list[tuple[np.ndarray, bool]], *, splittable: bool) -> Document:
+        import numpy as np
+
+        tokens = np.concatenate([ids for ids, _ in parts]).astype(np.int32)
+        mask = np.concatenate([np.full(len(ids), learned) for ids, learned in parts]).astype(bool)
+        if len(mask):
+            mask[0] = False
+        target_bytes = int(self._tokenizer.byte_lengths[tokens[mask]].sum())
+        return Document(tokens, mask, target_bytes, splittable)
+
+
+def header_text(tokenizer: CodeTokenizer, path: str) -> str:
+    """How a file's path is told: bare after the model's file marker, as a comment for models without one."""
+    shown = path.encode(errors="replace").decode()
+    return f"{shown}\n" if tokenizer.file_id is not None else f"# {shown}\n"

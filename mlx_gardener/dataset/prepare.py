@@ -1,0 +1,229 @@
+"""TrainingDataPreparator: a repository to `PreparedData`, step by step, with an account of what was kept and dropped."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.config import TrainingConfig
+from mlx_gardener.dataset.cache import TokenCache
+from mlx_gardener.dataset.examples import Encoder, Segment, make_examples, segments_of
+from mlx_gardener.dataset.rows import Document, RowSet, bucket, pack
+from mlx_gardener.dataset.split import Split, split_files
+from mlx_gardener.errors import DataError, TrainingError
+from mlx_gardener.source import FileRecord, Scan, dependency_order, read_source, scan_repository
+
+if TYPE_CHECKING:
+    from mlx_gardener.model import CodeTokenizer
+    from mlx_gardener.registry import ProjectRegistry
+
+_SCAN_SHARE = 0.6
+_FILES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What training and evaluation work on. ``summary`` has JSON types; ``data_sha256`` is over all rows."""
+
+    train: RowSet
+    validation: RowSet
+    test: RowSet
+    split: Split
+    scan: Scan
+    test_segments: tuple[Segment, ...]
+    data_sha256: str
+    summary: dict[str, Any]
+
+    def describe(self) -> dict[str, Any]:
+        """The part of a manifest that says what was trained on."""
+        return {
+            "data_sha256": self.data_sha256,
+            "commit": self.scan.commit,
+            "file_list_sha256": self.scan.file_list_sha256,
+            "summary": self.summary,
+        }
+
+
+class TrainingDataPreparator:
+    """Prepares training data with one tokenizer and one configuration.
+
+    Args:
+        cache_dir: where token ids are kept between runs.
+        on_progress: told the share done (0 to 1) and a line for people.
+        interrupt: asked between files; may raise.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        *,
+        tokenizer: CodeTokenizer,
+        cache_dir: Path,
+        on_progress: Callable[[float, str], None] | None = None,
+        interrupt: Callable[[], None] | None = None,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.cache_dir = cache_dir
+        self._on_progress = on_progress or (lambda share, message: None)
+        self._interrupt = interrupt or (lambda: None)
+        self._lost: list[str] = []
+
+    def prepare_training_data(
+        self, project_name: str, *, registry: ProjectRegistry | None = None
+    ) -> PreparedData:
+        """`prepare` for a registered project.
+
+        Raises:
+            RegistryError: there is no such project.
+        """
+        from mlx_gardener.registry import ProjectRegistry
+
+        return self.prepare((registry or ProjectRegistry()).get_project(project_name).path)
+
+    def prepare(self, root: Path) -> PreparedData:
+        """Scan, filter, select, split, tokenise and pack the repository at ``root``.
+
+        Raises:
+            DataError: it cannot be read, or does not split.
+            TrainingError: fewer chunks than ``min_training_chunks`` pass; says how many were found and what took them.
+        """
+        scan = scan_repository(
+            root,
+            self.config.data,
+            quality_threshold=self.config.training_data_quality_threshold,
+            on_progress=lambda share, message: self._on_progress(_SCAN_SHARE * share, message),
+            interrupt=self._interrupt,
+        )
+        self._check_count(scan)
+        files, over_maximum = select_best(scan.files, self.config.max_training_chunks)
+        split = split_files(files, self.config.data, seed=self.config.seed)
+        cache = TokenCache(self.cache_dir, self.tokenizer)
+        try:
+            encoder = Encoder(cache, repository=scan.root.name)
+            train = self._train_rows(scan.root, split.train, encoder)
+            validation = self._evaluation_rows(scan.root, split.validation, encoder)[0]
+            test, test_segments = self._evaluation_rows(scan.root, split.test, encoder)
+        finally:
+            cache.close()
+        if not len(train) or not len(validation) or not len(test):
+            raise DataError(
+                "After reading the files again one part of the split is empty.",
+                next_step="Do not change the repository while it is read, then train again.",
+            )
+        digest = hashlib.sha256((train.sha256() + validation.sha256() + test.sha256()).encode()).hexdigest()
+        self._on_progress(1.0, f"{train.loss_tokens:,} tokens to learn from in {len(train)} rows")
+        summary = self._summarize(scan, split, train, validation, test, over_maximum, cache)
+        return PreparedData(train, validation, test, split, scan, tuple(test_segments), digest, summary)
+
+    def _check_count(self, scan: Scan) -> None:
+        if scan.chunks_kept >= self.config.min_training_chunks:
+            return
+        taken = ", ".join(
+            f"{rule} {dropped.count} {dropped.unit}" for rule, dropped in sorted(scan.dropped.items())
+        )
+        raise TrainingError(
+            f"Only {scan.chunks_kept} good chunks were found in {scan.files_seen} files; "
+            f"{self.config.min_training_chunks} are needed. Dropped: {taken or 'nothing'}.",
+            next_step="Train on a larger repository, lower min_training_chunks or training_data_quality_threshold, "
+            "or see `mlx-gardener scan` for what was dropped.",
+        )
+
+    def _train_rows(self, root: Path, files: Sequence[FileRecord], encoder: Encoder) -> RowSet:
+        config = self.config.data
+        choose = random.Random(self.config.seed)
+        documents: list[Document] = []
+        ordered = dependency_order(files)
+        in_repository_rows = {
+            record.path for record in ordered if choose.random() < config.repository_row_share
+        }
+        run: list[Segment] = []
+        for at in range(0, len(ordered), _FILES_AT_ONCE):
+            segments: list[Segment] = []
+            for record in ordered[at : at + _FILES_AT_ONCE]:
+                self._interrupt()
+                found = self._read(root, record)
+                (run if record.path in in_repository_rows else segments).extend(found)
+            examples = list(
+                make_examples(
+                    segments, config, can_fill=self.tokenizer.markers is not None, seed=self.config.seed
+                )
+            )
+            documents += encoder.documents(examples, loss_on_context=config.fim_loss_on_context)
+            share = _SCAN_SHARE + (0.9 - _SCAN_SHARE) * min(1.0, (at + _FILES_AT_ONCE) / len(ordered))
+            self._on_progress(share, f"Made {len(documents)} examples")
+        if run:
+            documents.append(encoder.repository_document(run))
+        return pack(documents, config.row_widths, pad_id=self.tokenizer.pad_id)
+
+    def _evaluation_rows(
+        self, root: Path, files: Sequence[FileRecord], encoder: Encoder
+    ) -> tuple[RowSet, list[Segment]]:
+        widths = self.config.data.row_widths
+        segments: list[Segment] = []
+        for record in files:
+            self._interrupt()
+            segments += self._read(root, record)
+        documents = [document for segment in segments for document in encoder.windows(segment, widths[-1])]
+        return bucket(documents, (widths[0] // 2, *widths), pad_id=self.tokenizer.pad_id), segments
+
+    def _read(self, root: Path, record: FileRecord) -> list[Segment]:
+        """A file's segments; one that changed or vanished since the scan is counted and left out."""
+        try:
+            return segments_of(read_source(root, record), record)
+        except DataError:
+            self._lost.append(record.path)
+            return []
+
+    def _summarize(
+        self,
+        scan: Scan,
+        split: Split,
+        train: RowSet,
+        validation: RowSet,
+        test: RowSet,
+        over_maximum: int,
+        cache: TokenCache,
+    ) -> dict[str, Any]:
+        return {
+            "files_seen": scan.files_seen,
+            "files_kept": len(scan.files),
+            "chunks_found": scan.chunks_found,
+            "chunks_kept": scan.chunks_kept - over_maximum,
+            "dropped": {
+                rule: {"unit": item.unit, "count": item.count} for rule, item in scan.dropped.items()
+            },
+            "chunks_over_maximum": over_maximum,
+            "files_changed_while_reading": len(self._lost),
+            "languages": scan.languages,
+            "secrets": len(scan.secrets),
+            "near_duplicate_clusters": scan.near_duplicate_clusters,
+            "split": split.describe(),
+            "train_rows": len(train),
+            "train_tokens": train.total_tokens,
+            "train_loss_tokens": train.loss_tokens,
+            "padding_fraction": round(train.padding_tokens / max(1, train.total_tokens), 4),
+            "validation_bytes": validation.source_bytes,
+            "test_bytes": test.source_bytes,
+            "fill_in_the_middle": self.tokenizer.markers is not None,
+            "texts_tokenized": cache.misses,
+            "texts_from_cache": cache.hits,
+        }
+
+
+def select_best(files: Sequence[FileRecord], maximum: int) -> tuple[list[FileRecord], int]:
+    """The files with at most ``maximum`` chunks in all, those of best quality, and how many were left out."""
+    chunks = [(chunk.quality, chunk.id) for record in files for chunk in record.chunks]
+    if len(chunks) <= maximum:
+        return list(files), 0
+    keep = {identity for _, identity in sorted(chunks, key=lambda item: (-item[0], item[1]))[:maximum]}
+    selected = []
+    for record in files:
+        kept = tuple(chunk for chunk in record.chunks if chunk.id in keep)
+        if kept:
+            selected.append(replace(record, chunks=kept))
+    return selected, len(chunks) - sum(len(record.chunks) for record in selected)

@@ -1,0 +1,102 @@
+"""Train, validation and test by file: clusters of near duplicates stay on one side, sides are measured in bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_gardener.config import DataConfig
+from mlx_gardener.errors import DataError
+from mlx_gardener.source.records import FileRecord
+
+
+@dataclass(frozen=True)
+class Split:
+    """The files of each part, by path."""
+
+    train: tuple[FileRecord, ...]
+    validation: tuple[FileRecord, ...]
+    test: tuple[FileRecord, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """Files, bytes and the hash of the paths of each part."""
+        return {name: _describe(getattr(self, name)) for name in ("train", "validation", "test")}
+
+
+def _describe(files: Sequence[FileRecord]) -> dict[str, Any]:
+    paths = "\0".join(record.path for record in files)
+    return {
+        "files": len(files),
+        "bytes": sum(kept_bytes(record) for record in files),
+        "paths_sha256": hashlib.sha256(paths.encode(errors="surrogateescape")).hexdigest(),
+    }
+
+
+def kept_bytes(record: FileRecord) -> int:
+    """Bytes of a file that passed the filters."""
+    return sum(chunk.end_byte - chunk.start_byte for chunk in record.chunks)
+
+
+def split_files(files: Sequence[FileRecord], config: DataConfig, *, seed: int) -> Split:
+    """Split whole clusters, in an order decided by ``seed`` and the files' paths alone.
+
+    Test and validation are filled first, up to their fraction of all kept bytes; a cluster that would overshoot by
+    more than the fraction itself is left to training. A file added later moves no other.
+
+    Raises:
+        DataError: there are fewer than three clusters, so that a part would be empty.
+    """
+    clusters: dict[int, list[FileRecord]] = {}
+    for record in files:
+        clusters.setdefault(record.cluster, []).append(record)
+    if len(clusters) < 3:
+        raise DataError(
+            f"Only {len(clusters)} independent files passed the filters; train, validation and test need one each.",
+            next_step="Train on a larger repository, or loosen the filters (see `mlx-gardener scan`).",
+        )
+    ordered = sorted(clusters.values(), key=lambda group: _rank(group, seed))
+    total = sum(kept_bytes(record) for record in files)
+    parts: dict[str, list[list[FileRecord]]] = {"test": [], "validation": [], "train": []}
+    left = ordered
+    for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
+        parts[name], left = _take(left, fraction * total)
+    parts["train"] = left
+    if not left:  # a handful of files of the same size: training takes the largest
+        parts["train"] = [max(parts["validation"] + parts["test"], key=_group_bytes)]
+    sides = {
+        name: tuple(sorted((record for group in groups for record in group), key=lambda record: record.path))
+        for name, groups in parts.items()
+    }
+    return Split(sides["train"], sides["validation"], sides["test"])
+
+
+def _take(
+    groups: list[list[FileRecord]], wanted: float
+) -> tuple[list[list[FileRecord]], list[list[FileRecord]]]:
+    """Groups for about ``wanted`` bytes, at least one, and the rest."""
+    taken: list[list[FileRecord]] = []
+    rest: list[list[FileRecord]] = []
+    have = 0
+    for group in groups:
+        size = _group_bytes(group)
+        if have < wanted and have + size <= 2 * wanted:
+            taken.append(group)
+            have += size
+        else:
+            rest.append(group)
+    if not taken:
+        smallest = min(rest, key=_group_bytes)
+        rest.remove(smallest)
+        taken.append(smallest)
+    return taken, rest
+
+
+def _group_bytes(group: list[FileRecord]) -> int:
+    return sum(kept_bytes(record) for record in group)
+
+
+def _rank(group: list[FileRecord], seed: int) -> bytes:
+    first = min(record.path for record in group)
+    return hashlib.sha256(f"{seed}\0{first}".encode(errors="surrogateescape")).digest()
