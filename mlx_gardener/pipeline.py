@@ -178,11 +178,11 @@ def _complete(
     with PeftManager(run.registry).stage_adapter(
         run.project.name, outcome.weights, base=base, settings=outcome.settings
     ) as staged:
-        evidence = _measure(run, base, staged, data)
+        evidence = _measure(run, base, staged, data, plan)
         return _register(run, base, staged, data, plan, outcome, evidence)
 
 
-def _measure(run: Run, base: BaseModel, staged: StagedAdapter, data: PreparedData) -> Evidence:
+def _measure(run: Run, base: BaseModel, staged: StagedAdapter, data: PreparedData, plan: Plan) -> Evidence:
     """Base against adapter on the test part, with the adapter read back from its files."""
     from mlx_gardener.evaluate import compare
 
@@ -193,8 +193,8 @@ def _measure(run: Run, base: BaseModel, staged: StagedAdapter, data: PreparedDat
         base,
         staged.load(),
         data,
-        run.project.path,
         run.config,
+        plan,
         on_progress=on_progress,
         interrupt=run.interrupt,
     )
@@ -228,16 +228,18 @@ def _register(
         "base_model": base.id,
         **details.to_json(),
     }
+    shown = facts | {"evidence": evidence.to_json(with_source=True)}
     events, _ = read_journal(run.directory / JOURNAL_NAME)
     record = staged.commit(
         details,
         model_card=render_model_card(facts),
-        extra_files={"report.html": render_report_html(facts, events=events).encode()},
+        extra_files={"report.html": render_report_html(shown, events=events).encode()},
+        activate=evidence.verdict != "reject",
     )
     return {
         "adapter_version": record.version,
         "metrics": dict(evidence.metrics),
-        "evidence": evidence.to_json(),
+        "evidence": evidence.to_json(with_source=True),
         "training": outcome.to_json(),
     }
 

@@ -213,7 +213,9 @@ class Encoder:
         opening = self._header(header)
         room = width - len(opening)
         return [
-            self._document([(opening, False), (tokens[at : at + room], True)], splittable=False)
+            self._document(
+                [(opening, False), (tokens[at : at + room], True)], splittable=False, path=segment.path
+            )
             for at in range(0, len(tokens), room)
         ]
 
@@ -254,7 +256,9 @@ class Encoder:
         parts = [(self._header(header), False), *context, mark(markers.middle), (middle, True), end]
         return self._document(parts, splittable=False)
 
-    def _document(self, parts: list[tuple[np.ndarray, bool]], *, splittable: bool) -> Document:
+    def _document(
+        self, parts: list[tuple[np.ndarray, bool]], *, splittable: bool, path: str = ""
+    ) -> Document:
         import numpy as np
 
         tokens = np.concatenate([ids for ids, _ in parts]).astype(np.int32)
@@ -262,7 +266,7 @@ class Encoder:
         if len(mask):
             mask[0] = False
         target_bytes = int(self._tokenizer.byte_lengths[tokens[mask]].sum())
-        return Document(tokens, mask, target_bytes, splittable)
+        return Document(tokens, mask, target_bytes, splittable, path)
 
 
 def header_text(tokenizer: CodeTokenizer, path: str) -> str:

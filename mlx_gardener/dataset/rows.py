@@ -20,20 +20,22 @@ if TYPE_CHECKING:
 class Document:
     """Token ids of one example, all int32 or bool of the same length.
 
-    ``target_bytes`` are the bytes of source that each token spells, where it is a target.
+    ``target_bytes`` are the bytes of source that the targets spell; ``path`` is the file they come from, if one.
     """
 
     tokens: np.ndarray
     loss_mask: np.ndarray
     target_bytes: int
     splittable: bool
+    path: str = ""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Rows of one width: ``tokens`` int32, ``loss_mask`` bool and ``document_ids`` int32, all (rows, width).
 
-    Document ids count from 1 within a row; padding has 0.
+    Document ids count from 1 within a row; padding has 0. ``row_bytes`` int64 (rows,) are the source bytes that each
+    row's targets spell, ``paths`` the file of each row, "" where a row holds several.
     """
 
     tokens: np.ndarray
@@ -41,6 +43,8 @@ class Batch:
     document_ids: np.ndarray
     loss_tokens: int
     source_bytes: int
+    row_bytes: np.ndarray
+    paths: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class _Matrix:
     tokens: np.ndarray
     loss_mask: np.ndarray
     document_ids: np.ndarray
-    source_bytes: np.ndarray  # per row
+    source_bytes: np.ndarray  # (rows,)
+    paths: tuple[str, ...]  # (rows,)
 
     def batch(self, rows: np.ndarray) -> Batch:
         mask = self.loss_mask[rows]
@@ -247,4 +252,5 @@ def _matrix(rows: list[list[Document]], width: int, pad_id: int) -> _Matrix:
             document_ids[row, at:end] = number
             source_bytes[row] += document.target_bytes
             at = end
-    return _Matrix(tokens, loss_mask, document_ids, source_bytes)
+    paths = tuple(documents[0].path if len(documents) == 1 else "" for documents in rows)
+    return _Matrix(tokens, loss_mask, document_ids, source_bytes, paths)

@@ -5,7 +5,7 @@ speed and memory, never the result.
 """
 
 from mlx_gardener.engine.planner import ModelFacts, Plan, make_plan, model_facts
-from mlx_gardener.engine.step import StepResult, evaluate_batches, loss_and_gradients
+from mlx_gardener.engine.step import StepResult, evaluate_batches, loss_and_gradients, row_losses
 
 __all__ = [
     "ModelFacts",
@@ -15,4 +15,5 @@ __all__ = [
     "loss_and_gradients",
     "make_plan",
     "model_facts",
+    "row_losses",
 ]

@@ -20,13 +20,13 @@ GIB = 1024**3
 #: Python, MLX, tokenizer, dataset and BLAS buffers: measured 0.30 to 0.36 GB at the first update on Linux.
 RUNTIME_BYTES = int(0.36 * GIB)
 #: Floats kept per token and layer in a whole-graph step, in units of the hidden and the intermediate width.
-HIDDEN_FLOATS, INTERMEDIATE_FLOATS, SCORE_FLOATS = 30.0, 8.0, 3.0
+HIDDEN_FLOATS, INTERMEDIATE_FLOATS, SCORE_FLOATS = 12.0, 4.0, 1.0
 #: Floats per token of logits and their gradient, in units of the vocabulary.
 TAIL_FLOATS = 4.0
 #: More tokens than this at once bring no speed on a CPU or a GPU of a Mac mini (judgement).
 MAX_MICRO_BATCH_TOKENS = 4096
 #: What is left of the budget for what the formula does not know.
-HEADROOM = 0.95
+HEADROOM = 0.9
 
 
 @dataclass(frozen=True)

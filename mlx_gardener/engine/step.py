@@ -56,7 +56,7 @@ def loss_and_gradients(
 
     def loss_sum(masters: Weights, tokens: mx.array, mask: mx.array) -> mx.array:
         model.update(nested({name: value.astype(dtype) for name, value in masters.items()}))
-        return _loss_sum(model, tokens, mask)
+        return _token_losses(model, tokens, mask).sum()
 
     differentiate = mx.value_and_grad(loss_sum)
     total, count, gradients = 0.0, 0, None
@@ -79,39 +79,43 @@ def loss_and_gradients(
     return StepResult(total, count, gradients)
 
 
-def evaluate_batches(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    plan: Plan,
-    *,
-    interrupt: Callable[[], None] | None = None,
-    on_progress: Callable[[int], None] | None = None,
-) -> tuple[float, int, int]:
-    """(loss in nats summed over loss-bearing tokens, those tokens, the source bytes they spell); no gradients."""
+def row_losses(
+    model: nn.Module, batch: Batch, plan: Plan, *, interrupt: Callable[[], None] | None = None
+) -> list[float]:
+    """Loss of each row of ``batch`` in nats, summed over its loss-bearing tokens; no gradients."""
     import mlx.core as mx
 
     model.eval()
+    size = plan.rows_for(batch.tokens.shape[1])
+    losses: list[float] = []
+    for start in range(0, len(batch.tokens), size):
+        if interrupt is not None:
+            interrupt()
+        tokens, mask = (mx.array(part[start : start + size]) for part in (batch.tokens, batch.loss_mask))
+        losses += _token_losses(model, tokens, mask).sum(axis=1).tolist()  # type: ignore[arg-type]
+    return losses
+
+
+def evaluate_batches(
+    model: nn.Module, batches: Iterable[Batch], plan: Plan, *, interrupt: Callable[[], None] | None = None
+) -> tuple[float, int, int]:
+    """(loss in nats summed over loss-bearing tokens, those tokens, the source bytes they spell); no gradients."""
     total, count, source_bytes = 0.0, 0, 0
-    for done, batch in enumerate(batches, start=1):
-        for tokens, mask, loss_tokens in _micro_batches(batch, plan):
-            if interrupt is not None:
-                interrupt()
-            total += _loss_sum(model, mx.array(tokens), mx.array(mask)).item()
-            count += loss_tokens
+    for batch in batches:
+        total += sum(row_losses(model, batch, plan, interrupt=interrupt))
+        count += batch.loss_tokens
         source_bytes += batch.source_bytes
-        if on_progress is not None:
-            on_progress(done)
     return total, count, source_bytes
 
 
-def _loss_sum(model: nn.Module, tokens: mx.array, mask: mx.array) -> mx.array:
-    """Cross-entropy in nats, summed where ``mask`` says that a token is a target; logits in float32."""
+def _token_losses(model: nn.Module, tokens: mx.array, mask: mx.array) -> mx.array:
+    """Cross-entropy in nats where ``mask`` says that a token is a target, 0 elsewhere: (rows, width - 1), float32."""
     import mlx.core as mx
     import mlx.nn as nn
 
     logits = model(tokens[:, :-1]).astype(mx.float32)  # (rows, width - 1, vocab)
     losses = nn.losses.cross_entropy(logits, tokens[:, 1:], reduction="none")  # (rows, width - 1)
-    return mx.where(mask[:, 1:], losses, 0.0).sum()
+    return mx.where(mask[:, 1:], losses, 0.0)
 
 
 def _micro_batches(batch: Batch, plan: Plan) -> Iterator[tuple[object, object, int]]:

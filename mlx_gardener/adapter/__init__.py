@@ -1,0 +1,9 @@
+"""Adapters as files: written whole or not at all, in mlx-lm's and PEFT's form, with a manifest that says what they are.
+
+In: LoRA weights by mlx-lm's names. Out: a directory in the registry. Only safetensors and JSON are ever read back.
+"""
+
+from mlx_gardener.adapter.manager import PeftManager, StagedAdapter, attach_adapter
+from mlx_gardener.adapter.manifest import LoadedAdapter, ManifestDetails, load_adapter_directory
+
+__all__ = ["LoadedAdapter", "ManifestDetails", "PeftManager", "StagedAdapter", "load_adapter_directory"]

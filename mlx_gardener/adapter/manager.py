@@ -1,0 +1,316 @@
+"""PeftManager: the only part that turns LoRA weights into files and back.
+
+An adapter is written to a temporary sibling, measured there as it was written, completed with its manifest, fsynced,
+renamed into place and only then registered. Whatever interrupts that leaves no adapter and no half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.adapter.forms import has_peft_form, write_mlx_form, write_peft_form
+from mlx_gardener.adapter.manifest import (
+    MANIFEST_NAME,
+    LoadedAdapter,
+    ManifestDetails,
+    load_adapter_directory,
+    make_manifest,
+    read_manifest,
+    sha256_of,
+    verify_files,
+)
+from mlx_gardener.errors import AdapterError
+from mlx_gardener.registry import AdapterRecord, ProjectRegistry
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from mlx_gardener.model import BaseModel
+
+_FORMS = ("mlx", "peft")
+
+
+class StagedAdapter:
+    """An adapter whose weights are on disk and which is not registered yet."""
+
+    def __init__(self, registry: ProjectRegistry, project: str, directory: Path, base: BaseModel) -> None:
+        self.directory = directory
+        self.version = _next_version(directory.parent, registry, project)
+        self._registry = registry
+        self._project = project
+        self._base = base
+
+    def load(self) -> LoadedAdapter:
+        """Read the weights back from the files just written.
+
+        Raises:
+            AdapterError: they cannot be read.
+        """
+        return load_adapter_directory(self.directory)
+
+    def commit(
+        self,
+        details: ManifestDetails,
+        *,
+        model_card: str,
+        extra_files: dict[str, bytes] | None = None,
+        activate: bool = True,
+    ) -> AdapterRecord:
+        """Complete the adapter, put it in its place and register it.
+
+        Args:
+            details: what the manifest says of how it was made and how good it is.
+            model_card: its README.md.
+            extra_files: more files, by name.
+            activate: whether other programs pick this version up from now on.
+
+        Raises:
+            AdapterError: a file cannot be written; nothing is left behind.
+            RegistryError: it cannot be registered; nothing is left behind.
+        """
+        try:
+            (self.directory / "README.md").write_text(model_card, encoding="utf-8")
+            for name, content in (extra_files or {}).items():
+                (self.directory / name).write_bytes(content)
+            manifest = make_manifest(
+                self.directory,
+                project=self._project,
+                adapter_version=self.version,
+                base=self._base,
+                details=details,
+            )
+            path = self.directory / MANIFEST_NAME
+            path.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            manifest_sha256 = sha256_of(path)
+            _fsync_tree(self.directory)
+            final = self._rename()
+        except OSError as error:
+            raise AdapterError(
+                f"The adapter of {self._project!r} cannot be written ({error.strerror}).",
+                next_step="Free disk space, then go on with `mlx-gardener train --resume`.",
+            ) from error
+        try:
+            return self._registry.add_adapter(
+                self._project,
+                self.version,
+                final,
+                base_model=self._base.id,
+                metrics=details.metrics,
+                manifest_sha256=manifest_sha256,
+                activate=activate,
+            )
+        except BaseException:
+            shutil.rmtree(final, ignore_errors=True)
+            raise
+
+    def _rename(self) -> Path:
+        final = self.directory.parent / self.version
+        self.directory.rename(final)
+        _fsync(final.parent)
+        return final
+
+
+class PeftManager:
+    """Adapters of the projects in one registry.
+
+    Args:
+        registry: where adapters are recorded; the user's own when None.
+    """
+
+    def __init__(self, registry: ProjectRegistry | None = None) -> None:
+        self.registry = registry or ProjectRegistry()
+
+    @contextmanager
+    def stage_adapter(
+        self, project: str, weights: dict[str, mx.array], *, base: BaseModel, settings: dict[str, Any]
+    ) -> Iterator[StagedAdapter]:
+        """Write an adapter's weights beside its place; left without `StagedAdapter.commit`, it is removed again.
+
+        Args:
+            weights: by mlx-lm's names.
+            settings: `model.lora.adapter_settings`.
+
+        Raises:
+            AdapterError: the weights cannot be written.
+            RegistryError: there is no such project.
+        """
+        self.registry.get_project(project)
+        parent = self.registry.project_directory(project) / "adapters"
+        staged = parent / f".new-{uuid.uuid4().hex[:8]}"
+        try:
+            staged.mkdir(parents=True, mode=0o700)
+            write_mlx_form(staged / "mlx", weights, settings, base.id)
+            if has_peft_form(weights):
+                layers = len(base.model.layers)
+                write_peft_form(staged / "peft", weights, settings, base.id, layers)
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise AdapterError(
+                f"The adapter of {project!r} cannot be written ({error}).",
+                next_step="Free disk space, then go on with `mlx-gardener train --resume`.",
+            ) from error
+        try:
+            yield StagedAdapter(self.registry, project, staged, base)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def create_adapter(
+        self,
+        project: str,
+        weights: dict[str, mx.array],
+        *,
+        base: BaseModel,
+        settings: dict[str, Any],
+        details: ManifestDetails,
+        model_card: str,
+        extra_files: dict[str, bytes] | None = None,
+    ) -> AdapterRecord:
+        """Write and register an adapter in one call; see `stage_adapter` and `StagedAdapter.commit`."""
+        with self.stage_adapter(project, weights, base=base, settings=settings) as staged:
+            return staged.commit(details, model_card=model_card, extra_files=extra_files)
+
+    def load_adapter(self, project: str, version: str | None = None) -> LoadedAdapter:
+        """Read an adapter version (the active one by default) after comparing its files with the manifest.
+
+        Raises:
+            AdapterError: a file is missing or is not the one that was written.
+            RegistryError: there is no such project or version.
+        """
+        record = self.registry.get_adapter(project, version)
+        manifest = read_manifest(record.directory)
+        if sha256_of(record.directory / MANIFEST_NAME) != record.manifest_sha256:
+            raise AdapterError(
+                f"The manifest of {project}/{record.version} is not the one that was written.",
+                next_step="Train again, or restore the file from a backup.",
+            )
+        verify_files(record.directory, manifest)
+        return load_adapter_directory(record.directory, manifest)
+
+    def unload_adapter(self, base: BaseModel) -> None:
+        """Take any adapter out of a base model."""
+        from mlx_gardener.model.lora import detach_lora
+
+        detach_lora(base.model)
+
+    def list_adapters(self, project: str) -> list[AdapterRecord]:
+        """The project's versions, oldest first.
+
+        Raises:
+            RegistryError: there is no such project.
+        """
+        return self.registry.list_adapters(project)
+
+    def delete_adapter(self, project: str, version: str) -> None:
+        """Forget a version and delete its files.
+
+        Raises:
+            RegistryError: there is no such project or version.
+            AdapterError: the files cannot be deleted; the version is forgotten all the same.
+        """
+        record = self.registry.get_adapter(project, version)
+        self.registry.remove_adapter(project, version)
+        try:
+            if record.directory.exists():
+                shutil.rmtree(record.directory)
+        except OSError as error:
+            raise AdapterError(
+                f"The files of {project}/{version} cannot be deleted ({error.strerror}).",
+                next_step=f"Delete {record.directory} by hand.",
+            ) from error
+
+    def export_adapter(self, project: str, version: str | None, form: str, destination: Path) -> Path:
+        """Copy one form of an adapter out of the registry, whole or not at all.
+
+        Args:
+            form: ``mlx`` or ``peft``.
+            destination: a directory that does not exist yet.
+
+        Raises:
+            AdapterError: the form is unknown or not there, or the destination exists or cannot be written.
+            RegistryError: there is no such project or version.
+        """
+        adapter = self.load_adapter(project, version)
+        source = adapter.directory / form
+        if form not in _FORMS or not source.is_dir():
+            raise AdapterError(
+                f"The adapter {project}/{adapter.directory.name} has no form {form!r}.",
+                next_step=f"Forms are: {', '.join(name for name in _FORMS if (adapter.directory / name).is_dir())}.",
+            )
+        if destination.exists():
+            raise AdapterError(f"{str(destination)!r} exists already.", next_step="Name a new directory.")
+        staged = destination.parent / f".{destination.name}.new-{uuid.uuid4().hex[:8]}"
+        try:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(source, staged)
+            staged.rename(destination)
+        except OSError as error:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise AdapterError(
+                f"{str(destination)!r} cannot be written ({error.strerror}).",
+                next_step="Name another directory.",
+            ) from error
+        return destination
+
+
+@contextmanager
+def attach_adapter(base: BaseModel, adapter: LoadedAdapter) -> Iterator[None]:
+    """``base.model`` with ``adapter`` in it, for the length of the block.
+
+    Raises:
+        AdapterError: the adapter's modules or shapes do not fit the base.
+    """
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+
+    from mlx_gardener.errors import ModelError
+    from mlx_gardener.model.lora import detach_lora, set_lora_parameters
+
+    settings = adapter.settings
+    try:
+        lora = {**settings["lora_parameters"], "keys": set(settings["lora_parameters"]["keys"])}
+        linear_to_lora_layers(
+            base.model, settings["num_layers"], lora, use_dora=settings["fine_tune_type"] == "dora"
+        )
+        set_lora_parameters(
+            base.model, {name: value.astype(base.dtype) for name, value in adapter.weights.items()}
+        )
+    except (ModelError, ValueError, KeyError, TypeError) as error:
+        detach_lora(base.model)
+        raise AdapterError(
+            f"The adapter {adapter.directory.name!r} does not fit {base.id} ({error}).",
+            next_step="Use the base model it was trained on; its manifest names it.",
+        ) from error
+    base.model.eval()
+    try:
+        yield
+    finally:
+        detach_lora(base.model)
+
+
+def _next_version(parent: Path, registry: ProjectRegistry, project: str) -> str:
+    """v1, v2, ...: one more than any version that is recorded or on disk."""
+    names = {record.version for record in registry.list_adapters(project)} | {
+        path.name for path in parent.iterdir()
+    }
+    numbers = [int(name[1:]) for name in names if name[:1] == "v" and name[1:].isdigit()]
+    return f"v{max(numbers, default=0) + 1}"
+
+
+def _fsync_tree(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        _fsync(path)
+    _fsync(directory)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

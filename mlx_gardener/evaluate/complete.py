@@ -1,0 +1,87 @@
+"""Completions: a prompt as the model was trained to see it, and greedy generation by mlx-lm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mlx_gardener.dataset.examples import header_text
+from mlx_gardener.errors import ModelError
+
+if TYPE_CHECKING:
+    from mlx_gardener.model import BaseModel, CodeTokenizer
+
+#: Tokens of prefix and suffix that are shown; an editor asks with about this much.
+PREFIX_TOKENS, SUFFIX_TOKENS = 640, 192
+
+
+def build_prompt(tokenizer: CodeTokenizer, prefix: str, suffix: str | None, path: str) -> list[int]:
+    """Token ids to complete from: the path, then left to right, or with a hole where ``suffix`` is given.
+
+    Raises:
+        ModelError: a suffix is given and the model has no fill-in-the-middle markers.
+    """
+    opening = [index for index in (tokenizer.bos_id, tokenizer.file_id) if index is not None]
+    opening += tokenizer.encode(header_text(tokenizer, path)) if path else []
+    before = tokenizer.encode(prefix)[-PREFIX_TOKENS:]
+    if suffix is None:
+        return opening + before
+    if tokenizer.markers is None:
+        raise ModelError(
+            "This model has no fill-in-the-middle markers.",
+            next_step="Complete without what follows (--no-suffix).",
+        )
+    return opening + tokenizer.markers.prompt(before, tokenizer.encode(suffix)[:SUFFIX_TOKENS])
+
+
+def complete(
+    base: BaseModel,
+    prefix: str,
+    suffix: str | None = None,
+    *,
+    path: str = "",
+    max_new_tokens: int,
+    is_enough: Callable[[str], bool] | None = None,
+) -> str:
+    """What the model writes between ``prefix`` and ``suffix``, greedily, up to its end-of-text token.
+
+    Args:
+        base: with or without an adapter attached.
+        path: shown in front, as in training.
+        max_new_tokens: at most this many.
+        is_enough: asked with the text so far; ends the generation early.
+
+    Raises:
+        ModelError: a suffix is given and the model has no fill-in-the-middle markers.
+    """
+    import mlx.core as mx
+    from mlx_lm.generate import generate_step
+
+    tokenizer = base.tokenizer
+    prompt = build_prompt(tokenizer, prefix, suffix, path)
+    stops = {tokenizer.eos_id, tokenizer.pad_id, tokenizer.file_id, tokenizer.repo_id}
+    ids: list[int] = []
+    text = ""
+    for token, _ in generate_step(mx.array(prompt), base.model, max_tokens=max_new_tokens):
+        if int(token) in stops:
+            break
+        ids.append(int(token))
+        text = tokenizer.decode(ids)
+        if is_enough is not None and is_enough(text):
+            break
+    return text
+
+
+def next_line(base: BaseModel, prefix: str, *, path: str, max_new_tokens: int) -> str:
+    """The line the model writes next, without its newline; line breaks at the end of ``prefix`` are its to write.
+
+    Newlines and indentation are often one token, so a prompt must not end between them.
+    """
+    text = complete(
+        base,
+        prefix.rstrip("\n"),
+        path=path,
+        max_new_tokens=max_new_tokens,
+        is_enough=lambda so_far: "\n" in so_far.lstrip("\n"),
+    )
+    return text.lstrip("\n").split("\n")[0].rstrip()
