@@ -12,7 +12,7 @@ import lzma
 import math
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,9 @@ CONFIG: dict[str, Any] = {
     "torch_dtype": "float16",
 }
 MAX_BYTES = 16_000_000
+
+#: Tokens of context the score is measured with.
+WINDOW = 1024
 
 #: A small text that is part of the repository: its score is recorded, so that a test can measure it again.
 PROBE = Path(__file__).with_name("seedling_probe.txt")
@@ -107,21 +110,32 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def bits_of_text(model: Any, ids: list[int], context: int = 1024) -> float:
-    """Bits the model needs for all of `ids` after an end-of-text token; windows overlap by half the context."""
+def loss_function(model: Any) -> Callable[[list[int]], Any]:
+    """Nats per token of one window of up to `WINDOW` tokens; padded to one shape, so that it is compiled once."""
     import mlx.core as mx
     import mlx.nn as nn
 
+    @mx.compile
+    def losses(row: Any) -> Any:  # (1, WINDOW + 1) -> (WINDOW,)
+        logits = model(row[:, :-1]).astype(mx.float32)[0]  # (WINDOW, vocabulary)
+        return nn.losses.cross_entropy(logits, row[0, 1:])
+
+    def of_window(window: list[int]) -> Any:
+        padded = mx.array(window + [0] * (WINDOW + 1 - len(window)))[None]
+        return losses(padded)[: len(window) - 1]
+
+    return of_window
+
+
+def bits_of_text(losses: Callable[[list[int]], Any], ids: list[int]) -> float:
+    """Bits the model needs for all of `ids` after an end-of-text token; windows overlap by a quarter."""
     row = [0, *ids]
     nats, scored, start = 0.0, 0, 0
     while scored < len(ids):
-        window = row[start : start + context + 1]
-        inputs = mx.array(window[:-1])[None]
-        logits = model(inputs).astype(mx.float32)[0]  # (width, vocabulary)
-        losses = nn.losses.cross_entropy(logits, mx.array(window[1:]))  # (width,)
-        nats += mx.sum(losses[scored - start :]).item()
+        window = row[start : start + WINDOW + 1]
+        nats += losses(window)[scored - start :].sum().item()
         scored = start + len(window) - 1
-        start = scored - context // 2
+        start = scored - WINDOW // 4
     return nats / math.log(2)
 
 
@@ -137,29 +151,35 @@ def open_model(model_dir: Path) -> tuple[Any, Any]:
 
 def bits_per_byte(model: Any, encoder: Any, text: str) -> float:
     """Bits per UTF-8 byte of one text."""
-    return bits_of_text(model, encoder.encode(text, add_special_tokens=False).ids) / len(text.encode())
+    return bits_of_text(loss_function(model), encoder.encode(text, add_special_tokens=False).ids) / len(
+        text.encode()
+    )
 
 
-def score(model_dir: Path, documents: Iterable[Document], bytes_per_language: int) -> dict[str, Any]:
+def score(
+    model_dir: Path, documents: Iterable[Document], bytes_per_language: int, max_file_bytes: int = 24_000
+) -> dict[str, Any]:
     """Bits per byte per language, beside gzip -9 and xz -9e of each file on its own.
 
-    The same files each time: taken in the corpus' order until `bytes_per_language` is reached. Weights are computed in
+    The same files each time: those of at most `max_file_bytes`, in the corpus' order, until `bytes_per_language` is
+    reached. Weights are computed in
     fp32 from the exported fp16 file, so the figure is that of the file people load.
     """
     model, encoder = open_model(model_dir)
+    losses = loss_function(model)
     sums: dict[str, dict[str, float]] = defaultdict(
         lambda: dict.fromkeys(("files", "bytes", "tokens", "bits", "gzip", "xz"), 0)
     )
     for document in documents:
         line = sums[document.language]
-        if line["bytes"] >= bytes_per_language:
-            continue
         raw = document.text.encode()
+        if line["bytes"] >= bytes_per_language or len(raw) > max_file_bytes:
+            continue
         ids = encoder.encode(document.text, add_special_tokens=False).ids
         line["files"] += 1
         line["bytes"] += len(raw)
         line["tokens"] += len(ids)
-        line["bits"] += bits_of_text(model, ids)
+        line["bits"] += bits_of_text(losses, ids)
         line["gzip"] += 8 * len(gzip.compress(raw, 9, mtime=0))
         line["xz"] += 8 * len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME))
     table = {
@@ -172,6 +192,7 @@ def score(model_dir: Path, documents: Iterable[Document], bytes_per_language: in
             "bytes_per_token": round(line["bytes"] / line["tokens"], 3),
         }
         for language, line in sorted(sums.items())
+        if line["files"]
     }
     probe = PROBE.read_text(encoding="utf-8")
     everything = {
