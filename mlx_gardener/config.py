@@ -48,8 +48,8 @@ class LoraConfig(_Section):
 class OptimizerConfig(_Section):
     """How weights move. ``learning_rate`` None means: recommended for the base's width (`train.schedule` says how).
 
-    ``tokens_per_update`` fixes the loss-bearing and context tokens of one optimiser update; the planner only splits them, so the
-    memory budget changes the speed and never the result. ``max_steps`` counts optimiser updates; None means all epochs.
+    ``tokens_per_update`` fixes the positions of one optimiser update; the planner only splits them, so the memory
+    budget changes the speed and never the result. ``max_steps`` counts optimiser updates; None means all epochs.
     """
 
     name: Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"] = "adamw"
@@ -121,9 +121,6 @@ class EngineConfig(_Section):
     """Pins for what the planner would choose; None leaves the choice to it."""
 
     micro_batch_rows: int | None = Field(None, ge=1)
-    layers_per_segment: int | None = Field(None, ge=1)
-    tail_slice_tokens: int | None = Field(None, ge=1)
-    whole_graph: bool = False
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 

@@ -1,9 +1,9 @@
 """The step-callback bus: typed events from a run, and subscribers that can neither slow nor break it.
 
 A run publishes small frozen events; every subscriber has its own thread and its own bounded queue. ``publish`` only
-appends to queues (microseconds), a slow subscriber loses the *oldest* droppable events (steps, memory) and never a phase, a
-warning or the end, and one that raises is logged and goes on receiving. Events are JSON-able in both directions, which is how they travel
-from the worker process to whoever watches (`mlx_gardener.journal`).
+appends to queues (microseconds); a slow subscriber loses the *oldest* droppable events (steps, memory) and never a
+phase, a warning or the end; one that raises is logged and goes on receiving. Events are JSON-able in both directions,
+which is how they travel from the worker process to whoever watches (`mlx_gardener.journal`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from mlx_gardener.journal import JournalWriter, follow_journal, read_journal
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     writer = JournalWriter(tmp_path / "events.jsonl")
-    events = [WarningRaised("one"), WarningRaised("zwei – drei\n")]
+    events = [WarningRaised("one"), WarningRaised("zwei \u2013 drei\n")]
     for event in events:
         writer(event)
     read, offset = read_journal(tmp_path / "events.jsonl")

@@ -6,4 +6,11 @@ In: LoRA weights by mlx-lm's names. Out: a directory in the registry. Only safet
 from mlx_gardener.adapter.manager import PeftManager, StagedAdapter, attach_adapter
 from mlx_gardener.adapter.manifest import LoadedAdapter, ManifestDetails, load_adapter_directory
 
-__all__ = ["LoadedAdapter", "ManifestDetails", "PeftManager", "StagedAdapter", "load_adapter_directory"]
+__all__ = [
+    "LoadedAdapter",
+    "ManifestDetails",
+    "PeftManager",
+    "StagedAdapter",
+    "attach_adapter",
+    "load_adapter_directory",
+]

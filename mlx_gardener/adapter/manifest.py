@@ -145,13 +145,12 @@ def load_adapter_directory(directory: Path, manifest: dict[str, Any] | None = No
     Raises:
         AdapterError: its files are missing or damaged.
     """
-    import mlx.core as mx
+    from mlx_gardener.model.lora import load_arrays
 
     file = directory / "mlx" / "adapters.safetensors"
     try:
         settings = json.loads((directory / "mlx" / "adapter_config.json").read_text(encoding="utf-8"))
-        weights = dict(mx.load(str(file)))
-        mx.eval(weights)
+        weights = load_arrays(file)
     except (OSError, ValueError, RuntimeError) as error:
         raise AdapterError(
             f"The weights of adapter {directory.name!r} cannot be read ({error}).", next_step="Train again."

@@ -52,16 +52,16 @@ class CommandTable(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
-    def main(self, args: Any = None, *rest: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(self, args: Any = None, *, standalone_mode: bool = True, **extra: Any) -> Any:  # type: ignore[override]
         """Run a command; turns every error into a message and an exit code (unless ``standalone_mode`` is off)."""
         arguments = list(sys.argv[1:] if args is None else args)
         end = arguments.index("--") if "--" in arguments else len(arguments)
         debug = "--debug" in arguments[:end] or bool(os.environ.get("MLX_GARDENER_DEBUG"))
         arguments = [text for at, text in enumerate(arguments) if at >= end or text != "--debug"]
         if not standalone_mode:
-            return super().main(arguments, *rest, standalone_mode=False, **extra)
+            return super().main(arguments, standalone_mode=False, **extra)
         try:
-            code = super().main(arguments, *rest, standalone_mode=False, **extra)
+            code = super().main(arguments, standalone_mode=False, **extra)
         except Exception as error:
             if debug:
                 raise

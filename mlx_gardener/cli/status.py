@@ -68,7 +68,9 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
 
 @click.command()
 @click.argument("project", shell_complete=complete_projects)
-@click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for it to stop.")
+@click.option(
+    "--timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for it to stop."
+)
 def cancel(project: str, timeout: float) -> None:
     """Stop the training of PROJECT; its checkpoint is kept."""
     from mlx_gardener.errors import TrainingError

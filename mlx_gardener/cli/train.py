@@ -36,9 +36,13 @@ def _parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
 @click.option("--rank", type=int, help="LoRA rank. [default: 16]")
 @click.option("--learning-rate", type=float, help="Peak learning rate; fitted to the base by default.")
 @click.option("--max-steps", type=int, help="At most this many optimiser updates.")
-@click.option("--timeout", type=float, metavar="MINUTES", help="Time limit, kept with a checkpoint. [default: 30]")
+@click.option(
+    "--timeout", type=float, metavar="MINUTES", help="Time limit, kept with a checkpoint. [default: 30]"
+)
 @click.option("--seed", type=int, help="Seed of everything random. [default: 0]")
-@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any other setting: data.fim_rate=0.5")
+@click.option(
+    "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any other setting: data.fim_rate=0.5"
+)
 @click.option("--resume", is_flag=True, help="Go on with the last training where it stopped.")
 @click.option("--detach", is_flag=True, help="Start in the background and return.")
 @click.option("--dry-run", is_flag=True, help="Show data and memory plan; train nothing, write nothing.")
@@ -175,7 +179,9 @@ def _show_result(pipeline: TrainingPipeline, name: str, result: dict[str, Any], 
     show_evidence(console, result["evidence"])
     console.print(f"\nAdapter {adapter.version} of {name} is in the registry:", highlight=False)
     console.print(f"  {adapter.directory}", highlight=False, soft_wrap=True)
-    console.print("  mlx/ loads with mlx-lm, peft/ with Hugging Face PEFT; report.html shows the run.", highlight=False)
+    console.print(
+        "  mlx/ loads with mlx-lm, peft/ with Hugging Face PEFT; report.html shows the run.", highlight=False
+    )
     console.print(f"  Try it: mlx-gardener complete {name} FILE:LINE", highlight=False)
 
 

@@ -59,12 +59,15 @@ class _Matrix:
 
     def batch(self, rows: np.ndarray) -> Batch:
         mask = self.loss_mask[rows]
+        row_bytes = self.source_bytes[rows]
         return Batch(
-            self.tokens[rows],
-            mask,
-            self.document_ids[rows],
-            int(mask.sum()),
-            int(self.source_bytes[rows].sum()),
+            tokens=self.tokens[rows],
+            loss_mask=mask,
+            document_ids=self.document_ids[rows],
+            loss_tokens=int(mask.sum()),
+            source_bytes=int(row_bytes.sum()),
+            row_bytes=row_bytes,
+            paths=tuple(self.paths[row] for row in rows),
         )
 
 

@@ -16,6 +16,7 @@ from mlx_gardener.model.lora import nested
 if TYPE_CHECKING:
     import mlx.core as mx
     import mlx.nn as nn
+    import numpy as np
 
     from mlx_gardener.dataset import Batch
     from mlx_gardener.engine.planner import Plan
@@ -70,7 +71,8 @@ def loss_and_gradients(
             if gradients is not None:
                 gradient = {name: value + gradients[name] for name, value in gradient.items()}
             mx.eval(loss, gradient)
-            total, count, gradients = total + loss.item(), count + loss_tokens, gradient
+            total += float(loss.item())  # type: ignore[arg-type]  # a float32 scalar, not complex
+            count, gradients = count + loss_tokens, gradient
     finally:
         model.eval()
         model.update(nested({name: value.astype(dtype) for name, value in weights.items()}))
@@ -118,7 +120,7 @@ def _token_losses(model: nn.Module, tokens: mx.array, mask: mx.array) -> mx.arra
     return mx.where(mask[:, 1:], losses, 0.0)
 
 
-def _micro_batches(batch: Batch, plan: Plan) -> Iterator[tuple[object, object, int]]:
+def _micro_batches(batch: Batch, plan: Plan) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     rows, width = batch.tokens.shape
     size = plan.rows_for(width)
     for start in range(0, rows, size):

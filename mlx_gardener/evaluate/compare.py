@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,9 +55,11 @@ def compare(
     tasks = next_line_tasks(data.test_segments, settings.next_line_tasks, seed=config.seed)
     places = next_line_tasks(data.test_segments, settings.samples, seed=config.seed + 1)
     arms = []
-    for number, (name, attached) in enumerate(
-        (("base", nullcontext()), ("adapter", attach_adapter(base, adapter)))
-    ):
+    contexts: list[tuple[str, AbstractContextManager[None]]] = [
+        ("base", nullcontext()),
+        ("adapter", attach_adapter(base, adapter)),
+    ]
+    for number, (name, attached) in enumerate(contexts):
 
         def tell(share: float, number: int = number, name: str = name) -> None:
             on_progress((number + share) / 2, f"Measuring the {name} on unseen code")

@@ -80,10 +80,8 @@ def load_base(name: str, *, compute_dtype: str = "auto") -> BaseModel:
     if quantized and on_cpu:
         model = dequantize_model(model)
         quantized = False
-    if compute_dtype == "auto":
-        dtype = mx.float32 if on_cpu else _floating_type(model)
-    else:
-        dtype = getattr(mx, compute_dtype)
+    own = mx.float32 if on_cpu else _floating_type(model)
+    dtype = own if compute_dtype == "auto" else getattr(mx, compute_dtype)
     if not quantized:
         model.update(
             tree_map(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import LoraConfig
@@ -163,3 +164,18 @@ def nested(weights: dict[str, mx.array]) -> Any:
     from mlx.utils import tree_unflatten
 
     return tree_unflatten(list(weights.items()))
+
+
+def load_arrays(file: Path) -> dict[str, mx.array]:
+    """The arrays of a safetensors file, in memory.
+
+    Raises:
+        OSError, RuntimeError, ValueError: it cannot be read.
+    """
+    import mlx.core as mx
+
+    arrays = mx.load(str(file))
+    if not isinstance(arrays, dict):
+        raise ValueError(f"{file.name} holds no named arrays")
+    mx.eval(arrays)
+    return arrays

@@ -82,15 +82,43 @@ class _RusageInfoV4(ctypes.Structure):
         ("ri_uuid", ctypes.c_uint8 * 16),
         *[
             (name, ctypes.c_uint64)
-            for name in (
-                "user_time system_time pkg_idle_wkups interrupt_wkups pageins wired_size resident_size phys_footprint "
-                "proc_start_abstime proc_exit_abstime child_user_time child_system_time child_pkg_idle_wkups "
-                "child_interrupt_wkups child_pageins child_elapsed_abstime diskio_bytesread diskio_byteswritten "
-                "cpu_time_qos_default cpu_time_qos_maintenance cpu_time_qos_background cpu_time_qos_utility "
-                "cpu_time_qos_legacy cpu_time_qos_user_initiated cpu_time_qos_user_interactive billed_system_time "
-                "serviced_system_time logical_writes lifetime_max_phys_footprint instructions cycles billed_energy "
-                "serviced_energy interval_max_phys_footprint runnable_time"
-            ).split()
+            for name in [
+                "user_time",
+                "system_time",
+                "pkg_idle_wkups",
+                "interrupt_wkups",
+                "pageins",
+                "wired_size",
+                "resident_size",
+                "phys_footprint",
+                "proc_start_abstime",
+                "proc_exit_abstime",
+                "child_user_time",
+                "child_system_time",
+                "child_pkg_idle_wkups",
+                "child_interrupt_wkups",
+                "child_pageins",
+                "child_elapsed_abstime",
+                "diskio_bytesread",
+                "diskio_byteswritten",
+                "cpu_time_qos_default",
+                "cpu_time_qos_maintenance",
+                "cpu_time_qos_background",
+                "cpu_time_qos_utility",
+                "cpu_time_qos_legacy",
+                "cpu_time_qos_user_initiated",
+                "cpu_time_qos_user_interactive",
+                "billed_system_time",
+                "serviced_system_time",
+                "logical_writes",
+                "lifetime_max_phys_footprint",
+                "instructions",
+                "cycles",
+                "billed_energy",
+                "serviced_energy",
+                "interval_max_phys_footprint",
+                "runnable_time",
+            ]
         ],
     ]
 

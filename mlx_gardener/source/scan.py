@@ -1,7 +1,8 @@
 """The scan: every file of a repository looked at once, in worker processes, and remembered by its places only.
 
-In: a root and the dataset's settings. Out: a `Scan`. Files are read, filtered, searched for secrets, parsed and scored one by one;
-texts are dropped as soon as that is done. Cost: about a second per 5 MB on two cores, about 1 KB of memory per chunk.
+In: a root and the settings of the dataset. Out: a `Scan`. Files are read, filtered, searched for secrets, parsed and
+scored one by one; texts are dropped as soon as that is done. Cost: about a second per 5 MB on two cores, and about
+1 KB of memory a chunk.
 """
 
 from __future__ import annotations

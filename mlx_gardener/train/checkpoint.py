@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import TrainingError
+from mlx_gardener.model.lora import load_arrays
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -119,18 +120,13 @@ def load_checkpoint(directory: Path, *, fingerprint: str, warn: Callable[[str], 
 
 
 def _read(path: Path) -> Checkpoint:
-    import mlx.core as mx
-
     written: dict[str, Any] = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
     for name, expected in written["sha256"].items():
         if _sha256(path / name) != expected:
             raise ValueError(f"{name} has another sha256 than was written")
     state = TrainState(**written["state"])
     state.validation = [(int(step), loss, bits) for step, loss, bits in state.validation]
-    arrays = {
-        name: dict(mx.load(str(path / f"{name}.safetensors"))) for name in ("weights", "best", "optimizer")
-    }
-    mx.eval(arrays)
+    arrays = {name: load_arrays(path / f"{name}.safetensors") for name in ("weights", "best", "optimizer")}
     return Checkpoint(state, **arrays)
 
 

@@ -1,7 +1,7 @@
 """The training loop: read top to bottom, it is what happens.
 
-Per update: gradients of one batch of about ``tokens_per_update`` tokens, mean over its loss-bearing tokens, clipped, applied to
-the float32 adapter. Per evaluation: the whole fixed validation set. It ends when the updates are done or validation
+Per update: gradients of one batch of about ``tokens_per_update`` tokens, mean over its loss-bearing tokens, clipped,
+applied to the float32 adapter. Per evaluation: the whole fixed validation set. It ends when the updates are done or validation
 stops improving, and returns the best adapter seen. Every update is committed whole or not at all, so an interruption
 anywhere leaves a state to go on from exactly.
 """

@@ -66,4 +66,4 @@ def global_norm(gradients: dict[str, mx.array]) -> float:
     import mlx.core as mx
 
     squares = sum((mx.square(value.astype(mx.float32)).sum() for value in gradients.values()), mx.array(0.0))
-    return float(mx.sqrt(squares).item())
+    return float(mx.sqrt(squares).tolist())  # type: ignore[arg-type]  # a scalar's list is its number

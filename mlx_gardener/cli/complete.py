@@ -1,0 +1,83 @@
+"""``mlx-gardener complete``: a completion with a project's adapter, at a place in a file or after standard input."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import click
+
+from mlx_gardener.cli.completion import complete_projects
+
+
+@click.command()
+@click.argument("project", shell_complete=complete_projects)
+@click.argument("place", required=False, metavar="[FILE:LINE]")
+@click.option("--base", "with_base", is_flag=True, help="Complete with the base model alone, to compare.")
+@click.option("--version", help="Adapter version; the active one by default.")
+@click.option("--no-suffix", is_flag=True, help="Do not show the model what follows LINE.")
+@click.option("--max-tokens", type=click.IntRange(1, 1024), default=48, show_default=True)
+def complete(
+    project: str, place: str | None, with_base: bool, version: str | None, no_suffix: bool, max_tokens: int
+) -> None:
+    """Complete code with PROJECT's adapter.
+
+    With FILE:LINE the completion begins at the start of that line, with what follows the line as context; without it
+    the text on standard input is continued.
+    """
+    from mlx_gardener.adapter import PeftManager, attach_adapter
+    from mlx_gardener.errors import AdapterError
+    from mlx_gardener.evaluate import complete as complete_code
+    from mlx_gardener.model import load_base
+    from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.text import safe_lines
+
+    registry = ProjectRegistry()
+    root = registry.get_project(project).path
+    record = registry.get_adapter(project, version)
+    prefix, suffix, path = _read_place(place, root) if place else (sys.stdin.read(), None, "")
+    adapter = PeftManager(registry).load_adapter(project, record.version)
+    base = load_base(_base_name(registry, project, record.base_model))
+    if base.weights_sha256 != adapter.manifest["base"]["weights_sha256"]:
+        raise AdapterError(
+            f"{record.base_model} is not the model that {project}/{record.version} was trained on any more.",
+            next_step="Train again on the model as it is now.",
+        )
+    if no_suffix or base.tokenizer.markers is None:
+        suffix = None
+    with nullcontext() if with_base else attach_adapter(base, adapter):
+        text = complete_code(base, prefix, suffix, path=path, max_new_tokens=max_tokens)
+    click.echo(safe_lines(text) if sys.stdout.isatty() else text)
+
+
+def _base_name(registry: object, project: str, base_model: str) -> str:
+    """What to load: the model's id, or for a local directory the path its training was given."""
+    from mlx_gardener.registry import ProjectRegistry
+
+    assert isinstance(registry, ProjectRegistry)
+    record = registry.latest_training(project)
+    named = str(record.config.get("model", "")) if record is not None else ""
+    return named if Path(named).name == base_model and Path(named).is_dir() else base_model
+
+
+def _read_place(place: str, root: Path) -> tuple[str, str, str]:
+    """Text before and after a line of a file, and the file's path within the repository."""
+    from mlx_gardener.errors import DataError
+
+    name, _, number = place.rpartition(":")
+    if not name or not number.isdigit() or int(number) < 1:
+        raise click.BadParameter(f"{place!r} is not FILE:LINE", param_hint="FILE:LINE")
+    file = Path(name) if Path(name).exists() else root / name
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{name!r} cannot be read ({error}).", next_step="Name a text file of the project."
+        ) from error
+    if int(number) > len(lines) + 1:
+        raise DataError(f"{name!r} has only {len(lines)} lines.", next_step="Name a line of the file.")
+    at = int(number) - 1
+    full = file.resolve()
+    path = full.relative_to(root).as_posix() if full.is_relative_to(root) else file.name
+    return "".join(lines[:at]), "".join(lines[at + 1 :]), path

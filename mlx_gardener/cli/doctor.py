@@ -1,0 +1,135 @@
+"""``mlx-gardener doctor``: is this machine ready, and what to do where it is not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+import click
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: whether it is well, what was seen, and what to do when it is not."""
+
+    name: str
+    ok: bool
+    seen: str
+    advice: str = ""
+
+
+#: Below this a CPU multiplies with a reference BLAS: it reaches 5, a fast one over 100 on two cores.
+_SLOW_GFLOPS = 30.0
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def doctor(as_json: bool) -> None:
+    """Check speed, memory, backend, models and registry, and say what to do about what is wrong."""
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps({"findings": [asdict(item) for item in findings]}, indent=2))
+    else:
+        for item in findings:
+            click.echo(f"{'ok  ' if item.ok else 'FIX '} {item.name}: {item.seen}")
+            if not item.ok:
+                click.echo(f"     {item.advice}")
+    if not all(item.ok for item in findings):
+        raise SystemExit(1)
+
+
+def examine() -> list[Finding]:
+    """Everything looked at, in order; takes about two seconds."""
+    return [_machine(), _speed(), _compiler(), _memory(), _power(), _models(), _registry()]
+
+
+def _machine() -> Finding:
+    from importlib.metadata import version
+
+    from mlx_gardener.platform.device import device_facts
+
+    facts = device_facts()
+    return Finding(
+        "machine",
+        True,
+        f"{facts.chip}, {facts.cores} cores, {facts.system}, mlx {version('mlx')} on {facts.backend}",
+    )
+
+
+def _speed() -> Finding:
+    from mlx_gardener.engine.speed import matrix_gflops
+    from mlx_gardener.platform import blas
+    from mlx_gardener.platform.device import backend
+
+    speed = matrix_gflops()
+    found = blas.state()
+    slow = backend() == "cpu" and speed < _SLOW_GFLOPS
+    return Finding(
+        "matrix speed",
+        not slow,
+        f"{speed:.0f} GFLOP/s in float32 ({found.reason})",
+        "Install a fast BLAS: `pip install mkl` on x86-64, or libopenblas0-pthread; import mlx_gardener before mlx.",
+    )
+
+
+def _compiler() -> Finding:
+    import shutil
+
+    from mlx_gardener.platform.device import backend
+
+    if backend() != "cpu":
+        return Finding("compiler", True, "not needed on this backend")
+    found = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+    return Finding(
+        "compiler", True, "found" if found else "none: works without, fused operations are not compiled"
+    )
+
+
+def _memory() -> Finding:
+    from mlx_gardener.platform.footprint import system_memory
+
+    memory = system_memory()
+    enough = memory.available_bytes >= 2 * 2**30
+    return Finding(
+        "memory",
+        enough,
+        f"{memory.available_bytes / 2**30:.1f} of {memory.total_bytes / 2**30:.1f} GB available, "
+        f"pressure {memory.pressure}",
+        "Close programs, or train with a smaller --budget.",
+    )
+
+
+def _power() -> Finding:
+    from mlx_gardener.platform.power import power_state
+
+    on_battery = power_state().on_battery
+    return Finding("power", True, {True: "on battery", False: "plugged in", None: "no battery"}[on_battery])
+
+
+def _models() -> Finding:
+    from mlx_gardener.errors import GardenerError
+    from mlx_gardener.model import choose_model, load_tokenizer, seedling_path
+
+    try:
+        load_tokenizer(seedling_path())
+        choice = choose_model("auto", 4 * 2**30)
+    except GardenerError as error:
+        return Finding("models", False, str(error), "Install mlx-gardener again.")
+    return Finding("models", True, f"--model auto takes {choice.name} ({choice.reason})")
+
+
+def _registry() -> Finding:
+    from mlx_gardener.errors import GardenerError
+    from mlx_gardener.registry import ProjectRegistry
+
+    registry = ProjectRegistry()
+    try:
+        problems = registry.check()
+        count = len(registry.list_projects())
+    except GardenerError as error:
+        return Finding("registry", False, error.message, error.next_step)
+    seen = f"{count} projects in {registry.home}"
+    if problems:
+        advice = "; ".join(problem.message for problem in problems)
+        return Finding("registry", False, f"{seen}, {len(problems)} problems", advice)
+    return Finding("registry", True, seen)

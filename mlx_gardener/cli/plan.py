@@ -1,0 +1,32 @@
+"""``mlx-gardener plan``: how a memory budget would be used for a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--model", help="auto, seedling, a hub id, or a directory. [default: auto]")
+@click.option("--budget", type=float, metavar="GB", help="Memory the training may take. [default: 4]")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def plan(model: str | None, budget: float | None, config_file: Path | None, as_json: bool) -> None:
+    """Show what the memory budget would be used for, without loading the model."""
+    from mlx_gardener.config import load_config
+    from mlx_gardener.engine import make_plan, model_facts
+    from mlx_gardener.model import choose_model, resolve_model
+    from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.plan_view import show_plan
+
+    config = load_config(config_file, overrides={"model": model, "memory_limit_gb": budget})
+    choice = choose_model(config.model, config.memory_limit_bytes)
+    chosen = make_plan(model_facts(resolve_model(choice)), config, config.memory_limit_bytes)
+    if as_json:
+        click.echo(json.dumps({"model": choice.name, "reason": choice.reason, **chosen.to_json()}, indent=2))
+        return
+    console = make_console()
+    console.print(f"Base model: {choice.name} ({choice.reason})")
+    show_plan(console, chosen)

@@ -1,0 +1,158 @@
+"""``mlx-gardener projects``, ``show``, ``activate``, ``remove``, ``export``: the registry from the terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlx_gardener.cli.completion import complete_projects
+
+
+def _when(timestamp: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(timestamp))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def projects(as_json: bool) -> None:
+    """List the projects in the registry; * marks the active one."""
+    from rich.table import Table
+
+    from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.text import safe_text
+
+    found = ProjectRegistry().list_projects()
+    if as_json:
+        rows = [
+            {
+                "name": item.name,
+                "path": str(item.path),
+                "status": item.status.value,
+                "active": item.active,
+                "active_adapter": item.active_adapter,
+            }
+            for item in found
+        ]
+        click.echo(json.dumps({"projects": rows}, indent=2))
+    elif not found:
+        click.echo("No projects yet. Train one with `mlx-gardener train` in a repository.")
+    else:
+        table = Table("", "project", "status", "adapter", "repository", box=None, header_style="bold")
+        for item in found:
+            mark = "*" if item.active else ""
+            path = safe_text(str(item.path))
+            table.add_row(mark, item.name, item.status.value, item.active_adapter or "none", path)
+        make_console().print(table)
+
+
+@click.command()
+@click.argument("project", shell_complete=complete_projects)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def show(project: str, as_json: bool) -> None:
+    """Show PROJECT and the versions of its adapter; * marks the version other programs pick up."""
+    from rich.table import Table
+
+    from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.text import safe_text
+
+    registry = ProjectRegistry()
+    found = registry.get_project(project)
+    adapters = registry.list_adapters(project)
+    if as_json:
+        versions: list[dict[str, Any]] = [
+            {
+                "version": item.version,
+                "active": item.active,
+                "base_model": item.base_model,
+                "metrics": item.metrics,
+                "directory": str(item.directory),
+                "created_at": item.created_at,
+            }
+            for item in adapters
+        ]
+        shown = {
+            "name": found.name,
+            "path": str(found.path),
+            "status": found.status.value,
+            "adapters": versions,
+        }
+        click.echo(json.dumps(shown, indent=2))
+        return
+    console = make_console()
+    console.print(f"{found.name}: {safe_text(str(found.path))}, {found.status.value}")
+    if not adapters:
+        console.print(f"No adapter yet. Train one with `mlx-gardener train {found.path}`.")
+        return
+    table = Table("", "version", "made", "base", "bits per byte", "was", box=None, header_style="bold")
+    for item in adapters:
+        table.add_row(
+            "*" if item.active else "",
+            item.version,
+            _when(item.created_at),
+            safe_text(item.base_model),
+            f"{item.metrics['adapter_bits_per_byte']:.4f}",
+            f"{item.metrics['base_bits_per_byte']:.4f}",
+        )
+    console.print(table)
+    for item in adapters:
+        console.print(f"{item.version}: {safe_text(str(item.directory))}", soft_wrap=True)
+
+
+@click.command()
+@click.argument("project", shell_complete=complete_projects)
+@click.argument("version", required=False)
+def activate(project: str, version: str | None) -> None:
+    """Make PROJECT the active one, and VERSION (if given) its active adapter."""
+    from mlx_gardener.registry import ProjectRegistry
+
+    registry = ProjectRegistry()
+    if version is not None:
+        registry.activate_adapter(project, version)
+    registry.set_active_project(project)
+    active = registry.get_project(project).active_adapter or "no adapter"
+    click.echo(f"{project} is active, with {active}.")
+
+
+@click.command()
+@click.argument("project", shell_complete=complete_projects)
+@click.argument("version", required=False)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def remove(project: str, version: str | None, yes: bool) -> None:
+    """Remove PROJECT with its trainings and adapters, or only VERSION of its adapter; the repository is not touched."""
+    from mlx_gardener.adapter import PeftManager
+    from mlx_gardener.registry import ProjectRegistry
+
+    registry = ProjectRegistry()
+    if version is not None:
+        registry.get_adapter(project, version)
+    else:
+        registry.get_project(project)
+    what = f"adapter {version} of {project}" if version else f"{project} with all its adapters"
+    if not yes:
+        click.confirm(f"Delete {what}?", abort=True)
+    if version is not None:
+        PeftManager(registry).delete_adapter(project, version)
+    else:
+        registry.remove_project(project)
+    click.echo(f"Removed {what}.")
+
+
+@click.command()
+@click.argument("project", shell_complete=complete_projects)
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("--version", help="Adapter version; the active one by default.")
+@click.option(
+    "--form", type=click.Choice(["mlx", "peft"]), default="mlx", show_default=True, help="For mlx-lm or PEFT."
+)
+def export(project: str, destination: Path, version: str | None, form: str) -> None:
+    """Copy PROJECT's adapter to the new directory DESTINATION."""
+    from mlx_gardener.adapter import PeftManager
+
+    written = PeftManager().export_adapter(project, version, form, destination)
+    click.echo(f"Wrote the {form} form to {written}.")

@@ -1,0 +1,97 @@
+"""``mlx-gardener scan``: what a repository would be trained on, before anything is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from mlx_gardener.config import TrainingConfig
+    from mlx_gardener.source import Scan
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path), default=".")
+@click.option("--model", help="auto, seedling, a hub id, or a directory. [default: auto]")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
+@click.option("--json", "as_json", is_flag=True, help="Everything as one JSON document on stdout.")
+def scan(path: Path, model: str | None, config_file: Path | None, as_json: bool) -> None:
+    """Show what the repository at PATH would be trained on: kept, dropped and why, secrets, time and memory."""
+    from rich.progress import Progress
+
+    from mlx_gardener.config import load_config
+    from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.scan_view import show_scan
+    from mlx_gardener.source import scan_repository
+
+    config = load_config(config_file, overrides={"model": model})
+    with Progress(console=make_console(stderr=True), transient=True, disable=as_json) as progress:
+        task = progress.add_task("Reading", total=1.0)
+        found = scan_repository(
+            path,
+            config.data,
+            quality_threshold=config.training_data_quality_threshold,
+            on_progress=lambda share, message: progress.update(task, completed=share, description=message),
+        )
+    estimate = estimate_training(found, config)
+    if as_json:
+        click.echo(json.dumps({**found.to_json(), "estimate": estimate}, indent=2))
+        return
+    console = make_console()
+    show_scan(console, found)
+    console.print(
+        f"\nWith {estimate['model']}: about {estimate['tokens']:,} tokens ({estimate['tokens_from']}), about "
+        f"{estimate['minutes']:.0f} minutes at {estimate['tokens_per_second']:,.0f} tokens/s (estimated from this machine's "
+        f"matrix speed), peak about {estimate['peak_bytes'] / 2**30:.2f} GB of {config.memory_limit_gb:g} GB"
+    )
+    if found.chunks_kept < config.min_training_chunks:
+        console.print(
+            f"That is too little: training needs {config.min_training_chunks} chunks (min_training_chunks)."
+        )
+
+
+def estimate_training(found: Scan, config: TrainingConfig) -> dict[str, Any]:
+    """Tokens (measured on a sample of files), minutes and peak memory of a training on ``found``.
+
+    Raises:
+        MemoryBudgetError: the model does not fit the budget.
+        ModelError: the model cannot be read.
+    """
+    from mlx_gardener.engine import make_plan, model_facts
+    from mlx_gardener.engine.speed import predict_tokens_per_second
+    from mlx_gardener.errors import DataError
+    from mlx_gardener.model import choose_model, load_tokenizer, resolve_model
+    from mlx_gardener.source import read_source
+
+    choice = choose_model(config.model, config.memory_limit_bytes)
+    path = resolve_model(choice)
+    facts = model_facts(path)
+    tokenizer = load_tokenizer(path)
+    sample = sorted(found.files, key=lambda record: record.sha256)[:20]
+    texts = []
+    for record in sample:
+        try:
+            texts.append(read_source(found.root, record).text)
+        except DataError:
+            continue  # it changed since; the others are sample enough
+    size = sum(len(text.encode()) for text in texts)
+    ratio = sum(len(ids) for ids in tokenizer.encode_many(texts)) / size if size else 1 / 3.5
+    chunk_bytes = sum(counts["bytes"] for counts in found.languages.values())
+    kept = min(1.0, config.max_training_chunks / max(1, found.chunks_kept))
+    tokens = int(chunk_bytes * ratio * kept)
+    plan = make_plan(facts, config, config.memory_limit_bytes)
+    speed = predict_tokens_per_second(facts)
+    train_share = 1 - config.data.validation_fraction - config.data.test_fraction
+    seconds = tokens * train_share * config.optimizer.epochs / speed
+    return {
+        "model": choice.name,
+        "model_reason": choice.reason,
+        "tokens": tokens,
+        "tokens_from": f"counted in {len(texts)} files" if size else "3.5 bytes a token assumed",
+        "tokens_per_second": round(speed, 1),
+        "minutes": round(seconds / 60, 1),
+        "peak_bytes": plan.predicted_peak_bytes,
+    }

@@ -1,0 +1,197 @@
+"""A run in the terminal while it happens: phase, loss curve, speed, memory against the budget, time left.
+
+On a terminal one panel is redrawn; elsewhere (a pipe, a log) plain lines are printed, a step line at most every few
+seconds. What a repository or model named is escaped before it is shown.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from mlx_gardener.events import (
+    CheckpointWritten,
+    DataPrepared,
+    Evaluated,
+    Event,
+    PlanChosen,
+    ProgressChanged,
+    StepCompleted,
+    TrainingEnded,
+    TrainingPhase,
+    WarningRaised,
+)
+from mlx_gardener.report.text import duration, gigabytes, safe_text
+
+_BARS = "▁▂▃▄▅▆▇█"
+_PLAIN_SECONDS = 5.0
+_PHASES = {
+    TrainingPhase.INITIALIZING: "choosing a model",
+    TrainingPhase.PREPARING_DATA: "reading the repository",
+    TrainingPhase.STARTING_TRAINING: "loading the model",
+    TrainingPhase.TRAINING: "training",
+    TrainingPhase.COMPLETING: "measuring and saving",
+}
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """The console all commands print to; honours NO_COLOR and pipes, never reads markup in data."""
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
+def sparkline(values: list[float], width: int) -> str:
+    """``values`` as a line of blocks, the last one to the right; more values than ``width`` are averaged."""
+    if not values:
+        return ""
+    if len(values) > width:
+        edges = [round(at * len(values) / width) for at in range(width + 1)]
+        values = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(values), max(values)
+    spread = (high - low) or 1.0
+    return "".join(_BARS[min(7, int((value - low) / spread * 8))] for value in values)
+
+
+class LiveView:
+    """An event subscriber that draws; use as a context manager.
+
+    Args:
+        console: where to draw.
+        project: shown in the title.
+    """
+
+    def __init__(self, console: Console, *, project: str) -> None:
+        self.console = console
+        self.project = safe_text(project)
+        self._live = (
+            Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
+        )
+        self._progress = ProgressChanged(TrainingPhase.INITIALIZING, 0.0, "Starting")
+        self._step: StepCompleted | None = None
+        self._losses: list[float] = []
+        self._evaluation: Evaluated | None = None
+        self._printed_at = 0.0
+        self._printed_phase: TrainingPhase | None = None
+
+    def __enter__(self) -> LiveView:
+        if self._live is not None:
+            self._live.start()
+            self._live.update(self.render())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            if self._losses:
+                self.console.print(self.render())  # the last picture stays
+
+    def __call__(self, event: Event) -> None:
+        """Take in an event and show what is new."""
+        if isinstance(event, ProgressChanged):
+            self._progress = event
+        elif isinstance(event, StepCompleted):
+            self._step = event
+            self._losses.append(event.loss)
+        elif isinstance(event, Evaluated):
+            self._evaluation = event
+        if self._live is not None:
+            self._live.update(self.render())
+        self._print(event)
+
+    def _print(self, event: Event) -> None:
+        """What is worth a line of its own, above the panel or in a log."""
+        if isinstance(event, DataPrepared):
+            self._line(_data_line(event))
+        elif isinstance(event, PlanChosen):
+            rows = ", ".join(f"{rows} x {width}" for width, rows in event.plan["rows_of_width"].items())
+            peak = gigabytes(event.plan["predicted_peak_bytes"])
+            self._line(f"Plan: {rows} tokens at a time, {peak} of {gigabytes(event.plan['budget_bytes'])}")
+            for note in event.plan["notes"]:
+                self._line(f"  {safe_text(note)}")
+        elif isinstance(event, WarningRaised):
+            self._line(f"Warning: {safe_text(event.message)}", style="yellow")
+        elif isinstance(event, Evaluated):
+            best = "  (best so far)" if event.is_best else ""
+            self._line(
+                f"Validation at step {event.step}: loss {event.loss:.4f}, {event.bits_per_byte:.4f} bits per byte{best}"
+            )
+        elif isinstance(event, ProgressChanged) and event.phase is not self._printed_phase:
+            self._printed_phase = event.phase
+            if not event.phase.is_final:
+                self._line(f"{event.progress_percent:3.0f} %  {safe_text(event.message)}")
+        elif self._live is None and isinstance(event, StepCompleted):
+            if event.step in (1, event.total_steps) or time.monotonic() - self._printed_at >= _PLAIN_SECONDS:
+                self._printed_at = time.monotonic()
+                self._line(_step_line(event))
+        elif isinstance(event, TrainingEnded) and event.phase is TrainingPhase.COMPLETED:
+            self._line("100 %  Done")
+        elif isinstance(event, ProgressChanged) and event.message.startswith("Base model:"):
+            self._line(safe_text(event.message))
+        elif isinstance(event, CheckpointWritten):
+            return
+
+    def _line(self, text: str, style: str = "") -> None:
+        self.console.print(Text(text, style=style), soft_wrap=True)
+
+    def render(self) -> RenderableType:
+        """The panel as it stands now."""
+        width = max(30, min(self.console.width - 4, 100))
+        phase = _PHASES.get(self._progress.phase, self._progress.phase.value)
+        parts: list[RenderableType] = [
+            Text.assemble((phase, "bold"), f"  {self._progress.progress_percent:.0f} %  "),
+            ProgressBar(total=100, completed=self._progress.progress_percent, width=width),
+            Text(safe_text(self._progress.message), no_wrap=True, overflow="ellipsis", style="dim"),
+        ]
+        if self._step is not None:
+            parts.append(self._figures(self._step, width))
+        return Panel(Group(*parts), title=Text(f"mlx-gardener: {self.project}"), width=width + 4)
+
+    def _figures(self, step: StepCompleted, width: int) -> Table:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(no_wrap=True)
+        room = max(10, width - 34)
+        table.add_row(
+            "loss", Text.assemble((sparkline(self._losses, room), "green"), f"  {step.loss:.3f} nats/token")
+        )
+        if self._evaluation is not None:
+            table.add_row("validation", f"{self._evaluation.bits_per_byte:.4f} bits per byte")
+        used = step.peak_bytes / max(1, step.budget_bytes)
+        bar = ProgressBar(
+            total=1.0, completed=min(1.0, used), width=room, complete_style="red" if used > 1 else "cyan"
+        )
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(bar, f"{gigabytes(step.peak_bytes)} of {gigabytes(step.budget_bytes)}")
+        table.add_row("peak memory", grid)
+        table.add_row("speed", f"{step.tokens_per_second:,.0f} tokens/s learned from")
+        table.add_row(
+            "time left", f"{duration(step.eta_seconds)} of training  (step {step.step} of {step.total_steps})"
+        )
+        return table
+
+
+def _data_line(event: DataPrepared) -> str:
+    found = event.summary
+    languages = ", ".join(
+        name for name, _ in sorted(found["languages"].items(), key=lambda item: -item[1]["bytes"])[:3]
+    )
+    return (
+        f"Data: {found['chunks_kept']} chunks of {found['files_kept']} files ({safe_text(languages)}), "
+        f"{found['train_loss_tokens']:,} tokens to learn from, {found['padding_fraction']:.1%} padding"
+    )
+
+
+def _step_line(event: StepCompleted) -> str:
+    return (
+        f"Step {event.step} of {event.total_steps}: loss {event.loss:.3f}, {event.tokens_per_second:,.0f} tokens/s, "
+        f"memory {gigabytes(event.peak_bytes)} of {gigabytes(event.budget_bytes)}, {duration(event.eta_seconds)} left"
+    )

@@ -1,0 +1,33 @@
+"""The README.md of an adapter: what it is, how good it is, how to load it, how it was made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+_environment: Environment | None = None
+
+
+def environment() -> Environment:
+    """The templates of this room; HTML is escaped, Markdown is not."""
+    global _environment
+    if _environment is None:
+        _environment = Environment(
+            loader=PackageLoader("mlx_gardener.report", "templates"),
+            autoescape=lambda name: name is not None and name.endswith(".html"),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        _environment.filters["percent"] = lambda value: f"{value:+.1%}"
+    return _environment
+
+
+def render_model_card(facts: dict[str, Any]) -> str:
+    """The model card in Markdown.
+
+    Args:
+        facts: project, version, base_model, and the manifest's details (config, data, metrics, evidence, training).
+    """
+    return environment().get_template("model_card.md").render(facts)

@@ -1,0 +1,58 @@
+"""A scan in the terminal: what would be trained on, what was dropped by which rule, and where secrets stand."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from mlx_gardener.report.text import megabytes, safe_text
+from mlx_gardener.source.records import Scan
+
+_RULES = {
+    "binary": "binary", "generated": "generated", "vendored": "written elsewhere", "lock_file": "lock file",
+    "minified": "minified", "too_large": "too large", "too_many_lines": "too many lines", "long_line": "a very long line",
+    "long_mean_line": "long lines on average", "few_alphanumeric": "hardly any letters or digits",
+    "few_alphabetic": "hardly any letters", "encoded_wall": "encoded data", "not_utf8": "not UTF-8",
+    "unreadable": "cannot be read", "symlink": "link to another file here", "symlink_outside": "link out of the repository",
+    "symlink_broken": "link to nothing", "symlink_loop": "link in a circle", "submodule": "sub-module",
+    "deleted_during_scan": "deleted meanwhile", "secret": "looks like a secret", "exact_duplicate": "exact duplicate",
+    "low_quality": "low quality", "excluded": "excluded by settings", "empty": "empty", "data": "data, not code",
+    "special_file": "no plain file",
+}  # fmt: skip
+
+
+def show_scan(console: Console, scan: Scan) -> None:
+    """Print a scan."""
+    kept = sum(record.size_bytes for record in scan.files)
+    console.print(f"{safe_text(scan.root.name)}: {scan.files_seen} files, {megabytes(scan.bytes_seen)}")
+    console.print(
+        f"Kept {len(scan.files)} files ({megabytes(kept)}) with {scan.chunks_kept} of {scan.chunks_found} chunks, "
+        f"in {scan.seconds:.1f} s\n"
+    )
+    languages = Table("language", "files", "chunks", "size", box=None, header_style="bold", pad_edge=False)
+    for name, counts in sorted(scan.languages.items(), key=lambda item: -item[1]["bytes"]):
+        languages.add_row(name, str(counts["files"]), str(counts["chunks"]), megabytes(counts["bytes"]))
+    console.print(languages)
+    if scan.dropped:
+        dropped = Table(
+            "dropped because", "count", "size", "for example", box=None, header_style="bold", pad_edge=False
+        )
+        for rule, item in sorted(scan.dropped.items(), key=lambda pair: -pair[1].bytes):
+            examples = ", ".join(safe_text(place) for place in item.examples[:2])
+            dropped.add_row(
+                _RULES.get(rule, rule), f"{item.count} {item.unit}", megabytes(item.bytes), examples
+            )
+        console.print()
+        console.print(dropped)
+    console.print(
+        f"\nDuplicates: {scan.exact_duplicates} exact, {scan.near_duplicate_clusters} clusters of near ones "
+        "(kept on one side of the split)"
+    )
+    if scan.secrets:
+        console.print(
+            f"\nPossible secrets in {len(scan.secrets)} places; the chunks around them are left out:"
+        )
+        for secret in scan.secrets[:20]:
+            console.print(f"  {safe_text(secret.path)}:{secret.line}  {secret.kind}")
+        if len(scan.secrets) > 20:
+            console.print(f"  and {len(scan.secrets) - 20} more (--json lists all)")

@@ -1,0 +1,41 @@
+"""Text from a repository or model, made safe and short for a terminal."""
+
+from __future__ import annotations
+
+GIB = 1024**3
+
+
+def safe_text(text: str) -> str:
+    """``text`` with every control character and lone surrogate spelled out, so that it cannot steer a terminal."""
+    return "".join(character if character.isprintable() else _spelled(character) for character in text)
+
+
+def safe_lines(text: str) -> str:
+    """`safe_text` that keeps line breaks and shows tabs as spaces; for code."""
+    return "\n".join(safe_text(line.expandtabs(4)) for line in text.split("\n"))
+
+
+def _spelled(character: str) -> str:
+    return character.encode("unicode_escape", errors="replace").decode("ascii")
+
+
+def gigabytes(size_bytes: float) -> str:
+    """Bytes as GB of 2^30, as memory is sold."""
+    return f"{size_bytes / GIB:.2f} GB"
+
+
+def megabytes(size_bytes: float) -> str:
+    """Bytes as MB of 10^6, as files are counted."""
+    return f"{size_bytes / 1e6:.1f} MB"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them: ``48 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    if seconds is None:
+        return "unknown"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

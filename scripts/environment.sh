@@ -1,0 +1,32 @@
+# Sourced by the other scripts: goes to the project's root and makes .venv hold the package with the given extras.
+# Uses uv when it is there, else pip. Does nothing when pyproject.toml has not changed since the last time.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+find_python() {
+    for name in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python; do
+        if [ -n "$name" ] && "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$name"
+            return
+        fi
+    done
+    echo "mlx-gardener needs Python 3.11 or newer; install it, or name one with PYTHON=/path/to/python." >&2
+    exit 1
+}
+
+prepare_environment() { # extras: "" or "[test]"
+    local extras="$1" stamp=".venv/.installed$1" python
+    if [ -f "$stamp" ] && cmp -s pyproject.toml "$stamp"; then
+        return
+    fi
+    python="$(find_python)"
+    echo "Setting up .venv (a few minutes the first time: about 1 GB of packages) ..." >&2
+    if command -v uv >/dev/null 2>&1; then
+        [ -x .venv/bin/python ] || uv venv --quiet --seed --python "$python" .venv
+        uv pip install --quiet --python .venv/bin/python -e ".$extras"
+    else
+        [ -x .venv/bin/python ] || "$python" -m venv .venv
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".$extras"
+    fi
+    cp pyproject.toml "$stamp"
+}
