@@ -3,7 +3,7 @@
 In: ``seedling_corpus.toml`` (package, pinned version, licence, role). Out: two files of JSON lines, ``train.jsonl``
 and ``heldout.jsonl``, one document per line (repo, path, language, text). Cost: about 0.7 GB of downloads and two
 minutes of one core. Everything comes from the package managers' own clients, by name (pip, npm, and on Debian
-apt-get with source entries); nothing that is downloaded is executed.
+apt-get); nothing that is downloaded is executed.
 
 What must stay unseen is kept out three times: packages on the `unseen` list are never fetched for training, a path with
 a component of that name is skipped (packages carry vendored copies), and so is a file that shares many of its long
@@ -172,6 +172,8 @@ def fetch(package: Package, downloads: Path) -> Path:
         pinned,
     ]
     apt = ["apt-get", "-qq"]
+    if package.source == "apt-source":
+        apt += apt_source_options(downloads)
     command = {
         "pip": pip,
         "npm": ["npm", "pack", "--silent", f"{package.name}@{package.version}"],
@@ -193,6 +195,33 @@ def fetch(package: Package, downloads: Path) -> Path:
         unpack(archive, staging)
     staging.rename(target)
     return target
+
+
+def apt_source_options(downloads: Path) -> list[str]:
+    """Options that let apt-get see source packages without touching the system's own lists; made on first use.
+
+    The system's configured archives are written again as source entries into a private directory.
+    """
+    private = downloads / "apt-lists"
+    parts, lists = private / "parts", private / "lists"
+    options = ["-o", "Dir::Etc::SourceList=/dev/null", "-o", f"Dir::Etc::SourceParts={parts}"]
+    options += ["-o", f"Dir::State::Lists={lists}"]
+    if not private.is_dir():
+        parts.mkdir(parents=True)
+        (lists / "partial").mkdir(parents=True)
+        etc = Path("/etc/apt")
+        for listed in [etc / "sources.list", *(etc / "sources.list.d").glob("*.list")]:
+            if listed.exists():
+                text = re.sub(r"(?m)^deb ", "deb-src ", listed.read_text(encoding="utf-8"))
+                (parts / f"{listed.stem}.list").write_text(text, encoding="utf-8")
+        for listed in (etc / "sources.list.d").glob("*.sources"):
+            text = re.sub(r"(?m)^Types:.*$", "Types: deb-src", listed.read_text(encoding="utf-8"))
+            (parts / listed.name).write_text(text, encoding="utf-8")
+        done = subprocess.run(["apt-get", "-qq", *options, "update"], capture_output=True, text=True)
+        if done.returncode != 0:
+            shutil.rmtree(private)
+            raise RuntimeError(f"apt-get could not read its source lists: {done.stderr.strip()[-400:]}")
+    return options
 
 
 def unpack(archive: Path, into: Path) -> None:
