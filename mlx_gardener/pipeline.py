@@ -498,8 +498,7 @@ class TrainingPipeline:
         logger.error("training %s: %s", record.id, message)
         known = self.registry.latest_training(record.project)
         percent = known.percent if known is not None and known.id == record.id else 0.0
-        if known is None or known.id != record.id or known.finished_at is None:
-            self.registry.finish_training(record.id, TrainingStatus.FAILED, message, {})
+        self.registry.explain_death(record.id, message)
         events: list[Event] = [
             ProgressChanged(TrainingPhase.FAILED, percent, message),
             TrainingEnded(TrainingPhase.FAILED, message),

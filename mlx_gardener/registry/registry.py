@@ -32,6 +32,9 @@ _END_PHASE = {
     TrainingStatus.FAILED: TrainingPhase.FAILED,
     TrainingStatus.CANCELLED: TrainingPhase.CANCELLED,
 }
+_SILENT_DEATH = (
+    "Its process ended without a word. Its last checkpoint is kept: go on with `mlx-gardener train --resume`."
+)
 #: How far a process's start time may lie from the recorded one and still be the same process, seconds.
 _START_TOLERANCE = 2.0
 
@@ -270,14 +273,17 @@ class ProjectRegistry:
         """Mark trainings whose process is gone as failed; returns their ids."""
         dead = [row["id"] for row in self._live_rows() if not _is_alive(row["pid"], row["pid_started"])]
         for training_id in dead:
-            self.finish_training(
-                training_id,
-                TrainingStatus.FAILED,
-                "Its process ended without a word. Its last checkpoint is kept: go on with "
-                "`mlx-gardener train --resume`.",
-                {},
-            )
+            self.finish_training(training_id, TrainingStatus.FAILED, _SILENT_DEATH, {})
         return dead
+
+    def explain_death(self, training_id: str, message: str) -> None:
+        """Say how a training's process died, also where only its silence was recorded so far."""
+        self.finish_training(training_id, TrainingStatus.FAILED, message, {})
+        with self._database.write() as connection:
+            connection.execute(
+                "UPDATE trainings SET message = ? WHERE id = ? AND message = ?",
+                (message, training_id, _SILENT_DEATH),
+            )
 
     def _live_rows(self) -> list[sqlite3.Row]:
         with self._database.read() as connection:
