@@ -178,4 +178,4 @@ def load_arrays(file: Path) -> dict[str, mx.array]:
     if not isinstance(arrays, dict):
         raise ValueError(f"{file.name} holds no named arrays")
     mx.eval(arrays)
-    return arrays
+    return dict(sorted(arrays.items()))  # sums over all of them must not depend on a file's order

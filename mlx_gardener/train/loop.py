@@ -47,11 +47,14 @@ from mlx_gardener.train.checkpoint import (
     save_checkpoint,
 )
 from mlx_gardener.train.optimizer import (
+    flatten_state,
     global_norm,
     learning_rate_at,
     make_optimizer,
     recommended_learning_rate,
+    unflatten_state,
 )
+
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -165,8 +168,6 @@ class _Training:
 
     def restore(self) -> None:
         """Go back to the newest good checkpoint, if there is one."""
-        from mlx.utils import tree_unflatten
-
         found = load_checkpoint(
             self.checkpoint_dir,
             fingerprint=self.state.fingerprint,
@@ -176,7 +177,7 @@ class _Training:
             self.publish(WarningRaised("There is no checkpoint to go on from; starting from the beginning."))
             return
         self.state, self.weights, self.best = found.state, found.weights, found.best
-        self.optimizer.state = tree_unflatten(list(found.optimizer.items()))
+        self.optimizer.state = unflatten_state(found.optimizer)
         self.saved_step = self.state.step
 
     def to_the_end(self) -> str:
@@ -303,11 +304,9 @@ class _Training:
 
     def save(self) -> None:
         """Write a checkpoint of the last committed update."""
-        from mlx.utils import tree_flatten
-
         if self.state.step == self.saved_step:
             return
-        optimizer = dict(tree_flatten(self.optimizer.state))
+        optimizer = flatten_state(self.optimizer.state)
         checkpoint = Checkpoint(self.state, self.weights, self.best, optimizer)
         path = save_checkpoint(self.checkpoint_dir, checkpoint, keep=self.config.checkpoints_kept)
         self.saved_at, self.saved_step = time.monotonic(), self.state.step

@@ -67,3 +67,30 @@ def global_norm(gradients: dict[str, mx.array]) -> float:
 
     squares = sum((mx.square(value.astype(mx.float32)).sum() for value in gradients.values()), mx.array(0.0))
     return float(mx.sqrt(squares).tolist())  # type: ignore[arg-type]  # a scalar's list is its number
+
+
+#: Stands between a weight's name, which has dots, and the name of its state.
+_SEPARATOR = "|"
+
+
+def flatten_state(state: dict[str, Any]) -> dict[str, mx.array]:
+    """An optimiser's state as named arrays: ``step``, ``learning_rate``, and ``weight|moment`` for every weight."""
+    flat: dict[str, mx.array] = {}
+    for name, value in state.items():
+        if isinstance(value, dict):
+            flat.update({f"{name}{_SEPARATOR}{leaf}": array for leaf, array in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def unflatten_state(flat: dict[str, mx.array]) -> dict[str, Any]:
+    """The inverse of `flatten_state`."""
+    state: dict[str, Any] = {}
+    for name, array in flat.items():
+        weight, found, leaf = name.partition(_SEPARATOR)
+        if found:
+            state.setdefault(weight, {})[leaf] = array
+        else:
+            state[name] = array
+    return state

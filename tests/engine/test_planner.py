@@ -1,0 +1,63 @@
+"""The planner: what it promises fits, what does not fit is refused with the least budget that does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mlx_gardener.config import load_config
+from mlx_gardener.engine import make_plan, model_facts
+from mlx_gardener.errors import MemoryBudgetError, ModelError
+from mlx_gardener.model import seedling_path
+
+GIB = 1024**3
+
+
+def test_facts_come_from_files_without_loading_them(tiny_model_dir: Path) -> None:
+    facts = model_facts(tiny_model_dir)
+    assert (facts.layers, facts.hidden, facts.intermediate, facts.heads, facts.vocab) == (3, 48, 96, 4, 640)
+    per_layer = 48 * (48 + 24 + 24 + 48) + 3 * 48 * 96 + 2 * 48
+    assert facts.parameters == 3 * per_layer + 640 * 48 + 48
+    assert facts.stored_bytes == 4 * facts.parameters
+
+
+def test_a_plan_fits_its_budget_and_more_budget_never_means_fewer_rows() -> None:
+    facts = model_facts(seedling_path())
+    rows = []
+    for budget in (0.95, 1.1, 1.3, 2.0, 4.0, 8.0):
+        plan = make_plan(facts, load_config(environment={}), int(budget * GIB))
+        assert sum(plan.predicted_parts.values()) == plan.predicted_peak_bytes <= budget * GIB
+        rows.append(tuple(plan.rows_of_width.values()))
+    assert rows == sorted(rows) and rows[0] < rows[-1]
+
+
+def test_a_budget_that_cannot_be_kept_names_the_least_one_that_can() -> None:
+    facts, config = model_facts(seedling_path()), load_config(environment={})
+    with pytest.raises(MemoryBudgetError, match="does not train within 0\\.01 GB") as caught:
+        make_plan(facts, config, int(0.01 * GIB))
+    least = float(re.search(r"--budget ([\d.]+)", caught.value.next_step)[1])  # type: ignore[index]
+    assert make_plan(facts, config, int(least * GIB)).rows_of_width
+    with pytest.raises(MemoryBudgetError):
+        make_plan(facts, config, int((least - 0.03) * GIB))
+
+
+def test_rows_can_be_pinned_and_the_budget_still_holds() -> None:
+    facts = model_facts(seedling_path())
+    plan = make_plan(facts, load_config(environment={}, overrides={"engine.micro_batch_rows": 3}), 4 * GIB)
+    assert set(plan.rows_of_width.values()) == {3} and "pinned" in plan.notes[0]
+    with pytest.raises(MemoryBudgetError):
+        make_plan(facts, load_config(environment={}, overrides={"engine.micro_batch_rows": 500}), 4 * GIB)
+
+
+def test_rows_wider_than_the_model_reads_are_refused(tiny_model_dir: Path) -> None:
+    config = load_config(environment={}, overrides={"data.row_widths": [512, 4096]})
+    with pytest.raises(ModelError, match="at most 2048 tokens"):
+        make_plan(model_facts(tiny_model_dir), config, 4 * GIB)
+
+
+def test_unplanned_widths_take_about_as_many_tokens() -> None:
+    plan = make_plan(model_facts(seedling_path()), load_config(environment={}), 4 * GIB)
+    assert plan.rows_for(256) == 2 * plan.rows_for(512)
+    assert plan.rows_for(4096) == 1

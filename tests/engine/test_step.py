@@ -1,0 +1,174 @@
+"""The step against a reference written by hand: padding, masks, micro-batches, and mlx-lm's defects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_gardener.config import LoraConfig
+from mlx_gardener.dataset import Batch
+from mlx_gardener.engine import Plan, evaluate_batches, loss_and_gradients, row_losses
+from mlx_gardener.model import BaseModel, load_base
+from mlx_gardener.model.lora import attach_lora, detach_lora, lora_parameters, nested
+
+
+@pytest.fixture
+def base(tiny_model_dir: Path) -> BaseModel:
+    return load_base(str(tiny_model_dir))
+
+
+def plan(rows: int, width: int = 16) -> Plan:
+    return Plan({width: rows}, 2**32, 0, {}, ())
+
+
+def batch(rows: int = 6, width: int = 16, *, seed: int = 0, loss_share: float = 0.5) -> Batch:
+    """Random tokens with random targets, padded tails, and one row without any target."""
+    random = np.random.default_rng(seed)
+    tokens = random.integers(10, 500, (rows, width)).astype(np.int32)
+    mask = random.random((rows, width)) < loss_share
+    mask[:, 0] = False
+    lengths = random.integers(width // 2, width + 1, rows)
+    for row, length in enumerate(lengths):
+        tokens[row, length:] = 4
+        mask[row, length:] = False
+    mask[1] = False
+    ids = np.where(np.arange(width)[None] < lengths[:, None], 1, 0).astype(np.int32)
+    return Batch(tokens, mask, ids, int(mask.sum()), int(mask.sum()) * 3, mask.sum(1) * 3, ("",) * rows)
+
+
+def with_random_adapter(base: BaseModel, **settings: object) -> dict[str, mx.array]:
+    attach_lora(base.model, LoraConfig(rank=3, **settings), seed=5)
+    mx.random.seed(1)
+    weights = {
+        name: value + 0.05 * mx.random.normal(value.shape)
+        for name, value in lora_parameters(base.model).items()
+    }
+    mx.eval(weights)
+    return weights
+
+
+def reference_loss(base: BaseModel, tokens: np.ndarray, mask: np.ndarray) -> float:
+    """Token by token in float64: -log softmax at every target, nothing else."""
+    logits = np.array(base.model(mx.array(tokens))).astype(np.float64)
+    total = 0.0
+    for row in range(len(tokens)):
+        for at in range(1, tokens.shape[1]):
+            if mask[row, at]:
+                scores = logits[row, at - 1]
+                top = scores.max()
+                total += top + np.log(np.exp(scores - top).sum()) - scores[tokens[row, at]]
+    return total
+
+
+def test_the_loss_is_that_of_the_hand_written_reference(base: BaseModel) -> None:
+    weights = with_random_adapter(base)
+    given = batch()
+    result = loss_and_gradients(base.model, weights, given, plan(6), dtype=base.dtype, seed=0)
+    expected = reference_loss(base, given.tokens, given.loss_mask)
+    assert result.tokens == given.loss_tokens
+    assert result.loss_sum == pytest.approx(expected, rel=1e-5)
+    assert sum(row_losses(base.model, given, plan(2))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradients_are_those_of_finite_differences(base: BaseModel) -> None:
+    weights = with_random_adapter(base)
+    given = batch(rows=3)
+    result = loss_and_gradients(base.model, weights, given, plan(3), dtype=base.dtype, seed=0)
+    mx.random.seed(9)
+    direction = {name: mx.random.normal(value.shape) for name, value in weights.items()}
+    slope = sum((result.gradients[name] * direction[name]).sum().item() for name in weights)
+    step = 2e-3
+
+    def moved(sign: int) -> float:
+        base.model.update(nested({name: weights[name] + sign * step * direction[name] for name in weights}))
+        return reference_loss(base, given.tokens, given.loss_mask)
+
+    assert slope == pytest.approx((moved(1) - moved(-1)) / (2 * step), rel=2e-2)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 5])
+def test_how_a_batch_is_split_changes_nothing(base: BaseModel, rows: int) -> None:
+    weights = with_random_adapter(base)
+    given = batch()
+    whole = loss_and_gradients(base.model, weights, given, plan(6), dtype=base.dtype, seed=0)
+    split = loss_and_gradients(base.model, weights, given, plan(rows), dtype=base.dtype, seed=0)
+    assert split.tokens == whole.tokens
+    assert split.loss_sum == pytest.approx(whole.loss_sum, rel=1e-5)
+    for name in weights:
+        difference = mx.abs(split.gradients[name] - whole.gradients[name]).max().item()
+        assert difference <= 1e-5 * max(1e-3, mx.abs(whole.gradients[name]).max().item()), name
+
+
+def test_accumulation_weighs_tokens_and_not_micro_batches(base: BaseModel) -> None:
+    """mlx-lm averages the means of micro-batches: one with few targets counts as much as a full one."""
+    weights = with_random_adapter(base)
+    given = batch(rows=4)
+    given.loss_mask[0:2] = False
+    given.loss_mask[0, 3] = True  # the first micro-batch has one target, the second many
+    result = loss_and_gradients(base.model, weights, given, plan(2), dtype=base.dtype, seed=0)
+    assert result.tokens == int(given.loss_mask.sum())
+    mean = result.loss_sum / result.tokens
+    assert mean == pytest.approx(
+        reference_loss(base, given.tokens, given.loss_mask) / given.loss_mask.sum(), rel=1e-5
+    )
+
+
+def test_padding_is_never_learned(base: BaseModel) -> None:
+    """mlx-lm trains on one pad token a row; here what stands in the padding is of no consequence."""
+    weights = with_random_adapter(base)
+    given = batch()
+    first = loss_and_gradients(base.model, weights, given, plan(6), dtype=base.dtype, seed=0)
+    given.tokens[given.document_ids == 0] = 77
+    second = loss_and_gradients(base.model, weights, given, plan(6), dtype=base.dtype, seed=0)
+    assert first.loss_sum == second.loss_sum
+    assert all(mx.array_equal(first.gradients[name], second.gradients[name]) for name in weights)
+
+
+def test_a_batch_without_targets_gives_zero_and_no_nan(base: BaseModel) -> None:
+    """mlx-lm divides by the number of targets and gets NaN."""
+    weights = with_random_adapter(base)
+    given = batch(loss_share=0.0)
+    result = loss_and_gradients(base.model, weights, given, plan(2), dtype=base.dtype, seed=0)
+    assert (result.loss_sum, result.tokens) == (0.0, 0)
+    assert all(mx.abs(value).max().item() == 0 for value in result.gradients.values())
+    assert evaluate_batches(base.model, [given], plan(2)) == (0.0, 0, 0)
+
+
+def test_dropout_follows_the_seed_and_is_off_afterwards(base: BaseModel) -> None:
+    weights = with_random_adapter(base, dropout=0.5)
+    given = batch()
+
+    def loss(seed: int) -> float:
+        return loss_and_gradients(base.model, weights, given, plan(3), dtype=base.dtype, seed=seed).loss_sum
+
+    assert loss(1) == loss(1) != loss(2)
+    assert not base.model.training
+    before = row_losses(base.model, given, plan(6))
+    assert before == row_losses(base.model, given, plan(6))
+
+
+def test_an_interruption_leaves_the_weights_as_they_were(base: BaseModel) -> None:
+    weights = with_random_adapter(base)
+    calls = []
+
+    def stop() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loss_and_gradients(base.model, weights, batch(), plan(2), dtype=base.dtype, seed=0, interrupt=stop)
+    assert all(mx.array_equal(value, weights[name]) for name, value in lora_parameters(base.model).items())
+
+
+def test_no_class_is_patched(base: BaseModel) -> None:
+    """mlx-lm's gradient checkpointing changes the first layer's class for ever."""
+    layer_class = type(base.model.layers[0])
+    before = dict(vars(layer_class))
+    weights = with_random_adapter(base)
+    loss_and_gradients(base.model, weights, batch(), plan(2), dtype=base.dtype, seed=0)
+    detach_lora(base.model)
+    assert dict(vars(layer_class)) == before

@@ -1,0 +1,267 @@
+"""The loop: budgets and interruptions change nothing, the best adapter is returned, damage is noticed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlx_gardener.config import TrainingConfig, load_config
+from mlx_gardener.dataset import PreparedData, TrainingDataPreparator
+from mlx_gardener.engine import Plan
+from mlx_gardener.errors import TrainingCancelledError, TrainingError
+from mlx_gardener.events import Evaluated, Event, StepCompleted, WarningRaised
+from mlx_gardener.model import BaseModel, load_base
+from mlx_gardener.model.lora import lora_parameters
+from mlx_gardener.train import TrainOutcome, train
+from mlx_gardener.train.checkpoint import list_checkpoints
+
+
+def settings(**more: object) -> TrainingConfig:
+    chosen: dict[str, object] = {
+        "min_training_chunks": 5,
+        "training_data_quality_threshold": 0.1,
+        "lora.rank": 4,
+        "optimizer.learning_rate": 0.01,
+        "optimizer.tokens_per_update": 512,
+        "optimizer.max_steps": 6,
+        "data.row_widths": [64, 128],
+        "checkpoint_interval_seconds": 1e-6,
+        "checkpoints_kept": 3,
+    }
+    return load_config(environment={}, overrides={**chosen, **more})
+
+
+@pytest.fixture
+def base(tiny_model_dir: Path) -> BaseModel:
+    return load_base(str(tiny_model_dir))
+
+
+@pytest.fixture
+def data(base: BaseModel, repository: Path, tmp_path: Path) -> PreparedData:
+    return TrainingDataPreparator(settings(), tokenizer=base.tokenizer, cache_dir=tmp_path / "cache").prepare(
+        repository
+    )
+
+
+class Recorder:
+    """Keeps the events; interrupts a run in the middle of a step when told to."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.events: list[Event] = []
+        self._stop_at = stop_at
+
+    def publish(self, event: Event) -> None:
+        self.events.append(event)
+
+    def interrupt(self) -> None:
+        if self._stop_at is not None and len(self.steps) >= self._stop_at:
+            raise TrainingCancelledError("stopped by the test")
+
+    @property
+    def steps(self) -> list[StepCompleted]:
+        return [event for event in self.events if isinstance(event, StepCompleted)]
+
+    @property
+    def warnings(self) -> list[str]:
+        return [event.message for event in self.events if isinstance(event, WarningRaised)]
+
+
+Runner = Callable[..., TrainOutcome]
+
+
+@pytest.fixture
+def run(base: BaseModel, data: PreparedData, tmp_path: Path) -> Runner:
+    def go(
+        config: TrainingConfig,
+        *,
+        directory: str = "checkpoints",
+        recorder: Recorder | None = None,
+        resume: bool = False,
+        rows: int = 2,
+    ) -> TrainOutcome:
+        recorder = recorder or Recorder()
+        plan = Plan({64: rows, 128: rows}, config.memory_limit_bytes, 0, {}, ())
+        return train(
+            base,
+            data,
+            config,
+            plan,
+            publish=recorder.publish,
+            interrupt=recorder.interrupt,
+            checkpoint_dir=tmp_path / directory,
+            resume=resume,
+        )
+
+    return go
+
+
+def same(first: TrainOutcome, second: TrainOutcome, tolerance: float = 0.0) -> bool:
+    return first.weights.keys() == second.weights.keys() and all(
+        mx.abs(first.weights[name] - second.weights[name]).max().item() <= tolerance for name in first.weights
+    )
+
+
+def test_training_lowers_the_loss_and_leaves_the_base_as_it_was(run: Runner, base: BaseModel) -> None:
+    recorder = Recorder()
+    tokens = mx.array([[7, 8, 9, 10]])
+    before = base.model(tokens)
+    outcome = run(settings(**{"optimizer.max_steps": 25, "optimizer.epochs": 20}), recorder=recorder)
+    assert recorder.steps[-1].loss < 0.95 * recorder.steps[0].loss
+    assert outcome.state.best_step > 0
+    assert not lora_parameters(base.model) and mx.array_equal(before, base.model(tokens))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(run: Runner, dropout: float) -> None:
+    """mlx-lm resumes weights only: optimiser, schedule and position begin anew."""
+    config = settings(**{"lora.dropout": dropout})
+    whole = run(config, directory="whole")
+    for stop in (1, 3):
+        directory = f"stopped-{stop}"
+        with pytest.raises(TrainingCancelledError):
+            run(config, directory=directory, recorder=Recorder(stop_at=stop))
+        recorder = Recorder()
+        resumed = run(config, directory=directory, recorder=recorder, resume=True)
+        assert [event.step for event in recorder.steps] == list(range(stop + 1, 7))
+        assert same(whole, resumed)
+        assert whole.state.train_losses == resumed.state.train_losses
+        assert whole.state.validation == resumed.state.validation
+
+
+def test_the_budget_changes_the_speed_and_not_the_result(run: Runner) -> None:
+    assert same(
+        run(settings(), directory="a", rows=1), run(settings(), directory="b", rows=8), tolerance=2e-4
+    )
+
+
+def test_the_seed_decides_everything(run: Runner) -> None:
+    first, second = run(settings(), directory="a"), run(settings(), directory="b")
+    assert same(first, second)
+    assert not same(first, run(settings(seed=1), directory="c"))
+
+
+def test_validation_is_always_the_whole_fixed_set(run: Runner, data: PreparedData) -> None:
+    """mlx-lm validates on different random batches each time."""
+    config = settings(
+        **{"optimizer.learning_rate": 1e-12, "evaluation.patience": 100, "optimizer.max_steps": 12}
+    )
+    recorder = Recorder()
+    run(config, recorder=recorder)
+    losses = [event.loss for event in recorder.events if isinstance(event, Evaluated)]
+    assert len(losses) >= 2 and max(losses) - min(losses) < 1e-6
+    counted = sum(batch.loss_tokens for batch in data.validation.batches(512, seed=None))
+    assert counted == data.validation.loss_tokens
+
+
+def test_every_row_of_an_epoch_is_used_also_in_its_last_update(run: Runner, data: PreparedData) -> None:
+    """mlx-lm drops the last accumulation window."""
+    recorder = Recorder()
+    run(settings(**{"optimizer.max_steps": None, "optimizer.epochs": 1.0}), recorder=recorder)
+    assert len(recorder.steps) == data.train.update_count(512)
+    assert sum(event.tokens for event in recorder.steps) == data.train.loss_tokens
+
+
+def test_training_stops_when_validation_stops_improving_and_returns_the_best(run: Runner) -> None:
+    config = settings(
+        **{
+            "optimizer.learning_rate": 1.0,
+            "optimizer.max_steps": 400,
+            "optimizer.epochs": 100,
+            "evaluation.patience": 2,
+            "evaluation.per_epoch": 100,
+        }
+    )
+    recorder = Recorder()
+    outcome = run(config, recorder=recorder)
+    assert "did not improve for 2 evaluations" in outcome.stopped_because
+    assert outcome.state.step < 400
+    best = min(outcome.state.validation, key=lambda entry: entry[1])
+    assert outcome.state.best_step == best[0]
+    if best[0] == 0:
+        assert all(
+            mx.abs(v).max().item() == 0 for name, v in outcome.weights.items() if name.endswith("lora_b")
+        )
+
+
+def test_an_update_that_is_not_finite_is_not_applied(
+    run: Runner, base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_gardener.train import loop
+
+    real, calls = loop.loss_and_gradients, []
+
+    def sometimes_broken(*arguments: object, **options: object) -> object:
+        calls.append(1)
+        result = real(*arguments, **options)  # type: ignore[arg-type]
+        if len(calls) == 2:
+            broken = {name: value * float("nan") for name, value in result.gradients.items()}
+            return type(result)(result.loss_sum, result.tokens, broken)
+        return result
+
+    monkeypatch.setattr(loop, "loss_and_gradients", sometimes_broken)
+    recorder = Recorder()
+    outcome = run(settings(), recorder=recorder)
+    assert any("not finite" in message for message in recorder.warnings)
+    assert outcome.state.step == 6
+    assert all(mx.isfinite(value).all().item() for value in outcome.weights.values())
+
+
+def test_a_training_that_diverges_is_ended_with_advice(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_gardener.train import loop
+
+    monkeypatch.setattr(loop, "global_norm", lambda gradients: math.inf)
+    with pytest.raises(TrainingError, match="3 updates in a row") as caught:
+        run(settings())
+    assert "learning rate" in caught.value.next_step
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(run: Runner, tmp_path: Path) -> None:
+    config = settings()
+    whole = run(config, directory="whole")
+    with pytest.raises(TrainingCancelledError):
+        run(config, directory="hurt", recorder=Recorder(stop_at=4))
+    newest = list_checkpoints(tmp_path / "hurt")[-1]
+    file = newest / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-3] + b"xyz")
+    recorder = Recorder()
+    resumed = run(config, directory="hurt", recorder=recorder, resume=True)
+    assert any(newest.name in message and "sha256" in message for message in recorder.warnings)
+    assert recorder.steps[0].step == 4, "the step after the checkpoint before"
+    assert same(whole, resumed)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(run: Runner) -> None:
+    with pytest.raises(TrainingCancelledError):
+        run(settings(), recorder=Recorder(stop_at=2))
+    with pytest.raises(TrainingError, match="other settings"):
+        run(settings(**{"lora.scale": 3.0}), resume=True)
+
+
+def test_only_so_many_checkpoints_are_kept(run: Runner, tmp_path: Path) -> None:
+    run(settings())
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == [
+        "step-00000004",
+        "step-00000005",
+        "step-00000006",
+    ]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error_and_leaves_the_earlier_ones(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(TrainingCancelledError):
+        run(settings(), recorder=Recorder(stop_at=2))
+    before = list_checkpoints(tmp_path / "checkpoints")
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(mx, "save_safetensors", full)
+    with pytest.raises(TrainingError, match="No space left"):
+        run(settings(), resume=True)
+    assert list_checkpoints(tmp_path / "checkpoints") == before
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.endswith(".new")]

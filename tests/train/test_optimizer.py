@@ -1,0 +1,67 @@
+"""Schedule, optimisers and clipping are what their names say."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+from mlx_gardener.config import OptimizerConfig
+from mlx_gardener.train.optimizer import (
+    global_norm,
+    learning_rate_at,
+    make_optimizer,
+    recommended_learning_rate,
+)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_the_rate_warms_up_then_follows_its_schedule(schedule: str) -> None:
+    config = OptimizerConfig(schedule=schedule, warmup_fraction=0.1, final_fraction=0.2)
+    rates = [learning_rate_at(step, 100, 1.0, config) for step in range(1, 101)]
+    assert rates[:10] == sorted(rates[:10]) and 0 < rates[0] < 0.2
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx(1.0 if schedule == "constant" else 0.2)
+    halfway = {"cosine": 0.6, "linear": 0.6, "constant": 1.0}[schedule]
+    assert rates[55] == pytest.approx(halfway, abs=0.02)
+
+
+def test_one_step_has_a_rate() -> None:
+    assert learning_rate_at(1, 1, 0.5, OptimizerConfig()) > 0
+
+
+def test_wider_bases_get_smaller_rates() -> None:
+    rates = [recommended_learning_rate(hidden) for hidden in (64, 256, 896, 2048, 3584)]
+    assert rates == sorted(rates, reverse=True) and rates[3] == pytest.approx(2e-4)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lion", "adafactor", "muon"])
+def test_every_optimiser_lowers_a_loss(name: str) -> None:
+    optimizer = make_optimizer(OptimizerConfig(name=name, weight_decay=0.0))
+    mx.random.seed(0)
+    target = mx.random.normal((8, 4))
+    weights = {"w": mx.zeros((8, 4))}
+    optimizer.init(weights)
+
+    def loss(values: dict[str, mx.array]) -> mx.array:
+        return mx.square(values["w"] - target).mean()
+
+    first = loss(weights).item()
+    for _ in range(60):
+        optimizer.learning_rate = mx.array(0.05)
+        weights = optimizer.apply_gradients(mx.grad(loss)(weights), weights)
+    assert loss(weights).item() < 0.7 * first
+
+
+def test_adamw_takes_the_step_of_the_paper() -> None:
+    """The first bias-corrected step has length lr whatever the gradient (Kingma and Ba 2015)."""
+    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.0))
+    weights = {"w": mx.array([1.0, -2.0])}
+    optimizer.init(weights)
+    optimizer.learning_rate = mx.array(0.01)
+    moved = optimizer.apply_gradients({"w": mx.array([3.0, -0.001])}, weights)["w"]
+    assert mx.allclose(moved, mx.array([0.99, -1.99]), atol=1e-5).item()
+
+
+def test_the_norm_is_taken_over_all_gradients_together() -> None:
+    assert global_norm({"a": mx.array([3.0]), "b": mx.array([[4.0]])}) == pytest.approx(5.0)
