@@ -7,10 +7,12 @@ import pytest
 
 from mlx_gardener.config import OptimizerConfig
 from mlx_gardener.train.optimizer import (
+    flatten_state,
     global_norm,
     learning_rate_at,
     make_optimizer,
     recommended_learning_rate,
+    unflatten_state,
 )
 
 
@@ -65,3 +67,22 @@ def test_adamw_takes_the_step_of_the_paper() -> None:
 
 def test_the_norm_is_taken_over_all_gradients_together() -> None:
     assert global_norm({"a": mx.array([3.0]), "b": mx.array([[4.0]])}) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lion", "adafactor", "muon"])
+def test_a_restored_optimiser_takes_the_same_next_step(name: str) -> None:
+    config = OptimizerConfig(name=name)
+    weights = {"model.layers.0.q.lora_a": mx.ones((4, 2)), "model.layers.0.q.lora_b": mx.ones((2, 3))}
+    gradients = {key: 0.1 * mx.ones_like(value) for key, value in weights.items()}
+    first = make_optimizer(config)
+    first.init(weights)
+    for _ in range(3):
+        first.learning_rate = mx.array(0.01)
+        weights = first.apply_gradients(gradients, weights)
+    second = make_optimizer(config)
+    second.init(weights)
+    second.state = unflatten_state(flatten_state(first.state))
+    for optimizer in (first, second):
+        optimizer.learning_rate = mx.array(0.02)
+    one, two = first.apply_gradients(gradients, weights), second.apply_gradients(gradients, weights)
+    assert all(mx.array_equal(one[key], two[key]) for key in weights)

@@ -1,0 +1,180 @@
+"""The registry under many threads and processes, with dead owners and damaged files."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from mlx_gardener.errors import ConfigError, RegistryError, TrainingError
+from mlx_gardener.events import TrainingPhase, TrainingProgress
+from mlx_gardener.registry import ProjectRegistry, TrainingStatus, check_project_name, project_name_for
+
+
+@pytest.fixture
+def registry(repository: Path) -> ProjectRegistry:
+    made = ProjectRegistry()
+    made.register_project("small", repository)
+    return made
+
+
+@pytest.mark.parametrize(
+    "name", ["", "../up", "a/b", ".hidden", "-flag", "x" * 65, "new\nline", "esc\x1b[0m", "dot.", "ü"]
+)
+def test_a_name_that_could_leave_the_home_is_refused(
+    registry: ProjectRegistry, repository: Path, name: str
+) -> None:
+    with pytest.raises(ConfigError, match="cannot be a project name"):
+        registry.register_project(name, repository)
+    with pytest.raises(ConfigError):
+        registry.project_directory(name)
+
+
+@pytest.mark.parametrize("directory", ["web app", "..", "-x-", "ünï", "a" * 300, ".config", "new\nline"])
+def test_every_directory_gets_a_good_name(tmp_path: Path, directory: str) -> None:
+    assert check_project_name(project_name_for(tmp_path / directory))
+
+
+def test_a_project_is_the_same_for_everybody(registry: ProjectRegistry, home: Path, repository: Path) -> None:
+    other = ProjectRegistry(home)
+    assert other.get_project("small").path == repository.resolve()
+    other.set_active_project("small")
+    active = registry.get_active_project()
+    assert active is not None and active.name == "small"
+    assert registry.register_project("small", repository).name == "small"
+
+
+def test_a_name_stands_for_one_path_only(registry: ProjectRegistry, tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="already stands for"):
+        registry.register_project("small", tmp_path)
+    assert registry.register_project("small", tmp_path, replace=True).path == tmp_path.resolve()
+
+
+def test_removing_a_project_takes_its_files_and_not_its_repository(
+    registry: ProjectRegistry, repository: Path
+) -> None:
+    record = registry.begin_training("small", {})
+    with pytest.raises(RegistryError, match="being trained"):
+        registry.remove_project("small")
+    registry.finish_training(record.id, TrainingStatus.FAILED, "x", {})
+    registry.remove_project("small")
+    assert not record.run_dir.exists() and repository.exists()
+    with pytest.raises(RegistryError, match="no project"):
+        registry.get_project("small")
+
+
+def test_a_training_goes_through_its_states(registry: ProjectRegistry) -> None:
+    assert registry.get_project("small").status is TrainingStatus.NOT_STARTED
+    record = registry.begin_training("small", {"seed": 1})
+    assert registry.get_project("small").status is TrainingStatus.QUEUED
+    registry.claim_training(record.id, os.getpid())
+    registry.update_training(record.id, TrainingProgress(TrainingPhase.TRAINING, 50.0, "half", {"step": 3}))
+    assert [item.id for item in registry.active_trainings()] == [record.id]
+    registry.finish_training(record.id, TrainingStatus.COMPLETED, "Done", {"adapter_version": "v1"})
+    registry.update_training(record.id, TrainingProgress(TrainingPhase.TRAINING, 60.0, "late"))
+    ended = registry.get_training(record.id)
+    assert (ended.status, ended.percent, ended.message) == (TrainingStatus.COMPLETED, 100.0, "Done")
+    assert ended.result == {"adapter_version": "v1"} and ended.config == {"seed": 1}
+
+
+def test_only_one_of_many_threads_begins_a_training(registry: ProjectRegistry) -> None:
+    begun, refused = [], []
+    gate = threading.Barrier(12)
+
+    def begin() -> None:
+        gate.wait()
+        try:
+            begun.append(registry.begin_training("small", {}).id)
+        except TrainingError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=begin) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(begun) == 1 and len(refused) == 11
+    assert all("already being trained" in text for text in refused)
+
+
+def test_the_training_of_a_dead_process_is_closed_and_the_project_free_again(
+    registry: ProjectRegistry,
+) -> None:
+    code = "from mlx_gardener.registry import ProjectRegistry as R; print(R().begin_training('small', {}).id)"
+    dead = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert registry.active_trainings() == []
+    closed = registry.get_training(dead)
+    assert closed.status is TrainingStatus.FAILED and "--resume" in closed.message
+    registry.explain_death(dead, "It was ended by signal 9.")
+    assert registry.get_training(dead).message == "It was ended by signal 9."
+    registry.explain_death(dead, "Another story")
+    assert registry.get_training(dead).message == "It was ended by signal 9."
+    assert registry.begin_training("small", {}).id != dead
+
+
+def test_many_processes_write_at_once_and_nothing_is_lost(registry: ProjectRegistry, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom mlx_gardener.registry import ProjectRegistry\n"
+        "registry = ProjectRegistry()\n"
+        "for number in range(20):\n"
+        "    registry.register_project(f'p{sys.argv[1]}-{number}', Path(sys.argv[2]))\n"
+        "    registry.get_project(f'p{sys.argv[1]}-{number}')\n"
+    )
+    workers = [subprocess.Popen([sys.executable, "-c", code, str(n), str(tmp_path)]) for n in range(8)]
+    assert [worker.wait(timeout=120) for worker in workers] == [0] * 8
+    assert len(registry.list_projects()) == 1 + 8 * 20
+    assert registry.check() == []
+
+
+def test_many_threads_update_one_training(registry: ProjectRegistry) -> None:
+    record = registry.begin_training("small", {})
+
+    def update(number: int) -> None:
+        for step in range(25):
+            progress = TrainingProgress(TrainingPhase.TRAINING, 50.0, f"{number}", {"step": step})
+            registry.update_training(record.id, progress)
+
+    threads = [threading.Thread(target=update, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert registry.get_training(record.id).details == {"step": 24}
+
+
+def test_check_finds_and_repair_mends(registry: ProjectRegistry) -> None:
+    adapters = registry.project_directory("small") / "adapters"
+    (adapters / "v9").mkdir(parents=True)
+    lost = adapters / "v1"
+    registry.add_adapter("small", "v1", lost, base_model="b", metrics={}, manifest_sha256="0")
+    assert {problem.kind for problem in registry.check()} == {"orphan_files", "missing_files"}
+    assert len(registry.repair()) == 2
+    assert registry.check() == [] and not (adapters / "v9").exists()
+    assert registry.get_project("small").active_adapter is None
+
+
+def test_a_file_that_is_no_database_is_named(home: Path) -> None:
+    home.mkdir()
+    (home / "registry.sqlite3").write_bytes(b"this is no database at all, but it is long enough" * 40)
+    with pytest.raises(RegistryError, match="no database"):
+        ProjectRegistry().list_projects()
+
+
+def test_a_registry_of_a_newer_version_is_left_alone(registry: ProjectRegistry, home: Path) -> None:
+    registry.list_projects()
+    with sqlite3.connect(home / "registry.sqlite3") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(RegistryError, match="newer version"):
+        ProjectRegistry(home).list_projects()
+
+
+def test_nobody_else_can_read_it(registry: ProjectRegistry, home: Path) -> None:
+    assert home.stat().st_mode & 0o077 == 0
+    assert (home / "registry.sqlite3").stat().st_mode & 0o077 == 0
