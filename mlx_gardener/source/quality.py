@@ -35,7 +35,7 @@ def quality_of(content: str, chunk_type: ChunkType, *, parse_error: bool = False
     visible = max(1, sum(not character.isspace() for character in content))
     factors = {
         "kind": _KIND_WORTH.get(chunk_type, 1.0),
-        "short": min(1.0, 0.35 + 0.065 * len(words)),
+        "short": min(1.0, 0.4 + 0.065 * len(words)),
         "long": min(1.0, 400 / max(1, len(lines))),
         "repetitive": min(1.0, 1.6 * len(set(lines)) / max(1, len(lines))),
         "few_words": min(1.0, 2.5 * letters / visible),
