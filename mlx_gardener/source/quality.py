@@ -32,7 +32,7 @@ def quality_of(content: str, chunk_type: ChunkType, *, parse_error: bool = False
     lines = [line.strip() for line in content.splitlines() if line.strip()]
     words = _WORD.findall(content)
     letters = sum(map(len, words))
-    visible = max(1, sum(not character.isspace() for character in content))
+    visible = max(1, sum(map(len, content.split())))
     factors = {
         "kind": _KIND_WORTH.get(chunk_type, 1.0),
         "short": min(1.0, 0.4 + 0.065 * len(words)),

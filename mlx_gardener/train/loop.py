@@ -55,7 +55,6 @@ from mlx_gardener.train.optimizer import (
     unflatten_state,
 )
 
-
 if TYPE_CHECKING:
     import mlx.core as mx
 
