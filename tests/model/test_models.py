@@ -1,0 +1,201 @@
+"""Base models, tokenizers and LoRA layers: names, markers, damage, and that a base comes back bare."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlx_gardener.config import LoraConfig
+from mlx_gardener.errors import ModelError
+from mlx_gardener.model import choose_model, load_base, load_tokenizer, resolve_model, seedling_path
+from mlx_gardener.model.lora import (
+    attach_lora,
+    detach_lora,
+    effective_scale,
+    lora_parameters,
+    set_lora_parameters,
+)
+from tests.conftest import write_tiny_model
+
+GIB = 2**30
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.usefixtures("offline")
+def test_auto_takes_the_seedling_where_nothing_is_at_hand_and_says_why() -> None:
+    choice = choose_model("auto", 4 * GIB)
+    assert choice.name == "seedling" and "hf download" in choice.reason
+    assert "fits" in choose_model("auto", GIB // 10).reason
+    assert resolve_model(choice) == seedling_path()
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_hub_model_that_cannot_be_fetched_names_command_and_alternative() -> None:
+    choice = choose_model("Qwen/Qwen2.5-Coder-0.5B", 4 * GIB)
+    with pytest.raises(ModelError) as caught:
+        resolve_model(choice)
+    assert "hf download Qwen/Qwen2.5-Coder-0.5B" in caught.value.next_step
+    assert "--model seedling" in caught.value.next_step
+
+
+@pytest.mark.parametrize("name", ["nonsense", "/does/not/exist", "a/b/c"])
+def test_a_name_that_is_nothing_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match="neither a directory nor a hub id"):
+        choose_model(name, GIB)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_directory_without_a_part_of_the_model_is_refused(
+    tmp_path: Path, tiny_tokenizer_dir: Path, missing: str
+) -> None:
+    directory = write_tiny_model(tmp_path / "half", tiny_tokenizer_dir)
+    (directory / missing).unlink()
+    with pytest.raises(ModelError, match="half"):
+        choose_model(str(directory), GIB)
+
+
+@pytest.mark.parametrize("broken", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_damaged_model_is_named(tmp_path: Path, tiny_tokenizer_dir: Path, broken: str) -> None:
+    directory = write_tiny_model(tmp_path / "hurt", tiny_tokenizer_dir)
+    (directory / broken).write_bytes(b'{"damaged')
+    with pytest.raises(ModelError, match="hurt"):
+        load_base(str(directory))
+
+
+def test_an_unknown_architecture_is_named(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:
+    directory = write_tiny_model(tmp_path / "odd", tiny_tokenizer_dir)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"model_type": "from_the_future"}))
+    with pytest.raises(ModelError, match="odd"):
+        load_base(str(directory))
+
+
+def test_code_in_a_model_directory_is_not_run(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:
+    directory = write_tiny_model(tmp_path / "evil", tiny_tokenizer_dir)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"model_file": "code.py"}))
+    (directory / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(ModelError, match="evil"):
+        load_base(str(directory))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_quantised_base_is_computed_in_float32_on_the_cpu(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:
+    from mlx_lm.utils import load_model, quantize_model, save_model
+
+    dense = write_tiny_model(tmp_path / "dense", tiny_tokenizer_dir, hidden_size=64, intermediate_size=128)
+    model, config = load_model(dense)
+    model, config = quantize_model(model, config, group_size=32, bits=4)
+    quantised = tmp_path / "quantised"
+    quantised.mkdir()
+    save_model(quantised, model)
+    (quantised / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (quantised / name).write_bytes((tiny_tokenizer_dir / name).read_bytes())
+    base = load_base(str(quantised))
+    assert base.dtype == mx.float32
+    tokens = mx.array([[9, 8, 7, 6]])
+    difference = mx.abs(base.model(tokens) - model(tokens).astype(mx.float32)).max().item()
+    assert difference < 1e-2
+    attach_lora(base.model, LoraConfig(rank=2), seed=0)
+    assert lora_parameters(base.model)
+
+
+def test_an_id_never_holds_a_path(tiny_model_dir: Path) -> None:
+    base = load_base(str(tiny_model_dir))
+    assert base.id == tiny_model_dir.name and "/" not in base.id and len(base.weights_sha256) == 64
+
+
+@pytest.mark.parametrize(
+    ("markers", "order"),
+    [
+        (("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"), "PSM"),
+        (("<fim_prefix>", "<fim_suffix>", "<fim_middle>"), "PSM"),
+        (
+            ("<\uff5cfim\u2581begin\uff5c>", "<\uff5cfim\u2581hole\uff5c>", "<\uff5cfim\u2581end\uff5c>"),
+            "PSM",
+        ),
+        (("[PREFIX]", "[SUFFIX]"), "SPM"),
+    ],
+)
+def test_each_family_s_markers_are_found_by_id(
+    tmp_path: Path, tiny_tokenizer_dir: Path, markers: tuple[str, ...], order: str
+) -> None:
+    tokenizer = json.loads((tiny_tokenizer_dir / "tokenizer.json").read_text())
+    names = ["<|endoftext|>", *markers]
+    tokenizer["added_tokens"] = [
+        {**tokenizer["added_tokens"][0], "id": 700 + at, "content": name, "special": at % 2 == 0}
+        for at, name in enumerate(names)
+    ]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    found = load_tokenizer(tmp_path)
+    assert found.markers is not None and found.markers.order == order
+    assert (found.markers.prefix, found.markers.suffix) == (701, 702)
+    text = "".join(names) + " é\n"
+    ids = found.encode(text)
+    assert not {700, 701, 702, 703} & set(ids) and found.decode(ids) == text
+    assert found.byte_lengths[ids].sum() == len(text.encode())
+    prompt = found.markers.prompt([1, 2], [3])
+    assert prompt.index(701) < prompt.index(702) if order == "PSM" else prompt.index(702) < prompt.index(701)
+
+
+def test_a_tokenizer_without_markers_says_so(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:
+    tokenizer = json.loads((tiny_tokenizer_dir / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = tokenizer["added_tokens"][:1]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert load_tokenizer(tmp_path).markers is None
+
+
+def test_fresh_adapters_change_nothing_and_leave_no_trace(tiny_model_dir: Path) -> None:
+    base = load_base(str(tiny_model_dir))
+    tokens = mx.array([[5, 6, 7]])
+    before = base.model(tokens)
+    for config in (LoraConfig(rank=4), LoraConfig(rank=4, use_dora=True)):
+        targets = attach_lora(base.model, config, seed=1)
+        assert mx.allclose(before, base.model(tokens), atol=1e-5)
+        assert targets.parameters == sum(value.size for value in lora_parameters(base.model).values())
+        detach_lora(base.model)
+        assert mx.array_equal(before, base.model(tokens)) and not lora_parameters(base.model)
+
+
+def test_settings_choose_modules_layers_and_scale(tiny_model_dir: Path) -> None:
+    base = load_base(str(tiny_model_dir))
+    attach_lora(base.model, LoraConfig(rank=2, target_modules=("q_proj",), num_layers=1), seed=0)
+    assert set(lora_parameters(base.model)) == {
+        "model.layers.2.self_attn.q_proj.lora_a",
+        "model.layers.2.self_attn.q_proj.lora_b",
+    }
+    detach_lora(base.model)
+    assert effective_scale(LoraConfig(rank=16, scale=2.0)) == 2.0
+    assert effective_scale(LoraConfig(rank=16, scale=2.0, use_rslora=True)) == 8.0
+    with pytest.raises(ModelError, match="q_proj"):
+        attach_lora(base.model, LoraConfig(target_modules=("no_such",)), seed=0)
+
+
+def test_the_seed_decides_the_first_weights(tiny_model_dir: Path) -> None:
+    base = load_base(str(tiny_model_dir))
+    drawn = []
+    for seed in (1, 1, 2):
+        attach_lora(base.model, LoraConfig(rank=2), seed=seed)
+        drawn.append(lora_parameters(base.model)["model.layers.0.mlp.up_proj.lora_a"])
+        detach_lora(base.model)
+    assert mx.array_equal(drawn[0], drawn[1]) and not mx.array_equal(drawn[0], drawn[2])
+
+
+def test_weights_of_another_shape_are_refused(tiny_model_dir: Path) -> None:
+    base = load_base(str(tiny_model_dir))
+    attach_lora(base.model, LoraConfig(rank=2), seed=1)
+    weights = lora_parameters(base.model)
+    weights["model.layers.0.mlp.up_proj.lora_a"] = mx.zeros((3, 3))
+    with pytest.raises(ModelError, match="does not fit"):
+        set_lora_parameters(base.model, weights)
