@@ -41,7 +41,9 @@ Share of the training text by language: {shares}.
 
 ## How good it is
 
-Bits per byte on whole packages it never saw (lower is better), beside gzip -9 and xz -9e of each file on its own (files of up to 24 KB).
+Bits per byte on whole packages it never saw (lower is better), beside gzip -9 and xz -9e of each file on its own
+(files of up to 24 KB).
+
 {held_out_names}
 
 | language | files | KB | seedling | gzip | xz |
