@@ -35,15 +35,19 @@ def list_files(root: Path) -> list[str]:
     if not root.is_dir():
         what = "is not a directory" if root.exists() else "does not exist"
         raise DataError(f"{str(root)!r} {what}.", next_step="Name the root directory of a repository.")
-    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    listed = (
+        None
+        if _is_ignored(root)
+        else _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    )
     if listed is not None:
         return sorted({os.fsdecode(name) for name in listed.split(b"\0") if name})
     return sorted(_walk(root, root, []))
 
 
 def head_commit(root: Path) -> str | None:
-    """The commit that is checked out; None without git or without a commit."""
-    found = _git(root, "rev-parse", "--verify", "-q", "HEAD")
+    """The commit that is checked out; None without git, without a commit, or where git ignores ``root``."""
+    found = None if _is_ignored(root) else _git(root, "rev-parse", "--verify", "-q", "HEAD")
     return None if found is None else found.decode().strip()
 
 
@@ -56,6 +60,11 @@ def marked_paths(root: Path, paths: list[str]) -> dict[str, str]:
     fields = [os.fsdecode(field) for field in found.split(b"\0")]
     triples = zip(fields[0::3], fields[1::3], fields[2::3], strict=False)
     return {path: _ATTRIBUTES[name] for path, name, value in triples if value in ("set", "true")}
+
+
+def _is_ignored(root: Path) -> bool:
+    """Whether ``root`` lies in a repository that ignores it, and so is no part of that repository."""
+    return _git(root, "check-ignore", "-q", ".") is not None
 
 
 def _git(root: Path, *arguments: str, input_bytes: bytes | None = None) -> bytes | None:

@@ -157,6 +157,16 @@ def test_git_decides_what_belongs_to_the_repository(root: Path) -> None:
     )
 
 
+def test_a_directory_that_the_repository_around_it_ignores_is_read_by_itself(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / ".gitignore").write_text("scratch/\n")
+    inner = tmp_path / "scratch" / "project"
+    inner.mkdir(parents=True)
+    (inner / "good.py").write_text(CODE)
+    found = scan(inner)
+    assert kept(found) == ["good.py"] and found.commit is None
+
+
 def test_git_attributes_mark_generated_and_vendored(root: Path) -> None:
     subprocess.run(["git", "init", "-q", str(root)], check=True)
     (root / ".gitattributes").write_text("api/** linguist-generated\nold.py linguist-vendored=true\n")
