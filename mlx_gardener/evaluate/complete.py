@@ -21,8 +21,10 @@ def build_prompt(tokenizer: CodeTokenizer, prefix: str, suffix: str | None, path
     Raises:
         ModelError: a suffix is given and the model has no fill-in-the-middle markers.
     """
-    opening = [index for index in (tokenizer.bos_id, tokenizer.file_id) if index is not None]
-    opening += tokenizer.encode(header_text(tokenizer, path)) if path else []
+    opening = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    if path:
+        opening += [] if tokenizer.file_id is None else [tokenizer.file_id]
+        opening += tokenizer.encode(header_text(tokenizer, path))
     before = tokenizer.encode(prefix)[-PREFIX_TOKENS:]
     if suffix is None:
         return opening + before

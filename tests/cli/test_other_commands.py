@@ -1,0 +1,99 @@
+"""scan, plan, projects, show, activate, remove, export, complete and doctor, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_command_line import gardener, train_flags
+
+
+def test_scan_shows_what_would_be_trained_on(repository: Path, tiny_model_dir: Path) -> None:
+    (repository / "keys.py").write_text(
+        "def connect():\n    key = 'AKIA" + "IOSFODNN7QWERTYU'\n    return key\n"
+    )
+    done = gardener("scan", str(repository), "--model", str(tiny_model_dir))
+    assert done.returncode == 0, done.stderr
+    for words in ("Kept", "python", "javascript", "keys.py:2", "tokens", "minutes", "peak about"):
+        assert words in done.stdout
+    assert "AKIA" + "IOSFODNN7" not in done.stdout
+
+
+def test_scan_as_json_is_one_document(repository: Path, tiny_model_dir: Path) -> None:
+    done = gardener("scan", str(repository), "--model", str(tiny_model_dir), "--json")
+    found = json.loads(done.stdout)
+    assert found["files_kept"] >= 12 and found["languages"]["python"]["chunks"] > 0
+    assert found["estimate"]["tokens"] > 0 and str(repository.parent) not in done.stdout
+
+
+def test_scan_of_nothing_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = gardener("scan", str(tmp_path / "empty"))
+    assert done.returncode == 1 and "holds no files" in done.stderr
+
+
+def test_plan_explains_the_budget_and_refuses_what_does_not_fit(tiny_model_dir: Path) -> None:
+    done = gardener("plan", "--model", "seedling", "--budget", "4")
+    assert done.returncode == 0 and "base weights" in done.stdout and "Predicted peak" in done.stdout
+    found = json.loads(gardener("plan", "--model", str(tiny_model_dir), "--json").stdout)
+    assert found["predicted_peak_bytes"] == sum(found["predicted_parts"].values())
+    refused = gardener("plan", "--model", "seedling", "--budget", "0.01")
+    assert refused.returncode == 1 and "--budget" in refused.stderr
+
+
+def test_doctor_looks_at_everything() -> None:
+    done = gardener("doctor", "--json")
+    findings = {item["name"]: item for item in json.loads(done.stdout)["findings"]}
+    assert set(findings) == {"machine", "matrix speed", "compiler", "memory", "power", "models", "registry"}
+    assert "GFLOP/s" in findings["matrix speed"]["seen"]
+    assert done.returncode == (0 if all(item["ok"] for item in findings.values()) else 1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can be without a fast BLAS")
+def test_doctor_says_what_to_do_about_a_slow_blas() -> None:
+    done = gardener("doctor", MLX_GARDENER_BLAS="none")
+    assert "matrix speed" in done.stdout
+    if "FIX  matrix speed" in done.stdout:
+        assert "pip install mkl" in done.stdout and done.returncode == 1
+
+
+def test_a_trained_project_is_listed_used_exported_and_removed(
+    repository: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    assert (
+        gardener("train", str(repository), "--project", "web", *train_flags(tiny_model_dir)).returncode == 0
+    )
+    assert "web" in gardener("projects").stdout and "v1" in gardener("show", "web").stdout
+    listed = json.loads(gardener("show", "web", "--json").stdout)
+    assert listed["adapters"][0]["metrics"]["base_bits_per_byte"] > 0
+    assert gardener("activate", "web", "v1").returncode == 0
+    assert json.loads(gardener("projects", "--json").stdout)["projects"][0]["active"] is True
+
+    file = next(repository.rglob("*.py"))
+    place = f"{file.relative_to(repository)}:9"
+    with_adapter = gardener("complete", "web", place, "--max-tokens", "4")
+    assert with_adapter.returncode == 0, with_adapter.stderr
+    assert gardener("complete", "web", place, "--base", "--max-tokens", "4").returncode == 0
+    piped = subprocess.run(
+        [sys.executable, "-m", "mlx_gardener", "complete", "web", "--max-tokens", "4"],
+        input="def collect(", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert piped.returncode == 0, piped.stderr
+    for wrong in ("nowhere.py:3", "README.md:9999"):
+        assert gardener("complete", "web", wrong).returncode == 1
+    assert gardener("complete", "web", "no-line").returncode == 2
+
+    target = tmp_path / "out"
+    assert gardener("export", "web", str(target), "--form", "peft").returncode == 0
+    assert (target / "adapter_model.safetensors").exists()
+    assert gardener("export", "web", str(target)).returncode == 1
+
+    assert gardener("remove", "web", "v9", "--yes").returncode == 1
+    assert gardener("remove", "web", "v1", "--yes").returncode == 0
+    assert "no adapter" in gardener("complete", "web", place).stderr
+    assert gardener("remove", "web", "--yes").returncode == 0
+    assert gardener("show", "web").returncode == 1

@@ -1,0 +1,208 @@
+"""What people look at: on a terminal, in a pipe, with hostile text, as a page and in a notebook."""
+
+from __future__ import annotations
+
+import io
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mlx_gardener.config import TrainingConfig
+from mlx_gardener.events import (
+    Evaluated,
+    MemoryMeasured,
+    PlanChosen,
+    ProgressChanged,
+    StepCompleted,
+    TrainingEnded,
+    TrainingPhase,
+    WarningRaised,
+)
+from mlx_gardener.report import render_model_card, render_report_html
+from mlx_gardener.report.evidence_view import show_evidence
+from mlx_gardener.report.jsonl import JsonLines
+from mlx_gardener.report.live import LiveView, sparkline
+from mlx_gardener.report.svg import line_chart
+from mlx_gardener.report.text import duration, safe_lines, safe_text
+
+HOSTILE = "\x1b[2J\x1b]0;owned\x07<script>alert(1)</script>\nnext"
+EVENTS = [
+    ProgressChanged(TrainingPhase.INITIALIZING, 0.0, "Choosing"),
+    PlanChosen(
+        {
+            "rows_of_width": {"512": 8},
+            "predicted_peak_bytes": 2**31,
+            "budget_bytes": 2**32,
+            "notes": [HOSTILE],
+        }
+    ),
+    ProgressChanged(TrainingPhase.TRAINING, 45.0, f"Step {HOSTILE}"),
+    *[
+        StepCompleted(n, 20, n / 20, 3.0 / n, 100, 1e-3, 0.4, 0.1, 1234.0, 2**30, 2**31, 2**32, 60.0 - n)
+        for n in range(1, 21)
+    ],
+    MemoryMeasured(2**30, 2**29, 2**28, 2**32),
+    Evaluated(20, 1.0, 0.5, True),
+    WarningRaised(HOSTILE),
+    TrainingEnded(TrainingPhase.COMPLETED, "Done"),
+]
+METRICS = {
+    "base_bits_per_byte": 1.5, "adapter_bits_per_byte": 1.2, "bits_per_byte_change": -0.2,
+    "bits_per_byte_change_low": -0.25, "bits_per_byte_change_high": -0.1, "base_next_line_exact": 0.1,
+    "adapter_next_line_exact": 0.2, "base_next_line_similarity": 0.4, "adapter_next_line_similarity": 0.5,
+}  # fmt: skip
+EVIDENCE = {
+    "verdict": "promote", "reason": "Because.", "metrics": METRICS, "next_line_tasks": 10,
+    "files": [{"path": HOSTILE, "bytes": 10, "base_bits_per_byte": 1.5, "adapter_bits_per_byte": 1.2}],
+    "samples": [{"path": HOSTILE, "line": 3, "context": HOSTILE, "expected": "x", "base": HOSTILE, "adapter": "x"}],
+}  # fmt: skip
+SUMMARY = {
+    "chunks_kept": 10, "files_kept": 3, "train_loss_tokens": 1000, "padding_fraction": 0.01, "test_bytes": 99,
+    "languages": {"python": {"files": 3, "chunks": 10, "bytes": 999}}, "dropped": {"binary": {"unit": "files", "count": 2}},
+}  # fmt: skip
+FACTS = {
+    "project": "demo",
+    "version": "v1",
+    "base_model": "seedling",
+    "config": TrainingConfig().model_dump(mode="json"),
+    "data": {"data_sha256": "ab" * 32, "commit": None, "file_list_sha256": "", "summary": SUMMARY},
+    "metrics": METRICS,
+    "evidence": EVIDENCE,
+    "training": {
+        "steps": 20, "total_steps": 20, "best_step": 20, "stopped_because": "all updates done",
+        "train_losses": [3.0, 2.0], "validation": [{"step": 0, "loss": 3.0}, {"step": 2, "loss": 2.5}],
+    },
+    "plan": {},
+}  # fmt: skip
+
+
+def shown(*, terminal: bool, **options: object) -> str:
+    stream = io.StringIO()
+    console = Console(
+        file=stream, force_terminal=terminal, width=100, markup=False, highlight=False, **options
+    )  # type: ignore[arg-type]
+    with LiveView(console, project=HOSTILE) as view:
+        for event in EVENTS:
+            view(event)
+    return stream.getvalue()
+
+
+def test_a_pipe_gets_plain_lines() -> None:
+    text = shown(terminal=False)
+    assert "\x1b" not in text and "\x07" not in text
+    assert "Step 1 of 20: loss 3.000" in text and "Step 20 of 20" in text and "100 %  Done" in text
+    assert "Validation at step 20" in text and "2.00 GB of 4.00 GB" in text
+
+
+def test_a_terminal_gets_a_picture_and_hostile_text_cannot_steer_it() -> None:
+    text = shown(terminal=True)
+    assert "█" in text and "peak memory" in text and "tokens/s" in text
+    assert "\x1b]0;" not in text and "\x07" not in text and "\x1b[2J" not in text
+    assert "\\x1b[2J" in text, "it is shown, spelled out"
+
+
+def test_no_color_is_honoured() -> None:
+    text = shown(terminal=True, no_color=True)
+    assert "\x1b[32m" not in text and "█" in text
+
+
+@pytest.mark.parametrize("width", [20, 40, 200])
+def test_every_width_of_terminal_is_survived(width: int) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, markup=False)
+    with LiveView(console, project="demo") as view:
+        for event in EVENTS:
+            view(event)
+        console.print(view.render())
+
+
+def test_json_lines_are_the_events() -> None:
+    import json
+
+    stream = io.StringIO()
+    lines = JsonLines(stream)
+    for event in EVENTS:
+        lines(event)
+    assert [json.loads(line) for line in stream.getvalue().splitlines()] == [
+        event.to_json() for event in EVENTS
+    ]
+
+
+def test_a_sparkline_rises_and_falls_with_its_values() -> None:
+    assert sparkline([1, 2, 3, 4, 5, 6, 7, 8], 8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([5.0] * 3, 10) == "▁▁▁" and sparkline([], 5) == ""
+    assert len(sparkline(list(map(float, range(1000))), 40)) == 40
+
+
+def test_control_characters_are_spelled_out() -> None:
+    assert safe_text("a\x1b[31mb\nc\u202ed\ud800") == "a\\x1b[31mb\\nc\\u202ed\\ud800"
+    assert safe_lines("a\n\tb\x07") == "a\n    b\\x07"
+
+
+def test_durations_are_said_as_people_say_them() -> None:
+    assert [duration(value) for value in (5, 185, 7800, None)] == [
+        "5 s",
+        "3 min 05 s",
+        "2 h 10 min",
+        "unknown",
+    ]
+
+
+def test_evidence_is_shown_without_steering_the_terminal() -> None:
+    stream = io.StringIO()
+    show_evidence(Console(file=stream, width=100, markup=False), EVIDENCE)
+    text = stream.getvalue()
+    assert "It helped." in text and "1.2000" in text and "20.0%" in text and "\x1b" not in text
+
+
+class _Checker(HTMLParser):
+    """Counts open tags and collects what a page would fetch or run."""
+
+    VOID = ("meta", "br", "line", "polyline", "link", "img")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.foreign: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag in ("script", "link", "img", "iframe"):
+            self.foreign.append(tag)
+        self.foreign += [value or "" for name, value in attrs if name in ("src", "href", "onload", "onclick")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass  # closed where it opens
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_report_is_one_whole_page_that_runs_and_fetches_nothing() -> None:
+    page = render_report_html(FACTS, events=EVENTS)
+    checker = _Checker()
+    checker.feed(page)
+    assert checker.open == [] and checker.foreign == []
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert page.count("<svg") == 2
+    assert "color-scheme: light dark" in page and 'name="viewport"' in page
+
+
+def test_the_model_card_says_what_it_is_and_how_to_load_it() -> None:
+    card = render_model_card(FACTS)
+    assert card.startswith("---\nbase_model: seedling") and "--adapter-path mlx" in card
+    assert "1.5000 | 1.2000" in card and "**Promote.**" in card
+    assert "alert(1)" not in card, "no source text and no file names in the card"
+
+
+def test_a_chart_without_points_is_empty() -> None:
+    assert line_chart([("a", "red", [])], x_label="x", y_label="y") == ""
+
+
+def test_a_result_displays_itself_in_a_notebook() -> None:
+    from mlx_gardener.api import TrainingResult
+
+    html = TrainingResult("<b>", "v1", Path("x"), METRICS, EVIDENCE, FACTS["training"])._repr_html_()  # type: ignore[arg-type]
+    assert "<svg" in html and "&lt;b&gt;" in html and "1.2000" in html
