@@ -46,7 +46,7 @@ class LoraConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    """How weights move. ``learning_rate`` None means: recommended for the base's width (`train.schedule` says how).
+    """How weights move. ``learning_rate`` None means: recommended for the base's width (`training.optimizer` says how).
 
     ``tokens_per_update`` fixes the positions of one optimiser update; the planner only splits them, so the memory
     budget changes the speed and never the result. ``max_steps`` counts optimiser updates; None means all epochs.

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mlx_gardener.engine import Plan
     from mlx_gardener.evaluate import Evidence
     from mlx_gardener.model import BaseModel, ModelChoice
-    from mlx_gardener.train import TrainOutcome
+    from mlx_gardener.training import TrainOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def _start_training(run: Run, choice: ModelChoice, data: PreparedData) -> tuple[
 
 def _train(run: Run, base: BaseModel, data: PreparedData, plan: Plan) -> TrainOutcome:
     """TRAINING: updates until the epochs are over or validation stops improving."""
-    from mlx_gardener.train import train as train_adapter
+    from mlx_gardener.training import train as train_adapter
 
     run.tell(TrainingPhase.TRAINING, 0.0, "Training")
     return train_adapter(

@@ -299,6 +299,13 @@ def test_train_blocks_and_returns_a_result_that_displays_itself(
         mlx_gardener.train(repository, colour="green")
 
 
+def test_no_room_takes_the_place_of_a_public_name() -> None:
+    import pkgutil
+
+    rooms = {room.name for room in pkgutil.iter_modules(mlx_gardener.__path__)}
+    assert not rooms & set(mlx_gardener.__all__)
+
+
 def test_the_events_can_be_awaited(
     tiny_model_dir: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

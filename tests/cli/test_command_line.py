@@ -199,7 +199,8 @@ def test_a_dry_run_shows_data_and_plan_and_writes_nothing(
 def test_a_detached_training_is_seen_and_cancelled_from_elsewhere(
     repository: Path, tiny_model_dir: Path
 ) -> None:
-    flags = train_flags(tiny_model_dir, **{"optimizer.max_steps": 1_000_000, "optimizer.epochs": 100})
+    endless = {"optimizer.max_steps": 1_000_000, "optimizer.epochs": 100, "evaluation.patience": 10_000}
+    flags = train_flags(tiny_model_dir, **endless)
     done = gardener("train", str(repository), "--project", "afar", "--detach", *flags)
     assert done.returncode == 0 and "background" in done.stdout, done.stderr
     state = json.loads(gardener("status", "afar", "--json").stdout)["trainings"][0]

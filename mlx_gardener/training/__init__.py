@@ -1,5 +1,5 @@
 """Training: epochs of updates, validation, early stopping, checkpoints. In: base, data, plan. Out: the best adapter."""
 
-from mlx_gardener.train.loop import TrainOutcome, train
+from mlx_gardener.training.loop import TrainOutcome, train
 
 __all__ = ["TrainOutcome", "train"]

@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_gardener.config import OptimizerConfig
-from mlx_gardener.train.optimizer import (
+from mlx_gardener.training.optimizer import (
     flatten_state,
     global_norm,
     learning_rate_at,

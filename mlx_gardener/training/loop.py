@@ -40,13 +40,13 @@ from mlx_gardener.platform.footprint import (
     process_footprint_bytes,
     process_peak_footprint_bytes,
 )
-from mlx_gardener.train.checkpoint import (
+from mlx_gardener.training.checkpoint import (
     Checkpoint,
     TrainState,
     load_checkpoint,
     save_checkpoint,
 )
-from mlx_gardener.train.optimizer import (
+from mlx_gardener.training.optimizer import (
     flatten_state,
     global_norm,
     learning_rate_at,

@@ -16,8 +16,8 @@ from mlx_gardener.errors import TrainingCancelledError, TrainingError
 from mlx_gardener.events import Evaluated, Event, StepCompleted, WarningRaised
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.lora import lora_parameters
-from mlx_gardener.train import TrainOutcome, train
-from mlx_gardener.train.checkpoint import list_checkpoints
+from mlx_gardener.training import TrainOutcome, train
+from mlx_gardener.training.checkpoint import list_checkpoints
 
 
 def settings(**more: object) -> TrainingConfig:
@@ -190,7 +190,7 @@ def test_training_stops_when_validation_stops_improving_and_returns_the_best(run
 def test_an_update_that_is_not_finite_is_not_applied(
     run: Runner, base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlx_gardener.train import loop
+    from mlx_gardener.training import loop
 
     real, calls = loop.loss_and_gradients, []
 
@@ -211,7 +211,7 @@ def test_an_update_that_is_not_finite_is_not_applied(
 
 
 def test_a_training_that_diverges_is_ended_with_advice(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlx_gardener.train import loop
+    from mlx_gardener.training import loop
 
     monkeypatch.setattr(loop, "global_norm", lambda gradients: math.inf)
     with pytest.raises(TrainingError, match="3 updates in a row") as caught:
