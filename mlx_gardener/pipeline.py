@@ -436,6 +436,8 @@ class TrainingPipeline:
             offset = journal.stat().st_size if journal.exists() else 0
             Job(record.id, project.name, config, resume_from is not None, offset).write(record.run_dir)
             process = self._spawn(record)
+            # Before this process may end: the worker itself claims only after its imports.
+            self.registry.claim_training(record.id, process.pid)
         except OSError as error:
             message = f"The worker of {name!r} could not be started: {error.strerror or error}."
             self.registry.finish_training(record.id, TrainingStatus.FAILED, message, {})
