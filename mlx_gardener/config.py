@@ -76,7 +76,7 @@ class DataConfig(_Section):
     fim_rate: float = Field(0.7, ge=0, le=1)
     fim_ast_share: float = Field(0.6, ge=0, le=1)
     fim_line_share: float = Field(0.25, ge=0, le=1)
-    fim_loss_on_context: bool = False
+    fim_loss_on_context: bool = True
     repository_row_share: float = Field(0.2, ge=0, le=1)
     validation_fraction: float = Field(0.1, gt=0, lt=0.5)
     test_fraction: float = Field(0.1, gt=0, lt=0.5)
