@@ -7,7 +7,6 @@ renamed into place and only then registered. Whatever interrupts that leaves no 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from mlx_gardener.adapter.manifest import (
     verify_files,
 )
 from mlx_gardener.errors import AdapterError
+from mlx_gardener.platform.files import fsync_path
 from mlx_gardener.registry import AdapterRecord, ProjectRegistry
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class StagedAdapter:
     def _rename(self) -> Path:
         final = self.directory.parent / self.version
         self.directory.rename(final)
-        _fsync(final.parent)
+        fsync_path(final.parent)
         return final
 
 
@@ -304,13 +304,5 @@ def _next_version(parent: Path, registry: ProjectRegistry, project: str) -> str:
 
 def _fsync_tree(directory: Path) -> None:
     for path in directory.rglob("*"):
-        _fsync(path)
-    _fsync(directory)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        fsync_path(path)
+    fsync_path(directory)

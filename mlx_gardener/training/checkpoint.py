@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import TrainingError
 from mlx_gardener.model.lora import load_arrays
+from mlx_gardener.platform.files import fsync_path
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -73,15 +73,15 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep: int) -> Pa
             file = staged / f"{name}.safetensors"
             mx.save_safetensors(str(file), getattr(checkpoint, name))
             sums[file.name] = _sha256(file)
-            _fsync(file)
+            fsync_path(file)
         state = staged / STATE_NAME
         state.write_text(json.dumps({"state": asdict(checkpoint.state), "sha256": sums}), encoding="utf-8")
-        _fsync(state)
-        _fsync(staged)
+        fsync_path(state)
+        fsync_path(staged)
         if final.exists():
             shutil.rmtree(final)
         staged.rename(final)
-        _fsync(directory)
+        fsync_path(directory)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(staged, ignore_errors=True)
         raise TrainingError(
@@ -133,11 +133,3 @@ def _read(path: Path) -> Checkpoint:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
