@@ -45,7 +45,8 @@ def complete(
     max_new_tokens: int,
     is_enough: Callable[[str], bool] | None = None,
 ) -> str:
-    """What the model writes between ``prefix`` and ``suffix``, greedily, up to its end-of-text token.
+    """What the model writes between ``prefix`` and ``suffix``, greedily, up to its end-of-text token or any
+    other marker.
 
     Args:
         base: with or without an adapter attached.
@@ -62,6 +63,8 @@ def complete(
     tokenizer = base.tokenizer
     prompt = build_prompt(tokenizer, prefix, suffix, path)
     stops = {tokenizer.eos_id, tokenizer.pad_id, tokenizer.file_id, tokenizer.repo_id}
+    if (marks := tokenizer.markers) is not None:
+        stops |= {marks.prefix, marks.suffix, marks.middle, marks.end}
     ids: list[int] = []
     text = ""
     for token, _ in generate_step(mx.array(prompt), base.model, max_tokens=max_new_tokens):
