@@ -40,6 +40,18 @@ def shingles_of(text: str) -> list[str]:
     return sorted(found)
 
 
+def signature_of(text: str) -> RMinHash | None:
+    """The MinHash of a text's shingles; None where there are too few to say anything."""
+    from rensa import RMinHash
+
+    shingles = shingles_of(text)
+    if len(shingles) < _MIN_SHINGLES:
+        return None
+    signature = RMinHash(num_perm=PERMUTATIONS, seed=1)
+    signature.update(shingles)
+    return signature
+
+
 class NearDuplicates:
     """Files added one by one; says which earlier ones each is nearly the same as.
 
@@ -56,16 +68,12 @@ class NearDuplicates:
         self._signatures: dict[int, RMinHash] = {}
         self._parent: list[int] = []
 
-    def add(self, shingles: list[str]) -> int:
-        """Add a file; returns its number, counted from 0."""
-        from rensa import RMinHash
-
+    def add(self, signature: RMinHash | None) -> int:
+        """Add a file by its `signature_of`; returns its number, counted from 0."""
         number = len(self._parent)
         self._parent.append(number)
-        if len(shingles) < _MIN_SHINGLES:
+        if signature is None:
             return number
-        signature = RMinHash(num_perm=PERMUTATIONS, seed=1)
-        signature.update(shingles)
         for other in self._index.query(signature):
             if signature.jaccard(self._signatures[other]) >= self._threshold:
                 self._join(number, other)

@@ -19,11 +19,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlx_gardener.config import DataConfig
 from mlx_gardener.errors import DataError
 from mlx_gardener.source.chunks import CodePreprocessor
-from mlx_gardener.source.duplicates import NearDuplicates, content_key, shingles_of
+from mlx_gardener.source.duplicates import NearDuplicates, content_key, signature_of
 from mlx_gardener.source.filters import drop_by_bytes, drop_by_path, drop_by_text
 from mlx_gardener.source.imports import dependency_order, imports_of
 from mlx_gardener.source.languages import language_of
@@ -37,6 +38,9 @@ from mlx_gardener.source.records import (
 )
 from mlx_gardener.source.secrets import find_secrets
 from mlx_gardener.source.walk import head_commit, list_files, marked_paths
+
+if TYPE_CHECKING:
+    from rensa import RMinHash
 
 __all__ = ["dependency_order", "read_source", "scan_repository"]
 
@@ -55,7 +59,7 @@ class _Examined:
     language: str = ""
     sha256: str = ""
     key: bytes = b""
-    shingles: tuple[str, ...] = ()
+    signature: RMinHash | None = None
     imports: tuple[str, ...] = ()
     chunks: tuple[ChunkRecord, ...] = ()
     dropped_chunks: tuple[tuple[str, int, int], ...] = ()  # (rule, line, bytes)
@@ -117,7 +121,7 @@ def scan_repository(
         else:
             _keep(scan, found)
             if found.chunks:
-                numbers.append(near.add(list(found.shingles)))
+                numbers.append(near.add(found.signature))
     _assign_clusters(scan, near, numbers)
     scan.seconds = time.perf_counter() - started
     return scan
@@ -255,7 +259,7 @@ def _examine_text(
         language=language,
         sha256=hashlib.sha256(data).hexdigest(),
         key=content_key(text),
-        shingles=tuple(shingles_of(text)),
+        signature=signature_of(text),
         imports=imports_of(text, language),
         chunks=tuple(kept),
         dropped_chunks=tuple(dropped),
