@@ -14,6 +14,12 @@ find_python() {
     exit 1
 }
 
+install_with_uv() { # python, extras
+    export UV_SYSTEM_CERTS=true
+    { [ -x .venv/bin/python ] || uv venv --quiet --seed --python "$1" .venv; } &&
+        uv pip install --quiet --python .venv/bin/python -e ".$2"
+}
+
 prepare_environment() { # extras: "" or "[test]"
     local extras="$1" stamp=".venv/.installed$1" python
     if [ -f "$stamp" ] && cmp -s pyproject.toml "$stamp"; then
@@ -21,11 +27,10 @@ prepare_environment() { # extras: "" or "[test]"
     fi
     python="$(find_python)"
     echo "Setting up .venv (a few minutes the first time: about 1 GB of packages) ..." >&2
-    if command -v uv >/dev/null 2>&1; then
-        [ -x .venv/bin/python ] || uv venv --quiet --seed --python "$python" .venv
-        uv pip install --quiet --python .venv/bin/python -e ".$extras"
-    else
+    # uv is faster, pip knows the machine's own index and certificates; where uv cannot, pip does it.
+    if ! { command -v uv >/dev/null 2>&1 && install_with_uv "$python" "$extras"; }; then
         [ -x .venv/bin/python ] || "$python" -m venv .venv
+        .venv/bin/python -m ensurepip >/dev/null 2>&1 || true
         .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".$extras"
     fi
     cp pyproject.toml "$stamp"
