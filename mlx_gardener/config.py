@@ -80,6 +80,7 @@ class DataConfig(_Section):
     repository_row_share: float = Field(0.2, ge=0, le=1)
     validation_fraction: float = Field(0.1, gt=0, lt=0.5)
     test_fraction: float = Field(0.1, gt=0, lt=0.5)
+    attend_across_documents: bool = True
     near_duplicate_threshold: float = Field(0.8, gt=0, le=1)
     max_file_bytes: int = Field(1_000_000, ge=1)
     max_line_length: int = Field(1000, ge=1)
@@ -118,10 +119,24 @@ class EvaluationConfig(_Section):
 
 
 class EngineConfig(_Section):
-    """Pins for what the planner would choose; None leaves the choice to it."""
+    """Pins for what the planner would choose; None and "auto" leave the choice to it.
+
+    ``live_layers`` of at least the model's layers makes a step one graph. ``attention_block`` 0 leaves attention to
+    MLX. ``streamed_layers`` are read from disk in every pass. ``base_weights`` "dense" holds a quantised base as
+    floats, "stored" as it is.
+    """
 
     micro_batch_rows: int | None = Field(None, ge=1)
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    base_weights: Literal["auto", "dense", "stored"] = "auto"
+    streamed_layers: int | None = Field(None, ge=0)
+    layers_per_segment: int | None = Field(None, ge=1)
+    live_layers: int | None = Field(None, ge=0)
+    tail_slice_tokens: int | None = Field(None, ge=1)
+    attention_block: int | None = Field(None, ge=0)
+    lanes: int | None = Field(None, ge=1, le=64)
+    split: Literal["auto", "never"] = "auto"
+    verify_split: bool = True
 
 
 class TrainingConfig(_Section):

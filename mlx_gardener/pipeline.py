@@ -32,6 +32,7 @@ from mlx_gardener.events import (
     TrainingEnded,
     TrainingPhase,
     TrainingProgress,
+    WarningRaised,
 )
 from mlx_gardener.journal import JOURNAL_NAME, JournalWriter, follow_journal, read_journal
 from mlx_gardener.progress import ProgressCallback, TrainingProgressTracker, progress_of
@@ -41,7 +42,7 @@ from mlx_gardener.worker import LOG_NAME, Job
 if TYPE_CHECKING:
     from mlx_gardener.adapter import StagedAdapter
     from mlx_gardener.dataset import PreparedData
-    from mlx_gardener.engine import Plan
+    from mlx_gardener.engine import Engine
     from mlx_gardener.evaluate import Evidence
     from mlx_gardener.model import BaseModel, ModelChoice
     from mlx_gardener.training import TrainOutcome
@@ -95,9 +96,9 @@ def run_training(run: Run) -> dict[str, Any]:
     """
     choice = _initialize(run)
     data = _prepare_data(run, choice)
-    base, plan = _start_training(run, choice, data)
-    outcome = _train(run, base, data, plan)
-    return _complete(run, base, data, plan, outcome)
+    base, engine = _start_training(run, choice)
+    outcome = _train(run, base, data, engine)
+    return _complete(run, base, data, engine, outcome)
 
 
 def _initialize(run: Run) -> ModelChoice:
@@ -134,24 +135,42 @@ def _prepare_data(run: Run, choice: ModelChoice) -> PreparedData:
     return data
 
 
-def _start_training(run: Run, choice: ModelChoice, data: PreparedData) -> tuple[BaseModel, Plan]:
-    """STARTING_TRAINING: how the budget is used, then the base model in memory."""
-    from mlx_gardener.engine import make_plan, model_facts
+def _start_training(run: Run, choice: ModelChoice) -> tuple[BaseModel, Engine]:
+    """STARTING_TRAINING: how the budget is used, then the base model, as far as it fits, and the engine for it."""
+    from mlx_gardener.engine import make_plan, measured_backend, model_facts, prepare_engine
     from mlx_gardener.model import load_base, resolve_model
 
+    config = run.config
     run.tell(TrainingPhase.STARTING_TRAINING, 0.0, "Planning memory")
-    path = resolve_model(choice)
-    plan = make_plan(model_facts(path), run.config, run.config.memory_limit_bytes)
+    facts = model_facts(resolve_model(choice))
+    backend = measured_backend(run.registry.home / "cache")
+    plan = make_plan(facts, config, config.memory_limit_bytes, backend)
     run.publish(PlanChosen(plan.to_json()))
     run.interrupt()
     run.tell(TrainingPhase.STARTING_TRAINING, 0.3, f"Loading {choice.name}")
-    base = load_base(choice.name, compute_dtype=run.config.engine.compute_dtype)
+    base = load_base(
+        choice.name,
+        compute_dtype=config.engine.compute_dtype,
+        base_weights=plan.base_weights,
+        unread_layers=plan.streamed_layers,
+    )
+    run.tell(TrainingPhase.STARTING_TRAINING, 0.8, f"Checking how {choice.name} is cut into segments")
+    engine = prepare_engine(
+        base,
+        plan,
+        config,
+        facts=facts,
+        backend=backend,
+        warn=lambda message: run.publish(WarningRaised(message)),
+    )
+    if engine.plan is not plan:
+        run.publish(PlanChosen(engine.plan.to_json()))
     run.tell(TrainingPhase.STARTING_TRAINING, 1.0, f"Loaded {choice.name}")
     run.interrupt()
-    return base, plan
+    return base, engine
 
 
-def _train(run: Run, base: BaseModel, data: PreparedData, plan: Plan) -> TrainOutcome:
+def _train(run: Run, base: BaseModel, data: PreparedData, engine: Engine) -> TrainOutcome:
     """TRAINING: updates until the epochs are over or validation stops improving."""
     from mlx_gardener.training import train as train_adapter
 
@@ -160,7 +179,7 @@ def _train(run: Run, base: BaseModel, data: PreparedData, plan: Plan) -> TrainOu
         base,
         data,
         run.config,
-        plan,
+        engine,
         publish=run.publish,
         interrupt=run.interrupt,
         checkpoint_dir=run.directory / "checkpoints",
@@ -169,7 +188,7 @@ def _train(run: Run, base: BaseModel, data: PreparedData, plan: Plan) -> TrainOu
 
 
 def _complete(
-    run: Run, base: BaseModel, data: PreparedData, plan: Plan, outcome: TrainOutcome
+    run: Run, base: BaseModel, data: PreparedData, engine: Engine, outcome: TrainOutcome
 ) -> dict[str, Any]:
     """COMPLETING: write the adapter, measure what was written, register it."""
     from mlx_gardener.adapter import PeftManager
@@ -178,11 +197,13 @@ def _complete(
     with PeftManager(run.registry).stage_adapter(
         run.project.name, outcome.weights, base=base, settings=outcome.settings
     ) as staged:
-        evidence = _measure(run, base, staged, data, plan)
-        return _register(run, base, staged, data, plan, outcome, evidence)
+        evidence = _measure(run, base, staged, data, engine)
+        return _register(run, base, staged, data, engine, outcome, evidence)
 
 
-def _measure(run: Run, base: BaseModel, staged: StagedAdapter, data: PreparedData, plan: Plan) -> Evidence:
+def _measure(
+    run: Run, base: BaseModel, staged: StagedAdapter, data: PreparedData, engine: Engine
+) -> Evidence:
     """Base against adapter on the test part, with the adapter read back from its files."""
     from mlx_gardener.evaluate import compare
 
@@ -194,7 +215,7 @@ def _measure(run: Run, base: BaseModel, staged: StagedAdapter, data: PreparedDat
         staged.load(),
         data,
         run.config,
-        plan,
+        engine,
         on_progress=on_progress,
         interrupt=run.interrupt,
     )
@@ -205,7 +226,7 @@ def _register(
     base: BaseModel,
     staged: StagedAdapter,
     data: PreparedData,
-    plan: Plan,
+    engine: Engine,
     outcome: TrainOutcome,
     evidence: Evidence,
 ) -> dict[str, Any]:
@@ -220,7 +241,7 @@ def _register(
         metrics=evidence.metrics,
         evidence=evidence.to_json(),
         training=outcome.to_json(),
-        plan=plan.to_json(),
+        plan=engine.plan.to_json(),
     )
     facts = {
         "project": run.project.name,

@@ -57,11 +57,11 @@ def _machine() -> Finding:
 
 
 def _speed() -> Finding:
-    from mlx_gardener.engine.speed import matrix_gflops
+    from mlx_gardener.engine.speed import measure_backend
     from mlx_gardener.platform import blas
     from mlx_gardener.platform.device import backend
 
-    speed = matrix_gflops()
+    speed = measure_backend().flops_per_second / 1e9
     found = blas.state()
     slow = backend() == "cpu" and speed < _SLOW_GFLOPS
     return Finding(

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from mlx_gardener.engine import Plan
 
 
 @click.command()
@@ -16,17 +20,27 @@ import click
 def plan(model: str | None, budget: float | None, config_file: Path | None, as_json: bool) -> None:
     """Show what the memory budget would be used for, without loading the model."""
     from mlx_gardener.config import load_config
-    from mlx_gardener.engine import make_plan, model_facts
+    from mlx_gardener.engine import make_plan, measured_backend, model_facts
+    from mlx_gardener.errors import MemoryBudgetError
     from mlx_gardener.model import choose_model, resolve_model
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.plan_view import show_plan
 
     config = load_config(config_file, overrides={"model": model, "memory_limit_gb": budget})
     choice = choose_model(config.model, config.memory_limit_bytes)
-    chosen = make_plan(model_facts(resolve_model(choice)), config, config.memory_limit_bytes)
+    facts, backend = model_facts(resolve_model(choice)), measured_backend()
+    chosen = make_plan(facts, config, config.memory_limit_bytes, backend)
     if as_json:
         click.echo(json.dumps({"model": choice.name, "reason": choice.reason, **chosen.to_json()}, indent=2))
         return
+    others: list[tuple[int, Plan | None]] = []
+    for gigabytes in (-2, -1, 1, 2, 4):
+        other = config.memory_limit_bytes + gigabytes * 2**30
+        if other > 0:
+            try:
+                others.append((other, make_plan(facts, config, other, backend)))
+            except MemoryBudgetError:
+                others.append((other, None))
     console = make_console()
-    console.print(f"Base model: {choice.name} ({choice.reason})")
-    show_plan(console, chosen)
+    console.print(f"Base model: {choice.name} ({choice.reason})", highlight=False)
+    show_plan(console, chosen, others)

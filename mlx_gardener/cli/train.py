@@ -187,7 +187,7 @@ def _show_result(pipeline: TrainingPipeline, name: str, result: dict[str, Any], 
 
 def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     """What `train` would do, without doing or writing any of it."""
-    from mlx_gardener.engine import make_plan, model_facts
+    from mlx_gardener.engine import make_plan, measured_backend, model_facts
     from mlx_gardener.model import choose_model, resolve_model
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.plan_view import show_plan
@@ -196,7 +196,9 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
 
     scan = scan_repository(root, config.data, quality_threshold=config.training_data_quality_threshold)
     choice = choose_model(config.model, config.memory_limit_bytes)
-    plan = make_plan(model_facts(resolve_model(choice)), config, config.memory_limit_bytes)
+    plan = make_plan(
+        model_facts(resolve_model(choice)), config, config.memory_limit_bytes, measured_backend()
+    )
     if as_json:
         click.echo(
             json.dumps(

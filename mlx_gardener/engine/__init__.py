@@ -4,16 +4,21 @@ In: a base model with adapters, a batch, a plan. Out: the batch's loss and the a
 speed and memory, never the result.
 """
 
-from mlx_gardener.engine.planner import ModelFacts, Plan, make_plan, model_facts
-from mlx_gardener.engine.step import StepResult, evaluate_batches, loss_and_gradients, row_losses
+from mlx_gardener.engine.facts import ModelFacts, facts_of, model_facts
+from mlx_gardener.engine.planner import Plan, make_plan
+from mlx_gardener.engine.speed import Backend, measured_backend
+from mlx_gardener.engine.step import Engine, StepResult
+from mlx_gardener.engine.verify import prepare_engine
 
 __all__ = [
+    "Backend",
+    "Engine",
     "ModelFacts",
     "Plan",
     "StepResult",
-    "evaluate_batches",
-    "loss_and_gradients",
+    "facts_of",
     "make_plan",
+    "measured_backend",
     "model_facts",
-    "row_losses",
+    "prepare_engine",
 ]

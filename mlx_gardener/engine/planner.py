@@ -1,48 +1,44 @@
-"""How a memory budget is used: rows per micro-batch for each row width, and what the peak will be.
+"""How a memory budget is used: what of the base is in memory, how many rows at once, what is computed twice.
 
-In: facts of the model (from its files, without loading it), the settings, the budget. Out: a `Plan`. The prediction
-adds up parts that people understand; its constants were fitted to measured peaks (``benchmarks/memory_plan.py``).
+In: facts of the model (from its files, without loading it), facts of the backend, the settings, the budget. Out: a
+`Plan`. Every way that the engine knows is tried, its peak memory and its time predicted; the fastest that fits is
+taken. The peak adds up parts that people understand; constants were fitted to measured peaks
+(``benchmarks/memory_plan.py``). Cost: a few thousand candidates, some milliseconds.
 """
 
 from __future__ import annotations
 
-import json
-import struct
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mlx_gardener.config import TrainingConfig
+from mlx_gardener.engine.facts import ModelFacts
+from mlx_gardener.engine.speed import TWO_CORES, Backend
 from mlx_gardener.errors import MemoryBudgetError, ModelError
-from mlx_gardener.model.choose import read_model_config
 
 GIB = 1024**3
-#: Python, MLX, tokenizer, dataset and BLAS buffers: measured 0.30 to 0.36 GB at the first update on Linux.
-RUNTIME_BYTES = int(0.36 * GIB)
-#: Floats kept per token and layer in a whole-graph step, in units of the hidden and the intermediate width.
-HIDDEN_FLOATS, INTERMEDIATE_FLOATS, SCORE_FLOATS = 12.0, 4.0, 1.0
-#: Floats per token of logits and their gradient, in units of the vocabulary.
-TAIL_FLOATS = 4.0
-#: More tokens than this at once bring no speed on a CPU or a GPU of a Mac mini (judgement).
-MAX_MICRO_BATCH_TOKENS = 4096
+MIB = 1024**2
+#: Python, MLX, BLAS buffers, tokenizer and token rows before a model is loaded.
+RUNTIME_BYTES = 240 * MIB
+#: Floats that one layer takes in its backward pass per position, in units of (hidden, intermediate, heads x keys,
+#: width of keys and values), on one lane and on several: least squares over 12 shapes each, within 14 %.
+WORK_FLOATS = {False: (15.7, 12.5, 2.9, 7.2), True: (9.6, 12.0, 2.9, 5.2)}
+#: The same for scores of attention in blocks, in units of heads x block.
+BLOCK_FLOATS = 3.5
+#: What one more layer in the same graph adds, in units of one layer's work.
+MORE_LAYERS = 0.36
+#: Floats of a tail slice's logits, per position and word, for all lanes together: two slices overlap on one lane.
+TAIL_FLOATS = {1: 9.0, 2: 11.0}
+#: Freed buffers kept for reuse, as a share of the work: measured, more is never filled.
+CACHE_SHARE = 0.35
+#: More positions at once than this bring no speed on a CPU or a GPU of a Mac mini (judgement), unless weights are read.
+ENOUGH_TOKENS = 4096
 #: What is left of the budget for what the formula does not know.
-HEADROOM = 0.9
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What decides memory: sizes from config.json, parameters from the headers of the weight files."""
-
-    name: str
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    vocab: int
-    parameters: int
-    stored_bytes: int
-    quantized_bits: int | None
-    max_tokens: int
+HEADROOM = 0.94
+#: Attention is computed in blocks of this many queries from this width on: below, MLX's own is as fast and as small.
+ATTENTION_BLOCK, ATTENTION_LEAST = 128, 1024
 
 
 @dataclass(frozen=True)
@@ -51,8 +47,19 @@ class Plan:
 
     Attributes:
         rows_of_width: rows per micro-batch for every row width in tokens.
-        predicted_parts: weights, adapter (with gradients and optimiser), activations, tail, runtime.
+        predicted_parts: weights, adapter, saved, work, cache, runtime.
         notes: what was traded for the budget, a sentence each.
+        layers_per_segment: layers that are computed again at once in the backward pass.
+        live_layers: last layers that are computed only once.
+        tail_slice_tokens: positions whose logits are in memory at once (on each lane).
+        lanes: CPU streams that the rows are shared among.
+        attention_block, attention_least: queries at a time, for rows of at least so many tokens; 0 for MLX's own.
+        base_weights: "dense" (in the type that is computed in), or "stored" (as quantised, or as on disk).
+        dequantize: whether quantised weights become floats, block by block, before they multiply.
+        streamed_layers: first layers whose weights are read from disk whenever they are needed.
+        cache_bytes: freed buffers that may be kept for reuse.
+        predicted_tokens_per_second: positions of a training step per second.
+        layers: of the model.
     """
 
     rows_of_width: dict[int, int]
@@ -60,6 +67,18 @@ class Plan:
     predicted_peak_bytes: int
     predicted_parts: dict[str, int]
     notes: tuple[str, ...]
+    layers_per_segment: int = 1
+    live_layers: int = 0
+    tail_slice_tokens: int = 128
+    lanes: int = 1
+    attention_block: int = 0
+    attention_least: int = 0
+    base_weights: str = "dense"
+    dequantize: bool = False
+    streamed_layers: int = 0
+    cache_bytes: int = 256 * MIB
+    predicted_tokens_per_second: float = 0.0
+    layers: int = 0
 
     def rows_for(self, width: int) -> int:
         """Rows at once of any width: as planned, or as many tokens as the narrowest planned width that is wider."""
@@ -69,6 +88,20 @@ class Plan:
         nearest = min(wider)
         return self.rows_of_width[nearest] * nearest // width
 
+    def smaller(self) -> Plan | None:
+        """The next smaller plan, for when memory runs short after all; None when nothing is left to give.
+
+        Computes more twice first, then takes fewer rows at once; the base stays where it is.
+        """
+        if self.live_layers:
+            return replace(self, live_layers=self.live_layers // 2, cache_bytes=self.cache_bytes // 2)
+        rows = {width: max(1, rows // 2) for width, rows in self.rows_of_width.items()}
+        if rows != self.rows_of_width:
+            return replace(self, rows_of_width=rows, cache_bytes=self.cache_bytes // 2)
+        if self.tail_slice_tokens > 16 or self.lanes > 1 or self.layers_per_segment > 1:
+            return replace(self, tail_slice_tokens=16, lanes=1, layers_per_segment=1, cache_bytes=0)
+        return None
+
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON types."""
         values = asdict(self)
@@ -76,74 +109,21 @@ class Plan:
         return values
 
 
-def model_facts(path: Path) -> ModelFacts:
-    """Facts of the model in the directory ``path``, read from its config and headers; a few milliseconds.
+def make_plan(
+    facts: ModelFacts,
+    config: TrainingConfig,
+    budget_bytes: int,
+    backend: Backend = TWO_CORES,
+    *,
+    whole: bool = False,
+) -> Plan:
+    """The fastest plan for training ``facts`` within ``budget_bytes``.
+
+    Args:
+        whole: the model cannot be cut: all layers are live, all logits in memory, all weights too.
 
     Raises:
-        ModelError: they cannot be read.
-    """
-    config = read_model_config(path)
-    text = config.get("text_config")
-    sizes: dict[str, Any] = {**config, **text} if isinstance(text, dict) else dict(config)
-    quantization = sizes.get("quantization") or config.get("quantization")
-    bits = int(quantization["bits"]) if isinstance(quantization, dict) else None
-    parameters, stored = _count_parameters(path, bits)
-    try:
-        hidden = int(sizes.get("hidden_size") or sizes["n_embd"])
-        return ModelFacts(
-            name=path.name,
-            layers=int(sizes.get("num_hidden_layers") or sizes["n_layer"]),
-            hidden=hidden,
-            intermediate=int(sizes.get("intermediate_size") or 4 * hidden),
-            heads=int(sizes.get("num_attention_heads") or sizes.get("n_head") or 1),
-            vocab=int(sizes["vocab_size"]),
-            parameters=parameters,
-            stored_bytes=stored,
-            quantized_bits=bits,
-            max_tokens=int(sizes.get("max_position_embeddings") or 2**20),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"The config.json of {path.name!r} lacks a size ({error}).",
-            next_step="Choose a model that mlx-lm supports.",
-        ) from error
-
-
-def _count_parameters(path: Path, bits: int | None) -> tuple[int, int]:
-    """(parameters, bytes) of the weight files, from their headers alone."""
-    count = stored = 0
-    for file in sorted(path.glob("model*.safetensors")):
-        try:
-            with file.open("rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                if length > 100_000_000:
-                    raise ValueError("its header is longer than 100 MB")
-                header = json.loads(stream.read(length))
-            for name, entry in header.items():
-                if name == "__metadata__":
-                    continue
-                size = 1
-                for dimension in entry["shape"]:
-                    size *= int(dimension)
-                stored += entry["data_offsets"][1] - entry["data_offsets"][0]
-                if bits and entry["dtype"] == "U32":
-                    size = size * 32 // bits
-                elif bits and name.endswith((".scales", ".biases")):
-                    size = 0
-                count += size
-        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-            raise ModelError(
-                f"The weight file {file.name} of {path.name!r} is damaged ({error}).",
-                next_step="Fetch it again.",
-            ) from error
-    return count, stored
-
-
-def make_plan(facts: ModelFacts, config: TrainingConfig, budget_bytes: int) -> Plan:
-    """The plan for training ``facts`` within ``budget_bytes``.
-
-    Raises:
-        MemoryBudgetError: one row of the widest width does not fit; names the least budget that does.
+        MemoryBudgetError: nothing fits; names the least budget that does.
         ModelError: a row width is longer than the model can read.
     """
     too_wide = [width for width in config.data.row_widths if width > facts.max_tokens]
@@ -152,76 +132,284 @@ def make_plan(facts: ModelFacts, config: TrainingConfig, budget_bytes: int) -> P
             f"The model reads at most {facts.max_tokens} tokens, but data.row_widths has {too_wide[0]}.",
             next_step="Choose smaller row_widths.",
         )
-    fixed = _fixed_parts(facts, config)
-    usable = budget_bytes * HEADROOM - sum(fixed.values())
-    rows_of_width, notes = {}, []
-    for width in config.data.row_widths:
-        row_bytes = sum(_row_parts(facts, width).values())
-        most = max(1, min(config.optimizer.tokens_per_update, MAX_MICRO_BATCH_TOKENS) // width)
-        rows = min(most, int(usable // row_bytes))
-        if config.engine.micro_batch_rows is not None:
-            rows = config.engine.micro_batch_rows
-            notes.append(f"{rows} rows of {width} tokens at a time, pinned by engine.micro_batch_rows")
-        elif rows < most:
-            notes.append(
-                f"{max(rows, 1)} instead of {most} rows of {width} tokens at a time, to keep the budget"
-            )
-        rows_of_width[width] = rows
-    parts = fixed | _largest(facts, {width: max(1, rows) for width, rows in rows_of_width.items()})
-    peak = sum(parts.values())
-    if min(rows_of_width.values()) < 1 or peak > budget_bytes:
-        widest = max(config.data.row_widths)
-        least = (sum(fixed.values()) + sum(_row_parts(facts, widest).values())) / HEADROOM
+    usable = budget_bytes * HEADROOM
+    best: Plan | None = None
+    least = math.inf
+    for candidate in _candidates(facts, config, budget_bytes, backend, whole=whole):
+        least = min(least, candidate.predicted_peak_bytes)
+        if candidate.predicted_peak_bytes <= usable and (
+            best is None or candidate.predicted_tokens_per_second > best.predicted_tokens_per_second
+        ):
+            best = candidate
+    if best is None:
+        least_gib = least / HEADROOM / GIB
         raise MemoryBudgetError(
-            f"{facts.name} does not train within {budget_bytes / GIB:.2f} GB: one row of {widest} tokens needs "
-            f"{least / GIB:.2f} GB.",
-            next_step=f"Allow --budget {least / GIB + 0.005:.2f}, narrow data.row_widths, or use a smaller --model.",
+            f"{facts.name} does not train within {budget_bytes / GIB:.2f} GB: rows of {max(config.data.row_widths)} "
+            f"tokens need {least_gib:.2f} GB.",
+            next_step=f"Allow --budget {math.ceil(least_gib * 100) / 100:.2f}, narrow data.row_widths, "
+            "or use a smaller --model.",
         )
-    return Plan(rows_of_width, budget_bytes, peak, parts, tuple(notes))
+    return replace(best, notes=tuple(_notes(best, facts, config)))
 
 
-def _fixed_parts(facts: ModelFacts, config: TrainingConfig) -> dict[str, int]:
-    # Weights, gradients (summed and fresh), two moments, the best copy: about seven float32 adapters.
-    rank = config.lora.rank
-    per_layer = rank * (4 * 2 * facts.hidden + 3 * (facts.hidden + facts.intermediate))
-    layers = min(config.lora.num_layers or facts.layers, facts.layers)
+def _candidates(
+    facts: ModelFacts, config: TrainingConfig, budget_bytes: int, backend: Backend, *, whole: bool
+) -> Iterator[Plan]:
+    """Every plan worth a look, with its prediction."""
+    pins, layers = config.engine, facts.layers
+    widths = config.data.row_widths
+    lanes = pins.lanes or backend.cores
+    live_choices = _pinned(pins.live_layers, [0, layers // 4, layers // 2, 3 * layers // 4, layers])
+    slices = _pinned(pins.tail_slice_tokens, [128, 64, 32, 16])
+    segments = _pinned(pins.layers_per_segment, [1, 2, 4])
+    if whole:
+        lanes, live_choices, segments = 1, [layers], [1]
+    most = max(widths[-1], config.optimizer.tokens_per_update)
+    for stored, streamed in _weight_choices(facts, config, backend):
+        if whole and streamed:
+            continue
+        enough = most if streamed or stored == "stored" else min(most, max(ENOUGH_TOKENS, widths[-1]))
+        rows_at_most = max(1, enough // widths[-1])
+        row_choices = [pins.micro_batch_rows] if pins.micro_batch_rows else _steps(rows_at_most)
+        for rows in row_choices:
+            for live in live_choices:
+                if live and streamed > layers - live:
+                    continue  # live layers are in memory all at once
+                for slice_tokens in [rows * widths[-1]] if whole else slices:
+                    for per_segment in segments:
+                        if live >= layers and per_segment > 1:
+                            continue
+                        plan = Plan(
+                            rows_of_width=_rows_of_width(rows, config),
+                            budget_bytes=budget_bytes,
+                            predicted_peak_bytes=0,
+                            predicted_parts={},
+                            notes=(),
+                            layers_per_segment=min(per_segment, layers),
+                            live_layers=min(live, layers),
+                            tail_slice_tokens=slice_tokens,
+                            lanes=lanes,
+                            attention_block=ATTENTION_BLOCK
+                            if pins.attention_block is None
+                            else pins.attention_block,
+                            attention_least=ATTENTION_LEAST if pins.attention_block is None else 0,
+                            base_weights=stored,
+                            dequantize=stored == "stored"
+                            and facts.quantized_bits is not None
+                            and not backend.multiplies_quantized,
+                            streamed_layers=streamed,
+                            layers=layers,
+                        )
+                        yield _predicted(plan, facts, config, backend)
+
+
+def _pinned(pin: int | None, choices: list[int]) -> list[int]:
+    return sorted(set(choices)) if pin is None else [pin]
+
+
+def _steps(most: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12, ... up to ``most``."""
+    steps = {1, 2, 3, most, *(2**power for power in range(2, 12)), *(3 * 2**power for power in range(1, 11))}
+    return sorted(step for step in steps if step <= most)
+
+
+def _rows_of_width(rows: int, config: TrainingConfig) -> dict[int, int]:
+    """As many positions of every width as ``rows`` of the widest have."""
+    if config.engine.micro_batch_rows is not None:
+        return dict.fromkeys(config.data.row_widths, rows)
+    widest = config.data.row_widths[-1]
+    most = max(widest, config.optimizer.tokens_per_update)
+    return {width: max(1, min(rows * widest, most) // width) for width in config.data.row_widths}
+
+
+def _weight_choices(facts: ModelFacts, config: TrainingConfig, backend: Backend) -> Iterator[tuple[str, int]]:
+    """("dense" or "stored", streamed layers): everything in memory, and more and more read from disk."""
+    pins, layers = config.engine, facts.layers
+    quantized = facts.quantized_bits is not None
+    kinds = ["dense", "stored"] if quantized else ["dense"]
+    if quantized and backend.multiplies_quantized:
+        kinds = ["stored"]
+    if pins.base_weights != "auto":
+        kinds = [pins.base_weights] if quantized or pins.base_weights == "dense" else ["dense"]
+    streamed = _pinned(pins.streamed_layers, [0, layers // 4, layers // 2, 3 * layers // 4, layers])
+    if config.lora.use_dora:
+        streamed = [0]  # DoRA looks at the norms of all weights in every step
+    for kind in kinds:
+        for count in streamed:
+            if count and kind == "dense" and quantized:
+                continue  # floats are not what lies on disk
+            yield kind, min(count, layers)
+
+
+def _predicted(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend) -> Plan:
+    """The plan with its memory and its speed."""
+    parts = _memory_parts(plan, facts, config, backend)
+    left = plan.budget_bytes * HEADROOM - sum(parts.values())
+    cache = int(max(0, min(left, CACHE_SHARE * parts["work"])))
+    parts["cache"] = cache
+    speed = _tokens_per_second(plan, facts, config, backend)
+    return replace(
+        plan,
+        cache_bytes=cache,
+        predicted_parts=parts,
+        predicted_peak_bytes=sum(parts.values()),
+        predicted_tokens_per_second=speed,
+    )
+
+
+def _float_bytes(config: TrainingConfig, backend: Backend) -> int:
+    """Bytes of a number that is computed with."""
+    if config.engine.compute_dtype == "auto":
+        return 4 if backend.kind == "cpu" else 2
+    return 4 if config.engine.compute_dtype == "float32" else 2
+
+
+def _memory_parts(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend) -> dict[str, int]:
+    size = _float_bytes(config, backend)
+    several = plan.lanes > 1
+    work = tail = saved = 0.0
+    for width, rows in plan.rows_of_width.items():
+        tokens = rows * width
+        layer = tokens * size * _work_floats(plan, facts, width)
+        at_once = (
+            layer * (1 + MORE_LAYERS * (plan.layers_per_segment - 1))
+            if plan.live_layers < facts.layers
+            else 0.0
+        )
+        live_forward = layer * MORE_LAYERS * plan.live_layers
+        logits = 4 * facts.vocab * plan.tail_slice_tokens * TAIL_FLOATS[2 if several else 1]
+        logits *= max(1.0, plan.lanes / 2)
+        live = (
+            max(live_forward + logits, live_forward + layer * (1 - MORE_LAYERS))
+            if plan.live_layers
+            else logits
+        )
+        kept = (
+            tokens * facts.hidden * size * (2 + (facts.layers - plan.live_layers) / plan.layers_per_segment)
+        )
+        if kept + max(at_once, live) > saved + work:
+            saved, work = kept, max(at_once, live)
+    weights, buffers = _weight_bytes(plan, facts, size)
     return {
-        "weights": int(facts.parameters * _bytes_per_weight(facts, config)),
-        "adapter": 7 * 4 * per_layer * layers,
+        "weights": int(weights),
+        "adapter": _adapter_bytes(facts, config),
+        "saved": int(saved),
+        "work": int(work + tail + buffers),
+        "cache": 0,
         "runtime": RUNTIME_BYTES,
     }
 
 
-def _bytes_per_weight(facts: ModelFacts, config: TrainingConfig) -> float:
-    """Bytes a weight takes in memory: float32 on the CPU, as stored elsewhere unless another type is asked for."""
-    import mlx.core as mx
-
-    if config.engine.compute_dtype == "float32" or (
-        config.engine.compute_dtype == "auto" and mx.default_device().type == mx.DeviceType.cpu
-    ):
-        return 4.0
-    if facts.quantized_bits is None and config.engine.compute_dtype in ("bfloat16", "float16"):
-        return 2.0
-    return facts.stored_bytes / max(1, facts.parameters)
-
-
-def _row_parts(facts: ModelFacts, width: int) -> dict[str, int]:
-    """Bytes that one more row of ``width`` tokens takes at the height of a whole-graph step."""
-    per_token = (
-        HIDDEN_FLOATS * facts.hidden
-        + INTERMEDIATE_FLOATS * facts.intermediate
-        + SCORE_FLOATS * facts.heads * width
+def _work_floats(plan: Plan, facts: ModelFacts, width: int) -> float:
+    """Floats per position that one layer takes at once in its backward pass."""
+    by_hidden, by_intermediate, by_scores, by_keys = WORK_FLOATS[plan.lanes > 1]
+    if plan.attention_block and width >= max(plan.attention_least, plan.attention_block + 1):
+        scores = BLOCK_FLOATS * facts.heads * plan.attention_block
+    else:
+        scores = by_scores * facts.heads * width
+    return (
+        by_hidden * facts.hidden
+        + by_intermediate * facts.intermediate
+        + scores
+        + by_keys * facts.key_value_width
     )
-    return {
-        "activations": int(4 * width * facts.layers * per_token),
-        "tail": int(4 * width * TAIL_FLOATS * facts.vocab),
-    }
 
 
-def _largest(facts: ModelFacts, rows_of_width: dict[int, int]) -> dict[str, int]:
-    """The parts of the micro-batch that takes most."""
-    candidates = [
-        {part: size * rows for part, size in _row_parts(facts, width).items()}
-        for width, rows in rows_of_width.items()
-    ]
-    return max(candidates, key=lambda parts: sum(parts.values()))
+def _weight_bytes(plan: Plan, facts: ModelFacts, size: int) -> tuple[float, float]:
+    """(weights in memory throughout, buffers of weights that are read or turned into floats for a moment)."""
+    outside = facts.parameters - facts.layers * facts.layer_parameters
+    outside_stored = max(0, facts.stored_bytes - facts.layers * facts.layer_stored_bytes)
+    resident = facts.layers - plan.streamed_layers
+    if plan.base_weights == "stored" and facts.quantized_bits is not None:
+        # On the CPU the scales and biases of each group of 64 weights are float32 in memory, float16 on disk.
+        wider = (facts.quantized_bits / 8 + 1 / 8) / (facts.quantized_bits / 8 + 1 / 16) if size == 4 else 1.0
+        weights = wider * (outside_stored + resident * facts.layer_stored_bytes)
+        layer = wider * facts.layer_stored_bytes
+    else:
+        weights = max(0, outside) * size + resident * facts.layer_parameters * size
+        layer = float(facts.layer_parameters * size)
+    buffers = 0.0
+    if plan.streamed_layers:
+        buffers += plan.layers_per_segment * (
+            layer + facts.layer_stored_bytes
+        )  # this segment's and the next one's
+    if plan.dequantize:
+        buffers += 3 * plan.lanes * 16 * MIB
+    return weights, buffers
+
+
+def _adapter_bytes(facts: ModelFacts, config: TrainingConfig) -> int:
+    # Weights, gradients (summed and fresh), two moments, the best copy: about seven float32 adapters.
+    rank = config.lora.rank
+    per_layer = rank * (
+        4 * facts.hidden
+        + 2 * facts.key_value_width
+        + 2 * facts.hidden
+        + 3 * (facts.hidden + facts.intermediate)
+    )
+    return 7 * 4 * per_layer * min(config.lora.num_layers or facts.layers, facts.layers)
+
+
+def _tokens_per_second(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend) -> float:
+    """Positions per second of a training step; good to about a factor of 1.5.
+
+    A product costs 2 operations per weight and position (Kaplan et al. 2020, arXiv:2001.08361, section 2.1). Layers
+    are passed forward and backward, and forward again where they are not live; the base's own weights need no gradient.
+    """
+    width = max(plan.rows_of_width)
+    rows = plan.rows_of_width[width]
+    tokens = rows * width
+    passes = 2 * facts.layers + max(0, facts.layers - plan.live_layers)
+    outside = facts.vocab * facts.hidden
+    slice_share = plan.tail_slice_tokens / (plan.tail_slice_tokens + 8)
+    products = 2 * (facts.active_parameters * passes + 2 * outside / slice_share)
+    blocked = plan.attention_block and width >= max(plan.attention_least, plan.attention_block + 1)
+    keys = width / 2 + plan.attention_block if blocked else width
+    scores = 2 * 2 * keys * (facts.hidden) * passes * 1.5
+    lanes = min(plan.lanes, rows)
+    # Exponentials stand for all that is not a product: measured, a layer's other work is about twice its exp.
+    exponentials = 2 * facts.vocab + passes * (2 * facts.intermediate + 1.5 * facts.heads * keys)
+    seconds = (products + scores) / backend.flops_per_second
+    if backend.kind == "cpu":
+        seconds += exponentials / backend.exp_per_second / lanes
+    else:
+        seconds *= 1 + 256 / tokens
+    per_micro_batch = 0.002 * passes / plan.layers_per_segment / 3
+    if plan.dequantize:
+        per_micro_batch += facts.layer_parameters * passes / backend.dequantize_per_second / plan.lanes
+        per_micro_batch += (
+            2
+            * outside
+            * math.ceil(tokens / plan.tail_slice_tokens)
+            / backend.dequantize_per_second
+            / plan.lanes
+        )
+    if plan.streamed_layers:
+        read = 2 * plan.streamed_layers * facts.layer_stored_bytes / backend.read_bytes_per_second
+        per_micro_batch += max(0.1 * read, read - tokens * seconds)  # reading goes on while layers compute
+    return tokens / (tokens * seconds + per_micro_batch)
+
+
+def _notes(plan: Plan, facts: ModelFacts, config: TrainingConfig) -> Iterator[str]:
+    """What was traded, in sentences."""
+    pins, layers = config.engine, facts.layers
+    if pins.micro_batch_rows is not None:
+        yield f"{pins.micro_batch_rows} rows at a time, pinned by engine.micro_batch_rows"
+    for name in ("layers_per_segment", "live_layers", "tail_slice_tokens", "lanes", "streamed_layers"):
+        if getattr(pins, name) is not None:
+            yield f"{name.replace('_', ' ')}: {getattr(pins, name)}, pinned by engine.{name}"
+    if plan.streamed_layers:
+        yield (
+            f"the weights of {plan.streamed_layers} of {layers} layers are read from disk in every pass, "
+            "because the base does not fit"
+        )
+    if plan.dequantize:
+        yield "weights stay quantised in memory and become floats block by block: this backend multiplies only floats fast"
+    if plan.live_layers >= layers:
+        yield "all layers are computed once: the whole step is one graph"
+    elif plan.live_layers:
+        yield f"{layers - plan.live_layers} of {layers} layers are computed twice, to keep the budget"
+    else:
+        yield f"all {layers} layers are computed twice, to keep the budget"
+    if plan.attention_block and max(plan.rows_of_width) >= plan.attention_least:
+        yield f"attention in blocks of {plan.attention_block} queries for rows of {plan.attention_least} tokens or more"

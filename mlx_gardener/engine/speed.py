@@ -1,37 +1,100 @@
-"""How fast training will be, from the machine's matrix speed and the model's size."""
+"""What the backend can do, measured once in about a second and kept: the planner weighs time by it."""
 
 from __future__ import annotations
 
+import json
+import os
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
 
-from mlx_gardener.engine.planner import ModelFacts
+from mlx_gardener.platform.device import backend as backend_kind
 
-#: Share of the matrix speed that a training step reaches: measured 0.05 (the embedded model on two cores), since small
-#: models spend their time between the products; 0.4 for wide ones is judgement.
-_REACHED_SMALL, _REACHED_LARGE = 0.05, 0.4
-_LARGE_HIDDEN = 896
+#: Read speed of a Mac mini's internal disk and of a page cache differ tenfold; this is on the slow side (judgement).
+_READ_BYTES_PER_SECOND = 1.5e9
 
 
-def matrix_gflops(*, size: int = 1024, seconds: float = 0.2) -> float:
-    """Multiply-adds of a float32 matrix product on the default device, in 10^9 floating-point operations per second."""
+@dataclass(frozen=True)
+class Backend:
+    """Speeds of a backend.
+
+    Attributes:
+        kind: "cpu", "metal" or "cuda".
+        cores: CPU streams that can compute side by side; 1 where one command queue does everything.
+        flops_per_second: of a float32 (CPU) or bfloat16 (GPU) product of matrices.
+        exp_per_second: exponentials of one stream; on MLX's CPU backend they cost more than products of small models.
+        dequantize_per_second: 4-bit weights that become floats.
+        read_bytes_per_second: of weight files.
+        multiplies_quantized: whether products with quantised weights are fast as they are.
+    """
+
+    kind: str
+    cores: int
+    flops_per_second: float
+    exp_per_second: float
+    dequantize_per_second: float
+    read_bytes_per_second: float
+    multiplies_quantized: bool
+
+
+#: What a plan is weighed with where nothing was measured: two CPU cores, as measured on the development machine.
+TWO_CORES = Backend("cpu", 2, 200e9, 65e6, 600e6, _READ_BYTES_PER_SECOND, False)
+
+
+def measured_backend(cache_dir: Path | None = None) -> Backend:
+    """The speeds of this machine's backend; measured when ``cache_dir`` holds none of this MLX on it yet."""
+    file = None if cache_dir is None else cache_dir / "backend.json"
+    key = f"{backend_kind()} {os.cpu_count()} mlx {version('mlx')}"
+    if file is not None and file.exists():
+        try:
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            if kept.pop("key") == key:
+                return Backend(**kept)
+        except (ValueError, TypeError, KeyError):
+            pass  # damaged or of another version: measured again
+    found = measure_backend()
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_suffix(f".{os.getpid()}")
+        beside.write_text(json.dumps({"key": key, **asdict(found)}, indent=2), encoding="utf-8")
+        beside.replace(file)
+    return found
+
+
+def measure_backend() -> Backend:
+    """Measure the default device; about a second."""
     import mlx.core as mx
 
-    first = mx.random.normal((size, size))
-    mx.eval(first @ first)
+    kind = backend_kind()
+    dtype = mx.float32 if kind == "cpu" else mx.bfloat16
+    first = mx.random.normal((1024, 1024)).astype(dtype)
+    packed = mx.quantize(mx.random.normal((1024, 1024)), group_size=64, bits=4)
+    mx.eval(first, packed)
+    products = _per_second(lambda: mx.eval(first @ first))
+    exponentials = _per_second(lambda: mx.eval(mx.exp(first)))
+    floats = _per_second(lambda: mx.eval(mx.dequantize(*packed, group_size=64, bits=4)))
+    packed_products = _per_second(
+        lambda: mx.eval(mx.quantized_matmul(first[:64], *packed, transpose=True, group_size=64, bits=4))
+    )
+    return Backend(
+        kind=kind,
+        cores=(os.cpu_count() or 1) if kind == "cpu" else 1,
+        flops_per_second=2 * 1024**3 * products,
+        exp_per_second=1024**2 * exponentials,
+        dequantize_per_second=1024**2 * floats,
+        read_bytes_per_second=_READ_BYTES_PER_SECOND,
+        multiplies_quantized=packed_products * 64 * 8
+        > products * 1024,  # at least an eighth of the dense speed
+    )
+
+
+def _per_second(call: Callable[[], None], *, seconds: float = 0.15) -> float:
+    """Calls a second, after one that warms up."""
+    call()
     started, done = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
-        mx.eval(first @ first)
+        call()
         done += 1
-    return 2 * size**3 * done / (time.perf_counter() - started) / 1e9
-
-
-def predict_tokens_per_second(facts: ModelFacts, gflops: float | None = None) -> float:
-    """Positions per second of a LoRA training step; good to about a factor of two.
-
-    A step needs about 4 operations per parameter and position: 2 forward, 2 for the gradient of the activations; the
-    base's own weights need none (Kaplan et al. 2020, arXiv:2001.08361, section 2.1, less the weight gradient).
-    """
-    speed = (matrix_gflops() if gflops is None else gflops) * 1e9
-    share = min(1.0, facts.hidden / _LARGE_HIDDEN)
-    reached = _REACHED_SMALL + (_REACHED_LARGE - _REACHED_SMALL) * share
-    return speed * reached / (4 * facts.parameters)
+    return done / (time.perf_counter() - started)

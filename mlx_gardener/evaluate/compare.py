@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mlx_gardener.adapter import LoadedAdapter, attach_adapter
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import NextLineTask, PreparedData, next_line_tasks
-from mlx_gardener.engine import Plan, row_losses
+from mlx_gardener.engine import Engine
 from mlx_gardener.evaluate.complete import complete, next_line
 from mlx_gardener.evaluate.evidence import Evidence, Sample
 from mlx_gardener.evaluate.metrics import bits_per_byte, edit_similarity, paired_change
@@ -36,7 +36,7 @@ def compare(
     adapter: LoadedAdapter,
     data: PreparedData,
     config: TrainingConfig,
-    plan: Plan,
+    engine: Engine,
     *,
     on_progress: Callable[[float, str], None],
     interrupt: Callable[[], None],
@@ -52,8 +52,10 @@ def compare(
         AdapterError: the adapter does not fit the base.
     """
     settings = config.evaluation
-    tasks = next_line_tasks(data.test_segments, settings.next_line_tasks, seed=config.seed)
-    places = next_line_tasks(data.test_segments, settings.samples, seed=config.seed + 1)
+    # Writing a line reads all weights for every token: not from disk.
+    lines, samples = (settings.next_line_tasks, settings.samples) if engine.streamed is None else (0, 0)
+    tasks = next_line_tasks(data.test_segments, lines, seed=config.seed)
+    places = next_line_tasks(data.test_segments, samples, seed=config.seed + 1)
     arms = []
     contexts: list[tuple[str, AbstractContextManager[None]]] = [
         ("base", nullcontext()),
@@ -65,7 +67,7 @@ def compare(
             on_progress((number + share) / 2, f"Measuring the {name} on unseen code")
 
         with attached:
-            arms.append(_measure(base, data, config, plan, tasks, places, tell, interrupt))
+            arms.append(_measure(base, data, config, engine, tasks, places, tell, interrupt))
     return _evidence(arms[0], arms[1], data, tasks, places, seed=config.seed)
 
 
@@ -73,7 +75,7 @@ def _measure(
     base: BaseModel,
     data: PreparedData,
     config: TrainingConfig,
-    plan: Plan,
+    engine: Engine,
     tasks: list[NextLineTask],
     places: list[NextLineTask],
     tell: Callable[[float], None],
@@ -83,9 +85,7 @@ def _measure(
     size = config.optimizer.tokens_per_update
     batches, length = data.test.batches(size, seed=None), data.test.update_count(size)
     for done, batch in enumerate(batches, start=1):
-        for path, loss in zip(
-            batch.paths, row_losses(base.model, batch, plan, interrupt=interrupt), strict=True
-        ):
+        for path, loss in zip(batch.paths, engine.row_losses(batch, interrupt=interrupt), strict=True):
             arm.losses[path] = arm.losses.get(path, 0.0) + loss
         tell(0.5 * done / length)
     limit = config.evaluation.max_new_tokens

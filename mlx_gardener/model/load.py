@@ -1,8 +1,8 @@
 """A base model's weights in memory, ready for LoRA layers.
 
 On the CPU everything is computed in float32: MLX multiplies bfloat16 and float16 there without a BLAS, some 50
-times slower, and 4-bit weights at 2 GFLOP/s, so quantised bases are dequantised there too. On Metal and CUDA the
-base keeps its own type.
+times slower, and 4-bit weights at 2 GFLOP/s, so quantised bases become floats there, at once or block by block as
+the engine computes. On Metal and CUDA the base keeps its own type.
 """
 
 from __future__ import annotations
@@ -51,11 +51,16 @@ class BaseModel:
     quantized: bool
 
 
-def load_base(name: str, *, compute_dtype: str = "auto") -> BaseModel:
+def load_base(
+    name: str, *, compute_dtype: str = "auto", base_weights: str = "auto", unread_layers: int = 0
+) -> BaseModel:
     """Load the base model ``name`` (``seedling``, a directory, or a hub id).
 
     Args:
         compute_dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        base_weights: ``dense`` turns quantised weights into floats, ``stored`` leaves them as they are; ``auto`` is
+            dense on the CPU, where MLX multiplies quantised weights slowly.
+        unread_layers: first layers whose weights are left on disk, for an engine that reads them as needed.
 
     Raises:
         ModelError: it cannot be found, fetched or read, or mlx-lm does not know its architecture.
@@ -76,22 +81,24 @@ def load_base(name: str, *, compute_dtype: str = "auto") -> BaseModel:
             next_step="Fetch it again, or choose one that mlx-lm supports.",
         ) from error
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    quantized = "quantization" in config
-    if quantized and on_cpu:
-        model = dequantize_model(model)
-        quantized = False
     own = mx.float32 if on_cpu else _floating_type(model)
     dtype = own if compute_dtype == "auto" else getattr(mx, compute_dtype)
-    if not quantized:
-        model.update(
-            tree_map(
-                lambda value: value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value,
-                model.parameters(),
-            )
+    model.update(
+        tree_map(
+            lambda value: value.astype(dtype) if mx.issubdtype(value.dtype, mx.floating) else value,
+            model.parameters(),
         )
+    )
+    quantized = "quantization" in config
+    if quantized and (base_weights == "dense" or (base_weights == "auto" and on_cpu)):
+        model = dequantize_model(model)
+        quantized = False
     model.freeze()
     model.eval()
-    mx.eval([value for _, value in tree_flatten(model.parameters())])
+    unread = {
+        id(value) for layer in model.layers[:unread_layers] for _, value in tree_flatten(layer.parameters())
+    }
+    mx.eval([value for _, value in tree_flatten(model.parameters()) if id(value) not in unread])
     return BaseModel(
         id=choice.name if choice.name == SEEDLING or not Path(choice.name).is_dir() else path.name,
         path=path,

@@ -11,6 +11,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,3 +82,32 @@ def _open_first() -> BlasState:
 def state() -> BlasState:
     """The BLAS chosen when the package was imported."""
     return _state
+
+
+#: (reads, sets) the number of threads: MKL's and OpenBLAS's own names.
+_THREAD_CALLS = (
+    ("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"),
+    ("openblas_get_num_threads", "openblas_set_num_threads"),
+)
+
+
+@contextmanager
+def blas_threads(count: int) -> Iterator[None]:
+    """While this lasts, the preloaded BLAS multiplies with ``count`` threads; nothing happens without one.
+
+    When several streams multiply at once, each with all cores, they wait for each other.
+    """
+    if _state.path is None:
+        yield
+        return
+    library = ctypes.CDLL(_state.path)
+    for get_name, set_name in _THREAD_CALLS:
+        if hasattr(library, get_name):
+            before = int(getattr(library, get_name)())
+            getattr(library, set_name)(ctypes.c_int(count))
+            try:
+                yield
+            finally:
+                getattr(library, set_name)(ctypes.c_int(before))
+            return
+    yield

@@ -1,6 +1,8 @@
-"""A plan in the terminal: what the budget is used for, as a table and a bar."""
+"""A plan in the terminal: what the budget is used for, what was traded for it, what more memory would buy."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -12,15 +14,20 @@ from mlx_gardener.report.text import gigabytes
 _PARTS = {
     "weights": "base weights",
     "adapter": "adapter, gradients, optimiser",
-    "activations": "activations of one micro-batch",
-    "tail": "logits of one micro-batch",
+    "saved": "hidden states kept for the way back",
+    "work": "the layers and logits at work",
+    "cache": "freed buffers kept for reuse",
     "runtime": "Python, MLX and data",
 }
-_STYLES = ("cyan", "green", "yellow", "magenta", "blue")
+_STYLES = ("cyan", "green", "yellow", "magenta", "bright_black", "blue")
 
 
-def show_plan(console: Console, plan: Plan) -> None:
-    """Print a plan."""
+def show_plan(console: Console, plan: Plan, others: Sequence[tuple[int, Plan | None]] = ()) -> None:
+    """Print a plan.
+
+    Args:
+        others: (budget in bytes, its plan, or None where it trains nothing) to compare with.
+    """
     table = Table("memory", "predicted", "share", box=None, header_style="bold", pad_edge=False)
     bar = Text()
     for (name, size), style in zip(plan.predicted_parts.items(), _STYLES, strict=True):
@@ -33,9 +40,42 @@ def show_plan(console: Console, plan: Plan) -> None:
     console.print()
     console.print(table)
     console.print(bar)
-    rows = ", ".join(f"{rows} rows of {width} tokens" for width, rows in plan.rows_of_width.items())
     console.print(
-        f"\nAt a time: {rows}. Predicted peak {gigabytes(plan.predicted_peak_bytes)} of {gigabytes(plan.budget_bytes)}."
+        f"\nAt a time: {rows_text(plan)}. Predicted peak {gigabytes(plan.predicted_peak_bytes)} of "
+        f"{gigabytes(plan.budget_bytes)}, about {plan.predicted_tokens_per_second:,.0f} tokens/s on this machine."
     )
     for note in plan.notes:
-        console.print(f"  {note}")
+        console.print(f"  {note}", highlight=False)
+    if others:
+        compared = Table(
+            "budget", "base", "computed twice", "at a time", "tokens/s", box=None, header_style="bold"
+        )
+        for budget, other in others:
+            if other is None:
+                compared.add_row(gigabytes(budget), "does not train", "", "", "")
+            else:
+                compared.add_row(gigabytes(budget), *plan_cells(other))
+        console.print("\nWith other budgets:")
+        console.print(compared)
+
+
+def rows_text(plan: Plan) -> str:
+    """``8 rows of 512 tokens, 4 rows of 1024 tokens``."""
+    return ", ".join(
+        f"{rows} row{'s' if rows > 1 else ''} of {width} tokens" for width, rows in plan.rows_of_width.items()
+    )
+
+
+def plan_cells(plan: Plan) -> tuple[str, str, str, str]:
+    """A plan in four words: where the base is, layers computed twice, rows at a time, tokens per second."""
+    layers = plan.layers
+    base = {"dense": "as floats", "stored": "as stored"}[plan.base_weights]
+    if plan.streamed_layers:
+        base += f", {plan.streamed_layers} of {layers} layers from disk"
+    width = max(plan.rows_of_width)
+    return (
+        base,
+        f"{layers - plan.live_layers} of {layers}",
+        f"{plan.rows_of_width[width]} x {width}",
+        f"{plan.predicted_tokens_per_second:,.0f}",
+    )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.engine import Plan, evaluate_batches, loss_and_gradients
+from mlx_gardener.engine import Engine
 from mlx_gardener.errors import GardenerError, TrainingError
 from mlx_gardener.events import (
     CheckpointWritten,
@@ -96,7 +96,7 @@ def train(
     base: BaseModel,
     data: PreparedData,
     config: TrainingConfig,
-    plan: Plan,
+    engine: Engine,
     *,
     publish: Callable[[Event], None],
     interrupt: Callable[[], None],
@@ -107,7 +107,7 @@ def train(
 
     Args:
         publish: told of every update, evaluation, checkpoint and warning.
-        interrupt: raises when the run must stop; asked between micro-batches.
+        interrupt: raises when the run must stop; asked between segments.
         checkpoint_dir: where checkpoints are written, and with ``resume`` looked for first.
 
     Raises:
@@ -116,7 +116,7 @@ def train(
     """
     targets = attach_lora(base.model, config.lora, seed=config.seed)
     try:
-        run = _Training(base, data, config, plan, publish, interrupt, checkpoint_dir)
+        run = _Training(base, data, config, engine, publish, interrupt, checkpoint_dir)
         if resume:
             run.restore()
         stopped_because = run.to_the_end()
@@ -135,14 +135,14 @@ class _Training:
         base: BaseModel,
         data: PreparedData,
         config: TrainingConfig,
-        plan: Plan,
+        engine: Engine,
         publish: Callable[[Event], None],
         interrupt: Callable[[], None],
         checkpoint_dir: Path,
     ) -> None:
         import mlx.core as mx
 
-        self.base, self.data, self.config, self.plan = base, data, config, plan
+        self.base, self.data, self.config, self.engine = base, data, config, engine
         self.publish, self.interrupt, self.checkpoint_dir = publish, interrupt, checkpoint_dir
         self.tokens_per_update = config.optimizer.tokens_per_update
         self.steps_per_epoch = data.train.update_count(self.tokens_per_update)
@@ -162,8 +162,7 @@ class _Training:
         self.rejected = 0
         self.saved_at = time.monotonic()
         self.saved_step = -1
-        limit = max(config.memory_limit_bytes - plan.predicted_peak_bytes, 64 * 1024**2)
-        mx.set_cache_limit(limit)
+        mx.set_cache_limit(engine.plan.cache_bytes)
 
     def restore(self) -> None:
         """Go back to the newest good checkpoint, if there is one."""
@@ -218,12 +217,9 @@ class _Training:
         import mlx.core as mx
 
         started, step = time.perf_counter(), self.state.step + 1
-        result = loss_and_gradients(
-            self.base.model,
+        result = self.engine.loss_and_gradients(
             self.weights,
             batch,
-            self.plan,
-            dtype=self.base.dtype,
             seed=self.config.seed * 1_000_003 + step,
             interrupt=self.interrupt,
         )
@@ -286,9 +282,7 @@ class _Training:
         values = {name: value.astype(self.base.dtype) for name, value in self.weights.items()}
         self.base.model.update(nested(values))
         validation = self.data.validation.batches(self.tokens_per_update, seed=None)
-        loss_sum, tokens, source_bytes = evaluate_batches(
-            self.base.model, validation, self.plan, interrupt=self.interrupt
-        )
+        loss_sum, tokens, source_bytes = self.engine.evaluate(validation, interrupt=self.interrupt)
         loss = loss_sum / max(1, tokens)
         bits = loss_sum / math.log(2) / max(1, source_bytes)
         state = self.state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.dataset import Batch
-from mlx_gardener.engine import Plan, evaluate_batches, loss_and_gradients, row_losses
+from mlx_gardener.engine import Engine, Plan, StepResult
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.lora import attach_lora, detach_lora, lora_parameters, nested
 
@@ -22,6 +23,16 @@ def base(tiny_model_dir: Path) -> BaseModel:
 
 def plan(rows: int, width: int = 16) -> Plan:
     return Plan({width: rows}, 2**32, 0, {}, ())
+
+
+def engine(base: BaseModel, chosen: Plan) -> Engine:
+    return Engine(base.model, chosen, dtype=base.dtype)
+
+
+def gradients_of(
+    base: BaseModel, weights: dict[str, mx.array], given: Batch, chosen: Plan, **settings: Any
+) -> StepResult:
+    return engine(base, chosen).loss_and_gradients(weights, given, **settings)
 
 
 def batch(rows: int = 6, width: int = 16, *, seed: int = 0, loss_share: float = 0.5) -> Batch:
@@ -66,17 +77,17 @@ def reference_loss(base: BaseModel, tokens: np.ndarray, mask: np.ndarray) -> flo
 def test_the_loss_is_that_of_the_hand_written_reference(base: BaseModel) -> None:
     weights = with_random_adapter(base)
     given = batch()
-    result = loss_and_gradients(base.model, weights, given, plan(6), dtype=base.dtype, seed=0)
+    result = gradients_of(base, weights, given, plan(6), seed=0)
     expected = reference_loss(base, given.tokens, given.loss_mask)
     assert result.tokens == given.loss_tokens
     assert result.loss_sum == pytest.approx(expected, rel=1e-5)
-    assert sum(row_losses(base.model, given, plan(2))) == pytest.approx(expected, rel=1e-5)
+    assert sum(engine(base, plan(2)).row_losses(given)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_gradients_are_those_of_finite_differences(base: BaseModel) -> None:
     weights = with_random_adapter(base)
     given = batch(rows=3)
-    result = loss_and_gradients(base.model, weights, given, plan(3), dtype=base.dtype, seed=0)
+    result = gradients_of(base, weights, given, plan(3), seed=0)
     mx.random.seed(9)
     direction = {name: mx.random.normal(value.shape) for name, value in weights.items()}
     slope = sum((result.gradients[name] * direction[name]).sum().item() for name in weights)
@@ -93,8 +104,8 @@ def test_gradients_are_those_of_finite_differences(base: BaseModel) -> None:
 def test_how_a_batch_is_split_changes_nothing(base: BaseModel, rows: int) -> None:
     weights = with_random_adapter(base)
     given = batch()
-    whole = loss_and_gradients(base.model, weights, given, plan(6), dtype=base.dtype, seed=0)
-    split = loss_and_gradients(base.model, weights, given, plan(rows), dtype=base.dtype, seed=0)
+    whole = gradients_of(base, weights, given, plan(6), seed=0)
+    split = gradients_of(base, weights, given, plan(rows), seed=0)
     assert split.tokens == whole.tokens
     assert split.loss_sum == pytest.approx(whole.loss_sum, rel=1e-5)
     for name in weights:
@@ -108,7 +119,7 @@ def test_accumulation_weighs_tokens_and_not_micro_batches(base: BaseModel) -> No
     given = batch(rows=4)
     given.loss_mask[0:2] = False
     given.loss_mask[0, 3] = True  # the first micro-batch has one target, the second many
-    result = loss_and_gradients(base.model, weights, given, plan(2), dtype=base.dtype, seed=0)
+    result = gradients_of(base, weights, given, plan(2), seed=0)
     assert result.tokens == int(given.loss_mask.sum())
     mean = result.loss_sum / result.tokens
     assert mean == pytest.approx(
@@ -120,9 +131,9 @@ def test_padding_is_never_learned(base: BaseModel) -> None:
     """mlx-lm trains on one pad token a row; here what stands in the padding is of no consequence."""
     weights = with_random_adapter(base)
     given = batch()
-    first = loss_and_gradients(base.model, weights, given, plan(6), dtype=base.dtype, seed=0)
+    first = gradients_of(base, weights, given, plan(6), seed=0)
     given.tokens[given.document_ids == 0] = 77
-    second = loss_and_gradients(base.model, weights, given, plan(6), dtype=base.dtype, seed=0)
+    second = gradients_of(base, weights, given, plan(6), seed=0)
     assert first.loss_sum == second.loss_sum
     assert all(mx.array_equal(first.gradients[name], second.gradients[name]) for name in weights)
 
@@ -131,10 +142,10 @@ def test_a_batch_without_targets_gives_zero_and_no_nan(base: BaseModel) -> None:
     """mlx-lm divides by the number of targets and gets NaN."""
     weights = with_random_adapter(base)
     given = batch(loss_share=0.0)
-    result = loss_and_gradients(base.model, weights, given, plan(2), dtype=base.dtype, seed=0)
+    result = gradients_of(base, weights, given, plan(2), seed=0)
     assert (result.loss_sum, result.tokens) == (0.0, 0)
     assert all(mx.abs(value).max().item() == 0 for value in result.gradients.values())
-    assert evaluate_batches(base.model, [given], plan(2)) == (0.0, 0, 0)
+    assert engine(base, plan(2)).evaluate([given]) == (0.0, 0, 0)
 
 
 def test_dropout_follows_the_seed_and_is_off_afterwards(base: BaseModel) -> None:
@@ -142,12 +153,12 @@ def test_dropout_follows_the_seed_and_is_off_afterwards(base: BaseModel) -> None
     given = batch()
 
     def loss(seed: int) -> float:
-        return loss_and_gradients(base.model, weights, given, plan(3), dtype=base.dtype, seed=seed).loss_sum
+        return gradients_of(base, weights, given, plan(3), seed=seed).loss_sum
 
     assert loss(1) == loss(1) != loss(2)
     assert not base.model.training
-    before = row_losses(base.model, given, plan(6))
-    assert before == row_losses(base.model, given, plan(6))
+    before = engine(base, plan(6)).row_losses(given)
+    assert before == engine(base, plan(6)).row_losses(given)
 
 
 def test_an_interruption_leaves_the_weights_as_they_were(base: BaseModel) -> None:
@@ -160,7 +171,7 @@ def test_an_interruption_leaves_the_weights_as_they_were(base: BaseModel) -> Non
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loss_and_gradients(base.model, weights, batch(), plan(2), dtype=base.dtype, seed=0, interrupt=stop)
+        gradients_of(base, weights, batch(), plan(2), seed=0, interrupt=stop)
     assert all(mx.array_equal(value, weights[name]) for name, value in lora_parameters(base.model).items())
 
 
@@ -169,6 +180,6 @@ def test_no_class_is_patched(base: BaseModel) -> None:
     layer_class = type(base.model.layers[0])
     before = dict(vars(layer_class))
     weights = with_random_adapter(base)
-    loss_and_gradients(base.model, weights, batch(), plan(2), dtype=base.dtype, seed=0)
+    gradients_of(base, weights, batch(), plan(2), seed=0)
     detach_lora(base.model)
     assert dict(vars(layer_class)) == before

@@ -11,7 +11,7 @@ import pytest
 
 from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.dataset import PreparedData, TrainingDataPreparator
-from mlx_gardener.engine import Plan
+from mlx_gardener.engine import Engine, Plan
 from mlx_gardener.errors import TrainingCancelledError, TrainingError
 from mlx_gardener.events import Evaluated, Event, StepCompleted, WarningRaised
 from mlx_gardener.model import BaseModel, load_base
@@ -89,7 +89,7 @@ def run(base: BaseModel, data: PreparedData, tmp_path: Path) -> Runner:
             base,
             data,
             config,
-            plan,
+            Engine(base.model, plan, dtype=base.dtype),
             publish=recorder.publish,
             interrupt=recorder.interrupt,
             checkpoint_dir=tmp_path / directory,
@@ -190,9 +190,7 @@ def test_training_stops_when_validation_stops_improving_and_returns_the_best(run
 def test_an_update_that_is_not_finite_is_not_applied(
     run: Runner, base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlx_gardener.training import loop
-
-    real, calls = loop.loss_and_gradients, []
+    real, calls = Engine.loss_and_gradients, []
 
     def sometimes_broken(*arguments: object, **options: object) -> object:
         calls.append(1)
@@ -202,7 +200,7 @@ def test_an_update_that_is_not_finite_is_not_applied(
             return type(result)(result.loss_sum, result.tokens, broken)
         return result
 
-    monkeypatch.setattr(loop, "loss_and_gradients", sometimes_broken)
+    monkeypatch.setattr(Engine, "loss_and_gradients", sometimes_broken)
     recorder = Recorder()
     outcome = run(settings(), recorder=recorder)
     assert any("not finite" in message for message in recorder.warnings)

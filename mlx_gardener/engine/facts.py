@@ -1,0 +1,151 @@
+"""Facts of a model that decide memory and speed, from its config and the headers of its weight files.
+
+Nothing is loaded: a header is some kilobytes, so this takes milliseconds however large the model is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_gardener.errors import ModelError
+from mlx_gardener.model.choose import read_model_config
+
+_LAYER_NAME = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What decides memory and speed.
+
+    ``parameters`` and ``stored_bytes`` are of the whole model, ``layer_parameters`` and ``layer_stored_bytes`` of its
+    largest layer. ``active_parameters`` are those of a layer that one token passes (fewer than all with experts).
+    ``scores_width`` is the largest number of keys that a query sees: the window of sliding attention, else unlimited.
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    key_value_width: int
+    vocab: int
+    parameters: int
+    stored_bytes: int
+    layer_parameters: int
+    layer_stored_bytes: int
+    active_parameters: int
+    quantized_bits: int | None
+    max_tokens: int
+
+
+def model_facts(path: Path) -> ModelFacts:
+    """Facts of the model in the directory ``path``.
+
+    Raises:
+        ModelError: its config or a header cannot be read.
+    """
+    config = read_model_config(path)
+    bits = _quantized_bits(config)
+    return facts_of(path.name, config, _entries(path, bits))
+
+
+def facts_of(name: str, config: Mapping[str, Any], weights: Iterator[tuple[str, int, int]]) -> ModelFacts:
+    """Facts from a config and ``weights``: (name, parameters, stored bytes) of every array.
+
+    Raises:
+        ModelError: the config lacks a size.
+    """
+    text = config.get("text_config")
+    sizes: dict[str, Any] = {**config, **text} if isinstance(text, dict) else dict(config)
+    parameters = stored = 0
+    by_layer: dict[int, list[int]] = {}
+    for weight, count, size in weights:
+        parameters, stored = parameters + count, stored + size
+        if found := _LAYER_NAME.search(f".{weight}"):
+            layer = by_layer.setdefault(int(found[1]), [0, 0])
+            layer[0] += count
+            layer[1] += size
+    try:
+        hidden = int(sizes.get("hidden_size") or sizes["n_embd"])
+        heads = int(sizes.get("num_attention_heads") or sizes.get("n_head") or 1)
+        head_dim = int(sizes.get("head_dim") or hidden // heads)
+        layers = int(sizes.get("num_hidden_layers") or sizes.get("n_layer") or len(by_layer))
+        experts = sizes.get("num_experts") or sizes.get("n_routed_experts") or sizes.get("num_local_experts")
+        used = sizes.get("num_experts_per_tok") or 1
+        largest = max((pair[0] for pair in by_layer.values()), default=parameters // max(1, layers))
+        expert_width = int(sizes.get("moe_intermediate_size") or sizes.get("intermediate_size") or 4 * hidden)
+        in_experts = 3 * hidden * expert_width * int(experts) if experts else 0
+        return ModelFacts(
+            name=name,
+            layers=layers,
+            hidden=hidden,
+            intermediate=expert_width * int(used)
+            if experts
+            else int(sizes.get("intermediate_size") or 4 * hidden),
+            heads=heads,
+            key_value_width=head_dim * int(sizes.get("num_key_value_heads") or heads),
+            vocab=int(sizes["vocab_size"]),
+            parameters=parameters,
+            stored_bytes=stored,
+            layer_parameters=largest,
+            layer_stored_bytes=max((pair[1] for pair in by_layer.values()), default=stored // max(1, layers)),
+            active_parameters=largest
+            - in_experts
+            + (in_experts * int(used) // int(experts) if experts else 0),
+            quantized_bits=_quantized_bits(config),
+            max_tokens=int(sizes.get("max_position_embeddings") or 2**20),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"The config.json of {name!r} lacks a size ({error}).",
+            next_step="Choose a model that mlx-lm supports.",
+        ) from error
+
+
+def _quantized_bits(config: Mapping[str, Any]) -> int | None:
+    text = config.get("text_config")
+    nested = text.get("quantization") if isinstance(text, dict) else None
+    quantization = config.get("quantization") or nested
+    return int(quantization["bits"]) if isinstance(quantization, dict) and "bits" in quantization else None
+
+
+def _entries(path: Path, bits: int | None) -> Iterator[tuple[str, int, int]]:
+    """(name, parameters, stored bytes) of every array of the weight files."""
+    for file in sorted(path.glob("model*.safetensors")):
+        try:
+            for name, entry in read_header(file).items():
+                size = 1
+                for dimension in entry["shape"]:
+                    size *= int(dimension)
+                stored = entry["data_offsets"][1] - entry["data_offsets"][0]
+                if bits and entry["dtype"] == "U32":
+                    size = size * 32 // bits
+                elif bits and name.endswith((".scales", ".biases")):
+                    size = 0
+                yield name, size, stored
+        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+            raise ModelError(
+                f"The weight file {file.name} of {path.name!r} is damaged ({error}).",
+                next_step="Fetch it again.",
+            ) from error
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """What a safetensors file says of each of its arrays: dtype, shape, data_offsets (bytes after the header).
+
+    Raises:
+        OSError, ValueError, struct.error: it cannot be read.
+    """
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > 100_000_000:
+            raise ValueError("its header is longer than 100 MB")
+        header: dict[str, Any] = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    return header

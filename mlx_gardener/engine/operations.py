@@ -1,0 +1,321 @@
+"""Two operations of MLX in forms that a training step can afford, put in the place of MLX's own while a step runs.
+
+- *Attention*: MLX's is unfused under differentiation, and its scores take rows x heads x width^2 floats. Here queries
+  are taken in blocks, each with the keys it may see, and scores are made again for the gradient, from the saved
+  log-sum-exp (Dao et al. 2022, arXiv:2205.14135, section 3.1; Rabe and Staats 2021, arXiv:2112.05682). Memory is
+  rows x heads x block x width; causal masks cost half, documents and windows less.
+- *Products with quantised weights*: on a CPU MLX multiplies them at 2 GFLOP/s. Here they become floats, a block of
+  outputs at a time, and BLAS multiplies.
+
+Both are exact to float tolerance. Models call ``mx.fast.scaled_dot_product_attention`` and ``mx.quantized_matmul`` in
+their own code, so the attributes of ``mx`` are swapped, and always restored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    import numpy as np
+
+#: Floats of one block of a dequantised weight: 16 MiB, small enough for a cache and large enough for BLAS.
+DEQUANTIZED_BLOCK = 4 * 1024**2
+
+
+@dataclass
+class Operations:
+    """Which forms to use.
+
+    Attributes:
+        attention_block: queries at a time; 0 leaves attention to MLX.
+        attention_least: rows narrower than this many tokens are left to MLX.
+        dequantize: whether quantised weights become floats before they multiply.
+        document_ids: (rows, width) of the rows that are computed now: tokens see only those with their own number.
+    """
+
+    attention_block: int = 0
+    attention_least: int = 0
+    dequantize: bool = False
+    document_ids: np.ndarray | None = None
+
+
+@contextmanager
+def operations(chosen: Operations) -> Iterator[None]:
+    """While this lasts, models compute with the ``chosen`` forms."""
+    import mlx.core as mx
+
+    fast, module = mx.fast.scaled_dot_product_attention, mx.quantized_matmul
+    gathered = mx.gather_qmm
+    try:
+        if chosen.attention_block or chosen.document_ids is not None:
+            _put(mx.fast, "scaled_dot_product_attention", _attention_for(chosen, fast))
+        if chosen.dequantize:
+            _put(mx, "quantized_matmul", dequantized_matmul)
+            _put(mx, "gather_qmm", _dequantized_gather)
+        yield
+    finally:
+        _put(mx.fast, "scaled_dot_product_attention", fast)
+        _put(mx, "quantized_matmul", module)
+        _put(mx, "gather_qmm", gathered)
+
+
+def _put(module: Any, name: str, value: Any) -> None:
+    setattr(module, name, value)
+
+
+def _attention_for(chosen: Operations, plain: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    def attention(
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        *,
+        scale: float,
+        mask: mx.array | str | None = None,
+        sinks: mx.array | None = None,
+        **others: Any,
+    ) -> mx.array:
+        width = queries.shape[2]
+        documents = chosen.document_ids
+        same_width = keys.shape[2] == width
+        blocked = (
+            chosen.attention_block and width >= chosen.attention_least and width > chosen.attention_block
+        )
+        if sinks is not None or others or not same_width or not (blocked or documents is not None):
+            return plain(queries, keys, values, scale=scale, mask=mask, sinks=sinks, **others)
+        if documents is not None and documents.shape != (len(queries), width):
+            documents = None  # not the batch's own rows: a tail's placeholder
+        return blockwise_attention(
+            queries,
+            keys,
+            values,
+            scale=scale,
+            mask=mask,
+            block=chosen.attention_block or width,
+            document_ids=documents,
+        )
+
+    return attention
+
+
+def blockwise_attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    *,
+    scale: float,
+    mask: mx.array | str | None,
+    block: int,
+    document_ids: np.ndarray | None = None,
+) -> mx.array:
+    """softmax(scale Q K^T + mask) V, a block of queries at a time, with a gradient that keeps no scores.
+
+    Args:
+        queries: (rows, heads, width, head_dim).
+        keys: (rows, key_heads, width, head_dim); ``heads`` is a multiple of ``key_heads``.
+        values: (rows, key_heads, width, value_dim).
+        mask: None, "causal", or an array that broadcasts to (rows, heads, width, width): bool (True is seen) or added.
+        block: queries at a time.
+        document_ids: (rows, width) int: tokens of different numbers do not see each other.
+
+    Returns:
+        (rows, heads, width, value_dim), of the queries' type.
+    """
+    import mlx.core as mx
+
+    rows, heads, width, _ = queries.shape
+    groups = keys.shape[1]
+    spans = _key_spans(mask, width, block, document_ids)
+    ids = None if document_ids is None else mx.array(document_ids)
+
+    def scores(query: mx.array, key: mx.array, start: int, stop: int, first: int, last: int) -> mx.array:
+        # query (rows, groups, heads // groups, stop - start, dim), key (rows, groups, 1, last - first, dim)
+        found = (query * scale) @ key.swapaxes(-1, -2)
+        seen = _mask_block(mask, ids, (start, stop, first, last), groups)
+        if seen is None:
+            return found
+        if seen.dtype == mx.bool_:
+            return mx.where(seen, found, mx.finfo(found.dtype).min)
+        return found + seen.astype(found.dtype)
+
+    def split(array: mx.array) -> mx.array:
+        return array.reshape(rows, groups, -1, *array.shape[2:])  # (rows, groups, heads / groups, width, dim)
+
+    @mx.custom_function  # type: ignore[untyped-decorator]
+    def attend(queries: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        query, key, value = split(queries), split(keys), split(values)
+        outputs, sums = [], []
+        for start, stop, first, last in spans:
+            part = query[..., start:stop, :]
+            if outputs:  # one block after the other, or all scores are in memory at once
+                part = mx.depends([part], [outputs[-1], sums[-1]])[0]
+            score = scores(part, key[..., first:last, :], start, stop, first, last)
+            weights = mx.softmax(score, axis=-1, precise=True)
+            outputs.append(weights @ value[..., first:last, :])
+            # log of the sum of exp(score), without a second exp: at the maximum, weight = exp(score) / sum.
+            highest = score.max(axis=-1, keepdims=True).astype(mx.float32)
+            sums.append(highest - mx.log(weights.max(axis=-1, keepdims=True).astype(mx.float32)))
+        output = mx.concatenate(outputs, axis=-2).reshape(rows, heads, width, -1)
+        return output, mx.concatenate(sums, axis=-2)
+
+    @attend.vjp  # type: ignore[untyped-decorator]
+    def backward(
+        primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        queries, keys, values = primals
+        query, key, value = split(queries), split(keys), split(values)
+        wanted, made, total = split(cotangents[0]), split(outputs[0]), outputs[1]
+        inner = (wanted * made).sum(axis=-1, keepdims=True)  # (rows, groups, heads / groups, width, 1)
+        query_parts: list[mx.array] = []
+        key_gradient, value_gradient = mx.zeros_like(key), mx.zeros_like(value)
+        for start, stop, first, last in spans:
+            here = slice(start, stop)
+            part, there = query[..., here, :], slice(first, last)
+            if query_parts:
+                part = mx.depends([part], [query_parts[-1], key_gradient, value_gradient])[0]
+            score = scores(part, key[..., there, :], start, stop, first, last)
+            weights = mx.exp(score.astype(mx.float32) - total[..., here, :]).astype(score.dtype)
+            change = weights * (
+                wanted[..., here, :] @ value[..., there, :].swapaxes(-1, -2) - inner[..., here, :]
+            )
+            query_parts.append((change @ key[..., there, :]) * scale)
+            key_part = (change.swapaxes(-1, -2) @ (part * scale)).sum(axis=2, keepdims=True)
+            value_part = (weights.swapaxes(-1, -2) @ wanted[..., here, :]).sum(axis=2, keepdims=True)
+            key_gradient = key_gradient.at[..., there, :].add(key_part)
+            value_gradient = value_gradient.at[..., there, :].add(value_part)
+        query_gradient = mx.concatenate(query_parts, axis=-2).reshape(queries.shape)
+        return query_gradient, key_gradient.reshape(keys.shape), value_gradient.reshape(values.shape)
+
+    return attend(queries, keys, values)[0]
+
+
+def _key_spans(
+    mask: mx.array | str | None, width: int, block: int, document_ids: np.ndarray | None
+) -> list[tuple[int, int, int, int]]:
+    """(first query, last query, first key, last key), ends exclusive, of every block: keys that none sees are left out.
+
+    A mask given as an array is taken as it is: only the document's begin is known beside it.
+    """
+    spans = []
+    causal = isinstance(mask, str)
+    for start in range(0, width, block):
+        stop = min(start + block, width)
+        first, last = 0, stop if causal else width
+        if document_ids is not None:
+            same = (document_ids[:, None, start:stop] == document_ids[:, :, None]).any(axis=2).any(axis=0)
+            seen = same.nonzero()[0]
+            first, last = int(seen[0]), min(last, int(seen[-1]) + 1)
+        spans.append((start, stop, first, last))
+    return spans
+
+
+def _mask_block(
+    mask: mx.array | str | None, ids: mx.array | None, span: tuple[int, int, int, int], groups: int
+) -> mx.array | None:
+    """What of the mask concerns a block, as it broadcasts to (rows, groups, heads / groups, queries, keys)."""
+    import mlx.core as mx
+
+    start, stop, first, last = span
+    seen: mx.array | None = None
+    if isinstance(mask, str):
+        if mask != "causal":
+            raise ValueError(f"unknown attention mask {mask!r}")
+        if last > start + 1:  # some key lies after some query
+            seen = mx.arange(start, stop)[:, None] >= mx.arange(first, last)[None]
+    elif mask is not None:
+        seen = mask[..., start:stop, first:last] if mask.shape[-2] > 1 else mask[..., first:last]
+        if seen.ndim == 4:  # (rows, heads or 1, queries, keys)
+            per_head = seen.shape[1] > 1
+            seen = seen.reshape(seen.shape[0], groups if per_head else 1, -1, *seen.shape[2:])
+    if ids is not None:
+        same = (ids[:, start:stop, None] == ids[:, None, first:last])[:, None, None]
+        if seen is None:
+            return same
+        if seen.dtype == mx.bool_:
+            return seen & same
+        return mx.where(same, seen, mx.finfo(seen.dtype).min)
+    return seen
+
+
+def dequantized_matmul(
+    x: mx.array,
+    w: mx.array,
+    /,
+    scales: mx.array,
+    biases: mx.array | None = None,
+    transpose: bool = True,
+    group_size: int | None = None,
+    bits: int | None = None,
+    mode: str = "affine",
+    **others: Any,
+) -> mx.array:
+    """`mx.quantized_matmul` by way of floats: a block of outputs becomes floats and is multiplied, one after the other.
+
+    The gradient of ``x`` makes the floats again instead of keeping them. Shapes as in MLX: x (..., inputs),
+    w (outputs, inputs * bits / 32) with ``transpose``, or (inputs, outputs * bits / 32) without.
+    """
+    import mlx.core as mx
+
+    def floats(at: slice, like: mx.array) -> mx.array:
+        return mx.dequantize(
+            w[at],
+            scales[at],
+            None if biases is None else biases[at],
+            group_size=group_size,
+            bits=bits,
+            mode=mode,
+        ).astype(like.dtype)
+
+    if not transpose:
+        return x @ floats(slice(None), x)
+    width = x.shape[-1]
+    size = max(1, DEQUANTIZED_BLOCK // width)
+    blocks = [slice(start, min(start + size, len(w))) for start in range(0, len(w), size)]
+
+    @mx.custom_function  # type: ignore[untyped-decorator]
+    def product(x: mx.array) -> mx.array:
+        parts: list[mx.array] = []
+        for at in blocks:
+            one = mx.depends([x], [parts[-1]])[0] if parts else x
+            parts.append(one @ floats(at, x).T)
+        return mx.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+
+    @product.vjp  # type: ignore[untyped-decorator]
+    def backward(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
+        total = cotangent[..., blocks[0]] @ floats(blocks[0], x)
+        for at in blocks[1:]:
+            part = mx.depends([cotangent], [total])[0][..., at]
+            total = total + part @ floats(at, x)
+        return total
+
+    return product(x)
+
+
+def _dequantized_gather(
+    x: mx.array,
+    w: mx.array,
+    /,
+    scales: mx.array,
+    biases: mx.array | None = None,
+    lhs_indices: mx.array | None = None,
+    rhs_indices: mx.array | None = None,
+    transpose: bool = True,
+    group_size: int | None = None,
+    bits: int | None = None,
+    mode: str = "affine",
+    *,
+    sorted_indices: bool = False,
+    **others: Any,
+) -> mx.array:
+    """`mx.gather_qmm` by way of floats: all experts of a layer at once."""
+    import mlx.core as mx
+
+    floats = mx.dequantize(w, scales, biases, group_size=group_size, bits=bits, mode=mode).astype(x.dtype)
+    if transpose:
+        floats = floats.swapaxes(-1, -2)
+    return mx.gather_mm(
+        x, floats, lhs_indices=lhs_indices, rhs_indices=rhs_indices, sorted_indices=sorted_indices
+    )
