@@ -139,6 +139,18 @@ class EngineConfig(_Section):
     verify_split: bool = True
 
 
+class NeighbourConfig(_Section):
+    """How a training treats whoever works on the machine.
+
+    ``low_priority`` lowers the worker's priority; the others make it wait, with a checkpoint written.
+    """
+
+    low_priority: bool = True
+    pause_on_memory_pressure: bool = True
+    pause_on_battery: bool = False
+    pause_when_hot: bool = False
+
+
 class TrainingConfig(_Section):
     """Everything a training can be told; validated once, then never changed."""
 
@@ -157,6 +169,7 @@ class TrainingConfig(_Section):
     data: DataConfig = DataConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
+    neighbour: NeighbourConfig = NeighbourConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:

@@ -21,6 +21,7 @@ from mlx_gardener.config import TrainingConfig, validate_config
 from mlx_gardener.errors import GardenerError, TrainingCancelledError, TrainingError
 from mlx_gardener.events import Event, EventBus, TrainingEnded, TrainingPhase
 from mlx_gardener.journal import JOURNAL_NAME, JournalWriter
+from mlx_gardener.platform.priority import lower_priority
 from mlx_gardener.progress import TrainingProgressTracker
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 
@@ -170,6 +171,8 @@ def _run(
 ) -> dict[str, Any]:
     from mlx_gardener.pipeline import Run, run_training  # here: the pipeline starts workers
 
+    if config.neighbour.low_priority:
+        logger.info("priority: %s", lower_priority())
     run = Run(
         training_id=job.training_id,
         project=registry.get_project(job.project),

@@ -86,15 +86,15 @@ def _compiler() -> Finding:
 
 
 def _memory() -> Finding:
-    from mlx_gardener.platform.footprint import system_memory
+    from mlx_gardener.platform.pressure import memory_pressure
 
-    memory = system_memory()
+    memory = memory_pressure()
     enough = memory.available_bytes >= 2 * 2**30
     return Finding(
         "memory",
         enough,
         f"{memory.available_bytes / 2**30:.1f} of {memory.total_bytes / 2**30:.1f} GB available, "
-        f"pressure {memory.pressure}",
+        f"pressure {memory.level}",
         "Close programs, or train with a smaller --budget.",
     )
 

@@ -147,7 +147,8 @@ def blockwise_attention(
     @mx.custom_function  # type: ignore[untyped-decorator]
     def attend(queries: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         query, key, value = split(queries), split(keys), split(values)
-        outputs, sums = [], []
+        outputs: list[mx.array] = []
+        sums: list[mx.array] = []
         for start, stop, first, last in spans:
             part = query[..., start:stop, :]
             if outputs:  # one block after the other, or all scores are in memory at once
@@ -189,7 +190,8 @@ def blockwise_attention(
         query_gradient = mx.concatenate(query_parts, axis=-2).reshape(queries.shape)
         return query_gradient, key_gradient.reshape(keys.shape), value_gradient.reshape(values.shape)
 
-    return attend(queries, keys, values)[0]
+    attended: tuple[mx.array, mx.array] = attend(queries, keys, values)  # type: ignore[assignment]
+    return attended[0]
 
 
 def _key_spans(
@@ -291,7 +293,8 @@ def dequantized_matmul(
             total = total + part @ floats(at, x)
         return total
 
-    return product(x)
+    made: mx.array = product(x)  # type: ignore[assignment]
+    return made
 
 
 def _dequantized_gather(

@@ -22,6 +22,8 @@ GIB = 1024**3
 MIB = 1024**2
 #: Python, MLX, BLAS buffers, tokenizer and token rows before a model is loaded.
 RUNTIME_BYTES = 240 * MIB
+#: Float32 copies of the adapter at the height of an update.
+ADAPTER_COPIES = 5
 #: Floats that one layer takes in its backward pass per position, in units of (hidden, intermediate, heads x keys,
 #: width of keys and values), on one lane and on several: least squares over 12 shapes each, within 14 %.
 WORK_FLOATS = {False: (15.7, 12.5, 2.9, 7.2), True: (9.6, 12.0, 2.9, 5.2)}
@@ -339,7 +341,7 @@ def _weight_bytes(plan: Plan, facts: ModelFacts, size: int) -> tuple[float, floa
 
 
 def _adapter_bytes(facts: ModelFacts, config: TrainingConfig) -> int:
-    # Weights, gradients (summed and fresh), two moments, the best copy: about seven float32 adapters.
+    # Weights, gradients, two moments, the best copy; layer by layer the fresh gradients.
     rank = config.lora.rank
     per_layer = rank * (
         4 * facts.hidden
@@ -347,7 +349,7 @@ def _adapter_bytes(facts: ModelFacts, config: TrainingConfig) -> int:
         + 2 * facts.hidden
         + 3 * (facts.hidden + facts.intermediate)
     )
-    return 7 * 4 * per_layer * min(config.lora.num_layers or facts.layers, facts.layers)
+    return ADAPTER_COPIES * 4 * per_layer * min(config.lora.num_layers or facts.layers, facts.layers)
 
 
 def _tokens_per_second(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend) -> float:

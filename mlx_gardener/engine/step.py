@@ -415,7 +415,7 @@ class _Step:
         (_, loss), found = mx.vjp(surrogate, primals, [mx.ones(()), mx.zeros(())])
         self._collect(found, below, names, slopes, gradients, loss)
         self._adopt(wiring, {name: self.weights[name] for name in names}, adapters)
-        return float(loss.item()), slopes
+        return float(loss.item()), slopes  # type: ignore[arg-type]
 
     def _tail(self, wiring: Wiring, hidden: mx.array, *, with_slope: bool) -> tuple[mx.array, mx.array]:
         """(losses (positions,), d loss sum / d hidden), a slice of positions after the other on each lane."""

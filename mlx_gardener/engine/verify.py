@@ -62,7 +62,8 @@ def prepare_engine(
     if config.engine.split == "never":
         engine.take_whole("engine.split is never")
     elif engine.wiring is not None and config.engine.verify_split:
-        if problem := split_problem(engine, base):
+        problem = split_problem(engine, base)
+        if problem is not None:
             engine.take_whole(problem)
     if engine.whole_because is not None:
         engine.plan = make_plan(facts, config, config.memory_limit_bytes, backend, whole=True)
@@ -113,11 +114,12 @@ def largest_difference(found: dict[str, mx.array], expected: dict[str, mx.array]
     """The largest difference of two sets of gradients, as a share of the largest entry of all."""
     import mlx.core as mx
 
-    size = max((mx.abs(value).max().item() for value in expected.values()), default=0.0)
-    difference = max(
-        (mx.abs(found[name] - value).max().item() for name, value in expected.items()), default=0.0
-    )
-    return float(difference) / max(float(size), 1e-30)  # type: ignore[arg-type]
+    sizes = [mx.abs(value).max() for value in expected.values()]
+    differences = [mx.abs(found[name] - value).max() for name, value in expected.items()]
+    if not sizes:
+        return 0.0
+    share = mx.stack(differences).max() / mx.maximum(mx.stack(sizes).max(), 1e-30)
+    return float(share.item())  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -10,22 +10,11 @@ import ctypes
 import ctypes.util
 import os
 import re
-import subprocess
 import sys
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import psutil
-
-
-@dataclass(frozen=True)
-class SystemMemory:
-    """The machine's memory in bytes; ``pressure`` is "normal", "warning" or "critical"."""
-
-    total_bytes: int
-    available_bytes: int
-    pressure: str
 
 
 def process_footprint_bytes(pid: int | None = None) -> int:
@@ -45,34 +34,6 @@ def process_peak_footprint_bytes() -> int:
         return _mac_footprint(os.getpid())[1]
     match = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
     return int(match[1]) * 1024 if match else process_footprint_bytes()
-
-
-def system_memory() -> SystemMemory:
-    """Total and available memory and the system's own view of pressure."""
-    memory = psutil.virtual_memory()
-    if sys.platform == "darwin":
-        pressure = parse_mac_pressure(_sysctl("kern.memorystatus_vm_pressure_level"))
-    else:
-        pressure = linux_pressure(memory.available, memory.total)
-    return SystemMemory(memory.total, memory.available, pressure)
-
-
-def linux_pressure(available_bytes: int, total_bytes: int) -> str:
-    """Pressure from the share of memory available: under 5 % critical, under 12 % warning (judgement)."""
-    share = available_bytes / total_bytes
-    return "critical" if share < 0.05 else "warning" if share < 0.12 else "normal"
-
-
-def parse_mac_pressure(text: str) -> str:
-    """Pressure from ``kern.memorystatus_vm_pressure_level``: 1 normal, 2 warning, 4 critical (xnu's levels)."""
-    return {"1": "normal", "2": "warning", "4": "critical"}.get(text.strip(), "normal")
-
-
-def _sysctl(name: str) -> str:
-    done = subprocess.run(
-        ("/usr/sbin/sysctl", "-n", name), capture_output=True, text=True, timeout=5, check=False
-    )
-    return done.stdout
 
 
 class _RusageInfoV4(ctypes.Structure):

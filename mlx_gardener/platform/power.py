@@ -1,7 +1,8 @@
-"""Whether the machine runs on battery; for people who want training to wait for the plug."""
+"""Whether the machine runs on battery or saves power; for people who want training to wait for the plug."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,18 +12,16 @@ import psutil
 
 @dataclass(frozen=True)
 class PowerState:
-    """``on_battery`` is None for machines without one."""
+    """``on_battery`` is None for machines without one, ``low_power_mode`` for those that do not tell (Linux)."""
 
     on_battery: bool | None
+    low_power_mode: bool | None = None
 
 
 def power_state() -> PowerState:
     """The power state now."""
     if sys.platform == "darwin":
-        done = subprocess.run(
-            ("/usr/bin/pmset", "-g", "ps"), capture_output=True, text=True, timeout=5, check=False
-        )
-        return parse_pmset(done.stdout)
+        return PowerState(parse_pmset(_pmset("ps")).on_battery, parse_low_power_mode(_pmset("live")))
     battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
     return PowerState(None if battery is None else not battery.power_plugged)
 
@@ -32,3 +31,17 @@ def parse_pmset(text: str) -> PowerState:
     if "InternalBattery" not in text:
         return PowerState(None)
     return PowerState("'Battery Power'" in text)
+
+
+def parse_low_power_mode(text: str) -> bool | None:
+    """Whether ``pmset -g live`` says Low Power Mode; None for Macs that have none.
+
+    It is called ``lowpowermode`` (0, 1) or ``powermode`` (0 automatic, 1 low, 2 high), by model and macOS version.
+    """
+    modes = re.findall(r"^\s*(?:low)?powermode\s+(\d+)\s*$", text, flags=re.MULTILINE)
+    return "1" in modes if modes else None
+
+
+def _pmset(what: str) -> str:
+    command = ("/usr/bin/pmset", "-g", what)
+    return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.engine import Engine
+from mlx_gardener.engine import Engine, StepResult
 from mlx_gardener.errors import GardenerError, TrainingError
 from mlx_gardener.events import (
     CheckpointWritten,
@@ -46,6 +46,7 @@ from mlx_gardener.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from mlx_gardener.training.neighbour import GoodNeighbour
 from mlx_gardener.training.optimizer import (
     flatten_state,
     global_norm,
@@ -163,6 +164,14 @@ class _Training:
         self.saved_at = time.monotonic()
         self.saved_step = -1
         mx.set_cache_limit(engine.plan.cache_bytes)
+        self.neighbour = GoodNeighbour(
+            engine,
+            config.neighbour,
+            config.memory_limit_bytes,
+            warn=lambda message: publish(WarningRaised(message)),
+            save=self.save,
+            interrupt=interrupt,
+        )
 
     def restore(self) -> None:
         """Go back to the newest good checkpoint, if there is one."""
@@ -187,6 +196,7 @@ class _Training:
                 if self._is_patience_over():
                     break
                 self.update(batch)
+                self.neighbour.between_updates()
                 if self.state.step % self.evaluate_every == 0 or self.state.step == self.total_steps:
                     self.evaluate()
                 if time.monotonic() - self.saved_at >= self.config.checkpoint_interval_seconds:
@@ -217,14 +227,12 @@ class _Training:
         import mlx.core as mx
 
         started, step = time.perf_counter(), self.state.step + 1
-        result = self.engine.loss_and_gradients(
-            self.weights,
-            batch,
-            seed=self.config.seed * 1_000_003 + step,
-            interrupt=self.interrupt,
-        )
+        result, loss, norm = self._gradients(batch, step)
+        if not (math.isfinite(loss) and math.isfinite(norm)) and self.neighbour.shrink(
+            f"step {step} gave a loss or gradient that is not finite, as memory that runs short can"
+        ):
+            result, loss, norm = self._gradients(batch, step)
         tokens = max(1, result.tokens)
-        loss, norm = result.loss_sum / tokens, global_norm(result.gradients) / tokens
         rate = learning_rate_at(step, self.total_steps, self.peak_rate, self.config.optimizer)
         if math.isfinite(loss) and math.isfinite(norm):
             clip = min(1.0, self.config.optimizer.clip_norm / max(norm, 1e-12))
@@ -241,6 +249,29 @@ class _Training:
         self.state.seconds += seconds
         self.state.train_losses.append(loss if math.isfinite(loss) else 0.0)
         self._report(step, loss, norm, rate, result.tokens, seconds)
+
+    def _gradients(self, batch: Batch, step: int) -> tuple[StepResult, float, float]:
+        """The step's result, its mean loss and gradient norm, by a smaller plan where memory runs out.
+
+        Raises:
+            TrainingError: memory runs out with the smallest plan too.
+        """
+        while True:
+            try:
+                result = self.engine.loss_and_gradients(
+                    self.weights, batch, seed=self.config.seed * 1_000_003 + step, interrupt=self.interrupt
+                )
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if not self.neighbour.shrink(f"memory ran out in step {step}"):
+                    raise TrainingError(
+                        f"Memory ran out in step {step}, with the smallest plan too ({error}).",
+                        next_step="Close other programs, narrow data.row_widths, or use a smaller --model.",
+                    ) from error
+                continue
+            tokens = max(1, result.tokens)
+            return result, result.loss_sum / tokens, global_norm(result.gradients) / tokens
 
     def _reject(self, step: int) -> None:
         self.rejected += 1
@@ -304,6 +335,14 @@ class _Training:
         path = save_checkpoint(self.checkpoint_dir, checkpoint, keep=self.config.checkpoints_kept)
         self.saved_at, self.saved_step = time.monotonic(), self.state.step
         self.publish(CheckpointWritten(self.state.step, path.name))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of the backend says that an allocation failed (MLX's words on CPU, Metal and CUDA)."""
+    text = str(error).lower()
+    return (
+        isinstance(error, MemoryError) or "alloc" in text or "out of memory" in text or "outofmemory" in text
+    )
 
 
 def _fingerprint(base: BaseModel, data: PreparedData, config: TrainingConfig) -> str:

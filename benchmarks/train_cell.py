@@ -1,0 +1,133 @@
+"""One training step of one model under one budget, in this process: peak footprint, speed, and what was predicted.
+
+    python benchmarks/train_cell.py MODEL --budget GB --width TOKENS [--set engine.live_layers=0 ...]
+
+Other benchmarks start it as a process of its own, so that its peak is its own. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from typing import Any
+
+import click
+import numpy as np
+
+import mlx_gardener  # noqa: F401  # preloads the BLAS
+from mlx_gardener.config import load_config, parse_value
+from mlx_gardener.dataset import Batch
+from mlx_gardener.engine import Engine, make_plan, measured_backend, model_facts, prepare_engine
+from mlx_gardener.errors import MemoryBudgetError
+from mlx_gardener.model import choose_model, load_base, resolve_model
+from mlx_gardener.model.lora import attach_lora, lora_parameters
+from mlx_gardener.platform.footprint import process_footprint_bytes, process_peak_footprint_bytes
+from mlx_gardener.training.optimizer import make_optimizer
+
+
+def random_batch(rows: int, width: int, vocab: int, *, seed: int = 0) -> Batch:
+    """Random tokens; all but the first of a row are targets."""
+    tokens = np.random.default_rng(seed).integers(7, vocab - 1, (rows, width)).astype(np.int32)
+    mask = np.ones((rows, width), dtype=bool)
+    mask[:, 0] = False
+    ids = np.ones((rows, width), dtype=np.int32)
+    return Batch(tokens, mask, ids, int(mask.sum()), 0, mask.sum(axis=1), ("",) * rows)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--budget", type=float, default=4.0)
+@click.option("--width", type=int, default=512)
+@click.option("--rows", type=int, help="Rows of the batch. [default: as many as are computed at once]")
+@click.option("--steps", type=int, default=2)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE")
+def main(
+    model: str, budget: float, width: int, rows: int | None, steps: int, settings: tuple[str, ...]
+) -> None:
+    """Train and report."""
+    import mlx.core as mx
+
+    chosen: dict[str, Any] = {"memory_limit_gb": budget, "data.row_widths": [width]}
+    chosen |= {key: parse_value(value) for key, _, value in (item.partition("=") for item in settings)}
+    config = load_config(environment={}, overrides=chosen)
+    path = resolve_model(choose_model(model, 2**62))
+    facts, backend = model_facts(path), measured_backend()
+    try:
+        plan = make_plan(facts, config, config.memory_limit_bytes, backend)
+    except MemoryBudgetError as error:
+        print(json.dumps({"refused": str(error), "next_step": error.next_step}))
+        return
+    print(plan, file=sys.stderr, flush=True)
+    mx.set_cache_limit(plan.cache_bytes)
+    base = load_base(model, base_weights=plan.base_weights, unread_layers=plan.streamed_layers)
+    loaded = process_footprint_bytes()
+    engine: Engine = prepare_engine(
+        base, plan, config, facts=facts, backend=backend, warn=lambda text: print(text, file=sys.stderr)
+    )
+    checked = process_peak_footprint_bytes()
+    print(
+        f"loaded {loaded / 2**30:.2f} GB, after the check {checked / 2**30:.2f} GB at most",
+        file=sys.stderr,
+        flush=True,
+    )
+    attach_lora(base.model, config.lora, seed=0)
+    weights, optimizer = lora_parameters(base.model), make_optimizer(config.optimizer)
+    optimizer.init(weights)
+    samples: list[int] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            samples.append(process_footprint_bytes())
+
+    threading.Thread(target=watch, daemon=True).start()
+    at_once = engine.plan.rows_of_width[width]
+    batch = random_batch(rows or at_once, width, min(facts.vocab, base.tokenizer.vocab_size))
+    seconds, losses = [], []
+    segments = [0]
+
+    def count() -> None:
+        segments[0] += 1
+        if sys.stderr.isatty() or segments[0] % 20 == 0:
+            print(f"segment {segments[0]}", file=sys.stderr, flush=True)
+
+    for step in range(steps):
+        started = time.perf_counter()
+        result = engine.loss_and_gradients(weights, batch, seed=step, interrupt=count)
+        losses.append(result.loss_sum / result.tokens)
+        optimizer.learning_rate = mx.array(1e-4)
+        weights = optimizer.apply_gradients(
+            {name: value / result.tokens for name, value in result.gradients.items()}, weights
+        )
+        mx.eval(weights, optimizer.state)
+        seconds.append(time.perf_counter() - started)
+    done.set()
+    print(
+        json.dumps(
+            {
+                "rows_at_once": at_once,
+                "rows": len(batch.tokens),
+                "predicted_peak_bytes": engine.plan.predicted_peak_bytes,
+                "predicted_parts": engine.plan.predicted_parts,
+                "measured_peak_bytes": max(process_peak_footprint_bytes(), *samples),
+                "loaded_bytes": loaded,
+                "peak_active_bytes": mx.get_peak_memory(),
+                "seconds": [round(value, 3) for value in seconds],
+                "tokens_per_second": round(batch.tokens.size / min(seconds), 2),
+                "predicted_tokens_per_second": round(engine.plan.predicted_tokens_per_second, 2),
+                "losses": losses,
+                "whole_because": engine.whole_because,
+                "plan": {
+                    name: value
+                    for name, value in engine.plan.to_json().items()
+                    if not name.startswith("predicted")
+                },
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

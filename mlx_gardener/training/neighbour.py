@@ -1,0 +1,109 @@
+"""A training that keeps its budget while the machine's owner works: what it does between two updates.
+
+The process's footprint is the truth its owner sees. Above the budget, caches are dropped and the next smaller plan is
+taken; after a calm while the first plan returns. When the machine runs short of memory, caches are dropped too; when it
+is critical, hot or on battery (as the settings ask), the training waits, with a checkpoint written. A plan changes
+memory and speed, never the result, so nothing of this shows in the adapter. Cost: under a millisecond per update.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from mlx_gardener.config import NeighbourConfig
+from mlx_gardener.engine import Engine, Plan
+from mlx_gardener.platform.footprint import process_footprint_bytes
+from mlx_gardener.platform.power import power_state
+from mlx_gardener.platform.pressure import memory_pressure
+from mlx_gardener.platform.thermal import thermal_state
+
+#: Updates within the budget after which the first plan is tried again.
+CALM_UPDATES = 50
+#: Seconds between two looks at a machine that is waited for, and between two looks at power and heat.
+_LOOK_SECONDS, _SLOW_LOOK_SECONDS = 2.0, 30.0
+
+
+class GoodNeighbour:
+    """Watches footprint, memory pressure, heat and power between updates.
+
+    Args:
+        engine: its plan is made smaller, and larger again.
+        budget_bytes: the footprint to keep.
+        warn: told in a sentence what was done and why.
+        save: writes a checkpoint; called before waiting.
+        interrupt: raises when the run must stop; asked while waiting.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: NeighbourConfig,
+        budget_bytes: int,
+        *,
+        warn: Callable[[str], None],
+        save: Callable[[], None],
+        interrupt: Callable[[], None],
+    ) -> None:
+        self._engine, self._config, self._budget_bytes = engine, config, budget_bytes
+        self._warn, self._save, self._interrupt = warn, save, interrupt
+        self._first_plan, self._calm = engine.plan, 0
+        self._looked_at = 0.0
+        self._slow_reason: str | None = None
+
+    def between_updates(self) -> None:
+        """Keep the budget, and wait while the machine is needed for other things."""
+        footprint = process_footprint_bytes()
+        if footprint > self._budget_bytes:
+            self.shrink(f"the process took {footprint / 2**30:.2f} GB of {self._budget_bytes / 2**30:.2f} GB")
+        elif self._engine.plan is not self._first_plan:
+            self._calm += 1
+            if self._calm >= CALM_UPDATES:
+                self._use(self._first_plan)
+                self._warn("Memory was calm for a while: the first plan is tried again.")
+        if memory_pressure().level != "normal":
+            self._drop_caches()
+        if reason := self._reason_to_wait():
+            self._save()
+            self._warn(f"The training waits: {reason}.")
+            while reason:
+                self._drop_caches()
+                self._interrupt()
+                time.sleep(_LOOK_SECONDS)
+                reason = self._reason_to_wait()
+            self._warn("The training goes on.")
+
+    def shrink(self, because: str) -> bool:
+        """Drop caches and take the next smaller plan; False when there is none."""
+        self._drop_caches()
+        smaller = self._engine.plan.smaller()
+        if smaller is None:
+            return False
+        self._use(smaller)
+        self._warn(f"A smaller plan is used now: {because}.")
+        return True
+
+    def _use(self, plan: Plan) -> None:
+        import mlx.core as mx
+
+        self._engine.plan = plan
+        self._calm = 0
+        mx.set_cache_limit(self._engine.plan.cache_bytes)
+
+    def _drop_caches(self) -> None:
+        import mlx.core as mx
+
+        mx.clear_cache()
+
+    def _reason_to_wait(self) -> str | None:
+        """Why to wait now, if so; power and heat are looked at every half minute."""
+        if self._config.pause_on_memory_pressure and memory_pressure().level == "critical":
+            return "the machine is short of memory"
+        now = time.monotonic()
+        if now - self._looked_at >= _SLOW_LOOK_SECONDS or self._slow_reason:
+            self._looked_at, self._slow_reason = now, None
+            if self._config.pause_on_battery and power_state().on_battery:
+                self._slow_reason = "the machine runs on battery"
+            elif self._config.pause_when_hot and thermal_state() in ("serious", "critical"):
+                self._slow_reason = "the machine is hot"
+        return self._slow_reason

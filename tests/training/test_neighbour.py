@@ -1,0 +1,125 @@
+"""Between updates: the budget is kept, the machine's owner comes first, and the adapter does not notice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mlx_gardener.config import NeighbourConfig
+from mlx_gardener.engine import Engine, Plan
+from mlx_gardener.errors import TrainingCancelledError
+from mlx_gardener.model import load_base
+from mlx_gardener.platform.power import PowerState
+from mlx_gardener.platform.pressure import MemoryPressure
+from mlx_gardener.training import neighbour
+from mlx_gardener.training.neighbour import CALM_UPDATES, GoodNeighbour
+
+
+class World:
+    """What the neighbour sees, and what it did."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch, **settings: bool) -> None:
+        self.engine, self.said, self.saved, self.waits = engine, [], 0, 0
+        self.footprint, self.level, self.battery, self.heat = 10, "normal", False, "nominal"
+        monkeypatch.setattr(neighbour, "process_footprint_bytes", lambda: self.footprint)
+        monkeypatch.setattr(neighbour, "memory_pressure", lambda: MemoryPressure(self.level, 1, 2))
+        monkeypatch.setattr(neighbour, "power_state", lambda: PowerState(on_battery=self.battery))
+        monkeypatch.setattr(neighbour, "thermal_state", lambda: self.heat)
+        monkeypatch.setattr(neighbour, "time", SimpleNamespace(sleep=self._sleep, monotonic=lambda: 1e6))
+        self.said: list[str]
+        self.watch = GoodNeighbour(
+            engine,
+            NeighbourConfig(**settings),
+            100,
+            warn=self.said.append,
+            save=self._save,
+            interrupt=self._interrupt,
+        )
+        self.cancelled = False
+
+    def _save(self) -> None:
+        self.saved += 1
+
+    def _sleep(self, _: float) -> None:
+        self.waits += 1
+        if self.waits == 3:
+            self.level, self.battery, self.heat = "normal", False, "nominal"
+
+    def _interrupt(self) -> None:
+        if self.cancelled:
+            raise TrainingCancelledError("stopped")
+
+
+@pytest.fixture
+def engine(tiny_model_dir: Path) -> Engine:
+    base = load_base(str(tiny_model_dir))
+    return Engine(base.model, Plan({64: 4}, 100, 0, {}, (), live_layers=2), dtype=base.dtype)
+
+
+def test_above_the_budget_the_plan_shrinks_and_grows_back_when_memory_is_calm(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, first = World(engine, monkeypatch), engine.plan
+    world.footprint = 101
+    world.watch.between_updates()
+    assert engine.plan.live_layers == 1 and "of 0.00 GB" in world.said[0]
+    world.footprint = 50
+    for _ in range(CALM_UPDATES):
+        world.watch.between_updates()
+    assert engine.plan == first and "calm" in world.said[1]
+
+
+def test_plans_shrink_to_an_end(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, plans = World(engine, monkeypatch), []
+    while world.watch.shrink("it must"):
+        plans.append(engine.plan)
+    assert (
+        plans[-1].rows_of_width == {64: 1}
+        and plans[-1].live_layers == 0
+        and plans[-1].tail_slice_tokens == 16
+    )
+    assert len(plans) < 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "state", "reason"),
+    [
+        ({}, {"level": "critical"}, "short of memory"),
+        ({"pause_on_battery": True}, {"battery": True}, "battery"),
+        ({"pause_when_hot": True}, {"heat": "serious"}, "hot"),
+    ],
+)
+def test_it_waits_with_a_checkpoint_and_goes_on(
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, bool],
+    state: dict[str, object],
+    reason: str,
+) -> None:
+    world = World(engine, monkeypatch, **settings)
+    for name, value in state.items():
+        setattr(world, name, value)
+    world.watch.between_updates()
+    assert (world.saved, world.waits) == (1, 3)
+    assert reason in world.said[0] and "goes on" in world.said[1]
+
+
+@pytest.mark.parametrize("state", [{"battery": True}, {"heat": "critical"}, {"level": "warning"}])
+def test_it_does_not_wait_for_what_it_was_not_asked_to(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, state: dict[str, object]
+) -> None:
+    world = World(engine, monkeypatch)
+    for name, value in state.items():
+        setattr(world, name, value)
+    world.watch.between_updates()
+    assert (world.saved, world.waits, world.said) == (0, 0, [])
+
+
+def test_a_waiting_training_can_be_cancelled(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(engine, monkeypatch)
+    world.level, world.cancelled = "critical", True
+    with pytest.raises(TrainingCancelledError):
+        world.watch.between_updates()
+    assert world.saved == 1
