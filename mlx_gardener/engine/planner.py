@@ -39,6 +39,8 @@ CACHE_SHARE = 0.35
 ENOUGH_TOKENS = 4096
 #: What is left of the budget for what the formula does not know.
 HEADROOM = 0.94
+#: A base that is read from disk must be this much faster than one in memory to be chosen (judgement).
+READING_COSTS = 0.4
 #: Attention is computed in blocks of this many queries from this width on: below, MLX's own is as fast and as small.
 ATTENTION_BLOCK, ATTENTION_LEAST = 128, 1024
 
@@ -139,9 +141,7 @@ def make_plan(
     least = math.inf
     for candidate in _candidates(facts, config, budget_bytes, backend, whole=whole):
         least = min(least, candidate.predicted_peak_bytes)
-        if candidate.predicted_peak_bytes <= usable and (
-            best is None or candidate.predicted_tokens_per_second > best.predicted_tokens_per_second
-        ):
+        if candidate.predicted_peak_bytes <= usable and (best is None or _worth(candidate) > _worth(best)):
             best = candidate
     if best is None:
         least_gib = least / HEADROOM / GIB
@@ -152,6 +152,11 @@ def make_plan(
             "or use a smaller --model.",
         )
     return replace(best, notes=tuple(_notes(best, facts, config)))
+
+
+def _worth(plan: Plan) -> float:
+    """Speed, less what reading the disk all the time costs whoever works on the machine."""
+    return plan.predicted_tokens_per_second * (1 - READING_COSTS * plan.streamed_layers / max(1, plan.layers))
 
 
 def _candidates(

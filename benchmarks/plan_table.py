@@ -1,0 +1,102 @@
+"""Plans for recorded real models at 2, 4 and 8 GB and rows of 512, 1024 and 2048 tokens: writes docs/plans.md.
+
+    python benchmarks/plan_table.py
+
+Nothing is loaded or trained: sizes come from recorded configs (``tests/engine/model_configs``), 4-bit in groups of 64.
+The backend is a Mac's GPU as the planner sees it; its speeds are judgement, so the table says nothing of speed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shapes import CONFIGS, lazy_model
+
+from mlx_gardener.config import load_config
+from mlx_gardener.engine import Backend, ModelFacts, facts_of, make_plan
+from mlx_gardener.errors import GardenerError
+
+#: Apple gives no such figures; 3 TFLOP/s is 70 % of 4.3 that ten M4 cores multiply at most in float32 (judgement).
+MAC_MINI_M4 = Backend("metal", 1, 3e12, 1e11, 1e10, 2.5e9, True)
+MODELS = (
+    "qwen2.5-coder-0.5b",
+    "qwen2.5-coder-1.5b",
+    "qwen2.5-coder-3b",
+    "qwen2.5-coder-7b",
+    "qwen2.5-coder-14b",
+    "qwen2.5-coder-32b-instruct",
+    "qwen3-4b",
+    "qwen3.5-4b",
+    "qwen3-coder-30b-a3b-instruct",
+    "starcoder2-3b",
+    "granite-4.0-h-micro",
+    "mellum2-12b-a2.5b-base",
+)
+
+
+def recorded_facts(file: Path) -> ModelFacts:
+    """Facts of a recorded model at 4 bits, from shapes alone."""
+    config = json.loads(file.read_text(encoding="utf-8"))["config"]
+    quantized = config | {"quantization": {"group_size": 64, "bits": 4}}
+    return facts_of(file.stem, quantized, _weights(config))
+
+
+def _weights(config: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
+    from mlx.utils import tree_flatten
+
+    for name, value in tree_flatten(lazy_model(config, None).parameters()):
+        if config.get("tie_word_embeddings", True) and name.endswith("lm_head.weight"):
+            continue  # mlx-lm drops it when it loads the files
+        divisible = value.ndim >= 2 and value.shape[-1] % 64 == 0
+        yield name, value.size, int(value.size * 4.5 / 8) if divisible else 2 * value.size
+
+
+def cell(facts: ModelFacts, budget: int, width: int) -> str:
+    """A plan in a few words."""
+    config = load_config(environment={}, overrides={"memory_limit_gb": budget, "data.row_widths": [width]})
+    try:
+        plan = make_plan(facts, config, config.memory_limit_bytes, MAC_MINI_M4)
+    except GardenerError as error:
+        return (
+            "needs " + error.args[0].rpartition(" need ")[2].rstrip(".")
+            if " need " in error.args[0]
+            else "too wide"
+        )
+    disk = f", {plan.streamed_layers}/{facts.layers} from disk" if plan.streamed_layers else ""
+    twice = facts.layers - plan.live_layers
+    return f"{plan.rows_of_width[width]} rows, {twice}/{facts.layers} twice{disk}, {plan.predicted_peak_bytes / 2**30:.1f} GB"
+
+
+def main() -> None:
+    """Write the page."""
+    columns = [(budget, width) for budget in (2, 4, 8) for width in (512, 1024, 2048)]
+    lines = [
+        "# Plans for real models",
+        "",
+        "What the planner does with 4-bit bases on a Mac's GPU (`python benchmarks/plan_table.py` writes this page): rows at",
+        "once, layers computed twice, layers read from disk in every pass, predicted peak. Sizes are from recorded configs;",
+        "the memory formula was fitted on a CPU in float32 and has not been checked on a Mac.",
+        "",
+    ]
+    for budget in (2, 4, 8):
+        lines += [
+            f"## {budget} GB",
+            "",
+            "| model | " + " | ".join(f"{width} tokens" for one, width in columns if one == budget) + " |",
+            "|---|---|---|---|",
+        ]
+        for name in MODELS:
+            facts = recorded_facts(CONFIGS / f"{name}.json")
+            cells = [cell(facts, budget, width) for one, width in columns if one == budget]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    page = Path(__file__).parents[1] / "docs" / "plans.md"
+    page.write_text("\n".join(lines), encoding="utf-8")
+    print(page.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
