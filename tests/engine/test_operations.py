@@ -1,0 +1,76 @@
+"""Attention in blocks against MLX's own: outputs and gradients, for every kind of mask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_gardener.engine import Engine, Plan
+from mlx_gardener.engine.operations import Operations, blockwise_attention, operations
+from mlx_gardener.model import load_base
+from tests.engine.test_split import batch
+
+ROWS, WIDTH = 2, 96
+_AT = np.arange(WIDTH)
+CAUSAL = _AT[:, None] >= _AT[None]
+WINDOW = CAUSAL & (_AT[:, None] < _AT[None] + 10)
+IDS = np.stack([np.repeat(np.arange(4), 24), np.repeat(np.arange(3), 32)])
+DOCUMENTS = (IDS[:, :, None] == IDS[:, None, :])[:, None]  # (rows, 1, width, width)
+
+CASES = {
+    "none": (None, None, None),
+    "causal": ("causal", None, CAUSAL),
+    "window": (mx.array(WINDOW), None, WINDOW),
+    "added": (mx.where(mx.array(WINDOW), 0.0, -1e9), None, WINDOW),
+    "documents": ("causal", IDS, CAUSAL & DOCUMENTS),
+    "documents and window": (mx.array(WINDOW), IDS, WINDOW & DOCUMENTS),
+}
+
+
+@pytest.mark.parametrize("block", [1, 40, 96])
+@pytest.mark.parametrize("case", CASES)
+def test_blocks_give_what_mlx_gives(case: str, block: int) -> None:
+    mask, ids, reference = CASES[case]
+    mx.random.seed(0)
+    queries, keys = mx.random.normal((ROWS, 8, WIDTH, 16)), mx.random.normal((ROWS, 2, WIDTH, 16))
+    values, outer = mx.random.normal((ROWS, 2, WIDTH, 24)), mx.random.normal((ROWS, 8, WIDTH, 24))
+
+    def plain(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        seen = None if reference is None else mx.array(reference)
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=0.25, mask=seen)
+
+    def blocks(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        return blockwise_attention(q, k, v, scale=0.25, mask=mask, block=block, document_ids=ids)
+
+    expected, found = (mx.vjp(one, [queries, keys, values], [outer]) for one in (plain, blocks))
+    for one, other in zip([*found[0], *found[1]], [*expected[0], *expected[1]], strict=True):
+        assert mx.abs(one - other).max().item() < 1e-5
+
+
+def test_the_operations_of_mlx_come_back_after_an_error() -> None:
+    before = mx.fast.scaled_dot_product_attention, mx.quantized_matmul, mx.gather_qmm
+    with (
+        pytest.raises(ValueError, match="broken"),
+        operations(Operations(attention_block=4, dequantize=True)),
+    ):
+        assert mx.fast.scaled_dot_product_attention is not before[0]
+        raise ValueError("broken")
+    assert before == (mx.fast.scaled_dot_product_attention, mx.quantized_matmul, mx.gather_qmm)
+
+
+def test_documents_of_a_row_can_be_kept_apart(tiny_model_dir: Path) -> None:
+    base = load_base(str(tiny_model_dir))
+    given = batch()
+    given.document_ids[:, 12:] = 2
+    given.loss_mask[:] = False
+    given.loss_mask[:, 13:15] = True  # targets of the second document only
+    apart = Engine(base.model, Plan({23: 2}, 0, 0, {}, (), lanes=2), dtype=base.dtype, per_document=True)
+    together = Engine(base.model, Plan({23: 2}, 0, 0, {}, ()), dtype=base.dtype)
+    first = apart.row_losses(given), together.row_losses(given)
+    given.tokens[:, 2:10] = 9  # of the first document
+    second = apart.row_losses(given), together.row_losses(given)
+    assert second[0] == pytest.approx(first[0], rel=1e-6)
+    assert second[1] != pytest.approx(first[1], rel=1e-4)
