@@ -29,8 +29,8 @@ ADAPTER_COPIES = 5
 WORK_FLOATS = {False: (15.7, 12.5, 2.9, 7.2), True: (9.6, 12.0, 2.9, 5.2)}
 #: The same for scores of attention in blocks, in units of heads x block.
 BLOCK_FLOATS = 3.5
-#: What one more layer in the same graph adds, in units of one layer's work.
-MORE_LAYERS = 0.36
+#: What one more layer in the same graph adds, in units of one layer's work, with MLX's attention and with blocks.
+MORE_LAYERS = {False: 0.36, True: 0.72}
 #: Floats of a tail slice's logits, per position and word, for all lanes together: two slices overlap on one lane.
 TAIL_FLOATS = {1: 9.0, 2: 11.0}
 #: Freed buffers kept for reuse, as a share of the work: measured, more is never filled.
@@ -278,19 +278,14 @@ def _memory_parts(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend
     for width, rows in plan.rows_of_width.items():
         tokens = rows * width
         layer = tokens * size * _work_floats(plan, facts, width)
+        more = MORE_LAYERS[_in_blocks(plan, width)]
         at_once = (
-            layer * (1 + MORE_LAYERS * (plan.layers_per_segment - 1))
-            if plan.live_layers < facts.layers
-            else 0.0
+            layer * (1 + more * (plan.layers_per_segment - 1)) if plan.live_layers < facts.layers else 0.0
         )
-        live_forward = layer * MORE_LAYERS * plan.live_layers
+        live_forward = layer * more * plan.live_layers
         logits = 4 * facts.vocab * plan.tail_slice_tokens * TAIL_FLOATS[2 if several else 1]
         logits *= max(1.0, plan.lanes / 2)
-        live = (
-            max(live_forward + logits, live_forward + layer * (1 - MORE_LAYERS))
-            if plan.live_layers
-            else logits
-        )
+        live = max(live_forward + logits, live_forward + layer * (1 - more)) if plan.live_layers else logits
         kept = (
             tokens * facts.hidden * size * (2 + (facts.layers - plan.live_layers) / plan.layers_per_segment)
         )
@@ -307,17 +302,19 @@ def _memory_parts(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend
     }
 
 
+def _in_blocks(plan: Plan, width: int) -> bool:
+    """Whether attention of rows of this width is computed in blocks."""
+    return bool(plan.attention_block) and width >= max(plan.attention_least, plan.attention_block + 1)
+
+
 def _work_floats(plan: Plan, facts: ModelFacts, width: int) -> float:
     """Floats per position that one layer takes at once in its backward pass."""
     by_hidden, by_intermediate, by_scores, by_keys = WORK_FLOATS[plan.lanes > 1]
-    if plan.attention_block and width >= max(plan.attention_least, plan.attention_block + 1):
-        scores = BLOCK_FLOATS * facts.heads * plan.attention_block
-    else:
-        scores = by_scores * facts.heads * width
+    by_key = BLOCK_FLOATS * plan.attention_block if _in_blocks(plan, width) else by_scores * width
     return (
         by_hidden * facts.hidden
         + by_intermediate * facts.intermediate
-        + scores
+        + by_key * facts.heads
         + by_keys * facts.key_value_width
     )
 
@@ -370,8 +367,7 @@ def _tokens_per_second(plan: Plan, facts: ModelFacts, config: TrainingConfig, ba
     outside = facts.vocab * facts.hidden
     slice_share = plan.tail_slice_tokens / (plan.tail_slice_tokens + 8)
     products = 2 * (facts.active_parameters * passes + 2 * outside / slice_share)
-    blocked = plan.attention_block and width >= max(plan.attention_least, plan.attention_block + 1)
-    keys = width / 2 + plan.attention_block if blocked else width
+    keys = width / 2 + plan.attention_block if _in_blocks(plan, width) else width
     scores = 2 * 2 * keys * (facts.hidden) * passes * 1.5
     lanes = min(plan.lanes, rows)
     # Exponentials stand for all that is not a product: measured, a layer's other work is about twice its exp.
