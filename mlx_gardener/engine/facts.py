@@ -25,7 +25,6 @@ class ModelFacts:
 
     ``parameters`` and ``stored_bytes`` are of the whole model, ``layer_parameters`` and ``layer_stored_bytes`` of its
     largest layer. ``active_parameters`` are those of a layer that one token passes (fewer than all with experts).
-    ``scores_width`` is the largest number of keys that a query sees: the window of sliding attention, else unlimited.
     """
 
     name: str

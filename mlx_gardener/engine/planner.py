@@ -16,7 +16,7 @@ from typing import Any
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.speed import TWO_CORES, Backend
-from mlx_gardener.errors import MemoryBudgetError, ModelError
+from mlx_gardener.errors import ConfigError, MemoryBudgetError, ModelError
 
 GIB = 1024**3
 MIB = 1024**2
@@ -127,6 +127,7 @@ def make_plan(
         whole: the model cannot be cut: all layers are live, all logits in memory, all weights too.
 
     Raises:
+        ConfigError: settings under ``engine`` contradict each other or the model, so that no plan is left.
         MemoryBudgetError: nothing fits; names the least budget that does.
         ModelError: a row width is longer than the model can read.
     """
@@ -143,6 +144,12 @@ def make_plan(
         least = min(least, candidate.predicted_peak_bytes)
         if candidate.predicted_peak_bytes <= usable and (best is None or _worth(candidate) > _worth(best)):
             best = candidate
+    if math.isinf(least):
+        raise ConfigError(
+            f"No plan for {facts.name} agrees with all pins under engine: layers that are read from disk cannot be live, "
+            "held as floats of a quantised base, or trained with lora.use_dora.",
+            next_step="Take away engine.streamed_layers, engine.live_layers or engine.base_weights.",
+        )
     if best is None:
         least_gib = least / HEADROOM / GIB
         raise MemoryBudgetError(
@@ -239,8 +246,8 @@ def _weight_choices(facts: ModelFacts, config: TrainingConfig, backend: Backend)
     if pins.base_weights != "auto":
         kinds = [pins.base_weights] if quantized or pins.base_weights == "dense" else ["dense"]
     streamed = _pinned(pins.streamed_layers, [0, layers // 4, layers // 2, 3 * layers // 4, layers])
-    if config.lora.use_dora:
-        streamed = [0]  # DoRA looks at the norms of all weights in every step
+    if config.lora.use_dora:  # DoRA looks at the norms of all weights in every step
+        streamed = [count for count in streamed if not count]
     for kind in kinds:
         for count in streamed:
             if count and kind == "dense" and quantized:
@@ -274,7 +281,7 @@ def _float_bytes(config: TrainingConfig, backend: Backend) -> int:
 def _memory_parts(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend) -> dict[str, int]:
     size = _float_bytes(config, backend)
     several = plan.lanes > 1
-    work = tail = saved = 0.0
+    work = saved = 0.0
     for width, rows in plan.rows_of_width.items():
         tokens = rows * width
         layer = tokens * size * _work_floats(plan, facts, width)
@@ -296,7 +303,7 @@ def _memory_parts(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend
         "weights": int(weights),
         "adapter": _adapter_bytes(facts, config),
         "saved": int(saved),
-        "work": int(work + tail + buffers),
+        "work": int(work + buffers),
         "cache": 0,
         "runtime": RUNTIME_BYTES,
     }

@@ -349,4 +349,6 @@ def _fingerprint(base: BaseModel, data: PreparedData, config: TrainingConfig) ->
     """What must be the same for a training to go on exactly: base, data, and the settings that decide the result."""
     settings = config.model_dump(mode="json", include={"seed", "lora", "optimizer", "evaluation"})
     told = {"base": base.weights_sha256, "data": data.data_sha256, "settings": settings}
+    if not config.data.attend_across_documents:
+        told["attention"] = "by document"
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,7 @@ import pytest
 
 from mlx_gardener.config import load_config
 from mlx_gardener.engine import make_plan, model_facts
-from mlx_gardener.errors import MemoryBudgetError, ModelError
+from mlx_gardener.errors import ConfigError, MemoryBudgetError, ModelError
 from mlx_gardener.model import seedling_path
 
 GIB = 1024**3
@@ -61,3 +61,23 @@ def test_unplanned_widths_take_about_as_many_tokens() -> None:
     plan = make_plan(model_facts(seedling_path()), load_config(environment={}), 4 * GIB)
     assert plan.rows_for(256) == 2 * plan.rows_for(512)
     assert plan.rows_for(4096) == 1
+
+
+@pytest.mark.parametrize(
+    "pins",
+    [
+        {"engine.streamed_layers": 7, "engine.live_layers": 7},
+        {"engine.streamed_layers": 3, "lora.use_dora": True},
+    ],
+)
+def test_pins_that_contradict_each_other_are_an_error_of_the_settings(pins: dict[str, object]) -> None:
+    config = load_config(environment={}, overrides=pins)
+    with pytest.raises(ConfigError, match="agrees with all pins"):
+        make_plan(model_facts(seedling_path()), config, 4 * GIB)
+
+
+def test_layers_are_read_from_disk_only_when_the_base_does_not_fit() -> None:
+    facts = model_facts(seedling_path())
+    assert make_plan(facts, load_config(environment={}), 4 * GIB).streamed_layers == 0
+    pinned = load_config(environment={}, overrides={"engine.streamed_layers": 7})
+    assert make_plan(facts, pinned, 4 * GIB).streamed_layers == 7
