@@ -88,14 +88,14 @@ def main(
     seconds, losses = [], []
     segments = [0]
 
-    def count() -> None:
+    def count(_: float) -> None:
         segments[0] += 1
         if sys.stderr.isatty() or segments[0] % 20 == 0:
             print(f"segment {segments[0]}", file=sys.stderr, flush=True)
 
     for step in range(steps):
         started = time.perf_counter()
-        result = engine.loss_and_gradients(weights, batch, seed=step, interrupt=count)
+        result = engine.loss_and_gradients(weights, batch, seed=step, between_segments=count)
         losses.append(result.loss_sum / result.tokens)
         optimizer.learning_rate = mx.array(1e-4)
         weights = optimizer.apply_gradients(

@@ -1,4 +1,4 @@
-"""Two operations of MLX in forms that a training step can afford, put in the place of MLX's own while a step runs.
+"""Operations of MLX in forms that a training step can afford, put in the place of MLX's own while a step runs.
 
 - *Attention*: MLX's is unfused under differentiation, and its scores take rows x heads x width^2 floats. Here queries
   are taken in blocks, each with the keys it may see, and scores are made again for the gradient, from the saved
@@ -6,20 +6,22 @@
   rows x heads x block x width; causal masks cost half, documents and windows less.
 - *Products with quantised weights*: on a CPU MLX multiplies them at 2 GFLOP/s. Here they become floats, a block of
   outputs at a time, and BLAS multiplies.
+- *Dropout*: every row has masks of its own, so that they do not change with how many rows are computed at once.
 
-Both are exact to float tolerance. Models call ``mx.fast.scaled_dot_product_attention`` and ``mx.quantized_matmul`` in
-their own code, so the attributes of ``mx`` are swapped, and always restored.
+All are exact to float tolerance. Models call ``mx.fast.scaled_dot_product_attention`` and ``mx.quantized_matmul`` in
+their own code, so the attributes of ``mx`` (and ``nn.Dropout``'s call) are swapped, and always restored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import mlx.core as mx
+    import mlx.nn as nn
     import numpy as np
 
 #: Floats of one block of a dequantised weight: 16 MiB, small enough for a cache and large enough for BLAS.
@@ -35,36 +37,68 @@ class Operations:
         attention_least: rows narrower than this many tokens are left to MLX.
         dequantize: whether quantised weights become floats before they multiply.
         document_ids: (rows, width) of the rows that are computed now: tokens see only those with their own number.
+        row_seeds: a seed for the dropout of every row that is computed now.
+        dropouts: the number of each dropout module of the model, by its ``id``.
     """
 
     attention_block: int = 0
     attention_least: int = 0
     dequantize: bool = False
     document_ids: np.ndarray | None = None
+    row_seeds: tuple[int, ...] = ()
+    dropouts: dict[int, int] = field(default_factory=dict)
+
+    def take_rows(self, everything: Operations, here: slice) -> None:
+        """Let these be the operations for some of the rows of ``everything``."""
+        ids = everything.document_ids
+        self.document_ids = None if ids is None else ids[here]
+        self.row_seeds = everything.row_seeds[here]
 
 
 @contextmanager
 def operations(chosen: Operations) -> Iterator[None]:
     """While this lasts, models compute with the ``chosen`` forms."""
     import mlx.core as mx
+    import mlx.nn as nn
 
     fast, module = mx.fast.scaled_dot_product_attention, mx.quantized_matmul
-    gathered = mx.gather_qmm
+    gathered, dropout = mx.gather_qmm, nn.Dropout.__call__
     try:
         if chosen.attention_block or chosen.document_ids is not None:
             _put(mx.fast, "scaled_dot_product_attention", _attention_for(chosen, fast))
         if chosen.dequantize:
             _put(mx, "quantized_matmul", dequantized_matmul)
             _put(mx, "gather_qmm", _dequantized_gather)
+        if chosen.dropouts:
+            _put(nn.Dropout, "__call__", _dropout_for(chosen, dropout))
         yield
     finally:
         _put(mx.fast, "scaled_dot_product_attention", fast)
         _put(mx, "quantized_matmul", module)
         _put(mx, "gather_qmm", gathered)
+        _put(nn.Dropout, "__call__", dropout)
 
 
 def _put(module: Any, name: str, value: Any) -> None:
     setattr(module, name, value)
+
+
+def _dropout_for(chosen: Operations, plain: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    def dropout(module: nn.Dropout, x: mx.array) -> mx.array:
+        import mlx.core as mx
+
+        number, keep = chosen.dropouts.get(id(module)), module._p_1
+        if not module.training or keep == 1:
+            return x
+        if number is None or len(x) != len(chosen.row_seeds):
+            return plain(
+                module, x
+            )  # tokens of experts are no rows: their masks follow from what is computed at once
+        keys = [mx.random.key((seed * 1009 + number) % 2**63) for seed in chosen.row_seeds]
+        mask = mx.stack([mx.random.bernoulli(keep, x.shape[1:], key=key) for key in keys])
+        return (mask * x) * (1 / keep)
+
+    return dropout
 
 
 def _attention_for(chosen: Operations, plain: Callable[..., mx.array]) -> Callable[..., mx.array]:

@@ -85,7 +85,9 @@ def _measure(
     size = config.optimizer.tokens_per_update
     batches, length = data.test.batches(size, seed=None), data.test.update_count(size)
     for done, batch in enumerate(batches, start=1):
-        for path, loss in zip(batch.paths, engine.row_losses(batch, interrupt=interrupt), strict=True):
+        for path, loss in zip(
+            batch.paths, engine.row_losses(batch, between_segments=lambda _: interrupt()), strict=True
+        ):
             arm.losses[path] = arm.losses.get(path, 0.0) + loss
         tell(0.5 * done / length)
     limit = config.evaluation.max_new_tokens

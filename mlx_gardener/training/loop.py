@@ -259,7 +259,10 @@ class _Training:
         while True:
             try:
                 result = self.engine.loss_and_gradients(
-                    self.weights, batch, seed=self.config.seed * 1_000_003 + step, interrupt=self.interrupt
+                    self.weights,
+                    batch,
+                    seed=self.config.seed * 1_000_003 + step,
+                    between_segments=lambda _: self.interrupt(),
                 )
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
@@ -313,7 +316,9 @@ class _Training:
         values = {name: value.astype(self.base.dtype) for name, value in self.weights.items()}
         self.base.model.update(nested(values))
         validation = self.data.validation.batches(self.tokens_per_update, seed=None)
-        loss_sum, tokens, source_bytes = self.engine.evaluate(validation, interrupt=self.interrupt)
+        loss_sum, tokens, source_bytes = self.engine.evaluate(
+            validation, between_segments=lambda _: self.interrupt()
+        )
         loss = loss_sum / max(1, tokens)
         bits = loss_sum / math.log(2) / max(1, source_bytes)
         state = self.state

@@ -139,8 +139,10 @@ def test_only_layers_above_the_lowest_adapter_are_computed_again() -> None:
     model = tiny_model("llama")
     attach_lora(model, LoraConfig(rank=2, num_layers=1), seed=1)
     weights = lora_parameters(model)
-    asked: list[int] = []
-    engine(model).loss_and_gradients(weights, batch(), seed=0, interrupt=lambda: asked.append(1))
+    asked: list[float] = []
+    engine(model).loss_and_gradients(
+        weights, batch(), seed=0, between_segments=lambda share: asked.append(share)
+    )
     assert len(asked) == 4 + 1 + 1  # four layers forward, the tail, one layer backward
 
 
@@ -167,11 +169,11 @@ def test_layers_are_put_back_whatever_happens() -> None:
     weights = with_adapters(model)
     layers = list(model.layers)
 
-    def stop() -> None:
+    def stop(_: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        engine(model).loss_and_gradients(weights, batch(), seed=0, interrupt=stop)
+        engine(model).loss_and_gradients(weights, batch(), seed=0, between_segments=stop)
     assert all(now is before for now, before in zip(model.layers, layers, strict=True))
 
 

@@ -12,6 +12,7 @@ import pytest
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.dataset import Batch
 from mlx_gardener.engine import Engine, Plan, StepResult
+from mlx_gardener.engine.verify import largest_difference
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.lora import attach_lora, detach_lora, lora_parameters, nested
 
@@ -165,13 +166,13 @@ def test_an_interruption_leaves_the_weights_as_they_were(base: BaseModel) -> Non
     weights = with_random_adapter(base)
     calls = []
 
-    def stop() -> None:
+    def stop(_: float) -> None:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        gradients_of(base, weights, batch(), plan(2), seed=0, interrupt=stop)
+        gradients_of(base, weights, batch(), plan(2), seed=0, between_segments=stop)
     assert all(mx.array_equal(value, weights[name]) for name, value in lora_parameters(base.model).items())
 
 
@@ -183,3 +184,21 @@ def test_no_class_is_patched(base: BaseModel) -> None:
     gradients_of(base, weights, batch(), plan(2), seed=0)
     detach_lora(base.model)
     assert dict(vars(layer_class)) == before
+
+
+@pytest.mark.parametrize("settings", [{"lanes": 2}, {"live_layers": 4}, {"layers_per_segment": 2}], ids=str)
+def test_dropout_belongs_to_rows_and_not_to_how_they_are_computed(
+    base: BaseModel, settings: dict[str, int]
+) -> None:
+    weights = with_random_adapter(base, dropout=0.5)
+    given = batch()
+    expected = gradients_of(base, weights, given, plan(6), seed=3)
+    chosen = Plan({16: 2}, 2**32, 0, {}, (), **settings)
+    found = gradients_of(base, weights, given, chosen, seed=3)
+    assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-5)
+    assert largest_difference(found.gradients, expected.gradients) <= 1e-5
+    whole = engine(base, plan(3))
+    whole.take_whole("to compare")
+    assert whole.loss_and_gradients(weights, given, seed=3).loss_sum == pytest.approx(
+        expected.loss_sum, rel=1e-5
+    )

@@ -1,0 +1,164 @@
+"""Norm, head and loss, in slices: loss and its gradient together, so that no full logits exist.
+
+Two ways. *Slices of positions* when the head is in memory: the model's own code gives the logits of some positions.
+*Slices of the vocabulary* when the head is on disk: the logits of all positions for some words, twice, first for the
+normaliser (an online softmax, Milakov and Gimelshein 2018, arXiv:1805.02867), then for the gradient. That is three
+products instead of two, but the head is read twice per micro-batch, not twice per slice. What a model does to logits
+(soft-caps, scales) must be word by word for that; the check at load finds where it is not.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.engine.split import Wiring, tail_logits
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from mlx_gardener.engine.words import WordsOnDisk
+
+#: Logits of a slice of the vocabulary: 4 Mi floats, 16 MiB, about four times over for the arrays around them.
+SLICE_FLOATS = 4 * 1024**2
+MOST_WORDS, LEAST_WORDS = 8192, 256
+
+
+def words_per_slice(positions: int) -> int:
+    """Words whose logits are in memory at once, for so many positions."""
+    return max(LEAST_WORDS, min(MOST_WORDS, SLICE_FLOATS // max(1, positions)))
+
+
+class Tail:
+    """What comes after the last layer, for one micro-batch.
+
+    Args:
+        targets: int32 (positions,).
+        slice_tokens: positions whose logits are in memory at once, on each stream.
+        streams: CPU streams to share the work among; empty for the default one.
+        words: the head on disk; None when it is in memory.
+    """
+
+    def __init__(
+        self,
+        wiring: Wiring,
+        targets: mx.array,
+        *,
+        slice_tokens: int,
+        streams: list[mx.Stream],
+        words: WordsOnDisk | None,
+    ) -> None:
+        self._wiring, self._targets, self._slice_tokens = wiring, targets, slice_tokens
+        self._streams: list[Any] = list(streams) or [None]
+        self._words = words
+
+    def losses(self, hidden: mx.array) -> mx.array:
+        """Losses in nats, (positions,), of hidden states (positions, ...)."""
+        if self._words is not None:
+            return self._by_words(hidden, with_slope=False)[0]
+        return self._by_positions(hidden, with_slope=False)[0]
+
+    def losses_and_slope(self, hidden: mx.array) -> tuple[mx.array, mx.array]:
+        """Losses (positions,), and the slope of their sum at ``hidden``, of its shape."""
+        if self._words is not None:
+            return self._by_words(hidden, with_slope=True)
+        return self._by_positions(hidden, with_slope=True)
+
+    def _by_positions(self, hidden: mx.array, *, with_slope: bool) -> tuple[mx.array, mx.array]:
+        """A slice of positions after the other on each stream; nothing is computed yet."""
+        import mlx.core as mx
+
+        streams, losses, slopes = self._streams, list[mx.array](), list[mx.array]()
+        for number, start in enumerate(range(0, len(hidden), self._slice_tokens)):
+            stop = start + self._slice_tokens
+            here, target = hidden[start:stop], self._targets[start:stop]
+            if number >= len(streams):  # after the stream's slice before, or all logits are in memory at once
+                before = number - len(streams)
+                here = mx.depends([here], [losses[before], *slopes[before : before + 1]])[0]
+            with _on(streams[number % len(streams)]):
+                if with_slope:
+                    loss, slope = _loss_and_slope(self._wiring, here, target)
+                    slopes.append(slope)
+                else:
+                    loss = cross_entropy(tail_logits(self._wiring, here), target)
+            losses.append(loss)
+        return mx.concatenate(losses), mx.concatenate(slopes) if slopes else mx.zeros((0,))
+
+    def _by_words(self, hidden: mx.array, *, with_slope: bool) -> tuple[mx.array, mx.array]:
+        """A slice of the vocabulary after the other, each computed and freed."""
+        import mlx.core as mx
+
+        words, wiring, targets = self._words, self._wiring, self._targets
+        assert words is not None
+
+        def before_head(hidden: mx.array) -> mx.array:
+            return words.head_input(lambda: tail_logits(wiring, hidden))[0]
+
+        def after_head(products: mx.array) -> mx.array:
+            return words.with_products(products[None], lambda: tail_logits(wiring, hidden))
+
+        size = words_per_slice(len(hidden))
+        states = before_head(hidden)  # (positions, hidden)
+        parts: list[tuple[mx.array, mx.array, mx.array]] = []
+        for pieces in words.slices(size, len(self._streams)):
+            for stream, piece in zip(self._streams, pieces, strict=False):
+                with _on(stream):
+                    logits = after_head(piece.products(states))  # (positions, words)
+                    highest = logits.max(axis=-1)
+                    total = mx.exp(logits - highest[:, None]).sum(axis=-1)
+                    at = mx.clip(targets - piece.first, 0, logits.shape[-1] - 1)
+                    own = mx.take_along_axis(logits, at[:, None], axis=-1)[:, 0]
+                    parts.append((highest, total, mx.where(piece.holds(targets), own, 0.0)))
+            mx.eval(parts[-len(pieces) :])
+        all_highest = mx.stack([part[0] for part in parts])  # (slices, positions)
+        highest = all_highest.max(axis=0)
+        sums = mx.stack([part[1] for part in parts]) * mx.exp(all_highest - highest)
+        normaliser = highest + mx.log(sums.sum(axis=0))
+        losses = normaliser - mx.stack([part[2] for part in parts]).sum(axis=0)
+        if not with_slope:
+            return losses, mx.zeros((0,))
+        slope = mx.zeros_like(states)
+        for pieces in words.slices(size, len(self._streams)):
+            added = []
+            for stream, piece in zip(self._streams, pieces, strict=False):
+                with _on(stream):
+                    products = piece.products(states)
+                    chances = mx.exp(after_head(products) - normaliser[:, None])
+                    change = chances - piece.one_hot(targets)  # d loss / d logits is softmax - one-hot
+                    _, (inner,) = mx.vjp(after_head, [products], [change])
+                    added.append(piece.back(inner))
+            slope = slope + sum(added[1:], added[0])
+            mx.eval(slope)
+        _, (outer,) = mx.vjp(before_head, [hidden], [slope])
+        return losses, outer
+
+
+def _on(stream: Any) -> Any:
+    """A block whose operations run on a stream; None is the default one."""
+    import mlx.core as mx
+
+    return mx.stream(stream) if stream is not None else nullcontext()
+
+
+def _loss_and_slope(wiring: Wiring, hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    """(losses, d loss sum / d hidden) of some positions: d loss / d logits is softmax - one-hot, with one exp."""
+    import mlx.core as mx
+
+    def logits_of(hidden: mx.array) -> mx.array:
+        return tail_logits(wiring, hidden)
+
+    logits = logits_of(hidden)  # (positions, vocab)
+    weights = mx.softmax(logits, axis=-1)
+    total = logits.max(axis=-1) - mx.log(weights.max(axis=-1))  # log-sum-exp
+    losses = total - mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    change = weights.at[mx.arange(len(targets)), targets].add(-1.0)
+    # Most heads are linear: their gradient needs no logits, so that those of `mx.vjp` are never computed.
+    _, (slope,) = mx.vjp(logits_of, [hidden], [change])
+    return losses, slope
+
+
+def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
+    """Losses in nats, (positions,), of logits (positions, vocab)."""
+    import mlx.nn as nn
+
+    return nn.losses.cross_entropy(logits, targets, reduction="none")
