@@ -61,7 +61,12 @@ def main(
         return
     print(plan, file=sys.stderr, flush=True)
     mx.set_cache_limit(plan.cache_bytes)
-    base = load_base(model, base_weights=plan.base_weights, unread_layers=plan.streamed_layers)
+    base = load_base(
+        model,
+        base_weights=plan.base_weights,
+        unread_layers=plan.streamed_layers,
+        unread_words=plan.words_on_disk,
+    )
     loaded = process_footprint_bytes()
     engine: Engine = prepare_engine(
         base, plan, config, facts=facts, backend=backend, warn=lambda text: print(text, file=sys.stderr)

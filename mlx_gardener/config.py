@@ -122,14 +122,15 @@ class EngineConfig(_Section):
     """Pins for what the planner would choose; None and "auto" leave the choice to it.
 
     ``live_layers`` of at least the model's layers makes a step one graph. ``attention_block`` 0 leaves attention to
-    MLX. ``streamed_layers`` are read from disk in every pass. ``base_weights`` "dense" holds a quantised base as
-    floats, "stored" as it is.
+    MLX. ``streamed_layers`` are read from disk in every pass, with ``words_on_disk`` embedding and head too.
+    ``base_weights`` "dense" holds a quantised base as floats, "stored" as it is.
     """
 
     micro_batch_rows: int | None = Field(None, ge=1)
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     base_weights: Literal["auto", "dense", "stored"] = "auto"
     streamed_layers: int | None = Field(None, ge=0)
+    words_on_disk: bool | None = None
     layers_per_segment: int | None = Field(None, ge=1)
     live_layers: int | None = Field(None, ge=0)
     tail_slice_tokens: int | None = Field(None, ge=1)

@@ -153,6 +153,7 @@ def _start_training(run: Run, choice: ModelChoice) -> tuple[BaseModel, Engine]:
         compute_dtype=config.engine.compute_dtype,
         base_weights=plan.base_weights,
         unread_layers=plan.streamed_layers,
+        unread_words=plan.words_on_disk,
     )
     run.tell(TrainingPhase.STARTING_TRAINING, 0.8, f"Checking how {choice.name} is cut into segments")
     engine = prepare_engine(

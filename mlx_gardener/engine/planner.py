@@ -16,6 +16,7 @@ from typing import Any
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.speed import TWO_CORES, Backend
+from mlx_gardener.engine.tail import words_per_slice
 from mlx_gardener.errors import ConfigError, MemoryBudgetError, ModelError
 
 GIB = 1024**3
@@ -33,6 +34,8 @@ BLOCK_FLOATS = 3.5
 MORE_LAYERS = {False: 0.36, True: 0.72}
 #: Floats of a tail slice's logits, per position and word, for all lanes together: two slices overlap on one lane.
 TAIL_FLOATS = {1: 9.0, 2: 11.0}
+#: Arrays of logits' size that a slice of the vocabulary takes.
+SLICE_ARRAYS = 5
 #: Freed buffers kept for reuse, as a share of the work: measured, more is never filled.
 CACHE_SHARE = 0.35
 #: More positions at once than this bring no speed on a CPU or a GPU of a Mac mini (judgement), unless weights are read.
@@ -61,6 +64,7 @@ class Plan:
         base_weights: "dense" (in the type that is computed in), or "stored" (as quantised, or as on disk).
         dequantize: whether quantised weights become floats, block by block, before they multiply.
         streamed_layers: first layers whose weights are read from disk whenever they are needed.
+        words_on_disk: whether embedding and head are read from disk too, the head in slices of the vocabulary.
         cache_bytes: freed buffers that may be kept for reuse.
         predicted_tokens_per_second: positions of a training step per second.
         layers: of the model.
@@ -80,6 +84,7 @@ class Plan:
     base_weights: str = "dense"
     dequantize: bool = False
     streamed_layers: int = 0
+    words_on_disk: bool = False
     cache_bytes: int = 256 * MIB
     predicted_tokens_per_second: float = 0.0
     layers: int = 0
@@ -137,6 +142,11 @@ def make_plan(
             f"The model reads at most {facts.max_tokens} tokens, but data.row_widths has {too_wide[0]}.",
             next_step="Choose smaller row_widths.",
         )
+    if config.engine.base_weights == "stored" and facts.quantized_bits is None:
+        raise ConfigError(
+            f"{facts.name} is not quantised, so engine.base_weights cannot be stored.",
+            next_step="Take engine.base_weights away, or choose a quantised base.",
+        )
     usable = budget_bytes * HEADROOM
     best: Plan | None = None
     least = math.inf
@@ -147,8 +157,10 @@ def make_plan(
     if math.isinf(least):
         raise ConfigError(
             f"No plan for {facts.name} agrees with all pins under engine: layers that are read from disk cannot be live, "
-            "held as floats of a quantised base, or trained with lora.use_dora.",
-            next_step="Take away engine.streamed_layers, engine.live_layers or engine.base_weights.",
+            "held as floats of a quantised base, or trained with lora.use_dora, and no layer can be live with "
+            "engine.words_on_disk.",
+            next_step="Take away engine.streamed_layers, engine.words_on_disk, engine.live_layers or "
+            "engine.base_weights.",
         )
     if best is None:
         least_gib = least / HEADROOM / GIB
@@ -158,12 +170,13 @@ def make_plan(
             next_step=f"Allow --budget {math.ceil(least_gib * 100) / 100:.2f}, narrow data.row_widths, "
             "or use a smaller --model.",
         )
-    return replace(best, notes=tuple(_notes(best, facts, config)))
+    return replace(best, notes=tuple(_notes(best, facts, config, whole=whole)))
 
 
 def _worth(plan: Plan) -> float:
     """Speed, less what reading the disk all the time costs whoever works on the machine."""
-    return plan.predicted_tokens_per_second * (1 - READING_COSTS * plan.streamed_layers / max(1, plan.layers))
+    read = (plan.streamed_layers + (plan.layers if plan.words_on_disk else 0)) / (2 * max(1, plan.layers))
+    return plan.predicted_tokens_per_second * (1 - 2 * READING_COSTS * read)
 
 
 def _candidates(
@@ -179,16 +192,16 @@ def _candidates(
     if whole:
         lanes, live_choices, segments = 1, [layers], [1]
     most = max(widths[-1], config.optimizer.tokens_per_update)
-    for stored, streamed in _weight_choices(facts, config, backend):
-        if whole and streamed:
+    for stored, streamed, words_on_disk in _weight_choices(facts, config, backend):
+        if whole and (streamed or words_on_disk):
             continue
         enough = most if streamed or stored == "stored" else min(most, max(ENOUGH_TOKENS, widths[-1]))
         rows_at_most = max(1, enough // widths[-1])
         row_choices = [pins.micro_batch_rows] if pins.micro_batch_rows else _steps(rows_at_most)
         for rows in row_choices:
             for live in live_choices:
-                if live and streamed > layers - live:
-                    continue  # live layers are in memory all at once
+                if live and (streamed > layers - live or words_on_disk):
+                    continue  # live layers are in memory all at once, together with the head
                 for slice_tokens in [rows * widths[-1]] if whole else slices:
                     for per_segment in segments:
                         if live >= layers and per_segment > 1:
@@ -212,6 +225,7 @@ def _candidates(
                             and facts.quantized_bits is not None
                             and not backend.multiplies_quantized,
                             streamed_layers=streamed,
+                            words_on_disk=words_on_disk,
                             layers=layers,
                         )
                         yield _predicted(plan, facts, config, backend)
@@ -236,8 +250,10 @@ def _rows_of_width(rows: int, config: TrainingConfig) -> dict[int, int]:
     return {width: max(1, min(rows * widest, most) // width) for width in config.data.row_widths}
 
 
-def _weight_choices(facts: ModelFacts, config: TrainingConfig, backend: Backend) -> Iterator[tuple[str, int]]:
-    """("dense" or "stored", streamed layers): everything in memory, and more and more read from disk."""
+def _weight_choices(
+    facts: ModelFacts, config: TrainingConfig, backend: Backend
+) -> Iterator[tuple[str, int, bool]]:
+    """("dense" or "stored", streamed layers, words on disk): from everything in memory to everything read."""
     pins, layers = config.engine, facts.layers
     quantized = facts.quantized_bits is not None
     kinds = ["dense", "stored"] if quantized else ["dense"]
@@ -252,7 +268,12 @@ def _weight_choices(facts: ModelFacts, config: TrainingConfig, backend: Backend)
         for count in streamed:
             if count and kind == "dense" and quantized:
                 continue  # floats are not what lies on disk
-            yield kind, min(count, layers)
+            if pins.words_on_disk is not None:
+                yield kind, min(count, layers), pins.words_on_disk
+                continue
+            yield kind, min(count, layers), False
+            if count >= layers:
+                yield kind, layers, True
 
 
 def _predicted(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend) -> Plan:
@@ -292,6 +313,9 @@ def _memory_parts(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend
         live_forward = layer * more * plan.live_layers
         logits = 4 * facts.vocab * plan.tail_slice_tokens * TAIL_FLOATS[2 if several else 1]
         logits *= max(1.0, plan.lanes / 2)
+        if plan.words_on_disk:
+            words = min(words_per_slice(tokens), facts.vocab)
+            logits = 4.0 * words * (SLICE_ARRAYS * tokens + 3 * facts.hidden)
         live = max(live_forward + logits, live_forward + layer * (1 - more)) if plan.live_layers else logits
         kept = (
             tokens * facts.hidden * size * (2 + (facts.layers - plan.live_layers) / plan.layers_per_segment)
@@ -330,6 +354,8 @@ def _weight_bytes(plan: Plan, facts: ModelFacts, size: int) -> tuple[float, floa
     """(weights in memory throughout, buffers of weights that are read or turned into floats for a moment)."""
     outside = facts.parameters - facts.layers * facts.layer_parameters
     outside_stored = max(0, facts.stored_bytes - facts.layers * facts.layer_stored_bytes)
+    if plan.words_on_disk:
+        outside = outside_stored = 0  # what is left are norms
     resident = facts.layers - plan.streamed_layers
     if plan.base_weights == "stored" and facts.quantized_bits is not None:
         # On the CPU the scales and biases of each group of 64 weights are float32 in memory, float16 on disk.
@@ -373,7 +399,9 @@ def _tokens_per_second(plan: Plan, facts: ModelFacts, config: TrainingConfig, ba
     passes = 2 * facts.layers + max(0, facts.layers - plan.live_layers)
     outside = facts.vocab * facts.hidden
     slice_share = plan.tail_slice_tokens / (plan.tail_slice_tokens + 8)
-    products = 2 * (facts.active_parameters * passes + 2 * outside / slice_share)
+    products = 2 * (
+        facts.active_parameters * passes + (3 if plan.words_on_disk else 2 / slice_share) * outside
+    )
     keys = width / 2 + plan.attention_block if _in_blocks(plan, width) else width
     scores = 2 * 2 * keys * (facts.hidden) * passes * 1.5
     lanes = min(plan.lanes, rows)
@@ -387,22 +415,23 @@ def _tokens_per_second(plan: Plan, facts: ModelFacts, config: TrainingConfig, ba
     per_micro_batch = 0.002 * passes / plan.layers_per_segment / 3
     if plan.dequantize:
         per_micro_batch += facts.layer_parameters * passes / backend.dequantize_per_second / plan.lanes
-        per_micro_batch += (
-            2
-            * outside
-            * math.ceil(tokens / plan.tail_slice_tokens)
-            / backend.dequantize_per_second
-            / plan.lanes
-        )
-    if plan.streamed_layers:
-        read = 2 * plan.streamed_layers * facts.layer_stored_bytes / backend.read_bytes_per_second
+        slices = 1 if plan.words_on_disk else math.ceil(tokens / plan.tail_slice_tokens)
+        per_micro_batch += 2 * outside * slices / backend.dequantize_per_second / plan.lanes
+    if plan.streamed_layers or plan.words_on_disk:
+        stored = plan.streamed_layers * facts.layer_stored_bytes
+        if plan.words_on_disk:
+            stored += max(0, facts.stored_bytes - facts.layers * facts.layer_stored_bytes)
+        read = 2 * stored / backend.read_bytes_per_second
         per_micro_batch += max(0.1 * read, read - tokens * seconds)  # reading goes on while layers compute
     return tokens / (tokens * seconds + per_micro_batch)
 
 
-def _notes(plan: Plan, facts: ModelFacts, config: TrainingConfig) -> Iterator[str]:
+def _notes(plan: Plan, facts: ModelFacts, config: TrainingConfig, *, whole: bool) -> Iterator[str]:
     """What was traded, in sentences."""
     pins, layers = config.engine, facts.layers
+    if whole:
+        yield "the model is one segment: pins of segments, slices, lanes and reading from disk have no effect"
+        return
     if pins.micro_batch_rows is not None:
         yield f"{pins.micro_batch_rows} rows at a time, pinned by engine.micro_batch_rows"
     for name in ("layers_per_segment", "live_layers", "tail_slice_tokens", "lanes", "streamed_layers"):
@@ -413,6 +442,8 @@ def _notes(plan: Plan, facts: ModelFacts, config: TrainingConfig) -> Iterator[st
             f"the weights of {plan.streamed_layers} of {layers} layers are read from disk in every pass, "
             "because the base does not fit"
         )
+    if plan.words_on_disk:
+        yield "embedding and head are read from disk too, the head in slices of the vocabulary"
     if plan.dequantize:
         yield "weights stay quantised in memory and become floats block by block: this backend multiplies only floats fast"
     if plan.live_layers >= layers:

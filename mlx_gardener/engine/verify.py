@@ -16,15 +16,17 @@ from mlx_gardener.config import LoraConfig, TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.planner import Plan, make_plan
 from mlx_gardener.engine.speed import Backend
-from mlx_gardener.engine.split import layer_list
+from mlx_gardener.engine.split import CannotSplit, layer_list
 from mlx_gardener.engine.step import Engine
 from mlx_gardener.engine.stream import StreamedWeights
+from mlx_gardener.errors import ModelError
 from mlx_gardener.model.lora import attach_lora, detach_lora, lora_parameters
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
     from mlx_gardener.dataset import Batch
+    from mlx_gardener.engine.words import WordsOnDisk
     from mlx_gardener.model import BaseModel
 
 #: Largest difference of a gradient, as a share of its largest entry: float32 sums in another order; bfloat16 rounds.
@@ -48,7 +50,7 @@ def prepare_engine(
     Raises:
         MemoryBudgetError: it must be taken whole and does not fit then.
     """
-    streamed = None
+    streamed = words = None
     if plan.streamed_layers:
         names = layer_list(base.model)[1][: plan.streamed_layers]
         streamed = StreamedWeights(base.path, base.model, dict(enumerate(names)), dtype=base.dtype)
@@ -59,20 +61,45 @@ def prepare_engine(
         streamed=streamed,
         per_document=not config.data.attend_across_documents,
     )
+    if plan.words_on_disk:
+        words = words_on_disk(base, facts)
     if config.engine.split == "never":
         engine.take_whole("engine.split is never")
     elif engine.wiring is not None and config.engine.verify_split:
-        problem = split_problem(engine, base)
+        problem = split_problem(engine, base, words)
         if problem is not None:
             engine.take_whole(problem)
+    if words is not None and engine.whole_because is None:
+        words.install()
+        engine.words = words
     if engine.whole_because is not None:
         engine.plan = make_plan(facts, config, config.memory_limit_bytes, backend, whole=True)
         warn(f"{base.id} is computed as one segment, which takes more memory: {engine.whole_because}.")
     return engine
 
 
-def split_problem(engine: Engine, base: BaseModel) -> str | None:
-    """What is wrong with the cut, in words; None when segments give what the whole graph gives."""
+def words_on_disk(base: BaseModel, facts: ModelFacts) -> WordsOnDisk:
+    """Embedding and head of ``base``, to be read from its files; not in use yet.
+
+    Raises:
+        ModelError: its files do not hold them in a form that can be read by rows.
+    """
+    from mlx_gardener.engine.words import WordsOnDisk
+
+    try:
+        return WordsOnDisk(base.path, base.model, facts.vocab, dtype=base.dtype)
+    except CannotSplit as error:
+        raise ModelError(
+            f"Embedding and head of {base.id} cannot stay on disk: {error}.",
+            next_step="Set engine.words_on_disk to false and allow a larger --budget.",
+        ) from error
+
+
+def split_problem(engine: Engine, base: BaseModel, words: WordsOnDisk | None = None) -> str | None:
+    """What is wrong with the cut, in words; None when segments give what the whole graph gives.
+
+    With ``words`` the segments take embedding and head from disk, the whole graph from memory.
+    """
     import mlx.core as mx
 
     streamed = engine.streamed
@@ -100,7 +127,9 @@ def split_problem(engine: Engine, base: BaseModel) -> str | None:
             batch = _random_batch(base.tokenizer.vocab_size)
             with streamed.in_memory({0, 1}, ()) if streamed is not None else nullcontext():
                 expected = whole.loss_and_gradients(weights, batch, seed=0)
-                found = few.loss_and_gradients(weights, batch, seed=0)
+                few.words = words
+                with words.installed() if words is not None else nullcontext():
+                    found = few.loss_and_gradients(weights, batch, seed=0)
         finally:
             detach_lora(engine.model)
     tolerance = TOLERANCE[str(engine.dtype).rpartition(".")[2]]

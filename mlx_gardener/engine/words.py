@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,16 +153,26 @@ class WordsOnDisk:
         self._reader = ThreadPoolExecutor(1, "head")
 
     def install(self) -> None:
-        """Put stand-ins into the model; what was in memory of its tables is let go."""
-        self._put(
-            {
-                name: _StandIn(
-                    self, table, embeds=isinstance(self._own[name], (nn.Embedding, nn.QuantizedEmbedding))
-                )
-                for name, table in self._tables.items()
-            }
-        )
+        """Put stand-ins into the model for good; what was in memory of its tables is let go."""
+        self._put(self._stand_ins())
         self._own = {}
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """While this lasts the model has stand-ins, then its own tables again."""
+        self._put(self._stand_ins())
+        try:
+            yield
+        finally:
+            self._put(self._own)
+
+    def _stand_ins(self) -> dict[str, nn.Module]:
+        return {
+            name: _StandIn(
+                self, table, embeds=isinstance(self._own[name], (nn.Embedding, nn.QuantizedEmbedding))
+            )
+            for name, table in self._tables.items()
+        }
 
     def _put(self, modules: dict[str, nn.Module]) -> None:
         from mlx.utils import tree_unflatten

@@ -52,7 +52,12 @@ class BaseModel:
 
 
 def load_base(
-    name: str, *, compute_dtype: str = "auto", base_weights: str = "auto", unread_layers: int = 0
+    name: str,
+    *,
+    compute_dtype: str = "auto",
+    base_weights: str = "auto",
+    unread_layers: int = 0,
+    unread_words: bool = False,
 ) -> BaseModel:
     """Load the base model ``name`` (``seedling``, a directory, or a hub id).
 
@@ -61,6 +66,7 @@ def load_base(
         base_weights: ``dense`` turns quantised weights into floats, ``stored`` leaves them as they are; ``auto`` is
             dense on the CPU, where MLX multiplies quantised weights slowly.
         unread_layers: first layers whose weights are left on disk, for an engine that reads them as needed.
+        unread_words: leave all that is outside of layers and of more than one dimension on disk too: embedding, head.
 
     Raises:
         ModelError: it cannot be found, fetched or read, or mlx-lm does not know its architecture.
@@ -98,6 +104,10 @@ def load_base(
     unread = {
         id(value) for layer in model.layers[:unread_layers] for _, value in tree_flatten(layer.parameters())
     }
+    if unread_words:
+        in_layers = {id(value) for layer in model.layers for _, value in tree_flatten(layer.parameters())}
+        rest = [value for _, value in tree_flatten(model.parameters()) if id(value) not in in_layers]
+        unread |= {id(value) for value in rest if value.ndim > 1}
     mx.eval([value for _, value in tree_flatten(model.parameters()) if id(value) not in unread])
     return BaseModel(
         id=choice.name if choice.name == SEEDLING or not Path(choice.name).is_dir() else path.name,

@@ -72,6 +72,8 @@ def plan_cells(plan: Plan) -> tuple[str, str, str, str]:
     base = {"dense": "as floats", "stored": "as stored"}[plan.base_weights]
     if plan.streamed_layers:
         base += f", {plan.streamed_layers} of {layers} layers from disk"
+    if plan.words_on_disk:
+        base += ", embedding and head too"
     width = max(plan.rows_of_width)
     return (
         base,

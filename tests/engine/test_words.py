@@ -1,0 +1,87 @@
+"""Embedding and head on disk: the same losses and gradients, and no table in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_gardener.engine import tail as tails
+from mlx_gardener.engine.split import CannotSplit
+from mlx_gardener.engine.verify import largest_difference
+from mlx_gardener.engine.words import WordsOnDisk
+from tests.engine.test_split import TOLERANCE, batch, engine, with_adapters
+from tests.engine.test_stream import prepared, write_again
+from tests.engine.zoo import VOCAB, tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _several_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tails, "MOST_WORDS", VOCAB // 3)
+    monkeypatch.setattr(tails, "LEAST_WORDS", 1)
+
+
+def written(model: nn.Module, directory: Path) -> Path:
+    mx.save_safetensors(str(directory / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    return directory
+
+
+@pytest.mark.parametrize("settings", [{}, {"lanes": 2, "rows": 1}, {"layers_per_segment": 2}], ids=str)
+@pytest.mark.parametrize("model_type", ["qwen2", "llama", "gemma2", "cohere", "granite", "starcoder2"])
+def test_tied_scaled_and_soft_capped_heads_give_the_same_gradients(
+    model_type: str, settings: dict[str, int], tmp_path: Path
+) -> None:
+    model = tiny_model(model_type)
+    words = WordsOnDisk(written(model, tmp_path), model, VOCAB, dtype=mx.float32)
+    weights = with_adapters(model)
+    resident = engine(model)
+    expected = resident.loss_and_gradients(weights, batch(), seed=0)
+    losses = resident.row_losses(batch())
+    cut = engine(model, **settings)
+    words.install()
+    cut.words = words
+    found = cut.loss_and_gradients(weights, batch(), seed=0)
+    assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-6)
+    assert largest_difference(found.gradients, expected.gradients) <= TOLERANCE
+    assert cut.row_losses(batch()) == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize(("shards", "bits"), [(1, None), (2, 4)])
+def test_a_base_wholly_on_disk_trains_like_one_in_memory(
+    tiny_model_dir: Path, tmp_path: Path, shards: int, bits: int | None
+) -> None:
+    path = write_again(tiny_model_dir, tmp_path / "again", shards=shards, bits=bits)
+    base, resident = prepared(path, streamed_layers=0, base_weights="dense", words_on_disk=False)
+    expected = resident.loss_and_gradients(with_adapters(base.model), batch(), seed=0)
+    base, engine = prepared(path, streamed_layers=64, words_on_disk=True)
+    assert engine.plan.words_on_disk and engine.words is not None and engine.plan.live_layers == 0
+    weights = with_adapters(base.model)
+    for _ in range(2):
+        found = engine.loss_and_gradients(weights, batch(), seed=0)
+        assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-5)
+        assert largest_difference(found.gradients, expected.gradients) <= 1e-5
+    kept = sum(
+        value.nbytes
+        for name, value in tree_flatten(base.model.parameters())
+        if not name.startswith("model.layers.")
+    )
+    assert kept < 8192  # norms
+
+
+def test_tables_under_another_name_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = tiny_model("qwen2")
+    other = {f"{name}.x": value for name, value in tree_flatten(model.parameters())}
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), other)
+    with pytest.raises(CannotSplit, match="hold no"):
+        WordsOnDisk(tmp_path, model, VOCAB, dtype=mx.float32)
+
+
+def test_a_head_on_disk_never_gives_wrong_answers_unasked(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    words = WordsOnDisk(written(model, tmp_path), model, VOCAB, dtype=mx.float32)
+    words.install()
+    with pytest.raises(RuntimeError, match="on disk"):
+        model(mx.zeros((1, 3), dtype=mx.int32))
