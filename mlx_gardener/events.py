@@ -124,6 +124,17 @@ class StepCompleted(Event):
 
 
 @dataclass(frozen=True)
+class StepAdvanced(Event):
+    """Part of a slow optimiser update, or of a validation, is done: ``share`` of it, 0 to 1, ``eta_seconds`` left."""
+
+    activity: str
+    step: int
+    total_steps: int
+    share: float
+    eta_seconds: float | None = None
+
+
+@dataclass(frozen=True)
 class Evaluated(Event):
     """Loss over the whole fixed validation set: nats per token, and bits per byte of source."""
 
@@ -174,6 +185,7 @@ _EVENTS: dict[str, type[Event]] = {
         DataPrepared,
         PlanChosen,
         StepCompleted,
+        StepAdvanced,
         Evaluated,
         CheckpointWritten,
         MemoryMeasured,
@@ -181,7 +193,7 @@ _EVENTS: dict[str, type[Event]] = {
         TrainingEnded,
     )
 }
-_DROPPABLE = (ProgressChanged, StepCompleted, MemoryMeasured)
+_DROPPABLE = (ProgressChanged, StepCompleted, StepAdvanced, MemoryMeasured)
 
 
 def event_from_json(values: dict[str, Any]) -> Event:

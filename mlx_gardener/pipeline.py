@@ -28,6 +28,7 @@ from mlx_gardener.events import (
     EventBus,
     PlanChosen,
     ProgressChanged,
+    StepAdvanced,
     StepCompleted,
     TrainingEnded,
     TrainingPhase,
@@ -83,6 +84,11 @@ class Run:
             }
             details |= {"budget_bytes": event.budget_bytes, "eta_seconds": event.eta_seconds}
             self.tell(TrainingPhase.TRAINING, event.step / max(1, event.total_steps), message, **details)
+        elif isinstance(event, StepAdvanced):
+            done = event.step - 1 + event.share if event.activity == "Step" else event.step
+            message = f"{event.activity} {event.step} of {event.total_steps}, {event.share:.0%} of it done"
+            details = {"step": event.step, "total_steps": event.total_steps, "share": event.share}
+            self.tell(TrainingPhase.TRAINING, done / max(1, event.total_steps), message, **details)
 
 
 def run_training(run: Run) -> dict[str, Any]:

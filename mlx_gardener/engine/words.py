@@ -68,12 +68,13 @@ class _Table:
         bias = module.get("bias")
         self.bias = None if bias is None else bias.astype(dtype)
 
-    def read(self, first: int, last: int) -> dict[str, mx.array]:
-        """The stored rows ``first`` to ``last`` (exclusive)."""
+    def read(self, first: int, last: int) -> dict[str, np.ndarray]:
+        """The stored rows ``first`` to ``last`` (exclusive); may be called on any thread, as no MLX is in it."""
         return {name: array.rows(first, last) for name, array in self._arrays.items()}
 
-    def floats(self, stored: dict[str, mx.array]) -> mx.array:
+    def floats(self, rows: dict[str, np.ndarray]) -> mx.array:
         """(rows, hidden) of stored rows."""
+        stored = {name: self._arrays[name].as_stored(found) for name, found in rows.items()}
         if "scales" not in stored:
             return stored["weight"].astype(self._dtype)
         biases = stored["biases"].astype(self._dtype) if "biases" in stored else None
@@ -82,8 +83,10 @@ class _Table:
 
     def pick(self, ids: np.ndarray) -> mx.array:
         """(words, hidden) of any words."""
+        import numpy as np
+
         found = [self.read(int(word), int(word) + 1) for word in ids]
-        return self.floats({name: mx.concatenate([one[name] for one in found]) for name in self._arrays})
+        return self.floats({name: np.concatenate([one[name] for one in found]) for name in self._arrays})
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ class _OnDisk:
     dtype: str
     row_shape: tuple[int, ...]
 
-    def rows(self, first: int, last: int) -> mx.array:
+    def rows(self, first: int, last: int) -> np.ndarray:
+        """(last - first, ...); bfloat16, which NumPy does not know, as uint16."""
         import numpy as np
 
         plain = {"bfloat16": "uint16"}.get(self.dtype, self.dtype)
@@ -104,7 +108,11 @@ class _OnDisk:
             data = os.pread(stream.fileno(), (last - first) * size, self.offset + first * size)
         if len(data) != (last - first) * size:
             raise OSError(f"{self.file.name} ends before its arrays do")
-        found = mx.array(np.frombuffer(data, dtype=plain).reshape(last - first, *self.row_shape))
+        return np.frombuffer(data, dtype=plain).reshape(last - first, *self.row_shape)
+
+    def as_stored(self, rows: np.ndarray) -> mx.array:
+        """Rows in the type of the file."""
+        found = mx.array(rows)
         return found.view(mx.bfloat16) if self.dtype == "bfloat16" else found
 
 
@@ -217,7 +225,7 @@ class WordsOnDisk:
         table = self._head
         assert table is not None, "the head was not called yet"
         cuts = [(first, min(first + words, table.words)) for first in range(0, table.words, words)]
-        coming: Future[dict[str, mx.array]] = self._reader.submit(table.read, *cuts[0])
+        coming: Future[dict[str, np.ndarray]] = self._reader.submit(table.read, *cuts[0])
         for number, (first, last) in enumerate(cuts):
             stored = coming.result()
             if number + 1 < len(cuts):

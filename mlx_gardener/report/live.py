@@ -24,6 +24,7 @@ from mlx_gardener.events import (
     Event,
     PlanChosen,
     ProgressChanged,
+    StepAdvanced,
     StepCompleted,
     TrainingEnded,
     TrainingPhase,
@@ -132,6 +133,13 @@ class LiveView:
             if event.step in (1, event.total_steps) or time.monotonic() - self._printed_at >= _PLAIN_SECONDS:
                 self._printed_at = time.monotonic()
                 self._line(_step_line(event))
+        elif self._live is None and isinstance(event, StepAdvanced):
+            if time.monotonic() - self._printed_at >= _PLAIN_SECONDS:
+                self._printed_at = time.monotonic()
+                left = duration(event.eta_seconds)
+                self._line(
+                    f"{event.activity} {event.step} of {event.total_steps}: {event.share:.0%}, {left} left in it"
+                )
         elif isinstance(event, TrainingEnded) and event.phase is TrainingPhase.COMPLETED:
             self._line("100 %  Done")
         elif isinstance(event, ProgressChanged) and event.message.startswith("Base model:"):

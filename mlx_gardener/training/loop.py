@@ -26,6 +26,7 @@ from mlx_gardener.events import (
     Evaluated,
     Event,
     MemoryMeasured,
+    StepAdvanced,
     StepCompleted,
     WarningRaised,
 )
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
     from mlx_gardener.dataset import Batch, PreparedData
     from mlx_gardener.model import BaseModel
 
+#: An update or a validation that takes longer tells its progress, every so many seconds.
+SLOW_SECONDS, TELL_SECONDS = 2.0, 1.0
 #: A run whose loss is not finite this many updates in a row has diverged.
 MAX_REJECTED_UPDATES = 3
 
@@ -262,7 +265,7 @@ class _Training:
                     self.weights,
                     batch,
                     seed=self.config.seed * 1_000_003 + step,
-                    between_segments=lambda _: self.interrupt(),
+                    between_segments=self._advance("Step", step),
                 )
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
@@ -275,6 +278,25 @@ class _Training:
                 continue
             tokens = max(1, result.tokens)
             return result, result.loss_sum / tokens, global_norm(result.gradients) / tokens
+
+    def _advance(self, activity: str, step: int, *, parts: int = 1) -> Callable[[float], None]:
+        """What is called between the segments of an update, or of a validation of so many batches."""
+        started = told = time.monotonic()
+        done, before = 0, 0.0
+
+        def between(share: float) -> None:
+            nonlocal told, done, before
+            self.interrupt()
+            if share < before:
+                done += 1  # the next batch has begun
+            before = share
+            now, whole = time.monotonic(), (done + share) / parts
+            if now - started >= SLOW_SECONDS and now - told >= TELL_SECONDS and whole > 0:
+                told = now
+                left = (now - started) * (1 - whole) / whole
+                self.publish(StepAdvanced(activity, step, self.total_steps, whole, left))
+
+        return between
 
     def _reject(self, step: int) -> None:
         self.rejected += 1
@@ -316,8 +338,9 @@ class _Training:
         values = {name: value.astype(self.base.dtype) for name, value in self.weights.items()}
         self.base.model.update(nested(values))
         validation = self.data.validation.batches(self.tokens_per_update, seed=None)
+        count = self.data.validation.update_count(self.tokens_per_update)
         loss_sum, tokens, source_bytes = self.engine.evaluate(
-            validation, between_segments=lambda _: self.interrupt()
+            validation, between_segments=self._advance("Validation", self.state.step, parts=count)
         )
         loss = loss_sum / max(1, tokens)
         bits = loss_sum / math.log(2) / max(1, source_bytes)

@@ -13,10 +13,10 @@ from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.dataset import PreparedData, TrainingDataPreparator
 from mlx_gardener.engine import Engine, Plan
 from mlx_gardener.errors import TrainingCancelledError, TrainingError
-from mlx_gardener.events import Evaluated, Event, StepCompleted, WarningRaised
+from mlx_gardener.events import Evaluated, Event, StepAdvanced, StepCompleted, WarningRaised
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.lora import lora_parameters
-from mlx_gardener.training import TrainOutcome, train
+from mlx_gardener.training import TrainOutcome, loop, train
 from mlx_gardener.training.checkpoint import list_checkpoints
 
 
@@ -263,3 +263,15 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_leaves_the_earlier_
         run(settings(), resume=True)
     assert list_checkpoints(tmp_path / "checkpoints") == before
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.endswith(".new")]
+
+
+def test_a_slow_step_says_how_far_it_is(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "TELL_SECONDS", 0.0)
+    recorder = Recorder()
+    run(settings(**{"optimizer.max_steps": 2}), recorder=recorder)
+    told = [event for event in recorder.events if isinstance(event, StepAdvanced)]
+    for activity in ("Step", "Validation"):
+        shares = [event.share for event in told if event.activity == activity and event.step == 1]
+        assert len(shares) > 3 and shares == sorted(shares) and 0 < shares[0] and shares[-1] <= 1
+    assert all(event.eta_seconds is not None and event.eta_seconds >= 0 for event in told)
