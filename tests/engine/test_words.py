@@ -71,6 +71,18 @@ def test_a_base_wholly_on_disk_trains_like_one_in_memory(
     assert kept < 8192  # norms
 
 
+def test_a_bfloat16_table_is_read_as_it_is(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.set_dtype(mx.bfloat16)
+    words = WordsOnDisk(written(model, tmp_path), model, VOCAB, dtype=mx.float32)
+    expected = model.lm_head.weight.astype(mx.float32)
+    words.install()
+    words.head_input(lambda: model(mx.zeros((1, 3), dtype=mx.int32)))
+    pieces = [piece for pieces in words.slices(100, 2) for piece in pieces]
+    assert mx.array_equal(mx.concatenate([piece.rows for piece in pieces]), expected)
+    assert [piece.first for piece in pieces][:3] == [0, 50, 100]
+
+
 def test_tables_under_another_name_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
     model = tiny_model("qwen2")
     other = {f"{name}.x": value for name, value in tree_flatten(model.parameters())}

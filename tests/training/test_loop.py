@@ -271,7 +271,7 @@ def test_a_slow_step_says_how_far_it_is(run: Runner, monkeypatch: pytest.MonkeyP
     recorder = Recorder()
     run(settings(**{"optimizer.max_steps": 2}), recorder=recorder)
     told = [event for event in recorder.events if isinstance(event, StepAdvanced)]
-    for activity in ("Step", "Validation"):
-        shares = [event.share for event in told if event.activity == activity and event.step == 1]
-        assert len(shares) > 3 and shares == sorted(shares) and 0 < shares[0] and shares[-1] <= 1
+    for activity, step in (("Step", 1), ("Validation", 0)):
+        shares = [event.share for event in told if (event.activity, event.step) == (activity, step)]
+        assert len(shares) > 3 and shares == sorted(shares) and shares[0] > 0 and shares[-1] <= 1
     assert all(event.eta_seconds is not None and event.eta_seconds >= 0 for event in told)
