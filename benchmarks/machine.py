@@ -47,6 +47,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
+def bar(measure: str, against: str, wanted: str, seen: str, met: bool | None) -> dict[str, Any]:
+    """A row of the table of bars; ``met`` None where nothing decides."""
+    return {"measure": measure, "against": against, "bar": wanted, "seen": seen, "met": met}
+
+
 def save(name: str, result: dict[str, Any]) -> Path:
     """Write a result as JSON into ``benchmarks/results``."""
     path = RESULTS / f"{name}.json"

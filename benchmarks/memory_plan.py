@@ -1,68 +1,119 @@
 """Predicted against measured peak memory, and the budget kept, over models, budgets and widths.
 
-    python benchmarks/memory_plan.py [--model seedling --model DIRECTORY ...]
+    python benchmarks/memory_plan.py [--model seedling --model SHAPE:BITS:LAYERS ...]
 
-Each cell is a process of its own that loads the model, checks the cut and takes two optimiser steps on random rows as
-planned, and reports the most memory it ever took. Cells whose budget is refused say so.
+A model is ``seedling``, a directory, or a recorded shape with random weights (``qwen2.5-coder-0.5b:4:24``). Each cell is a process
+of its own that loads the model, checks the cut and takes optimiser steps on random rows as planned, and reports the
+most memory it ever took. A cell whose budget is refused is trained again with the least budget that the refusal names.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from machine import describe, save
+from machine import bar, describe, save
+from quantized import SHAPES
+from shapes import write_shape
+
+MODELS = (
+    "seedling",
+    "qwen2.5-coder-0.5b:4:24",
+    "qwen2.5-coder-1.5b:4:6",
+    "starcoder2-3b:4:4",
+    "gemma-3-1b-it:16:6",
+    "granite-3.1-2b-instruct:8:4",
+)
 
 
-def cell(model: str, budget: float, width: int) -> dict[str, Any]:
+def cell(model: str, budget: float, width: int, steps: int) -> dict[str, Any]:
     """One process: the plan's prediction and the peak it measured, in bytes."""
     script = Path(__file__).with_name("train_cell.py")
     command = [sys.executable, str(script), model, "--budget", str(budget), "--width", str(width)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, "--steps", str(steps)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{model} {budget} GB, {width} tokens failed:\n{done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 @click.command()
-@click.option("--model", "models", multiple=True, default=("seedling",), show_default=True)
-@click.option(
-    "--budget", "budgets", multiple=True, type=float, default=(0.3, 0.5, 0.7, 1.0, 2.0), show_default=True
-)
-@click.option("--width", "widths", multiple=True, type=int, default=(256, 512, 1024), show_default=True)
-def main(models: tuple[str, ...], budgets: tuple[float, ...], widths: tuple[int, ...]) -> None:
+@click.option("--model", "models", multiple=True, default=MODELS, show_default=True)
+@click.option("--budget", "budgets", multiple=True, type=float, default=(0.5, 1.0, 3.0), show_default=True)
+@click.option("--width", "widths", multiple=True, type=int, default=(256, 1024), show_default=True)
+@click.option("--steps", default=1, show_default=True)
+@click.option("--out", default="memory_plan", show_default=True, help="Name of the result file.")
+def main(
+    models: tuple[str, ...], budgets: tuple[float, ...], widths: tuple[int, ...], steps: int, out: str
+) -> None:
     """Measure every cell and write the result."""
     machine, cells = describe(), []
     for model in models:
+        shape = model.split(":")
+        path = model
+        if len(shape) == 3:
+            bits = None if shape[1] == "16" else int(shape[1])
+            path = str(write_shape(shape[0], SHAPES, bits=bits, layers=int(shape[2])))
         for budget in budgets:
             for width in widths:
-                found = {"model": model, "budget_gb": budget, "width": width, **cell(model, budget, width)}
+                found = {
+                    "model": model,
+                    "budget_gb": budget,
+                    "width": width,
+                    **cell(path, budget, width, steps),
+                }
                 cells.append(found)
                 if "refused" in found:
-                    print(f"{model} {budget:4g} GB {width:5} tokens: refused")
-                    continue
+                    least = re.search(r"--budget ([\d.]+)", found["next_step"])
+                    print(
+                        f"{model} {budget:4g} GB {width:5} tokens: refused, {found['next_step']}", flush=True
+                    )
+                    if least is None or any(
+                        (one["model"], one["width"], one.get("least")) == (model, width, True)
+                        for one in cells
+                    ):
+                        continue
+                    budget_least = float(least[1])
+                    found = {"model": model, "budget_gb": budget_least, "width": width, "least": True}
+                    found |= cell(path, budget_least, width, steps)
+                    cells.append(found)
                 ratio = found["measured_peak_bytes"] / found["predicted_peak_bytes"]
-                kept = "kept" if found["measured_peak_bytes"] <= budget * 2**30 else "EXCEEDED"
+                kept = "kept" if found["measured_peak_bytes"] <= found["budget_gb"] * 2**30 else "EXCEEDED"
                 print(
-                    f"{model} {budget:4g} GB {width:5} tokens: {found['rows_at_once']:3} rows, predicted "
+                    f"{model} {found['budget_gb']:4g} GB {width:5} tokens: {found['rows_at_once']:3} rows, predicted "
                     f"{found['predicted_peak_bytes'] / 2**30:.2f}, measured {found['measured_peak_bytes'] / 2**30:.2f} GB "
-                    f"({ratio:.2f}), {kept}"
+                    f"({ratio:.2f}), {kept}",
+                    flush=True,
                 )
     trained = [one for one in cells if "refused" not in one]
-    summary = {
-        "cells": len(cells),
-        "refused": len(cells) - len(trained),
-        "kept": sum(one["measured_peak_bytes"] <= one["budget_gb"] * 2**30 for one in trained),
-        "exceeded": sum(one["measured_peak_bytes"] > one["budget_gb"] * 2**30 for one in trained),
-        "measured_over_predicted": [
-            round(one["measured_peak_bytes"] / one["predicted_peak_bytes"], 3) for one in trained
-        ],
-    }
-    print(summary)
-    print("wrote", save("memory_plan", {"machine": machine, "summary": summary, "cells": cells}))
+    ratios = [round(one["measured_peak_bytes"] / one["predicted_peak_bytes"], 3) for one in trained]
+    kept_cells = sum(one["measured_peak_bytes"] <= one["budget_gb"] * 2**30 for one in trained)
+    close = sum(0.9 <= ratio <= 1.1 for ratio in ratios)
+    bars = [
+        bar(
+            f"budget kept, {len(models)} models x budgets x lengths",
+            "footprint <= budget",
+            "100 % of cells; refused before training with the least budget that can",
+            f"{kept_cells} of {len(trained)} trained cells; {len(cells) - len(trained)} refused, "
+            f"{sum(one.get('least', False) for one in trained)} of them trained with the least budget named",
+            kept_cells == len(trained),
+        ),
+        bar(
+            "predicted peak",
+            "measured peak",
+            "within 10 %",
+            f"{close} of {len(trained)} cells; measured / predicted {min(ratios):.2f} to {max(ratios):.2f}",
+            close == len(trained),
+        ),
+    ]
+    print(json.dumps(bars, indent=1))
+    result = {"machine": machine, "bars": bars, "measured_over_predicted": ratios, "cells": cells}
+    print("wrote", save(out, result))
 
 
 if __name__ == "__main__":

@@ -14,26 +14,16 @@ import time
 from typing import Any
 
 import click
-import numpy as np
+from sides import random_batch
 
 import mlx_gardener  # noqa: F401  # preloads the BLAS
 from mlx_gardener.config import load_config, parse_value
-from mlx_gardener.dataset import Batch
 from mlx_gardener.engine import Engine, make_plan, measured_backend, model_facts, prepare_engine
 from mlx_gardener.errors import MemoryBudgetError
 from mlx_gardener.model import choose_model, load_base, resolve_model
 from mlx_gardener.model.lora import attach_lora, lora_parameters
 from mlx_gardener.platform.footprint import process_footprint_bytes, process_peak_footprint_bytes
 from mlx_gardener.training.optimizer import make_optimizer
-
-
-def random_batch(rows: int, width: int, vocab: int, *, seed: int = 0) -> Batch:
-    """Random tokens; all but the first of a row are targets."""
-    tokens = np.random.default_rng(seed).integers(7, vocab - 1, (rows, width)).astype(np.int32)
-    mask = np.ones((rows, width), dtype=bool)
-    mask[:, 0] = False
-    ids = np.ones((rows, width), dtype=np.int32)
-    return Batch(tokens, mask, ids, int(mask.sum()), 0, mask.sum(axis=1), ("",) * rows)
 
 
 @click.command()

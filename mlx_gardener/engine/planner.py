@@ -371,7 +371,7 @@ def _weight_bytes(plan: Plan, facts: ModelFacts, size: int) -> tuple[float, floa
             layer + facts.layer_stored_bytes
         )  # this segment's and the next one's
     if plan.dequantize:
-        buffers += 3 * plan.lanes * 16 * MIB
+        buffers += 16 * plan.lanes * MIB
     return weights, buffers
 
 

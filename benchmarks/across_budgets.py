@@ -1,0 +1,133 @@
+"""The budget changes the speed, never the result: adapters trained under different budgets, and from disk, compared.
+
+    python benchmarks/across_budgets.py
+
+The embedded model learns the click package for 24 updates through the same loop as `mlx-gardener train`, under the
+plans that the planner makes for each budget, with dropout on. Adapters are compared entry by entry, as a share of the largest.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+STEPS = 24
+#: Budget in GB, and pins.
+CASES: dict[str, tuple[float, dict[str, Any]]] = {
+    "4 GB": (4.0, {}),
+    "1 GB": (1.0, {}),
+    "0.5 GB": (0.5, {}),
+    "0.4 GB": (0.4, {}),
+    "1 GB, layers from disk": (1.0, {"engine.streamed_layers": 64}),
+    "1 GB, all from disk": (1.0, {"engine.streamed_layers": 64, "engine.words_on_disk": True}),
+}
+
+
+def side(name: str) -> dict[str, Any]:
+    """Train under one budget; the adapter is written to a file."""
+    import mlx_gardener  # noqa: F401  # isort: skip
+    import click as package
+    import mlx.core as mx
+
+    from mlx_gardener.config import load_config
+    from mlx_gardener.dataset import TrainingDataPreparator
+    from mlx_gardener.engine import make_plan, measured_backend, model_facts, prepare_engine
+    from mlx_gardener.model import load_base, seedling_path
+    from mlx_gardener.platform.footprint import process_peak_footprint_bytes
+    from mlx_gardener.training import train
+
+    budget, pins = CASES[name]
+    config = load_config(
+        environment={},
+        overrides={
+            "memory_limit_gb": budget,
+            "data.row_widths": [256, 512],
+            "optimizer.tokens_per_update": 4096,
+            "optimizer.max_steps": STEPS,
+            "evaluation.per_epoch": 1,
+            "lora.dropout": 0.1,
+            **pins,
+        },
+    )
+    facts, backend = model_facts(seedling_path()), measured_backend()
+    plan = make_plan(facts, config, config.memory_limit_bytes, backend)
+    mx.set_cache_limit(plan.cache_bytes)
+    base = load_base(
+        "seedling",
+        base_weights=plan.base_weights,
+        unread_layers=plan.streamed_layers,
+        unread_words=plan.words_on_disk,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        data = TrainingDataPreparator(
+            config, tokenizer=base.tokenizer, cache_dir=Path(scratch) / "cache"
+        ).prepare(Path(package.__file__).parent)
+        engine = prepare_engine(base, plan, config, facts=facts, backend=backend, warn=print)
+        started = time.perf_counter()
+        outcome = train(
+            base,
+            data,
+            config,
+            engine,
+            publish=lambda event: None,
+            interrupt=lambda: None,
+            checkpoint_dir=Path(scratch) / "checkpoints",
+            resume=False,
+        )
+    path = Path(tempfile.gettempdir()) / f"across-budgets-{list(CASES).index(name)}.safetensors"
+    mx.save_safetensors(str(path), outcome.weights)
+    rows = ", ".join(f"{rows} x {width}" for width, rows in engine.plan.rows_of_width.items())
+    return {
+        "adapter": str(path),
+        "seconds": time.perf_counter() - started,
+        "peak_footprint_mib": process_peak_footprint_bytes() / 2**20,
+        "final_loss": outcome.state.train_losses[-1],
+        "best_step": outcome.state.best_step,
+        "plan": f"{rows}, {plan.live_layers} live, {plan.streamed_layers} streamed",
+    }
+
+
+@click.command()
+@click.option("--side", "only", type=click.Choice(list(CASES)), hidden=True)
+def main(only: str | None) -> None:
+    """Train under all budgets and write the result."""
+    if only:
+        print(json.dumps(side(only)))
+        return
+    import mlx_gardener  # noqa: F401  # isort: skip
+    from machine import bar, describe, save
+    from sides import one_side
+
+    from mlx_gardener.engine.verify import largest_difference
+    from mlx_gardener.model.lora import load_arrays
+
+    machine, found = describe(), {}
+    for name in CASES:
+        found[name] = one_side(__file__, name)
+        print(name, found[name], flush=True)
+    adapters = {name: load_arrays(Path(one.pop("adapter"))) for name, one in found.items()}
+    first = next(iter(CASES))
+    for name, one in found.items():
+        one["difference"] = largest_difference(adapters[name], adapters[first])
+    worst = max(one["difference"] for one in found.values())
+    peaks = [one["peak_footprint_mib"] for one in found.values()]
+    bars = [
+        bar(
+            f"adapters across budgets, {STEPS} updates with dropout ({', '.join(CASES)})",
+            "each other",
+            "equal within float tolerance",
+            f"largest difference {worst:.1e} of the largest entry; peaks {min(peaks):.0f} to {max(peaks):.0f} MiB",
+            worst <= 1e-3,
+        )
+    ]
+    print(json.dumps(bars, indent=1))
+    print("wrote", save("across_budgets", {"machine": machine, "bars": bars, "cases": found}))
+
+
+if __name__ == "__main__":
+    main()
