@@ -99,7 +99,7 @@ class DataPrepared(Event):
 
 @dataclass(frozen=True)
 class PlanChosen(Event):
-    """How the budget will be used (`engine.planner.Plan` as JSON types)."""
+    """How the budget will be used (`engine.plan.Plan` as JSON types)."""
 
     plan: dict[str, Any]
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import mlx.nn as nn
 
     from mlx_gardener.dataset import Batch
-    from mlx_gardener.engine.planner import Plan
+    from mlx_gardener.engine.plan import Plan
     from mlx_gardener.engine.stream import StreamedWeights
     from mlx_gardener.engine.words import WordsOnDisk
 

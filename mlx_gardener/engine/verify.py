@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from mlx_gardener.config import LoraConfig, TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
-from mlx_gardener.engine.planner import Plan, make_plan
+from mlx_gardener.engine.plan import Plan
+from mlx_gardener.engine.planner import make_plan
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.split import CannotSplit, layer_list
 from mlx_gardener.engine.step import Engine

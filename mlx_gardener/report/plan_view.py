@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlx_gardener.engine.planner import Plan
+from mlx_gardener.engine.plan import Plan
 from mlx_gardener.report.text import gigabytes
 
 _PARTS = {

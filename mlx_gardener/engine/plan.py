@@ -1,0 +1,78 @@
+"""What a memory budget is used for: the plan that a step follows, and the next smaller one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the budget is used for; all figures of memory in bytes.
+
+    Attributes:
+        rows_of_width: rows per micro-batch for every row width in tokens.
+        predicted_parts: weights, adapter, saved, work, cache, runtime.
+        notes: what was traded for the budget, a sentence each.
+        layers_per_segment: layers that are computed again at once in the backward pass.
+        live_layers: last layers that are computed only once.
+        tail_slice_tokens: positions whose logits are in memory at once (on each lane).
+        lanes: CPU streams that the rows are shared among.
+        attention_block, attention_least: queries at a time, for rows of at least so many tokens; 0 for MLX's own.
+        base_weights: "dense" (in the type that is computed in), or "stored" (as quantised, or as on disk).
+        dequantize: whether quantised weights become floats, block by block, before they multiply.
+        streamed_layers: first layers whose weights are read from disk whenever they are needed.
+        words_on_disk: whether embedding and head are read from disk too, the head in slices of the vocabulary.
+        cache_bytes: freed buffers that may be kept for reuse.
+        predicted_tokens_per_second: positions of a training step per second.
+        layers: of the model.
+    """
+
+    rows_of_width: dict[int, int]
+    budget_bytes: int
+    predicted_peak_bytes: int
+    predicted_parts: dict[str, int]
+    notes: tuple[str, ...]
+    layers_per_segment: int = 1
+    live_layers: int = 0
+    tail_slice_tokens: int = 128
+    lanes: int = 1
+    attention_block: int = 0
+    attention_least: int = 0
+    base_weights: str = "dense"
+    dequantize: bool = False
+    streamed_layers: int = 0
+    words_on_disk: bool = False
+    cache_bytes: int = 256 * MIB
+    predicted_tokens_per_second: float = 0.0
+    layers: int = 0
+
+    def rows_for(self, width: int) -> int:
+        """Rows at once of any width: as planned, or as many tokens as the narrowest planned width that is wider."""
+        wider = [planned for planned in self.rows_of_width if planned >= width]
+        if not wider:
+            return 1
+        nearest = min(wider)
+        return self.rows_of_width[nearest] * nearest // width
+
+    def smaller(self) -> Plan | None:
+        """The next smaller plan, for when memory runs short after all; None when nothing is left to give.
+
+        Computes more twice first, then takes fewer rows at once; the base stays where it is.
+        """
+        if self.live_layers:
+            return replace(self, live_layers=self.live_layers // 2, cache_bytes=self.cache_bytes // 2)
+        rows = {width: max(1, rows // 2) for width, rows in self.rows_of_width.items()}
+        if rows != self.rows_of_width:
+            return replace(self, rows_of_width=rows, cache_bytes=self.cache_bytes // 2)
+        if self.tail_slice_tokens > 16 or self.lanes > 1 or self.layers_per_segment > 1:
+            return replace(self, tail_slice_tokens=16, lanes=1, layers_per_segment=1, cache_bytes=0)
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON types."""
+        values = asdict(self)
+        values["rows_of_width"] = {str(width): rows for width, rows in self.rows_of_width.items()}
+        return values

@@ -1,0 +1,188 @@
+"""Peak memory and speed of a plan, before anything is loaded.
+
+The peak adds up parts that people understand: weights, adapter, what is saved from the forward pass, the work of one
+segment or of the tail, freed buffers, the runtime. Sizes follow from shapes; constants were fitted to measured peaks
+(``benchmarks/memory_plan.py``). The speed counts products, exponentials and bytes read, by the backend's measured speeds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from mlx_gardener.config import TrainingConfig
+from mlx_gardener.engine.facts import ModelFacts
+from mlx_gardener.engine.plan import MIB, Plan
+from mlx_gardener.engine.speed import Backend
+from mlx_gardener.engine.tail import words_per_slice
+
+#: Python, MLX, BLAS buffers, tokenizer and token rows before a model is loaded.
+RUNTIME_BYTES = 240 * MIB
+#: Float32 copies of the adapter at the height of an update.
+ADAPTER_COPIES = 5
+#: Floats that one layer takes in its backward pass per position, in units of (hidden, intermediate, heads x keys,
+#: width of keys and values), on one lane and on several: least squares over 12 shapes each, within 14 %.
+WORK_FLOATS = {False: (15.7, 12.5, 2.9, 7.2), True: (9.6, 12.0, 2.9, 5.2)}
+#: The same for scores of attention in blocks, in units of heads x block.
+BLOCK_FLOATS = 3.5
+#: What one more layer in the same graph adds, in units of one layer's work, with MLX's attention and with blocks.
+MORE_LAYERS = {False: 0.36, True: 0.72}
+#: Floats of a tail slice's logits, per position and word, for all lanes together: two slices overlap on one lane.
+TAIL_FLOATS = {1: 9.0, 2: 11.0}
+#: Arrays of logits' size that a slice of the vocabulary takes.
+SLICE_ARRAYS = 5
+#: Freed buffers kept for reuse, as a share of the work: measured, more is never filled.
+CACHE_SHARE = 0.35
+#: What is left of the budget for what the formula does not know.
+HEADROOM = 0.94
+
+
+def predicted(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend) -> Plan:
+    """The plan with its memory and its speed."""
+    parts = _memory_parts(plan, facts, config, backend)
+    left = plan.budget_bytes * HEADROOM - sum(parts.values())
+    cache = int(max(0, min(left, CACHE_SHARE * parts["work"])))
+    parts["cache"] = cache
+    speed = _tokens_per_second(plan, facts, config, backend)
+    return replace(
+        plan,
+        cache_bytes=cache,
+        predicted_parts=parts,
+        predicted_peak_bytes=sum(parts.values()),
+        predicted_tokens_per_second=speed,
+    )
+
+
+def _float_bytes(config: TrainingConfig, backend: Backend) -> int:
+    """Bytes of a number that is computed with."""
+    if config.engine.compute_dtype == "auto":
+        return 4 if backend.kind == "cpu" else 2
+    return 4 if config.engine.compute_dtype == "float32" else 2
+
+
+def _memory_parts(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend) -> dict[str, int]:
+    size = _float_bytes(config, backend)
+    several = plan.lanes > 1
+    work = saved = 0.0
+    for width, rows in plan.rows_of_width.items():
+        tokens = rows * width
+        layer = tokens * size * _work_floats(plan, facts, width)
+        more = MORE_LAYERS[_in_blocks(plan, width)]
+        at_once = (
+            layer * (1 + more * (plan.layers_per_segment - 1)) if plan.live_layers < facts.layers else 0.0
+        )
+        live_forward = layer * more * plan.live_layers
+        logits = 4 * facts.vocab * plan.tail_slice_tokens * TAIL_FLOATS[2 if several else 1]
+        logits *= max(1.0, plan.lanes / 2)
+        if plan.words_on_disk:
+            words = min(words_per_slice(tokens), facts.vocab)
+            logits = 4.0 * words * (SLICE_ARRAYS * tokens + 3 * facts.hidden)
+        live = max(live_forward + logits, live_forward + layer * (1 - more)) if plan.live_layers else logits
+        kept = (
+            tokens * facts.hidden * size * (2 + (facts.layers - plan.live_layers) / plan.layers_per_segment)
+        )
+        if kept + max(at_once, live) > saved + work:
+            saved, work = kept, max(at_once, live)
+    weights, buffers = _weight_bytes(plan, facts, size)
+    return {
+        "weights": int(weights),
+        "adapter": _adapter_bytes(facts, config),
+        "saved": int(saved),
+        "work": int(work + buffers),
+        "cache": 0,
+        "runtime": RUNTIME_BYTES,
+    }
+
+
+def _in_blocks(plan: Plan, width: int) -> bool:
+    """Whether attention of rows of this width is computed in blocks."""
+    return bool(plan.attention_block) and width >= max(plan.attention_least, plan.attention_block + 1)
+
+
+def _work_floats(plan: Plan, facts: ModelFacts, width: int) -> float:
+    """Floats per position that one layer takes at once in its backward pass."""
+    by_hidden, by_intermediate, by_scores, by_keys = WORK_FLOATS[plan.lanes > 1]
+    by_key = BLOCK_FLOATS * plan.attention_block if _in_blocks(plan, width) else by_scores * width
+    return (
+        by_hidden * facts.hidden
+        + by_intermediate * facts.intermediate
+        + by_key * facts.heads
+        + by_keys * facts.key_value_width
+    )
+
+
+def _weight_bytes(plan: Plan, facts: ModelFacts, size: int) -> tuple[float, float]:
+    """(weights in memory throughout, buffers of weights that are read or turned into floats for a moment)."""
+    outside = facts.parameters - facts.layers * facts.layer_parameters
+    outside_stored = max(0, facts.stored_bytes - facts.layers * facts.layer_stored_bytes)
+    if plan.words_on_disk:
+        outside = outside_stored = 0  # what is left are norms
+    resident = facts.layers - plan.streamed_layers
+    if plan.base_weights == "stored" and facts.quantized_bits is not None:
+        # On the CPU the scales and biases of each group of 64 weights are float32 in memory, float16 on disk.
+        wider = (facts.quantized_bits / 8 + 1 / 8) / (facts.quantized_bits / 8 + 1 / 16) if size == 4 else 1.0
+        weights = wider * (outside_stored + resident * facts.layer_stored_bytes)
+        layer = wider * facts.layer_stored_bytes
+    else:
+        weights = max(0, outside) * size + resident * facts.layer_parameters * size
+        layer = float(facts.layer_parameters * size)
+    buffers = 0.0
+    if plan.streamed_layers:
+        buffers += plan.layers_per_segment * (
+            layer + facts.layer_stored_bytes
+        )  # this segment's and the next one's
+    if plan.dequantize:
+        buffers += 16 * plan.lanes * MIB
+    return weights, buffers
+
+
+def _adapter_bytes(facts: ModelFacts, config: TrainingConfig) -> int:
+    # Weights, gradients, two moments, the best copy; layer by layer the fresh gradients.
+    rank = config.lora.rank
+    per_layer = rank * (
+        4 * facts.hidden
+        + 2 * facts.key_value_width
+        + 2 * facts.hidden
+        + 3 * (facts.hidden + facts.intermediate)
+    )
+    return ADAPTER_COPIES * 4 * per_layer * min(config.lora.num_layers or facts.layers, facts.layers)
+
+
+def _tokens_per_second(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend) -> float:
+    """Positions per second of a training step; good to about a factor of 1.5.
+
+    A product costs 2 operations per weight and position (Kaplan et al. 2020, arXiv:2001.08361, section 2.1). Layers
+    are passed forward and backward, and forward again where they are not live; the base's own weights need no gradient.
+    """
+    width = max(plan.rows_of_width)
+    rows = plan.rows_of_width[width]
+    tokens = rows * width
+    passes = 2 * facts.layers + max(0, facts.layers - plan.live_layers)
+    outside = facts.vocab * facts.hidden
+    slice_share = plan.tail_slice_tokens / (plan.tail_slice_tokens + 8)
+    products = 2 * (
+        facts.active_parameters * passes + (3 if plan.words_on_disk else 2 / slice_share) * outside
+    )
+    keys = width / 2 + plan.attention_block if _in_blocks(plan, width) else width
+    scores = 2 * 2 * keys * (facts.hidden) * passes * 1.5
+    lanes = min(plan.lanes, rows)
+    # Exponentials stand for all that is not a product: measured, a layer's other work is about twice its exp.
+    exponentials = 2 * facts.vocab + passes * (2 * facts.intermediate + 1.5 * facts.heads * keys)
+    seconds = (products + scores) / backend.flops_per_second
+    if backend.kind == "cpu":
+        seconds += exponentials / backend.exp_per_second / lanes
+    else:
+        seconds *= 1 + 256 / tokens
+    per_micro_batch = 0.002 * passes / plan.layers_per_segment / 3
+    if plan.dequantize:
+        # Every lane makes floats of all weights for its rows; slices of the tail are shared among the lanes.
+        per_micro_batch += facts.layer_parameters * passes / backend.dequantize_per_second
+        slices = 1 if plan.words_on_disk else math.ceil(tokens / plan.tail_slice_tokens)
+        per_micro_batch += 2 * outside * slices / backend.dequantize_per_second / plan.lanes
+    if plan.streamed_layers or plan.words_on_disk:
+        stored = plan.streamed_layers * facts.layer_stored_bytes
+        if plan.words_on_disk:
+            stored += max(0, facts.stored_bytes - facts.layers * facts.layer_stored_bytes)
+        read = 2 * stored / backend.read_bytes_per_second
+        per_micro_batch += max(0.1 * read, read - tokens * seconds)  # reading goes on while layers compute
+    return tokens / (tokens * seconds + per_micro_batch)
