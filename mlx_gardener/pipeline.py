@@ -179,10 +179,15 @@ def _start_training(run: Run, choice: ModelChoice) -> tuple[BaseModel, Engine]:
 
 def _train(run: Run, base: BaseModel, data: PreparedData, engine: Engine) -> TrainOutcome:
     """TRAINING: updates until the epochs are over or validation stops improving."""
+    import mlx.core as mx
+
+    from mlx_gardener.engine import learn_work
     from mlx_gardener.training import train as train_adapter
 
     run.tell(TrainingPhase.TRAINING, 0.0, "Training")
-    return train_adapter(
+    plan = engine.plan
+    mx.reset_peak_memory()
+    outcome = train_adapter(
         base,
         data,
         run.config,
@@ -192,6 +197,15 @@ def _train(run: Run, base: BaseModel, data: PreparedData, engine: Engine) -> Tra
         checkpoint_dir=run.directory / "checkpoints",
         resume=run.resume,
     )
+    if engine.plan is plan:  # it never had to be made smaller
+        parts = plan.predicted_parts
+        other = parts["weights"] + parts["adapter"] + parts["saved"]
+        learn_work(
+            run.registry.home / "cache",
+            predicted_bytes=parts["work"],
+            measured_bytes=mx.get_peak_memory() - other,
+        )
+    return outcome
 
 
 def _complete(

@@ -23,12 +23,13 @@ def plan(model: str | None, budget: float | None, config_file: Path | None, as_j
     from mlx_gardener.engine import make_plan, measured_backend, model_facts
     from mlx_gardener.errors import MemoryBudgetError
     from mlx_gardener.model import choose_model, resolve_model
+    from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.plan_view import show_plan
 
     config = load_config(config_file, overrides={"model": model, "memory_limit_gb": budget})
     choice = choose_model(config.model, config.memory_limit_bytes)
-    facts, backend = model_facts(resolve_model(choice)), measured_backend()
+    facts, backend = model_facts(resolve_model(choice)), measured_backend(default_home() / "cache")
     chosen = make_plan(facts, config, config.memory_limit_bytes, backend)
     if as_json:
         click.echo(json.dumps({"model": choice.name, "reason": choice.reason, **chosen.to_json()}, indent=2))

@@ -189,6 +189,7 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     """What `train` would do, without doing or writing any of it."""
     from mlx_gardener.engine import make_plan, measured_backend, model_facts
     from mlx_gardener.model import choose_model, resolve_model
+    from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.plan_view import show_plan
     from mlx_gardener.report.scan_view import show_scan
@@ -197,7 +198,10 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     scan = scan_repository(root, config.data, quality_threshold=config.training_data_quality_threshold)
     choice = choose_model(config.model, config.memory_limit_bytes)
     plan = make_plan(
-        model_facts(resolve_model(choice)), config, config.memory_limit_bytes, measured_backend()
+        model_facts(resolve_model(choice)),
+        config,
+        config.memory_limit_bytes,
+        measured_backend(default_home() / "cache"),
     )
     if as_json:
         click.echo(

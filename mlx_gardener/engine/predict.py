@@ -88,7 +88,7 @@ def _memory_parts(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend
         "weights": int(weights),
         "adapter": _adapter_bytes(facts, config),
         "saved": int(saved),
-        "work": int(work + buffers),
+        "work": int(work * backend.work_scale + buffers),
         "cache": 0,
         "runtime": RUNTIME_BYTES,
     }

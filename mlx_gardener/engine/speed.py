@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +14,9 @@ from mlx_gardener.platform.device import backend as backend_kind
 
 #: Read speed of a Mac mini's internal disk and of a page cache differ tenfold; this is on the slow side (judgement).
 _READ_BYTES_PER_SECOND = 1.5e9
+
+
+_FILE = "backend.json"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Backend:
         dequantize_per_second: 4-bit weights that become floats.
         read_bytes_per_second: of weight files.
         multiplies_quantized: whether products with quantised weights are fast as they are.
+        work_scale: what trainings on this machine took for their work, as a share of what the formula says.
     """
 
     kind: str
@@ -37,6 +41,7 @@ class Backend:
     dequantize_per_second: float
     read_bytes_per_second: float
     multiplies_quantized: bool
+    work_scale: float = 1.0
 
 
 #: What a plan is weighed with where nothing was measured: two CPU cores, as measured on the development machine.
@@ -45,22 +50,50 @@ TWO_CORES = Backend("cpu", 2, 200e9, 65e6, 600e6, _READ_BYTES_PER_SECOND, False)
 
 def measured_backend(cache_dir: Path | None = None) -> Backend:
     """The speeds of this machine's backend; measured when ``cache_dir`` holds none of this MLX on it yet."""
-    file = None if cache_dir is None else cache_dir / "backend.json"
-    key = f"{backend_kind()} {os.cpu_count()} mlx {version('mlx')}"
-    if file is not None and file.exists():
-        try:
-            kept = json.loads(file.read_text(encoding="utf-8"))
-            if kept.pop("key") == key:
-                return Backend(**kept)
-        except (ValueError, TypeError, KeyError):
-            pass  # damaged or of another version: measured again
+    kept = None if cache_dir is None else _kept(cache_dir)
+    if kept is not None:
+        return kept
     found = measure_backend()
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps({"key": key, **asdict(found)}, indent=2), encoding="utf-8")
-        beside.replace(file)
+    if cache_dir is not None:
+        _keep(cache_dir, found)
     return found
+
+
+def learn_work(cache_dir: Path, *, predicted_bytes: float, measured_bytes: float) -> None:
+    """Remember what a training took for its work, so that the next plan is nearer the truth.
+
+    The formula's constants were fitted on a CPU; a GPU, or another version of MLX, may take more or less. Half of the
+    difference is adopted at a time, as runs differ, within a factor of two of the formula.
+
+    Args:
+        predicted_bytes: of the work, by a plan that was made with what is remembered now.
+        measured_bytes: the peak of MLX's active memory, less what is not work.
+    """
+    kept = _kept(cache_dir)
+    if kept is None or predicted_bytes <= 0 or measured_bytes <= 0:
+        return
+    seen = kept.work_scale * measured_bytes / predicted_bytes
+    scale = min(2.0, max(0.5, (kept.work_scale + seen) / 2))
+    _keep(cache_dir, replace(kept, work_scale=round(scale, 3)))
+
+
+def _key() -> str:
+    return f"{backend_kind()} {os.cpu_count()} mlx {version('mlx')}"
+
+
+def _kept(cache_dir: Path) -> Backend | None:
+    try:
+        kept = json.loads((cache_dir / _FILE).read_text(encoding="utf-8"))
+        return Backend(**kept) if kept.pop("key") == _key() else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None  # not there, damaged, or of another version: measured again
+
+
+def _keep(cache_dir: Path, backend: Backend) -> None:
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    beside = cache_dir / f".{_FILE}.{os.getpid()}"
+    beside.write_text(json.dumps({"key": _key(), **asdict(backend)}, indent=2), encoding="utf-8")
+    beside.replace(cache_dir / _FILE)
 
 
 def measure_backend() -> Backend:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mlx_gardener.config import load_config
-from mlx_gardener.engine import make_plan, model_facts
+from mlx_gardener.engine import learn_work, make_plan, measured_backend, model_facts
+from mlx_gardener.engine.speed import TWO_CORES
 from mlx_gardener.errors import ConfigError, MemoryBudgetError, ModelError
 from mlx_gardener.model import seedling_path
 
@@ -81,3 +83,27 @@ def test_layers_are_read_from_disk_only_when_the_base_does_not_fit() -> None:
     assert make_plan(facts, load_config(environment={}), 4 * GIB).streamed_layers == 0
     pinned = load_config(environment={}, overrides={"engine.streamed_layers": 7})
     assert make_plan(facts, pinned, 4 * GIB).streamed_layers == 7
+
+
+def test_the_planner_learns_from_what_trainings_took(tmp_path: Path) -> None:
+    facts = model_facts(seedling_path())
+    config = load_config(environment={})
+    before = make_plan(facts, config, 2 * GIB, measured_backend(tmp_path))
+    work = before.predicted_parts["work"]
+    learn_work(tmp_path, predicted_bytes=work, measured_bytes=1.5 * work)
+    learned = measured_backend(tmp_path)
+    assert learned.work_scale == pytest.approx(1.25)
+    pins = load_config(environment={}, overrides={"engine.micro_batch_rows": 1, "engine.live_layers": 0})
+    first, second = (
+        make_plan(facts, pins, 2 * GIB, one) for one in (TWO_CORES, replace(TWO_CORES, work_scale=1.25))
+    )
+    assert second.predicted_parts["work"] == pytest.approx(1.25 * first.predicted_parts["work"], rel=1e-6)
+    for _ in range(9):  # one strange run after the other does not lead away
+        learn_work(tmp_path, predicted_bytes=1.0, measured_bytes=100.0)
+    assert measured_backend(tmp_path).work_scale == 2.0
+
+
+def test_a_damaged_memory_of_the_backend_is_measured_again(tmp_path: Path) -> None:
+    (tmp_path / "backend.json").write_text("[1, 2")
+    assert measured_backend(tmp_path).work_scale == 1.0
+    assert "work_scale" in (tmp_path / "backend.json").read_text()
