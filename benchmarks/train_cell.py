@@ -70,12 +70,12 @@ def main(
     attach_lora(base.model, config.lora, seed=0)
     weights, optimizer = lora_parameters(base.model), make_optimizer(config.optimizer)
     optimizer.init(weights)
-    samples: list[int] = []
+    samples: list[tuple[int, int, int]] = []  # footprint, MLX's active and cached bytes
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(0.01):
-            samples.append(process_footprint_bytes())
+            samples.append((process_footprint_bytes(), mx.get_active_memory(), mx.get_cache_memory()))
 
     threading.Thread(target=watch, daemon=True).start()
     at_once = engine.plan.rows_of_width[width]
@@ -106,7 +106,9 @@ def main(
                 "rows": len(batch.tokens),
                 "predicted_peak_bytes": engine.plan.predicted_peak_bytes,
                 "predicted_parts": engine.plan.predicted_parts,
-                "measured_peak_bytes": max(process_peak_footprint_bytes(), *samples),
+                "measured_peak_bytes": max(process_peak_footprint_bytes(), max(samples)[0]),
+                "checked_peak_bytes": checked,
+                "at_peak_bytes": dict(zip(("footprint", "active", "cache"), max(samples), strict=True)),
                 "loaded_bytes": loaded,
                 "peak_active_bytes": mx.get_peak_memory(),
                 "seconds": [round(value, 3) for value in seconds],

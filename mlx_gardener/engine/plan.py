@@ -49,6 +49,14 @@ class Plan:
     predicted_tokens_per_second: float = 0.0
     layers: int = 0
 
+    @property
+    def by_words(self) -> bool:
+        """Whether the head is taken in slices of the vocabulary: when it is on disk, or must become floats.
+
+        Slices are computed one by one, which MLX does not free inside of a differentiation, as that of live layers is.
+        """
+        return (self.words_on_disk or self.dequantize) and not self.live_layers
+
     def rows_for(self, width: int) -> int:
         """Rows at once of any width: as planned, or as many tokens as the narrowest planned width that is wider."""
         wider = [planned for planned in self.rows_of_width if planned >= width]

@@ -74,7 +74,7 @@ def _memory_parts(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend
         live_forward = layer * more * plan.live_layers
         logits = 4 * facts.vocab * plan.tail_slice_tokens * TAIL_FLOATS[2 if several else 1]
         logits *= max(1.0, plan.lanes / 2)
-        if plan.words_on_disk:
+        if plan.by_words:
             words = min(words_per_slice(tokens), facts.vocab)
             logits = 4.0 * words * (SLICE_ARRAYS * tokens + 3 * facts.hidden)
         live = max(live_forward + logits, live_forward + layer * (1 - more)) if plan.live_layers else logits
@@ -160,9 +160,7 @@ def _tokens_per_second(plan: Plan, facts: ModelFacts, config: TrainingConfig, ba
     passes = 2 * facts.layers + max(0, facts.layers - plan.live_layers)
     outside = facts.vocab * facts.hidden
     slice_share = plan.tail_slice_tokens / (plan.tail_slice_tokens + 8)
-    products = 2 * (
-        facts.active_parameters * passes + (3 if plan.words_on_disk else 2 / slice_share) * outside
-    )
+    products = 2 * (facts.active_parameters * passes + (3 if plan.by_words else 2 / slice_share) * outside)
     keys = width / 2 + plan.attention_block if _in_blocks(plan, width) else width
     scores = 2 * 2 * keys * (facts.hidden) * passes * 1.5
     lanes = min(plan.lanes, rows)
@@ -175,9 +173,9 @@ def _tokens_per_second(plan: Plan, facts: ModelFacts, config: TrainingConfig, ba
         seconds *= 1 + 256 / tokens
     per_micro_batch = 0.002 * passes / plan.layers_per_segment / 3
     if plan.dequantize:
-        # Every lane makes floats of all weights for its rows; slices of the tail are shared among the lanes.
+        # Every lane makes floats of all weights for its rows; the words of the head are shared among the lanes.
         per_micro_batch += facts.layer_parameters * passes / backend.dequantize_per_second
-        slices = 1 if plan.words_on_disk else math.ceil(tokens / plan.tail_slice_tokens)
+        slices = 1 if plan.by_words else math.ceil(tokens / plan.tail_slice_tokens)
         per_micro_batch += 2 * outside * slices / backend.dequantize_per_second / plan.lanes
     if plan.streamed_layers or plan.words_on_disk:
         stored = plan.streamed_layers * facts.layer_stored_bytes

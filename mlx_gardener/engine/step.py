@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mlx_gardener.dataset import Batch
     from mlx_gardener.engine.plan import Plan
     from mlx_gardener.engine.stream import StreamedWeights
-    from mlx_gardener.engine.words import WordsOnDisk
+    from mlx_gardener.engine.words import Words
 
 #: Told the share of a step that is done, 0 to 1, before every segment; may raise to end the step.
 BetweenSegments = Callable[[float], None]
@@ -63,7 +63,7 @@ class Engine:
         plan: may be replaced between steps (``engine.plan = smaller``).
         dtype: what adapters are cast to on their way into the model.
         streamed: reads the weights of layers that are not kept in memory; None when all are.
-        words: reads embedding and head, when they are not kept in memory either.
+        words: embedding and head, where the head is taken in slices of the vocabulary.
         per_document: whether documents packed into a row see only themselves.
 
     Attributes:
@@ -77,7 +77,7 @@ class Engine:
         *,
         dtype: mx.Dtype,
         streamed: StreamedWeights | None = None,
-        words: WordsOnDisk | None = None,
+        words: Words | None = None,
         per_document: bool = False,
     ) -> None:
         import mlx.core as mx

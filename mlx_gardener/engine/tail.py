@@ -1,10 +1,10 @@
 """Norm, head and loss, in slices: loss and its gradient together, so that no full logits exist.
 
-Two ways. *Slices of positions* when the head is in memory: the model's own code gives the logits of some positions.
-*Slices of the vocabulary* when the head is on disk: the logits of all positions for some words, twice, first for the
-normaliser (an online softmax, Milakov and Gimelshein 2018, arXiv:1805.02867), then for the gradient. That is three
-products instead of two, but the head is read twice per micro-batch, not twice per slice. What a model does to logits
-(soft-caps, scales) must be word by word for that; the check at load finds where it is not.
+Two ways. *Slices of positions* when the head is in memory as floats: the model's own code gives the logits of some
+positions. *Slices of the vocabulary* when it is on disk or quantised: the logits of all positions for some words, twice,
+first for the normaliser (an online softmax, Milakov and Gimelshein 2018, arXiv:1805.02867), then for the gradient. That is
+three products instead of two, but the head is read, or made floats, twice per micro-batch and not twice per slice. What a
+model does to logits (soft-caps, scales) must be word by word for that; the check at load finds where it is not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mlx_gardener.engine.split import Wiring, tail_logits
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from mlx_gardener.engine.words import WordsOnDisk
+    from mlx_gardener.engine.words import Words
 
 #: Logits of a slice of the vocabulary: 4 Mi floats, 16 MiB, about four times over for the arrays around them.
 SLICE_FLOATS = 4 * 1024**2
@@ -36,7 +36,7 @@ class Tail:
         targets: int32 (positions,).
         slice_tokens: positions whose logits are in memory at once, on each stream.
         streams: CPU streams to share the work among; empty for the default one.
-        words: the head on disk; None when it is in memory.
+        words: the head by words; None to take it in slices of positions.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Tail:
         *,
         slice_tokens: int,
         streams: list[mx.Stream],
-        words: WordsOnDisk | None,
+        words: Words | None,
     ) -> None:
         self._wiring, self._targets, self._slice_tokens = wiring, targets, slice_tokens
         self._streams: list[Any] = list(streams) or [None]

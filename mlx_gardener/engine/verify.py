@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from mlx_gardener.dataset import Batch
-    from mlx_gardener.engine.words import WordsOnDisk
+    from mlx_gardener.engine.words import Words
     from mlx_gardener.model import BaseModel
 
 #: Largest difference of a gradient, as a share of its largest entry: float32 sums in another order; bfloat16 rounds.
@@ -51,7 +51,7 @@ def prepare_engine(
     Raises:
         MemoryBudgetError: it must be taken whole and does not fit then.
     """
-    streamed = words = None
+    streamed = None
     if plan.streamed_layers:
         names = layer_list(base.model)[1][: plan.streamed_layers]
         streamed = StreamedWeights(base.path, base.model, dict(enumerate(names)), dtype=base.dtype)
@@ -62,8 +62,7 @@ def prepare_engine(
         streamed=streamed,
         per_document=not config.data.attend_across_documents,
     )
-    if plan.words_on_disk:
-        words = words_on_disk(base, facts)
+    words = _words(base, plan, facts)
     if config.engine.split == "never":
         engine.take_whole("engine.split is never")
     elif engine.wiring is not None and config.engine.verify_split:
@@ -79,27 +78,33 @@ def prepare_engine(
     return engine
 
 
-def words_on_disk(base: BaseModel, facts: ModelFacts) -> WordsOnDisk:
-    """Embedding and head of ``base``, to be read from its files; not in use yet.
+def _words(base: BaseModel, plan: Plan, facts: ModelFacts) -> Words | None:
+    """Embedding and head by words, where the plan wants them so; not in use yet.
 
     Raises:
-        ModelError: its files do not hold them in a form that can be read by rows.
+        ModelError: the files do not hold them in a form that can be read by rows.
     """
-    from mlx_gardener.engine.words import WordsOnDisk
+    if not plan.by_words:
+        return None
+    from mlx_gardener.engine.words import Words
 
     try:
-        return WordsOnDisk(base.path, base.model, facts.vocab, dtype=base.dtype)
+        return Words(
+            base.model, facts.vocab, dtype=base.dtype, path=base.path if plan.words_on_disk else None
+        )
     except CannotSplit as error:
+        if not plan.words_on_disk:
+            return None  # an unusual head: the tail is taken in slices of positions
         raise ModelError(
             f"Embedding and head of {base.id} cannot stay on disk: {error}.",
             next_step="Set engine.words_on_disk to false and allow a larger --budget.",
         ) from error
 
 
-def split_problem(engine: Engine, base: BaseModel, words: WordsOnDisk | None = None) -> str | None:
+def split_problem(engine: Engine, base: BaseModel, words: Words | None = None) -> str | None:
     """What is wrong with the cut, in words; None when segments give what the whole graph gives.
 
-    With ``words`` the segments take embedding and head from disk, the whole graph from memory.
+    With ``words`` the segments take embedding and head by words, the whole graph as a whole.
     """
     import mlx.core as mx
 

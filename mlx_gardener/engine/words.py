@@ -1,15 +1,16 @@
-"""Embedding and head that stay on disk: rows of words are read as they are needed.
+"""Embedding and head by words: the head in slices of the vocabulary, both on disk when they alone break the budget.
 
 In a small model with a large vocabulary, or a large one under a small budget, these two tables are most of what is
 left in memory when layers are streamed. A batch needs only the rows of its own tokens from the embedding; the head is
-read in slices of the vocabulary (`engine.tail`). Rows of a table lie one after the other in a safetensors file, so a slice
-is one read. Cost: the head is read twice per micro-batch, the next slice while this one computes.
+taken in slices of the vocabulary (`engine.tail`). Rows of a table lie one after the other in a safetensors file, so a
+slice is one read. Cost: the head is read twice per micro-batch, the next slice while this one computes. A quantised
+head that is in memory gains too: its floats are made twice per micro-batch, and not for every slice of positions.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Piece:
 class _Table:
     """Rows of one embedding or head in the model's files."""
 
-    def __init__(self, module: nn.Module, arrays: dict[str, _OnDisk], dtype: mx.Dtype) -> None:
+    def __init__(self, module: nn.Module, arrays: Mapping[str, _OnDisk | _InMemory], dtype: mx.Dtype) -> None:
         self._arrays, self._dtype = arrays, dtype
         self.words = len(module.weight)
         self._packing = {
@@ -68,11 +69,11 @@ class _Table:
         bias = module.get("bias")
         self.bias = None if bias is None else bias.astype(dtype)
 
-    def read(self, first: int, last: int) -> dict[str, np.ndarray]:
-        """The stored rows ``first`` to ``last`` (exclusive); may be called on any thread, as no MLX is in it."""
+    def read(self, first: int, last: int) -> dict[str, Any]:
+        """The stored rows ``first`` to ``last`` (exclusive); from disk on any thread, as no MLX is in it."""
         return {name: array.rows(first, last) for name, array in self._arrays.items()}
 
-    def floats(self, rows: dict[str, np.ndarray]) -> mx.array:
+    def floats(self, rows: dict[str, Any]) -> mx.array:
         """(rows, hidden) of stored rows."""
         stored = {name: self._arrays[name].as_stored(found) for name, found in rows.items()}
         if "scales" not in stored:
@@ -87,6 +88,21 @@ class _Table:
 
         found = [self.read(int(word), int(word) + 1) for word in ids]
         return self.floats({name: np.concatenate([one[name] for one in found]) for name in self._arrays})
+
+
+@dataclass(frozen=True)
+class _InMemory:
+    """An array of a module."""
+
+    array: mx.array
+
+    def rows(self, first: int, last: int) -> mx.array:
+        """(last - first, ...), not copied yet."""
+        return self.array[first:last]
+
+    def as_stored(self, rows: mx.array) -> mx.array:
+        """The rows as they are."""
+        return rows
 
 
 @dataclass(frozen=True)
@@ -119,51 +135,61 @@ class _OnDisk:
 class _StandIn(nn.Module):
     """Takes the place of an embedding or a head."""
 
-    def __init__(self, owner: WordsOnDisk, table: _Table, *, embeds: bool) -> None:
+    def __init__(self, words: Words, table: _Table, own: nn.Module | None, *, embeds: bool) -> None:
         super().__init__()
-        self.owner, self.table, self.embeds = owner, table, embeds
+        self.words, self.table, self.embeds = words, table, embeds
+        if own is not None:
+            self.own = own
 
     def __call__(self, x: mx.array) -> mx.array:
         if not self.embeds:
             return self.as_linear(x)
+        if "own" in self:
+            found: mx.array = self.own(x)
+            return found
         import numpy as np
 
         ids, places = np.unique(np.array(x), return_inverse=True)
         return self.table.pick(ids)[mx.array(places.reshape(x.shape))]
 
     def as_linear(self, x: mx.array) -> mx.array:
-        return self.owner.answer(self.table, x)
+        if self.words.idle and "own" in self:
+            found: mx.array = self.own.as_linear(x) if self.embeds else self.own(x)
+            return found
+        return self.words.answer(self.table, x)
 
 
-class WordsOnDisk:
-    """Embedding and head of a model, read from its files.
+class Words:
+    """Embedding and head of a model, taken by words.
 
     Args:
-        path: the model's directory; its files are ``model*.safetensors``.
         model: has the tables it was loaded with, read or not.
+        vocab: words in the tables.
         dtype: what is computed in.
+        path: the model's directory, to read rows from its ``model*.safetensors``; None when the tables are in memory.
 
     Raises:
         CannotSplit: the model has no such tables, or the files do not hold them under its names.
     """
 
-    def __init__(self, path: Path, model: nn.Module, vocab: int, *, dtype: mx.Dtype) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, vocab: int, *, dtype: mx.Dtype, path: Path | None = None) -> None:
+        self._model, self._on_disk = model, path is not None
         self._own = dict(word_tables(model, vocab))
         if not self._own:
             raise CannotSplit("its embedding and head are not of the usual kinds")
-        entries = _entries(path)
+        entries = {} if path is None else _entries(path)
         self._tables = {
-            name: _Table(module, _find(entries, name, module), dtype) for name, module in self._own.items()
+            name: _Table(module, _find(entries, name, module) if path else _held(module), dtype)
+            for name, module in self._own.items()
         }
         self._answer: Callable[[mx.array], mx.array] | None = None
         self._head: _Table | None = None
         self._reader = ThreadPoolExecutor(1, "head")
 
-    def install(self) -> None:
-        """Put stand-ins into the model for good; what was in memory of its tables is let go."""
-        self._put(self._stand_ins())
-        self._own = {}
+    @property
+    def idle(self) -> bool:
+        """Whether nobody takes the head by words now."""
+        return self._answer is None
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -174,10 +200,18 @@ class WordsOnDisk:
         finally:
             self._put(self._own)
 
+    def install(self) -> None:
+        """Put stand-ins into the model for good; tables that are on disk are let go from memory."""
+        self._put(self._stand_ins())
+        self._own = {}
+
     def _stand_ins(self) -> dict[str, nn.Module]:
         return {
             name: _StandIn(
-                self, table, embeds=isinstance(self._own[name], (nn.Embedding, nn.QuantizedEmbedding))
+                self,
+                table,
+                None if self._on_disk else self._own[name],
+                embeds=isinstance(self._own[name], (nn.Embedding, nn.QuantizedEmbedding)),
             )
             for name, table in self._tables.items()
         }
@@ -225,10 +259,10 @@ class WordsOnDisk:
         table = self._head
         assert table is not None, "the head was not called yet"
         cuts = [(first, min(first + words, table.words)) for first in range(0, table.words, words)]
-        coming: Future[dict[str, np.ndarray]] = self._reader.submit(table.read, *cuts[0])
+        coming: Future[dict[str, Any]] | None = None
         for number, (first, last) in enumerate(cuts):
-            stored = coming.result()
-            if number + 1 < len(cuts):
+            stored = table.read(first, last) if coming is None else coming.result()
+            if self._on_disk and number + 1 < len(cuts):
                 coming = self._reader.submit(table.read, *cuts[number + 1])
             size = -(-(last - first) // pieces)
             yield [
@@ -246,6 +280,10 @@ def word_tables(model: nn.Module, vocab: int) -> Iterator[tuple[str, nn.Module]]
     for name, module in model.named_modules():
         if isinstance(module, _KINDS) and len(module.weight) == vocab and type(module) in _KINDS:
             yield name, module
+
+
+def _held(module: nn.Module) -> dict[str, _InMemory]:
+    return {leaf: _InMemory(module[leaf]) for leaf in ("weight", "scales", "biases") if leaf in module}
 
 
 def _entries(path: Path) -> dict[str, _OnDisk]:

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_gardener.engine import tail as tails
 from mlx_gardener.engine.split import CannotSplit
 from mlx_gardener.engine.verify import largest_difference
-from mlx_gardener.engine.words import WordsOnDisk
+from mlx_gardener.engine.words import Words
 from tests.engine.test_split import TOLERANCE, batch, engine, with_adapters
 from tests.engine.test_stream import prepared, write_again
 from tests.engine.zoo import VOCAB, tiny_model
@@ -29,13 +29,14 @@ def written(model: nn.Module, directory: Path) -> Path:
     return directory
 
 
+@pytest.mark.parametrize("on_disk", [True, False])
 @pytest.mark.parametrize("settings", [{}, {"lanes": 2, "rows": 1}, {"layers_per_segment": 2}], ids=str)
 @pytest.mark.parametrize("model_type", ["qwen2", "llama", "gemma2", "cohere", "granite", "starcoder2"])
 def test_tied_scaled_and_soft_capped_heads_give_the_same_gradients(
-    model_type: str, settings: dict[str, int], tmp_path: Path
+    model_type: str, settings: dict[str, int], on_disk: bool, tmp_path: Path
 ) -> None:
     model = tiny_model(model_type)
-    words = WordsOnDisk(written(model, tmp_path), model, VOCAB, dtype=mx.float32)
+    words = Words(model, VOCAB, dtype=mx.float32, path=written(model, tmp_path) if on_disk else None)
     weights = with_adapters(model)
     resident = engine(model)
     expected = resident.loss_and_gradients(weights, batch(), seed=0)
@@ -74,7 +75,7 @@ def test_a_base_wholly_on_disk_trains_like_one_in_memory(
 def test_a_bfloat16_table_is_read_as_it_is(tmp_path: Path) -> None:
     model = tiny_model("llama")
     model.set_dtype(mx.bfloat16)
-    words = WordsOnDisk(written(model, tmp_path), model, VOCAB, dtype=mx.float32)
+    words = Words(model, VOCAB, dtype=mx.float32, path=written(model, tmp_path))
     expected = model.lm_head.weight.astype(mx.float32)
     words.install()
     words.head_input(lambda: model(mx.zeros((1, 3), dtype=mx.int32)))
@@ -88,12 +89,22 @@ def test_tables_under_another_name_are_refused(tiny_model_dir: Path, tmp_path: P
     other = {f"{name}.x": value for name, value in tree_flatten(model.parameters())}
     mx.save_safetensors(str(tmp_path / "model.safetensors"), other)
     with pytest.raises(CannotSplit, match="hold no"):
-        WordsOnDisk(tmp_path, model, VOCAB, dtype=mx.float32)
+        Words(model, VOCAB, dtype=mx.float32, path=tmp_path)
 
 
 def test_a_head_on_disk_never_gives_wrong_answers_unasked(tmp_path: Path) -> None:
     model = tiny_model("llama")
-    words = WordsOnDisk(written(model, tmp_path), model, VOCAB, dtype=mx.float32)
+    words = Words(model, VOCAB, dtype=mx.float32, path=written(model, tmp_path))
     words.install()
     with pytest.raises(RuntimeError, match="on disk"):
         model(mx.zeros((1, 3), dtype=mx.int32))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_a_model_whose_head_is_in_memory_can_be_called_as_before(model_type: str) -> None:
+    model = tiny_model(model_type)
+    tokens = mx.array([[5, 6, 7]])
+    before = model(tokens)
+    words = Words(model, VOCAB, dtype=mx.float32)
+    words.install()
+    assert mx.array_equal(model(tokens), before)
