@@ -287,6 +287,7 @@ class _Training:
         def between(share: float) -> None:
             nonlocal told, done, before
             self.interrupt()
+            self.neighbour.between_segments()
             if share < before:
                 done += 1  # the next batch has begun
             before = share

@@ -1,4 +1,4 @@
-"""A training that keeps its budget while the machine's owner works: what it does between two updates.
+"""A training that keeps its budget while the machine's owner works: what it does between updates and segments.
 
 The process's footprint is the truth its owner sees. Above the budget, caches are dropped and the next smaller plan is
 taken; after a calm while the first plan returns. When the machine runs short of memory, caches are dropped too; when it
@@ -25,7 +25,7 @@ _LOOK_SECONDS, _SLOW_LOOK_SECONDS = 2.0, 30.0
 
 
 class GoodNeighbour:
-    """Watches footprint, memory pressure, heat and power between updates.
+    """Watches footprint, memory pressure, heat and power between updates; all but the footprint between segments too.
 
     Args:
         engine: its plan is made smaller, and larger again.
@@ -49,6 +49,7 @@ class GoodNeighbour:
         self._warn, self._save, self._interrupt = warn, save, interrupt
         self._first_plan, self._calm = engine.plan, 0
         self._looked_at = 0.0
+        self._waited_at = time.monotonic()
         self._slow_reason: str | None = None
 
     def between_updates(self) -> None:
@@ -63,6 +64,17 @@ class GoodNeighbour:
                 self._warn("Memory was calm for a while: the first plan is tried again.")
         if memory_pressure().level != "normal":
             self._drop_caches()
+        self._wait_while_needed()
+
+    def between_segments(self) -> None:
+        """Wait within a slow update too; the plan stays, as an update has one."""
+        now = time.monotonic()
+        if now - self._waited_at >= _LOOK_SECONDS:
+            self._waited_at = now
+            self._wait_while_needed()
+
+    def _wait_while_needed(self) -> None:
+        """Wait, with a checkpoint of the last update written, while the machine is needed for other things."""
         if reason := self._reason_to_wait():
             self._save()
             self._warn(f"The training waits: {reason}.")

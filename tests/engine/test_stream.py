@@ -73,6 +73,22 @@ def test_a_streamed_base_gives_the_gradients_of_a_resident_one(
         assert largest_difference(found.gradients, expected.gradients) <= 1e-5
 
 
+def test_a_base_in_the_hub_s_cache_is_streamed_through_its_links(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123abcd"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(tiny_model_dir.iterdir())):
+        (blobs / f"{number:040x}").write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(Path("../../blobs") / f"{number:040x}")
+    base, engine = prepared(tiny_model_dir, streamed_layers=0)
+    expected = engine.loss_and_gradients(with_adapters(base.model), batch(), seed=0)
+    base, engine = prepared(snapshot, streamed_layers=64, words_on_disk=True)
+    found = engine.loss_and_gradients(with_adapters(base.model), batch(), seed=0)
+    assert largest_difference(found.gradients, expected.gradients) <= 1e-5
+
+
 def test_streamed_weights_are_dropped_after_use(tiny_model_dir: Path) -> None:
     base, engine = prepared(tiny_model_dir, streamed_layers=3)
     weights = with_adapters(base.model)

@@ -23,11 +23,14 @@ class World:
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch, **settings: bool) -> None:
         self.engine, self.said, self.saved, self.waits = engine, [], 0, 0
         self.footprint, self.level, self.battery, self.heat = 10, "normal", False, "nominal"
+        self.clock = 1e6
         monkeypatch.setattr(neighbour, "process_footprint_bytes", lambda: self.footprint)
         monkeypatch.setattr(neighbour, "memory_pressure", lambda: MemoryPressure(self.level, 1, 2))
         monkeypatch.setattr(neighbour, "power_state", lambda: PowerState(on_battery=self.battery))
         monkeypatch.setattr(neighbour, "thermal_state", lambda: self.heat)
-        monkeypatch.setattr(neighbour, "time", SimpleNamespace(sleep=self._sleep, monotonic=lambda: 1e6))
+        monkeypatch.setattr(
+            neighbour, "time", SimpleNamespace(sleep=self._sleep, monotonic=lambda: self.clock)
+        )
         self.said: list[str]
         self.watch = GoodNeighbour(
             engine,
@@ -123,3 +126,16 @@ def test_a_waiting_training_can_be_cancelled(engine: Engine, monkeypatch: pytest
     with pytest.raises(TrainingCancelledError):
         world.watch.between_updates()
     assert world.saved == 1
+
+
+def test_a_slow_update_waits_between_its_segments_and_keeps_its_plan(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, plan = World(engine, monkeypatch), engine.plan
+    world.level = "critical"
+    world.watch.between_segments()
+    assert world.waits == 0  # it looks every two seconds, not at every segment
+    world.clock += 3
+    world.watch.between_segments()
+    assert (world.saved, world.waits) == (1, 3) and "short of memory" in world.said[0]
+    assert engine.plan is plan
