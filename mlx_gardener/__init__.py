@@ -1,8 +1,9 @@
 """mlx_gardener: a repository goes in, a LoRA adapter that knows that repository comes out.
 
-The public names are imported lazily, so that ``import mlx_gardener`` costs milliseconds. The one thing done at
-import is opening a fast BLAS on Linux: MLX's CPU wheels carry a reference BLAS (about 5 GFLOP/s on two cores), and
-a faster library only takes its place when it is opened *before* ``mlx.core`` (see `mlx_gardener.platform.blas`).
+The public names are imported lazily, so that ``import mlx_gardener`` costs milliseconds. Two things are done at import,
+both on Linux only: a fast BLAS is opened, as MLX's CPU wheels carry a reference BLAS (about 5 GFLOP/s on two cores), and
+a faster library only takes its place when it is opened *before* ``mlx.core`` (see `mlx_gardener.platform.blas`); and the
+allocator is told to give freed buffers back at once, before it gets used to large ones (`mlx_gardener.platform.heap`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.platform.blas import preload as _preload_blas
+from mlx_gardener.platform.heap import return_freed_buffers as _return_freed_buffers
 
 __version__ = "0.1.0"
 
 _preload_blas()
+_return_freed_buffers()
 
 _PUBLIC = {
     "TrainingPipeline": "mlx_gardener.pipeline",
