@@ -1,0 +1,69 @@
+"""Short versions of the engine's benchmarks: what they prove exactly, on a few steps; and the table they are shown in."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from mlx_gardener.model.lora import load_arrays
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def load(name: str) -> ModuleType:
+        sys.modules.pop(name, None)
+        return __import__(name)
+
+    return load
+
+
+def test_the_loss_curve_is_that_of_mlx_lm_s_own_trainer(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = benchmark("loss_curve")
+    monkeypatch.setattr(module, "STEPS", 4)
+    try:
+        ours, theirs = module.side("ours")["losses"], module.side("mlx_lm")["losses"]
+    finally:
+        __import__("mlx.core").core.enable_compile()
+    assert len(ours) == 4 and ours[0] != ours[-1]
+    assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_adapters_of_different_budgets_are_equal(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = benchmark("across_budgets")
+    monkeypatch.setattr(module, "STEPS", 2)
+    found = [module.side(name) for name in ("1 GB", "1 GB, all from disk")]
+    assert found[0]["plan"] != found[1]["plan"]
+    first, second = (load_arrays(Path(one["adapter"])) for one in found)
+    assert module.difference_of_changes(first, second) <= 1e-2
+    assert found[0]["final_loss"] == pytest.approx(found[1]["final_loss"], abs=1e-5)
+
+
+def test_table_and_picture_are_made_of_the_kept_results(benchmark: Any) -> None:
+    module = benchmark("run")
+    found = module.results()
+    page = module.table(found)
+    for result in found.values():
+        for row in result.get("bars", ()):
+            assert row["measure"] in page and row["seen"] in page
+    picture = ElementTree.fromstring(module.picture(found))
+    labels = [element.text for element in picture.iter() if element.tag.endswith("text")]
+    assert "lean" in labels and "mlx_lm checkpointed" in labels
+
+
+def test_every_kept_result_describes_its_machine() -> None:
+    for file in (BENCHMARKS / "results").glob("*.json"):
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if "bars" in kept:
+            assert kept["machine"]["chip"] and kept["machine"]["mlx"], file.name
