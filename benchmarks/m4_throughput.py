@@ -48,8 +48,8 @@ ROUND_SHARE = 0.7
 #: What is kept of a side's report.
 KEPT = (
     "seconds", "positions", "losses", "first_steps", "steps_per_pass", "positions_per_pass", "loss_tokens_per_pass",
-    "measured_peak_bytes", "peak_active_bytes", "predicted_peak_bytes", "predicted_tokens_per_second", "rows_at_once", "plan", "wall_seconds", "failed",
-    "out_of_memory", "unfinished",
+    "measured_peak_bytes", "peak_active_bytes", "predicted_peak_bytes", "predicted_tokens_per_second", "rows_at_once",
+    "plan", "wall_seconds", "failed", "out_of_memory", "unfinished",
 )  # fmt: skip
 
 

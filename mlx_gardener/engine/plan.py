@@ -14,7 +14,7 @@ class Plan:
 
     Attributes:
         rows_of_width: rows per micro-batch for every row width in tokens.
-        predicted_parts: weights, adapter, saved, work, cache, runtime.
+        predicted_parts: weights, adapter, saved, work, cache, runtime, check.
         notes: what was traded for the budget, a sentence each.
         layers_per_segment: layers that are computed again at once in the backward pass.
         live_layers: last layers that are computed only once.

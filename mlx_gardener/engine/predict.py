@@ -17,12 +17,14 @@ from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.tail import words_per_slice
 
 #: Python, MLX, BLAS buffers, tokenizer and token rows before a model is loaded.
-RUNTIME_BYTES = 240 * MIB
+RUNTIME_BYTES = 150 * MIB
 #: Float32 copies of the adapter at the height of an update.
 ADAPTER_COPIES = 5
 #: Floats that one layer takes in its backward pass per position, in units of (hidden, intermediate, heads x keys,
 #: width of keys and values), on one lane and on several: least squares over 12 shapes each, within 14 %.
 WORK_FLOATS = {False: (15.7, 12.5, 2.9, 7.2), True: (9.6, 12.0, 2.9, 5.2)}
+#: The share of that where weights become floats block by block: their products wait for each other.
+CHAINED = 0.75
 #: The same for scores of attention in blocks, in units of heads x block.
 BLOCK_FLOATS = 3.5
 #: What one more layer in the same graph adds, in units of one layer's work, with MLX's attention and with blocks.
@@ -66,7 +68,7 @@ def _memory_parts(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend
     work = saved = 0.0
     for width, rows in plan.rows_of_width.items():
         tokens = rows * width
-        layer = tokens * size * _work_floats(plan, facts, width)
+        layer = tokens * size * _work_floats(plan, facts, width) * (CHAINED if plan.dequantize else 1.0)
         more = MORE_LAYERS[_in_blocks(plan, width)]
         at_once = (
             layer * (1 + more * (plan.layers_per_segment - 1)) if plan.live_layers < facts.layers else 0.0
@@ -84,14 +86,19 @@ def _memory_parts(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend
         if kept + max(at_once, live) > saved + work:
             saved, work = kept, max(at_once, live)
     weights, buffers = _weight_bytes(plan, facts, size)
-    return {
+    parts = {
         "weights": int(weights),
         "adapter": _adapter_bytes(facts, config),
         "saved": int(saved),
         "work": int(work * backend.work_scale + buffers),
         "cache": 0,
         "runtime": RUNTIME_BYTES,
+        "check": 0,
     }
+    if config.engine.verify_split and config.engine.split != "never":
+        check = _check_bytes(plan, facts, size) + RUNTIME_BYTES
+        parts["check"] = max(0, int(check) - sum(parts.values()))
+    return parts
 
 
 def _in_blocks(plan: Plan, width: int) -> bool:
@@ -111,21 +118,35 @@ def _work_floats(plan: Plan, facts: ModelFacts, width: int) -> float:
     )
 
 
-def _weight_bytes(plan: Plan, facts: ModelFacts, size: int) -> tuple[float, float]:
-    """(weights in memory throughout, buffers of weights that are read or turned into floats for a moment)."""
-    outside = facts.parameters - facts.layers * facts.layer_parameters
+def _check_bytes(plan: Plan, facts: ModelFacts, size: int) -> float:
+    """What the check of the cut takes (`engine.verify`): of a base on disk two layers and, as a whole, what is outside.
+
+    Each is there as stored and as computed with for a moment. Its 24 tokens are nothing beside them.
+    """
+    if not plan.streamed_layers:
+        return 0.0
+    layer, outside = _loaded_bytes(plan, facts, size)
     outside_stored = max(0, facts.stored_bytes - facts.layers * facts.layer_stored_bytes)
-    if plan.words_on_disk:
-        outside = outside_stored = 0  # what is left are norms
-    resident = facts.layers - plan.streamed_layers
+    return 2 * layer + facts.layer_stored_bytes + outside + outside_stored
+
+
+def _loaded_bytes(plan: Plan, facts: ModelFacts, size: int) -> tuple[float, float]:
+    """(one layer, embedding and head with what else is outside the layers) as they are in memory."""
+    outside = max(0, facts.parameters - facts.layers * facts.layer_parameters)
+    outside_stored = max(0, facts.stored_bytes - facts.layers * facts.layer_stored_bytes)
     if plan.base_weights == "stored" and facts.quantized_bits is not None:
         # On the CPU the scales and biases of each group of 64 weights are float32 in memory, float16 on disk.
         wider = (facts.quantized_bits / 8 + 1 / 8) / (facts.quantized_bits / 8 + 1 / 16) if size == 4 else 1.0
-        weights = wider * (outside_stored + resident * facts.layer_stored_bytes)
-        layer = wider * facts.layer_stored_bytes
-    else:
-        weights = max(0, outside) * size + resident * facts.layer_parameters * size
-        layer = float(facts.layer_parameters * size)
+        return wider * facts.layer_stored_bytes, wider * outside_stored
+    return float(facts.layer_parameters * size), float(outside * size)
+
+
+def _weight_bytes(plan: Plan, facts: ModelFacts, size: int) -> tuple[float, float]:
+    """(weights in memory throughout, buffers of weights that are read or turned into floats for a moment)."""
+    layer, outside = _loaded_bytes(plan, facts, size)
+    if plan.words_on_disk:
+        outside = 0.0  # what is left are norms
+    weights = outside + (facts.layers - plan.streamed_layers) * layer
     buffers = 0.0
     if plan.streamed_layers:
         buffers += plan.layers_per_segment * (

@@ -18,8 +18,9 @@ _PARTS = {
     "work": "the layers and logits at work",
     "cache": "freed buffers kept for reuse",
     "runtime": "Python, MLX and data",
+    "check": "what the check at load takes beyond all this",
 }
-_STYLES = ("cyan", "green", "yellow", "magenta", "bright_black", "blue")
+_STYLES = ("cyan", "green", "yellow", "magenta", "bright_black", "blue", "red")
 
 
 def show_plan(console: Console, plan: Plan, others: Sequence[tuple[int, Plan | None]] = ()) -> None:
@@ -31,6 +32,8 @@ def show_plan(console: Console, plan: Plan, others: Sequence[tuple[int, Plan | N
     table = Table("memory", "predicted", "share", box=None, header_style="bold", pad_edge=False)
     bar = Text()
     for (name, size), style in zip(plan.predicted_parts.items(), _STYLES, strict=True):
+        if name == "check" and not size:
+            continue
         share = size / plan.budget_bytes
         table.add_row(Text(_PARTS[name], style=style), gigabytes(size), f"{share:.1%}")
         bar.append("█" * round(60 * share), style=style)

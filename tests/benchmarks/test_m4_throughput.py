@@ -51,7 +51,11 @@ def test_all_sides_are_measured_and_written(benchmark: Benchmark, tmp_path: Path
     found = CliRunner().invoke(command, [*options, "--output", str(tmp_path)], catch_exceptions=False)
     assert found.exit_code == 0, found.output
     result = json.loads(next(tmp_path.glob("*.json")).read_text(encoding="utf-8"))
-    assert [row["side"] for row in result["summary"]] == ["mlx_gardener", "mlx_lm", "mlx_lm --grad-checkpoint"]
+    assert [row["side"] for row in result["summary"]] == [
+        "mlx_gardener",
+        "mlx_lm",
+        "mlx_lm --grad-checkpoint",
+    ]
     for row in result["summary"]:
         assert row["failed"] is None and row["loss_tokens_per_second"]["median"] > 0
         assert row["peak_footprint_bytes"] > 50 * 2**20
@@ -67,7 +71,9 @@ def test_all_sides_are_measured_and_written(benchmark: Benchmark, tmp_path: Path
 
 def test_no_time_is_no_result_but_is_said(benchmark: Benchmark, tmp_path: Path) -> None:
     command = benchmark("m4_throughput").main
-    found = CliRunner().invoke(command, ["--model", "seedling", "--minutes", "0.1", "--output", str(tmp_path)])
+    found = CliRunner().invoke(
+        command, ["--model", "seedling", "--minutes", "0.1", "--output", str(tmp_path)]
+    )
     assert found.exit_code == 0, found.output
     result = json.loads(next(tmp_path.glob("*.json")).read_text(encoding="utf-8"))
     assert result["skipped"] and not result["cells"]
