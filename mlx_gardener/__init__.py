@@ -20,7 +20,7 @@ _preload_blas()
 _return_freed_buffers()
 
 _PUBLIC = {
-    "TrainingPipeline": "mlx_gardener.pipeline",
+    "TrainingPipeline": "mlx_gardener.trainings",
     "TrainingResult": "mlx_gardener.api",
     "train": "mlx_gardener.api",
     "watch_training": "mlx_gardener.api",
@@ -91,9 +91,9 @@ if TYPE_CHECKING:  # what type checkers and editors see; the same names as _PUBL
     from mlx_gardener.events import EventBus as EventBus
     from mlx_gardener.events import TrainingPhase as TrainingPhase
     from mlx_gardener.events import TrainingProgress as TrainingProgress
-    from mlx_gardener.pipeline import TrainingPipeline as TrainingPipeline
     from mlx_gardener.progress import TrainingProgressTracker as TrainingProgressTracker
     from mlx_gardener.registry import ProjectRegistry as ProjectRegistry
     from mlx_gardener.source import ChunkType as ChunkType
     from mlx_gardener.source import CodeChunk as CodeChunk
     from mlx_gardener.source import CodePreprocessor as CodePreprocessor
+    from mlx_gardener.trainings import TrainingPipeline as TrainingPipeline

@@ -16,9 +16,9 @@ from typing import Any
 from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.errors import TrainingError
 from mlx_gardener.events import Event, TrainingProgress
-from mlx_gardener.pipeline import TrainingPipeline
 from mlx_gardener.progress import ProgressCallback
 from mlx_gardener.registry import TrainingStatus, project_name_for
+from mlx_gardener.trainings import TrainingPipeline
 
 _pipeline: TrainingPipeline | None = None
 _pipeline_lock = threading.Lock()

@@ -1,44 +1,31 @@
-"""TrainingPipeline: a repository in, a registered adapter out.
+"""A run, from a repository to a registered adapter: `run_training` and its five phases, in order, by name.
 
-The first half is the run itself, as it happens inside the worker process: `run_training` and its five phases, in
-order, by name; every part it calls lives in a room of its own. The second half is the way in: `TrainingPipeline`
-starts, watches and ends workers. `mlx_gardener.api` holds the functions for scripts and notebooks.
+It happens inside the worker process (`mlx_gardener.worker`); every part it calls lives in a room of its own.
+`mlx_gardener.trainings` holds `TrainingPipeline`, the way in. Cost: next to nothing; the parts' docstrings say theirs.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.config import TrainingConfig, load_config
-from mlx_gardener.errors import GardenerError, TrainingError, TrainingTimeoutError
+from mlx_gardener.config import TrainingConfig
 from mlx_gardener.events import (
     PHASE_PERCENT,
     DataPrepared,
     Event,
     EventBus,
     PlanChosen,
-    ProgressChanged,
     StepAdvanced,
     StepCompleted,
-    TrainingEnded,
     TrainingPhase,
-    TrainingProgress,
     WarningRaised,
 )
-from mlx_gardener.journal import JOURNAL_NAME, JournalWriter, follow_journal, read_journal
-from mlx_gardener.progress import ProgressCallback, TrainingProgressTracker, progress_of
-from mlx_gardener.registry import Project, ProjectRegistry, TrainingRecord, TrainingStatus
-from mlx_gardener.worker import LOG_NAME, Job
+from mlx_gardener.journal import JOURNAL_NAME, read_journal
+from mlx_gardener.progress import TrainingProgressTracker
+from mlx_gardener.registry import Project, ProjectRegistry
 
 if TYPE_CHECKING:
     from mlx_gardener.adapter import StagedAdapter
@@ -47,11 +34,6 @@ if TYPE_CHECKING:
     from mlx_gardener.evaluate import Evidence
     from mlx_gardener.model import BaseModel, ModelChoice
     from mlx_gardener.training import TrainOutcome
-
-logger = logging.getLogger(__name__)
-
-
-# The run, inside the worker.
 
 
 @dataclass(frozen=True)
@@ -284,277 +266,3 @@ def _register(
         "evidence": evidence.to_json(with_source=True),
         "training": outcome.to_json(),
     }
-
-
-# The way in: start, watch, end.
-
-_POLL_SECONDS = 0.05
-
-
-@dataclass
-class _Watched:
-    """A training that this pipeline started: its worker, and the thread that watches it."""
-
-    training_id: str
-    process: subprocess.Popen[bytes]
-    thread: threading.Thread
-
-
-class TrainingPipeline:
-    """Starts trainings in worker processes, watches them, and ends them; safe to use from many threads.
-
-    Args:
-        config: settings of the trainings it starts; defaults, file-less, with the environment's when None.
-        registry: where projects, trainings and adapters are recorded; the user's own when None.
-    """
-
-    def __init__(
-        self, config: TrainingConfig | None = None, *, registry: ProjectRegistry | None = None
-    ) -> None:
-        self.config = config or load_config()
-        self.registry = registry or ProjectRegistry()
-        self._watched: dict[str, _Watched] = {}
-        self._lock = threading.Lock()
-
-    def start_training(self, project_name: str, progress_callback: ProgressCallback | None = None) -> str:
-        """Start training a registered project in the background.
-
-        Args:
-            project_name: as registered (`ProjectRegistry.register_project`).
-            progress_callback: called with every `TrainingProgress`, on a thread of its own.
-
-        Returns:
-            The training's id, in well under 2 seconds.
-
-        Raises:
-            TrainingError: there is no such project, or it is being trained, in this process or any other.
-        """
-        return self._start(project_name, progress_callback, resume_from=None)
-
-    def resume_training(self, project_name: str, progress_callback: ProgressCallback | None = None) -> str:
-        """Go on with the project's last training where it stopped, with the settings it was started with.
-
-        The time limit is this pipeline's: a run that ended by its limit gets a new one.
-
-        Raises:
-            TrainingError: nothing to resume, it is being trained, or its last training was completed.
-        """
-        last = self.registry.latest_training(self._project(project_name).name)
-        if last is None:
-            raise TrainingError(
-                f"Project {project_name!r} has never been trained, so there is nothing to resume.",
-                next_step="Start with `mlx-gardener train`.",
-            )
-        if last.status is TrainingStatus.COMPLETED:
-            raise TrainingError(
-                f"The last training of {project_name!r} was completed, so there is nothing to resume.",
-                next_step="Start a new one without --resume.",
-            )
-        return self._start(project_name, progress_callback, resume_from=last)
-
-    def get_training_progress(self, project_name: str) -> TrainingProgress | None:
-        """The last known progress of the project's latest training, also after its end; None if there was none.
-
-        Raises:
-            TrainingError: there is no such project.
-        """
-        record = self.registry.latest_training(self._project(project_name).name)
-        return None if record is None else _progress_of_record(record)
-
-    def is_training_active(self, project_name: str) -> bool:
-        """Whether the project is being trained, by this process or any other.
-
-        Raises:
-            TrainingError: there is no such project.
-        """
-        return self._project(project_name).name in self.get_active_trainings()
-
-    def get_active_trainings(self) -> dict[str, TrainingProgress]:
-        """Progress of every training under way on this machine, by project."""
-        return {record.project: _progress_of_record(record) for record in self.registry.active_trainings()}
-
-    def cancel_training(self, project_name: str) -> bool:
-        """Ask the project's training to stop; it does within about one segment of a step and keeps a checkpoint.
-
-        Returns:
-            Whether there was one to stop. `wait_for_training_completion` waits for it to have stopped.
-
-        Raises:
-            TrainingError: there is no such project.
-        """
-        record = self.registry.latest_training(self._project(project_name).name)
-        if record is None or not self.is_training_active(project_name):
-            return False
-        self.registry.request_cancel(record.id)
-        return True
-
-    def wait_for_training_completion(
-        self, project_name: str, timeout: float | None = None
-    ) -> TrainingProgress:
-        """Wait until the project's training has ended, however it ends, and return its last progress.
-
-        Args:
-            timeout: seconds; None waits as long as it takes.
-
-        Raises:
-            TrainingTimeoutError: it had not ended by then; it goes on.
-            TrainingError: there is no such project, or it was never trained.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            active = self.is_training_active(project_name)
-            watched = self._watched.get(project_name)
-            if not active and (watched is None or not watched.thread.is_alive()):
-                break
-            if deadline is not None and time.monotonic() >= deadline:
-                raise TrainingTimeoutError(
-                    f"The training of {project_name!r} had not ended after {timeout:g} seconds; it goes on.",
-                    next_step="Wait longer, or stop it with cancel_training.",
-                )
-            time.sleep(_POLL_SECONDS)
-        progress = self.get_training_progress(project_name)
-        if progress is None:
-            raise TrainingError(f"Project {project_name!r} has never been trained.")
-        return progress
-
-    @contextmanager
-    def training_context(self, project_name: str) -> Iterator[str]:
-        """``with pipeline.training_context("web") as training_id:`` trains for as long as the block runs.
-
-        A training still under way when the block ends is cancelled, and has stopped when the statement is left.
-        """
-        training_id = self.start_training(project_name)
-        try:
-            yield training_id
-        finally:
-            self.cancel_training(project_name)
-            self.wait_for_training_completion(project_name)
-
-    def follow(self, project_name: str, *, from_now: bool = False) -> Iterator[Event]:
-        """The events of the project's latest training, as they happen, until it has ended.
-
-        Args:
-            from_now: leave out what happened before the call.
-
-        Raises:
-            TrainingError: there is no such project, or it was never trained.
-        """
-        record = self.registry.latest_training(self._project(project_name).name)
-        if record is None:
-            raise TrainingError(
-                f"Project {project_name!r} has never been trained.",
-                next_step="Start with `mlx-gardener train`.",
-            )
-        journal = record.run_dir / JOURNAL_NAME
-        offset = journal.stat().st_size if from_now else Job.read(record.run_dir).journal_offset
-
-        def is_over() -> bool:
-            watched = self._watched.get(project_name)
-            if watched is not None and watched.training_id == record.id:
-                return not watched.thread.is_alive()
-            return all(active.id != record.id for active in self.registry.active_trainings())
-
-        return follow_journal(journal, offset=offset, is_over=is_over)
-
-    def _project(self, name: str) -> Project:
-        try:
-            return self.registry.get_project(name)
-        except GardenerError as error:
-            raise TrainingError(error.message, next_step=error.next_step) from error
-
-    def _start(
-        self, name: str, callback: ProgressCallback | None, *, resume_from: TrainingRecord | None
-    ) -> str:
-        project = self._project(name)
-        config = self.config.model_dump(mode="json")
-        if resume_from is not None:
-            limit = config["training_timeout_minutes"]
-            config = {**resume_from.config, "training_timeout_minutes": limit}
-        record = self.registry.begin_training(
-            project.name, config, run_dir=None if resume_from is None else resume_from.run_dir
-        )
-        try:
-            journal = record.run_dir / JOURNAL_NAME
-            offset = journal.stat().st_size if journal.exists() else 0
-            Job(record.id, project.name, config, resume_from is not None, offset).write(record.run_dir)
-            process = self._spawn(record)
-            # Before this process may end: the worker itself claims only after its imports.
-            self.registry.claim_training(record.id, process.pid)
-        except OSError as error:
-            message = f"The worker of {name!r} could not be started: {error.strerror or error}."
-            self.registry.finish_training(record.id, TrainingStatus.FAILED, message, {})
-            raise TrainingError(message, next_step="Free disk space or memory and start again.") from error
-        thread = threading.Thread(
-            target=self._watch, args=(record, process, offset, callback), name=f"watch-{name}", daemon=True
-        )
-        with self._lock:
-            self._watched[project.name] = _Watched(record.id, process, thread)
-        thread.start()
-        return record.id
-
-    def _spawn(self, record: TrainingRecord) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "MLX_GARDENER_HOME": str(self.registry.home)}
-        with (record.run_dir / LOG_NAME).open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "mlx_gardener.worker", str(record.run_dir)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,  # a closed terminal or Ctrl-C ends the watching, not the run
-            )
-
-    def _watch(
-        self,
-        record: TrainingRecord,
-        process: subprocess.Popen[bytes],
-        offset: int,
-        callback: ProgressCallback | None,
-    ) -> None:
-        """Pass a worker's progress on, and settle its record if it died without a word."""
-        bus = EventBus()
-        if callback is not None:
-
-            def deliver(event: Event) -> None:
-                if isinstance(event, ProgressChanged):
-                    callback(progress_of(event))
-
-            bus.subscribe(deliver, name="progress callback")
-        ended = False
-        events = follow_journal(
-            record.run_dir / JOURNAL_NAME, offset=offset, is_over=lambda: process.poll() is not None
-        )
-        for event in events:
-            ended = ended or isinstance(event, TrainingEnded)
-            bus.publish(event)
-        if not ended:
-            for event in self._bury(record, process.returncode):
-                bus.publish(event)
-        bus.close()
-
-    def _bury(self, record: TrainingRecord, code: int) -> list[Event]:
-        """Record the death of a worker that could not say why it died."""
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        message = (
-            f"The worker process {how} before it could say why (see {LOG_NAME} in {record.run_dir.name}). "
-            "Its last checkpoint is kept: go on with `mlx-gardener train --resume`."
-        )
-        logger.error("training %s: %s", record.id, message)
-        known = self.registry.latest_training(record.project)
-        percent = known.percent if known is not None and known.id == record.id else 0.0
-        self.registry.explain_death(record.id, message)
-        events: list[Event] = [
-            ProgressChanged(TrainingPhase.FAILED, percent, message),
-            TrainingEnded(TrainingPhase.FAILED, message),
-        ]
-        writer = JournalWriter(record.run_dir / JOURNAL_NAME)
-        for event in events:
-            writer(event)
-        writer.close()
-        return events
-
-
-def _progress_of_record(record: TrainingRecord) -> TrainingProgress:
-    return TrainingProgress(
-        record.phase, record.percent, record.message, dict(record.details), timestamp=record.updated_at
-    )

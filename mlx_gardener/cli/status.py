@@ -74,7 +74,7 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
 def cancel(project: str, timeout: float) -> None:
     """Stop the training of PROJECT; its checkpoint is kept."""
     from mlx_gardener.errors import TrainingError
-    from mlx_gardener.pipeline import TrainingPipeline
+    from mlx_gardener.trainings import TrainingPipeline
 
     pipeline = TrainingPipeline()
     if not pipeline.cancel_training(project):

@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from mlx_gardener.config import TrainingConfig
-    from mlx_gardener.pipeline import TrainingPipeline
+    from mlx_gardener.trainings import TrainingPipeline
 
 
 def _parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -88,8 +88,8 @@ def train(
         _show_plan(root, config, as_json)
         return
 
-    from mlx_gardener.pipeline import TrainingPipeline
     from mlx_gardener.registry import project_name_for
+    from mlx_gardener.trainings import TrainingPipeline
 
     pipeline = TrainingPipeline(config)
     name = project or project_name_for(root)
