@@ -1,14 +1,18 @@
 """Checkpoints: all that a training needs to go on as if it had never stopped.
 
 A checkpoint is a directory ``step-00000012`` with the adapter, the best adapter so far, the optimiser's state and
-``state.json``; written beside, fsynced and renamed, so that it is there whole or not at all. ``state.json`` holds
-the sha256 of the other files; a damaged checkpoint is passed over for the one before it. Cost: about four times the adapter.
+``state.json``: where the training stands, and what it is a training of. It is written beside, fsynced and renamed, so
+that it is there whole or not at all, and never takes the place of another: a second one of the same step is
+``step-00000012.1``, and only then is the first dropped. ``state.json`` holds the sha256 of the other files, taken from
+what was meant to be written, and of itself; a damaged checkpoint is passed over for the one before it.
+Cost: about four times the adapter on disk, and its writing once per ``checkpoint_interval_seconds``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -23,14 +27,19 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 STATE_NAME = "state.json"
+FORMAT_VERSION = 2
+_ARRAYS = ("weights", "best", "optimizer")
+#: What reading a damaged checkpoint may raise.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)
 
 
 @dataclass
 class TrainState:
     """Where a training stands after its last committed update.
 
-    Randomness needs no state: every seed is made from the run's seed and the step. Losses are nats per token;
-    ``validation`` holds (step, loss, bits per byte).
+    ``step`` is also the place in the schedule and, with the seed, in the order of the rows: an update is committed with its
+    whole accumulation window or not at all. Randomness needs no state: every seed is made from the run's seed and
+    the step. Losses are nats per token; ``validation`` holds (step, loss, bits per byte).
     """
 
     step: int = 0
@@ -45,6 +54,16 @@ class TrainState:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a checkpoint is a checkpoint of, as JSON types; ``plan`` is `engine.Plan.to_json` of the time of writing."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+    data_sha256: str = ""
+    base_sha256: str = ""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A state with its arrays, by name."""
 
@@ -52,50 +71,53 @@ class Checkpoint:
     weights: dict[str, mx.array]
     best: dict[str, mx.array]
     optimizer: dict[str, mx.array]
+    origin: Origin = Origin()
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Write a checkpoint, then drop all but the ``keep`` newest.
 
+    Later steps than this one's, which were passed over as damaged, are dropped too.
+
     Raises:
         TrainingError: it cannot be written; earlier ones are as they were.
     """
-    import mlx.core as mx
-
-    final = directory / f"step-{checkpoint.state.step:08d}"
-    staged = directory / f".{final.name}.new"
+    step = checkpoint.state.step
+    staged = directory / f".step-{step:08d}.new"
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir()
-        sums = {}
-        for name in ("weights", "best", "optimizer"):
-            file = staged / f"{name}.safetensors"
-            mx.save_safetensors(str(file), getattr(checkpoint, name))
-            sums[file.name] = _sha256(file)
-            fsync_path(file)
-        state = staged / STATE_NAME
-        state.write_text(json.dumps({"state": asdict(checkpoint.state), "sha256": sums}), encoding="utf-8")
-        fsync_path(state)
+        _sweep(directory)
+        staged.mkdir(mode=0o700)
+        sums = {
+            f"{name}.safetensors": _write_arrays(staged / f"{name}.safetensors", getattr(checkpoint, name))
+            for name in _ARRAYS
+        }
+        _write_state(staged / STATE_NAME, checkpoint, sums)
         fsync_path(staged)
-        if final.exists():
-            shutil.rmtree(final)
+        final = _free_name(directory, step)
         staged.rename(final)
         fsync_path(directory)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(staged, ignore_errors=True)
         raise TrainingError(
-            f"The checkpoint of step {checkpoint.state.step} cannot be written ({error}).",
+            f"The checkpoint of step {step} cannot be written ({error}).",
             next_step="Free disk space, then go on with `mlx-gardener train --resume`.",
         ) from error
-    for old in list_checkpoints(directory)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    known = list_checkpoints(directory)
+    upto = known.index(final) + 1
+    for unneeded in known[: max(0, upto - keep)] + known[upto:]:
+        _drop(unneeded)
     return final
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """The checkpoints in ``directory``, oldest first."""
-    return sorted(path for path in directory.glob("step-*") if path.is_dir())
+    found = []
+    for path in directory.glob("step-*"):
+        step, _, again = path.name.removeprefix("step-").partition(".")
+        if step.isdecimal() and (again.isdecimal() or not again) and path.is_dir():
+            found.append((int(step), int(again or 0), path))
+    return [path for _, _, path in sorted(found)]
 
 
 def load_checkpoint(directory: Path, *, fingerprint: str, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -107,29 +129,151 @@ def load_checkpoint(directory: Path, *, fingerprint: str, warn: Callable[[str], 
     for path in reversed(list_checkpoints(directory)):
         try:
             checkpoint = _read(path)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            warn(f"The checkpoint {path.name} is damaged ({error}) and was passed over.")
+        except _DAMAGE as error:
+            warn(
+                f"The checkpoint {path.name} is damaged ({error}) and was passed over for the one before it."
+            )
             continue
         if checkpoint.state.fingerprint != fingerprint:
             raise TrainingError(
                 f"The checkpoint {path.name} belongs to another base model, other settings or other data.",
-                next_step="Undo the change to go on exactly, or start a new training without --resume.",
+                next_step="Undo the change to go on exactly, or start a new training with --fresh.",
             )
         return checkpoint
     return None
 
 
+def newest_origin(directory: Path) -> tuple[int, Origin] | None:
+    """Step and origin of the newest checkpoint whose ``state.json`` is good; arrays are not read."""
+    for path in reversed(list_checkpoints(directory)):
+        try:
+            written = _read_state(path)
+            return int(written["state"]["step"]), Origin(**written["origin"])
+        except _DAMAGE:
+            continue  # `load_checkpoint` names it
+    return None
+
+
+def set_aside(directory: Path) -> Path:
+    """Move all checkpoints out of the way of a training that begins anew; what was set aside before is deleted.
+
+    Raises:
+        TrainingError: they cannot be moved.
+    """
+    aside = directory.with_name(directory.name + ".old")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        directory.rename(aside)
+    except OSError as error:
+        raise TrainingError(
+            f"The checkpoints of an earlier training cannot be moved away ({error}).",
+            next_step="Free disk space, then train again.",
+        ) from error
+    return aside
+
+
+def _write_arrays(file: Path, arrays: dict[str, mx.array]) -> str:
+    """Write and fsync; returns the sha256 of what was meant to be written, not of what the disk made of it."""
+    import mlx.core as mx
+
+    with file.open("xb", buffering=0) as raw:
+        writer = _HashingWriter(raw)
+        mx.save_safetensors(writer, arrays)  # type: ignore[arg-type]  # takes any object that writes
+        os.fsync(raw.fileno())
+    return writer.sha256.hexdigest()
+
+
+class _HashingWriter:
+    """A file that hashes what it is given and writes all of it, also where the system takes a part at a time."""
+
+    closed = False
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: memoryview) -> int:
+        left = memoryview(data).cast("B")
+        total = len(left)
+        self.sha256.update(left)
+        while left:
+            written = self._raw.write(left)
+            if not written:
+                raise OSError("the disk takes no more bytes")
+            left = left[written:]
+        return total
+
+    def seek(self, *where: int) -> int:
+        return int(self._raw.seek(*where))
+
+    def tell(self) -> int:
+        return int(self._raw.tell())
+
+
+def _write_state(file: Path, checkpoint: Checkpoint, sums: dict[str, str]) -> None:
+    body = {
+        "format_version": FORMAT_VERSION,
+        "state": asdict(checkpoint.state),
+        "origin": asdict(checkpoint.origin),
+        "files": sums,
+    }
+    with file.open("x", encoding="utf-8") as text:
+        json.dump({"sha256": _sha256_of_body(body), "body": body}, text)
+        text.flush()
+        os.fsync(text.fileno())
+
+
+def _sha256_of_body(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """The body of a checkpoint's ``state.json``; raises one of ``_DAMAGE`` when it is not what was written."""
+    written = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
+    if "body" not in written:
+        raise ValueError("it was written by another version")
+    body: dict[str, Any] = written["body"]
+    if written["sha256"] != _sha256_of_body(body):
+        raise ValueError(f"{STATE_NAME} has another sha256 than was written")
+    if body["format_version"] != FORMAT_VERSION:
+        raise ValueError("it was written by another version")
+    return body
+
+
 def _read(path: Path) -> Checkpoint:
-    written: dict[str, Any] = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
-    for name, expected in written["sha256"].items():
-        if _sha256(path / name) != expected:
-            raise ValueError(f"{name} has another sha256 than was written")
+    written = _read_state(path)
+    for name in _ARRAYS:
+        file = path / f"{name}.safetensors"
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != written["files"][file.name]:
+            raise ValueError(f"{file.name} has another sha256 than was written")
     state = TrainState(**written["state"])
     state.validation = [(int(step), loss, bits) for step, loss, bits in state.validation]
-    arrays = {name: load_arrays(path / f"{name}.safetensors") for name in ("weights", "best", "optimizer")}
-    return Checkpoint(state, **arrays)
+    arrays = {name: load_arrays(path / f"{name}.safetensors") for name in _ARRAYS}
+    return Checkpoint(state, origin=Origin(**written["origin"]), **arrays)
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _free_name(directory: Path, step: int) -> Path:
+    taken = [path.name for path in directory.glob(f"step-{step:08d}*")]
+    name, again = f"step-{step:08d}", 0
+    while name in taken:
+        again += 1
+        name = f"step-{step:08d}.{again}"
+    return directory / name
+
+
+def _drop(path: Path) -> None:
+    """Delete a checkpoint; a crash in between leaves none that looks damaged."""
+    doomed = path.with_name(f".{path.name}.dropped")
+    try:
+        path.rename(doomed)
+    except OSError:
+        return  # it is only one too many, and tried again after the next checkpoint
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _sweep(directory: Path) -> None:
+    """Delete what a crash left half written or half deleted."""
+    for leftover in [*directory.glob(".step-*.new"), *directory.glob(".step-*.dropped")]:
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -43,6 +43,7 @@ from mlx_gardener.platform.footprint import (
 )
 from mlx_gardener.training.checkpoint import (
     Checkpoint,
+    Origin,
     TrainState,
     load_checkpoint,
     save_checkpoint,
@@ -165,7 +166,7 @@ class _Training:
         self.state = TrainState(fingerprint=_fingerprint(base, data, config))
         self.rejected = 0
         self.saved_at = time.monotonic()
-        self.saved_step = -1
+        self.saved = (-1, 0)  # step, evaluations
         mx.set_cache_limit(engine.plan.cache_bytes)
         self.neighbour = GoodNeighbour(
             engine,
@@ -188,19 +189,19 @@ class _Training:
             return
         self.state, self.weights, self.best = found.state, found.weights, found.best
         self.optimizer.state = unflatten_state(found.optimizer)
-        self.saved_step = self.state.step
+        self.saved = (self.state.step, len(self.state.validation))
 
     def to_the_end(self) -> str:
         """Update until the end; returns why it ended."""
         try:
-            if self.state.best_loss is None:
-                self.evaluate()  # the starting point, which an adapter that never helps falls back to
+            if self._is_evaluation_due():  # the starting point, or the one that an interruption took
+                self.evaluate()
             for batch in self._batches():
                 if self._is_patience_over():
                     break
                 self.update(batch)
                 self.neighbour.between_updates()
-                if self.state.step % self.evaluate_every == 0 or self.state.step == self.total_steps:
+                if self._is_evaluation_due():
                     self.evaluate()
                 if time.monotonic() - self.saved_at >= self.config.checkpoint_interval_seconds:
                     self.save()
@@ -211,6 +212,13 @@ class _Training:
         if self._is_patience_over():
             return f"validation did not improve for {self.config.evaluation.patience} evaluations"
         return "all updates done"
+
+    def _is_evaluation_due(self) -> bool:
+        """Whether this step is one to evaluate at, and was not; step 0 is what an adapter that never helps falls back to."""
+        step, done = self.state.step, self.state.validation
+        return (step % self.evaluate_every == 0 or step == self.total_steps) and (
+            not done or done[-1][0] != step
+        )
 
     def _is_patience_over(self) -> bool:
         return self.state.bad_evaluations >= self.config.evaluation.patience
@@ -356,13 +364,20 @@ class _Training:
         self.publish(Evaluated(state.step, loss, bits, better))
 
     def save(self) -> None:
-        """Write a checkpoint of the last committed update."""
-        if self.state.step == self.saved_step:
+        """Write a checkpoint of the last committed update, unless there is one."""
+        now = (self.state.step, len(self.state.validation))
+        if now == self.saved:
             return
         optimizer = flatten_state(self.optimizer.state)
-        checkpoint = Checkpoint(self.state, self.weights, self.best, optimizer)
+        origin = Origin(
+            self.config.model_dump(mode="json"),
+            self.engine.plan.to_json(),
+            self.data.data_sha256,
+            self.base.weights_sha256,
+        )
+        checkpoint = Checkpoint(self.state, self.weights, self.best, optimizer, origin)
         path = save_checkpoint(self.checkpoint_dir, checkpoint, keep=self.config.checkpoints_kept)
-        self.saved_at, self.saved_step = time.monotonic(), self.state.step
+        self.saved_at, self.saved = time.monotonic(), now
         self.publish(CheckpointWritten(self.state.step, path.name))
 
 

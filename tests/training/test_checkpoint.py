@@ -1,0 +1,178 @@
+"""Checkpoints: a training stopped anywhere goes on as if it had never stopped, whatever became of its newest files."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlx_gardener.dataset import PreparedData
+from mlx_gardener.errors import TrainingCancelledError
+from mlx_gardener.model import BaseModel
+from mlx_gardener.training.checkpoint import (
+    Checkpoint,
+    TrainState,
+    list_checkpoints,
+    load_checkpoint,
+    newest_origin,
+    save_checkpoint,
+    set_aside,
+)
+from tests.training.test_loop import Recorder, Runner, same, settings
+from tests.training.test_loop import base as base  # fixtures
+from tests.training.test_loop import data as data
+from tests.training.test_loop import run as run
+
+
+class StopAt(Recorder):
+    """Interrupts at the n-th time the run asks whether to stop: inside a step, an evaluation, between both."""
+
+    def __init__(self, number: int | None) -> None:
+        super().__init__()
+        self.asked, self._number = 0, number
+
+    def interrupt(self) -> None:
+        self.asked += 1
+        if self.asked == self._number:
+            raise TrainingCancelledError("stopped by the test")
+
+
+EXACT = {"evaluation.per_epoch": 8, "evaluation.patience": 100, "checkpoint_interval_seconds": 1e6}
+
+
+def test_a_training_stopped_at_any_question_ends_as_the_uninterrupted_one(run: Runner) -> None:
+    """A stop inside an evaluation used to lose that evaluation, and with it perhaps the best adapter."""
+    config = settings(**EXACT)
+    counter = StopAt(None)
+    whole = run(config, directory="whole", recorder=counter)
+    assert len(whole.state.validation) > 2 and counter.asked > 20
+    for number in range(1, counter.asked + 1, 5):
+        with pytest.raises(TrainingCancelledError):
+            run(config, directory=f"stop-{number}", recorder=StopAt(number))
+        resumed = run(config, directory=f"stop-{number}", resume=True)
+        assert resumed.state.validation == whole.state.validation, f"stopped at question {number}"
+        assert resumed.state.train_losses == whole.state.train_losses
+        assert resumed.state.best_step == whole.state.best_step
+        assert same(whole, resumed), f"stopped at question {number}"
+
+
+def stopped(run: Runner, directory: str, at: int, **more: object) -> None:
+    with pytest.raises(TrainingCancelledError):
+        run(settings(**more), directory=directory, recorder=Recorder(stop_at=at))
+
+
+def test_a_checkpoint_says_what_it_is_a_checkpoint_of(
+    run: Runner, base: BaseModel, data: PreparedData, tmp_path: Path
+) -> None:
+    stopped(run, "told", 2)
+    found = newest_origin(tmp_path / "told")
+    assert found is not None
+    step, origin = found
+    assert (step, origin.data_sha256, origin.base_sha256) == (2, data.data_sha256, base.weights_sha256)
+    assert origin.config == settings().model_dump(mode="json")
+    assert origin.plan["rows_of_width"] == {"64": 2, "128": 2}
+
+
+@pytest.mark.parametrize(
+    "name", ["state.json", "weights.safetensors", "best.safetensors", "optimizer.safetensors"]
+)
+@pytest.mark.parametrize("damage", ["changed", "cut", "missing"])
+def test_any_damage_to_any_file_is_noticed(run: Runner, tmp_path: Path, name: str, damage: str) -> None:
+    stopped(run, "hurt", 3)
+    file = list_checkpoints(tmp_path / "hurt")[-1] / name
+    content = file.read_bytes()
+    if damage == "changed":
+        at = content.index(b'"bad_evaluations": 0') + 19 if name == "state.json" else len(content) - 5
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    elif damage == "cut":
+        file.write_bytes(content[:-7])
+    else:
+        file.unlink()
+    recorder = Recorder(stop_at=1)
+    with pytest.raises(TrainingCancelledError):
+        run(settings(), directory="hurt", recorder=recorder, resume=True)
+    assert any("step-00000003 is damaged" in message for message in recorder.warnings)
+    assert recorder.steps[0].step == 3, "it goes on from the one before"
+
+
+def test_the_good_checkpoint_is_kept_when_a_later_damaged_one_is_in_its_way(
+    run: Runner, tmp_path: Path
+) -> None:
+    """Kept by number only, the damaged later one would have pushed out the good earlier ones."""
+    stopped(run, "hurt", 5, checkpoints_kept=4)
+    for path in list_checkpoints(tmp_path / "hurt")[-3:]:
+        (path / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(TrainingCancelledError):
+        run(settings(checkpoints_kept=1), directory="hurt", recorder=Recorder(stop_at=1), resume=True)
+    assert [path.name for path in list_checkpoints(tmp_path / "hurt")] == ["step-00000003.1"]
+    assert same(run(settings(), directory="whole"), run(settings(), directory="hurt", resume=True))
+
+
+def test_a_checkpoint_never_takes_the_place_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old one used to be deleted first: a crash right then left none."""
+    one = Checkpoint(TrainState(step=4), {"a": mx.zeros(3)}, {}, {})
+    other = Checkpoint(TrainState(step=4, validation=[(4, 1.0, 1.0)]), {"a": mx.ones(3)}, {}, {})
+    save_checkpoint(tmp_path / "c", one, keep=1)
+    good_at_every_call: list[bool] = []
+
+    def is_one_good() -> bool:
+        return load_checkpoint(tmp_path / "c", fingerprint="", warn=lambda message: None) is not None
+
+    for name in ("rename", "rmdir", "unlink", "mkdir", "fsync"):
+        real = getattr(os, name)
+
+        def watched(*arguments: object, real: Callable[..., object] = real, **options: object) -> object:
+            good_at_every_call.append(is_one_good())
+            result = real(*arguments, **options)
+            good_at_every_call.append(is_one_good())
+            return result
+
+        monkeypatch.setattr(os, name, watched)
+    save_checkpoint(tmp_path / "c", other, keep=1)
+    assert len(good_at_every_call) > 10 and all(good_at_every_call)
+    found = load_checkpoint(tmp_path / "c", fingerprint="", warn=lambda message: None)
+    assert found is not None and found.state.validation and found.weights["a"].tolist() == [1, 1, 1]
+    assert len(list_checkpoints(tmp_path / "c")) == 1
+
+
+def test_a_disk_that_takes_a_few_bytes_at_a_time_still_gets_them_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(io.FileIO):
+        def write(self, data: Any) -> int:
+            return super().write(bytes(data)[:7])
+
+    real = Path.open
+
+    def opened(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        return Slow(path, mode) if mode == "xb" else real(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", opened)
+    weights = {"a": mx.random.normal((5, 7))}
+    save_checkpoint(tmp_path, Checkpoint(TrainState(step=1), weights, {}, {}), keep=1)
+    found = load_checkpoint(tmp_path, fingerprint="", warn=pytest.fail)
+    assert found is not None and mx.array_equal(found.weights["a"], weights["a"])
+
+
+def test_what_a_crash_left_half_written_is_swept_away(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000007.new").mkdir()
+    (tmp_path / ".step-00000007.new" / "weights.safetensors").write_bytes(b"half")
+    (tmp_path / ".step-00000002.dropped").mkdir()
+    assert load_checkpoint(tmp_path, fingerprint="", warn=pytest.fail) is None
+    save_checkpoint(tmp_path, Checkpoint(TrainState(step=8), {"a": mx.zeros(1)}, {}, {}), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000008"]
+
+
+def test_setting_checkpoints_aside_keeps_those_of_one_earlier_training(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path / "c", Checkpoint(TrainState(step=step), {"a": mx.zeros(1)}, {}, {}), keep=1)
+        aside = set_aside(tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+    assert [path.name for path in list_checkpoints(aside)] == ["step-00000002"]
