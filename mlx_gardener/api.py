@@ -76,6 +76,7 @@ def train(
     project: str | None = None,
     config: TrainingConfig | None = None,
     on_event: Callable[[Event], None] | None = None,
+    fresh: bool = False,
     **settings: Any,
 ) -> TrainingResult:
     """Train an adapter on the repository at ``path`` and wait for it.
@@ -85,6 +86,7 @@ def train(
         project: its name in the registry; the directory's name when None.
         config: all settings; or leave it and give single ones as ``settings``.
         on_event: called with every event as it happens, on the calling thread.
+        fresh: begin anew also where an unfinished training with the same settings could be gone on with.
         settings: `TrainingConfig` fields (``model="seedling", lora={"rank": 8}``).
 
     Raises:
@@ -96,7 +98,7 @@ def train(
     pipeline = TrainingPipeline(config or load_config(overrides=settings))
     name = project or project_name_for(Path(path))
     pipeline.registry.register_project(name, Path(path))
-    pipeline.start_training(name)
+    pipeline.start_training(name, fresh=fresh)
     try:
         for event in pipeline.follow(name):
             if on_event is not None:

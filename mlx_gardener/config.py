@@ -164,6 +164,7 @@ class TrainingConfig(_Section):
     progress_update_interval: float = Field(5.0, gt=0, le=3600)
     checkpoint_interval_seconds: float = Field(60.0, gt=0)
     checkpoints_kept: int = Field(2, ge=1)
+    worker_restarts: int = Field(3, ge=0, le=100)
     seed: int = Field(0, ge=0, lt=2**32)
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -19,11 +19,18 @@ JOURNAL_NAME = "events.jsonl"
 
 
 class JournalWriter:
-    """An event subscriber that appends to a journal; the file is readable by its owner only."""
+    """An event subscriber that appends to a journal; the file is readable by its owner only.
+
+    A line that an earlier writer was killed in is ended first, so that it spoils no other.
+    """
 
     def __init__(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        size = os.fstat(descriptor).st_size
+        is_whole = size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
         self._file = os.fdopen(descriptor, "a", encoding="utf-8")
+        if not is_whole:
+            self._file.write("\n")
 
     def __call__(self, event: Event) -> None:
         self._file.write(json.dumps(event.to_json(), ensure_ascii=True) + "\n")

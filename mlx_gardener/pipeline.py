@@ -25,6 +25,15 @@ from mlx_gardener.events import (
 )
 from mlx_gardener.journal import JOURNAL_NAME, read_journal
 from mlx_gardener.progress import TrainingProgressTracker
+from mlx_gardener.recovery import (
+    CHECKPOINTS_NAME,
+    Resume,
+    already_registered,
+    clear_away,
+    keep_result,
+    look_for_checkpoints,
+    plan_of,
+)
 from mlx_gardener.registry import Project, ProjectRegistry
 
 if TYPE_CHECKING:
@@ -34,6 +43,7 @@ if TYPE_CHECKING:
     from mlx_gardener.evaluate import Evidence
     from mlx_gardener.model import BaseModel, ModelChoice
     from mlx_gardener.training import TrainOutcome
+    from mlx_gardener.training.checkpoint import Origin
 
 
 @dataclass(frozen=True)
@@ -44,11 +54,17 @@ class Run:
     project: Project
     config: TrainingConfig
     directory: Path
-    resume: bool
+    resume: Resume
+    smaller_plan: bool
     registry: ProjectRegistry
     bus: EventBus
     tracker: TrainingProgressTracker
     interrupt: Callable[[], None]
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run's checkpoints lie."""
+        return self.directory / CHECKPOINTS_NAME
 
     def tell(self, phase: TrainingPhase, share: float, message: str, **details: Any) -> None:
         """Progress within a phase; ``share`` of it is done, 0 to 1."""
@@ -82,10 +98,13 @@ def run_training(run: Run) -> dict[str, Any]:
     Raises:
         GardenerError: whatever ended the run early; a checkpoint of the last update is kept.
     """
+    if (result := already_registered(run)) is not None:
+        return result
     choice = _initialize(run)
     data = _prepare_data(run, choice)
-    base, engine = _start_training(run, choice)
-    outcome = _train(run, base, data, engine)
+    earlier = look_for_checkpoints(run, choice, data)
+    base, engine = _start_training(run, choice, earlier)
+    outcome = _train(run, base, data, engine, resume=earlier is not None or run.resume is Resume.ALWAYS)
     return _complete(run, base, data, engine, outcome)
 
 
@@ -123,8 +142,12 @@ def _prepare_data(run: Run, choice: ModelChoice) -> PreparedData:
     return data
 
 
-def _start_training(run: Run, choice: ModelChoice) -> tuple[BaseModel, Engine]:
-    """STARTING_TRAINING: how the budget is used, then the base model, as far as it fits, and the engine for it."""
+def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tuple[BaseModel, Engine]:
+    """STARTING_TRAINING: how the budget is used, then the base model, as far as it fits, and the engine for it.
+
+    A training that goes on keeps its plan, since another one adds floats in another order; where memory ran out with
+    that plan, it takes the next smaller one.
+    """
     from mlx_gardener.engine import make_plan, measured_backend, model_facts, prepare_engine
     from mlx_gardener.model import load_base, resolve_model
 
@@ -132,7 +155,9 @@ def _start_training(run: Run, choice: ModelChoice) -> tuple[BaseModel, Engine]:
     run.tell(TrainingPhase.STARTING_TRAINING, 0.0, "Planning memory")
     facts = model_facts(resolve_model(choice))
     backend = measured_backend(run.registry.home / "cache")
-    plan = make_plan(facts, config, config.memory_limit_bytes, backend)
+    plan = plan_of(earlier, config) or make_plan(facts, config, config.memory_limit_bytes, backend)
+    if run.smaller_plan:
+        plan = plan.smaller() or plan
     run.publish(PlanChosen(plan.to_json()))
     run.interrupt()
     run.tell(TrainingPhase.STARTING_TRAINING, 0.3, f"Loading {choice.name}")
@@ -159,7 +184,7 @@ def _start_training(run: Run, choice: ModelChoice) -> tuple[BaseModel, Engine]:
     return base, engine
 
 
-def _train(run: Run, base: BaseModel, data: PreparedData, engine: Engine) -> TrainOutcome:
+def _train(run: Run, base: BaseModel, data: PreparedData, engine: Engine, *, resume: bool) -> TrainOutcome:
     """TRAINING: updates until the epochs are over or validation stops improving."""
     import mlx.core as mx
 
@@ -176,8 +201,8 @@ def _train(run: Run, base: BaseModel, data: PreparedData, engine: Engine) -> Tra
         engine,
         publish=run.publish,
         interrupt=run.interrupt,
-        checkpoint_dir=run.directory / "checkpoints",
-        resume=run.resume,
+        checkpoint_dir=run.checkpoints,
+        resume=resume,
     )
     if engine.plan is plan:  # it never had to be made smaller
         parts = plan.predicted_parts
@@ -197,6 +222,7 @@ def _complete(
     from mlx_gardener.adapter import PeftManager
 
     run.tell(TrainingPhase.COMPLETING, 0.0, "Writing the adapter")
+    clear_away(run)
     with PeftManager(run.registry).stage_adapter(
         run.project.name, outcome.weights, base=base, settings=outcome.settings
     ) as staged:
@@ -254,15 +280,17 @@ def _register(
     }
     shown = facts | {"evidence": evidence.to_json(with_source=True)}
     events, _ = read_journal(run.directory / JOURNAL_NAME)
-    record = staged.commit(
+    result = {
+        "adapter_version": staged.version,
+        "metrics": dict(evidence.metrics),
+        "evidence": evidence.to_json(with_source=True),
+        "training": outcome.to_json(),
+    }
+    keep_result(run, result)
+    staged.commit(
         details,
         model_card=render_model_card(facts),
         extra_files={"report.html": render_report_html(shown, events=events).encode()},
         activate=evidence.verdict != "reject",
     )
-    return {
-        "adapter_version": record.version,
-        "metrics": dict(evidence.metrics),
-        "evidence": evidence.to_json(with_source=True),
-        "training": outcome.to_json(),
-    }
+    return result

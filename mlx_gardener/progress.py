@@ -35,6 +35,7 @@ class TrainingProgressTracker:
         registry: where every update is written; None keeps it in memory only.
         training_id: the registry's training to write to; needed with ``registry``.
         bus: where `ProgressChanged` events go; a bus of its own when None.
+        percent: where the run stands already, as one that goes on after its process died.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class TrainingProgressTracker:
         training_id: str | None = None,
         *,
         bus: EventBus | None = None,
+        percent: float = 0.0,
     ) -> None:
         if registry is not None and training_id is None:
             raise ValueError("a tracker that writes the registry needs a training_id")
@@ -51,7 +53,7 @@ class TrainingProgressTracker:
         self._training_id = training_id
         self._lock = threading.Lock()  # guards _progress only; never held while anything else runs
         self._write_lock = threading.Lock()  # keeps registry rows and events in the order of the updates
-        self._progress = TrainingProgress(TrainingPhase.INITIALIZING, 0.0, "Starting")
+        self._progress = TrainingProgress(TrainingPhase.INITIALIZING, percent, "Starting")
         self._heartbeat_stop: threading.Event | None = None
 
     @property

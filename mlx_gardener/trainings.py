@@ -7,7 +7,6 @@ notebooks. Cost: one thread per training that was started here.
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -24,17 +23,26 @@ from mlx_gardener.events import (
     EventBus,
     ProgressChanged,
     TrainingEnded,
-    TrainingPhase,
     TrainingProgress,
 )
-from mlx_gardener.journal import JOURNAL_NAME, JournalWriter, follow_journal
+from mlx_gardener.journal import JOURNAL_NAME, follow_journal
 from mlx_gardener.progress import ProgressCallback, progress_of
+from mlx_gardener.recovery import CHECKPOINTS_NAME, Resume
 from mlx_gardener.registry import Project, ProjectRegistry, TrainingRecord, TrainingStatus
+from mlx_gardener.supervisor import bury, describe_death
 from mlx_gardener.worker import LOG_NAME, Job
 
-logger = logging.getLogger(__name__)
-
 _POLL_SECONDS = 0.05
+#: Settings that change nothing about what comes out: a training may go on with others.
+_MAY_CHANGE = frozenset(
+    {
+        "training_timeout_minutes",
+        "progress_update_interval",
+        "checkpoint_interval_seconds",
+        "checkpoints_kept",
+        "worker_restarts",
+    }
+)
 
 
 @dataclass
@@ -62,12 +70,19 @@ class TrainingPipeline:
         self._watched: dict[str, _Watched] = {}
         self._lock = threading.Lock()
 
-    def start_training(self, project_name: str, progress_callback: ProgressCallback | None = None) -> str:
-        """Start training a registered project in the background.
+    def start_training(
+        self,
+        project_name: str,
+        progress_callback: ProgressCallback | None = None,
+        *,
+        fresh: bool = False,
+    ) -> str:
+        """Start training a registered project in the background, or go on with its unfinished training.
 
         Args:
             project_name: as registered (`ProjectRegistry.register_project`).
             progress_callback: called with every `TrainingProgress`, on a thread of its own.
+            fresh: begin anew also where `unfinished_training` has one to go on with.
 
         Returns:
             The training's id, in well under 2 seconds.
@@ -75,7 +90,26 @@ class TrainingPipeline:
         Raises:
             TrainingError: there is no such project, or it is being trained, in this process or any other.
         """
-        return self._start(project_name, progress_callback, resume_from=None)
+        earlier = None if fresh else self.unfinished_training(project_name)
+        mode = Resume.NEVER if earlier is None else Resume.IF_SAME
+        return self._start(project_name, progress_callback, resume_from=earlier, mode=mode)
+
+    def unfinished_training(self, project_name: str) -> TrainingRecord | None:
+        """The project's last training, if it did not come to its end, left a checkpoint, and has this pipeline's settings.
+
+        Whether repository and base are still the same is seen by the worker, who says so and begins anew if not.
+
+        Raises:
+            TrainingError: there is no such project.
+        """
+        last = self.registry.latest_training(self._project(project_name).name)
+        if last is None or last.status not in (TrainingStatus.FAILED, TrainingStatus.CANCELLED):
+            return None
+        if not any((last.run_dir / CHECKPOINTS_NAME).glob("step-*")):
+            return None
+        mine = self.config.model_dump(mode="json")
+        same = all(last.config.get(key) == mine[key] for key in mine.keys() - _MAY_CHANGE)
+        return last if same else None
 
     def resume_training(self, project_name: str, progress_callback: ProgressCallback | None = None) -> str:
         """Go on with the project's last training where it stopped, with the settings it was started with.
@@ -96,7 +130,7 @@ class TrainingPipeline:
                 f"The last training of {project_name!r} was completed, so there is nothing to resume.",
                 next_step="Start a new one without --resume.",
             )
-        return self._start(project_name, progress_callback, resume_from=last)
+        return self._start(project_name, progress_callback, resume_from=last, mode=Resume.ALWAYS)
 
     def get_training_progress(self, project_name: str) -> TrainingProgress | None:
         """The last known progress of the project's latest training, also after its end; None if there was none.
@@ -200,7 +234,16 @@ class TrainingPipeline:
                 return not watched.thread.is_alive()
             return all(active.id != record.id for active in self.registry.active_trainings())
 
-        return follow_journal(journal, offset=offset, is_over=is_over)
+        return self._until_the_end(record, follow_journal(journal, offset=offset, is_over=is_over))
+
+    def _until_the_end(self, record: TrainingRecord, events: Iterator[Event]) -> Iterator[Event]:
+        """``events``, with an end from the registry where the journal was left without one."""
+        for event in events:
+            yield event
+            if isinstance(event, TrainingEnded):
+                return
+        end = self.registry.get_training(record.id)
+        yield TrainingEnded(end.phase, end.message, end.result)
 
     def _project(self, name: str) -> Project:
         try:
@@ -209,22 +252,27 @@ class TrainingPipeline:
             raise TrainingError(error.message, next_step=error.next_step) from error
 
     def _start(
-        self, name: str, callback: ProgressCallback | None, *, resume_from: TrainingRecord | None
+        self,
+        name: str,
+        callback: ProgressCallback | None,
+        *,
+        resume_from: TrainingRecord | None,
+        mode: Resume,
     ) -> str:
         project = self._project(name)
         config = self.config.model_dump(mode="json")
         if resume_from is not None:
-            limit = config["training_timeout_minutes"]
-            config = {**resume_from.config, "training_timeout_minutes": limit}
+            new = _MAY_CHANGE if mode is Resume.IF_SAME else {"training_timeout_minutes"}
+            config = {**resume_from.config, **{key: config[key] for key in new}}
         record = self.registry.begin_training(
             project.name, config, run_dir=None if resume_from is None else resume_from.run_dir
         )
         try:
             journal = record.run_dir / JOURNAL_NAME
             offset = journal.stat().st_size if journal.exists() else 0
-            Job(record.id, project.name, config, resume_from is not None, offset).write(record.run_dir)
+            Job(record.id, project.name, config, mode, offset).write(record.run_dir)
             process = self._spawn(record)
-            # Before this process may end: the worker itself claims only after its imports.
+            # Before this process may end: the supervisor itself claims only after its imports.
             self.registry.claim_training(record.id, process.pid)
         except OSError as error:
             message = f"The worker of {name!r} could not be started: {error.strerror or error}."
@@ -242,7 +290,7 @@ class TrainingPipeline:
         environment = {**os.environ, "MLX_GARDENER_HOME": str(self.registry.home)}
         with (record.run_dir / LOG_NAME).open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "mlx_gardener.worker", str(record.run_dir)],
+                [sys.executable, "-m", "mlx_gardener.supervisor", str(record.run_dir)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -257,7 +305,7 @@ class TrainingPipeline:
         offset: int,
         callback: ProgressCallback | None,
     ) -> None:
-        """Pass a worker's progress on, and settle its record if it died without a word."""
+        """Pass a training's progress on, and settle its record if its processes died without a word."""
         bus = EventBus()
         if callback is not None:
 
@@ -266,38 +314,20 @@ class TrainingPipeline:
                     callback(progress_of(event))
 
             bus.subscribe(deliver, name="progress callback")
-        ended = False
-        events = follow_journal(
-            record.run_dir / JOURNAL_NAME, offset=offset, is_over=lambda: process.poll() is not None
-        )
-        for event in events:
-            ended = ended or isinstance(event, TrainingEnded)
-            bus.publish(event)
-        if not ended:
-            for event in self._bury(record, process.returncode):
-                bus.publish(event)
-        bus.close()
 
-    def _bury(self, record: TrainingRecord, code: int) -> list[Event]:
-        """Record the death of a worker that could not say why it died."""
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        message = (
-            f"The worker process {how} before it could say why (see {LOG_NAME} in {record.run_dir.name}). "
-            "Its last checkpoint is kept: go on with `mlx-gardener train --resume`."
-        )
-        logger.error("training %s: %s", record.id, message)
-        known = self.registry.latest_training(record.project)
-        percent = known.percent if known is not None and known.id == record.id else 0.0
-        self.registry.explain_death(record.id, message)
-        events: list[Event] = [
-            ProgressChanged(TrainingPhase.FAILED, percent, message),
-            TrainingEnded(TrainingPhase.FAILED, message),
-        ]
-        writer = JournalWriter(record.run_dir / JOURNAL_NAME)
-        for event in events:
-            writer(event)
-        writer.close()
-        return events
+        def is_over() -> bool:
+            if process.poll() is None:
+                return False
+            if self.registry.get_training(record.id).finished_at is None:
+                how = describe_death(process.returncode, out_of_memory=False).replace("worker", "supervisor")
+                bury(self.registry, record.id, f"{how}. Go on with `mlx-gardener train --resume`.")
+            return True
+
+        events = follow_journal(record.run_dir / JOURNAL_NAME, offset=offset, is_over=is_over)
+        for event in self._until_the_end(record, events):
+            bus.publish(event)
+        process.wait()  # it has said its last word; who waits for the end may count on its being gone
+        bus.close()
 
 
 def _progress_of_record(record: TrainingRecord) -> TrainingProgress:

@@ -1,18 +1,23 @@
-"""The process a run lives in: ``python -m mlx_gardener.worker RUN_DIR``.
+"""The process a run lives in: ``python -m mlx_gardener.worker RUN_DIR``, started by `mlx_gardener.supervisor`.
 
-In: ``job.json`` in the run's directory. Out: events in the run's journal, progress in the registry, checkpoints, and in the
-end an adapter. A process of its own, so that an abort in the backend or the kernel's out-of-memory killer ends the
-run and not the notebook, service or terminal that asked for it.
+In: ``job.json`` in the run's directory. Out: events in the run's journal, progress in the registry, checkpoints, and in
+the end an adapter. A process of its own, so that an abort in the backend or the kernel's out-of-memory killer ends the
+worker and not the notebook, service or terminal that asked for it. It holds a lock on the run's directory for as long
+as it lives, so that no two workers ever write there.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +26,11 @@ from mlx_gardener.config import TrainingConfig, validate_config
 from mlx_gardener.errors import GardenerError, TrainingCancelledError, TrainingError
 from mlx_gardener.events import Event, EventBus, TrainingEnded, TrainingPhase
 from mlx_gardener.journal import JOURNAL_NAME, JournalWriter
+from mlx_gardener.pipeline import Run, run_training
+from mlx_gardener.platform.files import fsync_path
 from mlx_gardener.platform.priority import lower_priority
 from mlx_gardener.progress import TrainingProgressTracker
+from mlx_gardener.recovery import Resume
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 
 logger = logging.getLogger(__name__)
@@ -31,22 +39,32 @@ JOB_NAME = "job.json"
 LOG_NAME = "worker.log"
 #: How often the registry is asked for a wish to cancel; one indexed read, about 20 microseconds.
 CANCEL_POLL_SECONDS = 0.2
+LOCK_NAME = "worker.lock"
+#: How long a worker waits for an earlier one in the same directory, which may be writing its last checkpoint.
+LOCK_WAIT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told: one training of one project."""
+    """What a worker is told: one training of one project.
+
+    ``journal_offset`` is the bytes of the journal that belong to earlier trainings in the same directory;
+    ``seconds_used`` what earlier workers took of the time limit; ``smaller_plan`` that the last one ran out of memory.
+    """
 
     training_id: str
     project: str
     config: dict[str, Any]
-    resume: bool
-    journal_offset: int  # bytes of the journal that belong to earlier trainings in the same directory
+    resume: Resume
+    journal_offset: int
+    seconds_used: float = 0.0
+    smaller_plan: bool = False
 
     def write(self, run_dir: Path) -> None:
         """Write the job beside the run's other files, whole or not at all."""
         staged = run_dir / (JOB_NAME + ".new")
         staged.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
+        fsync_path(staged)
         staged.replace(run_dir / JOB_NAME)
 
     @classmethod
@@ -57,26 +75,57 @@ class Job:
             TrainingError: there is none, or it is damaged.
         """
         try:
-            return cls(**json.loads((run_dir / JOB_NAME).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            values = json.loads((run_dir / JOB_NAME).read_text(encoding="utf-8"))
+            return cls(**{**values, "resume": Resume(values["resume"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise TrainingError(
                 f"The run in {run_dir.name} has no readable {JOB_NAME} ({error}).",
                 next_step="Start the training again.",
             ) from error
 
 
-class Interrupt:
-    """The reasons to stop a run early: somebody cancelled it, or its time is over.
+def says_out_of_memory(text: str) -> bool:
+    """Whether a message, or the end of a log, tells of an allocation that failed (C++, MLX, Metal, CUDA, Python)."""
+    text = text.lower()
+    return any(
+        words in text
+        for words in (
+            "memoryerror",
+            "bad_alloc",
+            "unable to allocate",
+            "cannot allocate memory",
+            "out of memory",
+            "outofmemory",
+            "insufficient memory",
+        )
+    )
 
-    A thread watches for both; calling the object raises the reason, and is cheap enough (one attribute) to be called
+
+class Interrupt:
+    """The reasons to stop a run early: somebody cancelled it, its time is over, or its process has to end.
+
+    A thread watches for them; calling the object raises the reason, and is cheap enough (one attribute) to be called
     between the segments of a step.
+
+    Args:
+        timeout_minutes: the run's time limit, of which ``seconds_used`` are gone.
+        must_end: asked several times a second; says in a sentence why the process has to end, else None.
     """
 
-    def __init__(self, registry: ProjectRegistry, training_id: str, timeout_minutes: float) -> None:
+    def __init__(
+        self,
+        registry: ProjectRegistry,
+        training_id: str,
+        timeout_minutes: float,
+        *,
+        seconds_used: float = 0.0,
+        must_end: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self._registry = registry
         self._training_id = training_id
         self._timeout_minutes = timeout_minutes
-        self._deadline = time.monotonic() + timeout_minutes * 60
+        self._deadline = time.monotonic() + timeout_minutes * 60 - seconds_used
+        self._must_end = must_end
         self._reason: GardenerError | None = None
         self._stop = threading.Event()
         threading.Thread(target=self._watch, name="interrupt", daemon=True).start()
@@ -104,6 +153,11 @@ class Interrupt:
                     "--timeout if needed.",
                 )
                 return
+            if (why := self._must_end()) is not None:
+                self._reason = TrainingError(
+                    why, next_step="Its checkpoint is kept: go on with `mlx-gardener train --resume`."
+                )
+                return
             try:
                 cancelled = self._registry.cancel_requested(self._training_id)
             except GardenerError:
@@ -117,26 +171,68 @@ class Interrupt:
                 return
 
 
-def work(run_dir: Path, registry: ProjectRegistry) -> TrainingPhase:
+def work(
+    run_dir: Path, registry: ProjectRegistry, *, must_end: Callable[[], str | None] = lambda: None
+) -> TrainingPhase:
     """Do the job in ``run_dir`` to its end, whatever that is, and say so in the registry and the journal.
+
+    Args:
+        must_end: see `Interrupt`.
 
     Returns:
         The final phase: COMPLETED, CANCELLED or FAILED.
 
     Raises:
-        TrainingError: the job cannot be read.
+        TrainingError: the job cannot be read, or another worker holds the directory.
         RegistryError: the registry cannot be written.
+        MemoryError: memory ran out where no smaller plan could be taken; a new worker may have more luck.
     """
-    job = Job.read(run_dir)
+    with only_worker(run_dir):
+        return _work(Job.read(run_dir), run_dir, registry, must_end)
+
+
+@contextmanager
+def only_worker(run_dir: Path, wait_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[None]:
+    """The right to write in ``run_dir``; the system takes it back from a process that dies.
+
+    Raises:
+        TrainingError: another worker kept it for all of ``wait_seconds``.
+    """
+    deadline = time.monotonic() + wait_seconds
+    with (run_dir / LOCK_NAME).open("ab") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise TrainingError(
+                        f"Another worker still writes in {run_dir.name}.",
+                        next_step="Wait until it has stopped, or end it, then train again.",
+                    ) from None
+                time.sleep(0.1)
+        yield
+
+
+def _work(
+    job: Job, run_dir: Path, registry: ProjectRegistry, must_end: Callable[[], str | None]
+) -> TrainingPhase:
     bus = EventBus()
     bus.subscribe(JournalWriter(run_dir / JOURNAL_NAME), name="journal", capacity=100_000)
     bus.subscribe(_log_event, name="log")
-    tracker = TrainingProgressTracker(registry, job.training_id, bus=bus)
+    percent = registry.get_training(job.training_id).percent  # not 0 where an earlier worker died
+    tracker = TrainingProgressTracker(registry, job.training_id, bus=bus, percent=percent)
     interrupt: Interrupt | None = None
     result: dict[str, Any] = {}
     try:
         config = validate_config(job.config)
-        interrupt = Interrupt(registry, job.training_id, config.training_timeout_minutes)
+        interrupt = Interrupt(
+            registry,
+            job.training_id,
+            config.training_timeout_minutes,
+            seconds_used=job.seconds_used,
+            must_end=must_end,
+        )
         tracker.start_heartbeat(config.progress_update_interval, _memory_now)
         result = _run(job, config, run_dir, registry, bus, tracker, interrupt)
         phase, status, message = TrainingPhase.COMPLETED, TrainingStatus.COMPLETED, "Done"
@@ -146,6 +242,8 @@ def work(run_dir: Path, registry: ProjectRegistry) -> TrainingPhase:
         logger.exception("the training failed")
         phase, status, message = TrainingPhase.FAILED, TrainingStatus.FAILED, str(error)
     except Exception as error:  # the last place where a run's defect can be told to the people watching it
+        if says_out_of_memory(f"{type(error).__name__}: {error}"):
+            raise MemoryError(str(error)) from error  # not a defect: the supervisor tries again with less
         logger.exception("the training failed unexpectedly")
         message = f"{type(error).__name__}: {error} (see {LOG_NAME} in the run's directory)"
         phase, status = TrainingPhase.FAILED, TrainingStatus.FAILED
@@ -169,8 +267,6 @@ def _run(
     tracker: TrainingProgressTracker,
     interrupt: Interrupt,
 ) -> dict[str, Any]:
-    from mlx_gardener.pipeline import Run, run_training  # here: the pipeline starts workers
-
     if config.neighbour.low_priority:
         logger.info("priority: %s", lower_priority())
     run = Run(
@@ -179,6 +275,7 @@ def _run(
         config=config,
         directory=run_dir,
         resume=job.resume,
+        smaller_plan=job.smaller_plan,
         registry=registry,
         bus=bus,
         tracker=tracker,
@@ -200,10 +297,18 @@ def _log_event(event: Event) -> None:
 def main() -> None:
     """Entry point of the worker process; exit code 0 when completed or cancelled, 1 when failed."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    run_dir = Path(sys.argv[1])
-    registry = ProjectRegistry()
-    registry.claim_training(Job.read(run_dir).training_id, os.getpid())
-    phase = work(run_dir, registry)
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    supervisor = os.getppid()
+
+    def must_end() -> str | None:
+        if asked:
+            return "The system asked the training to end."
+        if os.getppid() != supervisor:
+            return "The process that watched over the training is gone."
+        return None
+
+    phase = work(Path(sys.argv[1]), ProjectRegistry(), must_end=must_end)
     sys.exit(1 if phase is TrainingPhase.FAILED else 0)
 
 

@@ -58,3 +58,10 @@ def test_following_gives_everything_up_to_the_end(tmp_path: Path) -> None:
     messages = [event.message for event in follow_journal(path, is_over=over.is_set, poll_seconds=0.001)]
     thread.join()
     assert messages == [str(number) for number in range(100)]
+
+
+def test_a_line_that_a_killed_writer_left_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"event": "WarningRaised", "mess')
+    JournalWriter(path)(WarningRaised("whole"))
+    assert [event.message for event in read_journal(path)[0] if isinstance(event, WarningRaised)] == ["whole"]

@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scan": ("mlx_gardener.cli.scan:scan", "Show what a repository would be trained on."),
     "plan": ("mlx_gardener.cli.plan:plan", "Show how a memory budget would be used."),
     "status": ("mlx_gardener.cli.status:status", "Show running and past trainings."),
+    "attach": ("mlx_gardener.cli.watch:attach", "Watch a training that runs in the background."),
+    "logs": ("mlx_gardener.cli.watch:logs", "Print what a training's worker logged."),
     "cancel": ("mlx_gardener.cli.status:cancel", "Stop a training, keeping a checkpoint."),
     "complete": ("mlx_gardener.cli.complete:complete", "Complete code with a project's adapter."),
     "projects": ("mlx_gardener.cli.projects:projects", "List the projects in the registry."),

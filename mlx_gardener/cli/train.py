@@ -10,7 +10,6 @@ import click
 
 if TYPE_CHECKING:
     from mlx_gardener.config import TrainingConfig
-    from mlx_gardener.trainings import TrainingPipeline
 
 
 def _parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -43,7 +42,8 @@ def _parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
 @click.option(
     "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any other setting: data.fim_rate=0.5"
 )
-@click.option("--resume", is_flag=True, help="Go on with the last training where it stopped.")
+@click.option("--resume", is_flag=True, help="Go on with the last training where it stopped, as it was set.")
+@click.option("--fresh", is_flag=True, help="Begin anew, also where an unfinished training could go on.")
 @click.option("--detach", is_flag=True, help="Start in the background and return.")
 @click.option("--dry-run", is_flag=True, help="Show data and memory plan; train nothing, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
@@ -61,14 +61,19 @@ def train(
     seed: int | None,
     pairs: tuple[str, ...],
     resume: bool,
+    fresh: bool,
     detach: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Train an adapter on the repository at PATH (default: here) and register it.
 
-    Settings come from defaults, then --config, then MLX_GARDENER_* variables, then these flags.
+    Settings come from defaults, then --config, then MLX_GARDENER_* variables, then these flags. Where the last training
+    of the project with the same settings did not come to its end, the same command goes on with it.
     """
+    if resume and fresh:
+        raise click.UsageError("--resume and --fresh contradict each other.")
+    from mlx_gardener.cli.watch import watch_training
     from mlx_gardener.config import load_config
 
     flags = {
@@ -94,14 +99,17 @@ def train(
     pipeline = TrainingPipeline(config)
     name = project or project_name_for(root)
     pipeline.registry.register_project(name, root)
+    goes_on = resume or (not fresh and pipeline.unfinished_training(name) is not None)
     if resume:
         pipeline.resume_training(name)
     else:
-        pipeline.start_training(name)
+        pipeline.start_training(name, fresh=fresh)
     if detach:
-        _announce(name, as_json)
+        _announce(name, as_json, goes_on)
         return
-    _watch(pipeline, name, as_json)
+    if goes_on and not resume and not as_json:
+        click.echo(f"Going on with the unfinished training of {name}; --fresh begins anew.")
+    watch_training(pipeline, name, as_json=as_json, cancel_on_interrupt=True)
 
 
 def _repository(path: Path) -> Path:
@@ -118,71 +126,12 @@ def _repository(path: Path) -> Path:
     return path.resolve()
 
 
-def _announce(name: str, as_json: bool) -> None:
+def _announce(name: str, as_json: bool, goes_on: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"project": name, "started": True}))
+        click.echo(json.dumps({"project": name, "started": True, "goes_on": goes_on}))
     else:
-        click.echo(f"Training {name} in the background: `mlx-gardener status {name}` shows it.")
-
-
-def _watch(pipeline: TrainingPipeline, name: str, as_json: bool) -> None:
-    """Show a training until it ends; Ctrl-C cancels it and waits for its checkpoint."""
-    import sys
-
-    from mlx_gardener.errors import TrainingCancelledError, TrainingError
-    from mlx_gardener.events import Event, TrainingEnded, TrainingPhase
-    from mlx_gardener.report.jsonl import JsonLines
-    from mlx_gardener.report.live import LiveView, make_console
-
-    ended: list[TrainingEnded] = []
-    console = make_console()
-
-    def watch(view: Any) -> None:
-        events = pipeline.follow(name)
-        while True:
-            try:
-                event: Event | None = next(events, None)
-            except KeyboardInterrupt:
-                if not pipeline.cancel_training(name):
-                    raise
-                console.print("Stopping after this step, keeping a checkpoint ...", highlight=False)
-                events = pipeline.follow(name, from_now=True)
-                continue
-            if event is None:
-                return
-            if isinstance(event, TrainingEnded):
-                ended.append(event)
-            view(event)
-
-    if as_json:
-        watch(JsonLines(sys.stdout))
-    else:
-        with LiveView(console, project=name) as view:
-            watch(view)
-    if not ended:
-        raise TrainingError(
-            f"The training of {name!r} ended without a word.", next_step=f"See `mlx-gardener status {name}`."
-        )
-    end = ended[-1]
-    if end.phase is TrainingPhase.CANCELLED:
-        raise TrainingCancelledError(end.message)
-    if end.phase is not TrainingPhase.COMPLETED:
-        raise TrainingError(end.message)
-    if not as_json:
-        _show_result(pipeline, name, end.result, console)
-
-
-def _show_result(pipeline: TrainingPipeline, name: str, result: dict[str, Any], console: Any) -> None:
-    from mlx_gardener.report.evidence_view import show_evidence
-
-    adapter = pipeline.registry.get_adapter(name, result["adapter_version"])
-    show_evidence(console, result["evidence"])
-    console.print(f"\nAdapter {adapter.version} of {name} is in the registry:", highlight=False)
-    console.print(f"  {adapter.directory}", highlight=False, soft_wrap=True)
-    console.print(
-        "  mlx/ loads with mlx-lm, peft/ with Hugging Face PEFT; report.html shows the run.", highlight=False
-    )
-    console.print(f"  Try it: mlx-gardener complete {name} FILE:LINE", highlight=False)
+        what = "Going on with the unfinished training of" if goes_on else "Training"
+        click.echo(f"{what} {name} in the background: `mlx-gardener attach {name}` shows it.")
 
 
 def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:

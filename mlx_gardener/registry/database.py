@@ -24,6 +24,10 @@ from mlx_gardener.errors import RegistryError
 
 DATABASE_NAME = "registry.sqlite3"
 BUSY_TIMEOUT_SECONDS = 5.0
+#: The file is opened by other means than SQLite only before anybody in this process uses it: closing any descriptor of a
+#: file drops all of a process's locks on it, after which another process takes the log away under its connections
+#: (https://www.sqlite.org/howtocorrupt.html, 2.2).
+_creation = threading.Lock()
 
 #: Each entry takes the schema one version further; ``PRAGMA user_version`` says how many have been applied.
 _MIGRATIONS = (
@@ -133,8 +137,9 @@ class Database:
             return connection
         try:
             self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-            os.close(descriptor)
+            with _creation:
+                if not self.path.exists():
+                    os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
             raise RegistryError(
                 f"The registry {self.path} cannot be opened ({error.strerror}).",

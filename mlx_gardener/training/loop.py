@@ -164,6 +164,7 @@ class _Training:
         self.optimizer = make_optimizer(config.optimizer)
         self.optimizer.init(self.weights)
         self.state = TrainState(fingerprint=_fingerprint(base, data, config))
+        self.first_plan = engine.plan  # memory may ask for smaller ones in between
         self.rejected = 0
         self.saved_at = time.monotonic()
         self.saved = (-1, 0)  # step, evaluations
@@ -371,7 +372,7 @@ class _Training:
         optimizer = flatten_state(self.optimizer.state)
         origin = Origin(
             self.config.model_dump(mode="json"),
-            self.engine.plan.to_json(),
+            self.first_plan.to_json(),
             self.data.data_sha256,
             self.base.weights_sha256,
         )

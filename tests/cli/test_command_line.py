@@ -64,6 +64,8 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
         "scan",
         "plan",
         "status",
+        "attach",
+        "logs",
         "cancel",
         "complete",
         "projects",

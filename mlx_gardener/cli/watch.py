@@ -1,0 +1,135 @@
+"""``mlx-gardener attach`` and ``logs``: look on at a training that any other process started; also what `train` shows."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlx_gardener.cli.completion import complete_projects
+
+if TYPE_CHECKING:
+    from mlx_gardener.trainings import TrainingPipeline
+
+_POLL_SECONDS = 0.2
+
+
+@click.command()
+@click.argument("project", shell_complete=complete_projects)
+@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
+def attach(project: str, as_json: bool) -> None:
+    """Watch the latest training of PROJECT from its start on; Ctrl-C ends the watching, not the training."""
+    from mlx_gardener.trainings import TrainingPipeline
+
+    watch_training(TrainingPipeline(), project, as_json=as_json, cancel_on_interrupt=False)
+
+
+@click.command()
+@click.argument("project", shell_complete=complete_projects)
+@click.option(
+    "--lines", default=50, show_default=True, type=click.IntRange(min=0), help="Last lines to show."
+)
+@click.option("--follow", is_flag=True, help="Go on until the training has ended.")
+def logs(project: str, lines: int, follow: bool) -> None:
+    """Print what the worker of PROJECT's latest training logged."""
+    from mlx_gardener.errors import TrainingError
+    from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.text import safe_text
+    from mlx_gardener.worker import LOG_NAME
+
+    registry = ProjectRegistry()
+    registry.get_project(project)  # an unknown name is an error that offers near ones
+    record = registry.latest_training(project)
+    if record is None:
+        raise TrainingError(
+            f"Project {project!r} has never been trained.", next_step="Start with `mlx-gardener train`."
+        )
+    log = record.run_dir / LOG_NAME
+    text, offset = _read(log, 0)
+    for line in text.splitlines()[-lines:] if lines else []:
+        click.echo(safe_text(line))
+    while follow:
+        is_over = all(active.id != record.id for active in registry.active_trainings())
+        text, offset = _read(log, offset)
+        for line in text.splitlines():
+            click.echo(safe_text(line))
+        if is_over:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _read(log: Path, offset: int) -> tuple[str, int]:
+    """The whole lines after byte ``offset``, and the offset to go on from."""
+    if not log.exists():
+        return "", offset
+    with log.open("rb") as file:
+        file.seek(offset)
+        data = file.read()
+    end = data.rfind(b"\n") + 1
+    return data[:end].decode(errors="replace"), offset + end
+
+
+def watch_training(
+    pipeline: TrainingPipeline, name: str, *, as_json: bool, cancel_on_interrupt: bool
+) -> None:
+    """Show a training until it ends, and its result.
+
+    Args:
+        cancel_on_interrupt: Ctrl-C cancels the training and waits for its checkpoint, instead of leaving it alone.
+
+    Raises:
+        TrainingError: it failed or was cancelled, or was never started.
+    """
+    from mlx_gardener.errors import TrainingCancelledError, TrainingError
+    from mlx_gardener.events import Event, TrainingEnded, TrainingPhase
+    from mlx_gardener.report.jsonl import JsonLines
+    from mlx_gardener.report.live import LiveView, make_console
+
+    ended: list[TrainingEnded] = []
+    console = make_console()
+
+    def watch(view: Any) -> None:
+        events = pipeline.follow(name)
+        while True:
+            try:
+                event: Event | None = next(events, None)
+            except KeyboardInterrupt:
+                if not (cancel_on_interrupt and pipeline.cancel_training(name)):
+                    raise
+                console.print("Stopping after this step, keeping a checkpoint ...", highlight=False)
+                events = pipeline.follow(name, from_now=True)
+                continue
+            if event is None:
+                return
+            if isinstance(event, TrainingEnded):
+                ended.append(event)
+            view(event)
+
+    if as_json:
+        watch(JsonLines(sys.stdout))
+    else:
+        with LiveView(console, project=name) as view:
+            watch(view)
+    end = ended[-1]
+    if end.phase is TrainingPhase.CANCELLED:
+        raise TrainingCancelledError(end.message)
+    if end.phase is not TrainingPhase.COMPLETED:
+        raise TrainingError(end.message)
+    if not as_json:
+        _show_result(pipeline, name, end.result, console)
+
+
+def _show_result(pipeline: TrainingPipeline, name: str, result: dict[str, Any], console: Any) -> None:
+    from mlx_gardener.report.evidence_view import show_evidence
+
+    adapter = pipeline.registry.get_adapter(name, result["adapter_version"])
+    show_evidence(console, result["evidence"])
+    console.print(f"\nAdapter {adapter.version} of {name} is in the registry:", highlight=False)
+    console.print(f"  {adapter.directory}", highlight=False, soft_wrap=True)
+    console.print(
+        "  mlx/ loads with mlx-lm, peft/ with Hugging Face PEFT; report.html shows the run.", highlight=False
+    )
+    console.print(f"  Try it: mlx-gardener complete {name} FILE:LINE", highlight=False)

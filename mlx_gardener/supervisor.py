@@ -1,0 +1,202 @@
+"""The process over a worker: ``python -m mlx_gardener.supervisor RUN_DIR``; says why it died and starts it again.
+
+In: ``job.json`` in the run's directory. Out: a worker process; a word in journal and registry for one that could say none
+itself. It is small, belongs to no terminal and outlives whoever asked for the training; registry rows carry its process
+id. A worker is started again from its last checkpoint at most ``worker_restarts`` times, and only once where it died
+without a new checkpoint. Where this process dies itself, the worker stops with a checkpoint.
+Cost: a Python process that sleeps, about 30 MB, and a tenth of a second at the start of a training.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from mlx_gardener.events import Event, ProgressChanged, TrainingEnded, WarningRaised
+from mlx_gardener.journal import JOURNAL_NAME, JournalWriter
+from mlx_gardener.recovery import CHECKPOINTS_NAME, Resume
+from mlx_gardener.registry import ProjectRegistry, TrainingStatus
+from mlx_gardener.worker import LOG_NAME, Job, says_out_of_memory
+
+logger = logging.getLogger(__name__)
+
+#: A second death in a row without a new checkpoint in between ends the run: the third would be no other.
+_DEATHS_WITHOUT_PROGRESS = 2
+_LOG_TAIL_BYTES = 4000
+_SIGNALS = {
+    signal.SIGABRT: "a library gave up",
+    signal.SIGSEGV: "a defect in a library, or bad memory",
+    signal.SIGBUS: "a file that was being read was cut short, or bad memory",
+    signal.SIGILL: "a library was built for another processor",
+    signal.SIGKILL: "by hand, or by the system where memory ran out",
+    signal.SIGXCPU: "the limit on processor time was reached",
+    signal.SIGXFSZ: "the limit on the size of files was reached",
+}
+
+
+def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
+    """Keep a worker on the job in ``run_dir`` until the training has ended; returns how.
+
+    Raises:
+        TrainingError: the job cannot be read.
+        RegistryError: the registry cannot be used.
+    """
+    job = Job.read(run_dir)
+    restarts_left = int(job.config.get("worker_restarts", 0))
+    deaths_without_progress = 0
+    asked_to_end: list[int] = []
+    while True:
+        checkpoints, log_at, kills = _checkpoints(run_dir), _log_size(run_dir), _out_of_memory_kills()
+        started = time.monotonic()
+        code = _run_worker(run_dir, asked_to_end)
+        record = registry.get_training(job.training_id)
+        if record.finished_at is not None:
+            return record.status
+        log = _log_since(run_dir, log_at)
+        out_of_memory = _out_of_memory_kills() > kills and code == -signal.SIGKILL
+        out_of_memory = out_of_memory or says_out_of_memory(log)
+        why = describe_death(code, out_of_memory=out_of_memory)
+        logger.error("training %s: %s", job.training_id, why)
+        progress = _checkpoints(run_dir) != checkpoints
+        deaths_without_progress = 0 if progress else deaths_without_progress + 1
+        if registry.cancel_requested(job.training_id):
+            bury(
+                registry,
+                job.training_id,
+                f"The training was cancelled; {why[0].lower()}{why[1:]}",
+                cancelled=True,
+            )
+            return TrainingStatus.CANCELLED
+        if asked_to_end or not restarts_left or deaths_without_progress >= _DEATHS_WITHOUT_PROGRESS:
+            bury(
+                registry,
+                job.training_id,
+                f"{why} (see `mlx-gardener logs {job.project}`). {_advice(run_dir)}",
+            )
+            return TrainingStatus.FAILED
+        restarts_left -= 1
+        job = replace(
+            job,
+            resume=Resume.ALWAYS,
+            seconds_used=job.seconds_used + time.monotonic() - started,
+            smaller_plan=out_of_memory,
+        )
+        job.write(run_dir)
+        _tell(run_dir, [WarningRaised(f"{why}. {_plan_for_next(run_dir, out_of_memory)}")])
+
+
+def describe_death(code: int, *, out_of_memory: bool) -> str:
+    """How a process ended that could not say it itself, as the beginning of a sentence.
+
+    Args:
+        code: as `subprocess.Popen.returncode`: the negative number of a signal, or an exit code.
+        out_of_memory: whether the kernel or the process's log says that memory ran out.
+    """
+    if code >= 0:
+        because = "memory ran out" if out_of_memory else ""
+        how = f"ended with exit code {code}"
+    else:
+        try:
+            name, because = signal.Signals(-code).name, _SIGNALS.get(signal.Signals(-code), "")
+        except ValueError:
+            name, because = "unnamed", ""
+        how = f"was ended by signal {-code} ({name})"
+        if out_of_memory:
+            because = "memory ran out"
+    return f"The worker process {how}" + (f": {because}" if because else "")
+
+
+def bury(registry: ProjectRegistry, training_id: str, message: str, *, cancelled: bool = False) -> None:
+    """Record in registry and journal that a training ended whose processes could not say so.
+
+    Raises:
+        RegistryError: the registry cannot be written.
+    """
+    if cancelled:
+        registry.finish_training(training_id, TrainingStatus.CANCELLED, message, {})
+    registry.explain_death(training_id, message)
+    record = registry.get_training(training_id)
+    _tell(
+        record.run_dir,
+        [
+            ProgressChanged(record.phase, record.percent, record.message),
+            TrainingEnded(record.phase, record.message, record.result),
+        ],
+    )
+
+
+def _run_worker(run_dir: Path, asked_to_end: list[int]) -> int:
+    """One worker, from its start to its end; returns its exit code. SIGTERM is passed on to it."""
+    process = subprocess.Popen([sys.executable, "-m", "mlx_gardener.worker", str(run_dir)])
+
+    def pass_on(number: int, frame: object) -> None:
+        asked_to_end.append(number)
+        process.terminate()
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        return process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _checkpoints(run_dir: Path) -> frozenset[str]:
+    return frozenset(path.name for path in (run_dir / CHECKPOINTS_NAME).glob("step-*"))
+
+
+def _advice(run_dir: Path) -> str:
+    if _checkpoints(run_dir):
+        return "Its last checkpoint is kept: go on with `mlx-gardener train --resume`."
+    return "There is no checkpoint yet: start again."
+
+
+def _plan_for_next(run_dir: Path, out_of_memory: bool) -> str:
+    where = "from its last checkpoint" if _checkpoints(run_dir) else "from the beginning"
+    return f"Another one goes on {where}" + (", with a plan for less memory." if out_of_memory else ".")
+
+
+def _tell(run_dir: Path, events: Iterable[Event]) -> None:
+    writer = JournalWriter(run_dir / JOURNAL_NAME)
+    for event in events:
+        writer(event)
+    writer.close()
+
+
+def _log_size(run_dir: Path) -> int:
+    log = run_dir / LOG_NAME
+    return log.stat().st_size if log.exists() else 0
+
+
+def _log_since(run_dir: Path, offset: int) -> str:
+    """The end of what was logged after byte ``offset``."""
+    with (run_dir / LOG_NAME).open("rb") as file:
+        file.seek(max(offset, _log_size(run_dir) - _LOG_TAIL_BYTES))
+        return file.read().decode(errors="replace")
+
+
+def _out_of_memory_kills() -> int:
+    """How many processes Linux has killed for memory so far; always 0 elsewhere."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def main() -> None:
+    """Entry point of the supervisor; exit code 0 when completed or cancelled, 1 when failed."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    run_dir, registry = Path(sys.argv[1]), ProjectRegistry()
+    registry.claim_training(Job.read(run_dir).training_id, os.getpid())
+    sys.exit(1 if supervise(run_dir, registry) is TrainingStatus.FAILED else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Trainings that are killed and broken on purpose, resumed until they are done, and compared with one left in peace.
+
+Every run is a project of its own in one home, so that token cache and measured speeds are shared; what counts is the
+bytes of the adapter's weight files, and that the registry finds nothing to complain of. Cost: about 3 seconds a run
+with a tiny model, 7 with the embedded one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mlx_gardener.config import load_config
+from mlx_gardener.registry import TrainingRecord, TrainingStatus
+from mlx_gardener.trainings import TrainingPipeline
+
+FAULT_DIRECTORY = Path(__file__).parent / "fault"
+WAYS = ("worker", "everything", "call")
+_MOST_STARTS = 12
+_WAIT_SECONDS = 240.0
+
+
+@dataclass
+class Story:
+    """What became of one run: how often it was hit and started, and whether it ended as it should."""
+
+    name: str
+    way: str
+    hits: list[str] = field(default_factory=list)
+    starts: int = 0
+    completed: bool = False
+    identical: bool = False
+    adapters: int = 0
+    problems: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        """Completed once, with the bytes of the undisturbed run, in a registry without problems."""
+        return self.completed and self.identical and self.adapters == 1 and not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """The story as JSON types."""
+        return asdict(self)
+
+
+class Storm:
+    """A reference run, and runs to compare with it.
+
+    Args:
+        repository: what is trained on.
+        scratch: where fault files go; ``MLX_GARDENER_HOME`` must name the home already.
+        model: the base model.
+    """
+
+    def __init__(self, repository: Path, scratch: Path, model: str, *, steps: int = 6) -> None:
+        self.repository, self.fault_file = repository, scratch / "fault.json"
+        settings = {
+            "model": model,
+            "min_training_chunks": 5,
+            "training_data_quality_threshold": 0.1,
+            "lora.rank": 4,
+            "optimizer.learning_rate": 0.01,
+            "optimizer.tokens_per_update": 512,
+            "optimizer.max_steps": steps,
+            "data.row_widths": [64, 128],
+            "evaluation.per_epoch": 8,
+            "evaluation.patience": 100,
+            "evaluation.next_line_tasks": 0,
+            "evaluation.samples": 0,
+            "checkpoint_interval_seconds": 1e-6,
+            "worker_restarts": 20,
+            "progress_update_interval": 0.5,
+            "neighbour.low_priority": False,
+        }
+        self.pipeline = TrainingPipeline(load_config(environment={}, overrides=settings))
+        with self._fault("count", 0):
+            self._start("reference", Story("reference", "none"))
+            self._wait("reference")
+        self.calls: list[str] = json.loads(self.fault_file.with_suffix(".calls").read_text())
+        record = self._record("reference")
+        if record.status is not TrainingStatus.COMPLETED:
+            raise RuntimeError(f"the undisturbed run failed: {record.message}")
+        self.seconds = record.updated_at - record.started_at
+        self.reference = self._digests("reference")
+        if self.pipeline.registry.check():
+            raise RuntimeError("the undisturbed run left problems in the registry")
+
+    def run(self, number: int, *, seed: int) -> Story:
+        """One run, killed by SIGKILL once to three times: the worker, all its processes, or the worker at a write."""
+        choose = random.Random(seed * 1_000_003 + number)
+        story = Story(f"run-{number:03d}", WAYS[number % len(WAYS)])
+        if story.way == "call":
+            at = choose.randrange(1, len(self.calls) + 1)
+            story.hits.append(f"write call {at} ({self.calls[at - 1]})")
+            with self._fault("kill", at):
+                return self._to_the_end(story, moments=[])
+        moments = [choose.random() * self.seconds for _ in range(choose.randint(1, 3))]
+        return self._to_the_end(story, moments=moments)
+
+    def broken(self, action: str, at: int) -> Story:
+        """One run whose ``at``-th write call fails: ENOSPC, EIO, a short write, or another error of renaming."""
+        story = Story(f"{action.lower()}-{at:03d}", action, hits=[f"write call {at} ({self.calls[at - 1]})"])
+        with self._fault(action, at):
+            return self._to_the_end(story, moments=[])
+
+    def _to_the_end(self, story: Story, moments: list[float]) -> Story:
+        began = time.monotonic()
+        moments = list(moments)
+        while story.starts < _MOST_STARTS and not story.completed:
+            self._start(story.name, story)
+            while moments and self._strike(story, moments[0]):
+                moments.pop(0)
+                if story.way == "everything":
+                    break
+            self._wait(story.name)
+            story.completed = self._record(story.name).status is TrainingStatus.COMPLETED
+        story.seconds = round(time.monotonic() - began, 2)
+        registry = self.pipeline.registry
+        story.adapters = len(registry.list_adapters(story.name))
+        story.identical = bool(story.adapters) and self._digests(story.name) == self.reference
+        story.problems = [problem.message for problem in registry.check()]
+        if not story.completed:
+            story.problems.append(self._record(story.name).message)
+        if story.good:
+            registry.remove_project(story.name)
+        return story
+
+    def _strike(self, story: Story, after_seconds: float) -> bool:
+        """Kill after a while; False when the run was over before."""
+        record = self._record(story.name)
+        deadline = time.monotonic() + after_seconds
+        while time.monotonic() < deadline:
+            if self._record(story.name).finished_at is not None:
+                return False
+            time.sleep(0.005)
+        victims = _processes(record.pid)
+        if story.way == "worker":
+            victims = victims[1:]
+        for victim in victims:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                os.kill(victim.pid, signal.SIGKILL)
+        now = self._record(story.name)
+        story.hits.append(f"{story.way} after {after_seconds:.2f} s in {now.phase} at {now.percent:.0f} %")
+        return True
+
+    def _start(self, name: str, story: Story) -> None:
+        story.starts += 1
+        self.pipeline.registry.register_project(name, self.repository)
+        self.pipeline.start_training(name)
+
+    def _wait(self, name: str) -> None:
+        self.pipeline.wait_for_training_completion(name, timeout=_WAIT_SECONDS)
+
+    def _record(self, name: str) -> TrainingRecord:
+        record = self.pipeline.registry.latest_training(name)
+        if record is None:
+            raise RuntimeError(f"{name} was never trained")
+        return record
+
+    def _digests(self, name: str) -> dict[str, str]:
+        directory = self.pipeline.registry.get_adapter(name).directory
+        return {
+            path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(directory.rglob("*.safetensors"))
+        }
+
+    @contextlib.contextmanager
+    def _fault(self, action: str, at: int) -> Any:
+        """While this lasts, the next worker has the fault."""
+        self.fault_file.write_text(json.dumps({"action": action, "at": at}))
+        paths = [str(FAULT_DIRECTORY), *(path for path in sys.path if path)]
+        before = {name: os.environ.get(name) for name in ("PYTHONPATH", "GARDENER_TEST_FAULT")}
+        os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "GARDENER_TEST_FAULT": str(self.fault_file)}
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+            self.fault_file.unlink(missing_ok=True)
+
+
+def _processes(pid: int | None) -> list[psutil.Process]:
+    """A supervisor and its worker, in that order; fewer where they are gone."""
+    try:
+        supervisor = psutil.Process(pid)
+        return [supervisor, *supervisor.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
