@@ -32,7 +32,7 @@ _DEATHS_WITHOUT_PROGRESS = 2
 _LOG_TAIL_BYTES = 4000
 _SIGNALS = {
     signal.SIGABRT: "a library gave up",
-    signal.SIGSEGV: "a defect in a library, or bad memory",
+    signal.SIGSEGV: "a defect in a library, or memory that could not be had",
     signal.SIGBUS: "a file that was being read was cut short, or bad memory",
     signal.SIGILL: "a library was built for another processor",
     signal.SIGKILL: "by hand, or by the system where memory ran out",

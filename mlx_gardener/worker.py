@@ -97,6 +97,8 @@ def says_out_of_memory(text: str) -> bool:
             "out of memory",
             "outofmemory",
             "insufficient memory",
+            "can't start new thread",
+            "resource temporarily unavailable",
         )
     )
 

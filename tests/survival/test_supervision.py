@@ -1,0 +1,284 @@
+"""A worker's death is explained and mended; whoever asked for the training may die too."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlx_gardener import TrainingPhase, TrainingPipeline
+from mlx_gardener.errors import TrainingError
+from mlx_gardener.events import StepCompleted, TrainingEnded, WarningRaised
+from mlx_gardener.recovery import RESULT_NAME
+from mlx_gardener.registry import TrainingStatus
+from mlx_gardener.supervisor import describe_death
+from mlx_gardener.worker import LOG_NAME, Interrupt, only_worker
+from tests.cli.test_command_line import gardener, train_flags
+from tests.test_pipeline import (
+    WAIT,
+    _alive,
+    endless,
+    endless_pipeline,  # noqa: F401  a fixture
+    steps_done,
+    tiny_settings,
+    until,
+    worker_of,
+)
+
+
+def warnings_of(pipeline: TrainingPipeline) -> list[str]:
+    return [event.message for event in pipeline.follow("small") if isinstance(event, WarningRaised)]
+
+
+def wait(pipeline: TrainingPipeline) -> TrainingPhase:
+    return pipeline.wait_for_training_completion("small", timeout=WAIT).phase
+
+
+@pytest.fixture
+def long_pipeline(tiny_model_dir: Path, repository: Path) -> TrainingPipeline:
+    """A training of some seconds with a checkpoint after every step."""
+    settings = {"optimizer.max_steps": 60, "optimizer.epochs": 50, "checkpoint_interval_seconds": 1e-6}
+    made = TrainingPipeline(tiny_settings(tiny_model_dir, **settings))
+    made.registry.register_project("small", repository)
+    return made
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
+def test_a_worker_that_died_is_replaced_and_that_is_said(
+    long_pipeline: TrainingPipeline, number: signal.Signals
+) -> None:
+    pipeline = long_pipeline
+    percents: list[float] = []
+    pipeline.start_training("small", lambda progress: percents.append(progress.progress_percent))
+    until(lambda: steps_done(pipeline) >= 3, "three steps")
+    os.kill(worker_of(pipeline, "small"), number)
+    assert wait(pipeline) is TrainingPhase.COMPLETED
+    assert any(f"{number.name}" in told and "last checkpoint" in told for told in warnings_of(pipeline))
+    steps = [event.step for event in pipeline.follow("small") if isinstance(event, StepCompleted)]
+    assert sorted(set(steps)) == list(range(1, 61)) and len(steps) <= 62, (
+        "only the step under way is done again"
+    )
+    assert percents == sorted(percents)
+
+
+def test_a_worker_that_keeps_dying_at_the_same_place_is_given_up(
+    tiny_model_dir: Path, repository: Path
+) -> None:
+    pipeline = TrainingPipeline(endless(tiny_model_dir, worker_restarts=50))
+    pipeline.registry.register_project("small", repository)
+    pipeline.start_training("small")
+    for _ in range(2):
+        victim = worker_of(pipeline, "small")
+        os.kill(victim, signal.SIGKILL)
+        until(lambda victim=victim: not _alive(victim), "its death")
+    assert wait(pipeline) is TrainingPhase.FAILED
+    record = pipeline.registry.latest_training("small")
+    assert record is not None and "signal 9" in record.message and "logs small" in record.message
+
+
+def test_a_worker_that_runs_out_of_address_space_is_replaced_with_a_plan_for_less_memory(
+    long_pipeline: TrainingPipeline,
+) -> None:
+    pipeline = long_pipeline
+    pipeline.start_training("small")
+    until(lambda: steps_done(pipeline) >= 2, "two steps")
+    worker = worker_of(pipeline, "small")
+    size = psutil.Process(worker).memory_info().vms  # no further mapping is granted from here on
+    resource.prlimit(worker, resource.RLIMIT_AS, (size, size))
+    ended, told = wait(pipeline), " ".join(warnings_of(pipeline))
+    assert ended is TrainingPhase.COMPLETED, (told, pipeline.registry.latest_training("small").message)
+    assert "memory ran out" in told or "memory that could not be had" in told, told
+
+
+def test_the_time_limit_counts_the_time_of_earlier_workers(long_pipeline: TrainingPipeline) -> None:
+    registry = long_pipeline.registry
+    training = registry.begin_training("small", {})
+    interrupt = Interrupt(registry, training.id, 1.0, seconds_used=59.9)
+    with pytest.raises(TrainingError, match="time limit of 1 minutes"):
+        until(lambda: interrupt(), "its time is over")
+    registry.finish_training(training.id, TrainingStatus.FAILED, "done with it", {})
+
+
+def test_a_worker_whose_supervisor_dies_stops_with_a_checkpoint(endless_pipeline: TrainingPipeline) -> None:  # noqa: F811
+    pipeline = endless_pipeline
+    pipeline.start_training("small")
+    until(lambda: steps_done(pipeline) >= 2, "two steps")
+    worker = worker_of(pipeline, "small")
+    record = pipeline.registry.latest_training("small")
+    assert record is not None and record.pid is not None
+    os.kill(record.pid, signal.SIGKILL)
+    until(lambda: not _alive(worker), "the worker's end")
+    assert wait(pipeline) is TrainingPhase.FAILED
+    assert any((record.run_dir / "checkpoints").glob("step-*"))
+
+
+def test_a_shutdown_ends_a_training_with_a_checkpoint(endless_pipeline: TrainingPipeline) -> None:  # noqa: F811
+    pipeline = endless_pipeline
+    pipeline.start_training("small")
+    until(lambda: steps_done(pipeline) >= 2, "two steps")
+    record = pipeline.registry.latest_training("small")
+    assert record is not None and record.pid is not None
+    os.kill(record.pid, signal.SIGTERM)
+    assert wait(pipeline) is TrainingPhase.FAILED
+    assert "asked the training to end" in str(pipeline.get_training_progress("small"))
+    assert any((record.run_dir / "checkpoints").glob("step-*"))
+
+
+def test_two_workers_never_write_in_the_same_run(tmp_path: Path) -> None:
+    with only_worker(tmp_path):
+        with pytest.raises(TrainingError, match="Another worker"), only_worker(tmp_path, wait_seconds=0.2):
+            pass
+    with only_worker(tmp_path, wait_seconds=0.2):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("code", "out_of_memory", "words"),
+    [
+        (-9, False, ["signal 9 (SIGKILL)", "by hand, or"]),
+        (-9, True, ["signal 9 (SIGKILL)", "memory ran out"]),
+        (-6, False, ["signal 6 (SIGABRT)", "library"]),
+        (-11, False, ["signal 11 (SIGSEGV)"]),
+        (-34, False, ["signal 34"]),
+        (1, True, ["exit code 1", "memory ran out"]),
+        (3, False, ["exit code 3"]),
+    ],
+)
+def test_a_death_is_told_in_words(code: int, out_of_memory: bool, words: list[str]) -> None:
+    told = describe_death(code, out_of_memory=out_of_memory)
+    assert all(word in told for word in words), told
+
+
+def test_the_same_command_goes_on_and_other_settings_or_fresh_begin_anew(
+    endless_pipeline: TrainingPipeline,  # noqa: F811
+    tiny_model_dir: Path,
+) -> None:
+    pipeline = endless_pipeline
+
+    def first_step(starter: TrainingPipeline, *, fresh: bool = False) -> int:
+        before = starter.registry.latest_training("small")
+        starter.start_training("small", fresh=fresh)
+        steps = (event for event in starter.follow("small") if isinstance(event, StepCompleted))
+        first = next(steps).step
+        until(lambda: steps_done(starter) >= first + 1, "another step")
+        starter.cancel_training("small")
+        assert wait(starter) is TrainingPhase.CANCELLED
+        after = starter.registry.latest_training("small")
+        assert after is not None
+        same_place.append(before is not None and before.run_dir == after.run_dir)
+        return first
+
+    same_place: list[bool] = []
+    assert first_step(pipeline) == 1
+    assert first_step(pipeline) > 2
+    assert first_step(TrainingPipeline(endless(tiny_model_dir, training_timeout_minutes=7))) > 3
+    assert first_step(pipeline, fresh=True) == 1
+    assert first_step(TrainingPipeline(endless(tiny_model_dir, seed=5))) == 1
+    assert same_place == [False, True, True, False, False]
+
+
+def test_a_changed_repository_begins_anew_and_keeps_the_old_checkpoints_aside(
+    endless_pipeline: TrainingPipeline,  # noqa: F811
+    repository: Path,
+) -> None:
+    pipeline = endless_pipeline
+    pipeline.start_training("small")
+    until(lambda: steps_done(pipeline) >= 3, "three steps")
+    pipeline.cancel_training("small")
+    wait(pipeline)
+    (repository / "core" / "new.py").write_text("def entirely_new(value):\n    return value * 17\n" * 3)
+    pipeline.start_training("small")
+    until(lambda: steps_done(pipeline) >= 1, "a step")
+    pipeline.cancel_training("small")
+    wait(pipeline)
+    assert any("has changed since" in told for told in warnings_of(pipeline))
+    steps = [event.step for event in pipeline.follow("small") if isinstance(event, StepCompleted)]
+    record = pipeline.registry.latest_training("small")
+    assert record is not None and steps[0] == 1 and any((record.run_dir / "checkpoints.old").glob("step-*"))
+
+
+def test_a_worker_that_died_after_registering_does_not_register_again(
+    long_pipeline: TrainingPipeline,
+) -> None:
+    """Killed between the registry's commit and its last word, a run used to leave the same adapter twice."""
+    pipeline = long_pipeline
+    pipeline.start_training("small")
+    assert wait(pipeline) is TrainingPhase.COMPLETED
+    record = pipeline.registry.latest_training("small")
+    assert record is not None and (record.run_dir / RESULT_NAME).exists()
+    again = pipeline.registry.begin_training("small", record.config, run_dir=record.run_dir)
+    pipeline.registry.finish_training(again.id, TrainingStatus.FAILED, "as if it had died", {})
+    pipeline.resume_training("small")
+    assert wait(pipeline) is TrainingPhase.COMPLETED
+    after = pipeline.registry.latest_training("small")
+    assert after is not None and after.result == record.result
+    assert [adapter.version for adapter in pipeline.registry.list_adapters("small")] == ["v1"]
+
+
+def test_a_terminal_that_is_closed_loses_nothing_and_others_can_look_on(
+    tiny_model_dir: Path, repository: Path
+) -> None:
+    flags = train_flags(tiny_model_dir, **{"optimizer.max_steps": 80, "optimizer.epochs": 60})
+    command = [sys.executable, "-m", "mlx_gardener", "train", str(repository), "--project", "small", *flags]
+    terminal = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    pipeline = TrainingPipeline()
+    until(lambda: any(item.name == "small" for item in pipeline.registry.list_projects()), "the project")
+    until(lambda: steps_done(pipeline) >= 2, "two steps")
+    os.killpg(terminal.pid, signal.SIGHUP)
+    assert terminal.wait(WAIT) != 0
+    assert pipeline.is_training_active("small")
+    shown = gardener("status", "small", "--json")
+    assert json.loads(shown.stdout)["trainings"][0]["active"] is True
+    watched = gardener("attach", "small", "--json")
+    assert watched.returncode == 0, watched.stderr
+    told = [json.loads(line) for line in watched.stdout.splitlines()]
+    assert [event["step"] for event in told if event["event"] == "StepCompleted"] == list(range(1, 81))
+    assert told[-1]["event"] == "TrainingEnded" and told[-1]["phase"] == "completed"
+    logged = gardener("logs", "small", "--lines", "3")
+    assert logged.returncode == 0 and len(logged.stdout.splitlines()) == 3
+    assert "TrainingEnded" in gardener("logs", "small").stdout
+
+
+def test_a_detached_training_says_that_it_goes_on_and_can_be_cancelled_from_elsewhere(
+    tiny_model_dir: Path, repository: Path
+) -> None:
+    flags = train_flags(tiny_model_dir, **{"optimizer.max_steps": 1_000_000, "optimizer.epochs": 100})
+    flags += ["--set", "evaluation.patience=10000"]
+    command = ("train", str(repository), "--project", "small", "--detach", *flags)
+    started = gardener(*command)
+    assert started.returncode == 0 and "Training small in the background" in started.stdout, started.stderr
+    pipeline = TrainingPipeline()
+    until(lambda: steps_done(pipeline) >= 2, "two steps")
+    assert gardener("cancel", "small").returncode == 0
+    again = gardener(*command)
+    assert "Going on with the unfinished training of small" in again.stdout, again.stderr
+    assert gardener("cancel", "small").returncode == 0
+    ended = gardener("attach", "small")
+    assert ended.returncode == 1 and "cancelled" in ended.stderr
+
+
+def test_logs_show_no_escape_codes(endless_pipeline: TrainingPipeline) -> None:  # noqa: F811
+    registry = endless_pipeline.registry
+    record = registry.begin_training("small", {})
+    (record.run_dir / LOG_NAME).write_bytes(b"red \x1b[31mfile.py\n")
+    registry.finish_training(record.id, TrainingStatus.FAILED, "no", {})
+    shown = gardener("logs", "small")
+    assert shown.returncode == 0 and "\x1b" not in shown.stdout and "file.py" in shown.stdout
+
+
+def test_a_supervisor_costs_little(endless_pipeline: TrainingPipeline) -> None:  # noqa: F811
+    pipeline = endless_pipeline
+    with pipeline.training_context("small"):
+        until(lambda: steps_done(pipeline) >= 1, "a step")
+        record = pipeline.registry.latest_training("small")
+        assert record is not None
+        assert psutil.Process(record.pid).memory_info().rss < 100e6
+        events = pipeline.follow("small", from_now=True)
+        assert not isinstance(next(events), TrainingEnded)
