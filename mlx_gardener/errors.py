@@ -38,6 +38,10 @@ class TrainingCancelledError(TrainingError):
     """Raised inside a run when somebody cancelled it; ends the run as CANCELLED, with a checkpoint."""
 
 
+class TrainingInterruptedError(TrainingError):
+    """Raised inside a run whose process has to end, for no reason of the run's own; it may just go on later."""
+
+
 class DataError(GardenerError):
     """The repository cannot be read, or gives nothing to train on."""
 

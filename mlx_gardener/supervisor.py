@@ -79,6 +79,7 @@ def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
                 registry,
                 job.training_id,
                 f"{why} (see `mlx-gardener logs {job.project}`). {_advice(run_dir)}",
+                interrupted=bool(asked_to_end),
             )
             return TrainingStatus.FAILED
         restarts_left -= 1
@@ -113,15 +114,26 @@ def describe_death(code: int, *, out_of_memory: bool) -> str:
     return f"The worker process {how}" + (f": {because}" if because else "")
 
 
-def bury(registry: ProjectRegistry, training_id: str, message: str, *, cancelled: bool = False) -> None:
+def bury(
+    registry: ProjectRegistry,
+    training_id: str,
+    message: str,
+    *,
+    cancelled: bool = False,
+    interrupted: bool = False,
+) -> None:
     """Record in registry and journal that a training ended whose processes could not say so.
+
+    Args:
+        cancelled: somebody had wished so.
+        interrupted: it may just go on; it was not the training that failed.
 
     Raises:
         RegistryError: the registry cannot be written.
     """
     if cancelled:
         registry.finish_training(training_id, TrainingStatus.CANCELLED, message, {})
-    registry.explain_death(training_id, message)
+    registry.explain_death(training_id, message, interrupted=interrupted)
     record = registry.get_training(training_id)
     _tell(
         record.run_dir,

@@ -28,7 +28,7 @@ from mlx_gardener.events import (
 from mlx_gardener.journal import JOURNAL_NAME, follow_journal
 from mlx_gardener.progress import ProgressCallback, progress_of
 from mlx_gardener.recovery import CHECKPOINTS_NAME, Resume
-from mlx_gardener.registry import Project, ProjectRegistry, TrainingRecord, TrainingStatus
+from mlx_gardener.registry import Project, ProjectRegistry, QueueEntry, TrainingRecord, TrainingStatus
 from mlx_gardener.supervisor import bury, describe_death
 from mlx_gardener.worker import LOG_NAME, Job
 
@@ -76,6 +76,7 @@ class TrainingPipeline:
         progress_callback: ProgressCallback | None = None,
         *,
         fresh: bool = False,
+        queue_number: int | None = None,
     ) -> str:
         """Start training a registered project in the background, or go on with its unfinished training.
 
@@ -83,6 +84,7 @@ class TrainingPipeline:
             project_name: as registered (`ProjectRegistry.register_project`).
             progress_callback: called with every `TrainingProgress`, on a thread of its own.
             fresh: begin anew also where `unfinished_training` has one to go on with.
+            queue_number: the entry of the queue that this does.
 
         Returns:
             The training's id, in well under 2 seconds.
@@ -92,7 +94,31 @@ class TrainingPipeline:
         """
         earlier = None if fresh else self.unfinished_training(project_name)
         mode = Resume.NEVER if earlier is None else Resume.IF_SAME
-        return self._start(project_name, progress_callback, resume_from=earlier, mode=mode)
+        return self._start(
+            project_name, progress_callback, resume_from=earlier, mode=mode, queue_number=queue_number
+        )
+
+    def enqueue_training(self, project_name: str, *, priority: int = 0, fresh: bool = False) -> QueueEntry:
+        """Put a registered project into the queue, with this pipeline's settings, and see that the queue is worked on.
+
+        Args:
+            priority: higher ones come first.
+            fresh: begin anew also where `unfinished_training` has one to go on with.
+
+        Raises:
+            TrainingError: there is no such project, or it is in the queue already.
+        """
+        from mlx_gardener.queue_runner import ensure_runner
+
+        entry = self.registry.queue.add(
+            self._project(project_name).name,
+            self.config.model_dump(mode="json"),
+            budget_bytes=self.config.memory_limit_bytes,
+            priority=priority,
+            fresh=fresh,
+        )
+        ensure_runner(self.registry)
+        return entry
 
     def unfinished_training(self, project_name: str) -> TrainingRecord | None:
         """The project's last training, if it did not come to its end, left a checkpoint, and has this pipeline's settings.
@@ -156,15 +182,19 @@ class TrainingPipeline:
     def cancel_training(self, project_name: str) -> bool:
         """Ask the project's training to stop; it does within about one segment of a step and keeps a checkpoint.
 
+        One that waits in the queue is taken out of it.
+
         Returns:
             Whether there was one to stop. `wait_for_training_completion` waits for it to have stopped.
 
         Raises:
             TrainingError: there is no such project.
         """
-        record = self.registry.latest_training(self._project(project_name).name)
+        project = self._project(project_name).name
+        waited = self.registry.queue.remove_waiting(project)
+        record = self.registry.latest_training(project)
         if record is None or not self.is_training_active(project_name):
-            return False
+            return waited
         self.registry.request_cancel(record.id)
         return True
 
@@ -258,6 +288,7 @@ class TrainingPipeline:
         *,
         resume_from: TrainingRecord | None,
         mode: Resume,
+        queue_number: int | None = None,
     ) -> str:
         project = self._project(name)
         config = self.config.model_dump(mode="json")
@@ -265,7 +296,10 @@ class TrainingPipeline:
             new = _MAY_CHANGE if mode is Resume.IF_SAME else {"training_timeout_minutes"}
             config = {**resume_from.config, **{key: config[key] for key in new}}
         record = self.registry.begin_training(
-            project.name, config, run_dir=None if resume_from is None else resume_from.run_dir
+            project.name,
+            config,
+            run_dir=None if resume_from is None else resume_from.run_dir,
+            queue_number=queue_number,
         )
         try:
             journal = record.run_dir / JOURNAL_NAME
@@ -320,7 +354,8 @@ class TrainingPipeline:
                 return False
             if self.registry.get_training(record.id).finished_at is None:
                 how = describe_death(process.returncode, out_of_memory=False).replace("worker", "supervisor")
-                bury(self.registry, record.id, f"{how}. Go on with `mlx-gardener train --resume`.")
+                message = f"{how}. Go on with `mlx-gardener train --resume`."
+                bury(self.registry, record.id, message, interrupted=True)
             return True
 
         events = follow_journal(record.run_dir / JOURNAL_NAME, offset=offset, is_over=is_over)

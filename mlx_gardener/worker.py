@@ -23,7 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gardener.config import TrainingConfig, validate_config
-from mlx_gardener.errors import GardenerError, TrainingCancelledError, TrainingError
+from mlx_gardener.errors import (
+    GardenerError,
+    TrainingCancelledError,
+    TrainingError,
+    TrainingInterruptedError,
+)
 from mlx_gardener.events import Event, EventBus, TrainingEnded, TrainingPhase
 from mlx_gardener.journal import JOURNAL_NAME, JournalWriter
 from mlx_gardener.pipeline import Run, run_training
@@ -31,7 +36,7 @@ from mlx_gardener.platform.files import fsync_path
 from mlx_gardener.platform.priority import lower_priority
 from mlx_gardener.progress import TrainingProgressTracker
 from mlx_gardener.recovery import Resume
-from mlx_gardener.registry import ProjectRegistry, TrainingStatus
+from mlx_gardener.registry import INTERRUPTED, ProjectRegistry, TrainingStatus
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +161,7 @@ class Interrupt:
                 )
                 return
             if (why := self._must_end()) is not None:
-                self._reason = TrainingError(
+                self._reason = TrainingInterruptedError(
                     why, next_step="Its checkpoint is kept: go on with `mlx-gardener train --resume`."
                 )
                 return
@@ -240,6 +245,9 @@ def _work(
         phase, status, message = TrainingPhase.COMPLETED, TrainingStatus.COMPLETED, "Done"
     except TrainingCancelledError as error:
         phase, status, message = TrainingPhase.CANCELLED, TrainingStatus.CANCELLED, str(error)
+    except TrainingInterruptedError as error:
+        result = {INTERRUPTED: True}
+        phase, status, message = TrainingPhase.FAILED, TrainingStatus.FAILED, str(error)
     except GardenerError as error:
         logger.exception("the training failed")
         phase, status, message = TrainingPhase.FAILED, TrainingStatus.FAILED, str(error)

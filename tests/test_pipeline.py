@@ -65,8 +65,8 @@ def endless_pipeline(tiny_model_dir: Path, repository: Path) -> TrainingPipeline
     return made
 
 
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + WAIT
+def until(condition: Callable[[], object], what: str, *, seconds: float | None = None) -> None:
+    deadline = time.monotonic() + (seconds or WAIT)
     while not condition():
         assert time.monotonic() < deadline, f"never happened: {what}"
         time.sleep(0.02)

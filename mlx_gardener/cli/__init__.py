@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "attach": ("mlx_gardener.cli.watch:attach", "Watch a training that runs in the background."),
     "logs": ("mlx_gardener.cli.watch:logs", "Print what a training's worker logged."),
     "cancel": ("mlx_gardener.cli.status:cancel", "Stop a training, keeping a checkpoint."),
+    "queue": ("mlx_gardener.cli.queue:queue", "Let projects wait for their training, in order."),
     "complete": ("mlx_gardener.cli.complete:complete", "Complete code with a project's adapter."),
     "projects": ("mlx_gardener.cli.projects:projects", "List the projects in the registry."),
     "show": ("mlx_gardener.cli.projects:show", "Show a project and its adapters."),

@@ -21,6 +21,7 @@ def status(project: str | None, as_json: bool) -> None:
     registry = ProjectRegistry()
     names = [project] if project else [item.name for item in registry.list_projects()]
     active = {record.project for record in registry.active_trainings()}
+    places = {entry.project: place for place, entry in enumerate(registry.queue.entries(), start=1)}
     rows = []
     for name in names:
         registry.get_project(name)  # an unknown name is an error that offers near ones
@@ -37,6 +38,9 @@ def status(project: str | None, as_json: bool) -> None:
                 "updated_at": record.updated_at if record else None,
             }
         )
+        if name in places and name not in active:
+            waiting = {"status": "queued", "message": f"number {places[name]} in the queue"}
+            rows[-1] |= {**waiting, "phase": None, "progress_percent": 0.0, "details": {}}
     if as_json:
         click.echo(json.dumps({"trainings": rows}))
     elif not rows:

@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from mlx_gardener.config import TrainingConfig
+    from mlx_gardener.trainings import TrainingPipeline
 
 
 def _parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -45,6 +46,8 @@ def _parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
 @click.option("--resume", is_flag=True, help="Go on with the last training where it stopped, as it was set.")
 @click.option("--fresh", is_flag=True, help="Begin anew, also where an unfinished training could go on.")
 @click.option("--detach", is_flag=True, help="Start in the background and return.")
+@click.option("--queue", "into_queue", is_flag=True, help="Let it wait for its turn in the background.")
+@click.option("--priority", type=click.IntRange(-100, 100), help="With --queue: higher ones come first.")
 @click.option("--dry-run", is_flag=True, help="Show data and memory plan; train nothing, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
 def train(
@@ -63,6 +66,8 @@ def train(
     resume: bool,
     fresh: bool,
     detach: bool,
+    into_queue: bool,
+    priority: int | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -73,6 +78,10 @@ def train(
     """
     if resume and fresh:
         raise click.UsageError("--resume and --fresh contradict each other.")
+    if into_queue and resume:
+        raise click.UsageError("--queue goes on with an unfinished training by itself; leave --resume out.")
+    if priority is not None and not into_queue:
+        raise click.UsageError("--priority is for --queue.")
     from mlx_gardener.cli.watch import watch_training
     from mlx_gardener.config import load_config
 
@@ -99,6 +108,10 @@ def train(
     pipeline = TrainingPipeline(config)
     name = project or project_name_for(root)
     pipeline.registry.register_project(name, root)
+    if into_queue:
+        entry = pipeline.enqueue_training(name, priority=priority or 0, fresh=fresh)
+        _announce_place(pipeline, entry.number, name, as_json)
+        return
     goes_on = resume or (not fresh and pipeline.unfinished_training(name) is not None)
     if resume:
         pipeline.resume_training(name)
@@ -132,6 +145,15 @@ def _announce(name: str, as_json: bool, goes_on: bool) -> None:
     else:
         what = "Going on with the unfinished training of" if goes_on else "Training"
         click.echo(f"{what} {name} in the background: `mlx-gardener attach {name}` shows it.")
+
+
+def _announce_place(pipeline: TrainingPipeline, number: int, name: str, as_json: bool) -> None:
+    numbers = [entry.number for entry in pipeline.registry.queue.entries()]
+    place = numbers.index(number) + 1 if number in numbers else 1
+    if as_json:
+        click.echo(json.dumps({"project": name, "queued": True, "place": place}))
+    else:
+        click.echo(f"{name} is number {place} in the queue: `mlx-gardener queue` shows it.")
 
 
 def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:

@@ -5,6 +5,7 @@ WAL mode, connections belong to threads, and what a dead process left behind is 
 """
 
 from mlx_gardener.registry.names import check_project_name, project_name_for
+from mlx_gardener.registry.queue import QueueEntry, TrainingQueue
 from mlx_gardener.registry.records import (
     AdapterRecord,
     Problem,
@@ -12,13 +13,16 @@ from mlx_gardener.registry.records import (
     TrainingRecord,
     TrainingStatus,
 )
-from mlx_gardener.registry.registry import ProjectRegistry, default_home
+from mlx_gardener.registry.registry import INTERRUPTED, ProjectRegistry, default_home
 
 __all__ = [
+    "INTERRUPTED",
     "AdapterRecord",
     "Problem",
     "Project",
     "ProjectRegistry",
+    "QueueEntry",
+    "TrainingQueue",
     "TrainingRecord",
     "TrainingStatus",
     "check_project_name",

@@ -73,6 +73,19 @@ _MIGRATIONS = (
         PRIMARY KEY (project, version)
     );
     """,
+    """
+    CREATE TABLE queue (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        project TEXT NOT NULL UNIQUE REFERENCES projects(name) ON DELETE CASCADE,
+        priority INTEGER NOT NULL,
+        config TEXT NOT NULL,
+        budget_bytes INTEGER NOT NULL,
+        fresh INTEGER NOT NULL,
+        training_id TEXT,
+        begun INTEGER NOT NULL DEFAULT 0,
+        enqueued_at REAL NOT NULL
+    );
+    """,
 )
 
 

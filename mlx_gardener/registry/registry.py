@@ -19,6 +19,7 @@ from mlx_gardener.errors import RegistryError, TrainingError
 from mlx_gardener.events import TrainingPhase, TrainingProgress
 from mlx_gardener.registry.database import Database
 from mlx_gardener.registry.names import check_project_name
+from mlx_gardener.registry.queue import TrainingQueue
 from mlx_gardener.registry.records import (
     AdapterRecord,
     Problem,
@@ -35,6 +36,8 @@ _END_PHASE = {
 _SILENT_DEATH = (
     "Its process ended without a word. Its last checkpoint is kept: go on with `mlx-gardener train --resume`."
 )
+#: In the result of a training that its process's end stopped, not a reason of its own: it may just go on.
+INTERRUPTED = "interrupted"
 #: How far a process's start time may lie from the recorded one and still be the same process, seconds.
 _START_TOLERANCE = 2.0
 
@@ -58,6 +61,8 @@ class ProjectRegistry:
     def __init__(self, home: Path | None = None) -> None:
         self.home = (Path(home) if home is not None else default_home()).absolute()
         self._database = Database(self.home)
+        #: Projects that wait for their training.
+        self.queue = TrainingQueue(self, self._database)
 
     # Projects.
 
@@ -150,16 +155,22 @@ class ProjectRegistry:
     # Trainings.
 
     def begin_training(
-        self, project: str, config: dict[str, Any], *, run_dir: Path | None = None
+        self,
+        project: str,
+        config: dict[str, Any],
+        *,
+        run_dir: Path | None = None,
+        queue_number: int | None = None,
     ) -> TrainingRecord:
         """Open a training, owned by this process until a worker claims it.
 
         Args:
             config: its settings, as JSON types.
             run_dir: the directory of an earlier run that this one goes on with; a new one when None.
+            queue_number: the entry of the queue that it does, which is told so in the same transaction.
 
         Raises:
-            TrainingError: the project is being trained already, by whichever process.
+            TrainingError: the project is being trained already, by whichever process, or the entry is gone or begun.
             RegistryError: there is no such project.
         """
         self.get_project(project)
@@ -180,6 +191,8 @@ class ProjectRegistry:
                     + ")",
                     values,
                 )
+                if queue_number is not None:
+                    _begin_queued(connection, queue_number, training_id)
         except OSError as error:
             raise RegistryError(
                 f"The run's directory {directory} cannot be made ({error.strerror}).",
@@ -273,12 +286,17 @@ class ProjectRegistry:
         """Mark trainings whose process is gone as failed; returns their ids."""
         dead = [row["id"] for row in self._live_rows() if not _is_alive(row["pid"], row["pid_started"])]
         for training_id in dead:
-            self.finish_training(training_id, TrainingStatus.FAILED, _SILENT_DEATH, {})
+            self.finish_training(training_id, TrainingStatus.FAILED, _SILENT_DEATH, {INTERRUPTED: True})
         return dead
 
-    def explain_death(self, training_id: str, message: str) -> None:
-        """Say how a training's process died, also where only its silence was recorded so far."""
-        self.finish_training(training_id, TrainingStatus.FAILED, message, {})
+    def explain_death(self, training_id: str, message: str, *, interrupted: bool = False) -> None:
+        """Say how a training's process died, also where only its silence was recorded so far.
+
+        Args:
+            interrupted: whether it may just go on; it was not the training that failed.
+        """
+        result = {INTERRUPTED: True} if interrupted else {}
+        self.finish_training(training_id, TrainingStatus.FAILED, message, result)
         with self._database.write() as connection:
             connection.execute(
                 "UPDATE trainings SET message = ? WHERE id = ? AND message = ?",
@@ -476,9 +494,19 @@ class ProjectRegistry:
 
 
 _PROJECTS = (
-    "SELECT projects.*, (SELECT status FROM trainings WHERE project = projects.name ORDER BY number DESC LIMIT 1) "
+    "SELECT projects.*, CASE WHEN EXISTS (SELECT 1 FROM queue WHERE project = projects.name AND training_id IS NULL) "
+    "THEN 'queued' ELSE (SELECT status FROM trainings WHERE project = projects.name ORDER BY number DESC LIMIT 1) END "
     "AS status FROM projects"
 )
+
+
+def _begin_queued(connection: sqlite3.Connection, number: int, training_id: str) -> None:
+    changed = connection.execute(
+        "UPDATE queue SET training_id = ?, begun = begun + 1 WHERE number = ? AND training_id IS NULL",
+        (training_id, number),
+    )
+    if not changed.rowcount:
+        raise TrainingError("The entry of the queue was taken out, or another process has begun it.")
 
 
 def _project(row: sqlite3.Row) -> Project:

@@ -1,0 +1,142 @@
+"""``mlx-gardener queue``: what waits for its training, in which order, and the process that works on it."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import click
+
+from mlx_gardener.cli.completion import complete_projects
+
+_PROJECT = click.argument("project", shell_complete=complete_projects)
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def queue(ctx: click.Context) -> None:
+    """Trainings that wait for their turn; without a subcommand, list them.
+
+    `mlx-gardener train --queue` puts a project in. Higher priorities come first, then what was put in first.
+    """
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_queue)
+
+
+@queue.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def list_queue(as_json: bool = False) -> None:
+    """List what waits and what is being trained, in order."""
+    from mlx_gardener.queue_runner import is_running
+    from mlx_gardener.registry import ProjectRegistry
+
+    registry = ProjectRegistry()
+    rows: list[dict[str, Any]] = []
+    for place, entry in enumerate(registry.queue.entries(), start=1):
+        record = None if entry.training_id is None else registry.get_training(entry.training_id)
+        rows.append(
+            {
+                "place": place,
+                "project": entry.project,
+                "priority": entry.priority,
+                "status": "waiting" if record is None else record.status.value,
+                "progress_percent": 0.0 if record is None else record.percent,
+                "budget_bytes": entry.budget_bytes,
+                "enqueued_at": entry.enqueued_at,
+            }
+        )
+    runs = is_running(registry)
+    if as_json:
+        click.echo(json.dumps({"runs": runs, "queue": rows}))
+        return
+    if not rows:
+        click.echo("The queue is empty. `mlx-gardener train --queue` puts a project in.")
+        return
+    _show(rows)
+    if not runs:
+        click.echo("No process works on the queue: `mlx-gardener queue run` does.")
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.text import duration, gigabytes, safe_text
+
+    table = Table("", "project", "priority", "status", "budget", "put in", box=None, header_style="bold")
+    for row in rows:
+        table.add_row(
+            str(row["place"]),
+            safe_text(row["project"]),
+            str(row["priority"]),
+            row["status"] + (f", {row['progress_percent']:.0f} %" if row["status"] == "training" else ""),
+            gigabytes(row["budget_bytes"]),
+            f"{duration(max(0.0, time.time() - row['enqueued_at']))} ago",
+        )
+    make_console().print(table)
+
+
+@queue.command()
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0.1),
+    help="Train side by side what fits into so many GB together. [default: one at a time]",
+)
+@click.option("--forever", is_flag=True, help="Wait for more when the queue is empty.")
+def run(budget: float | None, forever: bool) -> None:
+    """Work on the queue in this terminal until it is empty; Ctrl-C leaves trainings under way alone."""
+    from mlx_gardener.queue_runner import QueueRunner
+    from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.text import safe_text
+
+    runner = QueueRunner(
+        ProjectRegistry(),
+        budget_bytes=None if budget is None else int(budget * 2**30),
+        tell=lambda text: click.echo(f"{time.strftime('%H:%M:%S')} {safe_text(text)}"),
+    )
+    runner.run(until_empty=not forever)
+    click.echo("The queue is empty.")
+
+
+@queue.command(context_settings={"ignore_unknown_options": True})  # -5 is a value
+@_PROJECT
+@click.argument("value", type=click.IntRange(-100, 100))
+def priority(project: str, value: int) -> None:
+    """Change the priority of PROJECT; higher ones come first, 0 is usual."""
+    from mlx_gardener.registry import ProjectRegistry
+
+    ProjectRegistry().queue.set_priority(project, value)
+    click.echo(f"{project} has priority {value}.")
+
+
+@queue.command()
+@_PROJECT
+def first(project: str) -> None:
+    """Let PROJECT be the next."""
+    from mlx_gardener.errors import TrainingError
+    from mlx_gardener.registry import ProjectRegistry
+
+    waiting = ProjectRegistry().queue
+    others = [entry.priority for entry in waiting.entries() if entry.project != project]
+    value = max(others, default=0) + 1
+    if value > 100:
+        raise TrainingError(
+            "The highest priority is taken.", next_step="Lower others first: `mlx-gardener queue priority`."
+        )
+    waiting.set_priority(project, value)
+    click.echo(f"{project} is the next.")
+
+
+@queue.command()
+@_PROJECT
+def remove(project: str) -> None:
+    """Take PROJECT out; a training that was begun goes on (`mlx-gardener cancel` stops it)."""
+    from mlx_gardener.errors import TrainingError
+    from mlx_gardener.registry import ProjectRegistry
+
+    registry = ProjectRegistry()
+    registry.get_project(project)  # an unknown name is an error that offers near ones
+    if not registry.queue.remove(project):
+        raise TrainingError(f"{project!r} is not in the queue.", next_step="See `mlx-gardener queue list`.")
+    click.echo(f"{project} is out of the queue.")

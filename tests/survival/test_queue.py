@@ -1,0 +1,164 @@
+"""Projects that wait for their training: in order, within a budget, through reboots, each trained exactly once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlx_gardener import TrainingPipeline
+from mlx_gardener.errors import RegistryError, TrainingError
+from mlx_gardener.queue_runner import QueueRunner, ensure_runner, is_running
+from mlx_gardener.registry import ProjectRegistry, TrainingStatus
+from tests.cli.test_command_line import gardener, train_flags
+from tests.test_pipeline import WAIT, tiny_settings, until
+
+
+@pytest.fixture
+def pipeline(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingPipeline:
+    """Trains in about three seconds; nobody works on the queue unless the test does."""
+    monkeypatch.setattr("mlx_gardener.queue_runner.ensure_runner", lambda registry: False)
+    settings = {"checkpoint_interval_seconds": 1e-6, "evaluation.next_line_tasks": 0, "evaluation.samples": 0}
+    return TrainingPipeline(tiny_settings(tiny_model_dir, **settings))
+
+
+def enqueue(pipeline: TrainingPipeline, repository: Path, *names: str, **settings: int) -> None:
+    for name in names:
+        pipeline.registry.register_project(name, repository)
+        pipeline.enqueue_training(name, **settings)
+
+
+def waiting(registry: ProjectRegistry) -> list[str]:
+    return [entry.project for entry in registry.queue.entries()]
+
+
+def test_higher_priorities_come_first_then_first_come(pipeline: TrainingPipeline, repository: Path) -> None:
+    registry = pipeline.registry
+    enqueue(pipeline, repository, "one", "two")
+    enqueue(pipeline, repository, "urgent", priority=5)
+    assert waiting(registry) == ["urgent", "one", "two"]
+    registry.queue.set_priority("two", 9)
+    assert waiting(ProjectRegistry(registry.home)) == ["two", "urgent", "one"]
+    assert registry.get_project("two").status is TrainingStatus.QUEUED
+    with pytest.raises(TrainingError, match="in the queue already"):
+        pipeline.enqueue_training("one")
+    assert pipeline.cancel_training("one") and waiting(registry) == ["two", "urgent"]
+    with pytest.raises(RegistryError, match="not in the queue"):
+        registry.queue.set_priority("one", 1)
+    registry.remove_project("urgent")
+    assert waiting(registry) == ["two"]
+
+
+def spans(registry: ProjectRegistry, names: list[str]) -> list[tuple[float, float]]:
+    found = []
+    for name in names:
+        record = registry.latest_training(name)
+        assert record is not None and record.status is TrainingStatus.COMPLETED, record
+        found.append((record.started_at, record.finished_at or 0.0))
+    return found
+
+
+def test_one_at_a_time_without_a_budget(pipeline: TrainingPipeline, repository: Path) -> None:
+    enqueue(pipeline, repository, "one", "two")
+    QueueRunner(pipeline.registry).run()
+    first, second = spans(pipeline.registry, ["one", "two"])
+    assert first[1] <= second[0] and not waiting(pipeline.registry)
+
+
+def test_side_by_side_within_a_budget_and_what_cannot_be_trained_is_let_go(
+    pipeline: TrainingPipeline, repository: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    enqueue(pipeline, empty, "nothing")
+    enqueue(pipeline, repository, "one", "two")
+    budget = 3 * pipeline.config.memory_limit_bytes
+    QueueRunner(pipeline.registry, budget_bytes=budget, tell=told.append).run()
+    first, second = spans(pipeline.registry, ["one", "two"])
+    assert second[0] < first[1], "they should have been trained side by side"
+    assert any(line.startswith("nothing: failed") for line in told)
+
+
+def test_only_one_process_works_on_a_queue(pipeline: TrainingPipeline, repository: Path) -> None:
+    registry = pipeline.registry
+    enqueue(pipeline, repository, "one")
+    command = [sys.executable, "-m", "mlx_gardener", "queue", "run", "--forever"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        until(lambda: is_running(registry), "the runner")
+        with pytest.raises(TrainingError, match="Another process"):
+            QueueRunner(registry).run()
+        assert not ensure_runner(registry)
+        until(lambda: not waiting(registry), "an empty queue")
+        enqueue(pipeline, repository, "two")
+        until(lambda: not waiting(registry), "an empty queue again")
+        worker.send_signal(signal.SIGINT)
+    spans(registry, ["one", "two"])
+    assert worker.returncode == 130
+
+
+def kill_everything(home: Path) -> int:
+    """End every process of this home as a power cut would; how many."""
+    victims = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            ours = process.environ().get("MLX_GARDENER_HOME") == str(home) and process.pid != os.getpid()
+            if ours and "mlx_gardener" in " ".join(process.cmdline()):
+                victims.append(process)
+    for process in victims:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(victims, timeout=20)
+    return len(victims)
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_what_was_queued_is_trained_exactly_once_through_three_reboots(
+    pipeline: TrainingPipeline, repository: Path, count: int
+) -> None:
+    registry, choose = pipeline.registry, random.Random(count)
+    names = [f"project-{number}" for number in range(count)]
+    enqueue(pipeline, repository, *names)
+    killed = 0
+    while killed < 3:
+        before = len(waiting(registry))
+        assert before, "all was done before three reboots"
+        ensure_runner(registry)
+        time.sleep(1.0 + 3.0 * choose.random())
+        killed += kill_everything(registry.home) > 1  # the runner and at least a supervisor
+    until(lambda: ensure_runner(registry) or not waiting(registry), "an empty queue", seconds=WAIT * count)
+    until(lambda: not waiting(registry), "an empty queue", seconds=WAIT * count)
+    spans(registry, names)
+    for name in names:
+        assert [adapter.version for adapter in registry.list_adapters(name)] == ["v1"], name
+    assert not registry.check()
+
+
+def test_the_commands(tiny_model_dir: Path, repository: Path) -> None:
+    long = {"optimizer.max_steps": 120, "optimizer.epochs": 90}  # the others wait for it
+    for name, settings in (("one", long), ("two", {}), ("three", {})):
+        flags = train_flags(tiny_model_dir, **settings)
+        done = gardener("train", str(repository), "--project", name, "--queue", *flags)
+        assert done.returncode == 0 and "in the queue" in done.stdout, done.stderr
+    assert gardener("queue", "first", "three").returncode == 0
+    assert gardener("queue", "priority", "two", "-5").returncode == 0
+    listed = json.loads(gardener("queue", "list", "--json").stdout)
+    assert listed["runs"] and [row["project"] for row in listed["queue"]] == ["three", "one", "two"]
+    assert gardener("queue", "remove", "two").returncode == 0
+    missing = gardener("queue", "remove", "two")
+    assert missing.returncode == 1 and "not in the queue" in missing.stderr
+    assert gardener("train", str(repository), "--priority", "3").returncode == 2
+    registry = ProjectRegistry()
+    until(lambda: not waiting(registry), "an empty queue", seconds=3 * WAIT)
+    spans(registry, ["one", "three"])
+    until(lambda: not is_running(registry), "the runner's end")
+    assert "The queue is empty" in gardener("queue").stdout
