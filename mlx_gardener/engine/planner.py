@@ -188,18 +188,19 @@ def _weight_choices(
 def _notes(plan: Plan, facts: ModelFacts, config: TrainingConfig, *, whole: bool) -> Iterator[str]:
     """What was traded, in sentences."""
     pins, layers = config.engine, facts.layers
+    if pins.micro_batch_rows is not None:
+        yield f"{pins.micro_batch_rows} rows at a time, pinned by engine.micro_batch_rows"
     if whole:
         yield "the model is one segment: pins of segments, slices, lanes and reading from disk have no effect"
         return
-    if pins.micro_batch_rows is not None:
-        yield f"{pins.micro_batch_rows} rows at a time, pinned by engine.micro_batch_rows"
     for name in ("layers_per_segment", "live_layers", "tail_slice_tokens", "lanes", "streamed_layers"):
         if getattr(pins, name) is not None:
             yield f"{name.replace('_', ' ')}: {getattr(pins, name)}, pinned by engine.{name}"
     if plan.streamed_layers:
         yield (
             f"the weights of {plan.streamed_layers} of {layers} layers are read from disk in every pass, "
-            "because the base does not fit"
+            "because the base does not fit; next lines and completions are left out of the evidence, as each token of "
+            "them would read it all"
         )
     if plan.words_on_disk:
         yield "embedding and head are read from disk too, the head in slices of the vocabulary"
