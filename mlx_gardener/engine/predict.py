@@ -68,11 +68,13 @@ def _memory_parts(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend
     work = saved = 0.0
     for width, rows in plan.rows_of_width.items():
         tokens = rows * width
-        layer = tokens * size * _work_floats(plan, facts, width) * (CHAINED if plan.dequantize else 1.0)
+        layer = tokens * size * _work_floats(plan, facts, width)
         more = MORE_LAYERS[_in_blocks(plan, width)]
         at_once = (
             layer * (1 + more * (plan.layers_per_segment - 1)) if plan.live_layers < facts.layers else 0.0
         )
+        if plan.dequantize:
+            at_once *= CHAINED
         live_forward = layer * more * plan.live_layers
         logits = 4 * facts.vocab * plan.tail_slice_tokens * TAIL_FLOATS[2 if several else 1]
         logits *= max(1.0, plan.lanes / 2)
