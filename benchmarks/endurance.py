@@ -118,6 +118,8 @@ def main(steps: int) -> None:
     """Train and write the result."""
     machine = describe()
     values, ended = footprints(steps)
+    if len(values) < 20:
+        raise click.ClickException(f"only {len(values)} updates were made; {ended}")
     line = fitted(values)
     flat = (
         abs(line["growth_mib"]) <= 2 * line["noise_mib"]
