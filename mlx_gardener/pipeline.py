@@ -66,7 +66,7 @@ class Run:
         """Where the run's checkpoints lie."""
         return self.directory / CHECKPOINTS_NAME
 
-    def tell(self, phase: TrainingPhase, share: float, message: str, **details: Any) -> None:
+    def tell(self, phase: TrainingPhase, share: float, message: str, /, **details: Any) -> None:
         """Progress within a phase; ``share`` of it is done, 0 to 1."""
         low, high = PHASE_PERCENT[phase]
         self.tracker.update_progress(phase, low + (high - low) * share, message, details or None)

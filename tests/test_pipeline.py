@@ -18,7 +18,10 @@ import mlx_gardener
 from mlx_gardener import TrainingPhase, TrainingPipeline, TrainingProgress
 from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.errors import MemoryBudgetError, TrainingError, TrainingTimeoutError
-from mlx_gardener.events import StepCompleted, TrainingEnded
+from mlx_gardener.events import EventBus, StepAdvanced, StepCompleted, TrainingEnded
+from mlx_gardener.pipeline import Run
+from mlx_gardener.progress import TrainingProgressTracker
+from mlx_gardener.recovery import Resume
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from tests.conftest import write_repository
 
@@ -335,3 +338,32 @@ def test_the_events_can_be_awaited(
     progress = mlx_gardener.get_project_training_progress("small")
     assert progress is not None and progress.phase is TrainingPhase.COMPLETED
     assert mlx_gardener.cancel_project_training("small") is False
+
+
+@pytest.mark.parametrize("activity", ["Step", "Validation"])
+def test_part_of_a_slow_step_moves_the_progress(
+    home: Path, repository: Path, tiny_model_dir: Path, activity: str
+) -> None:
+    registry, config = ProjectRegistry(home), tiny_settings(tiny_model_dir)
+    project = registry.register_project("small", repository)
+    record = registry.begin_training("small", {})
+    bus = EventBus()
+    run = Run(
+        training_id=record.id,
+        project=project,
+        config=config,
+        directory=record.run_dir,
+        resume=Resume.NEVER,
+        smaller_plan=False,
+        registry=registry,
+        bus=bus,
+        tracker=TrainingProgressTracker(registry, record.id, bus=bus),
+        interrupt=lambda: None,
+    )
+    run.tell(TrainingPhase.TRAINING, 0.0, "Training")
+    before = registry.get_training(record.id).percent
+    run.publish(StepAdvanced(activity, 3, 10, 0.5, 4.0))
+    bus.close()
+    after = registry.get_training(record.id)
+    assert after.percent > before and after.details["share"] == 0.5
+    assert after.message == f"{activity} 3 of 10, 50% of it done"
