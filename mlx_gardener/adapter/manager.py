@@ -10,7 +10,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from mlx_gardener.adapter.manifest import (
 )
 from mlx_gardener.errors import AdapterError
 from mlx_gardener.platform.files import fsync_path
+from mlx_gardener.platform.locks import hold
 from mlx_gardener.registry import AdapterRecord, ProjectRegistry
 
 if TYPE_CHECKING:
@@ -144,22 +145,24 @@ class PeftManager:
         self.registry.get_project(project)
         parent = self.registry.project_directory(project) / "adapters"
         staged = parent / f".new-{uuid.uuid4().hex[:8]}"
-        try:
-            staged.mkdir(parents=True, mode=0o700)
-            write_mlx_form(staged / "mlx", weights, settings, base.id)
-            if has_peft_form(weights):
-                layers = len(base.model.layers)
-                write_peft_form(staged / "peft", weights, settings, base.id, layers)
-        except (OSError, RuntimeError) as error:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise AdapterError(
-                f"The adapter of {project!r} cannot be written ({error}).",
-                next_step="Free disk space, then go on with `mlx-gardener train --resume`.",
-            ) from error
-        try:
-            yield StagedAdapter(self.registry, project, staged, base)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+        with ExitStack() as stack:
+            try:
+                staged.mkdir(parents=True, mode=0o700)
+                stack.enter_context(hold(staged))  # until it is registered: `registry repair` leaves it alone
+                write_mlx_form(staged / "mlx", weights, settings, base.id)
+                if has_peft_form(weights):
+                    layers = len(base.model.layers)
+                    write_peft_form(staged / "peft", weights, settings, base.id, layers)
+            except (OSError, RuntimeError) as error:
+                shutil.rmtree(staged, ignore_errors=True)
+                raise AdapterError(
+                    f"The adapter of {project!r} cannot be written ({error}).",
+                    next_step="Free disk space, then go on with `mlx-gardener train --resume`.",
+                ) from error
+            try:
+                yield StagedAdapter(self.registry, project, staged, base)
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
 
     def create_adapter(
         self,
@@ -211,19 +214,9 @@ class PeftManager:
         """Forget a version and delete its files.
 
         Raises:
-            RegistryError: there is no such project or version.
-            AdapterError: the files cannot be deleted; the version is forgotten all the same.
+            RegistryError: there is no such project or version, or its files cannot be moved or deleted.
         """
-        record = self.registry.get_adapter(project, version)
-        self.registry.remove_adapter(project, version)
-        try:
-            if record.directory.exists():
-                shutil.rmtree(record.directory)
-        except OSError as error:
-            raise AdapterError(
-                f"The files of {project}/{version} cannot be deleted ({error.strerror}).",
-                next_step=f"Delete {record.directory} by hand.",
-            ) from error
+        self.registry.remove_adapter(project, version, delete_files=True)
 
     def export_adapter(self, project: str, version: str | None, form: str, destination: Path) -> Path:
         """Copy one form of an adapter out of the registry, whole or not at all.

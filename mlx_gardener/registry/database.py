@@ -2,6 +2,9 @@
 
 WAL lets readers and one writer work at once; ``synchronous=NORMAL`` loses at most the last progress rows in a power
 cut and never damages the file (https://www.sqlite.org/wal.html). A committed write takes about 0.1 ms.
+
+Whoever has the file open shares a lock on ``registry.lock``; who puts another file in its place (`alone`) has to have it
+alone, as SQLite's log would else be mixed up with the new file's (https://www.sqlite.org/howtocorrupt.html, 2.4).
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +25,10 @@ from tenacity import (
 )
 
 from mlx_gardener.errors import RegistryError
+from mlx_gardener.platform.locks import take_lock
 
 DATABASE_NAME = "registry.sqlite3"
+LOCK_NAME = "registry.lock"
 BUSY_TIMEOUT_SECONDS = 5.0
 #: The file is opened by other means than SQLite only before anybody in this process uses it: closing any descriptor of a
 #: file drops all of a process's locks on it, after which another process takes the log away under its connections
@@ -89,6 +95,62 @@ _MIGRATIONS = (
 )
 
 
+def is_damage(error: BaseException | None) -> bool:
+    """Whether an error says that the file's content is not what SQLite wrote."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return isinstance(error, sqlite3.DatabaseError) and code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def apply_migrations(connection: sqlite3.Connection, upto: int = len(_MIGRATIONS)) -> None:
+    """Take a database, whose ``user_version`` may be any from 0, to version ``upto``; in the caller's transaction."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    for number, migration in enumerate(_MIGRATIONS[version:upto], start=version + 1):
+        for statement in migration.split(";"):
+            if statement.strip():
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {number}")
+
+
+def schema_of(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
+    """Kind, name and statement of everything in a database but SQLite's own tables."""
+    rows = connection.execute(
+        "SELECT type, name, coalesce(sql, '') FROM sqlite_master WHERE name NOT LIKE 'sqlite!_%' ESCAPE '!'"
+    )
+    return {(row[0], row[1], row[2]) for row in rows}
+
+
+def newest_version() -> int:
+    """The ``user_version`` this program writes."""
+    return len(_MIGRATIONS)
+
+
+@contextmanager
+def alone(home: Path) -> Iterator[None]:
+    """Have the registry of ``home`` to oneself: nobody, this process included, has its file open meanwhile.
+
+    Raises:
+        RegistryError: somebody has.
+    """
+    lock = _lock_file(home)
+    descriptor = take_lock(lock)
+    if descriptor is None:
+        raise RegistryError(
+            f"Another program has the registry in {home} open.",
+            next_step="End trainings, notebooks and services that use it, then try again.",
+        )
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock_file(home: Path) -> Path:
+    lock = home / LOCK_NAME
+    if not lock.exists():
+        os.close(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600))
+    return lock
+
+
 def _is_busy(error: BaseException) -> bool:
     return isinstance(error, sqlite3.OperationalError) and ("locked" in str(error) or "busy" in str(error))
 
@@ -104,6 +166,8 @@ class Database:
         self.home = home
         self.path = home / DATABASE_NAME
         self._local = threading.local()
+        self._gate_lock = threading.Lock()
+        self._gate: tuple[int, weakref.finalize[[int], Database]] | None = None  # process, and what opens it again
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -148,16 +212,54 @@ class Database:
         if cached is not None and self._local.pid == os.getpid():
             connection: sqlite3.Connection = cached
             return connection
+        first = self._enter()
         try:
-            self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with _creation:
-                if not self.path.exists():
-                    os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        except OSError as error:
-            raise RegistryError(
-                f"The registry {self.path} cannot be opened ({error.strerror}).",
-                next_step="Make the directory writable, or name another one in MLX_GARDENER_HOME.",
-            ) from error
+            return self._open()
+        except BaseException:
+            if first:
+                self.leave()
+            raise
+
+    def _enter(self) -> bool:
+        """Say that this process has the file open; whether it was not said before."""
+        with self._gate_lock:
+            if self._gate is not None and self._gate[0] == os.getpid():
+                return False
+            try:
+                self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+                lock = _lock_file(self.home)
+                descriptor = take_lock(lock, shared=True, wait_seconds=BUSY_TIMEOUT_SECONDS)
+                if descriptor is not None and not _is_at(descriptor, lock):
+                    os.close(descriptor)  # another home was put in its place while this one waited
+                    descriptor = take_lock(_lock_file(self.home), shared=True)
+                with _creation:
+                    if descriptor is not None and not self.path.exists():
+                        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            except OSError as error:
+                raise RegistryError(
+                    f"The registry {self.path} cannot be opened ({error.strerror}).",
+                    next_step="Make the directory writable, or name another one in MLX_GARDENER_HOME.",
+                ) from error
+            if descriptor is None:
+                raise RegistryError(
+                    f"The registry {self.path} is being replaced.",
+                    next_step="Try again when `mlx-gardener registry restore` or `repair` has ended.",
+                )
+            self._gate = (os.getpid(), weakref.finalize(self, os.close, descriptor))
+            return True
+
+    def leave(self) -> None:
+        """Say that nobody uses this object's connections any more; the calling thread's is closed."""
+        connection = getattr(self._local, "connection", None)
+        if connection is not None and self._local.pid == os.getpid():
+            connection.close()
+        self._local.connection = None
+        with self._gate_lock:
+            gate, self._gate = self._gate, None
+        if gate is not None and gate[0] == os.getpid():
+            gate[1]()
+
+    def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
         connection.row_factory = sqlite3.Row
         for attempt in Retrying(
@@ -185,14 +287,7 @@ class Database:
             return
         connection.execute("BEGIN IMMEDIATE")
         try:
-            version = connection.execute("PRAGMA user_version").fetchone()[
-                0
-            ]  # another process may have been faster
-            for number, migration in enumerate(_MIGRATIONS[version:], start=version + 1):
-                for statement in migration.split(";"):
-                    if statement.strip():
-                        connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {number}")
+            apply_migrations(connection)  # another process may have been faster, and left nothing to do
             connection.execute("COMMIT")
         except BaseException:
             connection.execute("ROLLBACK")
@@ -204,12 +299,20 @@ class Database:
                 f"The registry {self.path} was busy for {BUSY_TIMEOUT_SECONDS:g} seconds.",
                 next_step="Try again; if it stays so, look for a hanging process that uses it.",
             )
-        if isinstance(error, sqlite3.DatabaseError) and "not a database" in str(error):
+        if is_damage(error):
+            what = "no database any more" if "not a database" in str(error) else "damaged"
             return RegistryError(
-                f"The registry {self.path} is no database any more ({error}).",
-                next_step="Move the file away: a new one is made, and the adapters' files are still there.",
+                f"The registry {self.path} is {what} ({error}).",
+                next_step="`mlx-gardener registry repair` saves what can be read; the adapters' files are still there.",
             )
         return RegistryError(
             f"The registry {self.path} cannot be used: {error}.",
             next_step="Free disk space or check its rights.",
         )
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -81,3 +83,74 @@ class Problem:
     subject: str
     message: str
     repairable: bool
+
+
+@dataclass(frozen=True)
+class GarbagePolicy:
+    """What `ProjectRegistry.collect_garbage` keeps besides the active versions and all of a project being trained.
+
+    Attributes:
+        keep_versions: so many of a project's newest adapter versions, at least 1.
+        run_days: finished runs younger than so many days; a project's latest run is kept always.
+        keep_checkpoints: whether completed runs keep their checkpoints, which nothing needs any more.
+    """
+
+    keep_versions: int = 3
+    run_days: float = 30.0
+    keep_checkpoints: bool = False
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something that the policy does not keep: ``kind`` is version, run, checkpoints or leftover; ``size_bytes`` on disk."""
+
+    kind: str
+    subject: str
+    size_bytes: int
+
+
+def project_of(row: sqlite3.Row) -> Project:
+    """A row of ``projects`` with the latest training's ``status``."""
+    return Project(
+        name=row["name"],
+        path=Path(row["path"]),
+        status=TrainingStatus(row["status"] or TrainingStatus.NOT_STARTED),
+        active=bool(row["active"]),
+        active_adapter=row["active_adapter"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
+
+
+def training_of(row: sqlite3.Row, home: Path) -> TrainingRecord:
+    """A row of ``trainings`` in the registry of ``home``."""
+    return TrainingRecord(
+        id=row["id"],
+        project=row["project"],
+        status=TrainingStatus(row["status"]),
+        phase=TrainingPhase(row["phase"]),
+        percent=row["percent"],
+        message=row["message"],
+        details=json.loads(row["details"]),
+        run_dir=home / row["run_dir"],
+        pid=row["pid"],
+        config=json.loads(row["config"]),
+        result=json.loads(row["result"]),
+        started_at=row["started_at"],
+        updated_at=row["updated_at"],
+        finished_at=row["finished_at"],
+    )
+
+
+def adapter_of(row: sqlite3.Row, home: Path, active: str | None) -> AdapterRecord:
+    """A row of ``adapters`` in the registry of ``home``; ``active`` is its project's active version."""
+    return AdapterRecord(
+        project=row["project"],
+        version=row["version"],
+        directory=home / row["directory"],
+        base_model=row["base_model"],
+        metrics=json.loads(row["metrics"]),
+        manifest_sha256=row["manifest_sha256"],
+        active=row["version"] == active,
+        created_at=row["created_at"],
+    )

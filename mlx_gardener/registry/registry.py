@@ -5,27 +5,33 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import shutil
 import sqlite3
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-import psutil
 
 from mlx_gardener.errors import RegistryError, TrainingError
 from mlx_gardener.events import TrainingPhase, TrainingProgress
 from mlx_gardener.registry.database import Database
+from mlx_gardener.registry.deletion import delete_with
 from mlx_gardener.registry.names import check_project_name
+from mlx_gardener.registry.processes import is_alive, start_time
 from mlx_gardener.registry.queue import TrainingQueue
 from mlx_gardener.registry.records import (
     AdapterRecord,
+    Garbage,
+    GarbagePolicy,
     Problem,
     Project,
     TrainingRecord,
     TrainingStatus,
+    adapter_of,
+    project_of,
+    training_of,
 )
 
 _END_PHASE = {
@@ -38,8 +44,8 @@ _SILENT_DEATH = (
 )
 #: In the result of a training that its process's end stopped, not a reason of its own: it may just go on.
 INTERRUPTED = "interrupted"
-#: How far a process's start time may lie from the recorded one and still be the same process, seconds.
-_START_TOLERANCE = 2.0
+#: Trainings that wait or are under way.
+LIVE = "status IN ('queued', 'training')"
 
 
 def default_home() -> Path:
@@ -104,12 +110,12 @@ class ProjectRegistry:
                 f"Did you mean {', '.join(near)}?" if near else "`mlx-gardener projects` lists what there is."
             )
             raise RegistryError(f"There is no project {name!r}.", next_step=hint)
-        return _project(row)
+        return project_of(row)
 
     def list_projects(self) -> list[Project]:
         """All projects, by name."""
         with self._database.read() as connection:
-            return [_project(row) for row in connection.execute(_PROJECTS + " ORDER BY projects.name")]
+            return [project_of(row) for row in connection.execute(_PROJECTS + " ORDER BY projects.name")]
 
     def remove_project(self, name: str, *, delete_files: bool = True) -> None:
         """Forget a project with its trainings and adapters; its repository is never touched.
@@ -118,14 +124,14 @@ class ProjectRegistry:
             RegistryError: there is no such project, or it is being trained.
         """
         self.get_project(name)
-        if any(record.project == name for record in self.active_trainings()):
-            raise RegistryError(
-                f"{name!r} is being trained.", next_step=f"Stop it first: `mlx-gardener cancel {name}`."
-            )
-        with self._database.write() as connection:
+        self.close_dead_trainings()
+        directory = self.project_directory(name)
+        with delete_with(self._database, directory if delete_files else None) as connection:
+            if connection.execute(f"SELECT 1 FROM trainings WHERE project = ? AND {LIVE}", (name,)).fetchone():
+                raise RegistryError(
+                    f"{name!r} is being trained.", next_step=f"Stop it first: `mlx-gardener cancel {name}`."
+                )
             connection.execute("DELETE FROM projects WHERE name = ?", (name,))
-        if delete_files and (self.home / "projects" / name).exists():
-            _remove_tree(self.home / "projects" / name)
 
     def set_active_project(self, name: str) -> None:
         """Make ``name`` the project that other programs use when none is named.
@@ -133,8 +139,8 @@ class ProjectRegistry:
         Raises:
             RegistryError: there is no such project.
         """
-        self.get_project(name)
         with self._database.write() as connection:
+            self.get_project(name)
             connection.execute("UPDATE projects SET active = 0 WHERE active = 1")
             connection.execute("UPDATE projects SET active = 1 WHERE name = ?", (name,))
 
@@ -142,7 +148,7 @@ class ProjectRegistry:
         """The active project, if one was chosen."""
         with self._database.read() as connection:
             row = connection.execute(_PROJECTS + " WHERE projects.active = 1").fetchone()
-        return None if row is None else _project(row)
+        return None if row is None else project_of(row)
 
     def project_directory(self, name: str) -> Path:
         """Where the runs and adapters of a project lie; always below the home.
@@ -179,10 +185,9 @@ class ProjectRegistry:
         directory = run_dir or self.project_directory(project) / "runs" / training_id
         values = (
             training_id, project, TrainingStatus.QUEUED, TrainingPhase.INITIALIZING, 0.0, "Waiting to start", "{}",
-            str(directory.relative_to(self.home)), os.getpid(), _start_time(os.getpid()), json.dumps(config), "{}", now, now,
+            str(directory.relative_to(self.home)), os.getpid(), start_time(os.getpid()), json.dumps(config), "{}", now, now,
         )  # fmt: skip
         try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             with self._database.write() as connection:
                 connection.execute(
                     "INSERT INTO trainings (id, project, status, phase, percent, message, details, run_dir, pid, "
@@ -193,6 +198,7 @@ class ProjectRegistry:
                 )
                 if queue_number is not None:
                     _begin_queued(connection, queue_number, training_id)
+                directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # last: a refusal leaves none behind
         except OSError as error:
             raise RegistryError(
                 f"The run's directory {directory} cannot be made ({error.strerror}).",
@@ -200,6 +206,7 @@ class ProjectRegistry:
             ) from error
         except RegistryError as error:
             if isinstance(error.__cause__, sqlite3.IntegrityError):
+                self.get_project(project)  # was there at first
                 raise TrainingError(
                     f"{project!r} is already being trained.",
                     next_step=f"Watch it with `mlx-gardener status {project}`, or stop it with `cancel`.",
@@ -212,7 +219,7 @@ class ProjectRegistry:
         with self._database.write() as connection:
             connection.execute(
                 "UPDATE trainings SET pid = ?, pid_started = ?, status = ? WHERE id = ? AND finished_at IS NULL",
-                (pid, _start_time(pid), TrainingStatus.TRAINING, training_id),
+                (pid, start_time(pid), TrainingStatus.TRAINING, training_id),
             )
 
     def update_training(self, training_id: str, progress: TrainingProgress) -> None:
@@ -266,7 +273,7 @@ class ProjectRegistry:
             row = connection.execute("SELECT * FROM trainings WHERE id = ?", (training_id,)).fetchone()
         if row is None:
             raise RegistryError(f"There is no training {training_id!r}.")
-        return self._training(row)
+        return training_of(row, self.home)
 
     def latest_training(self, project: str) -> TrainingRecord | None:
         """The project's newest training, under way or ended; None when it was never trained."""
@@ -275,16 +282,16 @@ class ProjectRegistry:
             row = connection.execute(
                 "SELECT * FROM trainings WHERE project = ? ORDER BY number DESC LIMIT 1", (project,)
             ).fetchone()
-        return None if row is None else self._training(row)
+        return None if row is None else training_of(row, self.home)
 
     def active_trainings(self) -> list[TrainingRecord]:
         """Trainings waiting or under way, in the order they were begun."""
         self.close_dead_trainings()
-        return [self._training(row) for row in self._live_rows()]
+        return [training_of(row, self.home) for row in self.live_rows()]
 
     def close_dead_trainings(self) -> list[str]:
         """Mark trainings whose process is gone as failed; returns their ids."""
-        dead = [row["id"] for row in self._live_rows() if not _is_alive(row["pid"], row["pid_started"])]
+        dead = [row["id"] for row in self.live_rows() if not is_alive(row["pid"], row["pid_started"])]
         for training_id in dead:
             self.finish_training(training_id, TrainingStatus.FAILED, _SILENT_DEATH, {INTERRUPTED: True})
         return dead
@@ -303,29 +310,12 @@ class ProjectRegistry:
                 (message, training_id, _SILENT_DEATH),
             )
 
-    def _live_rows(self) -> list[sqlite3.Row]:
+    def live_rows(self) -> list[sqlite3.Row]:
+        """Rows of trainings that have not ended, whether or not their process lives; for `health`."""
         with self._database.read() as connection:
             return connection.execute(
-                "SELECT * FROM trainings WHERE status IN ('queued', 'training') ORDER BY number"
+                f"SELECT * FROM trainings WHERE {LIVE} ORDER BY number"
             ).fetchall()
-
-    def _training(self, row: sqlite3.Row) -> TrainingRecord:
-        return TrainingRecord(
-            id=row["id"],
-            project=row["project"],
-            status=TrainingStatus(row["status"]),
-            phase=TrainingPhase(row["phase"]),
-            percent=row["percent"],
-            message=row["message"],
-            details=json.loads(row["details"]),
-            run_dir=self.home / row["run_dir"],
-            pid=row["pid"],
-            config=json.loads(row["config"]),
-            result=json.loads(row["result"]),
-            started_at=row["started_at"],
-            updated_at=row["updated_at"],
-            finished_at=row["finished_at"],
-        )
 
     # Adapters.
 
@@ -339,8 +329,14 @@ class ProjectRegistry:
         metrics: dict[str, Any],
         manifest_sha256: str,
         activate: bool = True,
+        created_at: float | None = None,
     ) -> AdapterRecord:
         """Record an adapter version whose files are in place below the home.
+
+        Until then whoever puts them there locks the directory (`platform.locks.hold`), or `repair` may step in.
+
+        Args:
+            created_at: seconds since the epoch; now when None.
 
         Raises:
             RegistryError: the version is recorded already, or there is no such project.
@@ -348,19 +344,8 @@ class ProjectRegistry:
         self.get_project(project)
         now = time.time()
         with self._database.write() as connection:
-            connection.execute(
-                "INSERT INTO adapters (project, version, directory, base_model, metrics, manifest_sha256, created_at) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    project,
-                    version,
-                    str(directory.relative_to(self.home)),
-                    base_model,
-                    json.dumps(metrics),
-                    manifest_sha256,
-                    now,
-                ),
-            )
+            values = (base_model, json.dumps(metrics), manifest_sha256, now if created_at is None else created_at)
+            insert_adapter(connection, project, version, str(directory.relative_to(self.home)), values)
             if activate:
                 connection.execute(
                     "UPDATE projects SET active_adapter = ?, updated_at = ? WHERE name = ?",
@@ -375,7 +360,7 @@ class ProjectRegistry:
             rows = connection.execute(
                 "SELECT * FROM adapters WHERE project = ? ORDER BY created_at, version", (project,)
             ).fetchall()
-        return [self._adapter(row, active) for row in rows]
+        return [adapter_of(row, self.home, active) for row in rows]
 
     def get_adapter(self, project: str, version: str | None = None) -> AdapterRecord:
         """A version of the project's adapter; the active one when ``version`` is None.
@@ -402,95 +387,52 @@ class ProjectRegistry:
         Raises:
             RegistryError: there is no such project or version.
         """
-        if version is not None:
-            self.get_adapter(project, version)
         with self._database.write() as connection:
+            if version is not None:
+                self.get_adapter(project, version)
             connection.execute(
                 "UPDATE projects SET active_adapter = ?, updated_at = ? WHERE name = ?",
                 (version, time.time(), project),
             )
 
-    def remove_adapter(self, project: str, version: str) -> None:
-        """Forget an adapter version; its files are `PeftManager`'s to delete.
+    def remove_adapter(self, project: str, version: str, *, delete_files: bool = False) -> None:
+        """Forget an adapter version.
+
+        Args:
+            delete_files: delete its directory too; else that is the caller's to do.
 
         Raises:
-            RegistryError: there is no such project or version.
+            RegistryError: there is no such project or version, or its files cannot be deleted.
         """
-        adapter = self.get_adapter(project, version)
-        with self._database.write() as connection:
-            connection.execute("DELETE FROM adapters WHERE project = ? AND version = ?", (project, version))
-            if adapter.active:
-                connection.execute("UPDATE projects SET active_adapter = NULL WHERE name = ?", (project,))
-
-    def _adapter(self, row: sqlite3.Row, active: str | None) -> AdapterRecord:
-        return AdapterRecord(
-            project=row["project"],
-            version=row["version"],
-            directory=self.home / row["directory"],
-            base_model=row["base_model"],
-            metrics=json.loads(row["metrics"]),
-            manifest_sha256=row["manifest_sha256"],
-            active=row["version"] == active,
-            created_at=row["created_at"],
-        )
+        directory = self.get_adapter(project, version).directory
+        with delete_with(self._database, directory if delete_files else None) as connection:
+            forget_adapter(connection, project, version)
 
     # Health.
 
-    def check(self) -> list[Problem]:
-        """What does not fit together: dead trainings, adapters without files, files nobody knows."""
-        problems = [
-            Problem(
-                "dead_training",
-                row["id"],
-                f"Training {row['id']} of {row['project']} has no living process.",
-                True,
-            )
-            for row in self._live_rows()
-            if not _is_alive(row["pid"], row["pid_started"])
-        ]
-        known: set[Path] = set()
-        for project in self.list_projects():
-            versions = set()
-            for adapter in self.list_adapters(project.name):
-                known.add(adapter.directory)
-                versions.add(adapter.version)
-                if not (adapter.directory / "manifest.json").is_file():
-                    subject = f"{project.name}/{adapter.version}"
-                    problems.append(
-                        Problem("missing_files", subject, f"The files of {subject} are gone.", True)
-                    )
-            if project.active_adapter is not None and project.active_adapter not in versions:
-                problems.append(
-                    Problem(
-                        "missing_version",
-                        project.name,
-                        f"The active version of {project.name} is gone.",
-                        True,
-                    )
-                )
-        for directory in sorted(self.home.glob("projects/*/adapters/*")):
-            if directory not in known:
-                subject = directory.relative_to(self.home).as_posix()
-                problems.append(
-                    Problem("orphan_files", subject, f"Nobody knows the files in {subject}.", True)
-                )
-        return problems
+    def check(self, *, hashes: bool = True, tell: Callable[[str], None] | None = None) -> list[Problem]:
+        """What does not fit together; empty where all is well. Nothing is changed. See `health.check`."""
+        from mlx_gardener.registry import health
 
-    def repair(self) -> list[str]:
-        """Mend what `check` finds; returns what was done, a sentence each."""
-        done = []
-        for problem in self.check():
-            if problem.kind == "dead_training":
-                self.close_dead_trainings()
-            elif problem.kind == "missing_files":
-                project, _, version = problem.subject.partition("/")
-                self.remove_adapter(project, version)
-            elif problem.kind == "missing_version":
-                self.activate_adapter(problem.subject, None)
-            elif problem.kind == "orphan_files":
-                _remove_tree(self.home / problem.subject)
-            done.append(f"Mended: {problem.message}")
-        return done
+        return health.check(self, self._database, hashes=hashes, tell=tell)
+
+    def repair(self, *, tell: Callable[[str], None] | None = None) -> list[str]:
+        """Mend what `check` finds; returns what was done, a sentence each. See `health.repair`."""
+        from mlx_gardener.registry import health
+
+        return health.repair(self, self._database, tell=tell)
+
+    def collect_garbage(self, policy: GarbagePolicy | None = None, *, dry_run: bool = False) -> list[Garbage]:
+        """Delete what the policy does not keep; returns what was, or would be, deleted. See `garbage.collect`."""
+        from mlx_gardener.registry import garbage
+
+        return garbage.collect(self, self._database, policy or GarbagePolicy(), dry_run=dry_run)
+
+    def backup(self, file: Path, *, replace: bool = False, tell: Callable[[str], None] | None = None) -> int:
+        """Write projects, history and adapters into one file; returns its bytes. See `archive.backup`."""
+        from mlx_gardener.registry import archive
+
+        return archive.backup(self, self._database, file, replace=replace, tell=tell)
 
 
 _PROJECTS = (
@@ -509,41 +451,29 @@ def _begin_queued(connection: sqlite3.Connection, number: int, training_id: str)
         raise TrainingError("The entry of the queue was taken out, or another process has begun it.")
 
 
-def _project(row: sqlite3.Row) -> Project:
-    return Project(
-        name=row["name"],
-        path=Path(row["path"]),
-        status=TrainingStatus(row["status"] or TrainingStatus.NOT_STARTED),
-        active=bool(row["active"]),
-        active_adapter=row["active_adapter"],
-        created_at=row["created_at"],
-        updated_at=row["updated_at"],
+def forget_adapter(connection: sqlite3.Connection, project: str, version: str) -> None:
+    """Take an adapter version out of the tables; a project that had it active has none active."""
+    connection.execute("DELETE FROM adapters WHERE project = ? AND version = ?", (project, version))
+    connection.execute(
+        "UPDATE projects SET active_adapter = NULL WHERE name = ? AND active_adapter = ?", (project, version)
     )
 
 
-def _start_time(pid: int) -> float | None:
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        return None
+def insert_adapter(
+    connection: sqlite3.Connection,
+    project: str,
+    version: str,
+    directory: str,
+    values: tuple[str, str, str, float],
+) -> None:
+    """Put an adapter version into the tables.
 
-
-def _is_alive(pid: int | None, started: float | None) -> bool:
-    """Whether the process that was recorded still runs; a later one with the same number does not count."""
-    if pid is None or started is None:
-        return False
-    try:
-        process = psutil.Process(pid)
-        same = abs(process.create_time() - started) < _START_TOLERANCE
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _remove_tree(directory: Path) -> None:
-    try:
-        shutil.rmtree(directory)
-    except OSError as error:
-        raise RegistryError(
-            f"The files in {directory} cannot be deleted ({error.strerror}).", next_step="Check their rights."
-        ) from error
+    Args:
+        directory: below the home.
+        values: base model, metrics as JSON, sha256 of the manifest, and when it was made, seconds since the epoch.
+    """
+    connection.execute(
+        "INSERT INTO adapters (project, version, directory, base_model, metrics, manifest_sha256, created_at) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (project, version, directory, *values),
+    )

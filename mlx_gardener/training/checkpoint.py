@@ -126,6 +126,7 @@ def load_checkpoint(directory: Path, *, fingerprint: str, warn: Callable[[str], 
     Raises:
         TrainingError: the newest good one belongs to other settings, data or base (``fingerprint`` differs).
     """
+    _sweep(directory)  # a training that is at its end writes no checkpoint that would
     for path in reversed(list_checkpoints(directory)):
         try:
             checkpoint = _read(path)

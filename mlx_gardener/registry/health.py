@@ -1,0 +1,350 @@
+"""Whether database and files fit together, and mending what does not.
+
+Processes may train, write adapters and remove them meanwhile: what they have under their hands is locked
+(`platform.locks`) or has a living owner, and is neither reported nor touched. Mending deletes nothing that could be a
+good adapter: what is sound is registered again, the rest is moved to ``lost+found`` in the home. Cost: with hashes,
+reading all adapters once.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlx_gardener.errors import RegistryError
+from mlx_gardener.platform.locks import is_held
+from mlx_gardener.registry.adapter_files import MANIFEST_NAME, differences, manifest_facts
+from mlx_gardener.registry.database import Database, is_damage
+from mlx_gardener.registry.deletion import TRASH_NAME, delete_with, tree_bytes
+from mlx_gardener.registry.processes import is_alive
+from mlx_gardener.registry.records import AdapterRecord, Problem
+from mlx_gardener.registry.registry import LIVE, forget_adapter, insert_adapter
+
+if TYPE_CHECKING:
+    from mlx_gardener.registry.registry import ProjectRegistry
+
+LOST_NAME = "lost+found"
+#: A directory is made a moment before it can be locked.
+_YOUNG_SECONDS = 60.0
+#: What a run writes beside before it renames, below its directory.
+_RUN_LEFTOVERS = ("*.new", "checkpoints/.step-*.new", "checkpoints/.step-*.dropped")
+
+Tell = Callable[[str], None]
+
+
+def check(
+    registry: ProjectRegistry, database: Database, *, hashes: bool = True, tell: Tell | None = None
+) -> list[Problem]:
+    """Everything that does not fit together; nothing is changed.
+
+    Kinds: damaged_database (then nothing else can be looked at), dead_training, stale_queue, missing_files,
+    wrong_files, missing_version, orphan_project, orphan_files, leftover. Subjects are project names, training ids,
+    ``project/version``, or paths below the home.
+
+    Args:
+        hashes: compare every file of every adapter with its manifest, not only look whether there is one.
+        tell: called with what is looked at next.
+
+    Raises:
+        RegistryError: the database cannot be read, for another reason than damage.
+    """
+    tell = tell or (lambda text: None)
+    tell("the database")
+    damage = integrity(database)
+    if damage:
+        return [
+            Problem(
+                "damaged_database", database.path.name, f"The registry's database is damaged: {damage}.", True
+            )
+        ]
+    try:
+        problems = [*_trainings(registry, database), *_adapters(registry, database, hashes, tell)]
+        tell("files nobody knows")
+        return problems + [*_orphans(database), *_leftovers(database)]
+    except OSError as error:
+        raise RegistryError(
+            f"The files in {registry.home} cannot be looked at ({error}).", next_step="Check their rights."
+        ) from error
+
+
+def integrity(database: Database) -> str:
+    """What SQLite finds wrong with the file, a phrase; empty where it is sound.
+
+    Raises:
+        RegistryError: it cannot be read, for another reason than damage.
+    """
+    try:
+        with database.read() as connection:
+            lines = [row[0] for row in connection.execute("PRAGMA integrity_check(5)")]
+            broken = connection.execute("PRAGMA foreign_key_check").fetchone()
+    except RegistryError as error:
+        if not is_damage(error.__cause__):
+            raise
+        return str(error.__cause__)
+    if lines != ["ok"]:
+        return "; ".join(" ".join(line.split()) for line in lines)
+    return "" if broken is None else f"a row of {broken[0]} belongs to nothing"
+
+
+def _trainings(registry: ProjectRegistry, database: Database) -> Iterator[Problem]:
+    for row in registry.live_rows():
+        if not is_alive(row["pid"], row["pid_started"]):
+            message = f"Training {row['id']} of {row['project']} has no living process."
+            yield Problem("dead_training", row["id"], message, True)
+    with database.read() as connection:
+        rows = connection.execute(
+            "SELECT project FROM queue WHERE training_id IS NOT NULL AND training_id NOT IN (SELECT id FROM trainings)"
+        ).fetchall()
+    for row in rows:
+        message = f"The queue waits for a training of {row['project']} that there is not."
+        yield Problem("stale_queue", row["project"], message, True)
+
+
+def _adapters(registry: ProjectRegistry, database: Database, hashes: bool, tell: Tell) -> Iterator[Problem]:
+    for project in registry.list_projects():
+        adapters = _adapters_of(registry, project.name)
+        if project.active_adapter is not None and project.active_adapter not in adapters:
+            with database.write():
+                now = {item.name: item.active_adapter for item in registry.list_projects()}.get(project.name)
+                gone = now is not None and now not in _adapters_of(registry, project.name)
+            if gone:
+                message = f"The active version of {project.name} is gone."
+                yield Problem("missing_version", project.name, message, True)
+        for adapter in adapters.values():
+            subject = f"{adapter.project}/{adapter.version}"
+            tell(subject)
+            problem = _adapter(adapter, subject, hashes)
+            if problem is None:
+                continue
+            with database.write():  # nobody is about to remove it
+                now_there = _adapters_of(registry, project.name).get(adapter.version)
+            if now_there is not None and now_there.manifest_sha256 == adapter.manifest_sha256:
+                yield problem
+
+
+def _adapter(adapter: AdapterRecord, subject: str, hashes: bool) -> Problem | None:
+    if not (adapter.directory / MANIFEST_NAME).is_file():
+        return Problem("missing_files", subject, f"The files of {subject} are gone.", True)
+    wrong = differences(adapter.directory, adapter.manifest_sha256) if hashes else []
+    if not wrong:
+        return None
+    more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return Problem("wrong_files", subject, f"In the adapter {subject}, {wrong[0]}{more}.", True)
+
+
+def _adapters_of(registry: ProjectRegistry, project: str) -> dict[str, AdapterRecord]:
+    try:
+        return {adapter.version: adapter for adapter in registry.list_adapters(project)}
+    except RegistryError:
+        if any(item.name == project for item in registry.list_projects()):
+            raise
+        return {}  # removed meanwhile
+
+
+def _orphans(database: Database) -> Iterator[Problem]:
+    """Directories that no row knows."""
+    for path in sorted((database.home / "projects").glob("*")):
+        subject = path.relative_to(database.home).as_posix()
+        if _is_surely_orphan(database, path):
+            yield Problem("orphan_project", subject, f"There is no project for the files in {subject}.", True)
+            continue
+        for inner in sorted([*(path / "adapters").glob("*"), *(path / "runs").glob("*")]):
+            if _is_surely_orphan(database, inner):
+                subject = inner.relative_to(database.home).as_posix()
+                yield Problem("orphan_files", subject, f"Nobody knows the files in {subject}.", True)
+
+
+def _is_surely_orphan(database: Database, path: Path) -> bool:
+    """As `_is_orphan`, which is asked again while no transaction is under way that makes or takes a directory."""
+    if not _is_orphan(database, path):
+        return False
+    with database.write():
+        return _is_orphan(database, path)
+
+
+def _is_orphan(database: Database, path: Path) -> bool:
+    """Whether no row knows a directory of a project, run or adapter, and nobody is writing it."""
+    if path.name.startswith(".") or is_held(path):
+        return False
+    subject = path.relative_to(database.home)
+    if len(subject.parts) == 2:
+        question, value = "SELECT 1 FROM projects WHERE name = ?", path.name
+    elif subject.parts[2] == "adapters":
+        question, value = "SELECT 1 FROM adapters WHERE directory = ?", str(subject)
+    else:
+        question, value = "SELECT 1 FROM trainings WHERE run_dir = ?", str(subject)
+    with database.read() as connection:
+        known = connection.execute(question, (value,)).fetchone() is not None
+    return not known and (path.exists() or path.is_symlink())
+
+
+def _leftovers(database: Database) -> Iterator[Problem]:
+    """What a process that is gone was writing beside, or deleting."""
+    home = database.home
+    staged = [path for path in home.glob("projects/*/adapters/.new-*") if not _is_young(path)]
+    found = [path for path in [*(home / TRASH_NAME).glob("*"), *staged] if not is_held(path)]
+    for pattern in _RUN_LEFTOVERS:
+        found += [path for path in home.glob(f"projects/*/runs/*/{pattern}") if not _in_live_run(database, path)]
+    for path in sorted(found):
+        if path.exists():
+            subject = path.relative_to(home).as_posix()
+            message = f"{subject} was left half written or half deleted."
+            yield Problem("leftover", subject, message, True)
+
+
+def _is_young(path: Path) -> bool:
+    try:
+        return not any(path.iterdir()) and time.time() - path.stat().st_mtime < _YOUNG_SECONDS
+    except FileNotFoundError:
+        return True
+
+
+def _in_live_run(database: Database, path: Path) -> bool:
+    """Whether a path lies in the directory of a run that is under way."""
+    parts = path.relative_to(database.home).parts
+    if parts[0] != "projects" or parts[2] != "runs":
+        return False
+    with database.read() as connection:
+        question = f"SELECT 1 FROM trainings WHERE run_dir = ? AND {LIVE}"
+        return connection.execute(question, (str(Path(*parts[:4])),)).fetchone() is not None
+
+
+def repair(registry: ProjectRegistry, database: Database, *, tell: Tell | None = None) -> list[str]:
+    """Mend everything that `check` finds, as it is at that moment; what was done, a sentence each.
+
+    A damaged database is rebuilt from what can be read of it. Dead trainings are closed, adapters whose files are wrong
+    are taken out of use and moved to ``lost+found``, unknown directories are registered again where they are good
+    adapters of a known project and moved to ``lost+found`` else, and half-written ones are deleted.
+
+    Raises:
+        RegistryError: the database or a file cannot be written; what was mended before stays mended.
+    """
+    done: list[str] = []
+    problems = check(registry, database, tell=tell)
+    if any(problem.kind == "damaged_database" for problem in problems):
+        from mlx_gardener.registry.salvage import rebuild
+
+        done += rebuild(database, lost_directory(registry.home, database.path.name))
+        problems = check(registry, database, tell=tell)
+    for problem in problems:
+        if tell is not None:
+            tell(problem.subject)
+        try:
+            said = _mend(registry, database, problem)
+        except OSError as error:
+            raise RegistryError(
+                f"{problem.subject} cannot be mended ({error.strerror or error}).",
+                next_step="Check rights and disk space.",
+            ) from error
+        done += [said] if said else []
+    return done
+
+
+def _mend(registry: ProjectRegistry, database: Database, problem: Problem) -> str:
+    """Mend one problem if it is still there; what was done, empty where nothing was."""
+    subject, path = problem.subject, registry.home / problem.subject
+    if problem.kind == "dead_training":
+        registry.close_dead_trainings()
+        return f"Training {subject}, whose process is gone, is closed as failed; its checkpoints are kept."
+    if problem.kind == "stale_queue":
+        with database.write() as connection:
+            connection.execute(
+                "UPDATE queue SET training_id = NULL WHERE training_id NOT IN (SELECT id FROM trainings)"
+            )
+        return f"{subject} waits in the queue again."
+    if problem.kind == "missing_version":
+        registry.activate_adapter(subject, None)
+        return f"{subject} has no active adapter now; choose one with `mlx-gardener activate`."
+    if problem.kind in ("missing_files", "wrong_files"):
+        return _take_out_of_use(registry, database, problem)
+    if problem.kind in ("orphan_files", "orphan_project"):
+        return _find_a_place(database, path)
+    return _clear_leftover(database, path)
+
+
+def _take_out_of_use(registry: ProjectRegistry, database: Database, problem: Problem) -> str:
+    project, _, version = problem.subject.partition("/")
+    adapter = registry.get_adapter(project, version)
+    with database.write() as connection:
+        forget_adapter(connection, project, version)
+        moved = _move_to_lost(registry.home, adapter.directory)
+    where = f"; its files are in {moved}" if moved else ""
+    now = (
+        f" {project} has no active adapter now; choose one with `mlx-gardener activate`."
+        if adapter.active
+        else ""
+    )
+    return f"{problem.message} {problem.subject} is out of use{where}.{now}"
+
+
+def _find_a_place(database: Database, path: Path) -> str:
+    """Register a good adapter again; move anything else to ``lost+found``, where it is in nobody's way."""
+    subject = path.relative_to(database.home).as_posix()
+    parts = Path(subject).parts
+    facts = manifest_facts(path) if len(parts) == 4 and parts[2] == "adapters" else None
+    with database.write() as connection:
+        if not _is_orphan(database, path):
+            return ""
+        if facts is not None and (facts.project, facts.version) == (parts[1], parts[3]):
+            values = (facts.base_model, json.dumps(facts.metrics), facts.manifest_sha256, facts.created_at)
+            try:
+                insert_adapter(connection, facts.project, facts.version, subject, values)
+                return (
+                    f"{subject} is a good adapter and registered again; `mlx-gardener activate {facts.project} "
+                    f"{facts.version}` puts it to use."
+                )
+            except sqlite3.IntegrityError:
+                pass  # another directory has this version: it cannot stay here
+        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+            path.rmdir()
+            return f"{subject} was empty and is gone."
+        moved = _move_to_lost(database.home, path)
+    return f"{subject} belongs to nothing the registry knows; it is in {moved} now."
+
+
+class _InUseError(Exception):
+    """A training has begun to use what was to be deleted."""
+
+
+def _clear_leftover(database: Database, path: Path) -> str:
+    subject = path.relative_to(database.home).as_posix()
+    if path.parent.name == "adapters" and manifest_facts(path) is not None:
+        with database.write():
+            if is_held(path):
+                return ""
+            moved = _move_to_lost(database.home, path)
+        return f"{subject} is a good adapter that was not put in its place; it is in {moved} now."
+    size = tree_bytes(path)
+    try:
+        with delete_with(database, path):
+            if _in_live_run(database, path):
+                raise _InUseError
+    except _InUseError:
+        return ""
+    return f"{subject} was half written or half deleted, and is gone ({size:,} bytes)."
+
+
+def lost_directory(home: Path, name: str) -> Path:
+    """A new name in ``lost+found``, whose directory is made."""
+    lost = home / LOST_NAME
+    lost.mkdir(mode=0o700, exist_ok=True)
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    number, path = 0, lost / stem
+    while path.exists() or path.is_symlink():
+        number += 1
+        path = lost / f"{stem}.{number}"
+    return path
+
+
+def _move_to_lost(home: Path, path: Path) -> str:
+    """Rename into ``lost+found``; the new path below the home, empty where there is nothing to move."""
+    if not path.exists() and not path.is_symlink():
+        return ""
+    name = "-".join(part for part in path.relative_to(home).parts if part not in ("projects", "adapters", "runs"))
+    moved = lost_directory(home, name)
+    path.rename(moved)
+    return moved.relative_to(home).as_posix()
