@@ -33,6 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "activate": ("mlx_gardener.cli.projects:activate", "Choose the adapter version others pick up."),
     "remove": ("mlx_gardener.cli.projects:remove", "Remove a project or one adapter version."),
     "export": ("mlx_gardener.cli.projects:export", "Copy an adapter out of the registry."),
+    "registry": (
+        "mlx_gardener.cli.registry:registry",
+        "Check, repair, tidy, back up and restore the registry.",
+    ),
     "doctor": ("mlx_gardener.cli.doctor:doctor", "Check this machine and say what to mend."),
     "completion": ("mlx_gardener.cli.completion:completion", "Print shell completion code."),
 }

@@ -124,12 +124,14 @@ def _registry() -> Finding:
 
     registry = ProjectRegistry()
     try:
-        problems = registry.check()
+        problems = registry.check(hashes=False)
         count = len(registry.list_projects())
     except GardenerError as error:
         return Finding("registry", False, error.message, error.next_step)
     seen = f"{count} projects in {registry.home}"
     if problems:
-        advice = "; ".join(problem.message for problem in problems)
+        advice = (
+            "; ".join(problem.message for problem in problems) + " `mlx-gardener registry repair` mends it."
+        )
         return Finding("registry", False, f"{seen}, {len(problems)} problems", advice)
     return Finding("registry", True, seen)

@@ -8,6 +8,8 @@ from mlx_gardener.registry.names import check_project_name, project_name_for
 from mlx_gardener.registry.queue import QueueEntry, TrainingQueue
 from mlx_gardener.registry.records import (
     AdapterRecord,
+    Garbage,
+    GarbagePolicy,
     Problem,
     Project,
     TrainingRecord,
@@ -18,6 +20,8 @@ from mlx_gardener.registry.registry import INTERRUPTED, ProjectRegistry, default
 __all__ = [
     "INTERRUPTED",
     "AdapterRecord",
+    "Garbage",
+    "GarbagePolicy",
     "Problem",
     "Project",
     "ProjectRegistry",

@@ -98,7 +98,10 @@ _MIGRATIONS = (
 def is_damage(error: BaseException | None) -> bool:
     """Whether an error says that the file's content is not what SQLite wrote."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return isinstance(error, sqlite3.DatabaseError) and code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return isinstance(error, sqlite3.DatabaseError) and code in (
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+    )
 
 
 def apply_migrations(connection: sqlite3.Connection, upto: int = len(_MIGRATIONS)) -> None:
@@ -167,7 +170,9 @@ class Database:
         self.path = home / DATABASE_NAME
         self._local = threading.local()
         self._gate_lock = threading.Lock()
-        self._gate: tuple[int, weakref.finalize[[int], Database]] | None = None  # process, and what opens it again
+        self._gate: tuple[int, weakref.finalize[[int], Database]] | None = (
+            None  # process, and what opens it again
+        )
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:

@@ -64,7 +64,7 @@ def check(
     try:
         problems = [*_trainings(registry, database), *_adapters(registry, database, hashes, tell)]
         tell("files nobody knows")
-        return problems + [*_orphans(database), *_leftovers(database)]
+        return [*problems, *_orphans(database), *_leftovers(database)]
     except OSError as error:
         raise RegistryError(
             f"The files in {registry.home} cannot be looked at ({error}).", next_step="Check their rights."
@@ -188,7 +188,9 @@ def _leftovers(database: Database) -> Iterator[Problem]:
     staged = [path for path in home.glob("projects/*/adapters/.new-*") if not _is_young(path)]
     found = [path for path in [*(home / TRASH_NAME).glob("*"), *staged] if not is_held(path)]
     for pattern in _RUN_LEFTOVERS:
-        found += [path for path in home.glob(f"projects/*/runs/*/{pattern}") if not _in_live_run(database, path)]
+        found += [
+            path for path in home.glob(f"projects/*/runs/*/{pattern}") if not _in_live_run(database, path)
+        ]
     for path in sorted(found):
         if path.exists():
             subject = path.relative_to(home).as_posix()
@@ -344,7 +346,9 @@ def _move_to_lost(home: Path, path: Path) -> str:
     """Rename into ``lost+found``; the new path below the home, empty where there is nothing to move."""
     if not path.exists() and not path.is_symlink():
         return ""
-    name = "-".join(part for part in path.relative_to(home).parts if part not in ("projects", "adapters", "runs"))
+    name = "-".join(
+        part for part in path.relative_to(home).parts if part not in ("projects", "adapters", "runs")
+    )
     moved = lost_directory(home, name)
     path.rename(moved)
     return moved.relative_to(home).as_posix()

@@ -127,7 +127,9 @@ class ProjectRegistry:
         self.close_dead_trainings()
         directory = self.project_directory(name)
         with delete_with(self._database, directory if delete_files else None) as connection:
-            if connection.execute(f"SELECT 1 FROM trainings WHERE project = ? AND {LIVE}", (name,)).fetchone():
+            if connection.execute(
+                f"SELECT 1 FROM trainings WHERE project = ? AND {LIVE}", (name,)
+            ).fetchone():
                 raise RegistryError(
                     f"{name!r} is being trained.", next_step=f"Stop it first: `mlx-gardener cancel {name}`."
                 )
@@ -313,9 +315,7 @@ class ProjectRegistry:
     def live_rows(self) -> list[sqlite3.Row]:
         """Rows of trainings that have not ended, whether or not their process lives; for `health`."""
         with self._database.read() as connection:
-            return connection.execute(
-                f"SELECT * FROM trainings WHERE {LIVE} ORDER BY number"
-            ).fetchall()
+            return connection.execute(f"SELECT * FROM trainings WHERE {LIVE} ORDER BY number").fetchall()
 
     # Adapters.
 
@@ -344,7 +344,12 @@ class ProjectRegistry:
         self.get_project(project)
         now = time.time()
         with self._database.write() as connection:
-            values = (base_model, json.dumps(metrics), manifest_sha256, now if created_at is None else created_at)
+            values = (
+                base_model,
+                json.dumps(metrics),
+                manifest_sha256,
+                now if created_at is None else created_at,
+            )
             insert_adapter(connection, project, version, str(directory.relative_to(self.home)), values)
             if activate:
                 connection.execute(

@@ -1,0 +1,140 @@
+"""``mlx-gardener registry``: check, repair, tidy, back up and restore what trainings have left."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+@contextmanager
+def _shown(what: str) -> Iterator[Callable[[str], None]]:
+    """A line on a terminal's stderr that says what is worked on; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    from mlx_gardener.report.text import safe_text
+
+    with Console(stderr=True).status(what) as status:
+        yield lambda text: status.update(f"{what}: {escape(safe_text(text))}")
+
+
+@click.group()
+def registry() -> None:
+    """Look after the registry: the database and the files in its home."""
+
+
+@registry.command()
+@_JSON
+@click.option("--quick", is_flag=True, help="Do not read every adapter to compare its hashes.")
+@click.pass_context
+def check(ctx: click.Context, as_json: bool, quick: bool) -> None:
+    """Say what does not fit together; exit code 1 when there is something. Changes nothing."""
+    from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.text import safe_text
+
+    opened = ProjectRegistry()
+    with _shown("Checking") as tell:
+        problems = opened.check(hashes=not quick, tell=tell)
+    if as_json:
+        click.echo(json.dumps({"problems": [vars(problem) for problem in problems]}, indent=2))
+    for problem in () if as_json else problems:
+        click.echo(f"{problem.kind}: {safe_text(problem.message)}")
+    if not problems and not as_json:
+        click.echo(f"All is well in {safe_text(str(opened.home))}.")
+    if problems:
+        if not as_json:
+            click.echo("`mlx-gardener registry repair` mends this.")
+        ctx.exit(1)
+
+
+@registry.command()
+@_JSON
+def repair(as_json: bool) -> None:
+    """Mend what `check` finds. What could be a good adapter is never deleted, but kept in lost+found in the home."""
+    from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.text import safe_text
+
+    with _shown("Repairing") as tell:
+        done = ProjectRegistry().repair(tell=tell)
+    if as_json:
+        click.echo(json.dumps({"done": done}, indent=2))
+        return
+    for sentence in done or ["There was nothing to mend."]:
+        click.echo(safe_text(sentence))
+
+
+@registry.command()
+@click.option(
+    "--keep",
+    default=3,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Newest versions of each project.",
+)
+@click.option(
+    "--older-than",
+    "days",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Delete finished runs older than so many days.",
+)
+@click.option("--keep-checkpoints", is_flag=True, help="Keep the checkpoints of completed runs too.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@_JSON
+def gc(keep: int, days: float, keep_checkpoints: bool, dry_run: bool, as_json: bool) -> None:
+    """Delete old adapter versions, old runs, and checkpoints of completed runs.
+
+    Active versions, a project's latest run, and projects that are being trained stay.
+    """
+    from mlx_gardener.registry import GarbagePolicy, ProjectRegistry
+    from mlx_gardener.report.text import safe_text
+
+    policy = GarbagePolicy(keep_versions=keep, run_days=days, keep_checkpoints=keep_checkpoints)
+    found = ProjectRegistry().collect_garbage(policy, dry_run=dry_run)
+    freed = sum(item.size_bytes for item in found)
+    if as_json:
+        items = [vars(item) for item in found]
+        click.echo(json.dumps({"dry_run": dry_run, "freed_bytes": freed, "items": items}, indent=2))
+        return
+    for item in found:
+        click.echo(f"{item.kind} {safe_text(item.subject)}: {item.size_bytes:,} bytes")
+    click.echo(f"{freed:,} bytes {'would be' if dry_run else 'are'} freed.")
+
+
+@registry.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--force", is_flag=True, help="Replace FILE when it exists.")
+def backup(file: Path, force: bool) -> None:
+    """Write projects, history and adapters to FILE, a tar archive; runs and their checkpoints are not in it."""
+    from mlx_gardener.registry import ProjectRegistry
+
+    with _shown("Backing up") as tell:
+        size = ProjectRegistry().backup(file, replace=force, tell=tell)
+    click.echo(f"Wrote {size:,} bytes to {file}.")
+
+
+@registry.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--replace", is_flag=True, help="Move a home that is not empty aside.")
+def restore(file: Path, replace: bool) -> None:
+    """Put the registry that was backed up to FILE in place of this one, whole or not at all."""
+    from mlx_gardener.registry import default_home
+    from mlx_gardener.registry.archive import restore as restore_archive
+    from mlx_gardener.report.text import safe_text
+
+    with _shown("Restoring") as tell:
+        aside = restore_archive(file, default_home(), replace=replace, tell=tell)
+    click.echo(f"Restored {safe_text(str(default_home()))}.")
+    if aside is not None:
+        click.echo(f"The registry that was there is in {safe_text(str(aside))}.")

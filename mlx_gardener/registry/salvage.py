@@ -1,0 +1,128 @@
+"""A damaged database: what can be read of it goes into a new one, row by row; the damaged one is kept.
+
+Where SQLite can still open the file, the new content is written into it under SQLite's own locks, so that other
+processes may have it open. Where it cannot, the file is moved away, which needs it alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mlx_gardener.errors import RegistryError
+from mlx_gardener.registry.database import Database, alone, apply_migrations
+from mlx_gardener.registry.records import adapter_of, training_of
+
+
+def rebuild(database: Database, kept: Path) -> list[str]:
+    """Replace a damaged database by what can be read of it; what was done, a sentence each.
+
+    Args:
+        kept: where the damaged one goes.
+
+    Raises:
+        RegistryError: the file cannot be written, or has to be moved while others have it open.
+    """
+    where = kept.relative_to(database.home).as_posix()
+    with tempfile.TemporaryDirectory(dir=database.home, prefix=".rebuild-") as scratch:
+        new = sqlite3.connect(Path(scratch) / "new.sqlite3", isolation_level=None)
+        new.row_factory = sqlite3.Row
+        try:
+            apply_migrations(new)
+            counts = _read_into(database.path, new)
+            _replace(database, new, kept)
+        except (sqlite3.Error, OSError) as error:
+            raise RegistryError(
+                f"The database {database.path} cannot be rebuilt ({error}).",
+                next_step="Free disk space, or restore a backup: `mlx-gardener registry restore`.",
+            ) from error
+        finally:
+            new.close()
+    saved = ", ".join(f"{count} {table}" for table, count in counts.items() if count) or "no row"
+    return [
+        f"The database was damaged and is made anew with what could be read: {saved}. The old one is {where}."
+    ]
+
+
+def _read_into(damaged: Path, new: sqlite3.Connection) -> dict[str, int]:
+    """Copy every row that can be read and makes sense; counts by table."""
+    tables = [row[0] for row in new.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    tables = [name for name in tables if not name.startswith("sqlite_")]
+    try:
+        old = sqlite3.connect(damaged, isolation_level=None)
+        old.row_factory = sqlite3.Row
+        for table in tables:
+            for row in _rows(old, table):
+                _insert(new, table, row)
+        old.close()
+    except sqlite3.DatabaseError:
+        pass  # no database at all: the new one stays empty, and that is said
+    for table in tables:
+        for broken in new.execute(f"PRAGMA foreign_key_check({table})").fetchall():
+            new.execute(f"DELETE FROM {table} WHERE rowid = ?", (broken["rowid"],))
+    _drop_nonsense(new)
+    return {table: new.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}
+
+
+def _rows(old: sqlite3.Connection, table: str) -> Iterator[dict[str, object]]:
+    """Rows of a table from its beginning to the damage, then from its end to the damage."""
+    for order in ("ASC", "DESC"):
+        try:
+            for row in old.execute(f"SELECT * FROM {table} NOT INDEXED ORDER BY rowid {order}"):
+                yield dict(row)
+            return
+        except sqlite3.DatabaseError:
+            continue
+
+
+def _insert(new: sqlite3.Connection, table: str, row: dict[str, object]) -> None:
+    known = {item["name"] for item in new.execute(f"PRAGMA table_info({table})")}
+    values = {name: value for name, value in row.items() if name in known}
+    with contextlib.suppress(sqlite3.Error):  # read twice, or not a row of this table any more
+        new.execute(
+            f"INSERT OR IGNORE INTO {table} ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})",
+            tuple(values.values()),
+        )
+
+
+def _drop_nonsense(new: sqlite3.Connection) -> None:
+    """Delete rows that could be read, and not understood."""
+    home = Path()
+    readers: dict[str, Callable[[sqlite3.Row], object]] = {
+        "adapters": lambda row: adapter_of(row, home, None),
+        "trainings": lambda row: training_of(row, home),
+        "projects": lambda row: Path(row["path"]),
+    }
+    for table, read in readers.items():
+        for row in new.execute(f"SELECT rowid AS place, * FROM {table}").fetchall():
+            try:
+                read(row)
+            except (ValueError, TypeError):
+                new.execute(f"DELETE FROM {table} WHERE rowid = ?", (row["place"],))
+
+
+def _replace(database: Database, new: sqlite3.Connection, kept: Path) -> None:
+    database.leave()
+    try:
+        old = sqlite3.connect(database.path, isolation_level=None)
+        try:
+            copy = sqlite3.connect(kept)
+            old.backup(copy)  # page by page, damage and all
+            copy.close()
+            new.backup(old)
+        finally:
+            old.close()
+    except sqlite3.DatabaseError:
+        kept.unlink(missing_ok=True)
+        with alone(database.home):
+            for ending in ("", "-wal", "-shm"):
+                file = database.path.with_name(database.path.name + ending)
+                if file.exists():
+                    file.rename(kept.with_name(kept.name + ending))
+            target = sqlite3.connect(database.path)
+            new.backup(target)
+            target.close()
+            database.path.chmod(0o600)
