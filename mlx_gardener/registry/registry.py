@@ -70,6 +70,10 @@ class ProjectRegistry:
         #: Projects that wait for their training.
         self.queue = TrainingQueue(self, self._database)
 
+    def close(self) -> None:
+        """Close the calling thread's connection, so that the home may be moved; the next use opens it again."""
+        self._database.leave()
+
     # Projects.
 
     def register_project(self, name: str, path: Path, *, replace: bool = False) -> Project:

@@ -176,7 +176,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(
         filler.unlink()
         assert create(manager, base).version == "v1"
     finally:
-        registry._database._local.connection.close()
+        registry.close()
         subprocess.run(["umount", str(small)], check=True)
 
 

@@ -1,0 +1,57 @@
+"""Adapters with real manifests and small files, for tests that need no model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from mlx_gardener.platform.locks import hold
+from mlx_gardener.registry import AdapterRecord, ProjectRegistry
+
+
+def write_adapter(directory: Path, project: str, version: str, content: bytes = b"weights") -> str:
+    """An adapter's files and manifest in a new directory; the manifest's sha256."""
+    (directory / "mlx").mkdir(parents=True)
+    files = {"mlx/adapters.safetensors": content, "README.md": b"a card"}
+    for name, data in files.items():
+        (directory / name).write_bytes(data)
+    manifest = {
+        "format_version": 1,
+        "project": project,
+        "version": version,
+        "created_at": "2026-01-02T03:04:05Z",
+        "base": {"id": "base"},
+        "metrics": {"adapter_bits_per_byte": 1.0, "base_bits_per_byte": 2.0},
+        "files": {
+            name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            for name, data in files.items()
+        },
+    }
+    text = json.dumps(manifest).encode()
+    (directory / "manifest.json").write_bytes(text)
+    return hashlib.sha256(text).hexdigest()
+
+
+def install_adapter(
+    registry: ProjectRegistry, project: str, version: str, content: bytes = b"weights", *, activate: bool = True
+) -> AdapterRecord:
+    """Write an adapter beside, rename it and register it, as `PeftManager` does."""
+    parent = registry.project_directory(project) / "adapters"
+    staged = parent / f".new-{version}"
+    staged.mkdir(parents=True)
+    with hold(staged):
+        sha256 = write_adapter(staged / "inner", project, version, content)
+        for item in (staged / "inner").iterdir():
+            item.rename(staged / item.name)
+        (staged / "inner").rmdir()
+        final = staged.rename(parent / version)
+        return registry.add_adapter(
+            project,
+            version,
+            final,
+            base_model="base",
+            metrics={"adapter_bits_per_byte": 1.0, "base_bits_per_byte": 2.0},
+            manifest_sha256=sha256,
+            activate=activate,
+        )
