@@ -149,17 +149,6 @@ def test_many_threads_update_one_training(registry: ProjectRegistry) -> None:
     assert registry.get_training(record.id).details == {"step": 24}
 
 
-def test_check_finds_and_repair_mends(registry: ProjectRegistry) -> None:
-    adapters = registry.project_directory("small") / "adapters"
-    (adapters / "v9").mkdir(parents=True)
-    lost = adapters / "v1"
-    registry.add_adapter("small", "v1", lost, base_model="b", metrics={}, manifest_sha256="0")
-    assert {problem.kind for problem in registry.check()} == {"orphan_files", "missing_files"}
-    assert len(registry.repair()) == 2
-    assert registry.check() == [] and not (adapters / "v9").exists()
-    assert registry.get_project("small").active_adapter is None
-
-
 def test_a_file_that_is_no_database_is_named(home: Path) -> None:
     home.mkdir()
     (home / "registry.sqlite3").write_bytes(b"this is no database at all, but it is long enough" * 40)

@@ -34,7 +34,12 @@ def write_adapter(directory: Path, project: str, version: str, content: bytes = 
 
 
 def install_adapter(
-    registry: ProjectRegistry, project: str, version: str, content: bytes = b"weights", *, activate: bool = True
+    registry: ProjectRegistry,
+    project: str,
+    version: str,
+    content: bytes = b"weights",
+    *,
+    activate: bool = True,
 ) -> AdapterRecord:
     """Write an adapter beside, rename it and register it, as `PeftManager` does."""
     parent = registry.project_directory(project) / "adapters"
