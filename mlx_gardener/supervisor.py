@@ -192,6 +192,7 @@ def _out_of_memory_kills() -> int:
 
 def main() -> None:
     """Entry point of the supervisor; exit code 0 when completed or cancelled, 1 when failed."""
+    os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     run_dir, registry = Path(sys.argv[1]), ProjectRegistry()
     registry.claim_training(Job.read(run_dir).training_id, os.getpid())

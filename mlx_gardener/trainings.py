@@ -26,6 +26,7 @@ from mlx_gardener.events import (
     TrainingProgress,
 )
 from mlx_gardener.journal import JOURNAL_NAME, follow_journal
+from mlx_gardener.platform.files import private
 from mlx_gardener.progress import ProgressCallback, progress_of
 from mlx_gardener.recovery import CHECKPOINTS_NAME, Resume
 from mlx_gardener.registry import Project, ProjectRegistry, TrainingRecord, TrainingStatus
@@ -288,7 +289,7 @@ class TrainingPipeline:
 
     def _spawn(self, record: TrainingRecord) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "MLX_GARDENER_HOME": str(self.registry.home)}
-        with (record.run_dir / LOG_NAME).open("ab") as log:
+        with open(record.run_dir / LOG_NAME, "ab", opener=private) as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "mlx_gardener.supervisor", str(record.run_dir)],
                 stdin=subprocess.DEVNULL,

@@ -17,8 +17,9 @@ import psutil
 
 from mlx_gardener.errors import RegistryError, TrainingError
 from mlx_gardener.events import TrainingPhase, TrainingProgress
+from mlx_gardener.platform.files import make_private
 from mlx_gardener.registry.database import Database
-from mlx_gardener.registry.names import check_project_name
+from mlx_gardener.registry.names import check_project_name, place_below
 from mlx_gardener.registry.records import (
     AdapterRecord,
     Problem,
@@ -76,6 +77,14 @@ class ProjectRegistry:
                 raise RegistryError(
                     f"The project {name!r} already stands for {row['path']}.",
                     next_step="Choose another name with --project, or remove the old project first.",
+                )
+            same = connection.execute(
+                "SELECT name FROM projects WHERE name = ? COLLATE NOCASE AND name != ?", (name, name)
+            ).fetchone()
+            if same is not None:  # many file systems would give both one directory
+                raise RegistryError(
+                    f"The project {name!r} differs from {same['name']!r} in upper and lower case only.",
+                    next_step="Choose another name with --project.",
                 )
             connection.execute(
                 "INSERT INTO projects (name, path, created_at, updated_at) VALUES (?, ?, ?, ?) "
@@ -171,7 +180,7 @@ class ProjectRegistry:
             str(directory.relative_to(self.home)), os.getpid(), _start_time(os.getpid()), json.dumps(config), "{}", now, now,
         )  # fmt: skip
         try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(directory)
             with self._database.write() as connection:
                 connection.execute(
                     "INSERT INTO trainings (id, project, status, phase, percent, message, details, run_dir, pid, "
@@ -300,7 +309,7 @@ class ProjectRegistry:
             percent=row["percent"],
             message=row["message"],
             details=json.loads(row["details"]),
-            run_dir=self.home / row["run_dir"],
+            run_dir=place_below(self.home, row["run_dir"], row["project"]),
             pid=row["pid"],
             config=json.loads(row["config"]),
             result=json.loads(row["result"]),
@@ -408,7 +417,7 @@ class ProjectRegistry:
         return AdapterRecord(
             project=row["project"],
             version=row["version"],
-            directory=self.home / row["directory"],
+            directory=place_below(self.home, row["directory"], row["project"]),
             base_model=row["base_model"],
             metrics=json.loads(row["metrics"]),
             manifest_sha256=row["manifest_sha256"],

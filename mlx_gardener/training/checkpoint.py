@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import TrainingError
 from mlx_gardener.model.lora import load_arrays
-from mlx_gardener.platform.files import fsync_path
+from mlx_gardener.platform.files import fsync_path, make_private, private
+from mlx_gardener.platform.untrusted import open_regular, read_json
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -85,7 +86,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep: int) -> Pa
     step = checkpoint.state.step
     staged = directory / f".step-{step:08d}.new"
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(directory)
         _sweep(directory)
         staged.mkdir(mode=0o700)
         sums = {
@@ -176,7 +177,7 @@ def _write_arrays(file: Path, arrays: dict[str, mx.array]) -> str:
     """Write and fsync; returns the sha256 of what was meant to be written, not of what the disk made of it."""
     import mlx.core as mx
 
-    with file.open("xb", buffering=0) as raw:
+    with open(file, "xb", buffering=0, opener=private) as raw:
         writer = _HashingWriter(raw)
         mx.save_safetensors(writer, arrays)  # type: ignore[arg-type]  # takes any object that writes
         os.fsync(raw.fileno())
@@ -217,7 +218,7 @@ def _write_state(file: Path, checkpoint: Checkpoint, sums: dict[str, str]) -> No
         "origin": asdict(checkpoint.origin),
         "files": sums,
     }
-    with file.open("x", encoding="utf-8") as text:
+    with open(file, "x", encoding="utf-8", opener=private) as text:
         json.dump({"sha256": _sha256_of_body(body), "body": body}, text)
         text.flush()
         os.fsync(text.fileno())
@@ -229,8 +230,8 @@ def _sha256_of_body(body: dict[str, Any]) -> str:
 
 def _read_state(path: Path) -> dict[str, Any]:
     """The body of a checkpoint's ``state.json``; raises one of ``_DAMAGE`` when it is not what was written."""
-    written = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
-    if "body" not in written:
+    written = read_json(path / STATE_NAME, follow_links=False)
+    if not isinstance(written, dict) or "body" not in written:
         raise ValueError("it was written by another version")
     body: dict[str, Any] = written["body"]
     if written["sha256"] != _sha256_of_body(body):
@@ -244,7 +245,7 @@ def _read(path: Path) -> Checkpoint:
     written = _read_state(path)
     for name in _ARRAYS:
         file = path / f"{name}.safetensors"
-        with file.open("rb") as stream:
+        with open_regular(file, follow_links=False) as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != written["files"][file.name]:
             raise ValueError(f"{file.name} has another sha256 than was written")
