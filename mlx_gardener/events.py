@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
 from enum import Enum, StrEnum
 from typing import Any
 
@@ -196,12 +197,26 @@ _EVENTS: dict[str, type[Event]] = {
 _DROPPABLE = (ProgressChanged, StepCompleted, StepAdvanced, MemoryMeasured)
 
 
+#: What the fields of events are once read from JSON, by annotation.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "TrainingPhase": (TrainingPhase,),
+    "str": (str,),
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "dict[str, Any]": (dict,),
+}
+
+
 def event_from_json(values: dict[str, Any]) -> Event:
     """The event that `Event.to_json` wrote.
 
     Raises:
         ValueError: the name is no event of this version, or its fields do not fit.
     """
+    if not isinstance(values, dict):
+        raise ValueError("an event is an object")
     fields = dict(values)
     name = fields.pop("event", None)
     cls = _EVENTS.get(str(name))
@@ -209,6 +224,9 @@ def event_from_json(values: dict[str, Any]) -> Event:
         raise ValueError(f"unknown event {name!r}")
     if "phase" in fields:
         fields["phase"] = TrainingPhase(fields["phase"])
+    for known in dataclass_fields(cls):
+        if known.name in fields and not isinstance(fields[known.name], _TYPES[str(known.type)]):
+            raise ValueError(f"event {name} has a {known.name} that is no {known.type}")
     try:
         return cls(**fields)
     except TypeError as error:

@@ -7,12 +7,13 @@ made of them. Cost: a header's parse, milliseconds however large the file.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 #: Far above any config, manifest or tokenizer (the largest known tokenizer.json has 35 MB).
 MAX_JSON_BYTES = 128 * 2**20
@@ -20,7 +21,7 @@ MAX_JSON_BYTES = 128 * 2**20
 MAX_HEADER_BYTES = 100_000_000
 
 
-def open_regular(file: Path, *, follow_links: bool = True) -> BinaryIO:
+def open_regular(file: Path, *, follow_links: bool = True) -> io.BufferedReader:
     """Open a plain file to read it; a pipe or device is refused instead of waited for.
 
     Args:

@@ -31,7 +31,7 @@ STATE_NAME = "state.json"
 FORMAT_VERSION = 2
 _ARRAYS = ("weights", "best", "optimizer")
 #: What reading a damaged checkpoint may raise.
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ArithmeticError)
 
 
 @dataclass
