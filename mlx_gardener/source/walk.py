@@ -35,7 +35,7 @@ _GIT = (
     "-c", "safe.directory=*",
 )  # fmt: skip
 #: The Linux kernel, with 90,000 files, takes git half a second.
-GIT_SECONDS = 60.0
+GIT_SECONDS = 30.0
 #: Longer .gitignore files, or single patterns with more stars, are not honoured: matching takes time exponential in stars.
 MAX_IGNORE_BYTES = 1_000_000
 MAX_STARS = 6
