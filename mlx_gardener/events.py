@@ -209,6 +209,36 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+#: What is shown of the dictionaries in events.
+_INNER: dict[str, dict[str, tuple[type, ...]]] = {
+    "DataPrepared": {
+        "summary.languages": (dict,),
+        "summary.chunks_kept": (int,),
+        "summary.files_kept": (int,),
+        "summary.train_loss_tokens": (int,),
+        "summary.padding_fraction": (int, float),
+    },
+    "PlanChosen": {
+        "plan.rows_of_width": (dict,),
+        "plan.predicted_peak_bytes": (int, float),
+        "plan.budget_bytes": (int, float),
+        "plan.notes": (list,),
+    },
+}
+
+
+def _check_numbers(values: object) -> None:
+    """Refuse whole numbers that no float can hold: nothing here counts so far, and they cannot be shown."""
+    if isinstance(values, dict):
+        for value in values.values():
+            _check_numbers(value)
+    elif isinstance(values, list):
+        for value in values:
+            _check_numbers(value)
+    elif isinstance(values, int) and abs(values) >= 2**63:
+        raise ValueError("a number of an event is too large")
+
+
 def event_from_json(values: dict[str, Any]) -> Event:
     """The event that `Event.to_json` wrote.
 
@@ -227,6 +257,19 @@ def event_from_json(values: dict[str, Any]) -> Event:
     for known in dataclass_fields(cls):
         if known.name in fields and not isinstance(fields[known.name], _TYPES[str(known.type)]):
             raise ValueError(f"event {name} has a {known.name} that is no {known.type}")
+    _check_numbers(fields)
+    for place, kinds in _INNER.get(str(name), {}).items():
+        inner = fields
+        *way, last = place.split(".")
+        for step in way:
+            inner = inner.get(step, {})
+        if not isinstance(inner.get(last), kinds):
+            raise ValueError(f"event {name} has no usable {place}")
+    languages = fields["summary"]["languages"] if cls is DataPrepared else {}
+    if not all(
+        isinstance(counts, dict) and isinstance(counts.get("bytes"), int) for counts in languages.values()
+    ):
+        raise ValueError(f"event {name} has no usable summary.languages")
     try:
         return cls(**fields)
     except TypeError as error:
