@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pathspec
+from pathspec.pattern import RegexPattern
 
 from mlx_gardener.errors import DataError
 from mlx_gardener.platform.untrusted import read_bytes
@@ -36,9 +37,10 @@ _GIT = (
 )  # fmt: skip
 #: The Linux kernel, with 90,000 files, takes git half a second.
 GIT_SECONDS = 30.0
-#: Longer .gitignore files, or single patterns with more stars, are not honoured: matching takes time exponential in stars.
-MAX_IGNORE_BYTES = 1_000_000
-MAX_STARS = 6
+#: Longer .gitignore files, and patterns with more ``**``, are not honoured: they could take hours.
+MAX_IGNORE_BYTES = 100_000
+MAX_DEEP_STARS = 3
+_STAR = "[^/]*"
 _ATTRIBUTES = {"linguist-generated": "generated", "linguist-vendored": "vendored"}
 
 
@@ -121,13 +123,31 @@ def read_ignore(file: Path) -> pathspec.GitIgnoreSpec | None:
         return None
     patterns = []
     for line in data.decode(errors="replace").splitlines():
-        if len(re.findall(r"\*+", line)) > MAX_STARS:
+        if line.count("**") > MAX_DEEP_STARS:
             continue
         try:
-            patterns.append(pathspec.GitIgnoreSpec.from_lines([line]).patterns[0])
+            pattern = pathspec.GitIgnoreSpec.from_lines([line]).patterns[0]
         except (ValueError, IndexError, re.error):
             continue
-    return pathspec.GitIgnoreSpec(patterns)
+        if isinstance(pattern, RegexPattern) and pattern.regex is not None:
+            pattern.regex = re.compile(_without_retries(pattern.regex.pattern))
+        patterns.append(pattern)
+    return pathspec.GitIgnoreSpec(patterns, backend="simple")  # another would make its own regular expressions
+
+
+def _without_retries(regex: str) -> str:
+    """A pattern's regular expression that tries every star once, and so takes no time exponential in their number.
+
+    Of several stars in one part of a path, all but the last may stop at the first place where what follows them fits:
+    if the rest fits anywhere, it fits after that one. Atomic groups say so.
+    """
+    first, *pieces = regex.split(_STAR)
+    *between, last = pieces or [""]
+    made = first
+    for piece in between:
+        is_in_one_part = not set("/($)|") & set(piece.replace("[^/]", ""))
+        made += f"(?>{_STAR}?{piece})" if is_in_one_part else _STAR + piece
+    return made + _STAR + last if pieces else regex
 
 
 def _walk(root: Path, directory: Path, specs: list[tuple[Path, pathspec.GitIgnoreSpec]]) -> Iterator[str]:
