@@ -74,10 +74,10 @@ def plan_of(earlier: Origin | None, config: TrainingConfig) -> Plan | None:
 
     if earlier is None or earlier.plan.get("budget_bytes") != config.memory_limit_bytes:
         return None
-    rows = {int(width): rows for width, rows in earlier.plan["rows_of_width"].items()}
     try:
+        rows = {int(width): rows for width, rows in earlier.plan["rows_of_width"].items()}
         return Plan(**{**earlier.plan, "rows_of_width": rows, "notes": tuple(earlier.plan["notes"])})
-    except TypeError:
+    except (TypeError, KeyError, ValueError, AttributeError):
         return None
 
 

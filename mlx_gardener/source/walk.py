@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,13 +127,15 @@ def read_ignore(file: Path) -> pathspec.GitIgnoreSpec | None:
         if line.count("**") > MAX_DEEP_STARS:
             continue
         try:
-            pattern = pathspec.GitIgnoreSpec.from_lines([line]).patterns[0]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of sets like [[a]
+                pattern = pathspec.GitIgnoreSpec.from_lines([line]).patterns[0]
+                if isinstance(pattern, RegexPattern) and pattern.regex is not None:
+                    pattern.regex = re.compile(_without_retries(pattern.regex.pattern))
         except (ValueError, IndexError, re.error):
             continue
-        if isinstance(pattern, RegexPattern) and pattern.regex is not None:
-            pattern.regex = re.compile(_without_retries(pattern.regex.pattern))
         patterns.append(pattern)
-    return pathspec.GitIgnoreSpec(patterns, backend="simple")  # another would make its own regular expressions
+    return pathspec.GitIgnoreSpec(patterns, backend="simple")  # another would compile its own
 
 
 def _without_retries(regex: str) -> str:

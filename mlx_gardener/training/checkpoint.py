@@ -149,7 +149,7 @@ def newest_origin(directory: Path) -> tuple[int, Origin] | None:
     for path in reversed(list_checkpoints(directory)):
         try:
             written = _read_state(path)
-            return int(written["state"]["step"]), Origin(**written["origin"])
+            return int(written["state"]["step"]), _origin(written)
         except _DAMAGE:
             continue  # `load_checkpoint` names it
     return None
@@ -241,6 +241,15 @@ def _read_state(path: Path) -> dict[str, Any]:
     return body
 
 
+def _origin(written: dict[str, Any]) -> Origin:
+    origin = Origin(**written["origin"])
+    kinds = (dict, dict, str, str)
+    found = (origin.config, origin.plan, origin.data_sha256, origin.base_sha256)
+    if not all(isinstance(value, kind) for value, kind in zip(found, kinds, strict=True)):
+        raise ValueError("it does not say what it is a checkpoint of")
+    return origin
+
+
 def _read(path: Path) -> Checkpoint:
     written = _read_state(path)
     for name in _ARRAYS:
@@ -250,9 +259,11 @@ def _read(path: Path) -> Checkpoint:
         if found != written["files"][file.name]:
             raise ValueError(f"{file.name} has another sha256 than was written")
     state = TrainState(**written["state"])
+    if not isinstance(state.step, int) or not isinstance(state.train_losses, list):
+        raise ValueError("it does not say where the training stands")
     state.validation = [(int(step), loss, bits) for step, loss, bits in state.validation]
     arrays = {name: load_arrays(path / f"{name}.safetensors") for name in _ARRAYS}
-    return Checkpoint(state, origin=Origin(**written["origin"]), **arrays)
+    return Checkpoint(state, origin=_origin(written), **arrays)
 
 
 def _free_name(directory: Path, step: int) -> Path:
