@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from mlx_gardener.config import DataConfig
 from mlx_gardener.errors import DataError
+from mlx_gardener.platform.processes import safe_children
 from mlx_gardener.platform.untrusted import read_bytes
 from mlx_gardener.source.chunks import CodePreprocessor
 from mlx_gardener.source.duplicates import NearDuplicates, content_key, signature_of
@@ -184,7 +185,7 @@ def _examine_all(
             yield _examine(*job)
         return
     context = multiprocessing.get_context("spawn")  # MLX and BLAS threads do not survive a fork
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with safe_children(), ProcessPoolExecutor(workers, mp_context=context) as pool:
         batches = iter(lambda: list(islice(jobs, _BATCH)), [])
         waiting = deque(pool.submit(_examine_batch, batch) for batch in islice(batches, workers * 4))
         while waiting:

@@ -301,3 +301,51 @@ def test_what_git_says_of_attributes_names_only_what_was_asked(root: Path) -> No
     assert marked_paths(root, ["good.py", "a\nb.py", "\x1b[2J"]) == dict.fromkeys(
         ["good.py", "a\nb.py", "\x1b[2J"], "generated"
     )
+
+
+def test_modules_that_lie_in_a_repository_are_not_imported(
+    tmp_path: Path, tiny_model_dir: Path, home: Path
+) -> None:
+    """``python -m`` and multiprocessing look in the working directory first, which is the repository."""
+    import sys
+
+    from mlx_gardener.source.scan import PARALLEL_FILES
+    from tests.cli.test_command_line import train_flags
+    from tests.conftest import write_repository
+
+    root, marker = write_repository(tmp_path / "modules"), tmp_path / "marker"
+    trap = f"open({str(marker)!r}, 'a').write(__name__ + '\\n')\nraise ImportError('a trap')\n"
+    stolen = (
+        "psutil",
+        "json",
+        "socket",
+        "logging",
+        "multiprocessing",
+        "sitecustomize",
+        "usercustomize",
+        "numpy",
+    )
+    for name in (*stolen, "mlx_gardener/__init__", "mlx/core", "encodings/__init__"):
+        (root / f"{name}.py").parent.mkdir(exist_ok=True)
+        (root / f"{name}.py").write_text(trap)
+    for number in range(PARALLEL_FILES):
+        (root / f"small_{number}.py").write_text(f"SMALL_{number} = {number}\n")
+    here = str(Path(__file__).parents[2])
+    command = tmp_path / "bin" / "mlx-gardener"  # as an installed one: its own directory is searched first
+    command.parent.mkdir()
+    command.write_text(
+        f"import sys; sys.path.insert(0, {here!r})\nfrom mlx_gardener.cli import main\nif __name__ == '__main__': main()\n"
+    )
+    for arguments in (("scan", "."), ("train", ".", *train_flags(tiny_model_dir))):
+        done = subprocess.run(
+            [sys.executable, str(command), *arguments],
+            cwd=root,
+            env={name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert not marker.exists(), f"{arguments[0]} imported {marker.read_text()}"
+        assert done.returncode == 0, done.stdout + done.stderr
+    subprocess.run([sys.executable, "-c", "import psutil"], cwd=root, capture_output=True, check=False)
+    assert marker.exists(), "the traps were not set"
