@@ -252,8 +252,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
             f"The settings file {path} cannot be read ({error.strerror}).",
             next_step="Name a readable TOML file with --config.",
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The settings file {path} is not valid TOML: {error}.") from error
+    except (ValueError, RecursionError) as error:  # also where a number has thousands of digits
+        raise ConfigError(
+            f"The settings file {path} is not valid TOML: {error}.",
+            next_step="Correct it there; docs/settings.md lists the settings.",
+        ) from error
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -269,7 +272,7 @@ def parse_value(text: str) -> Any:
     """A value as TOML would read it; anything TOML cannot read is plain text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

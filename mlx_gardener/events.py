@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
 from enum import Enum, StrEnum
 from typing import Any
 
@@ -196,12 +197,56 @@ _EVENTS: dict[str, type[Event]] = {
 _DROPPABLE = (ProgressChanged, StepCompleted, StepAdvanced, MemoryMeasured)
 
 
+#: What the fields of events are once read from JSON, by annotation.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "TrainingPhase": (TrainingPhase,),
+    "str": (str,),
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "dict[str, Any]": (dict,),
+}
+
+
+#: What is shown of the dictionaries in events.
+_INNER: dict[str, dict[str, tuple[type, ...]]] = {
+    "DataPrepared": {
+        "summary.languages": (dict,),
+        "summary.chunks_kept": (int,),
+        "summary.files_kept": (int,),
+        "summary.train_loss_tokens": (int,),
+        "summary.padding_fraction": (int, float),
+    },
+    "PlanChosen": {
+        "plan.rows_of_width": (dict,),
+        "plan.predicted_peak_bytes": (int, float),
+        "plan.budget_bytes": (int, float),
+        "plan.notes": (list,),
+    },
+}
+
+
+def _check_numbers(values: object) -> None:
+    """Refuse whole numbers that no float can hold: nothing here counts so far, and they cannot be shown."""
+    if isinstance(values, dict):
+        for value in values.values():
+            _check_numbers(value)
+    elif isinstance(values, list):
+        for value in values:
+            _check_numbers(value)
+    elif isinstance(values, int) and abs(values) >= 2**63:
+        raise ValueError("a number of an event is too large")
+
+
 def event_from_json(values: dict[str, Any]) -> Event:
     """The event that `Event.to_json` wrote.
 
     Raises:
         ValueError: the name is no event of this version, or its fields do not fit.
     """
+    if not isinstance(values, dict):
+        raise ValueError("an event is an object")
     fields = dict(values)
     name = fields.pop("event", None)
     cls = _EVENTS.get(str(name))
@@ -209,6 +254,22 @@ def event_from_json(values: dict[str, Any]) -> Event:
         raise ValueError(f"unknown event {name!r}")
     if "phase" in fields:
         fields["phase"] = TrainingPhase(fields["phase"])
+    for known in dataclass_fields(cls):
+        if known.name in fields and not isinstance(fields[known.name], _TYPES[str(known.type)]):
+            raise ValueError(f"event {name} has a {known.name} that is no {known.type}")
+    _check_numbers(fields)
+    for place, kinds in _INNER.get(str(name), {}).items():
+        inner = fields
+        *way, last = place.split(".")
+        for step in way:
+            inner = inner.get(step, {})
+        if not isinstance(inner.get(last), kinds):
+            raise ValueError(f"event {name} has no usable {place}")
+    languages = fields["summary"]["languages"] if cls is DataPrepared else {}
+    if not all(
+        isinstance(counts, dict) and isinstance(counts.get("bytes"), int) for counts in languages.values()
+    ):
+        raise ValueError(f"event {name} has no usable summary.languages")
     try:
         return cls(**fields)
     except TypeError as error:

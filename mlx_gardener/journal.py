@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mlx_gardener.events import Event, event_from_json
+from mlx_gardener.platform.untrusted import parse_json
 
 JOURNAL_NAME = "events.jsonl"
 
@@ -57,7 +58,7 @@ def read_journal(path: Path, offset: int = 0) -> tuple[list[Event], int]:
     events = []
     for line in data[:end].splitlines():
         try:
-            events.append(event_from_json(json.loads(line)))
+            events.append(event_from_json(parse_json(line)))
         except ValueError:
             continue
     return events, offset + end

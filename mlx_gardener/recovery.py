@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.errors import AdapterError, RegistryError
 from mlx_gardener.events import TrainingPhase, WarningRaised
-from mlx_gardener.platform.files import fsync_path
+from mlx_gardener.platform.files import fsync_path, write_private
+from mlx_gardener.platform.untrusted import read_json
+from mlx_gardener.registry.names import is_version
 
 if TYPE_CHECKING:
     from mlx_gardener.dataset import PreparedData
@@ -72,10 +74,10 @@ def plan_of(earlier: Origin | None, config: TrainingConfig) -> Plan | None:
 
     if earlier is None or earlier.plan.get("budget_bytes") != config.memory_limit_bytes:
         return None
-    rows = {int(width): rows for width, rows in earlier.plan["rows_of_width"].items()}
     try:
+        rows = {int(width): rows for width, rows in earlier.plan["rows_of_width"].items()}
         return Plan(**{**earlier.plan, "rows_of_width": rows, "notes": tuple(earlier.plan["notes"])})
-    except TypeError:
+    except (TypeError, KeyError, ValueError, AttributeError):
         return None
 
 
@@ -83,8 +85,7 @@ def keep_result(run: Run, result: dict[str, Any]) -> None:
     """Write down what is about to be registered."""
     staged = run.directory / (RESULT_NAME + ".new")
     try:
-        staged.touch(mode=0o600)  # it quotes source
-        staged.write_text(json.dumps(result), encoding="utf-8")
+        write_private(staged, json.dumps(result))  # it quotes source
         fsync_path(staged)
         staged.replace(run.directory / RESULT_NAME)
         fsync_path(run.directory)
@@ -100,10 +101,16 @@ def _kept_result(run: Run) -> dict[str, Any] | None:
     if run.resume is Resume.NEVER:
         return None
     try:
-        result: dict[str, Any] = json.loads((run.directory / RESULT_NAME).read_text(encoding="utf-8"))
+        result = read_json(run.directory / RESULT_NAME, follow_links=False)
     except FileNotFoundError:
         return None
-    return result
+    except (OSError, ValueError) as error:
+        run.publish(
+            WarningRaised(f"The {RESULT_NAME} of an earlier worker is damaged ({error}); passed over.")
+        )
+        return None
+    usable = isinstance(result, dict) and is_version(result.get("adapter_version"))
+    return result if usable and {"training", "metrics", "evidence"} <= result.keys() else None
 
 
 def already_registered(run: Run) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from mlx_gardener.events import Event, ProgressChanged, TrainingEnded, WarningRaised
 from mlx_gardener.journal import JOURNAL_NAME, JournalWriter
+from mlx_gardener.platform.processes import module_command
 from mlx_gardener.recovery import CHECKPOINTS_NAME, Resume
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.worker import LOG_NAME, Job, says_out_of_memory
@@ -146,7 +147,7 @@ def bury(
 
 def _run_worker(run_dir: Path, asked_to_end: list[int]) -> int:
     """One worker, from its start to its end; returns its exit code. SIGTERM is passed on to it."""
-    process = subprocess.Popen([sys.executable, "-m", "mlx_gardener.worker", str(run_dir)])
+    process = subprocess.Popen(module_command("mlx_gardener.worker", str(run_dir)))
 
     def pass_on(number: int, frame: object) -> None:
         asked_to_end.append(number)
@@ -204,6 +205,7 @@ def _out_of_memory_kills() -> int:
 
 def main() -> None:
     """Entry point of the supervisor; exit code 0 when completed or cancelled, 1 when failed."""
+    os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     run_dir, registry = Path(sys.argv[1]), ProjectRegistry()
     registry.claim_training(Job.read(run_dir).training_id, os.getpid())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +25,8 @@ from mlx_gardener.events import (
     TrainingProgress,
 )
 from mlx_gardener.journal import JOURNAL_NAME, follow_journal
+from mlx_gardener.platform.files import private
+from mlx_gardener.platform.processes import module_command
 from mlx_gardener.progress import ProgressCallback, progress_of
 from mlx_gardener.recovery import CHECKPOINTS_NAME, Resume
 from mlx_gardener.registry import Project, ProjectRegistry, QueueEntry, TrainingRecord, TrainingStatus
@@ -322,9 +323,9 @@ class TrainingPipeline:
 
     def _spawn(self, record: TrainingRecord) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "MLX_GARDENER_HOME": str(self.registry.home)}
-        with (record.run_dir / LOG_NAME).open("ab") as log:
+        with open(record.run_dir / LOG_NAME, "ab", opener=private) as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "mlx_gardener.supervisor", str(record.run_dir)],
+                module_command("mlx_gardener.supervisor", str(record.run_dir)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

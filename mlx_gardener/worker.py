@@ -32,8 +32,9 @@ from mlx_gardener.errors import (
 from mlx_gardener.events import Event, EventBus, TrainingEnded, TrainingPhase
 from mlx_gardener.journal import JOURNAL_NAME, JournalWriter
 from mlx_gardener.pipeline import Run, run_training
-from mlx_gardener.platform.files import fsync_path
+from mlx_gardener.platform.files import fsync_path, private, write_private
 from mlx_gardener.platform.priority import lower_priority
+from mlx_gardener.platform.untrusted import read_json
 from mlx_gardener.progress import TrainingProgressTracker
 from mlx_gardener.recovery import Resume
 from mlx_gardener.registry import INTERRUPTED, ProjectRegistry, TrainingStatus
@@ -68,7 +69,7 @@ class Job:
     def write(self, run_dir: Path) -> None:
         """Write the job beside the run's other files, whole or not at all."""
         staged = run_dir / (JOB_NAME + ".new")
-        staged.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
+        write_private(staged, json.dumps(asdict(self), indent=2))
         fsync_path(staged)
         staged.replace(run_dir / JOB_NAME)
 
@@ -80,7 +81,7 @@ class Job:
             TrainingError: there is none, or it is damaged.
         """
         try:
-            values = json.loads((run_dir / JOB_NAME).read_text(encoding="utf-8"))
+            values = read_json(run_dir / JOB_NAME, follow_links=False)
             return cls(**{**values, "resume": Resume(values["resume"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise TrainingError(
@@ -206,7 +207,7 @@ def only_worker(run_dir: Path, wait_seconds: float = LOCK_WAIT_SECONDS) -> Itera
         TrainingError: another worker kept it for all of ``wait_seconds``.
     """
     deadline = time.monotonic() + wait_seconds
-    with (run_dir / LOCK_NAME).open("ab") as file:
+    with open(run_dir / LOCK_NAME, "ab", opener=private) as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -306,6 +307,7 @@ def _log_event(event: Event) -> None:
 
 def main() -> None:
     """Entry point of the worker process; exit code 0 when completed or cancelled, 1 when failed."""
+    os.umask(0o077)  # whatever a library writes here belongs to the owner alone
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))

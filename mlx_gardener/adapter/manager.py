@@ -26,7 +26,7 @@ from mlx_gardener.adapter.manifest import (
     verify_files,
 )
 from mlx_gardener.errors import AdapterError
-from mlx_gardener.platform.files import fsync_path
+from mlx_gardener.platform.files import fsync_path, make_private, make_tree_private, write_private
 from mlx_gardener.platform.locks import hold
 from mlx_gardener.registry import AdapterRecord, ProjectRegistry
 
@@ -77,9 +77,9 @@ class StagedAdapter:
             RegistryError: it cannot be registered; nothing is left behind.
         """
         try:
-            (self.directory / "README.md").write_text(model_card, encoding="utf-8")
+            write_private(self.directory / "README.md", model_card)
             for name, content in (extra_files or {}).items():
-                (self.directory / name).write_bytes(content)
+                write_private(self.directory / name, content)
             manifest = make_manifest(
                 self.directory,
                 project=self._project,
@@ -88,8 +88,9 @@ class StagedAdapter:
                 details=details,
             )
             path = self.directory / MANIFEST_NAME
-            path.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            write_private(path, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
             manifest_sha256 = sha256_of(path)
+            make_tree_private(self.directory)
             _fsync_tree(self.directory)
             final = self._rename()
         except OSError as error:
@@ -147,7 +148,7 @@ class PeftManager:
         staged = parent / f".new-{uuid.uuid4().hex[:8]}"
         with ExitStack() as stack:
             try:
-                staged.mkdir(parents=True, mode=0o700)
+                make_private(staged)
                 stack.enter_context(hold(staged))  # until it is registered: `registry repair` leaves it alone
                 write_mlx_form(staged / "mlx", weights, settings, base.id)
                 if has_peft_form(weights):
@@ -240,8 +241,11 @@ class PeftManager:
             raise AdapterError(f"{str(destination)!r} exists already.", next_step="Name a new directory.")
         staged = destination.parent / f".{destination.name}.new-{uuid.uuid4().hex[:8]}"
         try:
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(source, staged)
+            staged.mkdir(parents=True)
+            for name in (name for name in adapter.manifest["files"] if name.startswith(f"{form}/")):
+                copy = staged / name.removeprefix(f"{form}/")
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(adapter.directory / name, copy)  # what was verified, with the user's umask
             staged.rename(destination)
         except OSError as error:
             shutil.rmtree(staged, ignore_errors=True)

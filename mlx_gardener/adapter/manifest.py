@@ -6,15 +6,16 @@ Nothing in it names a place on this machine, and no source text goes into it.
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import platform
 import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import AdapterError
+from mlx_gardener.platform.untrusted import open_regular, read_json
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
+_PARTS = ("base", "config", "data", "files", "metrics", "training")
+_MAX_MANIFEST_BYTES = 64 * 2**20
 _PACKAGES = ("mlx-gardener", "mlx", "mlx-lm", "numpy", "tokenizers", "transformers")
 
 
@@ -90,8 +93,12 @@ def _versions() -> dict[str, str]:
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 of a file's content, in hexadecimal."""
-    with path.open("rb") as stream:
+    """sha256 of a plain file's content, in hexadecimal.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is a link or no plain file.
+    """
+    with open_regular(path, follow_links=False) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -102,17 +109,36 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         AdapterError: it is missing or damaged.
     """
     try:
-        manifest = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
+        refuse_links(directory)
+        manifest = read_json(directory / MANIFEST_NAME, max_bytes=_MAX_MANIFEST_BYTES, follow_links=False)
     except (OSError, ValueError) as error:
         raise AdapterError(
             f"The adapter {directory.name!r} has no readable {MANIFEST_NAME} ({error}).",
             next_step="Train again, or remove this version with `mlx-gardener remove`.",
         ) from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+    parts = {name: manifest.get(name) for name in _PARTS} if isinstance(manifest, dict) else {}
+    if not parts or not all(isinstance(part, dict) for part in parts.values()):
         raise AdapterError(
-            f"The {MANIFEST_NAME} of {directory.name!r} lists no files.", next_step="Train again."
+            f"The {MANIFEST_NAME} of {directory.name!r} is not that of an adapter: {', '.join(_PARTS)} are needed.",
+            next_step="Train again.",
         )
-    return manifest
+    return dict(manifest)
+
+
+def refuse_links(directory: Path) -> None:
+    """Refuse an adapter that is, or holds, a symbolic link: it could show any file of this machine as its own.
+
+    Raises:
+        AdapterError: there is one.
+        OSError: the directory cannot be read.
+    """
+    for path in (directory, *sorted(directory.rglob("*"))):
+        if path.is_symlink():
+            name = "The directory" if path == directory else repr(path.relative_to(directory).as_posix())
+            raise AdapterError(
+                f"{name} of adapter {directory.name!r} is a symbolic link.",
+                next_step="Put the files themselves there, or train again.",
+            )
 
 
 def verify_files(directory: Path, manifest: dict[str, Any]) -> None:
@@ -123,11 +149,14 @@ def verify_files(directory: Path, manifest: dict[str, Any]) -> None:
     """
     for name, expected in manifest["files"].items():
         path = directory / name
-        if not path.resolve().is_relative_to(directory.resolve()):
-            raise AdapterError(f"The manifest of {directory.name!r} names a file outside of it: {name!r}.")
+        if not is_plain_name(name):
+            raise AdapterError(
+                f"The manifest of {directory.name!r} names a file outside of it: {name!r}.",
+                next_step="Train again, and do not use this adapter.",
+            )
         try:
             same = sha256_of(path) == expected["sha256"]
-        except (OSError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise AdapterError(
                 f"The file {name!r} of adapter {directory.name!r} cannot be read ({error}).",
                 next_step="Train again.",
@@ -137,6 +166,41 @@ def verify_files(directory: Path, manifest: dict[str, Any]) -> None:
                 f"The file {name!r} of adapter {directory.name!r} is not the one that was written.",
                 next_step="Train again, or restore the file from a backup.",
             )
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether ``name`` is a relative path with forward slashes that stays below where it begins."""
+    pure = PurePosixPath(name)
+    usual = bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and pure.as_posix() == name
+    return usual and name.isprintable() and "\\" not in name and ":" not in name
+
+
+def check_settings(settings: Any) -> None:
+    """Whether an ``adapter_config.json`` is one that LoRA layers can be made of.
+
+    Raises:
+        ValueError: it is not; says what is wrong.
+    """
+    lora = settings.get("lora_parameters") if isinstance(settings, dict) else None
+    if not isinstance(lora, dict):
+        raise ValueError("adapter_config.json has no lora_parameters")
+    if settings.get("fine_tune_type") not in ("lora", "dora"):
+        raise ValueError("its fine_tune_type is neither lora nor dora")
+    for name, value, most in (
+        ("num_layers", settings.get("num_layers"), 100_000),
+        ("rank", lora.get("rank"), 2**16),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise ValueError(f"its {name} is not a number from 1 to {most}")
+    for name in ("scale", "dropout"):
+        value = lora.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"its {name} is no number")
+    if not 0 <= lora["dropout"] < 1:
+        raise ValueError("its dropout is not between 0 and 1")
+    keys = lora.get("keys")
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise ValueError("its keys are no list of names")
 
 
 def load_adapter_directory(directory: Path, manifest: dict[str, Any] | None = None) -> LoadedAdapter:
@@ -149,7 +213,9 @@ def load_adapter_directory(directory: Path, manifest: dict[str, Any] | None = No
 
     file = directory / "mlx" / "adapters.safetensors"
     try:
-        settings = json.loads((directory / "mlx" / "adapter_config.json").read_text(encoding="utf-8"))
+        refuse_links(directory)
+        settings = read_json(directory / "mlx" / "adapter_config.json", max_bytes=2**24, follow_links=False)
+        check_settings(settings)
         weights = load_arrays(file)
     except (OSError, ValueError, RuntimeError) as error:
         raise AdapterError(

@@ -26,12 +26,14 @@ _SLOW_GFLOPS = 30.0
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def doctor(as_json: bool) -> None:
     """Check speed, memory, backend, models and registry, and say what to do about what is wrong."""
+    from mlx_gardener.report.text import safe_text
+
     findings = examine()
     if as_json:
         click.echo(json.dumps({"findings": [asdict(item) for item in findings]}, indent=2))
     else:
         for item in findings:
-            click.echo(f"{'ok  ' if item.ok else 'FIX '} {item.name}: {item.seen}")
+            click.echo(f"{'ok  ' if item.ok else 'FIX '} {item.name}: {safe_text(item.seen)}")
             if not item.ok:
                 click.echo(f"     {item.advice}")
     if not all(item.ok for item in findings):

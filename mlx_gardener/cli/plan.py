@@ -26,6 +26,7 @@ def plan(model: str | None, budget: float | None, config_file: Path | None, as_j
     from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.plan_view import show_plan
+    from mlx_gardener.report.text import safe_text
 
     config = load_config(config_file, overrides={"model": model, "memory_limit_gb": budget})
     choice = choose_model(config.model, config.memory_limit_bytes)
@@ -43,5 +44,5 @@ def plan(model: str | None, budget: float | None, config_file: Path | None, as_j
             except MemoryBudgetError:
                 others.append((other, None))
     console = make_console()
-    console.print(f"Base model: {choice.name} ({choice.reason})", highlight=False)
+    console.print(f"Base model: {safe_text(choice.name)} ({safe_text(choice.reason)})", highlight=False)
     show_plan(console, chosen, others)

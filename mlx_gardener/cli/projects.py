@@ -87,7 +87,7 @@ def show(project: str, as_json: bool) -> None:
     console = make_console()
     console.print(f"{found.name}: {safe_text(str(found.path))}, {found.status.value}")
     if not adapters:
-        console.print(f"No adapter yet. Train one with `mlx-gardener train {found.path}`.")
+        console.print(f"No adapter yet. Train one with `mlx-gardener train {safe_text(str(found.path))}`.")
         return
     table = Table("", "version", "made", "base", "bits per byte", "was", box=None, header_style="bold")
     for item in adapters:

@@ -78,6 +78,7 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
 def cancel(project: str, timeout: float) -> None:
     """Stop the training of PROJECT; its checkpoint is kept."""
     from mlx_gardener.errors import TrainingError
+    from mlx_gardener.report.text import safe_text
     from mlx_gardener.trainings import TrainingPipeline
 
     pipeline = TrainingPipeline()
@@ -86,4 +87,5 @@ def cancel(project: str, timeout: float) -> None:
             f"{project!r} is not being trained.", next_step="See `mlx-gardener status` for what is."
         )
     progress = pipeline.wait_for_training_completion(project, timeout=timeout)
-    click.echo(f"{project}: {progress.phase.value} at {progress.progress_percent:.0f} %. {progress.message}")
+    message = safe_text(progress.message)
+    click.echo(f"{project}: {progress.phase.value} at {progress.progress_percent:.0f} %. {message}")

@@ -164,6 +164,7 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.plan_view import show_plan
     from mlx_gardener.report.scan_view import show_scan
+    from mlx_gardener.report.text import safe_text
     from mlx_gardener.source import scan_repository
 
     scan = scan_repository(root, config.data, quality_threshold=config.training_data_quality_threshold)
@@ -188,6 +189,6 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
         return
     console = make_console()
     show_scan(console, scan)
-    console.print(f"\nBase model: {choice.name} ({choice.reason})", highlight=False)
+    console.print(f"\nBase model: {safe_text(choice.name)} ({safe_text(choice.reason)})", highlight=False)
     show_plan(console, plan)
     console.print("\nNothing was trained or written (--dry-run).", highlight=False)

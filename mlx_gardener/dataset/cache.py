@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlx_gardener.platform.files import make_private
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -28,7 +30,7 @@ class TokenCache:
     def __init__(self, directory: Path, tokenizer: CodeTokenizer) -> None:
         self.tokenizer = tokenizer
         self.hits = self.misses = 0
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(directory)
         self._path = directory / "tokens.sqlite3"
         try:
             self._database = self._open()
@@ -37,13 +39,14 @@ class TokenCache:
             self._database = self._open()
 
     def _open(self) -> sqlite3.Connection:
+        self._path.touch(mode=0o600)  # SQLite gives its log the rights of the file
+        self._path.chmod(0o600)
         database = sqlite3.connect(self._path, isolation_level=None, timeout=30)
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = OFF")
         database.execute(
             "CREATE TABLE IF NOT EXISTS tokens (key BLOB PRIMARY KEY, ids BLOB NOT NULL) WITHOUT ROWID"
         )
-        self._path.chmod(0o600)
         return database
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:

@@ -5,9 +5,7 @@ Nothing is loaded: a header is some kilobytes, so this takes milliseconds howeve
 
 from __future__ import annotations
 
-import json
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,9 @@ from typing import Any
 
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model.choose import read_model_config
+from mlx_gardener.platform.untrusted import read_header
 
-_LAYER_NAME = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
+_LAYER_NAME = re.compile(r"\.(?:layers|h|blocks)\.(\d{1,6})\.")
 
 
 @dataclass(frozen=True)
@@ -71,47 +70,61 @@ def facts_of(name: str, config: Mapping[str, Any], weights: Iterator[tuple[str, 
             layer[0] += count
             layer[1] += size
     try:
-        hidden = int(sizes.get("hidden_size") or sizes["n_embd"])
-        heads = int(sizes.get("num_attention_heads") or sizes.get("n_head") or 1)
-        head_dim = int(sizes.get("head_dim") or hidden // heads)
-        layers = int(sizes.get("num_hidden_layers") or sizes.get("n_layer") or len(by_layer))
+        hidden = _size(sizes.get("hidden_size") or sizes["n_embd"])
+        heads = _size(sizes.get("num_attention_heads") or sizes.get("n_head") or 1)
+        head_dim = _size(sizes.get("head_dim") or hidden // heads)
+        layers = _size(sizes.get("num_hidden_layers") or sizes.get("n_layer") or len(by_layer))
         experts = sizes.get("num_experts") or sizes.get("n_routed_experts") or sizes.get("num_local_experts")
-        used = sizes.get("num_experts_per_tok") or 1
+        experts = _size(experts) if experts else 0
+        used = _size(sizes.get("num_experts_per_tok") or 1)
         largest = max((pair[0] for pair in by_layer.values()), default=parameters // max(1, layers))
-        expert_width = int(sizes.get("moe_intermediate_size") or sizes.get("intermediate_size") or 4 * hidden)
-        in_experts = 3 * hidden * expert_width * int(experts) if experts else 0
+        expert_width = _size(
+            sizes.get("moe_intermediate_size") or sizes.get("intermediate_size") or 4 * hidden
+        )
+        in_experts = 3 * hidden * expert_width * experts
         return ModelFacts(
             name=name,
             layers=layers,
             hidden=hidden,
-            intermediate=expert_width * int(used)
+            intermediate=expert_width * used
             if experts
-            else int(sizes.get("intermediate_size") or 4 * hidden),
+            else _size(sizes.get("intermediate_size") or 4 * hidden),
             heads=heads,
-            key_value_width=head_dim * int(sizes.get("num_key_value_heads") or heads),
-            vocab=int(sizes["vocab_size"]),
+            key_value_width=head_dim * _size(sizes.get("num_key_value_heads") or heads),
+            vocab=_size(sizes["vocab_size"]),
             parameters=parameters,
             stored_bytes=stored,
             layer_parameters=largest,
             layer_stored_bytes=max((pair[1] for pair in by_layer.values()), default=stored // max(1, layers)),
-            active_parameters=largest
-            - in_experts
-            + (in_experts * int(used) // int(experts) if experts else 0),
+            active_parameters=largest - in_experts + (in_experts * used // experts if experts else 0),
             quantized_bits=_quantized_bits(config),
-            max_tokens=int(sizes.get("max_position_embeddings") or 2**20),
+            max_tokens=_size(sizes.get("max_position_embeddings") or 2**20),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(
             f"The config.json of {name!r} lacks a size ({error}).",
             next_step="Choose a model that mlx-lm supports.",
         ) from error
 
 
+def _size(value: Any) -> int:
+    """A size from a config, which nobody has checked: a number from 1 to 2**40."""
+    size = int(value)
+    if not 1 <= size <= 2**40:
+        raise ValueError(f"{size} is no size")
+    return size
+
+
 def _quantized_bits(config: Mapping[str, Any]) -> int | None:
     text = config.get("text_config")
     nested = text.get("quantization") if isinstance(text, dict) else None
     quantization = config.get("quantization") or nested
-    return int(quantization["bits"]) if isinstance(quantization, dict) and "bits" in quantization else None
+    bits = quantization.get("bits") if isinstance(quantization, dict) else None
+    if bits is not None and (not isinstance(bits, int) or not 1 <= bits <= 32):
+        raise ModelError(
+            f"The config.json says that weights have {bits!r} bits.", next_step="Fetch the model again."
+        )
+    return bits
 
 
 def _entries(path: Path, bits: int | None) -> Iterator[tuple[str, int, int]]:
@@ -128,23 +141,8 @@ def _entries(path: Path, bits: int | None) -> Iterator[tuple[str, int, int]]:
                 elif bits and name.endswith((".scales", ".biases")):
                     size = 0
                 yield name, size, stored
-        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
                 f"The weight file {file.name} of {path.name!r} is damaged ({error}).",
                 next_step="Fetch it again.",
             ) from error
-
-
-def read_header(file: Path) -> dict[str, Any]:
-    """What a safetensors file says of each of its arrays: dtype, shape, data_offsets (bytes after the header).
-
-    Raises:
-        OSError, ValueError, struct.error: it cannot be read.
-    """
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        if length > 100_000_000:
-            raise ValueError("its header is longer than 100 MB")
-        header: dict[str, Any] = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
-    return header

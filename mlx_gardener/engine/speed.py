@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mlx_gardener.platform.device import backend as backend_kind
+from mlx_gardener.platform.files import make_private
+from mlx_gardener.platform.untrusted import read_json
 
 #: Read speed of a Mac mini's internal disk and of a page cache differ tenfold; this is on the slow side (judgement).
 _READ_BYTES_PER_SECOND = 1.5e9
@@ -83,14 +85,14 @@ def _key() -> str:
 
 def _kept(cache_dir: Path) -> Backend | None:
     try:
-        kept = json.loads((cache_dir / _FILE).read_text(encoding="utf-8"))
+        kept = read_json(cache_dir / _FILE)
         return Backend(**kept) if kept.pop("key") == _key() else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # not there, damaged, or of another version: measured again
 
 
 def _keep(cache_dir: Path, backend: Backend) -> None:
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    make_private(cache_dir)  # the token cache lies below it
     beside = cache_dir / f".{_FILE}.{os.getpid()}"
     beside.write_text(json.dumps({"key": _key(), **asdict(backend)}, indent=2), encoding="utf-8")
     beside.replace(cache_dir / _FILE)

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_gardener.engine.facts import read_header
 from mlx_gardener.engine.split import CannotSplit
+from mlx_gardener.platform.untrusted import read_header
 
 if TYPE_CHECKING:
     import numpy as np

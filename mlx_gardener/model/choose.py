@@ -5,12 +5,13 @@ The embedded ``seedling`` is always there, so a choice never fails for want of a
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_gardener.errors import ModelError
+from mlx_gardener.platform.untrusted import read_json
 
 #: Recommended code models, best first, with the least budget in GB at which a 4-bit base trains at 1024 tokens
 #: (weights, adapter, one row of activations; judgement until the planner has measured them on a Mac).
@@ -127,18 +128,28 @@ def read_model_config(path: Path) -> dict[str, object]:
     """The ``config.json`` of a model directory.
 
     Raises:
-        ModelError: it is missing, unreadable or not a JSON object.
+        ModelError: it is missing, unreadable or not a JSON object, or the model wants code of its own to be run.
     """
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = read_json(path / "config.json")
     except (OSError, ValueError) as error:
         raise ModelError(
             f"The model {path.name!r} has no usable config.json ({error}).",
             next_step="Fetch the model again, or choose another.",
         ) from error
-    if not isinstance(config, dict) or "model_type" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(
             f"The config.json of {path.name!r} names no model_type.",
+            next_step="Choose a model that mlx-lm knows.",
+        )
+    if config.get("model_file") is not None:
+        raise ModelError(
+            f"The model {path.name!r} brings its own code (model_file in its config.json), which is never run.",
+            next_step="No setting allows it: choose a model whose architecture is part of mlx-lm.",
+        )
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", config["model_type"]):
+        raise ModelError(
+            f"The config.json of {path.name!r} has a model_type that names no architecture.",
             next_step="Choose a model that mlx-lm knows.",
         )
     return config

@@ -20,6 +20,7 @@ from mlx_gardener.model.choose import (
     resolve_model,
 )
 from mlx_gardener.model.tokens import CodeTokenizer, load_tokenizer
+from mlx_gardener.platform.untrusted import read_header
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -69,7 +70,7 @@ def load_base(
         unread_words: leave all that is outside of layers and of more than one dimension on disk too: embedding, head.
 
     Raises:
-        ModelError: it cannot be found, fetched or read, or mlx-lm does not know its architecture.
+        ModelError: it cannot be found, fetched or read, wants its own code to be run, or mlx-lm does not know it.
     """
     import mlx.core as mx
     from mlx.utils import tree_flatten, tree_map
@@ -80,7 +81,9 @@ def load_base(
     config = read_model_config(path)
     tokenizer = load_tokenizer(path)
     try:
-        model, config = load_model(path, lazy=True)
+        for file in path.glob("model*.safetensors"):
+            read_header(file)  # MLX believes what a header claims
+        model, config = load_model(path, lazy=True, trust_remote_code=False)
     except Exception as error:  # mlx-lm, mlx and safetensors raise many kinds for a damaged or unknown model
         raise ModelError(
             f"The model {choice.name!r} cannot be loaded: {type(error).__name__}: {error}.",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.errors import ModelError
+from mlx_gardener.platform.untrusted import read_header
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -174,6 +175,7 @@ def load_arrays(file: Path) -> dict[str, mx.array]:
     """
     import mlx.core as mx
 
+    read_header(file, follow_links=False)  # MLX believes what a header claims
     arrays = mx.load(str(file))
     if not isinstance(arrays, dict):
         raise ValueError(f"{file.name} holds no named arrays")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import ModelError
+from mlx_gardener.platform.untrusted import MAX_JSON_BYTES, parse_json, read_bytes, read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,8 +148,8 @@ def load_tokenizer(path: Path) -> CodeTokenizer:
 
     file = path / "tokenizer.json"
     try:
-        raw = file.read_bytes()
-        parsed = json.loads(raw)
+        raw = read_bytes(file, max_bytes=MAX_JSON_BYTES)
+        parsed = parse_json(raw)
         full = Tokenizer.from_str(raw.decode())
         added = {token["content"]: token["id"] for token in parsed.get("added_tokens", [])}
         plain_json = parsed | {
@@ -203,7 +204,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = read_json(file)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"The tokenizer_config.json of {path.name!r} is damaged ({error}).",

@@ -1,4 +1,8 @@
-"""Files that must be there after a power cut."""
+"""Files that must be there after a power cut, and files that only their owner may read.
+
+What quotes source (logs, journals, caches, checkpoints, adapters, reports) is made 0600 in directories of 0700, whatever
+the umask; what a user exports follows the umask.
+"""
 
 from __future__ import annotations
 
@@ -17,3 +21,46 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_private(directory: Path) -> None:
+    """Make ``directory`` and all missing ones above it, each 0700; those that exist stay as they are.
+
+    Raises:
+        OSError: one cannot be made, or is a file.
+    """
+    missing = []
+    for path in (directory, *directory.parents):
+        if path.is_dir():
+            break
+        missing.append(path)
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)  # another process may have been faster
+
+
+def private(path: str, flags: int) -> int:
+    """An opener (``open(file, "w", opener=private)``) whose new files are 0600."""
+    return os.open(path, flags, 0o600)
+
+
+def write_private(file: Path, content: str | bytes) -> None:
+    """Write a file of 0600, also where one of other rights lay.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with open(file, "wb", opener=private) as stream:
+        os.fchmod(stream.fileno(), 0o600)
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+def make_tree_private(directory: Path) -> None:
+    """Give ``directory`` and everything in it back to the owner alone: files 0600, directories 0700.
+
+    Raises:
+        OSError: the rights of one cannot be changed.
+    """
+    directory.chmod(0o700)
+    for path in directory.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(0o700 if path.is_dir() else 0o600)

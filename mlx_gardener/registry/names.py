@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from mlx_gardener.errors import ConfigError
+from mlx_gardener.errors import ConfigError, RegistryError
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+#: Names that Windows takes for devices, with any ending: a home on a shared disk would not be readable there.
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.I)
+_VERSION = re.compile(r"v[1-9][0-9]{0,8}")
 
 
 def check_project_name(name: str) -> str:
     """``name``, when it can be a directory below the home.
 
     Raises:
-        ConfigError: it is empty, longer than 64 characters, or has other characters than letters, digits, ``._-``.
+        ConfigError: it is empty, longer than 64 characters, has other characters than letters, digits, ``._-``, or is
+            a device of Windows (``nul``, ``com1``).
     """
-    if not _NAME.fullmatch(name) or name.endswith("."):
+    if not _NAME.fullmatch(name) or name.endswith(".") or _DEVICE.fullmatch(name):
         raise ConfigError(
             f"{name!r} cannot be a project name.",
             next_step="Use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter, digit or '_'.",
@@ -27,4 +31,35 @@ def check_project_name(name: str) -> str:
 def project_name_for(path: Path) -> str:
     """A good project name for a directory: its own name, with everything unusual made a hyphen."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).resolve().name).strip("-.")[:64].rstrip(".-")
+    if _DEVICE.fullmatch(name):
+        return f"{name.replace('.', '-')}-project"
     return name or "project"
+
+
+def is_version(name: object) -> bool:
+    """Whether ``name`` is one that adapter versions have: v1, v2, ..."""
+    return isinstance(name, str) and _VERSION.fullmatch(name) is not None
+
+
+def place_below(home: Path, recorded: str, project: str) -> Path:
+    """The directory that a row of the registry names, which must be one of ``project``'s below the home.
+
+    Rows are data: one that was tampered with, or restored from somewhere else, must not make the program read or delete
+    anything beside its own files. Costs one resolution of links.
+
+    Raises:
+        RegistryError: it is absolute, climbs with ``..``, or leads elsewhere by symbolic links.
+    """
+    pure = PurePosixPath(recorded)
+    own = ("projects", project)
+    place = home / pure
+    if pure.parts[:2] != own or len(pure.parts) < 4 or ".." in pure.parts or "\0" in recorded:
+        inside = False
+    else:
+        inside = place.resolve() == (home / "projects").resolve() / pure.relative_to("projects")
+    if not inside:
+        raise RegistryError(
+            f"The registry places files of {project!r} outside of its home: {recorded!r}.",
+            next_step="Move registry.sqlite3 away: a new one is made, and the adapters' files are still there.",
+        )
+    return place

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gardener.events import TrainingPhase
+from mlx_gardener.registry.names import place_below
 
 
 class TrainingStatus(StrEnum):
@@ -132,7 +133,7 @@ def training_of(row: sqlite3.Row, home: Path) -> TrainingRecord:
         percent=row["percent"],
         message=row["message"],
         details=json.loads(row["details"]),
-        run_dir=home / row["run_dir"],
+        run_dir=place_below(home, row["run_dir"], row["project"]),
         pid=row["pid"],
         config=json.loads(row["config"]),
         result=json.loads(row["result"]),
@@ -147,7 +148,7 @@ def adapter_of(row: sqlite3.Row, home: Path, active: str | None) -> AdapterRecor
     return AdapterRecord(
         project=row["project"],
         version=row["version"],
-        directory=home / row["directory"],
+        directory=place_below(home, row["directory"], row["project"]),
         base_model=row["base_model"],
         metrics=json.loads(row["metrics"]),
         manifest_sha256=row["manifest_sha256"],

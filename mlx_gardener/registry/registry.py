@@ -16,6 +16,7 @@ import platformdirs
 
 from mlx_gardener.errors import RegistryError, TrainingError
 from mlx_gardener.events import TrainingPhase, TrainingProgress
+from mlx_gardener.platform.files import make_private
 from mlx_gardener.registry.database import Database
 from mlx_gardener.registry.deletion import delete_with
 from mlx_gardener.registry.names import check_project_name
@@ -204,7 +205,7 @@ class ProjectRegistry:
                 )
                 if queue_number is not None:
                     _begin_queued(connection, queue_number, training_id)
-                directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # last: a refusal leaves none behind
+                make_private(directory)  # last: a refusal leaves none behind
         except OSError as error:
             raise RegistryError(
                 f"The run's directory {directory} cannot be made ({error.strerror}).",

@@ -6,6 +6,7 @@ seconds. What a repository or model named is escaped before it is shown.
 
 from __future__ import annotations
 
+import math
 import time
 from itertools import pairwise
 from types import TracebackType
@@ -50,6 +51,7 @@ def make_console(*, stderr: bool = False) -> Console:
 
 def sparkline(values: list[float], width: int) -> str:
     """``values`` as a line of blocks, the last one to the right; more values than ``width`` are averaged."""
+    values = [value for value in values if math.isfinite(value)]
     if not values:
         return ""
     if len(values) > width:
@@ -117,7 +119,7 @@ class LiveView:
             peak = gigabytes(event.plan["predicted_peak_bytes"])
             self._line(f"Plan: {rows} tokens at a time, {peak} of {gigabytes(event.plan['budget_bytes'])}")
             for note in event.plan["notes"]:
-                self._line(f"  {safe_text(note)}")
+                self._line(f"  {safe_text(str(note))}")
         elif isinstance(event, WarningRaised):
             self._line(f"Warning: {safe_text(event.message)}", style="yellow")
         elif isinstance(event, Evaluated):

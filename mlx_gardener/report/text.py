@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 GIB = 1024**3
 
 
@@ -31,7 +33,7 @@ def megabytes(size_bytes: float) -> str:
 
 def duration(seconds: float | None) -> str:
     """Seconds as people say them: ``48 s``, ``3 min 05 s``, ``2 h 10 min``."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return "unknown"
     whole = round(seconds)
     if whole < 60:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 WHOLE_CLASS_LINES = 40
 #: Blocks of files without a grammar grow to about this many lines.
 BLOCK_LINES = 30
+#: Classes within classes deeper than this stay one chunk.
+MAX_DEPTH = 20
 
 #: First match wins; node types of all grammars follow these words.
 _KINDS = (
@@ -102,8 +104,8 @@ def split_spans(data: bytes, language: str) -> list[_Span]:
     return spans
 
 
-def _node_spans(parent: Node, data: bytes, inside_class: bool = False) -> Iterator[_Span]:
-    """Spans of a node's children; wrappers are looked through, large classes opened."""
+def _node_spans(parent: Node, data: bytes, inside_class: bool = False, depth: int = 0) -> Iterator[_Span]:
+    """Spans of a node's children; wrappers are looked through, large classes opened down to `MAX_DEPTH`."""
     for node in parent.children:
         if not node.is_named and node.end_byte - node.start_byte <= 2:
             continue  # braces and separators; `_merged` gives them to a neighbour
@@ -114,14 +116,14 @@ def _node_spans(parent: Node, data: bytes, inside_class: bool = False) -> Iterat
         kind, core = _kind_of(node)
         lines = node.end_point[0] - node.start_point[0] + 1
         opens = kind in (ChunkType.CLASS, ChunkType.INTERFACE) or _TRANSPARENT.match(core.type)
-        body = _body_of(core) if opens and lines > WHOLE_CLASS_LINES else None
+        body = _body_of(core) if opens and lines > WHOLE_CLASS_LINES and depth < MAX_DEPTH else None
         if body is None:
             if kind is ChunkType.FUNCTION and inside_class:
                 kind = ChunkType.METHOD
             yield _Span(node.start_byte, node.end_byte, kind, _name_of(core), node.has_error)
             continue
         is_class = kind in (ChunkType.CLASS, ChunkType.INTERFACE)
-        members = list(_node_spans(body, data, inside_class=is_class))
+        members = list(_node_spans(body, data, inside_class=is_class, depth=depth + 1))
         first = members[0].start if members else node.end_byte
         yield _Span(node.start_byte, first, kind, _name_of(core), False)
         yield from members

@@ -17,19 +17,19 @@ _PATTERNS = {
     "javascript": _SCRIPT,
     "typescript": _SCRIPT,
     "tsx": _SCRIPT,
-    "go": re.compile(r"^\s*(?:import\s+)?(?:[\w.]+\s+)?\"([\w./~-]+)\"\s*$", re.M),
-    "rust": re.compile(r"^\s*(?:pub\s+)?(?:use|mod)\s+([\w:]+)", re.M),
-    "c": re.compile(r"^\s*#\s*include\s*[<\"]([^>\"\n]+)[>\"]", re.M),
-    "cpp": re.compile(r"^\s*#\s*include\s*[<\"]([^>\"\n]+)[>\"]", re.M),
-    "java": re.compile(r"^\s*import\s+(?:static\s+)?([\w.]+)", re.M),
-    "kotlin": re.compile(r"^\s*import\s+([\w.]+)", re.M),
-    "swift": re.compile(r"^\s*import\s+(?:\w+\s+)?([\w.]+)", re.M),
-    "csharp": re.compile(r"^\s*using\s+(?:static\s+)?([\w.]+)\s*;", re.M),
+    "go": re.compile(r"^[ \t]*(?:import[ \t]+)?(?:[\w.]+[ \t]+)?\"([\w./~-]+)\"[ \t]*$", re.M),
+    "rust": re.compile(r"^[ \t]*(?:pub\s+)?(?:use|mod)\s+([\w:]+)", re.M),
+    "c": re.compile(r"^[ \t]*#\s*include\s*[<\"]([^>\"\n]+)[>\"]", re.M),
+    "cpp": re.compile(r"^[ \t]*#\s*include\s*[<\"]([^>\"\n]+)[>\"]", re.M),
+    "java": re.compile(r"^[ \t]*import\s+(?:static\s+)?([\w.]+)", re.M),
+    "kotlin": re.compile(r"^[ \t]*import\s+([\w.]+)", re.M),
+    "swift": re.compile(r"^[ \t]*import\s+(?:\w+\s+)?([\w.]+)", re.M),
+    "csharp": re.compile(r"^[ \t]*using\s+(?:static\s+)?([\w.]+)\s*;", re.M),
     "php": re.compile(
-        r"^\s*use\s+([\w\\]+)|(?:require|include)(?:_once)?\s*\(?\s*['\"]([^'\"\n]+)['\"]", re.M
+        r"^[ \t]*use\s+([\w\\]+)|(?:require|include)(?:_once)?\s*\(?\s*['\"]([^'\"\n]+)['\"]", re.M
     ),
-    "ruby": re.compile(rf"^\s*require(?:_relative)?\s*\(?\s*{_QUOTED}", re.M),
-    "bash": re.compile(r"^\s*(?:source|\.)\s+([\w./-]+)", re.M),
+    "ruby": re.compile(rf"^[ \t]*require(?:_relative)?\s*\(?\s*{_QUOTED}", re.M),
+    "bash": re.compile(r"^[ \t]*(?:source|\.)\s+([\w./-]+)", re.M),
 }
 
 

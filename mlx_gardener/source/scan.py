@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 
 from mlx_gardener.config import DataConfig
 from mlx_gardener.errors import DataError
+from mlx_gardener.platform.processes import safe_children
+from mlx_gardener.platform.untrusted import read_bytes
 from mlx_gardener.source.chunks import CodePreprocessor
 from mlx_gardener.source.duplicates import NearDuplicates, content_key, signature_of
 from mlx_gardener.source.filters import drop_by_bytes, drop_by_path, drop_by_text
@@ -183,7 +185,7 @@ def _examine_all(
             yield _examine(*job)
         return
     context = multiprocessing.get_context("spawn")  # MLX and BLAS threads do not survive a fork
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with safe_children(), ProcessPoolExecutor(workers, mp_context=context) as pool:
         batches = iter(lambda: list(islice(jobs, _BATCH)), [])
         waiting = deque(pool.submit(_examine_batch, batch) for batch in islice(batches, workers * 4))
         while waiting:
@@ -205,10 +207,10 @@ def _examine(
         size = (root / path).stat().st_size
         if size > config.max_file_bytes:
             return _Examined(path, size, "too_large")
-        data = (root / path).read_bytes()
+        data = read_bytes(root / path, max_bytes=config.max_file_bytes, follow_links=False)
     except FileNotFoundError:
         return _Examined(path, 0, "deleted_during_scan")
-    except OSError:
+    except (OSError, ValueError):
         return _Examined(path, _size_of(root / path), "unreadable")
     rule = drop_by_bytes(data, config)
     if rule is None:
@@ -278,6 +280,8 @@ def _drop_by_kind(root: Path, path: str) -> str | None:
     full = root / path
     try:
         mode = full.lstat().st_mode
+        if full.parent.resolve() != full.parent:
+            return "symlink_outside"  # an index may name files behind a link to a directory
         if stat.S_ISLNK(mode):
             target = full.resolve(strict=True)
             return "symlink" if target.is_relative_to(root) else "symlink_outside"
@@ -305,11 +309,13 @@ def read_source(root: Path, record: FileRecord) -> SourceFile:
         DataError: it is gone, cannot be read, or is not what the scan saw.
     """
     try:
-        data = (root / record.path).read_bytes()
+        data = read_bytes(root / record.path, max_bytes=record.size_bytes, follow_links=False)
     except OSError as error:
         raise DataError(
             f"{record.path!r} cannot be read any more ({error.strerror}).", next_step="Scan again."
         ) from error
+    except ValueError:
+        data = b""  # longer, or no plain file any more
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise DataError(f"{record.path!r} has changed since it was scanned.", next_step="Scan again.")
     return SourceFile(record.path, _decode(data), record.language, len(data), record.sha256)

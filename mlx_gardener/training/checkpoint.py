@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import TrainingError
 from mlx_gardener.model.lora import load_arrays
-from mlx_gardener.platform.files import fsync_path
+from mlx_gardener.platform.files import fsync_path, make_private, private
+from mlx_gardener.platform.untrusted import open_regular, read_json
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -30,7 +31,7 @@ STATE_NAME = "state.json"
 FORMAT_VERSION = 2
 _ARRAYS = ("weights", "best", "optimizer")
 #: What reading a damaged checkpoint may raise.
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ArithmeticError)
 
 
 @dataclass
@@ -85,7 +86,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep: int) -> Pa
     step = checkpoint.state.step
     staged = directory / f".step-{step:08d}.new"
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(directory)
         _sweep(directory)
         staged.mkdir(mode=0o700)
         sums = {
@@ -149,7 +150,7 @@ def newest_origin(directory: Path) -> tuple[int, Origin] | None:
     for path in reversed(list_checkpoints(directory)):
         try:
             written = _read_state(path)
-            return int(written["state"]["step"]), Origin(**written["origin"])
+            return int(written["state"]["step"]), _origin(written)
         except _DAMAGE:
             continue  # `load_checkpoint` names it
     return None
@@ -177,7 +178,7 @@ def _write_arrays(file: Path, arrays: dict[str, mx.array]) -> str:
     """Write and fsync; returns the sha256 of what was meant to be written, not of what the disk made of it."""
     import mlx.core as mx
 
-    with file.open("xb", buffering=0) as raw:
+    with open(file, "xb", buffering=0, opener=private) as raw:
         writer = _HashingWriter(raw)
         mx.save_safetensors(writer, arrays)  # type: ignore[arg-type]  # takes any object that writes
         os.fsync(raw.fileno())
@@ -218,7 +219,7 @@ def _write_state(file: Path, checkpoint: Checkpoint, sums: dict[str, str]) -> No
         "origin": asdict(checkpoint.origin),
         "files": sums,
     }
-    with file.open("x", encoding="utf-8") as text:
+    with open(file, "x", encoding="utf-8", opener=private) as text:
         json.dump({"sha256": _sha256_of_body(body), "body": body}, text)
         text.flush()
         os.fsync(text.fileno())
@@ -230,8 +231,8 @@ def _sha256_of_body(body: dict[str, Any]) -> str:
 
 def _read_state(path: Path) -> dict[str, Any]:
     """The body of a checkpoint's ``state.json``; raises one of ``_DAMAGE`` when it is not what was written."""
-    written = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
-    if "body" not in written:
+    written = read_json(path / STATE_NAME, follow_links=False)
+    if not isinstance(written, dict) or "body" not in written:
         raise ValueError("it was written by another version")
     body: dict[str, Any] = written["body"]
     if written["sha256"] != _sha256_of_body(body):
@@ -241,18 +242,29 @@ def _read_state(path: Path) -> dict[str, Any]:
     return body
 
 
+def _origin(written: dict[str, Any]) -> Origin:
+    origin = Origin(**written["origin"])
+    kinds = (dict, dict, str, str)
+    found = (origin.config, origin.plan, origin.data_sha256, origin.base_sha256)
+    if not all(isinstance(value, kind) for value, kind in zip(found, kinds, strict=True)):
+        raise ValueError("it does not say what it is a checkpoint of")
+    return origin
+
+
 def _read(path: Path) -> Checkpoint:
     written = _read_state(path)
     for name in _ARRAYS:
         file = path / f"{name}.safetensors"
-        with file.open("rb") as stream:
+        with open_regular(file, follow_links=False) as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != written["files"][file.name]:
             raise ValueError(f"{file.name} has another sha256 than was written")
     state = TrainState(**written["state"])
+    if not isinstance(state.step, int) or not isinstance(state.train_losses, list):
+        raise ValueError("it does not say where the training stands")
     state.validation = [(int(step), loss, bits) for step, loss, bits in state.validation]
     arrays = {name: load_arrays(path / f"{name}.safetensors") for name in _ARRAYS}
-    return Checkpoint(state, origin=Origin(**written["origin"]), **arrays)
+    return Checkpoint(state, origin=_origin(written), **arrays)
 
 
 def _free_name(directory: Path, step: int) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,14 +123,16 @@ def test_a_file_that_vanishes_or_changes_is_noticed(root: Path, monkeypatch: pyt
 
 def test_a_file_without_rights_is_counted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "secret.py").write_text(CODE)
-    real = Path.read_bytes
+    import mlx_gardener.source.scan as module
 
-    def refuses(path: Path) -> bytes:
+    real = module.read_bytes
+
+    def refuses(path: Path, **options: Any) -> bytes:
         if path.name == "secret.py":  # root may read everything, so the refusal is played
             raise PermissionError(13, "Permission denied")
-        return real(path)
+        return real(path, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", refuses)
+    monkeypatch.setattr(module, "read_bytes", refuses)
     assert rules(scan(root)) == {"unreadable": ["secret.py"]}
 
 

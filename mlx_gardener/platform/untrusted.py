@@ -1,0 +1,101 @@
+"""Files that others wrote, read as JSON or as safetensors and as nothing else.
+
+Whatever the bytes are, the answer is a value, an ``OSError`` or a ``ValueError``: no pipe is waited for, no more is read
+than a file of its kind can sensibly hold, and a header's claims are compared with the file's size before any array is
+made of them. Cost: a header's parse, milliseconds however large the file.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+import struct
+from pathlib import Path
+from typing import Any
+
+#: Far above any config, manifest or tokenizer (the largest known tokenizer.json has 35 MB).
+MAX_JSON_BYTES = 128 * 2**20
+#: safetensors' own limit.
+MAX_HEADER_BYTES = 100_000_000
+
+
+def open_regular(file: Path, *, follow_links: bool = True) -> io.BufferedReader:
+    """Open a plain file to read it; a pipe or device is refused instead of waited for.
+
+    Args:
+        follow_links: whether the file itself may be a symbolic link (the hub's cache is made of them).
+
+    Raises:
+        OSError: it cannot be opened, or is a link and may not be one.
+        ValueError: it is no plain file.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
+    descriptor = os.open(file, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{file.name} is no plain file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(file: Path, *, max_bytes: int, follow_links: bool = True) -> bytes:
+    """The content of a plain file of at most ``max_bytes``.
+
+    Raises:
+        OSError, ValueError: as `open_regular`, or it is longer.
+    """
+    with open_regular(file, follow_links=follow_links) as stream:
+        data = stream.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"{file.name} is longer than {max_bytes} bytes")
+    return data
+
+
+def parse_json(data: bytes | str) -> Any:
+    """JSON in UTF-8.
+
+    Raises:
+        ValueError: it is none, or nested deeper than can be read.
+    """
+    try:
+        return json.loads(data.decode() if isinstance(data, bytes) else data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(file: Path, *, max_bytes: int = MAX_JSON_BYTES, follow_links: bool = True) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        OSError, ValueError: as `read_bytes` and `parse_json`.
+    """
+    return parse_json(read_bytes(file, max_bytes=max_bytes, follow_links=follow_links))
+
+
+def read_header(file: Path, *, follow_links: bool = True) -> dict[str, Any]:
+    """What a safetensors file says of each of its arrays: dtype, shape, data_offsets (bytes after the header).
+
+    The header has been checked: types and shapes agree with the offsets, and these with the size of the file.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or a claim is not true.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with open_regular(file, follow_links=follow_links) as stream:
+        start = stream.read(8)
+        if len(start) < 8:
+            raise ValueError("it is too short to be a safetensors file")
+        (length,) = struct.unpack("<Q", start)
+        if length > MAX_HEADER_BYTES:
+            raise ValueError("its header is longer than 100 MB")
+        data = stream.read(length)
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    header = parse_json(data)
+    header.pop("__metadata__", None)
+    return dict(header)

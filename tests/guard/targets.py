@@ -1,0 +1,345 @@
+"""The parsers of bytes that others wrote, one function each: what the property tests and the fuzzer call.
+
+A target takes bytes and an empty directory to write them to. It returns when they gave a value or a `GardenerError` that
+says what to do next, and raises whatever else came of them. Files of a directory are parts of the bytes, see `parts`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pathspec
+
+from mlx_gardener.adapter.manifest import (
+    LoadedAdapter,
+    load_adapter_directory,
+    read_manifest,
+    verify_files,
+)
+from mlx_gardener.config import DataConfig, load_config
+from mlx_gardener.engine.facts import model_facts
+from mlx_gardener.engine.speed import _kept
+from mlx_gardener.errors import GardenerError
+from mlx_gardener.journal import read_journal
+from mlx_gardener.model.choose import read_model_config
+from mlx_gardener.model.tokens import load_tokenizer
+from mlx_gardener.registry.names import check_project_name, place_below, project_name_for
+from mlx_gardener.source.chunks import CodePreprocessor
+from mlx_gardener.source.duplicates import content_key, signature_of
+from mlx_gardener.source.filters import drop_by_bytes, drop_by_path, drop_by_text
+from mlx_gardener.source.languages import GRAMMARS, LANGUAGES
+from mlx_gardener.source.secrets import find_secrets
+from mlx_gardener.source.walk import marked_paths, read_ignore
+from mlx_gardener.training.checkpoint import load_checkpoint, newest_origin
+from mlx_gardener.worker import Job
+
+Target = Callable[[bytes, Path], None]
+
+CUT = b"\n---8<---\n"
+_SUFFIX_OF = {language: suffix for suffix, language in reversed(LANGUAGES.items())}
+_SUFFIXES = [_SUFFIX_OF[language] for language in (*GRAMMARS, "markdown", "json")]
+
+
+def parts(data: bytes, count: int) -> list[bytes]:
+    """``data`` as ``count`` files, cut at `CUT`; missing ones are empty."""
+    return (data.split(CUT, count - 1) + [b""] * count)[:count]
+
+
+@contextlib.contextmanager
+def may_refuse() -> Iterator[None]:
+    """A refusal is an answer, if it says what to do next."""
+    try:
+        yield
+    except GardenerError as error:
+        assert error.message and error.next_step, f"no next step: {error!r}"
+
+
+def source(data: bytes, directory: Path) -> None:
+    """A source file: the first byte chooses the language, the rest is looked at as the scan does."""
+    path = "code" + _SUFFIXES[data[0] % len(_SUFFIXES)] if data else "code.py"
+    raw, config = data[1:], DataConfig()
+    drop_by_bytes(raw, config)
+    text = raw.decode(errors="ignore")
+    whole = text.encode()
+    if whole.strip():
+        drop_by_path(path, config)
+        drop_by_text(path, text, config)
+    find_secrets(text)
+    content_key(text)
+    signature_of(text)
+    covered = 0
+    for chunk in CodePreprocessor(config).preprocess_file(path, text):
+        assert covered <= chunk.start_byte < chunk.end_byte <= len(whole), "chunks lie side by side"
+        assert not whole[covered : chunk.start_byte].strip(), "nothing is left out between chunks"
+        assert 1 <= chunk.start_line <= chunk.end_line
+        assert 0.0 <= chunk.metadata["quality"] <= 1.0
+        covered = chunk.end_byte
+
+
+def ignore(data: bytes, directory: Path) -> None:
+    """A .gitignore, and a name that is matched against it."""
+    name, content = parts(data, 2)
+    file = directory / ".gitignore"
+    file.write_bytes(content)
+    spec = read_ignore(file)
+    assert isinstance(spec, pathspec.GitIgnoreSpec)
+    for path in (name.decode(errors="surrogateescape"), "a" * 200, "a/b/c/d.py", "b" * 60 + "/"):
+        spec.match_file(path)
+
+
+def attributes(data: bytes, directory: Path) -> None:
+    """A .gitattributes, read by git, whose answer we parse; and names of files as no system makes them."""
+    names, content = parts(data, 2)
+    if not (directory / ".git").exists():
+        subprocess.run(("git", "init", "-q", str(directory)), check=True, capture_output=True)
+    (directory / ".gitattributes").write_bytes(content)
+    paths = [name.decode(errors="surrogateescape") for name in names.split(b"\n") if b"\0" not in name]
+    marked = marked_paths(directory, paths)
+    assert set(marked) <= set(paths) and set(marked.values()) <= {"generated", "vendored"}
+
+
+def config(data: bytes, directory: Path) -> None:
+    """A settings file."""
+    file = directory / "gardener.toml"
+    file.write_bytes(data)
+    with may_refuse():
+        load_config(file, environment={})
+
+
+def adapter(data: bytes, directory: Path) -> None:
+    """An adapter's directory: manifest, settings and weights."""
+    manifest, settings, weights = parts(data, 3)
+    form = directory / "mlx"
+    form.mkdir(exist_ok=True)
+    (directory / "manifest.json").write_bytes(manifest)
+    (form / "adapter_config.json").write_bytes(settings)
+    (form / "adapters.safetensors").write_bytes(weights)
+    with may_refuse():
+        verify_files(directory, read_manifest(directory))
+    with may_refuse():
+        loaded = load_adapter_directory(directory)
+        assert isinstance(loaded, LoadedAdapter)
+        assert sum(array.nbytes for array in loaded.weights.values()) <= len(weights)
+
+
+def checkpoint(data: bytes, directory: Path) -> None:
+    """A checkpoint whose sums are right, whatever it holds; and the same with sums of somebody else."""
+    body, state, weights = parts(data, 3)
+    place = directory / "step-00000001"
+    place.mkdir(exist_ok=True)
+    names = [f"{name}.safetensors" for name in ("weights", "best", "optimizer")]
+    for name in names:
+        (place / name).write_bytes(weights)
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(body)
+        if isinstance(value, dict):
+            value["files"] = dict.fromkeys(names, hashlib.sha256(weights).hexdigest())
+        digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+        (place / "state.json").write_text(json.dumps({"sha256": digest, "body": value}))
+        _look_at_checkpoint(directory)
+    (place / "state.json").write_bytes(state)
+    _look_at_checkpoint(directory)
+
+
+def _look_at_checkpoint(directory: Path) -> None:
+    from mlx_gardener.config import TrainingConfig
+    from mlx_gardener.recovery import plan_of
+
+    with may_refuse():
+        found = newest_origin(directory)
+        plan_of(found[1] if found else None, TrainingConfig())
+        load_checkpoint(directory, fingerprint="0" * 64, warn=lambda message: None)
+
+
+def journal(data: bytes, directory: Path) -> None:
+    """A journal of another version, or with half lines; what is read can be shown and written again."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    from mlx_gardener.report.live import LiveView
+
+    file = directory / "events.jsonl"
+    file.write_bytes(data)
+    events, offset = read_journal(file)
+    assert 0 <= offset <= len(data) and (offset == 0 or data[offset - 1 : offset] == b"\n")
+    shown = StringIO()
+    with LiveView(Console(file=shown, force_terminal=False, width=100), project="fuzz") as view:
+        for event in events:
+            json.dumps(event.to_json())
+            view(event)
+    assert not set(shown.getvalue()) - {"\n"} - set(filter(str.isprintable, shown.getvalue()))
+
+
+def model(data: bytes, directory: Path) -> None:
+    """A model's config.json and the header of its weights."""
+    written, weights = parts(data, 2)
+    (directory / "config.json").write_bytes(written)
+    (directory / "model.safetensors").write_bytes(weights)
+    with may_refuse():
+        read_model_config(directory)
+        model_facts(directory)
+
+
+def tokenizer(data: bytes, directory: Path) -> None:
+    """A model's tokenizer.json and tokenizer_config.json."""
+    written, settings = parts(data, 2)
+    (directory / "tokenizer.json").write_bytes(written)
+    (directory / "tokenizer_config.json").write_bytes(settings)
+    with may_refuse():
+        found = load_tokenizer(directory)
+        ids = found.encode("def f(x):\n    return x\n")
+        assert all(0 <= index < found.vocab_size for index in ids)
+
+
+def run_files(data: bytes, directory: Path) -> None:
+    """The small files of a run and of the cache: job, and the backend's speeds."""
+    (directory / "job.json").write_bytes(data)
+    (directory / "backend.json").write_bytes(data)
+    with may_refuse():
+        Job.read(directory)
+    _kept(directory)
+
+
+def names(data: bytes, directory: Path) -> None:
+    """Names of projects, and places that a registry names: what is accepted stays below the home."""
+    text = data.decode(errors="surrogateescape")
+    home = directory / "home"
+    with may_refuse():
+        check_project_name(text)
+        assert (home / text).resolve().parent == home.resolve()
+    if "\0" not in text:
+        check_project_name(project_name_for(directory / text))
+    with may_refuse():
+        place = place_below(home, text, "own")
+        assert place.resolve().is_relative_to((home / "projects" / "own").resolve())
+
+
+TARGETS: dict[str, Target] = {
+    target.__name__: target
+    for target in (
+        source,
+        ignore,
+        attributes,
+        config,
+        adapter,
+        checkpoint,
+        journal,
+        model,
+        tokenizer,
+        run_files,
+        names,
+    )
+}
+
+
+def safetensors(header: object, body: bytes = b"", length: int | None = None) -> bytes:
+    """A safetensors file with this header, true or not."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + body
+
+
+def seeds(name: str) -> list[bytes]:
+    """Inputs to begin with: what is usual, and what has been wrong before."""
+    array = {"model.layers.0.q.lora_a": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]}}
+    good = safetensors(array, b"\0" * 8)
+    huge = safetensors(
+        {"a": {"dtype": "F32", "shape": [2**31, 2**31], "data_offsets": [0, 2**60]}}, b"\0" * 8
+    )
+    settings = {
+        "fine_tune_type": "lora",
+        "num_layers": 2,
+        "lora_parameters": {"rank": 1, "scale": 2.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]},
+    }
+    deep = b"[" * 100_000
+    body = {
+        "format_version": 2,
+        "state": {"step": 1, "fingerprint": "0" * 64, "validation": [[1, 2.0, 1.0]]},
+        "origin": {"config": {}, "plan": {"budget_bytes": 2**32, "rows_of_width": {"64": 1}, "notes": []}},
+    }
+    manifest = {
+        "base": {"weights_sha256": ""}, "config": {}, "data": {}, "metrics": {}, "training": {},
+        "files": {"mlx/adapter_config.json": {"sha256": "", "bytes": 1}},
+    }  # fmt: skip
+    sizes = {
+        "model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9,
+        "num_experts": 4, "quantization": {"bits": 4}, "text_config": {},
+    }  # fmt: skip
+    codes = (
+        b"class A:\n    def f(self):\n        return 1\n\n\ndef g(x):\n    import os\n    return x\n",
+        b"import { a } from 'b';\nexport const f = () => { return a; };\n// c\nclass A { m() {} }\n",
+        b"#include <a.h>\n#ifdef A\nint f(int a) { return a; }\n#endif\nnamespace a { namespace b { class C {}; } }\n",
+        b'package a\n\nimport (\n\t"b"\n)\n\nfunc F() int { return 1 }\n',
+        b"key = 'AKIAIOSFODNN7EXAMPLF'\nurl = 'https://user:hunter2abc@host'\n-----BEGIN PRIVATE KEY-----\n",
+    )
+    vocabulary = {"<s>": 0, "a": 1, "b": 2, "ab": 3, "</s>": 4}
+    words = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": 4, "content": "</s>", "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False, "special": True}
+        ],
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": [["a", "b"]]},
+    }  # fmt: skip
+    event = {"event": "WarningRaised", "message": "w", "timestamp": 1.0}
+    step = {
+        "event": "StepCompleted", "step": 1, "total_steps": 2, "epoch": 0.1, "loss": 2.0, "tokens": 3,
+        "learning_rate": 0.1, "gradient_norm": 1.0, "seconds": 0.1, "tokens_per_second": 30.0, "memory_bytes": 1,
+        "peak_bytes": 2, "budget_bytes": 3, "eta_seconds": None, "timestamp": 1.0,
+    }  # fmt: skip
+    prepared = {
+        "event": "DataPrepared",
+        "summary": {"languages": {"python": {"bytes": 3}}, "chunks_kept": 1, "files_kept": 1,
+                    "train_loss_tokens": 5, "padding_fraction": 0.1},
+    }  # fmt: skip
+    planned = {
+        "event": "PlanChosen",
+        "plan": {"rows_of_width": {"64": 1}, "predicted_peak_bytes": 1, "budget_bytes": 2, "notes": ["n"]},
+    }
+    ended = {"event": "TrainingEnded", "phase": "completed", "message": "m", "result": {}}
+    lines = [
+        json.dumps(values).encode() + b"\n"
+        for values in (event, step, prepared, planned, ended)
+    ]  # fmt: skip
+    job = {
+        "training_id": "a", "project": "p", "config": {}, "resume": "never", "journal_offset": 0,
+    }  # fmt: skip
+
+    def text(value: object) -> bytes:
+        return json.dumps(value).encode()
+
+    found: dict[str, list[bytes]] = {
+        "source": [bytes([number]) + code for number in range(len(_SUFFIXES)) for code in codes],
+        "ignore": [b"a.py" + CUT + b"*.py\n!b\n/c/\n**/d\n[a-z]?\n#x\n", b"a" * 99 + CUT + b"*a" * 30 + b"b\n"],
+        "attributes": [b"a.py\nb\n" + CUT + b"*.py linguist-generated\nb linguist-vendored=true\n[attr]m -a\n"],
+        "config": [b'model = "seedling"\n[lora]\nrank = 8\n[data]\nrow_widths = [64, 128]\n', b"a = " + deep],
+        "adapter": [
+            CUT.join((text(manifest), text(settings), good)),
+            CUT.join((text(manifest), text(settings), huge)),
+            CUT.join((deep, deep, safetensors(deep))),
+            CUT.join((text(manifest), text(settings), safetensors(array, length=2**60))),
+        ],
+        "checkpoint": [
+            CUT.join((text(body), b"{}", good)),
+            CUT.join((text(body), deep, huge)),
+            CUT.join((deep, b"[]", b"")),
+        ],
+        "journal": [b"".join(lines), *lines, lines[0] + lines[1][:20], deep + b"\n", b"[1]\n",
+                    b'{"event": "DataPrepared", "summary": {}}\n', b'{"event": "PlanChosen", "plan": {}}\n'],
+        "model": [
+            text(sizes) + CUT + good,
+            text(sizes) + CUT + huge,
+            deep + CUT + safetensors(deep),
+            text(sizes | {"hidden_size": 1e999, "head_dim": -1}) + CUT + good,
+        ],
+        "tokenizer": [text(words) + CUT + text({"eos_token": "</s>"}), deep + CUT + deep],
+        "run_files": [text(job), text({"key": "k", "kind": "cpu", "cores": 2}), deep, b"[]"],
+        "names": [b"projects/own/runs/a", b"../x", b"/etc", b"nul.txt", b"a\xff", "\uff41".encode()],
+    }  # fmt: skip
+    return found[name]

@@ -1,0 +1,57 @@
+"""Whatever the bytes are, a parser answers with a value or with an error that says what to do next."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.guard.targets import CUT, TARGETS, seeds
+
+#: git is asked a hundred times slower than the others are.
+EXAMPLES = {"attributes": 25}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_usual_and_hostile_examples_are_answered(name: str, tmp_path: Path) -> None:
+    for data in seeds(name):
+        TARGETS[name](data, tmp_path)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_any_bytes_are_answered(name: str, tmp_path: Path) -> None:
+    known = seeds(name)
+
+    @st.composite
+    def broken(draw: st.DrawFn) -> bytes:
+        """A known input with a stretch of it replaced, doubled or taken from another."""
+        base, other = draw(st.sampled_from(known))[:5000], draw(st.sampled_from(known))[:5000]
+        start, length = draw(st.integers(0, len(base))), draw(st.integers(0, 40))
+        at = draw(st.integers(0, len(other)))
+        new = draw(
+            st.one_of(
+                st.binary(max_size=40),
+                st.just(other[at : at + draw(st.integers(0, 200))]),
+                st.sampled_from(
+                    (b"null", b"-1", b"1e999", b"NaN", b'"\\ud800"', b"[]", b"{}", b"9" * 5000, CUT, b"\0")
+                ),
+            )
+        )
+        return base[:start] + new + base[start + length :]
+
+    @settings(
+        max_examples=EXAMPLES.get(name, 150),
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.one_of(broken(), st.binary(max_size=300)))
+    def answered(data: bytes) -> None:
+        with tempfile.TemporaryDirectory(dir=tmp_path) as directory:
+            TARGETS[name](data, Path(directory))
+
+    answered()
