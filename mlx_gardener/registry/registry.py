@@ -93,6 +93,14 @@ class ProjectRegistry:
                     f"The project {name!r} already stands for {row['path']}.",
                     next_step="Choose another name with --project, or remove the old project first.",
                 )
+            same = connection.execute(
+                "SELECT name FROM projects WHERE name = ? COLLATE NOCASE AND name != ?", (name, name)
+            ).fetchone()
+            if same is not None:  # many file systems would give both one directory
+                raise RegistryError(
+                    f"The project {name!r} differs from {same['name']!r} in upper and lower case only.",
+                    next_step="Choose another name with --project.",
+                )
             connection.execute(
                 "INSERT INTO projects (name, path, created_at, updated_at) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (name) DO UPDATE SET path = excluded.path",
