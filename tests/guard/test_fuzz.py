@@ -45,5 +45,12 @@ def test_an_exception_is_written_down_once(fuzz: ModuleType, tmp_path: Path) -> 
         except KeyError as error:
             fuzz.note(error, data, tmp_path / "findings")
     (tmp_path / "findings" / "timeout-abc").write_bytes(b"slow")
-    (title, slow) = fuzz.findings_of(tmp_path)
+    title, slow = sorted(fuzz.titles_of(tmp_path).values())
     assert title.startswith("KeyError at test_fuzz.py:") and slow == "timeout-abc"
+
+
+def test_a_finding_is_tried_again(fuzz: ModuleType, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    good.write_bytes(b"projects/own/runs/a")
+    bad.mkdir()
+    assert fuzz.is_answered("names", good, tmp_path) and not fuzz.is_answered("names", bad, tmp_path)
