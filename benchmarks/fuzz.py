@@ -7,7 +7,7 @@
 libFuzzer (by Atheris, Linux) mutates inputs and keeps those that reach new branches of this package's code. What must
 hold is that a parser gives a value or a `GardenerError` with a next step: any other exception, an abort, an input that
 takes over 10 seconds or 3 GB is a finding. Inputs kept and findings lie in ``.fuzz/``, so that a later call goes on from
-there; ``results/fuzz.json`` adds up what all calls since ``--fresh`` did.
+there, and says which findings are mended; ``results/fuzz.json`` adds up what all calls since ``--fresh`` did.
 """
 
 from __future__ import annotations
@@ -38,9 +38,18 @@ MOST_MEBIBYTES = 3072
 @click.option("--work", type=click.Path(path_type=Path), default=ROOT / ".fuzz", help="Inputs and findings.")
 @click.option("--fresh", is_flag=True, help="Forget the inputs and counts of earlier calls.")
 @click.option("--child", hidden=True)
-def main(names: tuple[str, ...], minutes: float, work: Path, fresh: bool, child: str | None) -> None:
+@click.option("--replay", hidden=True, type=click.Path(path_type=Path))
+def main(
+    names: tuple[str, ...], minutes: float, work: Path, fresh: bool, child: str | None, replay: Path | None
+) -> None:
     """Fuzz NAMES, or every target."""
     sys.path.insert(0, str(ROOT))
+    if child is not None and replay is not None:
+        from tests.guard.targets import TARGETS
+
+        with tempfile.TemporaryDirectory() as directory:
+            TARGETS[child](replay.read_bytes(), Path(directory))
+        return
     if child is not None:
         fuzz_here(child, work / child, minutes * 60)
         return
@@ -91,17 +100,42 @@ def fuzz(name: str, place: Path, seconds: float) -> dict[str, Any]:
         if done.returncode != 0 and not re.search(r"ERROR: libFuzzer|SUMMARY:", said):
             raise click.ClickException(f"The fuzzer of {name} could not run:\n{said[-2000:]}")
     kept = [*place.glob("corpus/*")]
-    totals |= {"inputs_kept": len(kept), "findings": findings_of(place)}
+    still = [file.name for file in inputs_of(place) if not is_answered(name, file, place)]
+    told = titles_of(place)
+    totals |= {
+        "inputs_kept": len(kept),
+        "findings": [told[file] for file in told if file in still],
+        "found_and_mended": [told[file] for file in told if file not in still],
+    }
     totals_file.write_text(json.dumps(totals, indent=2), encoding="utf-8")
     return totals
 
 
-def findings_of(place: Path) -> list[str]:
-    """A line for every finding: an exception and where it was raised, or what libFuzzer calls its file."""
-    told = [path.read_text(encoding="utf-8").splitlines()[0] for path in sorted(place.glob("findings/*.txt"))]
-    return told + [
-        path.name for path in sorted(place.glob("findings/*")) if re.match(r"(timeout|oom|crash)-", path.name)
-    ]
+def inputs_of(place: Path) -> list[Path]:
+    """The inputs that were findings."""
+    return [file for file in sorted(place.glob("findings/*")) if file.suffix != ".txt"]
+
+
+def titles_of(place: Path) -> dict[str, str]:
+    """For every finding by its file's name: an exception and where it was raised, or what libFuzzer calls its file."""
+    return {
+        file.name: text.read_text(encoding="utf-8").splitlines()[0]
+        if (text := file.with_suffix(".txt")).exists()
+        else file.name
+        for file in inputs_of(place)
+    }
+
+
+def is_answered(name: str, file: Path, place: Path) -> bool:
+    """Whether an input that was a finding is answered by the code as it is now."""
+    command = (sys.executable, __file__, "--child", name, "--work", str(place.parent), "--replay", str(file))
+    try:
+        return (
+            subprocess.run(command, capture_output=True, timeout=3 * SLOWEST_SECONDS, check=False).returncode
+            == 0
+        )
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def fuzz_here(name: str, place: Path, seconds: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -20,6 +21,8 @@ _SERVICES = ("pypi", "osv")
 @click.option("--timeout", default=120.0, show_default=True, help="Seconds to wait for each database.")
 def main(timeout: float) -> None:
     """Audit the packages of this environment."""
+    if find_spec("pip_audit") is None:
+        raise click.ClickException("pip-audit is not installed; install it with `pip install -e '.[test]'`.")
     for service in _SERVICES:
         packages = ask(service, timeout)
         if packages:

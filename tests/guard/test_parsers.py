@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mlx_gardener.source import ChunkType, CodePreprocessor
 from tests.guard.targets import CUT, TARGETS, seeds
 
 #: git is asked a hundred times slower than the others are.
@@ -19,6 +20,24 @@ EXAMPLES = {"attributes": 25}
 def test_usual_and_hostile_examples_are_answered(name: str, tmp_path: Path) -> None:
     for data in seeds(name):
         TARGETS[name](data, tmp_path)
+
+
+def test_a_grammar_that_does_not_end_is_done_without() -> None:
+    """Found by the fuzzer: Kotlin's grammar took a minute for these 91 bytes."""
+    code = (
+        "t { ame\n\n\n\n\n\n\n\n\n\n\n--BEGI\n:\n\n*\n\n\n\nN\n\n\n\n\n\n\n\n\n\n\n"
+        "\n\n\n\x00\x00\x00\x00\x00\x00\x00\x00f A\ni\n#endi\n\n\n\n\n\n\n\n\n\nspace a a }\n\n\n"
+    )
+    chunks = CodePreprocessor().preprocess_file("a.kt", code)
+    assert {chunk.chunk_type for chunk in chunks} == {ChunkType.BLOCK}
+    usual = CodePreprocessor().preprocess_file("a.kt", "fun f(x: Int): Int {\n    return x + 1\n}\n" * 2000)
+    assert {chunk.chunk_type for chunk in usual} == {ChunkType.FUNCTION}
+
+
+def test_classes_within_classes_without_end_are_read(tmp_path: Path) -> None:
+    """Each level was a level of Python's stack, too."""
+    code = "namespace a {\nint y;\n" * 3000 + "int x;\n" * 50 + "}\n" * 3000
+    assert CodePreprocessor().preprocess_file("deep.cpp", code)
 
 
 @pytest.mark.parametrize("name", TARGETS)
