@@ -276,7 +276,7 @@ def _extract(file: Path, staged: Path, tell: Tell) -> None:
             for member in tar:
                 if index is not None:
                     raise _damaged(f"{member.name!r} comes after the index")
-                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
                     raise _damaged(f"{member.name!r} is no regular file")
                 if member.name.casefold() in seen:
                     raise _damaged(f"{member.name!r} is in it twice")
