@@ -8,6 +8,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -206,6 +208,23 @@ def test_what_somebody_alive_is_writing_is_left_alone(registry: ProjectRegistry)
         registry.add_adapter("small", "v3", final, base_model="b", metrics={}, manifest_sha256=sha256)
     trashed.rmdir()
     assert registry.check() == [] and (record.run_dir / "job.json.new").exists()
+
+
+def test_a_directory_that_is_made_within_a_transaction_is_no_orphan(registry: ProjectRegistry) -> None:
+    record = registry.begin_training("small", {})
+    registry.finish_training(record.id, TrainingStatus.FAILED, "", {})
+    run = record.run_dir.with_name("another")
+    other = sqlite3.connect(registry.home / "registry.sqlite3", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("UPDATE trainings SET run_dir = ?", (run.relative_to(registry.home).as_posix(),))
+    record.run_dir.rename(run)
+    with ThreadPoolExecutor() as pool:
+        found = pool.submit(registry.check)
+        time.sleep(0.3)
+        assert not found.done()  # it waits for the transaction's end, to be sure
+        other.execute("COMMIT")
+        other.close()
+        assert found.result() == []
 
 
 def test_a_writer_that_is_killed_leaves_what_repair_clears_away(registry: ProjectRegistry) -> None:

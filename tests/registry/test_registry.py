@@ -149,6 +149,16 @@ def test_many_threads_update_one_training(registry: ProjectRegistry) -> None:
     assert registry.get_training(record.id).details == {"step": 24}
 
 
+def test_a_version_that_is_not_there_is_not_activated(registry: ProjectRegistry) -> None:
+    directory = registry.project_directory("small") / "adapters" / "v1"
+    registry.add_adapter("small", "v1", directory, base_model="b", metrics={}, manifest_sha256="0")
+    with pytest.raises(RegistryError, match="no adapter version 'v2'"):
+        registry.activate_adapter("small", "v2")
+    assert registry.get_project("small").active_adapter == "v1"
+    with pytest.raises(RegistryError, match="no project"):
+        registry.set_active_project("nobody")
+
+
 def test_a_file_that_is_no_database_is_named(home: Path) -> None:
     home.mkdir()
     (home / "registry.sqlite3").write_bytes(b"this is no database at all, but it is long enough" * 40)
