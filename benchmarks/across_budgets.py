@@ -3,10 +3,11 @@
     python benchmarks/across_budgets.py
 
 The embedded model learns the click package for 24 updates through the same loop as `mlx-gardener train`, under the
-plans that the planner makes for each budget, with dropout on. Compared are the changes of the weights that the adapters
-make, B A, by Frobenius norm over all modules, and the losses. Adam divides a gradient by its own size, so an entry whose
-gradient is nothing but rounding takes full steps in any direction, and trainings that differ by a rounding drift apart.
-How far is measured beside them: the first case again, with adapters scaled by the float32 next to its scale.
+plans that the planner makes for each budget, with dropout on. Compared are the losses, and the changes of the weights that
+the adapters make after the last update, B A, by Frobenius norm over all modules. Adam divides a gradient by its own size,
+so an entry whose gradient is nothing but rounding takes full steps in any direction, and trainings that differ by a
+rounding drift apart. How far is measured beside them: the first case again, with adapters scaled by the float32 next to
+its scale.
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ def side(name: str) -> dict[str, Any]:
     from mlx_gardener.dataset import TrainingDataPreparator
     from mlx_gardener.engine import make_plan, measured_backend, model_facts, prepare_engine
     from mlx_gardener.model import load_base, seedling_path
+    from mlx_gardener.model.lora import load_arrays
     from mlx_gardener.platform.footprint import process_peak_footprint_bytes
     from mlx_gardener.training import train
+    from mlx_gardener.training.checkpoint import list_checkpoints
 
     budget, pins = CASES.get(name) or (4.0, {"lora.scale": SCALE * (1 + 2**-23)})
     config = load_config(
@@ -86,8 +89,10 @@ def side(name: str) -> dict[str, Any]:
             checkpoint_dir=Path(scratch) / "checkpoints",
             resume=False,
         )
+        last = list_checkpoints(Path(scratch) / "checkpoints")[-1]
+        weights = load_arrays(last / "weights.safetensors")
     path = Path(tempfile.gettempdir()) / f"across-budgets-{[*CASES, ROUNDING].index(name)}.safetensors"
-    mx.save_safetensors(str(path), outcome.weights)
+    mx.save_safetensors(str(path), weights)
     rows = ", ".join(f"{rows} x {width}" for width, rows in engine.plan.rows_of_width.items())
     return {
         "adapter": str(path),
