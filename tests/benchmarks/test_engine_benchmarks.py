@@ -46,8 +46,8 @@ def test_adapters_of_different_budgets_are_equal(benchmark: Any, monkeypatch: py
     found = [module.side(name) for name in ("1 GB", "1 GB, all from disk")]
     assert found[0]["plan"] != found[1]["plan"]
     first, second = (load_arrays(Path(one["adapter"])) for one in found)
-    assert 0 < module.difference_of_changes(first, second) <= 1e-2
-    assert found[0]["final_loss"] == pytest.approx(found[1]["final_loss"], abs=1e-5)
+    assert 0 < module.difference_of_changes(first, second) <= 5e-4
+    assert found[0]["final_loss"] == pytest.approx(found[1]["final_loss"], abs=1e-4)
 
 
 def test_table_and_picture_are_made_of_the_kept_results(benchmark: Any) -> None:
