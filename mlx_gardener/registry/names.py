@@ -32,7 +32,7 @@ def project_name_for(path: Path) -> str:
     """A good project name for a directory: its own name, with everything unusual made a hyphen."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).resolve().name).strip("-.")[:64].rstrip(".-")
     if _DEVICE.fullmatch(name):
-        return f"{name.replace('.', '-')}-project"
+        return f"{name.replace('.', '-')[:56].rstrip('-')}-project"
     return name or "project"
 
 

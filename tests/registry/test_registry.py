@@ -35,7 +35,10 @@ def test_a_name_that_could_leave_the_home_is_refused(
         registry.project_directory(name)
 
 
-@pytest.mark.parametrize("directory", ["web app", "..", "-x-", "ünï", "a" * 300, ".config", "new\nline"])
+@pytest.mark.parametrize(
+    "directory",
+    ["web app", "..", "-x-", "ünï", "a" * 300, ".config", "new\nline", "com1." + "a" * 300, "nul"],
+)
 def test_every_directory_gets_a_good_name(tmp_path: Path, directory: str) -> None:
     assert check_project_name(project_name_for(tmp_path / directory))
 
