@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.errors import ModelError
@@ -199,3 +200,13 @@ def test_weights_of_another_shape_are_refused(tiny_model_dir: Path) -> None:
     weights["model.layers.0.mlp.up_proj.lora_a"] = mx.zeros((3, 3))
     with pytest.raises(ModelError, match="does not fit"):
         set_lora_parameters(base.model, weights)
+
+
+def test_loading_takes_little_more_than_the_weights() -> None:
+    """What is read to make a tensor used to lie on top of all others: half of a base stored as 16 bits."""
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    base = load_base("seedling")
+    sizes = [value.nbytes for _, value in tree_flatten(base.model.parameters())]
+    beyond = mx.get_peak_memory() - before - sum(sizes)
+    assert beyond < max(sizes) / 2, f"{beyond / 2**20:.1f} MiB beyond the weights"
