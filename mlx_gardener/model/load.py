@@ -112,10 +112,9 @@ def load_base(
         rest = [value for _, value in tree_flatten(model.parameters()) if id(value) not in in_layers]
         unread |= {id(value) for value in rest if value.ndim > 1}
     wanted = [value for _, value in tree_flatten(model.parameters()) if id(value) not in unread]
+    # One by one, the largest first: what is read to make it is then not on top of all others.
     for value in sorted(wanted, key=lambda value: -value.nbytes):
-        mx.eval(
-            value
-        )  # one by one, the largest first: what is read to make it is then not on top of all others
+        mx.eval(value)
         mx.clear_cache()
     return BaseModel(
         id=choice.name if choice.name == SEEDLING or not Path(choice.name).is_dir() else path.name,
