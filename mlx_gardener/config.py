@@ -131,7 +131,6 @@ class EngineConfig(_Section):
     base_weights: Literal["auto", "dense", "stored"] = "auto"
     streamed_layers: int | None = Field(None, ge=0)
     words_on_disk: bool | None = None
-    layers_per_segment: int | None = Field(None, ge=1)
     live_layers: int | None = Field(None, ge=0)
     tail_slice_tokens: int | None = Field(None, ge=1)
     attention_block: int | None = Field(None, ge=0)

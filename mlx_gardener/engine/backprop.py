@@ -75,7 +75,7 @@ class Passage:
         if self.engine.wiring is None:
             return self._whole(gradients)
         wiring, plan = self.engine.wiring, self.engine.plan
-        segments, live = segments_of(wiring.calls, per_segment=plan.layers_per_segment, live=plan.live_layers)
+        segments, live = segments_of(wiring.calls, live=plan.live_layers)
         adapters = self._adapters_of_layers(wiring)
         trained = [call for call, layer in enumerate(wiring.layer_of_call) if adapters[layer]]
         lowest = min(trained, default=wiring.calls)
@@ -99,14 +99,14 @@ class Passage:
         totals = np.zeros(self.rows)
         if not len(self.positions):
             return totals.tolist()
-        wiring, plan = self.engine.wiring, self.engine.plan
+        wiring = self.engine.wiring
         if wiring is None:
             self.between()
             logits = self.engine.model(self.inputs).astype(mx.float32)
             picked = logits.reshape(-1, logits.shape[-1])[mx.array(self.positions)]
             losses = cross_entropy(picked, self.targets)
         else:
-            segments, end = segments_of(wiring.calls, per_segment=plan.layers_per_segment, live=0)
+            segments, end = segments_of(wiring.calls, live=0)
             tape = self._forward(wiring, segments, end, keep=False)
             hidden = self._at_positions(tape.values[wiring.calls - 1, 0])
             with self.engine.tail_threads():

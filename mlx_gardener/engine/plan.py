@@ -16,7 +16,6 @@ class Plan:
         rows_of_width: rows per micro-batch for every row width in tokens.
         predicted_parts: weights, adapter, saved, work, cache, runtime, check.
         notes: what was traded for the budget, a sentence each.
-        layers_per_segment: layers that are computed again at once in the backward pass.
         live_layers: last layers that are computed only once.
         tail_slice_tokens: positions whose logits are in memory at once (on each lane).
         lanes: CPU streams that the rows are shared among.
@@ -35,7 +34,6 @@ class Plan:
     predicted_peak_bytes: int
     predicted_parts: dict[str, int]
     notes: tuple[str, ...]
-    layers_per_segment: int = 1
     live_layers: int = 0
     tail_slice_tokens: int = 128
     lanes: int = 1
@@ -75,8 +73,8 @@ class Plan:
         rows = {width: max(1, rows // 2) for width, rows in self.rows_of_width.items()}
         if rows != self.rows_of_width:
             return replace(self, rows_of_width=rows, cache_bytes=self.cache_bytes // 2)
-        if self.tail_slice_tokens > 16 or self.lanes > 1 or self.layers_per_segment > 1:
-            return replace(self, tail_slice_tokens=16, lanes=1, layers_per_segment=1, cache_bytes=0)
+        if self.tail_slice_tokens > 16 or self.lanes > 1:
+            return replace(self, tail_slice_tokens=16, lanes=1, cache_bytes=0)
         return None
 
     def to_json(self) -> dict[str, Any]:

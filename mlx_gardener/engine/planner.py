@@ -97,9 +97,8 @@ def _candidates(
     lanes = pins.lanes or backend.cores
     live_choices = _pinned(pins.live_layers, [0, layers // 4, layers // 2, 3 * layers // 4, layers])
     slices = _pinned(pins.tail_slice_tokens, [128, 64, 32, 16])
-    segments = _pinned(pins.layers_per_segment, [1, 2, 4])
     if whole:
-        lanes, live_choices, segments = 1, [layers], [1]
+        lanes, live_choices = 1, [layers]
     most = max(widths[-1], config.optimizer.tokens_per_update)
     for stored, streamed, words_on_disk in _weight_choices(facts, config, backend):
         if whole and (streamed or words_on_disk):
@@ -112,32 +111,28 @@ def _candidates(
                 if live and (streamed > layers - live or words_on_disk):
                     continue  # live layers are in memory all at once, together with the head
                 for slice_tokens in [rows * widths[-1]] if whole else slices:
-                    for per_segment in segments:
-                        if live >= layers and per_segment > 1:
-                            continue
-                        plan = Plan(
-                            rows_of_width=_rows_of_width(rows, config),
-                            budget_bytes=budget_bytes,
-                            predicted_peak_bytes=0,
-                            predicted_parts={},
-                            notes=(),
-                            layers_per_segment=min(per_segment, layers),
-                            live_layers=min(live, layers),
-                            tail_slice_tokens=slice_tokens,
-                            lanes=lanes,
-                            attention_block=ATTENTION_BLOCK
-                            if pins.attention_block is None
-                            else pins.attention_block,
-                            attention_least=ATTENTION_LEAST if pins.attention_block is None else 0,
-                            base_weights=stored,
-                            dequantize=stored == "stored"
-                            and facts.quantized_bits is not None
-                            and not backend.multiplies_quantized,
-                            streamed_layers=streamed,
-                            words_on_disk=words_on_disk,
-                            layers=layers,
-                        )
-                        yield predicted(plan, facts, config, backend)
+                    plan = Plan(
+                        rows_of_width=_rows_of_width(rows, config),
+                        budget_bytes=budget_bytes,
+                        predicted_peak_bytes=0,
+                        predicted_parts={},
+                        notes=(),
+                        live_layers=min(live, layers),
+                        tail_slice_tokens=slice_tokens,
+                        lanes=lanes,
+                        attention_block=ATTENTION_BLOCK
+                        if pins.attention_block is None
+                        else pins.attention_block,
+                        attention_least=ATTENTION_LEAST if pins.attention_block is None else 0,
+                        base_weights=stored,
+                        dequantize=stored == "stored"
+                        and facts.quantized_bits is not None
+                        and not backend.multiplies_quantized,
+                        streamed_layers=streamed,
+                        words_on_disk=words_on_disk,
+                        layers=layers,
+                    )
+                    yield predicted(plan, facts, config, backend)
 
 
 def _pinned(pin: int | None, choices: list[int]) -> list[int]:
@@ -193,7 +188,7 @@ def _notes(plan: Plan, facts: ModelFacts, config: TrainingConfig, *, whole: bool
     if whole:
         yield "the model is one segment: pins of segments, slices, lanes and reading from disk have no effect"
         return
-    for name in ("layers_per_segment", "live_layers", "tail_slice_tokens", "lanes", "streamed_layers"):
+    for name in ("live_layers", "tail_slice_tokens", "lanes", "streamed_layers"):
         if getattr(pins, name) is not None:
             yield f"{name.replace('_', ' ')}: {getattr(pins, name)}, pinned by engine.{name}"
     if plan.streamed_layers:

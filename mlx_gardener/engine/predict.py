@@ -70,9 +70,7 @@ def _memory_parts(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend
         tokens = rows * width
         layer = tokens * size * _work_floats(plan, facts, width)
         more = MORE_LAYERS[_in_blocks(plan, width)]
-        at_once = (
-            layer * (1 + more * (plan.layers_per_segment - 1)) if plan.live_layers < facts.layers else 0.0
-        )
+        at_once = layer if plan.live_layers < facts.layers else 0.0
         if plan.dequantize:
             at_once *= CHAINED
         live_forward = layer * more * plan.live_layers
@@ -82,9 +80,7 @@ def _memory_parts(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend
             words = min(words_per_slice(tokens), facts.vocab)
             logits = 4.0 * words * (SLICE_ARRAYS * tokens + 3 * facts.hidden)
         live = max(live_forward + logits, live_forward + layer * (1 - more)) if plan.live_layers else logits
-        kept = (
-            tokens * facts.hidden * size * (2 + (facts.layers - plan.live_layers) / plan.layers_per_segment)
-        )
+        kept = tokens * facts.hidden * size * (2 + facts.layers - plan.live_layers)
         if kept + max(at_once, live) > saved + work:
             saved, work = kept, max(at_once, live)
     weights, buffers = _weight_bytes(plan, facts, size)
@@ -151,9 +147,7 @@ def _weight_bytes(plan: Plan, facts: ModelFacts, size: int) -> tuple[float, floa
     weights = outside + (facts.layers - plan.streamed_layers) * layer
     buffers = 0.0
     if plan.streamed_layers:
-        buffers += plan.layers_per_segment * (
-            layer + facts.layer_stored_bytes
-        )  # this segment's and the next one's
+        buffers += layer + facts.layer_stored_bytes  # this layer's and the next one's
     if plan.dequantize:
         buffers += 16 * plan.lanes * MIB
     return weights, buffers
@@ -194,7 +188,7 @@ def _tokens_per_second(plan: Plan, facts: ModelFacts, config: TrainingConfig, ba
         seconds += exponentials / backend.exp_per_second / lanes
     else:
         seconds *= 1 + 256 / tokens
-    per_micro_batch = 0.002 * passes / plan.layers_per_segment / 3
+    per_micro_batch = 0.002 * passes / 3
     if plan.dequantize:
         # Every lane makes floats of all weights for its rows; the words of the head are shared among the lanes.
         per_micro_batch += facts.layer_parameters * passes / backend.dequantize_per_second

@@ -15,7 +15,7 @@ A model that does something between two layers (an array that a layer takes and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -237,8 +237,11 @@ def filled(arguments: Any, values: dict[Key, mx.array]) -> Any:
     return tree_map(lambda leaf: values[leaf.key] if isinstance(leaf, Wired) else leaf, arguments)
 
 
-def segments_of(calls: int, *, per_segment: int, live: int) -> tuple[list[tuple[int, int]], int]:
-    """(first, last) of each segment that is recomputed, ``last`` exclusive, and the first call of the live rest."""
+def segments_of(calls: int, *, live: int) -> tuple[list[tuple[int, int]], int]:
+    """(first, last) of each segment that is recomputed, ``last`` exclusive, and the first call of the live rest.
+
+    A segment is one call of a layer. Two would halve the hidden states that are kept and add 0.36 of a layer's work,
+    which is 25 hidden states or more: measured, 1 % of the peak for 4 % of the speed; it would pay above 50 layers.
+    """
     end = max(0, calls - live)
-    cuts: Sequence[int] = range(0, end, max(1, per_segment))
-    return [(first, min(first + per_segment, end)) for first in cuts], end
+    return [(call, call + 1) for call in range(end)], end

@@ -158,10 +158,7 @@ class Engine:
     def _segments(self) -> int:
         if self.wiring is None:
             return 1
-        plan = self.plan
-        return len(
-            segments_of(self.wiring.calls, per_segment=plan.layers_per_segment, live=plan.live_layers)[0]
-        )
+        return len(segments_of(self.wiring.calls, live=self.plan.live_layers)[0])
 
     def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
         rows, width = batch.tokens.shape

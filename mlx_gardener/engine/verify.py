@@ -114,7 +114,6 @@ def split_problem(engine: Engine, base: BaseModel, words: Words | None = None) -
         few.plan = replace(
             few.plan,
             live_layers=0,
-            layers_per_segment=1,
             rows_of_width={13: 2},
             attention_block=0,
             tail_slice_tokens=8,

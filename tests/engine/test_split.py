@@ -116,8 +116,7 @@ def test_at_least_sixty_architectures_are_cut_exactly() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"layers_per_segment": 2},
-        {"layers_per_segment": 3, "live_layers": 1},
+        {"live_layers": 1},
         {"live_layers": 4},
         {"live_layers": 2, "lanes": 2},
         {"lanes": 2, "rows": 1},

@@ -30,7 +30,7 @@ def written(model: nn.Module, directory: Path) -> Path:
 
 
 @pytest.mark.parametrize("on_disk", [True, False])
-@pytest.mark.parametrize("settings", [{}, {"lanes": 2, "rows": 1}, {"layers_per_segment": 2}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"lanes": 2, "rows": 1}], ids=str)
 @pytest.mark.parametrize("model_type", ["qwen2", "llama", "gemma2", "cohere", "granite", "starcoder2"])
 def test_tied_scaled_and_soft_capped_heads_give_the_same_gradients(
     model_type: str, settings: dict[str, int], on_disk: bool, tmp_path: Path
