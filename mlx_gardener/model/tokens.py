@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -91,12 +93,18 @@ class CodeTokenizer:
     _full: Tokenizer = field(repr=False)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text`` as plain text: no control token, no beginning or end marker."""
-        return list(self._plain.encode(text, add_special_tokens=False).ids)
+        """Token ids of ``text`` as plain text: no control token, no beginning or end marker.
+
+        Raises:
+            ModelError: the vocabulary has no way to spell it.
+        """
+        with _damage_named("The tokenizer cannot encode this text"):
+            return list(self._plain.encode(text, add_special_tokens=False).ids)
 
     def encode_many(self, texts: list[str]) -> list[list[int]]:
         """`encode` of several texts, on all cores."""
-        return [list(found.ids) for found in self._plain.encode_batch(texts, add_special_tokens=False)]
+        with _damage_named("The tokenizer cannot encode these texts"):
+            return [list(found.ids) for found in self._plain.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, ids: list[int]) -> str:
         """The text that ``ids`` spell; control tokens are spelled out, broken UTF-8 becomes U+FFFD."""
@@ -117,6 +125,22 @@ class CodeTokenizer:
             if not _is_control(token.content, token.special) and index < self.vocab_size:
                 lengths[index] = len(token.content.encode())
         return lengths
+
+
+@contextmanager
+def _damage_named(what: str) -> Iterator[None]:
+    """Turn what the tokenizers library raises for a damaged file into a `ModelError`.
+
+    That is a bare ``Exception``, or a panic of its Rust code, which is not even an ``Exception``.
+    """
+    try:
+        yield
+    except ModelError:
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ModelError(f"{what} ({error}).", next_step="Fetch the model again.") from error
+        raise
 
 
 def _is_byte_level(tokenizer: Tokenizer) -> bool:
@@ -147,8 +171,14 @@ def load_tokenizer(path: Path) -> CodeTokenizer:
     from tokenizers import Tokenizer
 
     file = path / "tokenizer.json"
-    try:
-        raw = read_bytes(file, max_bytes=MAX_JSON_BYTES)
+    with _damage_named(f"The tokenizer.json of the model {path.name!r} is damaged"):
+        try:
+            raw = read_bytes(file, max_bytes=MAX_JSON_BYTES)
+        except OSError as error:
+            raise ModelError(
+                f"The model {path.name!r} has no readable tokenizer.json ({error.strerror}).",
+                next_step="Use a model with a fast tokenizer, or fetch it again.",
+            ) from error
         parsed = parse_json(raw)
         full = Tokenizer.from_str(raw.decode())
         added = {token["content"]: token["id"] for token in parsed.get("added_tokens", [])}
@@ -163,16 +193,6 @@ def load_tokenizer(path: Path) -> CodeTokenizer:
             "padding": None,
         }
         plain = Tokenizer.from_str(json.dumps(plain_json))
-    except OSError as error:
-        raise ModelError(
-            f"The model {path.name!r} has no readable tokenizer.json ({error.strerror}).",
-            next_step="Use a model with a fast tokenizer, or fetch it again.",
-        ) from error
-    except Exception as error:  # tokenizers raises bare Exception for a damaged file
-        raise ModelError(
-            f"The tokenizer.json of the model {path.name!r} is damaged ({error}).",
-            next_step="Fetch the model again.",
-        ) from error
     settings = _read_settings(path)
     named = {**full.get_vocab(with_added_tokens=False), **added}
     end = _first(named, (_token_text(settings.get("eos_token")), *_END_SPELLINGS))

@@ -119,9 +119,9 @@ class LiveView:
             peak = gigabytes(event.plan["predicted_peak_bytes"])
             self._line(f"Plan: {rows} tokens at a time, {peak} of {gigabytes(event.plan['budget_bytes'])}")
             for note in event.plan["notes"]:
-                self._line(f"  {safe_text(str(note))}")
+                self._line(f"  {note}")
         elif isinstance(event, WarningRaised):
-            self._line(f"Warning: {safe_text(event.message)}", style="yellow")
+            self._line(f"Warning: {event.message}", style="yellow")
         elif isinstance(event, Evaluated):
             best = "  (best so far)" if event.is_best else ""
             self._line(
@@ -130,7 +130,7 @@ class LiveView:
         elif isinstance(event, ProgressChanged) and event.phase is not self._printed_phase:
             self._printed_phase = event.phase
             if not event.phase.is_final:
-                self._line(f"{event.progress_percent:3.0f} %  {safe_text(event.message)}")
+                self._line(f"{event.progress_percent:3.0f} %  {event.message}")
         elif self._live is None and isinstance(event, StepCompleted):
             if event.step in (1, event.total_steps) or time.monotonic() - self._printed_at >= _PLAIN_SECONDS:
                 self._printed_at = time.monotonic()
@@ -145,12 +145,12 @@ class LiveView:
         elif isinstance(event, TrainingEnded) and event.phase is TrainingPhase.COMPLETED:
             self._line("100 %  Done")
         elif isinstance(event, ProgressChanged) and event.message.startswith("Base model:"):
-            self._line(safe_text(event.message))
+            self._line(event.message)
         elif isinstance(event, CheckpointWritten):
             return
 
     def _line(self, text: str, style: str = "") -> None:
-        self.console.print(Text(text, style=style), soft_wrap=True)
+        self.console.print(Text(safe_text(text), style=style), soft_wrap=True)
 
     def render(self) -> RenderableType:
         """The panel as it stands now."""
@@ -195,7 +195,7 @@ def _data_line(event: DataPrepared) -> str:
         name for name, _ in sorted(found["languages"].items(), key=lambda item: -item[1]["bytes"])[:3]
     )
     return (
-        f"Data: {found['chunks_kept']} chunks of {found['files_kept']} files ({safe_text(languages)}), "
+        f"Data: {found['chunks_kept']} chunks of {found['files_kept']} files ({languages}), "
         f"{found['train_loss_tokens']:,} tokens to learn from, {found['padding_fraction']:.1%} padding"
     )
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from mlx_gardener.errors import ModelError
+from mlx_gardener.events import PlanChosen
+from mlx_gardener.model.tokens import load_tokenizer
+from mlx_gardener.report.live import LiveView
 from mlx_gardener.source import ChunkType, CodePreprocessor
 from tests.guard.targets import CUT, TARGETS, seeds
 
@@ -38,6 +45,40 @@ def test_classes_within_classes_without_end_are_read(tmp_path: Path) -> None:
     """Each level was a level of Python's stack, too."""
     code = "namespace a {\nint y;\n" * 3000 + "int x;\n" * 50 + "}\n" * 3000
     assert CodePreprocessor().preprocess_file("deep.cpp", code)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "reason"),
+    [
+        # Found by the fuzzer: a panic of the tokenizers library's Rust code is not even an Exception.
+        ({"vocab": {"a": 1, "b": 4}, "merges": [["a", "b"]]}, "is damaged"),
+        ({"vocab": []}, "cannot encode"),
+    ],
+)
+def test_a_damaged_vocabulary_is_a_models_error(
+    vocabulary: dict[str, object], reason: str, tmp_path: Path
+) -> None:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    end = {"id": 4, "content": "</s>", "special": True} | flags
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "added_tokens": [end], "model": vocabulary})
+    )
+    with pytest.raises(ModelError, match=reason):
+        load_tokenizer(tmp_path).encode("def f(x):")
+
+
+def test_a_plan_from_elsewhere_cannot_draw_in_the_terminal() -> None:
+    """Found by the fuzzer: the widths are keys of the journal's JSON, so they are text."""
+    shown = StringIO()
+    plan = {
+        "rows_of_width": {"64\x7f\x1b[2J": 1},
+        "predicted_peak_bytes": 1,
+        "budget_bytes": 2,
+        "notes": ["\x1b]0;n"],
+    }
+    with LiveView(Console(file=shown, force_terminal=False), project="one") as view:
+        view(PlanChosen(plan))
+    assert "1 x 64" in shown.getvalue() and not {"\x7f", "\x1b"} & set(shown.getvalue())
 
 
 @pytest.mark.parametrize("name", TARGETS)
