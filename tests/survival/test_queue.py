@@ -106,19 +106,24 @@ def test_only_one_process_works_on_a_queue(pipeline: TrainingPipeline, repositor
     assert worker.returncode == 130
 
 
-def kill_everything(home: Path) -> int:
-    """End every process of this home as a power cut would; how many."""
-    victims = []
+def processes(home: Path) -> list[psutil.Process]:
+    """Every other process that works for this home."""
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             ours = process.environ().get("MLX_GARDENER_HOME") == str(home) and process.pid != os.getpid()
             if ours and "mlx_gardener" in " ".join(process.cmdline()):
-                victims.append(process)
+                found.append(process)
+    return found
+
+
+def kill_everything(home: Path) -> None:
+    """End every process of this home as a power cut would."""
+    victims = processes(home)
     for process in victims:
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(victims, timeout=20)
-    return len(victims)
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(10, marks=pytest.mark.slow)])
@@ -128,13 +133,12 @@ def test_what_was_queued_is_trained_exactly_once_through_three_reboots(
     registry, choose = pipeline.registry, random.Random(count)
     names = [f"project-{number}" for number in range(count)]
     enqueue(pipeline, repository, *names)
-    killed = 0
-    while killed < 3:
-        before = len(waiting(registry))
-        assert before, "all was done before three reboots"
+    for _ in range(3):
+        assert waiting(registry), "all was done before three reboots"
         ensure_runner(registry)
-        time.sleep(1.0 + 3.0 * choose.random())
-        killed += kill_everything(registry.home) > 1  # the runner and at least a supervisor
+        until(lambda: len(processes(registry.home)) > 1, "the runner and at least a supervisor")
+        time.sleep(1.5 * choose.random())
+        kill_everything(registry.home)
     until(lambda: ensure_runner(registry) or not waiting(registry), "an empty queue", seconds=WAIT * count)
     until(lambda: not waiting(registry), "an empty queue", seconds=WAIT * count)
     spans(registry, names)
