@@ -1,7 +1,7 @@
 """Trainings killed by SIGKILL at random moments, resumed until they are done, compared byte by byte with one left in peace.
 
     python benchmarks/kill_storm.py [--runs 200]     kills: the worker, all processes of a run, or in the midst of a write
-    python benchmarks/kill_storm.py --faults         every write call of a run fails once: ENOSPC, EIO, short, rename
+    python benchmarks/kill_storm.py --faults         a write call of the run fails: ENOSPC, EIO, short, rename
 
 The embedded model learns a small repository for six updates with a checkpoint after each. A run counts when it ends with
 one adapter whose weight files are those of the undisturbed run, in a registry that finds nothing to complain of.
@@ -10,6 +10,7 @@ one adapter whose weight files are those of the undisturbed run, in a registry t
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import sys
 import tempfile
@@ -32,15 +33,21 @@ ACTIONS = {"write": ("ENOSPC", "EIO", "short"), "rename": ("EIO",), "replace": (
 _OTHERS = ("ENOSPC", "EIO")
 
 
-def plan_of_faults(calls: list[str]) -> list[tuple[str, int]]:
-    """(action, number of the call): every write call fails once, each kind in all its ways in turn."""
-    seen: Counter[str] = Counter()
-    found = []
+def plan_of_faults(calls: list[str], runs: int, seed: int) -> list[tuple[str, int]]:
+    """(action, number of the call) for at most ``runs`` runs: every kind of call fails in all its ways, in turn.
+
+    A run makes thousands of write calls, most of them alike (the registry's), so rare kinds come as often as those.
+    """
+    choose, ways = random.Random(seed), dict[tuple[str, str], list[int]]()
     for number, label in enumerate(calls, 1):
-        actions = ACTIONS.get(label, _OTHERS)
-        found.append((actions[seen[label] % len(actions)], number))
-        seen[label] += 1
-    return found
+        for action in ACTIONS.get(label, _OTHERS):
+            ways.setdefault((label, action), []).append(number)
+    for numbers in ways.values():
+        choose.shuffle(numbers)
+    found = list[tuple[str, int]]()
+    while len(found) < runs and any(ways.values()):
+        found += [(action, numbers.pop()) for (_, action), numbers in ways.items() if numbers]
+    return found[:runs]
 
 
 @click.command()
@@ -53,7 +60,7 @@ def main(runs: int, seed: int, faults: bool) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MLX_GARDENER_HOME"] = f"{scratch}/home"
         storm = Storm(write_repository(Path(scratch) / "repository"), Path(scratch), "seedling")
-        broken = plan_of_faults(storm.calls) if faults else []
+        broken = plan_of_faults(storm.calls, runs, seed) if faults else []
         total = len(broken) or runs
         for number in range(total):
             story = storm.broken(*broken[number]) if faults else storm.run(number, seed=seed)
@@ -67,7 +74,7 @@ def main(runs: int, seed: int, faults: bool) -> None:
     good = [story for story in stories if story.good]
     name = "fault_storm" if faults else "kill_storm"
     what = (
-        f"{total} write calls that fail once"
+        f"{total} of a run's {len(storm.calls):,} write calls failing, one a run"
         if faults
         else f"{total} runs killed by SIGKILL, {kills(stories)}"
     )

@@ -19,7 +19,7 @@ def test_a_run_killed_anywhere_ends_with_the_same_adapter(storm: Storm, number: 
     assert story.adapters == 1 and not story.problems, story
 
 
-#: Each kind of write call, and how it fails; every call in turn by ``benchmarks/kill_storm.py --faults``.
+#: Each kind of write call, and how it fails; more of them by ``benchmarks/kill_storm.py --faults``.
 FAULTS = [
     ("ENOSPC", "write"),
     ("EIO", "write"),
