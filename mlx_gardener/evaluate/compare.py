@@ -13,7 +13,9 @@ from mlx_gardener.dataset import NextLineTask, PreparedData, next_line_tasks
 from mlx_gardener.engine import Engine
 from mlx_gardener.evaluate.complete import complete, next_line
 from mlx_gardener.evaluate.evidence import Evidence, Sample
-from mlx_gardener.evaluate.metrics import bits_per_byte, edit_similarity, paired_change
+from mlx_gardener.evaluate.metrics import bits_per_byte, edit_similarity
+from mlx_gardener.evaluate.statistics import relative_change
+from mlx_gardener.source.languages import language_of
 
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
@@ -123,19 +125,16 @@ def _evidence(
         for path, row_bytes in zip(batch.paths, batch.row_bytes, strict=True):
             sizes[path] = sizes.get(path, 0) + int(row_bytes)
     paths = sorted(sizes)
-    change, low, high = paired_change(
-        [base.losses[path] for path in paths],
-        [adapter.losses[path] for path in paths],
-        [sizes[path] for path in paths],
-        seed=seed,
+    found = relative_change(
+        [base.losses[path] for path in paths], [adapter.losses[path] for path in paths], seed=seed
     )
     total = sum(sizes.values())
     metrics = {
         "base_bits_per_byte": bits_per_byte(sum(base.losses.values()), total),
         "adapter_bits_per_byte": bits_per_byte(sum(adapter.losses.values()), total),
-        "bits_per_byte_change": change,
-        "bits_per_byte_change_low": low,
-        "bits_per_byte_change_high": high,
+        "bits_per_byte_change": found.change,
+        "bits_per_byte_change_low": found.low,
+        "bits_per_byte_change_high": found.high,
         **_line_metrics("base", base, tasks),
         **_line_metrics("adapter", adapter, tasks),
     }
@@ -153,6 +152,7 @@ def _evidence(
     files = [
         {
             "path": path,
+            "language": language_of(path),
             "bytes": sizes[path],
             "base_bits_per_byte": round(bits_per_byte(base.losses[path], sizes[path]), 4),
             "adapter_bits_per_byte": round(bits_per_byte(adapter.losses[path], sizes[path]), 4),

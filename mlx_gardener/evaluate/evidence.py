@@ -1,14 +1,28 @@
-"""Evidence: what base and adapter did on the same unseen code, and the verdict that follows."""
+"""Evidence: what every arm did on the same unseen code, what guards it, and the verdict that follows."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+#: Every arm with its title, in the order in which they are shown.
+ARM_TITLES = {
+    "base": "base",
+    "base_bm25": "base + retrieval",
+    "adapter": "adapter",
+    "adapter_bm25": "adapter + retrieval",
+    "control": "adapter of another repository",
+}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One place in an unseen file, and how base and adapter go on from it. Texts are as generated."""
+    """One place in an unseen file, and how base and adapter go on from it. Texts are as generated.
+
+    ``kind`` is "next_line" (shown with the lines that follow) or "fim" (a hole); ``gain`` is the adapter's edit
+    similarity to what stands there, less the base's.
+    """
 
     path: str
     line: int
@@ -16,37 +30,126 @@ class Sample:
     expected: str
     base: str
     adapter: str
+    kind: str = "next_line"
+    gain: float = 0.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm's figures on the held-out files; a metric that was not measured is absent."""
+
+    name: str
+    title: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against another on one metric: change with its 95 % interval, by file.
+
+    ``unit`` is "relative" (a fraction of the other's) or "points" (a difference of shares).
+    """
+
+    arm: str
+    against: str
+    metric: str
+    change: float
+    low: float
+    high: float
+    files: int
+    tasks: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Something that must not happen for an adapter to be promoted; ``measured`` None where it could not be measured."""
+
+    name: str
+    passed: bool
+    measured: float | None
+    limit: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Power:
+    """How many files would be needed to be sure of the effect that was seen, with 80 % power."""
+
+    metric: str
+    effect: float
+    files_seen: int
+    files_needed: int | None
+    note: str
+
+
+@dataclass(frozen=True)
+class ScaleSweep:
+    """Bits per byte on the validation part for shares of the trained adapter's scale, and the share that was kept."""
+
+    scales: tuple[float, ...]
+    bits_per_byte: tuple[float, ...]
+    chosen: float
 
 
 @dataclass(frozen=True)
 class Evidence:
     """Paired figures on the test part.
 
-    ``metrics`` holds, for base and adapter: bits per byte, the share of next lines guessed exactly, and their mean edit
-    similarity; and ``bits_per_byte_change`` as a fraction with its 95 % interval. ``verdict`` is "promote" when the whole
-    interval is an improvement, "reject" when all of it is a loss, else "inconclusive".
+    ``metrics`` holds, for base and adapter, what their arms hold, and ``bits_per_byte_change`` as a fraction with its 95 %
+    interval. ``verdict`` is "reject" when a guard fails or the whole interval is a loss, "promote" when all of it is an
+    improvement, else "inconclusive". ``work`` says how many tasks were done and why; ``notes`` what was left out.
     """
 
     metrics: dict[str, float]
     samples: tuple[Sample, ...]
     files: tuple[dict[str, Any], ...]
     next_line_tasks: int
+    arms: tuple[Arm, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    guards: tuple[Guard, ...] = ()
+    power: Power | None = None
+    scale_sweep: ScaleSweep | None = None
+    work: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
         """promote, inconclusive or reject."""
-        if self.metrics["bits_per_byte_change_high"] < 0:
-            return "promote"
-        return "reject" if self.metrics["bits_per_byte_change_low"] > 0 else "inconclusive"
+        if self.failed_guards or self.metrics["bits_per_byte_change_low"] > 0:
+            return "reject"
+        return "promote" if self.metrics["bits_per_byte_change_high"] < 0 else "inconclusive"
+
+    @property
+    def failed_guards(self) -> tuple[Guard, ...]:
+        """The guards that did not pass."""
+        return tuple(guard for guard in self.guards if not guard.passed)
 
     @property
     def reason(self) -> str:
         """The verdict in one sentence."""
         found = self.metrics
         low, high = found["bits_per_byte_change_low"], found["bits_per_byte_change_high"]
-        return (
+        told = (
             f"On {len(self.files)} files it never saw the adapter needs {found['bits_per_byte_change']:+.1%} bits per "
-            f"byte against the base (95 % interval {low:+.1%} to {high:+.1%})."
+            f"byte against the base (95 % interval {low:+.1%} to {high:+.1%})"
+        )
+        if self.failed_guards:
+            return f"{told}, but {' and '.join(guard.reason for guard in self.failed_guards)}."
+        retrieval = self._change("base_bm25", "adapter")
+        if retrieval is not None and retrieval.high < 0:
+            return f"{told}, but the base with retrieved context needs still {retrieval.change:+.1%} than the adapter."
+        return f"{told}."
+
+    def _change(self, arm: str, against: str) -> Comparison | None:
+        """The comparison of bits per byte of two arms, if it was made."""
+        return next(
+            (
+                found
+                for found in self.comparisons
+                if (found.arm, found.against, found.metric) == (arm, against, "bits_per_byte")
+            ),
+            None,
         )
 
     def to_json(self, *, with_source: bool = False) -> dict[str, Any]:
@@ -68,4 +171,17 @@ class Evidence:
             "files": list(self.files),
             "next_line_tasks": self.next_line_tasks,
             "samples": samples,
+            "arms": [asdict(arm) for arm in self.arms],
+            "comparisons": [asdict(comparison) for comparison in self.comparisons],
+            "guards": [asdict(guard) for guard in self.guards],
+            "power": None if self.power is None else asdict(self.power),
+            "scale_sweep": None
+            if self.scale_sweep is None
+            else {
+                "scales": list(self.scale_sweep.scales),
+                "bits_per_byte": list(self.scale_sweep.bits_per_byte),
+                "chosen": self.scale_sweep.chosen,
+            },
+            "work": dict(self.work),
+            "notes": list(self.notes),
         }
