@@ -21,6 +21,7 @@ ENVIRONMENT_PREFIX = "MLX_GARDENER_"
 #: Variables with the prefix that are no training settings.
 _NOT_SETTINGS = {"HOME", "BLAS", "DEBUG", "COMPLETE", "SEEDLING_WORK", "LOG"}
 GIB = 1024**3
+ArmName = Literal["base", "base_bm25", "adapter", "adapter_bm25", "control"]
 
 
 class _Section(BaseModel):
@@ -104,18 +105,42 @@ class DataConfig(_Section):
 
 
 class EvaluationConfig(_Section):
-    """Early stopping and the test after training.
+    """Early stopping and the test after training (docs/evidence.md).
 
     Validation runs ``per_epoch`` times an epoch over the whole fixed validation set; training stops after
     ``patience`` evaluations without an improvement of at least ``min_improvement`` (nats per token).
+
+    The test has ``arms`` and takes about ``time_share`` of what the training took, counted in tokens, but never fewer
+    than ``least_tasks`` tasks of each kind and ``least_rows`` rows. ``scales`` are tried on the validation part. The limits
+    are of the guards: a rise of bits per byte on other code, a share of places continued word for word, a fall of the share
+    of answers that parse.
     """
 
     per_epoch: int = Field(4, ge=1, le=100)
     patience: int = Field(3, ge=1)
     min_improvement: float = Field(0.0, ge=0)
+    arms: tuple[ArmName, ...] = ("base", "base_bm25", "adapter", "adapter_bm25", "control")
+    time_share: float = Field(0.2, ge=0, le=10)
+    least_tasks: int = Field(12, ge=0)
+    least_rows: int = Field(40, ge=1)
     next_line_tasks: int = Field(60, ge=0)
-    samples: int = Field(3, ge=0, le=20)
+    fim_tasks: int = Field(60, ge=0)
+    memorisation_places: int = Field(24, ge=0)
+    samples: int = Field(6, ge=0, le=20)
     max_new_tokens: int = Field(48, ge=1, le=1024)
+    context_tokens: int = Field(384, ge=0, le=32768)
+    scales: tuple[float, ...] = (0.5, 0.7, 0.85, 1.0)
+    forgetting_limit: float = Field(0.1, ge=0)
+    memorisation_limit: float = Field(0.25, ge=0, le=1)
+    parse_ok_limit: float = Field(0.05, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvaluationConfig:
+        if not {"base", "adapter"} <= set(self.arms):
+            raise ValueError("arms must contain base and adapter")
+        if any(not 0 < scale <= 2 for scale in self.scales) or len(set(self.scales)) < len(self.scales):
+            raise ValueError("scales must lie above 0 and up to 2, without repeats")
+        return self
 
 
 class EngineConfig(_Section):

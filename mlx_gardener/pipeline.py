@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mlx_gardener.adapter import StagedAdapter
     from mlx_gardener.dataset import PreparedData
     from mlx_gardener.engine import Engine
-    from mlx_gardener.evaluate import Evidence
+    from mlx_gardener.evaluate import Evidence, ScaleSweep
     from mlx_gardener.model import BaseModel, ModelChoice
     from mlx_gardener.training import TrainOutcome
     from mlx_gardener.training.checkpoint import Origin
@@ -221,30 +221,66 @@ def _complete(
     """COMPLETING: write the adapter, measure what was written, register it."""
     from mlx_gardener.adapter import PeftManager
 
-    run.tell(TrainingPhase.COMPLETING, 0.0, "Writing the adapter")
+    run.tell(TrainingPhase.COMPLETING, 0.0, "Choosing the adapter's scale")
     clear_away(run)
+    settings, sweep = _sweep(run, base, data, engine, outcome)
+    run.tell(TrainingPhase.COMPLETING, 0.15, "Writing the adapter")
     with PeftManager(run.registry).stage_adapter(
-        run.project.name, outcome.weights, base=base, settings=outcome.settings
+        run.project.name, outcome.weights, base=base, settings=settings
     ) as staged:
-        evidence = _measure(run, base, staged, data, engine)
+        evidence = _measure(run, base, staged, data, engine, outcome, sweep)
         return _register(run, base, staged, data, engine, outcome, evidence)
 
 
+def _sweep(
+    run: Run, base: BaseModel, data: PreparedData, engine: Engine, outcome: TrainOutcome
+) -> tuple[dict[str, Any], ScaleSweep | None]:
+    """How much of the adapter to keep, by the validation part alone."""
+    from mlx_gardener.evaluate import sweep_scale
+
+    return sweep_scale(
+        base,
+        outcome.weights,
+        outcome.settings,
+        data.validation,
+        run.config,
+        engine,
+        tell=lambda share: run.tell(TrainingPhase.COMPLETING, 0.15 * share, "Choosing the adapter's scale"),
+        interrupt=run.interrupt,
+    )
+
+
 def _measure(
-    run: Run, base: BaseModel, staged: StagedAdapter, data: PreparedData, engine: Engine
+    run: Run,
+    base: BaseModel,
+    staged: StagedAdapter,
+    data: PreparedData,
+    engine: Engine,
+    outcome: TrainOutcome,
+    sweep: ScaleSweep | None,
 ) -> Evidence:
-    """Base against adapter on the test part, with the adapter read back from its files."""
+    """All arms on the test part, with the adapter read back from its files."""
     from mlx_gardener.evaluate import compare
+    from mlx_gardener.evaluations import ANSWERS, find_control
 
     def on_progress(share: float, message: str) -> None:
-        run.tell(TrainingPhase.COMPLETING, 0.1 + 0.8 * share, message)
+        run.tell(TrainingPhase.COMPLETING, 0.15 + 0.75 * share, message)
 
+    control, notes = None, list[str]()
+    if "control" in run.config.evaluation.arms:
+        control, why = find_control(run.registry, run.project, base.weights_sha256)
+        notes += [why] if why else []
     return compare(
         base,
         staged.load(),
         data,
         run.config,
         engine,
+        training_tokens=outcome.state.tokens_seen,
+        cache_dir=run.registry.home / ANSWERS,
+        control=control,
+        sweep=sweep,
+        notes=notes,
         on_progress=on_progress,
         interrupt=run.interrupt,
     )

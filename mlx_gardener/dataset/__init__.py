@@ -7,15 +7,26 @@ parts in which every kept source byte is a target exactly once. Cost: tokenising
 from mlx_gardener.dataset.prepare import PreparedData, TrainingDataPreparator
 from mlx_gardener.dataset.rows import Batch, RowSet
 from mlx_gardener.dataset.split import Split, split_files
-from mlx_gardener.dataset.tasks import NextLineTask, next_line_tasks
+from mlx_gardener.dataset.tasks import (
+    HoleTask,
+    NextLineTask,
+    Place,
+    continuation_places,
+    hole_tasks,
+    next_line_tasks,
+)
 
 __all__ = [
     "Batch",
+    "HoleTask",
     "NextLineTask",
+    "Place",
     "PreparedData",
     "RowSet",
     "Split",
     "TrainingDataPreparator",
+    "continuation_places",
+    "hole_tasks",
     "next_line_tasks",
     "split_files",
 ]

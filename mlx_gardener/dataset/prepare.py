@@ -45,7 +45,25 @@ class PreparedData:
             "commit": self.scan.commit,
             "file_list_sha256": self.scan.file_list_sha256,
             "summary": self.summary,
+            "trained_files": trained_files(self.split),
         }
+
+
+def trained_files(split: Split) -> dict[str, list[str]]:
+    """Short hashes of contents and paths of all files that a training saw, validation included; sorted.
+
+    16 hexadecimal digits each: enough to tell files apart, and no path is told.
+    """
+    seen = (*split.train, *split.validation)
+    return {
+        "content_sha256": sorted(record.sha256[:16] for record in seen),
+        "path_sha256": sorted(path_hash(record.path) for record in seen),
+    }
+
+
+def path_hash(path: str) -> str:
+    """The short hash of a path, as in `trained_files`."""
+    return hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 class TrainingDataPreparator:

@@ -1,4 +1,4 @@
-"""Next-line tasks: everything up to a line is shown, the line is asked for."""
+"""Tasks on held-out code: the next line, a hole the size of a syntax node, and places to be continued word for word."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlx_gardener.dataset.examples import Segment
+from mlx_gardener.source.languages import parser_for
 
 #: Nothing is learned from lines that anybody would guess: blanks, braces, imports, three characters.
 _TRIVIAL = re.compile(
     r"[\s{}()\[\];,:]*|\s*(import|from|use|using|package|#include|require)\b.*|\s*(#|//|\*|/\*).*"
 )
 _LEAST_CONTEXT_LINES = 3
+#: Shortest and longest hole, characters: short enough to be written within the usual limit of new tokens.
+_HOLE_CHARACTERS = (8, 96)
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,27 @@ class NextLineTask:
     line: int
     prefix: str
     target: str
+
+
+@dataclass(frozen=True)
+class HoleTask:
+    """A syntax node taken out of a held-out file that parses without errors: ``prefix + target + suffix`` is the file."""
+
+    path: str
+    language: str
+    line: int
+    prefix: str
+    target: str
+    suffix: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """A line's end in a file, and what follows it."""
+
+    path: str
+    prefix: str
+    rest: str
 
 
 def next_line_tasks(segments: Sequence[Segment], count: int, *, seed: int) -> list[NextLineTask]:
@@ -42,3 +66,59 @@ def next_line_tasks(segments: Sequence[Segment], count: int, *, seed: int) -> li
             NextLineTask(segment.path, number + 1, "".join(lines[:number]), lines[number].rstrip("\r\n"))
         )
     return tasks
+
+
+def hole_tasks(segments: Sequence[Segment], count: int, *, seed: int) -> list[HoleTask]:
+    """``count`` holes drawn without repeats, evenly by place; fewer where few files parse without errors."""
+    choose = random.Random(f"{seed}\0holes")
+    parsed = [segment for segment in segments if _parses(segment)]
+    weights = [len(segment.text) for segment in parsed]
+    found: dict[tuple[str, int, int], HoleTask] = {}
+    for _ in range(8 * count if parsed else 0):
+        if len(found) == count:
+            break
+        segment = choose.choices(parsed, weights)[0]
+        span = _node_at(segment, choose)
+        if span is None:
+            continue
+        start, end = span
+        data = segment.text.encode()
+        prefix, target, suffix = data[:start].decode(), data[start:end].decode(), data[end:].decode()
+        task = HoleTask(segment.path, segment.language, prefix.count("\n") + 1, prefix, target, suffix)
+        found.setdefault((segment.path, start, end), task)
+    return list(found.values())
+
+
+def _parses(segment: Segment) -> bool:
+    parser = parser_for(segment.language)
+    return parser is not None and not parser.parse(segment.text.encode()).root_node.has_error
+
+
+def _node_at(segment: Segment, choose: random.Random) -> tuple[int, int] | None:
+    """The largest named node around a random byte that is no longer than a drawn length; bytes."""
+    parser = parser_for(segment.language)
+    assert parser is not None
+    data = segment.text.encode()
+    at, most = choose.randrange(len(data)), choose.randint(*_HOLE_CHARACTERS)
+    tree = parser.parse(data)
+    node = tree.root_node.named_descendant_for_byte_range(at, at)
+    while node is not None and node.parent is not None:
+        if node.parent.end_byte - node.parent.start_byte > most:
+            break
+        node = node.parent
+    if node is None or not _HOLE_CHARACTERS[0] <= node.end_byte - node.start_byte <= _HOLE_CHARACTERS[1]:
+        return None
+    text = data[node.start_byte : node.end_byte].decode()
+    return None if "comment" in node.type or _TRIVIAL.fullmatch(text) else (node.start_byte, node.end_byte)
+
+
+def continuation_places(
+    segments: Sequence[Segment], count: int, *, least_rest: int, seed: int
+) -> list[Place]:
+    """``count`` line ends drawn without repeats, with lines before and at least ``least_rest`` characters after."""
+    choices = []
+    for segment in segments:
+        ends = [match.start() for match in re.finditer(r"\n", segment.text)][_LEAST_CONTEXT_LINES - 1 :]
+        choices += [(segment, end) for end in ends if len(segment.text) - end >= least_rest]
+    chosen = random.Random(f"{seed}\0places").sample(choices, min(count, len(choices)))
+    return [Place(segment.path, segment.text[:end], segment.text[end:]) for segment, end in chosen]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 
 def bits_per_byte(loss_sum: float, source_bytes: int) -> float:
@@ -15,3 +16,29 @@ def edit_similarity(first: str, second: str) -> float:
     from rapidfuzz.distance import Levenshtein
 
     return float(Levenshtein.normalized_similarity(first, second))
+
+
+def identifiers(text: str) -> set[str]:
+    """The names in ``text``."""
+    return set(re.findall(r"[^\W\d]\w*", text))
+
+
+def identifier_f1(answer: str, target: str, defined: frozenset[str]) -> float | None:
+    """F1 of the repository's own names in an answer against those in the target; None where the target has none.
+
+    Args:
+        defined: names that the repository defines.
+    """
+    wanted = identifiers(target) & defined
+    if not wanted:
+        return None
+    written = identifiers(answer) & defined
+    return 2 * len(wanted & written) / (len(wanted) + len(written))
+
+
+def parses(text: str, language: str) -> bool:
+    """Whether tree-sitter reads ``text`` without an error; True for languages without a grammar."""
+    from mlx_gardener.source.languages import parser_for
+
+    parser = parser_for(language)
+    return parser is None or not parser.parse(text.encode()).root_node.has_error

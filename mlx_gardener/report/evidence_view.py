@@ -19,6 +19,10 @@ _ROWS = (
     ("bits per byte (lower is better)", "bits_per_byte", "{:.4f}"),
     ("next line exactly right", "next_line_exact", "{:.1%}"),
     ("next line, similarity", "next_line_similarity", "{:.1%}"),
+    ("own names in next line, F1", "identifier_f1", "{:.1%}"),
+    ("hole exactly right", "fim_exact", "{:.1%}"),
+    ("filled hole parses", "fim_parse_ok", "{:.1%}"),
+    ("stops by itself", "stop_rate", "{:.1%}"),
 )
 
 
@@ -29,15 +33,28 @@ def show_evidence(console: Console, evidence: dict[str, Any]) -> None:
     console.print(Text(headline, style=style))
     console.print(evidence["reason"])
     metrics = evidence["metrics"]
-    table = Table("on code it never saw", "base", "adapter", box=None, header_style="bold", pad_edge=False)
+    arms = evidence["arms"]
+    table = Table(
+        "on code it never saw",
+        *(safe_text(arm["title"]) for arm in arms),
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+    )
     for title, name, form in _ROWS:
-        if f"base_{name}" in metrics:
-            table.add_row(
-                title, form.format(metrics[f"base_{name}"]), form.format(metrics[f"adapter_{name}"])
-            )
+        values = [arm["metrics"].get(name) for arm in arms]
+        if any(value is not None for value in values):
+            table.add_row(title, *("" if value is None else form.format(value) for value in values))
     console.print()
     console.print(table)
     console.print(_bars(metrics["base_bits_per_byte"], metrics["adapter_bits_per_byte"]))
+    for guard in evidence["guards"]:
+        style = "green" if guard["passed"] else "bold red"
+        told = "passed" if guard["passed"] else "FAILED"
+        console.print(Text.assemble(f"{guard['name']} ", (told, style), f": {safe_text(guard['reason'])}"))
+    if evidence["power"] is not None:
+        console.print(evidence["power"]["note"])
+    console.print()
     for sample in evidence["samples"]:
         _show_sample(console, sample)
 

@@ -1,0 +1,230 @@
+"""One arm at work: losses on rows, answers to tasks; and how many of each the time allows.
+
+In: a base, with or without an adapter in it. Out: `ArmResult`. Work is counted in tokens passed forward, so that the same
+training always gets the same tasks, whatever the speed of the machine on the day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.config import TrainingConfig
+from mlx_gardener.dataset import HoleTask, NextLineTask, RowSet
+from mlx_gardener.engine import Engine
+from mlx_gardener.evaluate.complete import PREFIX_TOKENS, SUFFIX_TOKENS, build_prompt
+from mlx_gardener.evaluate.generate import Answer, AnswerStore, answers_key, generate_many
+from mlx_gardener.evaluate.metrics import edit_similarity, identifier_f1, parses
+from mlx_gardener.evaluate.retrieval import Retriever
+
+if TYPE_CHECKING:
+    from mlx_gardener.model import BaseModel, CodeTokenizer
+
+#: A training token passes forward, again for the recomputation, and twice as much backward.
+_FORWARDS_PER_TRAINED_TOKEN = 4
+#: One written token costs about so many that are read: decoding is bound by reading the weights.
+_FORWARDS_PER_WRITTEN_TOKEN = 6
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much is done: rows measured and tasks of each kind in every arm, and why so many."""
+
+    rows: int
+    next_line_tasks: int
+    fim_tasks: int
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        return dict(vars(self))
+
+
+def decide_work(
+    config: TrainingConfig, *, training_tokens: int, windows: int, tasks: int | None, can_write: bool
+) -> Work:
+    """How many rows and tasks a test of a training over ``training_tokens`` may have.
+
+    Args:
+        windows: of held-out code there are, in tokens of the widest row each.
+        tasks: asked for by the user, of each kind; None for as many as the share allows.
+        can_write: whether answers are generated at all.
+    """
+    settings, width = config.evaluation, config.data.row_widths[-1]
+    allowed = settings.time_share * _FORWARDS_PER_TRAINED_TOKEN * training_tokens
+    with_retrieval = sum(arm.endswith("_bm25") for arm in settings.arms)
+    plain = len(settings.arms) - with_retrieval
+    row = plain * width + with_retrieval * (2 * settings.context_tokens + 1.5 * width)
+    rows = min(windows, max(settings.least_rows, int(allowed / 2 / row)))
+    prompt = PREFIX_TOKENS + SUFFIX_TOKENS // 2 + _FORWARDS_PER_WRITTEN_TOKEN * settings.max_new_tokens
+    task = len(settings.arms) * prompt + with_retrieval * settings.context_tokens
+    fitting = max(settings.least_tasks, int(allowed / 2 / (2 * task)))
+    lines, holes = min(fitting, settings.next_line_tasks), min(fitting, settings.fim_tasks)
+    why = f"{settings.time_share:.0%} of the work of {training_tokens:,} trained tokens"
+    why += f", but at least {settings.least_tasks} tasks and {settings.least_rows} rows"
+    if tasks is not None:
+        lines = holes = tasks
+        why = f"{tasks} tasks of each kind were asked for; rows: {why}"
+    if not can_write:
+        lines = holes = 0
+        why += "; no tasks, since weights read from disk for every token written would take hours"
+    return Work(rows, lines, holes, why)
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What every arm is asked, and the prompts of the arms without and with retrieved code."""
+
+    lines: list[NextLineTask]
+    holes: list[HoleTask]
+    defined: frozenset[str]
+
+
+@dataclass
+class ArmResult:
+    """What one arm did: loss by file in nats, and answers in the order of the tasks."""
+
+    losses: dict[str, float] = field(default_factory=dict)
+    lines: list[Answer] = field(default_factory=list)
+    holes: list[Answer] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all arms share.
+
+    Attributes:
+        store: keeps the base's answers; used only where no adapter is attached.
+        interrupt: asked between segments and tokens; may raise.
+    """
+
+    base: BaseModel
+    engine: Engine
+    config: TrainingConfig
+    store: AnswerStore
+    interrupt: Callable[[], None]
+
+    def losses(self, rows: RowSet, tell: Callable[[float], None]) -> dict[str, float]:
+        """Loss in nats by file."""
+        size = self.config.optimizer.tokens_per_update
+        count, losses = rows.update_count(size), dict[str, float]()
+        for done, batch in enumerate(rows.batches(size, seed=None), start=1):
+            found = self.engine.row_losses(batch, between_segments=lambda _: self.interrupt())
+            for path, loss in zip(batch.paths, found, strict=True):
+                losses[path] = losses.get(path, 0.0) + loss
+            tell(done / count)
+        return losses
+
+    def answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        kind: str,
+        keep: bool,
+        max_new_tokens: int | None = None,
+        tell: Callable[[float], None] = lambda share: None,
+    ) -> list[Answer]:
+        """Answers to prompts; the base's own (``keep``) are taken from the store where they are known."""
+        limit = max_new_tokens or self.config.evaluation.max_new_tokens
+        key = answers_key(self.base, prompts, limit, kind=kind)
+        kept = self.store.get(key) if keep else None
+        if kept is not None and len(kept) == len(prompts):
+            return kept
+        answers = generate_many(
+            self.base,
+            prompts,
+            max_new_tokens=limit,
+            is_enough=(lambda text: "\n" in text.lstrip("\n")) if kind == "line" else None,
+            tell=tell,
+            interrupt=self.interrupt,
+        )
+        if keep and prompts:
+            self.store.put(key, answers)
+        return answers
+
+    def work(
+        self,
+        rows: RowSet,
+        tasks: Tasks,
+        retriever: Retriever | None,
+        *,
+        keep: bool,
+        tell: Callable[[float], None],
+    ) -> ArmResult:
+        """One arm: every row and every task, with retrieved code in front where there is a retriever."""
+        tokenizer = self.base.tokenizer
+        result = ArmResult(self.losses(rows, lambda share: tell(0.4 * share)))
+        prompts = [line_prompt(task, tokenizer, retriever) for task in tasks.lines]
+        result.lines = self.answers(
+            prompts, kind="line", keep=keep, tell=lambda share: tell(0.4 + 0.3 * share)
+        )
+        prompts = [hole_prompt(task, tokenizer, retriever) for task in tasks.holes]
+        result.holes = self.answers(
+            prompts, kind="hole", keep=keep, tell=lambda share: tell(0.7 + 0.3 * share)
+        )
+        tell(1.0)
+        return result
+
+
+def line_prompt(task: NextLineTask, tokenizer: CodeTokenizer, retriever: Retriever | None) -> list[int]:
+    """Line breaks at the end are left to the model: newlines and indentation are often one token."""
+    prefix = task.prefix.rstrip("\n")
+    return _with_context(
+        build_prompt(tokenizer, prefix, None, task.path), task.path, prefix, tokenizer, retriever
+    )
+
+
+def hole_prompt(task: HoleTask, tokenizer: CodeTokenizer, retriever: Retriever | None) -> list[int]:
+    """The model's own markers around what stands before and after the hole."""
+    prompt = build_prompt(tokenizer, task.prefix, task.suffix, task.path)
+    return _with_context(prompt, task.path, task.prefix, tokenizer, retriever)
+
+
+def _with_context(
+    prompt: list[int], path: str, before: str, tokenizer: CodeTokenizer, retriever: Retriever | None
+) -> list[int]:
+    if retriever is None:
+        return prompt
+    opening = 0 if tokenizer.bos_id is None else 1
+    return [*prompt[:opening], *retriever.context(path, before), *prompt[opening:]]
+
+
+def line_of(answer: Answer) -> str:
+    """The line that was written, without its newline."""
+    return answer.text.lstrip("\n").split("\n")[0].rstrip()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """An arm's score for each task, by metric, with the file of each."""
+
+    values: dict[str, list[float]]
+    files: dict[str, list[str]]
+
+    def means(self) -> dict[str, float]:
+        """The mean of every metric."""
+        return {name: sum(found) / len(found) for name, found in self.values.items() if found}
+
+
+def score(result: ArmResult, tasks: Tasks) -> Scores:
+    """Every answer against what stands there."""
+    values: dict[str, list[float]] = {}
+    files: dict[str, list[str]] = {}
+
+    def add(name: str, path: str, value: float) -> None:
+        values.setdefault(name, []).append(value)
+        files.setdefault(name, []).append(path)
+
+    for line, answer in zip(tasks.lines, result.lines, strict=True):
+        written, target = line_of(answer), line.target.rstrip()
+        add("next_line_exact", line.path, float(written == target))
+        add("next_line_similarity", line.path, edit_similarity(written, target))
+        found = identifier_f1(written, target, tasks.defined)
+        if found is not None:
+            add("identifier_f1", line.path, found)
+    for hole, answer in zip(tasks.holes, result.holes, strict=True):
+        add("fim_exact", hole.path, float(answer.text.strip() == hole.target.strip()))
+        add("fim_parse_ok", hole.path, float(parses(hole.prefix + answer.text + hole.suffix, hole.language)))
+        add("stop_rate", hole.path, float(answer.stopped))
+    return Scores(values, files)

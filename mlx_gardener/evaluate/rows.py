@@ -1,0 +1,115 @@
+"""Held-out code as rows: windows of files, plain or with retrieved code in front, with the same tokens as targets.
+
+In: segments of held-out files. Out: `RowSet`s. Where the test part is larger than the work allows, windows are drawn, one
+from each file in turn, so that all files stay in: what can be concluded depends on files more than on windows.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlx_gardener.dataset.examples import Segment, header_text
+from mlx_gardener.dataset.rows import Document, RowSet, bucket
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mlx_gardener.evaluate.retrieval import Retriever
+    from mlx_gardener.model import CodeTokenizer
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a held-out file: ``tokens[start:end]`` of its segment's ids are targets, ``header`` is shown before."""
+
+    path: str
+    header: tuple[int, ...]
+    tokens: tuple[int, ...]
+    start: int
+    end: int
+
+
+def make_windows(segments: Sequence[Segment], tokenizer: CodeTokenizer, width: int) -> list[Window]:
+    """All windows of at most ``width`` tokens, header included; together every token once."""
+    windows = []
+    opening = [index for index in (tokenizer.bos_id, tokenizer.file_id) if index is not None]
+    for segment in segments:
+        header = (*opening, *tokenizer.encode(header_text(tokenizer, segment.path)))
+        tokens = tuple(tokenizer.encode(segment.text))
+        room = max(1, width - len(header))
+        windows += [
+            Window(segment.path, header, tokens, at, min(at + room, len(tokens)))
+            for at in range(0, len(tokens), room)
+        ]
+    return windows
+
+
+def draw_windows(windows: Sequence[Window], count: int, *, seed: int) -> list[Window]:
+    """``count`` windows, from every file in turn; all where there are no more. In their order."""
+    if len(windows) <= count:
+        return list(windows)
+    choose = random.Random(f"{seed}\0windows")
+    by_file: dict[str, list[int]] = {}
+    for at, window in enumerate(windows):
+        by_file.setdefault(window.path, []).append(at)
+    for places in by_file.values():
+        choose.shuffle(places)
+    taken: list[int] = []
+    turn = 0
+    while len(taken) < count:
+        files = [places for places in by_file.values() if len(places) > turn]
+        choose.shuffle(files)
+        taken += [places[turn] for places in files[: count - len(taken)]]
+        turn += 1
+    return [windows[at] for at in sorted(taken)]
+
+
+def plain_rows(windows: Sequence[Window], tokenizer: CodeTokenizer, widths: Sequence[int]) -> RowSet:
+    """A window a row, opened by its file's path."""
+    documents = [
+        _document(window.path, window.header, window.tokens[window.start : window.end], tokenizer)
+        for window in windows
+    ]
+    return bucket(documents, _widths(documents, widths), pad_id=tokenizer.pad_id)
+
+
+def rows_with_context(
+    windows: Sequence[Window], tokenizer: CodeTokenizer, retriever: Retriever, widths: Sequence[int]
+) -> RowSet:
+    """Every window in two rows, each with code retrieved for what stands before its own targets.
+
+    A row: retrieved files, the header, the window up to the targets, the targets. Only the window's tokens are targets.
+    """
+    documents = []
+    for window in windows:
+        middle = window.start + max(1, (window.end - window.start + 1) // 2)
+        for start, end in ((window.start, middle), (middle, window.end)):
+            if start >= end:
+                continue
+            before = tokenizer.decode(list(window.tokens[max(0, start - 400) : start]))
+            context = retriever.context(window.path, before)
+            bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+            header = window.header[len(bos) :]
+            shown = (*bos, *context, *header, *window.tokens[window.start : start])
+            documents.append(_document(window.path, shown, window.tokens[start:end], tokenizer))
+    return bucket(documents, _widths(documents, widths), pad_id=tokenizer.pad_id)
+
+
+def _widths(documents: Sequence[Document], widths: Sequence[int]) -> tuple[int, ...]:
+    """Few widths that hold all: half of the narrowest, the given ones, and the longest in steps of 128."""
+    longest = max((len(document.tokens) for document in documents), default=1)
+    longest = -(-longest // 128) * 128
+    return tuple(sorted({widths[0] // 2, *(width for width in widths if width < longest), longest}))
+
+
+def _document(path: str, shown: Sequence[int], targets: Sequence[int], tokenizer: CodeTokenizer) -> Document:
+    import numpy as np
+
+    tokens = np.array([*shown, *targets], dtype=np.int32)
+    mask: np.ndarray = np.zeros(len(tokens), dtype=bool)
+    mask[len(shown) :] = True
+    mask[0] = False
+    return Document(tokens, mask, int(tokenizer.byte_lengths[tokens[mask]].sum()), False, path)

@@ -1,0 +1,273 @@
+"""Evaluating an adapter that is already registered, and finding the adapter of another repository to compare with.
+
+In: a project and a version. The data are made again from the repository with the settings that the manifest records; what
+was trained on is never measured. Out: `Evidence`, kept in ``evaluations/`` beside the adapter's own files, which its
+manifest does not name, so that nothing that was written changes. Cost: loading the base, reading the repository, and the
+test itself (`evaluate`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.config import TrainingConfig, validate_config
+from mlx_gardener.errors import AdapterError, DataError, RegistryError
+from mlx_gardener.platform.files import make_private, write_private
+from mlx_gardener.registry import Project, ProjectRegistry
+
+if TYPE_CHECKING:
+    from mlx_gardener.adapter import LoadedAdapter
+    from mlx_gardener.dataset import PreparedData
+    from mlx_gardener.engine import Engine
+    from mlx_gardener.evaluate import Control, Evidence
+    from mlx_gardener.model import BaseModel
+
+#: Where the base's answers are kept below the registry's home.
+ANSWERS = "cache/answers"
+DIRECTORY = "evaluations"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Evidence on a registered adapter, and the file it was written to."""
+
+    project: str
+    version: str
+    evidence: Evidence
+    file: Path
+
+
+def evaluate_adapter(
+    registry: ProjectRegistry,
+    project: str,
+    version: str | None = None,
+    *,
+    control: str | None = None,
+    tasks: int | None = None,
+    arms: tuple[str, ...] | None = None,
+    on_progress: Callable[[float, str], None] = lambda share, message: None,
+    interrupt: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Measure an adapter version (the active one by default) as it lies on disk.
+
+    Args:
+        control: the project whose adapter is the control; the newest fitting one of any other project when None.
+        tasks: of each kind, instead of as many as the time share allows.
+        arms: to be measured, instead of the recorded ones; base and adapter are always among them.
+        on_progress: told the share done (0 to 1) and a line for people.
+        interrupt: asked between segments and tokens; may raise.
+
+    Raises:
+        RegistryError: there is no such project or version.
+        AdapterError: the adapter's files, the base or the control do not fit, or it is unknown what was trained on.
+        DataError: the repository cannot be read, or holds no files any more that were not trained on.
+    """
+    from mlx_gardener.adapter import PeftManager
+    from mlx_gardener.evaluate import ScaleSweep, compare
+
+    place = registry.get_project(project)
+    record = registry.get_adapter(project, version)
+    adapter = PeftManager(registry).load_adapter(project, record.version)
+    config = _config(registry, adapter, arms)
+    on_progress(0.0, "Reading the repository")
+    base, engine, data = _prepare(registry, place, config, adapter, on_progress, interrupt)
+    data, trained_on_test, notes = _unseen(data, adapter)
+    found = None
+    if "control" in config.evaluation.arms:
+        found, why = find_control(registry, place, base.weights_sha256, wanted=control)
+        notes += [why] if why else []
+    swept = adapter.manifest.get("evidence", {}).get("scale_sweep")
+    evidence = compare(
+        base,
+        adapter,
+        data,
+        config,
+        engine,
+        training_tokens=int(adapter.manifest["training"].get("tokens_seen", 0)),
+        cache_dir=registry.home / ANSWERS,
+        control=found,
+        sweep=ScaleSweep(tuple(swept["scales"]), tuple(swept["bits_per_byte"]), swept["chosen"])
+        if swept
+        else None,
+        trained_on_test=trained_on_test,
+        tasks=tasks,
+        notes=notes,
+        on_progress=lambda share, message: on_progress(0.3 + 0.7 * share, message),
+        interrupt=interrupt,
+    )
+    file = _keep(record.directory, project, record.version, data, evidence)
+    return Evaluation(project, record.version, evidence, file)
+
+
+def _config(
+    registry: ProjectRegistry, adapter: LoadedAdapter, arms: tuple[str, ...] | None
+) -> TrainingConfig:
+    """The settings of the adapter's training, with the base where this machine has it."""
+    settings: dict[str, Any] = dict(adapter.manifest["config"])
+    latest = registry.latest_training(adapter.manifest["project"])
+    named = str(latest.config.get("model", "")) if latest is not None else ""
+    base_id = adapter.manifest["base"]["id"]
+    settings["model"] = named if Path(named).name == base_id and Path(named).is_dir() else base_id
+    if arms is not None:
+        wanted = {"base", "adapter", *arms}
+        evaluation = dict(settings.get("evaluation", {}))
+        settings["evaluation"] = {**evaluation, "arms": sorted(wanted)}
+    return validate_config(settings)
+
+
+def _prepare(
+    registry: ProjectRegistry,
+    project: Project,
+    config: TrainingConfig,
+    adapter: LoadedAdapter,
+    on_progress: Callable[[float, str], None],
+    interrupt: Callable[[], None],
+) -> tuple[BaseModel, Engine, PreparedData]:
+    """The base, the engine for it and the repository's data, all as a training would have them."""
+    from mlx_gardener.dataset import TrainingDataPreparator
+    from mlx_gardener.engine import make_plan, measured_backend, model_facts, prepare_engine
+    from mlx_gardener.model import choose_model, load_base, load_tokenizer, resolve_model
+
+    choice = choose_model(config.model, config.memory_limit_bytes)
+    path = resolve_model(choice)
+    data = TrainingDataPreparator(
+        config,
+        tokenizer=load_tokenizer(path),
+        cache_dir=registry.home / "cache" / "tokens",
+        on_progress=lambda share, message: on_progress(0.15 * share, message),
+        interrupt=interrupt,
+    ).prepare(project.path)
+    on_progress(0.15, f"Loading {choice.name}")
+    facts = model_facts(path)
+    backend = measured_backend(registry.home / "cache")
+    plan = make_plan(facts, config, config.memory_limit_bytes, backend)
+    base = load_base(
+        config.model,
+        compute_dtype=config.engine.compute_dtype,
+        base_weights=plan.base_weights,
+        unread_layers=plan.streamed_layers,
+        unread_words=plan.words_on_disk,
+    )
+    if base.weights_sha256 != adapter.manifest["base"]["weights_sha256"]:
+        raise AdapterError(
+            f"{base.id} is not the model that {adapter.directory.name!r} of {project.name!r} was trained on any more.",
+            next_step="Train again on the model as it is now.",
+        )
+    engine = prepare_engine(
+        base, plan, config, facts=facts, backend=backend, warn=lambda message: on_progress(0.25, message)
+    )
+    return base, engine, data
+
+
+def _unseen(data: PreparedData, adapter: LoadedAdapter) -> tuple[PreparedData, list[str], list[str]]:
+    """(data whose test part holds only what was not trained on, test files that were all the same, notes).
+
+    Raises:
+        AdapterError: the repository has changed, and the manifest does not say what was trained on.
+        DataError: nothing is left to measure on.
+    """
+    from mlx_gardener.dataset.prepare import path_hash
+
+    known = adapter.manifest["data"].get("trained_files")
+    unchanged = adapter.manifest["data"].get("data_sha256") == data.data_sha256
+    if known is None:
+        if unchanged:
+            return data, [], []
+        raise AdapterError(
+            "The repository has changed since this adapter was trained, and its manifest does not list what was trained on.",
+            next_step="Train again; or check out the commit that the manifest names.",
+        )
+    contents, paths = set(known["content_sha256"]), set(known["path_sha256"])
+    seen = {
+        record.path
+        for record in data.split.test
+        if record.sha256[:16] in contents or path_hash(record.path) in paths
+    }
+    if unchanged:
+        return data, sorted(seen), []
+    notes = ["The repository has changed since the training, so that other files are held out now."]
+    if seen:
+        notes.append(f"{len(seen)} of them were left out because they were trained on.")
+    left = tuple(segment for segment in data.test_segments if segment.path not in seen)
+    if not left:
+        raise DataError(
+            "Every file that would be held out now was trained on.",
+            next_step="Train again, so that files are held out from the start.",
+        )
+    return replace(data, test_segments=left), [], notes
+
+
+def find_control(
+    registry: ProjectRegistry, project: Project, weights_sha256: str, *, wanted: str | None = None
+) -> tuple[Control | None, str | None]:
+    """(the newest adapter of another repository on the same base, or why there is none).
+
+    Args:
+        wanted: a project by name; without one, any whose repository is another one.
+
+    Raises:
+        RegistryError: ``wanted`` is unknown.
+        AdapterError: ``wanted`` has no adapter on the same base.
+    """
+    from mlx_gardener.adapter import PeftManager
+    from mlx_gardener.adapter.manifest import read_manifest
+    from mlx_gardener.evaluate import Control
+
+    others = (
+        [registry.get_project(wanted)]
+        if wanted is not None
+        else [other for other in registry.list_projects() if other.path != project.path]
+    )
+    others = [other for other in others if other.name != project.name]
+    records = sorted(
+        (record for other in others for record in registry.list_adapters(other.name)),
+        key=lambda record: (-record.created_at, record.project, record.version),
+    )
+    damaged = 0
+    for record in records:
+        try:
+            if read_manifest(record.directory)["base"].get("weights_sha256") != weights_sha256:
+                continue
+            adapter = PeftManager(registry).load_adapter(record.project, record.version)
+        except (AdapterError, RegistryError):
+            damaged += 1  # said below; somebody else's damaged adapter must not end this training
+            continue
+        return Control(f"{record.project}/{record.version}", adapter), None
+    if wanted is not None:
+        raise AdapterError(
+            f"{wanted!r} has no readable adapter of another repository on the same base.",
+            next_step="Train it on this base first, or leave --control out.",
+        )
+    why = "No control: no adapter of another repository on the same base is registered"
+    return None, f"{why} ({damaged} could not be read)." if damaged else f"{why}."
+
+
+def _keep(directory: Path, project: str, version: str, data: PreparedData, evidence: Evidence) -> Path:
+    """Write the evidence beside the adapter's files; it holds no source text."""
+    now = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
+    told = {
+        "format_version": 1,
+        "created_at": now,
+        "project": project,
+        "version": version,
+        "commit": data.scan.commit,
+        "data_sha256": data.data_sha256,
+        "evidence": evidence.to_json(),
+    }
+    file = directory / DIRECTORY / f"{now}.json"
+    staged = file.with_suffix(".new")
+    try:
+        make_private(file.parent)
+        write_private(staged, json.dumps(told, indent=2, sort_keys=True) + "\n")
+        staged.replace(file)
+    except OSError as error:
+        raise AdapterError(
+            f"The evaluation of {project}/{version} cannot be written ({error.strerror}).",
+            next_step="Free disk space, then evaluate again.",
+        ) from error
+    return file

@@ -1,0 +1,67 @@
+"""An evaluation in the terminal: progress while it runs, and the details below its verdict."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from mlx_gardener.report.text import safe_text
+
+
+def show_details(console: Console, evidence: dict[str, Any]) -> None:
+    """Print what the arms' differences are, how much was done and what was left out, of ``Evidence.to_json()``."""
+    titles = {arm["name"]: arm["title"] for arm in evidence["arms"]}
+    for found in evidence["comparisons"]:
+        if found["metric"] == "bits_per_byte":
+            arms = f"{titles[found['arm']]} against {titles[found['against']]}"
+            interval = f"95 % interval {found['low']:+.1%} to {found['high']:+.1%}"
+            console.print(
+                safe_text(
+                    f"{arms}: {found['change']:+.1%} bits per byte ({interval}, {found['files']} files)"
+                )
+            )
+    console.print()
+    if (sweep := evidence["scale_sweep"]) is not None:
+        console.print(f"scale: {sweep['chosen']:g} of the trained one, chosen on the validation part")
+    if work := evidence["work"]:
+        console.print(
+            f"work: {work['rows']} rows, {work['next_line_tasks']} next lines, {work['fim_tasks']} holes ({work['reason']})"
+        )
+    for note in evidence["notes"]:
+        console.print(safe_text(note))
+
+
+@contextmanager
+def progress_line() -> Iterator[Callable[[float, str], None]]:
+    """Progress with the time that is left, on stderr: in place on a terminal, every ten seconds elsewhere."""
+    started, shown = time.monotonic(), [0.0]
+    terminal = sys.stderr.isatty()
+
+    def tell(share: float, message: str) -> None:
+        now = time.monotonic()
+        if now - shown[0] < (0.2 if terminal else 10.0):
+            return
+        shown[0] = now
+        left = (now - started) * (1 - share) / share if share > 0.02 else None
+        line = f"{share:4.0%}  {safe_text(message)}"
+        line += (
+            ""
+            if left is None
+            else f", about {left / 60:.0f} min left"
+            if left > 90
+            else f", about {left:.0f} s left"
+        )
+        sys.stderr.write(f"\r\x1b[K{line}" if terminal else f"{line}\n")
+        sys.stderr.flush()
+
+    try:
+        yield tell
+    finally:
+        if terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
