@@ -109,9 +109,8 @@ def compare(
     bench = Bench(base, engine, config, AnswerStore(cache_dir), interrupt)
     retriever = None
     if any(name.endswith("_bm25") for name in names):
-        retriever = Retriever(
-            training_chunks(data), base.tokenizer, limit_tokens=config.evaluation.context_tokens
-        )
+        room = min(config.evaluation.context_tokens, config.data.row_widths[-1])
+        retriever = Retriever(training_chunks(data), base.tokenizer, limit_tokens=room)
         plan.add_context(base, config, retriever)
     results: dict[str, ArmResult] = {}
     checks: dict[str, _Checks] = {}
@@ -281,7 +280,7 @@ def _check(
 
 
 #: Tokens of the validation part that its gain is taken from.
-_VALIDATION_TOKENS = 24_576
+_VALIDATION_TOKENS = 8_192
 
 
 def _evidence(

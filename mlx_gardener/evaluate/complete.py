@@ -15,8 +15,19 @@ if TYPE_CHECKING:
 PREFIX_TOKENS, SUFFIX_TOKENS = 640, 192
 
 
-def build_prompt(tokenizer: CodeTokenizer, prefix: str, suffix: str | None, path: str) -> list[int]:
+def build_prompt(
+    tokenizer: CodeTokenizer,
+    prefix: str,
+    suffix: str | None,
+    path: str,
+    *,
+    prefix_tokens: int = PREFIX_TOKENS,
+    suffix_tokens: int = SUFFIX_TOKENS,
+) -> list[int]:
     """Token ids to complete from: the path, then left to right, or with a hole where ``suffix`` is given.
+
+    Args:
+        prefix_tokens, suffix_tokens: most tokens shown from before and after the place.
 
     Raises:
         ModelError: a suffix is given and the model has no fill-in-the-middle markers.
@@ -25,7 +36,7 @@ def build_prompt(tokenizer: CodeTokenizer, prefix: str, suffix: str | None, path
     if path:
         opening += [] if tokenizer.file_id is None else [tokenizer.file_id]
         opening += tokenizer.encode(header_text(tokenizer, path))
-    before = tokenizer.encode(prefix)[-PREFIX_TOKENS:]
+    before = tokenizer.encode(prefix)[-prefix_tokens:]
     if suffix is None:
         return opening + before
     if tokenizer.markers is None:
@@ -33,7 +44,7 @@ def build_prompt(tokenizer: CodeTokenizer, prefix: str, suffix: str | None, path
             "This model has no fill-in-the-middle markers.",
             next_step="Complete without what follows (--no-suffix).",
         )
-    return opening + tokenizer.markers.prompt(before, tokenizer.encode(suffix)[:SUFFIX_TOKENS])
+    return opening + tokenizer.markers.prompt(before, tokenizer.encode(suffix)[:suffix_tokens])
 
 
 def complete(

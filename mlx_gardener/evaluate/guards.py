@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlx_gardener.model import CodeTokenizer
 
 #: Tokens that have to follow word for word, and tokens shown before them.
-CONTINUED_TOKENS, SHOWN_TOKENS = 16, 192
+CONTINUED_TOKENS, SHOWN_TOKENS = 16, 128
 #: A gain on the test part of more than twice the validation part's and this much more (a fraction) is not believed.
 _BELIEVED_EXCESS = 0.1
 #: With fewer places a share says nothing.

@@ -27,6 +27,12 @@ _FORWARDS_PER_TRAINED_TOKEN = 4
 _FORWARDS_PER_WRITTEN_TOKEN = 6
 
 
+def prompt_sizes(config: TrainingConfig) -> tuple[int, int]:
+    """Most tokens before and after a place that a prompt shows: what an editor asks with, and no more than a row holds."""
+    width = config.data.row_widths[-1]
+    return min(PREFIX_TOKENS, 3 * width // 4), min(SUFFIX_TOKENS, width // 4)
+
+
 @dataclass(frozen=True)
 class Work:
     """How much is done: rows measured and tasks of each kind in every arm, and why so many."""
@@ -57,7 +63,8 @@ def decide_work(
     plain = len(settings.arms) - with_retrieval
     row = plain * width + with_retrieval * (2 * settings.context_tokens + 1.5 * width)
     rows = min(windows, max(settings.least_rows, int(allowed / 2 / row)))
-    prompt = PREFIX_TOKENS + SUFFIX_TOKENS // 2 + _FORWARDS_PER_WRITTEN_TOKEN * settings.max_new_tokens
+    shown = sum(prompt_sizes(config))
+    prompt = shown + _FORWARDS_PER_WRITTEN_TOKEN * settings.max_new_tokens
     task = len(settings.arms) * prompt + with_retrieval * settings.context_tokens
     fitting = max(settings.least_tasks, int(allowed / 2 / (2 * task)))
     lines, holes = min(fitting, settings.next_line_tasks), min(fitting, settings.fim_tasks)
@@ -155,11 +162,12 @@ class Bench:
         """One arm: every row and every task, with retrieved code in front where there is a retriever."""
         tokenizer = self.base.tokenizer
         result = ArmResult(self.losses(rows, lambda share: tell(0.4 * share)))
-        prompts = [line_prompt(task, tokenizer, retriever) for task in tasks.lines]
+        sizes = prompt_sizes(self.config)
+        prompts = [line_prompt(task, tokenizer, retriever, sizes) for task in tasks.lines]
         result.lines = self.answers(
             prompts, kind="line", keep=keep, tell=lambda share: tell(0.4 + 0.3 * share)
         )
-        prompts = [hole_prompt(task, tokenizer, retriever) for task in tasks.holes]
+        prompts = [hole_prompt(task, tokenizer, retriever, sizes) for task in tasks.holes]
         result.holes = self.answers(
             prompts, kind="hole", keep=keep, tell=lambda share: tell(0.7 + 0.3 * share)
         )
@@ -167,17 +175,22 @@ class Bench:
         return result
 
 
-def line_prompt(task: NextLineTask, tokenizer: CodeTokenizer, retriever: Retriever | None) -> list[int]:
+def line_prompt(
+    task: NextLineTask, tokenizer: CodeTokenizer, retriever: Retriever | None, sizes: tuple[int, int]
+) -> list[int]:
     """Line breaks at the end are left to the model: newlines and indentation are often one token."""
     prefix = task.prefix.rstrip("\n")
-    return _with_context(
-        build_prompt(tokenizer, prefix, None, task.path), task.path, prefix, tokenizer, retriever
-    )
+    prompt = build_prompt(tokenizer, prefix, None, task.path, prefix_tokens=sizes[0])
+    return _with_context(prompt, task.path, prefix, tokenizer, retriever)
 
 
-def hole_prompt(task: HoleTask, tokenizer: CodeTokenizer, retriever: Retriever | None) -> list[int]:
+def hole_prompt(
+    task: HoleTask, tokenizer: CodeTokenizer, retriever: Retriever | None, sizes: tuple[int, int]
+) -> list[int]:
     """The model's own markers around what stands before and after the hole."""
-    prompt = build_prompt(tokenizer, task.prefix, task.suffix, task.path)
+    prompt = build_prompt(
+        tokenizer, task.prefix, task.suffix, task.path, prefix_tokens=sizes[0], suffix_tokens=sizes[1]
+    )
     return _with_context(prompt, task.path, task.prefix, tokenizer, retriever)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from mlx_gardener.model import BaseModel
 
-_MOST_ROWS = 48
+_MOST_ROWS = 24
 
 
 def sweep_scale(
