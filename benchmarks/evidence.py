@@ -39,6 +39,7 @@ SETTINGS = {
     "evaluation.context_tokens": 256,
     "min_training_chunks": 20,
     "training_timeout_minutes": 60,
+    "neighbour.low_priority": False,
 }
 TASKS = 16
 ARMS = ("base", "base_bm25", "adapter", "adapter_bm25", "control")

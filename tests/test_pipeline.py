@@ -39,6 +39,8 @@ def tiny_settings(model: Path, **more: object) -> TrainingConfig:
         "optimizer.max_steps": 6,
         "data.row_widths": [64, 128],
         "evaluation.next_line_tasks": 4,
+        "evaluation.fim_tasks": 4,
+        "evaluation.memorisation_places": 8,
         "evaluation.samples": 1,
         "evaluation.max_new_tokens": 8,
         "progress_update_interval": 0.5,

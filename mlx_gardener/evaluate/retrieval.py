@@ -36,6 +36,11 @@ def code_words(text: str) -> list[str]:
     return words
 
 
+def _words_of(path: str, text: str) -> list[str]:
+    """Words of a text and of its path, whose suffix says nothing that tells files of a repository apart."""
+    return code_words(f"{path.rpartition('.')[0] or path}\n{text}")
+
+
 class Retriever:
     """Finds chunks of the training part for a place in another file.
 
@@ -54,7 +59,7 @@ class Retriever:
         self._limit = limit_tokens
         self._index = bm25s.BM25()
         self._words: set[str] = set()
-        corpus = [code_words(f"{path}\n{text}") for path, text in self._chunks]
+        corpus = [_words_of(path, text) for path, text in self._chunks]
         self._words.update(word for words in corpus for word in words)
         if self._words:
             self._index.index(corpus, show_progress=False)
@@ -70,7 +75,7 @@ class Retriever:
 
         query = [
             word
-            for word in dict.fromkeys(code_words(f"{path}\n{before[-_QUERY_CHARACTERS:]}"))
+            for word in dict.fromkeys(_words_of(path, before[-_QUERY_CHARACTERS:]))
             if word in self._words
         ]
         if not query:

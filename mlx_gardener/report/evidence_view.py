@@ -33,7 +33,7 @@ def show_evidence(console: Console, evidence: dict[str, Any]) -> None:
     console.print(Text(headline, style=style))
     console.print(evidence["reason"])
     metrics = evidence["metrics"]
-    arms = evidence["arms"]
+    arms = evidence.get("arms") or _two_arms(metrics)
     table = Table(
         "on code it never saw",
         *(safe_text(arm["title"]) for arm in arms),
@@ -48,15 +48,30 @@ def show_evidence(console: Console, evidence: dict[str, Any]) -> None:
     console.print()
     console.print(table)
     console.print(_bars(metrics["base_bits_per_byte"], metrics["adapter_bits_per_byte"]))
-    for guard in evidence["guards"]:
+    for guard in evidence.get("guards", ()):
         style = "green" if guard["passed"] else "bold red"
         told = "passed" if guard["passed"] else "FAILED"
         console.print(Text.assemble(f"{guard['name']} ", (told, style), f": {safe_text(guard['reason'])}"))
-    if evidence["power"] is not None:
+    if evidence.get("power") is not None:
         console.print(evidence["power"]["note"])
     console.print()
     for sample in evidence["samples"]:
         _show_sample(console, sample)
+
+
+def _two_arms(metrics: dict[str, float]) -> list[dict[str, Any]]:
+    """Base and adapter of evidence that was written before there were more arms."""
+    return [
+        {
+            "title": name,
+            "metrics": {
+                key.removeprefix(f"{name}_"): value
+                for key, value in metrics.items()
+                if key.startswith(f"{name}_")
+            },
+        }
+        for name in ("base", "adapter")
+    ]
 
 
 def _bars(base: float, adapter: float) -> Text:

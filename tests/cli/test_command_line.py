@@ -35,6 +35,8 @@ def train_flags(model: Path, **more: object) -> list[str]:
         "optimizer.max_steps": 3,
         "data.row_widths": [64, 128],
         "evaluation.next_line_tasks": 2,
+        "evaluation.fim_tasks": 2,
+        "evaluation.memorisation_places": 8,
         "evaluation.samples": 1,
         "evaluation.max_new_tokens": 4,
         **more,

@@ -28,6 +28,11 @@ def pipeline(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingP
     """Trains in about three seconds; nobody works on the queue unless the test does."""
     monkeypatch.setattr("mlx_gardener.queue_runner.ensure_runner", lambda registry: False)
     settings = {"checkpoint_interval_seconds": 1e-6, "evaluation.next_line_tasks": 0, "evaluation.samples": 0}
+    settings |= {
+        "evaluation.fim_tasks": 0,
+        "evaluation.memorisation_places": 0,
+        "evaluation.arms": ["base", "adapter"],
+    }
     return TrainingPipeline(tiny_settings(tiny_model_dir, **settings))
 
 

@@ -1,0 +1,81 @@
+"""``mlx-gardener eval`` as a user runs it, on adapters that were trained by the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mlx_gardener.registry import ProjectRegistry
+from tests.cli.test_command_line import gardener, train_flags
+from tests.conftest import write_repository
+
+
+@pytest.fixture
+def trained(repository: Path, tiny_model_dir: Path) -> Path:
+    done = gardener("train", str(repository), "--project", "small", *train_flags(tiny_model_dir))
+    assert done.returncode == 0, done.stderr
+    return repository
+
+
+def test_an_adapter_is_evaluated_again_without_touching_its_files(
+    trained: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    registry = ProjectRegistry()
+    directory = registry.get_adapter("small").directory
+    manifest = (directory / "manifest.json").read_bytes()
+    recorded = json.loads(manifest)
+    assert recorded["evidence"]["scale_sweep"]["chosen"] in (0.5, 0.7, 0.85, 1.0)
+    assert any("No control" in note for note in recorded["evidence"]["notes"])
+    assert len(recorded["data"]["trained_files"]["content_sha256"]) >= 10
+
+    first = gardener("eval", "small", "--json", "--output", str(tmp_path / "out.json"))
+    assert first.returncode == 0, first.stderr
+    told = json.loads(first.stdout)
+    assert told == json.loads((tmp_path / "out.json").read_text())
+    assert told["metrics"] == recorded["metrics"], (
+        "the same adapter, data and tasks as at the end of its training"
+    )
+    assert [arm["name"] for arm in told["arms"]] == ["base", "base_bm25", "adapter", "adapter_bm25"]
+    kept = list((directory / "evaluations").glob("*.json"))
+    assert len(kept) == 1 and kept[0].stat().st_mode & 0o777 == 0o600
+    assert str(trained.parent) not in kept[0].read_text()
+    assert (directory / "manifest.json").read_bytes() == manifest and registry.check() == []
+
+    shown = gardener("eval", "small", "--arms", "base,adapter", "--tasks", "2")
+    assert shown.returncode == 0, shown.stderr
+    for words in ("bits per byte", "forgetting", "memorisation", "Kept as evaluations/"):
+        assert words in shown.stdout
+    assert "retrieval" not in shown.stdout
+
+    other = write_repository(tmp_path / "other", modules=9)
+    (other / "more.py").write_text("def only_here(value):\n    return value * 17\n" * 3)
+    done = gardener("train", str(other), "--project", "other", *train_flags(tiny_model_dir))
+    assert done.returncode == 0, done.stderr
+    manifest_of_other = json.loads((registry.get_adapter("other").directory / "manifest.json").read_text())
+    assert manifest_of_other["evidence"]["arms"][-1]["title"] == "adapter of small/v1"
+    controlled = json.loads(gardener("eval", "small", "--control", "other", "--json").stdout)
+    assert controlled["arms"][-1]["title"] == "adapter of other/v1"
+
+
+def test_a_repository_that_changed_is_said_and_trained_files_are_left_out(trained: Path) -> None:
+    adapter = ProjectRegistry().get_adapter("small")
+    known = json.loads((adapter.directory / "manifest.json").read_text())["data"]["trained_files"]
+    write_repository(trained / "added", modules=14)
+    for file in (trained / "added").rglob("*.py"):
+        file.write_text(file.read_text().replace("amount", "quantity").replace("limit", "bound"))
+    done = gardener("eval", "small", "--json", "--tasks", "2")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert any("has changed since the training" in note for note in told["notes"])
+    from mlx_gardener.dataset.prepare import path_hash
+
+    assert not {path_hash(item["path"]) for item in told["files"]} & set(known["path_sha256"])
+
+
+def test_wrong_words_are_usage_errors() -> None:
+    assert gardener("eval", "small", "--arms", "base,bm25").returncode == 2
+    assert gardener("eval", "small", "--arms", "base", "--control", "other").returncode == 2
+    unknown = gardener("eval", "nobody")
+    assert unknown.returncode == 1 and "nobody" in unknown.stderr

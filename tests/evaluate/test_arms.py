@@ -1,0 +1,178 @@
+"""Arms, guards and verdicts on a tiny real model: what is planted is found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlx_gardener.adapter import LoadedAdapter
+from mlx_gardener.config import TrainingConfig
+from mlx_gardener.dataset import PreparedData, TrainingDataPreparator
+from mlx_gardener.engine import Engine, make_plan, measured_backend, model_facts, prepare_engine
+from mlx_gardener.evaluate import Control, Evidence, compare, sweep_scale
+from mlx_gardener.evaluate.sweep import scaled
+from mlx_gardener.events import EventBus
+from mlx_gardener.model import BaseModel, load_base
+from mlx_gardener.model.lora import adapter_settings, attach_lora, detach_lora, lora_parameters
+from mlx_gardener.training import train
+from tests.conftest import write_repository
+from tests.test_pipeline import tiny_settings
+
+
+class World:
+    """A repository's data, a base and an engine, and what can be done with them."""
+
+    def __init__(self, model: str, root: Path, home: Path, **more: object) -> None:
+        settings = {"evaluation.least_tasks": 3, "evaluation.memorisation_places": 12, **more}
+        self.config: TrainingConfig = tiny_settings(Path(model), **settings)
+        self.home = home
+        self.base: BaseModel = load_base(model)
+        self.data: PreparedData = TrainingDataPreparator(
+            self.config, tokenizer=self.base.tokenizer, cache_dir=home / "tokens"
+        ).prepare(root)
+        facts, backend = model_facts(self.base.path), measured_backend(home / "cache")
+        plan = make_plan(facts, self.config, self.config.memory_limit_bytes, backend)
+        self.engine: Engine = prepare_engine(
+            self.base, plan, self.config, facts=facts, backend=backend, warn=print
+        )
+
+    def random_adapter(self, size: float) -> LoadedAdapter:
+        """An adapter that learned nothing: noise of this size in both of its factors."""
+        targets = attach_lora(self.base.model, self.config.lora, seed=3)
+        mx.random.seed(5)
+        weights = {
+            name: mx.random.normal(value.shape) * size
+            for name, value in lora_parameters(self.base.model).items()
+        }
+        mx.eval(weights)
+        detach_lora(self.base.model)
+        return LoadedAdapter(weights, adapter_settings(targets, self.config.lora), {}, Path("noise"))
+
+    def trained(self, data: PreparedData, steps: int, directory: Path) -> LoadedAdapter:
+        """An adapter trained on ``data`` for so many updates."""
+        optimizer = self.config.optimizer.model_copy(update={"max_steps": steps, "epochs": 100.0})
+        evaluation = self.config.evaluation.model_copy(update={"patience": 1000, "per_epoch": 1})
+        outcome = train(
+            self.base,
+            data,
+            self.config.model_copy(update={"optimizer": optimizer, "evaluation": evaluation}),
+            self.engine,
+            publish=EventBus().publish,
+            interrupt=lambda: None,
+            checkpoint_dir=directory,
+            resume=False,
+        )
+        return LoadedAdapter(outcome.weights, outcome.settings, {}, directory)
+
+    def evidence(self, adapter: LoadedAdapter, **more: Any) -> Evidence:
+        options: dict[str, Any] = {"training_tokens": 2000, "on_progress": lambda share, message: None}
+        return compare(
+            self.base, adapter, self.data, self.config, self.engine,
+            cache_dir=self.home / "answers", interrupt=lambda: None, **{**options, **more},
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> World:
+    place = tmp_path_factory.mktemp("arms")
+    return World(str(tiny_model_dir), write_repository(place / "repository", modules=24), place / "home")
+
+
+def test_a_planted_useless_adapter_is_rejected(world: World) -> None:
+    found = world.evidence(world.random_adapter(3.0))
+    assert found.metrics["bits_per_byte_change"] > 0
+    assert found.verdict == "reject", found.reason
+
+
+def test_all_arms_are_measured_on_the_same_tasks_and_twice_the_same(world: World) -> None:
+    adapter, other = world.random_adapter(0.05), world.random_adapter(0.5)
+    control = Control("other/v1", other)
+    first = world.evidence(adapter, control=control)
+    assert [arm.name for arm in first.arms] == ["base", "base_bm25", "adapter", "adapter_bm25", "control"]
+    assert first.arms[-1].title == "adapter of other/v1"
+    wanted = {
+        "bits_per_byte",
+        "next_line_exact",
+        "next_line_similarity",
+        "fim_exact",
+        "fim_parse_ok",
+        "stop_rate",
+    }
+    assert all(wanted <= set(arm.metrics) for arm in first.arms)
+    base, retrieval = first.arms[0].metrics, first.arms[1].metrics
+    assert base["bits_per_byte"] != retrieval["bits_per_byte"]
+    pairs = {(found.arm, found.against) for found in first.comparisons if found.metric == "bits_per_byte"}
+    assert {("adapter", "base"), ("base_bm25", "adapter"), ("adapter", "control")} <= pairs
+    assert {guard.name for guard in first.guards} == {"forgetting", "memorisation", "parse_ok"}
+    assert first.power is not None and first.power.files_seen == len(first.files)
+    assert {sample.kind for sample in first.samples} <= {"next_line", "fim"}
+    gains = [sample.gain for sample in first.samples]
+    assert gains == sorted(gains, reverse=True)
+    again = world.evidence(adapter, control=control)
+    told = [json.dumps(found.to_json(with_source=True), sort_keys=True) for found in (first, again)]
+    assert told[0] == told[1], "the second one took the base's answers from the store"
+    assert list((world.home / "answers").glob("*.json"))
+    (world.home / "answers").rename(world.home / "answers-before")
+    assert (
+        json.dumps(world.evidence(adapter, control=control).to_json(with_source=True), sort_keys=True)
+        == told[0]
+    )
+
+
+def test_without_a_control_its_arm_is_absent(world: World) -> None:
+    found = world.evidence(world.random_adapter(0.05), notes=["No control: there is none."])
+    assert "control" not in {arm.name for arm in found.arms} and "No control: there is none." in found.notes
+
+
+def test_no_source_leaves_with_the_manifest(world: World) -> None:
+    found = world.evidence(world.random_adapter(0.05))
+    told = found.to_json()
+    assert all("context" not in sample and "expected" not in sample for sample in told["samples"])
+
+
+def test_test_files_named_among_the_trained_ones_fail_the_guard(world: World) -> None:
+    path = world.data.split.test[0].path
+    found = world.evidence(world.random_adapter(0.01), trained_on_test=[path])
+    assert found.verdict == "reject" and path in found.reason and "were trained on" in found.reason
+
+
+def test_what_wrecks_other_code_is_forgetting(world: World) -> None:
+    guards = {guard.name: guard for guard in world.evidence(world.random_adapter(3.0)).guards}
+    assert not guards["forgetting"].passed and (guards["forgetting"].measured or 0) > 0.1
+
+
+def test_the_scale_is_chosen_on_validation_and_goes_into_the_settings(world: World) -> None:
+    noise = world.random_adapter(3.0)
+    settings, sweep = sweep_scale(
+        world.base, noise.weights, noise.settings, world.data.validation, world.config, world.engine
+    )
+    assert sweep is not None and sweep.chosen == min(sweep.scales), "the less noise the better"
+    assert settings == scaled(noise.settings, sweep.chosen)
+    assert settings["lora_parameters"]["scale"] == pytest.approx(
+        sweep.chosen * noise.settings["lora_parameters"]["scale"]
+    )
+    off = world.config.model_copy(
+        update={"evaluation": world.config.evaluation.model_copy(update={"scales": ()})}
+    )
+    assert sweep_scale(world.base, noise.weights, noise.settings, world.data.validation, off, world.engine) == (
+        noise.settings, None,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_adapter_trained_on_the_test_files_is_flagged_by_what_it_does(
+    tmp_path: Path, world: World
+) -> None:
+    """Nothing tells the guard: no hash, only that the test files go far better than the validation files."""
+    stolen = replace(world.data, train=world.data.test, validation=world.data.test)
+    cheat = world.trained(stolen, 240, tmp_path / "cheat")
+    guards = {guard.name: guard for guard in world.evidence(cheat).guards}
+    assert not guards["memorisation"].passed, guards["memorisation"]
+    honest = world.trained(world.data, 60, tmp_path / "honest")
+    guards = {guard.name: guard for guard in world.evidence(honest).guards}
+    assert guards["memorisation"].passed, guards["memorisation"]
