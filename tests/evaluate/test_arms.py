@@ -83,10 +83,26 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Wor
     return World(str(tiny_model_dir), write_repository(place / "repository", modules=24), place / "home")
 
 
-def test_a_planted_useless_adapter_is_rejected(world: World) -> None:
-    found = world.evidence(world.random_adapter(3.0))
+def test_a_planted_useless_adapter_is_rejected_and_turned_down(tmp_path: Path) -> None:
+    """On the embedded model: a random base cannot become worse."""
+    small = {
+        "data.row_widths": [256], "evaluation.arms": ["base", "adapter"], "evaluation.least_tasks": 0,
+        "evaluation.memorisation_places": 0, "evaluation.least_rows": 6, "evaluation.scales": [0.5, 1.0],
+    }  # fmt: skip
+    repository = write_repository(tmp_path / "repository", modules=9, functions=3)
+    knowing = World("seedling", repository, tmp_path / "home", **small)
+    noise = knowing.random_adapter(0.3)
+    found = knowing.evidence(noise)
     assert found.metrics["bits_per_byte_change"] > 0
     assert found.verdict == "reject", found.reason
+    forgetting = found.guards[0]
+    assert not forgetting.passed and (forgetting.measured or 0) > 0.1, "it wrecks other code too"
+    settings, sweep = sweep_scale(
+        knowing.base, noise.weights, noise.settings, knowing.data.validation, knowing.config, knowing.engine
+    )
+    assert sweep is not None and sweep.chosen == 0.5, "the less noise the better"
+    assert settings == scaled(noise.settings, 0.5)
+    assert settings["lora_parameters"]["scale"] == 0.5 * noise.settings["lora_parameters"]["scale"]
 
 
 def test_all_arms_are_measured_on_the_same_tasks_and_twice_the_same(world: World) -> None:
@@ -141,27 +157,14 @@ def test_test_files_named_among_the_trained_ones_fail_the_guard(world: World) ->
     assert found.verdict == "reject" and path in found.reason and "were trained on" in found.reason
 
 
-def test_what_wrecks_other_code_is_forgetting(world: World) -> None:
-    guards = {guard.name: guard for guard in world.evidence(world.random_adapter(3.0)).guards}
-    assert not guards["forgetting"].passed and (guards["forgetting"].measured or 0) > 0.1
-
-
-def test_the_scale_is_chosen_on_validation_and_goes_into_the_settings(world: World) -> None:
-    noise = world.random_adapter(3.0)
-    settings, sweep = sweep_scale(
-        world.base, noise.weights, noise.settings, world.data.validation, world.config, world.engine
-    )
-    assert sweep is not None and sweep.chosen == min(sweep.scales), "the less noise the better"
-    assert settings == scaled(noise.settings, sweep.chosen)
-    assert settings["lora_parameters"]["scale"] == pytest.approx(
-        sweep.chosen * noise.settings["lora_parameters"]["scale"]
-    )
+def test_without_scales_nothing_is_swept(world: World) -> None:
+    adapter = world.random_adapter(0.3)
     off = world.config.model_copy(
         update={"evaluation": world.config.evaluation.model_copy(update={"scales": ()})}
     )
-    assert sweep_scale(world.base, noise.weights, noise.settings, world.data.validation, off, world.engine) == (
-        noise.settings, None,
-    )  # fmt: skip
+    assert sweep_scale(
+        world.base, adapter.weights, adapter.settings, world.data.validation, off, world.engine
+    ) == (adapter.settings, None)
 
 
 @pytest.mark.slow
