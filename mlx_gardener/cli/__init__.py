@@ -32,7 +32,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("mlx_gardener.cli.projects:show", "Show a project and its adapters."),
     "activate": ("mlx_gardener.cli.projects:activate", "Choose the adapter version others pick up."),
     "remove": ("mlx_gardener.cli.projects:remove", "Remove a project or one adapter version."),
-    "export": ("mlx_gardener.cli.projects:export", "Copy an adapter out of the registry."),
+    "export": ("mlx_gardener.cli.exchange:export", "Write an adapter for mlx-lm, PEFT, llama.cpp or Ollama."),
+    "import": ("mlx_gardener.cli.exchange:import_", "Take a PEFT adapter into the registry."),
     "registry": (
         "mlx_gardener.cli.registry:registry",
         "Check, repair, tidy, back up and restore the registry.",
