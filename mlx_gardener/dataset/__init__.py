@@ -4,6 +4,7 @@ In: a repository's `Scan`. Out: `PreparedData`: packed training rows, and left-t
 parts in which every kept source byte is a target exactly once. Cost: tokenising, once per content (the cache).
 """
 
+from mlx_gardener.dataset.changes import Earlier
 from mlx_gardener.dataset.prepare import PreparedData, TrainingDataPreparator
 from mlx_gardener.dataset.rows import Batch, RowSet
 from mlx_gardener.dataset.split import Split, split_files
@@ -11,6 +12,7 @@ from mlx_gardener.dataset.tasks import NextLineTask, next_line_tasks
 
 __all__ = [
     "Batch",
+    "Earlier",
     "NextLineTask",
     "PreparedData",
     "RowSet",

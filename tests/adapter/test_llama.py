@@ -49,7 +49,7 @@ def llama_logits(llama_cpp: Any, model: Path, adapter: Path | None, ids: list[in
     if adapter is not None:
         lora = llama_cpp.llama_adapter_lora_init(loaded, str(adapter).encode())
         assert lora, "llama.cpp loads the adapter"
-        one, scale = (ctypes.c_void_p * 1)(lora), (ctypes.c_float * 1)(1.0)
+        one, scale = (type(lora) * 1)(lora), (ctypes.c_float * 1)(1.0)
         set_adapters = llama_cpp.llama_set_adapters_lora
         assert set_adapters(context, ctypes.cast(one, set_adapters.argtypes[1]), 1, scale) == 0
     batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
