@@ -42,6 +42,11 @@ def project_with(base: BaseModel, repository: Path, lora: LoraConfig, *, size: f
 
 
 @pytest.fixture
+def tiny(repository: Path, tiny_model_dir: Path) -> PeftManager:
+    return project_with(load_base(str(tiny_model_dir)), repository, LoraConfig(rank=4), size=0.1)
+
+
+@pytest.fixture
 def seedling(repository: Path) -> PeftManager:
     return project_with(load_base("seedling"), repository, LoraConfig(rank=4))
 
@@ -85,7 +90,7 @@ def test_quantising_passes_where_the_adapter_survives_and_is_refused_with_the_fi
     assert not (tmp_path / "four").exists() and not list(tmp_path.glob(".four*"))
 
 
-@pytest.mark.parametrize("form", ["gguf-fused", "gguf-base", "modelfile"])
+@pytest.mark.parametrize("form", ["gguf-base", "modelfile"])
 def test_a_gguf_model_holds_every_tensor_and_the_markers(
     seedling: PeftManager, tmp_path: Path, form: str
 ) -> None:
@@ -104,7 +109,7 @@ def test_a_gguf_model_holds_every_tensor_and_the_markers(
 
 
 def test_an_export_that_says_something_else_is_refused(
-    seedling: PeftManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: PeftManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlx_gardener.adapter import gguf_files
 
@@ -116,26 +121,31 @@ def test_an_export_that_says_something_else_is_refused(
 
     monkeypatch.setattr(exports, "write_gguf_adapter", with_another_scale)
     with pytest.raises(AdapterError, match="does not say what the adapter says"):
-        write(seedling, "gguf", tmp_path / "out")
+        write(tiny, "gguf", tmp_path / "out")
     assert list(tmp_path.glob("*out*")) == []
 
 
-def test_rows_of_q_and_k_change_places_and_come_back(seedling: PeftManager, tmp_path: Path) -> None:
+def test_rows_of_q_and_k_change_places_and_come_back(
+    tiny: PeftManager, tiny_model_dir: Path, tmp_path: Path
+) -> None:
     import gguf
 
-    write(seedling, "gguf", tmp_path / "out")
-    adapter = seedling.load_adapter("web")
-    base = load_base("seedling")
+    write(tiny, "gguf", tmp_path / "out")
+    adapter = tiny.load_adapter("web")
     tensors = {item.name: item for item in gguf.GGUFReader(tmp_path / "out" / "adapter.gguf").tensors}
     written = np.array(tensors["blk.0.attn_q.weight.lora_b"].data)
     mine = np.array(adapter.weights["model.layers.0.self_attn.q_proj.lora_b"]).T
-    assert np.array_equal(written[1], mine[32]) and np.array_equal(written[2], mine[1])  # heads of 64
-    back, alpha = read_gguf_adapter(tmp_path / "out" / "adapter.gguf", base.config, 7)
+    assert np.array_equal(written[1], mine[6]) and np.array_equal(written[2], mine[1])  # heads of 12
+    config = json.loads((tiny_model_dir / "config.json").read_text())
+    back, alpha = read_gguf_adapter(tmp_path / "out" / "adapter.gguf", config, 3)
     assert alpha == 8.0 and np.array_equal(back["model.layers.0.self_attn.q_proj.lora_b"].T, mine)
 
 
-def test_dora_is_merged_and_has_no_place_in_a_gguf_adapter(repository: Path, tmp_path: Path) -> None:
-    manager = project_with(load_base("seedling"), repository, LoraConfig(rank=4, use_dora=True))
+def test_dora_is_merged_and_has_no_place_in_a_gguf_adapter(
+    repository: Path, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    lora = LoraConfig(rank=4, use_dora=True)
+    manager = project_with(load_base(str(tiny_model_dir)), repository, lora, size=0.1)
     with pytest.raises(AdapterError, match="no DoRA"):
         write(manager, "gguf", tmp_path / "gguf")
     for form in ("peft", "fused"):

@@ -206,7 +206,7 @@ def test_a_memorised_file_is_gone_after_forgetting(repository: Path) -> None:
         run=lambda: pipeline.wait_for_training_completion("small", timeout=1800) and None,
     )
     assert done.recall is not None
-    base, before, after = done.recall
+    _, before, after = done.recall
     print(done.recall)
     assert before.bits_per_byte < 0.7 * after.bits_per_byte
     assert before.verbatim > after.verbatim and done.is_gone
