@@ -20,8 +20,8 @@ from mlx_gardener.model import load_base, seedling_path
 from tests.adapter.test_exports import project_with
 from tests.conftest import write_tiny_model
 
-#: Largest difference over largest logit. ggml sums in another order, and its softmax and silu are approximations.
-TOLERANCE = 2e-3
+#: Largest difference over largest logit; up to 7e-6 was seen. ggml sums in another order.
+TOLERANCE = 1e-4
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2, "hidden_size": 64},
     "mistral": {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "hidden_size": 64},
