@@ -88,6 +88,7 @@ class DataConfig(_Section):
     max_mean_line_length: float = Field(100.0, gt=0)
     min_alphanumeric_fraction: float = Field(0.25, ge=0, le=1)
     min_alphabetic_fraction: float = Field(0.25, ge=0, le=1)
+    replay_share: float = Field(0.5, ge=0, lt=1)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
@@ -177,7 +178,12 @@ class NeighbourConfig(_Section):
 
 
 class TrainingConfig(_Section):
-    """Everything a training can be told; validated once, then never changed."""
+    """Everything a training can be told; validated once, then never changed.
+
+    ``continue_from`` is the adapter version that a training begins with, and goes on from with what changed since:
+    "auto" (the active one, where that makes sense), "active", a version, or "never". A training that has begun
+    records "auto:VERSION" for what "auto" was.
+    """
 
     model: str = "auto"
     min_training_chunks: int = Field(50, ge=1)
@@ -190,6 +196,7 @@ class TrainingConfig(_Section):
     checkpoints_kept: int = Field(2, ge=1)
     worker_restarts: int = Field(3, ge=0, le=100)
     seed: int = Field(0, ge=0, lt=2**32)
+    continue_from: str = Field("auto", pattern=r"^(auto|never|active|v[0-9]{1,9}|auto:v[0-9]{1,9})$")
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()

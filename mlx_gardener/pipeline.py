@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig
+from mlx_gardener.continuation import Parent, find_parent
 from mlx_gardener.events import (
     PHASE_PERCENT,
     DataPrepared,
@@ -101,10 +102,12 @@ def run_training(run: Run) -> dict[str, Any]:
     if (result := already_registered(run)) is not None:
         return result
     choice = _initialize(run)
-    data = _prepare_data(run, choice)
+    parent = find_parent(run, choice)
+    data = _prepare_data(run, choice, parent)
     earlier = look_for_checkpoints(run, choice, data)
     base, engine = _start_training(run, choice, earlier)
-    outcome = _train(run, base, data, engine, resume=earlier is not None or run.resume is Resume.ALWAYS)
+    resume = earlier is not None or run.resume is Resume.ALWAYS
+    outcome = _train(run, base, data, engine, parent, resume=resume)
     return _complete(run, base, data, engine, outcome)
 
 
@@ -121,8 +124,8 @@ def _initialize(run: Run) -> ModelChoice:
     return choice
 
 
-def _prepare_data(run: Run, choice: ModelChoice) -> PreparedData:
-    """PREPARING_DATA: repository to chunks to token rows."""
+def _prepare_data(run: Run, choice: ModelChoice, parent: Parent | None) -> PreparedData:
+    """PREPARING_DATA: repository to chunks to token rows; of what changed, where the training goes on from a parent."""
     from mlx_gardener.dataset import TrainingDataPreparator
     from mlx_gardener.model import load_tokenizer, resolve_model
 
@@ -137,7 +140,10 @@ def _prepare_data(run: Run, choice: ModelChoice) -> PreparedData:
         on_progress=on_progress,
         interrupt=run.interrupt,
     )
-    data = preparator.prepare(run.project.path)
+    if parent is None:
+        data = preparator.prepare(run.project.path)
+    else:
+        data = preparator.prepare(run.project.path, earlier=parent.earlier, must_continue=parent.is_asked)
     run.publish(DataPrepared(data.summary))
     return data
 
@@ -184,7 +190,9 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
     return base, engine
 
 
-def _train(run: Run, base: BaseModel, data: PreparedData, engine: Engine, *, resume: bool) -> TrainOutcome:
+def _train(
+    run: Run, base: BaseModel, data: PreparedData, engine: Engine, parent: Parent | None, *, resume: bool
+) -> TrainOutcome:
     """TRAINING: updates until the epochs are over or validation stops improving."""
     import mlx.core as mx
 
@@ -203,6 +211,7 @@ def _train(run: Run, base: BaseModel, data: PreparedData, engine: Engine, *, res
         interrupt=run.interrupt,
         checkpoint_dir=run.checkpoints,
         resume=resume,
+        initial=parent.weights if parent is not None and data.continued_from else None,
     )
     if engine.plan is plan:  # it never had to be made smaller
         parts = plan.predicted_parts
@@ -300,12 +309,13 @@ def _register(
     from mlx_gardener.report import render_model_card, render_report_html
 
     run.tell(TrainingPhase.COMPLETING, 0.95, "Registering the adapter")
+    training = {**outcome.to_json(), "parent": data.continued_from}
     details = ManifestDetails(
         config=run.config.model_dump(mode="json"),
         data=data.describe(),
         metrics=evidence.metrics,
         evidence=evidence.to_json(),
-        training=outcome.to_json(),
+        training=training,
         plan=engine.plan.to_json(),
     )
     facts = {
@@ -320,7 +330,7 @@ def _register(
         "adapter_version": staged.version,
         "metrics": dict(evidence.metrics),
         "evidence": evidence.to_json(with_source=True),
-        "training": outcome.to_json(),
+        "training": training,
     }
     keep_result(run, result)
     staged.commit(

@@ -14,8 +14,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from mlx_gardener.config import TrainingConfig, load_config
+from mlx_gardener.continuation import decide_parent, exclude_pattern
 from mlx_gardener.errors import GardenerError, TrainingError, TrainingTimeoutError
 from mlx_gardener.events import (
     Event,
@@ -44,6 +46,8 @@ _MAY_CHANGE = frozenset(
         "worker_restarts",
     }
 )
+#: What a training went on from is decided when it begins, so a resumed one keeps it.
+_DECIDED_AT_START = "continue_from"
 
 
 @dataclass
@@ -96,7 +100,12 @@ class TrainingPipeline:
         earlier = None if fresh else self.unfinished_training(project_name)
         mode = Resume.NEVER if earlier is None else Resume.IF_SAME
         return self._start(
-            project_name, progress_callback, resume_from=earlier, mode=mode, queue_number=queue_number
+            project_name,
+            progress_callback,
+            resume_from=earlier,
+            mode=mode,
+            queue_number=queue_number,
+            fresh=fresh,
         )
 
     def enqueue_training(self, project_name: str, *, priority: int = 0, fresh: bool = False) -> QueueEntry:
@@ -134,9 +143,17 @@ class TrainingPipeline:
             return None
         if not any((last.run_dir / CHECKPOINTS_NAME).glob("step-*")):
             return None
-        mine = self.config.model_dump(mode="json")
-        same = all(last.config.get(key) == mine[key] for key in mine.keys() - _MAY_CHANGE)
-        return last if same else None
+        mine = self._settings(project_name)
+        compared = mine.keys() - _MAY_CHANGE - {_DECIDED_AT_START}
+        return last if all(last.config.get(key) == mine[key] for key in compared) else None
+
+    def _settings(self, project: str) -> dict[str, Any]:
+        """This pipeline's settings as JSON types, without what the project is to forget."""
+        config = self.config.model_dump(mode="json")
+        forgotten = [exclude_pattern(path) for path in self.registry.forgotten_paths(project)]
+        known = config["data"]["exclude"]
+        config["data"]["exclude"] = [*known, *(text for text in forgotten if text not in known)]
+        return config
 
     def resume_training(self, project_name: str, progress_callback: ProgressCallback | None = None) -> str:
         """Go on with the project's last training where it stopped, with the settings it was started with.
@@ -290,9 +307,13 @@ class TrainingPipeline:
         resume_from: TrainingRecord | None,
         mode: Resume,
         queue_number: int | None = None,
+        fresh: bool = False,
     ) -> str:
         project = self._project(name)
-        config = self.config.model_dump(mode="json")
+        config = self._settings(name)
+        config[_DECIDED_AT_START] = (
+            "never" if fresh else decide_parent(self.registry, name, config[_DECIDED_AT_START])
+        )
         if resume_from is not None:
             new = _MAY_CHANGE if mode is Resume.IF_SAME else {"training_timeout_minutes"}
             config = {**resume_from.config, **{key: config[key] for key in new}}

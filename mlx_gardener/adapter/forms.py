@@ -88,7 +88,8 @@ def from_peft(weights: dict[str, mx.array]) -> dict[str, mx.array]:
     converted = {}
     for name, value in weights.items():
         match = re.fullmatch(
-            r"base_model\.model\.(.+)\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)", name
+            r"base_model\.model\.(.+)\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)(?:(?<=vector)\.weight)?",
+            name,
         )
         if match is None:
             raise ValueError(f"{name!r} is no LoRA weight")

@@ -26,6 +26,7 @@ from mlx_gardener.adapter.manifest import (
     verify_files,
 )
 from mlx_gardener.errors import AdapterError
+from mlx_gardener.model.choose import SEEDLING
 from mlx_gardener.platform.files import fsync_path, make_private, make_tree_private, write_private
 from mlx_gardener.platform.locks import hold
 from mlx_gardener.registry import AdapterRecord, ProjectRegistry
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from mlx_gardener.model import BaseModel
-
-_FORMS = ("mlx", "peft")
 
 
 class StagedAdapter:
@@ -99,6 +98,8 @@ class StagedAdapter:
                 next_step="Free disk space, then go on with `mlx-gardener train --resume`.",
             ) from error
         try:
+            if self._base.id != SEEDLING and self._base.revision is None:
+                self._registry.note_local_model(self._base.id, self._base.path)
             return self._registry.add_adapter(
                 self._project,
                 self.version,
@@ -219,41 +220,13 @@ class PeftManager:
         """
         self.registry.remove_adapter(project, version, delete_files=True)
 
-    def export_adapter(self, project: str, version: str | None, form: str, destination: Path) -> Path:
-        """Copy one form of an adapter out of the registry, whole or not at all.
+    def export_adapter(
+        self, project: str, version: str | None, form: str, destination: Path, **options: Any
+    ) -> Path:
+        """Write one form of an adapter to a new directory; see `exports.export_adapter`, which has the options."""
+        from mlx_gardener.adapter.exports import export_adapter
 
-        Args:
-            form: ``mlx`` or ``peft``.
-            destination: a directory that does not exist yet.
-
-        Raises:
-            AdapterError: the form is unknown or not there, or the destination exists or cannot be written.
-            RegistryError: there is no such project or version.
-        """
-        adapter = self.load_adapter(project, version)
-        source = adapter.directory / form
-        if form not in _FORMS or not source.is_dir():
-            raise AdapterError(
-                f"The adapter {project}/{adapter.directory.name} has no form {form!r}.",
-                next_step=f"Forms are: {', '.join(name for name in _FORMS if (adapter.directory / name).is_dir())}.",
-            )
-        if destination.exists():
-            raise AdapterError(f"{str(destination)!r} exists already.", next_step="Name a new directory.")
-        staged = destination.parent / f".{destination.name}.new-{uuid.uuid4().hex[:8]}"
-        try:
-            staged.mkdir(parents=True)
-            for name in (name for name in adapter.manifest["files"] if name.startswith(f"{form}/")):
-                copy = staged / name.removeprefix(f"{form}/")
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(adapter.directory / name, copy)  # what was verified, with the user's umask
-            staged.rename(destination)
-        except OSError as error:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise AdapterError(
-                f"{str(destination)!r} cannot be written ({error.strerror}).",
-                next_step="Name another directory.",
-            ) from error
-        return destination
+        return export_adapter(self, project, version, form, destination, **options).directory
 
 
 @contextmanager

@@ -32,8 +32,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "projects": ("mlx_gardener.cli.projects:projects", "List the projects in the registry."),
     "show": ("mlx_gardener.cli.projects:show", "Show a project and its adapters."),
     "activate": ("mlx_gardener.cli.projects:activate", "Choose the adapter version others pick up."),
+    "rollback": ("mlx_gardener.cli.lifecycle:rollback", "Go back to the adapter version before."),
+    "diff": ("mlx_gardener.cli.lifecycle:diff", "Compare two versions of an adapter."),
+    "forget": ("mlx_gardener.cli.lifecycle:forget", "Train again without a path, and show that it is gone."),
     "remove": ("mlx_gardener.cli.projects:remove", "Remove a project or one adapter version."),
-    "export": ("mlx_gardener.cli.projects:export", "Copy an adapter out of the registry."),
+    "export": ("mlx_gardener.cli.exchange:export", "Write an adapter for mlx-lm, PEFT, llama.cpp or Ollama."),
+    "import": ("mlx_gardener.cli.exchange:import_", "Take a PEFT adapter into the registry."),
     "registry": (
         "mlx_gardener.cli.registry:registry",
         "Check, repair, tidy, back up and restore the registry.",

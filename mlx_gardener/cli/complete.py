@@ -27,9 +27,8 @@ def complete(
     the text on standard input is continued.
     """
     from mlx_gardener.adapter import PeftManager, attach_adapter
-    from mlx_gardener.errors import AdapterError
+    from mlx_gardener.adapter.base import base_name, load_adapter_base
     from mlx_gardener.evaluate import complete as complete_code
-    from mlx_gardener.model import load_base
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.text import safe_lines
 
@@ -38,27 +37,12 @@ def complete(
     record = registry.get_adapter(project, version)
     prefix, suffix, path = _read_place(place, root) if place else (sys.stdin.read(), None, "")
     adapter = PeftManager(registry).load_adapter(project, record.version)
-    base = load_base(_base_name(registry, project, record.base_model))
-    if base.weights_sha256 != adapter.manifest["base"]["weights_sha256"]:
-        raise AdapterError(
-            f"{record.base_model} is not the model that {project}/{record.version} was trained on any more.",
-            next_step="Train again on the model as it is now.",
-        )
+    base = load_adapter_base(base_name(registry, record), adapter)
     if no_suffix or base.tokenizer.markers is None:
         suffix = None
     with nullcontext() if with_base else attach_adapter(base, adapter):
         text = complete_code(base, prefix, suffix, path=path, max_new_tokens=max_tokens)
     click.echo(safe_lines(text) if sys.stdout.isatty() else text)
-
-
-def _base_name(registry: object, project: str, base_model: str) -> str:
-    """What to load: the model's id, or for a local directory the path its training was given."""
-    from mlx_gardener.registry import ProjectRegistry
-
-    assert isinstance(registry, ProjectRegistry)
-    record = registry.latest_training(project)
-    named = str(record.config.get("model", "")) if record is not None else ""
-    return named if Path(named).name == base_model and Path(named).is_dir() else base_model
 
 
 def _read_place(place: str, root: Path) -> tuple[str, str, str]:

@@ -1,10 +1,9 @@
-"""``mlx-gardener projects``, ``show``, ``activate``, ``remove``, ``export``: the registry from the terminal."""
+"""``mlx-gardener projects``, ``show``, ``activate``, ``remove``: the registry from the terminal."""
 
 from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +13,11 @@ from mlx_gardener.cli.completion import complete_projects
 
 def _when(timestamp: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(timestamp))
+
+
+def _figure(metrics: dict[str, Any], name: str) -> str:
+    """A metric, or that it was not measured, as for an imported adapter."""
+    return f"{metrics[name]:.4f}" if name in metrics else "not measured"
 
 
 @click.command()
@@ -96,8 +100,7 @@ def show(project: str, as_json: bool) -> None:
             item.version,
             _when(item.created_at),
             safe_text(item.base_model),
-            f"{item.metrics['adapter_bits_per_byte']:.4f}",
-            f"{item.metrics['base_bits_per_byte']:.4f}",
+            *(_figure(item.metrics, name) for name in ("adapter_bits_per_byte", "base_bits_per_byte")),
         )
     console.print(table)
     for item in adapters:
@@ -141,18 +144,3 @@ def remove(project: str, version: str | None, yes: bool) -> None:
     else:
         registry.remove_project(project)
     click.echo(f"Removed {what}.")
-
-
-@click.command()
-@click.argument("project", shell_complete=complete_projects)
-@click.argument("destination", type=click.Path(path_type=Path))
-@click.option("--version", help="Adapter version; the active one by default.")
-@click.option(
-    "--form", type=click.Choice(["mlx", "peft"]), default="mlx", show_default=True, help="For mlx-lm or PEFT."
-)
-def export(project: str, destination: Path, version: str | None, form: str) -> None:
-    """Copy PROJECT's adapter to the new directory DESTINATION."""
-    from mlx_gardener.adapter import PeftManager
-
-    written = PeftManager().export_adapter(project, version, form, destination)
-    click.echo(f"Wrote the {form} form to {written}.")

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlx_gardener.cli.completion import complete_projects
 
+if TYPE_CHECKING:
+    from mlx_gardener.lifecycle.staleness import Staleness
+    from mlx_gardener.registry import ProjectRegistry
+
 
 @click.command()
 @click.argument("project", required=False, shell_complete=complete_projects)
+@click.option("--measure", is_flag=True, help="With PROJECT: bits per byte of its adapter on the new code.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def status(project: str | None, as_json: bool) -> None:
-    """Show the latest training of PROJECT, or of every project."""
+def status(project: str | None, measure: bool, as_json: bool) -> None:
+    """Show the latest training of PROJECT, or of every project; of PROJECT also how stale its adapter is."""
+    if measure and project is None:
+        raise click.UsageError("--measure needs a PROJECT.")
     from mlx_gardener.registry import ProjectRegistry
 
     registry = ProjectRegistry()
@@ -41,12 +49,31 @@ def status(project: str | None, as_json: bool) -> None:
         if name in places and name not in active:
             waiting = {"status": "queued", "message": f"number {places[name]} in the queue"}
             rows[-1] |= {**waiting, "phase": None, "progress_percent": 0.0, "details": {}}
+    stale = None if project is None else _staleness(registry, project, measure)
     if as_json:
-        click.echo(json.dumps({"trainings": rows}))
+        shown = {} if project is None else {"adapter": None if stale is None else stale.to_json()}
+        click.echo(json.dumps({"trainings": rows, **shown}))
     elif not rows:
         click.echo("No projects yet. Train one with `mlx-gardener train` in a repository.")
     else:
         _show_rows(rows)
+        if stale is not None:
+            from mlx_gardener.report.text import safe_text
+
+            click.echo(safe_text(stale.sentence()))
+
+
+def _staleness(registry: ProjectRegistry, project: str, measure: bool) -> Staleness | None:
+    """How stale the active adapter is, by the filters of the project's last training."""
+    from mlx_gardener.config import load_config, validate_config
+    from mlx_gardener.lifecycle.staleness import look_at
+
+    if registry.get_project(project).active_adapter is None:
+        return None
+    latest = registry.latest_training(project)
+    config = load_config() if latest is None else validate_config(latest.config)
+    tell = (lambda text: click.echo(f"{text} ...", err=True)) if sys.stderr.isatty() else None
+    return look_at(registry, project, config, measure=measure, tell=tell)
 
 
 def _show_rows(rows: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mlx_gardener.trainings import TrainingPipeline
 
 
-def _parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     """``("lora.rank=8",)`` as ``{"lora.rank": 8}``; values are read as TOML, else as text."""
     from mlx_gardener.config import parse_value
 
@@ -45,6 +45,13 @@ def _parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
 )
 @click.option("--resume", is_flag=True, help="Go on with the last training where it stopped, as it was set.")
 @click.option("--fresh", is_flag=True, help="Begin anew, also where an unfinished training could go on.")
+@click.option(
+    "--continue",
+    "goes_on_from_active",
+    is_flag=True,
+    help="Go on from the active adapter with what changed since.",
+)
+@click.option("--from-adapter", metavar="VERSION", help="The same from another version.")
 @click.option("--detach", is_flag=True, help="Start in the background and return.")
 @click.option("--queue", "into_queue", is_flag=True, help="Let it wait for its turn in the background.")
 @click.option("--priority", type=click.IntRange(-100, 100), help="With --queue: higher ones come first.")
@@ -65,6 +72,8 @@ def train(
     pairs: tuple[str, ...],
     resume: bool,
     fresh: bool,
+    goes_on_from_active: bool,
+    from_adapter: str | None,
     detach: bool,
     into_queue: bool,
     priority: int | None,
@@ -75,7 +84,18 @@ def train(
 
     Settings come from defaults, then --config, then MLX_GARDENER_* variables, then these flags. Where the last training
     of the project with the same settings did not come to its end, the same command goes on with it.
+
+    A project that has an active adapter is trained on from it, on the files that are new or changed since and as many
+    bytes of unchanged ones (data.replay_share), if base model and lora.* settings are the same and less than half of the
+    training files' bytes changed; files keep the part (training, validation, test) they were in. Otherwise, and with
+    --fresh, training begins from scratch. --continue and --from-adapter make the other conditions errors.
     """
+    if (goes_on_from_active or from_adapter) and (resume or fresh):
+        raise click.UsageError(
+            "--continue and --from-adapter begin a training; leave --resume and --fresh out."
+        )
+    if goes_on_from_active and from_adapter:
+        raise click.UsageError("Give --continue or --from-adapter, not both.")
     if resume and fresh:
         raise click.UsageError("--resume and --fresh contradict each other.")
     if into_queue and resume:
@@ -94,7 +114,8 @@ def train(
         "optimizer.max_steps": max_steps,
         "training_timeout_minutes": timeout,
         "seed": seed,
-        **_parse_settings(pairs),
+        "continue_from": from_adapter or ("active" if goes_on_from_active else None),
+        **parse_settings(pairs),
     }
     config = load_config(config_file, overrides=flags)
     root = _repository(path)

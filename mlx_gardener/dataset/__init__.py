@@ -4,6 +4,7 @@ In: a repository's `Scan`. Out: `PreparedData`: packed training rows, and left-t
 parts in which every kept source byte is a target exactly once. Cost: tokenising, once per content (the cache).
 """
 
+from mlx_gardener.dataset.changes import Earlier
 from mlx_gardener.dataset.prepare import PreparedData, TrainingDataPreparator
 from mlx_gardener.dataset.rows import Batch, RowSet
 from mlx_gardener.dataset.split import Split, split_files
@@ -18,6 +19,7 @@ from mlx_gardener.dataset.tasks import (
 
 __all__ = [
     "Batch",
+    "Earlier",
     "HoleTask",
     "NextLineTask",
     "Place",

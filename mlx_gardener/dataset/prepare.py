@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset.cache import TokenCache
+from mlx_gardener.dataset.changes import Continuation, Earlier, continue_split, known_files
 from mlx_gardener.dataset.examples import Encoder, Segment, make_examples, segments_of
 from mlx_gardener.dataset.rows import Document, RowSet, bucket, pack
 from mlx_gardener.dataset.split import Split, split_files
@@ -23,11 +24,17 @@ if TYPE_CHECKING:
 
 _SCAN_SHARE = 0.6
 _FILES_AT_ONCE = 64
+#: From this share of changed bytes on, "auto" begins anew: most of what the adapter knows is not there any more.
+_MOST_CHANGED = 0.5
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What training and evaluation work on. ``summary`` has JSON types; ``data_sha256`` is over all rows."""
+    """What training and evaluation work on. ``summary`` has JSON types; ``data_sha256`` is over all rows.
+
+    ``files`` are those the adapter will know, by path: digits of their sha256, and their part; ``continued_from`` is the
+    version that the training goes on from.
+    """
 
     train: RowSet
     validation: RowSet
@@ -37,6 +44,8 @@ class PreparedData:
     test_segments: tuple[Segment, ...]
     data_sha256: str
     summary: dict[str, Any]
+    files: dict[str, list[str]]
+    continued_from: str | None = None
 
     def describe(self) -> dict[str, Any]:
         """The part of a manifest that says what was trained on."""
@@ -44,6 +53,7 @@ class PreparedData:
             "data_sha256": self.data_sha256,
             "commit": self.scan.commit,
             "file_list_sha256": self.scan.file_list_sha256,
+            "files": self.files,
             "summary": self.summary,
             "trained_files": trained_files(self.split),
         }
@@ -103,12 +113,19 @@ class TrainingDataPreparator:
 
         return self.prepare((registry or ProjectRegistry()).get_project(project_name).path)
 
-    def prepare(self, root: Path) -> PreparedData:
+    def prepare(
+        self, root: Path, *, earlier: Earlier | None = None, must_continue: bool = False
+    ) -> PreparedData:
         """Scan, filter, select, split, tokenise and pack the repository at ``root``.
+
+        Args:
+            earlier: the adapter version to go on from, where something and less than half has changed since.
+            must_continue: go on from it however much has changed; nothing is an error.
 
         Raises:
             DataError: it cannot be read, or does not split.
-            TrainingError: fewer chunks than ``min_training_chunks`` pass; says how many were found and what took them.
+            TrainingError: fewer chunks than ``min_training_chunks`` pass; says how many were found and what took them. Or
+                nothing changed since ``earlier``, and ``must_continue``.
         """
         scan = scan_repository(
             root,
@@ -120,6 +137,8 @@ class TrainingDataPreparator:
         self._check_count(scan)
         files, over_maximum = select_best(scan.files, self.config.max_training_chunks)
         split = split_files(files, self.config.data, seed=self.config.seed)
+        going_on = None if earlier is None else self._continuation(split, earlier, must_continue)
+        whole, split = (split, split) if going_on is None else (going_on.whole, going_on.split)
         cache = TokenCache(self.cache_dir, self.tokenizer)
         try:
             encoder = Encoder(cache, repository=scan.root.name)
@@ -136,7 +155,39 @@ class TrainingDataPreparator:
         digest = hashlib.sha256((train.sha256() + validation.sha256() + test.sha256()).encode()).hexdigest()
         self._on_progress(1.0, f"{train.loss_tokens:,} tokens to learn from in {len(train)} rows")
         summary = self._summarize(scan, split, train, validation, test, over_maximum, cache)
-        return PreparedData(train, validation, test, split, scan, tuple(test_segments), digest, summary)
+        if going_on is not None and earlier is not None:
+            summary["continued_from"] = {
+                "version": earlier.version,
+                "changed_files": going_on.changed_files,
+                "changed_share": round(going_on.changed_share, 4),
+                "replayed_files": going_on.replayed_files,
+            }
+        parent = earlier if going_on is not None else None
+        return PreparedData(
+            train,
+            validation,
+            test,
+            split,
+            scan,
+            tuple(test_segments),
+            digest,
+            summary,
+            known_files(whole, parent),
+            None if parent is None else parent.version,
+        )
+
+    def _continuation(self, fresh: Split, earlier: Earlier, must: bool) -> Continuation | None:
+        """How to go on from ``earlier``; None where a training begins anew instead."""
+        found = continue_split(
+            fresh, earlier, replay_share=self.config.data.replay_share, seed=self.config.seed
+        )
+        if must and not found.changed_files:
+            raise TrainingError(
+                f"No training file has changed since {earlier.version}, so there is nothing to go on with.",
+                next_step="Train from scratch with --fresh.",
+            )
+        usable = found.changed_files and found.whole.validation and found.whole.test
+        return found if usable and (must or found.changed_share < _MOST_CHANGED) else None
 
     def _check_count(self, scan: Scan) -> None:
         if scan.chunks_kept >= self.config.min_training_chunks:

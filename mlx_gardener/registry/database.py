@@ -92,6 +92,18 @@ _MIGRATIONS = (
         enqueued_at REAL NOT NULL
     );
     """,
+    """
+    CREATE TABLE local_models (
+        id TEXT PRIMARY KEY,
+        path TEXT NOT NULL
+    );
+    CREATE TABLE forgotten (
+        project TEXT NOT NULL REFERENCES projects(name) ON DELETE CASCADE,
+        path TEXT NOT NULL,
+        forgotten_at REAL NOT NULL,
+        PRIMARY KEY (project, path)
+    );
+    """,
 )
 
 

@@ -426,6 +426,51 @@ class ProjectRegistry:
         with delete_with(self._database, directory if delete_files else None) as connection:
             forget_adapter(connection, project, version)
 
+    # What projects forget, and where local models lie.
+
+    def forget_path(self, project: str, path: str) -> None:
+        """Leave ``path`` (a file or directory of the repository) out of the project's trainings from now on.
+
+        Raises:
+            RegistryError: there is no such project.
+        """
+        self.get_project(project)
+        with self._database.write() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO forgotten (project, path, forgotten_at) VALUES (?, ?, ?)",
+                (project, path, time.time()),
+            )
+
+    def remember_path(self, project: str, path: str) -> bool:
+        """Undo `forget_path`; whether it was forgotten."""
+        with self._database.write() as connection:
+            done = connection.execute(
+                "DELETE FROM forgotten WHERE project = ? AND path = ?", (project, path)
+            ).rowcount
+        return bool(done)
+
+    def forgotten_paths(self, project: str) -> list[str]:
+        """What the project's trainings leave out, sorted."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT path FROM forgotten WHERE project = ? ORDER BY path", (project,)
+            ).fetchall()
+        return [row["path"] for row in rows]
+
+    def note_local_model(self, model_id: str, path: Path) -> None:
+        """Remember where the local base model ``model_id`` lies; adapters say its name only."""
+        with self._database.write() as connection:
+            connection.execute(
+                "INSERT INTO local_models (id, path) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET path = excluded.path",
+                (model_id, str(path)),
+            )
+
+    def local_model(self, model_id: str) -> Path | None:
+        """Where a local base model lies, as far as it is known."""
+        with self._database.read() as connection:
+            row = connection.execute("SELECT path FROM local_models WHERE id = ?", (model_id,)).fetchone()
+        return None if row is None else Path(row["path"])
+
     # Health.
 
     def check(self, *, hashes: bool = True, tell: Callable[[str], None] | None = None) -> list[Problem]:

@@ -76,6 +76,16 @@ def head_commit(root: Path) -> str | None:
     return None if found is None else found.decode().strip()
 
 
+def commits_between(root: Path, commit: str) -> int | None:
+    """Commits from ``commit`` to the one that is checked out; None without git, or where ``commit`` is not an ancestor."""
+    if not re.fullmatch(r"[0-9a-f]{40,64}", commit) or _is_ignored(root):
+        return None
+    if _git(root, "merge-base", "--is-ancestor", commit, "HEAD") is None:
+        return None
+    found = _git(root, "rev-list", "--count", f"{commit}..HEAD")
+    return None if found is None else int(found)
+
+
 def marked_paths(root: Path, paths: list[str]) -> dict[str, str]:
     """Paths whose git attributes say linguist-generated or linguist-vendored, with the rule that drops them."""
     given = b"\0".join(os.fsencode(path) for path in paths) + b"\0"

@@ -36,6 +36,7 @@ from mlx_gardener.model.lora import (
     detach_lora,
     lora_parameters,
     nested,
+    set_lora_parameters,
 )
 from mlx_gardener.platform.footprint import (
     process_footprint_bytes,
@@ -107,6 +108,7 @@ def train(
     interrupt: Callable[[], None],
     checkpoint_dir: Path,
     resume: bool,
+    initial: dict[str, mx.array] | None = None,
 ) -> TrainOutcome:
     """Train an adapter on ``data.train``; the base is left without adapters again.
 
@@ -114,6 +116,7 @@ def train(
         publish: told of every update, evaluation, checkpoint and warning.
         interrupt: raises when the run must stop; asked between segments.
         checkpoint_dir: where checkpoints are written, and with ``resume`` looked for first.
+        initial: the adapter to begin with, by mlx-lm's names; a fresh one when None.
 
     Raises:
         TrainingError: the loss stays non-finite, a checkpoint cannot be written, or does not fit the run.
@@ -121,6 +124,8 @@ def train(
     """
     targets = attach_lora(base.model, config.lora, seed=config.seed)
     try:
+        if initial is not None:
+            set_lora_parameters(base.model, initial)
         run = _Training(base, data, config, engine, publish, interrupt, checkpoint_dir)
         if resume:
             run.restore()

@@ -199,10 +199,11 @@ def test_an_export_is_whole_and_overwrites_nothing(
     create(manager, base)
     written = manager.export_adapter("small", None, "peft", tmp_path / "out" / "adapter")
     assert sorted(path.name for path in written.iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
     with pytest.raises(AdapterError, match="exists already"):
         manager.export_adapter("small", None, "peft", written)
-    with pytest.raises(AdapterError, match="no form 'gguf'"):
-        manager.export_adapter("small", None, "gguf", tmp_path / "elsewhere")
+    with pytest.raises(AdapterError, match="no form 'onnx'"):
+        manager.export_adapter("small", None, "onnx", tmp_path / "elsewhere")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mlx_gardener.adapter import ManifestDetails, PeftManager, attach_adapter
+from mlx_gardener.adapter.exports import export_adapter
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import load_base, seedling_path
 from mlx_gardener.model.lora import adapter_settings, attach_lora, detach_lora, lora_parameters
@@ -92,6 +93,12 @@ def test_ours_mlx_lm_and_peft_give_the_same_logits(
     with torch.no_grad():
         peft = hf(torch.tensor(ids)).logits.numpy()
 
+    target = registry.home / "fused"
+    export_adapter(manager, "parity", None, "fused", target, dtype="float32")
+    with torch.no_grad():
+        merged = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)(torch.tensor(ids))
+    print(f"fused in Transformers {relative(ours, merged.logits.numpy()):.1e}")
+    assert relative(ours, merged.logits.numpy()) < TOLERANCE
     print(f"mlx-lm {relative(ours, theirs):.1e}, PEFT {relative(ours, peft):.1e}")
     assert relative(ours, theirs) < TOLERANCE
     assert relative(ours, peft) < TOLERANCE

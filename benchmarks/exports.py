@@ -1,0 +1,101 @@
+"""Every form of an export of a trained adapter of the embedded model: how far it is from the source, in figures.
+
+``python benchmarks/exports.py [REPOSITORY]`` trains for 40 updates on the repository (this one by default), exports, and
+where llama-cpp-python is installed compares llama.cpp's logits with MLX's. About five minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from machine import bar, describe, save
+
+import mlx_gardener
+
+MAIN = Path(__file__).resolve().parent.parent
+TOKENS = 128
+
+
+def main() -> None:
+    repository = Path(sys.argv[1]) if len(sys.argv) > 1 else MAIN
+    before = describe()
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["MLX_GARDENER_HOME"] = str(Path(scratch) / "home")
+        mlx_gardener.train(
+            repository, project="exports", model="seedling", optimizer={"max_steps": 40},
+            evaluation={"next_line_tasks": 0, "samples": 0, "patience": 1000}, training_timeout_minutes=60,
+        )  # fmt: skip
+        forms = exported(Path(scratch))
+        llama = llama_figures(Path(scratch), repository)
+    bars = [bar("error over the adapter's effect", "the source adapter", "<= 10 %", f"{forms[form]['error_share']:.2%} ({form})",
+                forms[form]["error_share"] <= 0.1) for form in ("mlx", "peft", "gguf", "fused")]  # fmt: skip
+    if llama is not None:
+        bars.append(bar("largest difference of logits over the largest logit", "MLX", "<= 1e-4", f"{max(llama.values()):.1e}",
+                        max(llama.values()) <= 1e-4))  # fmt: skip
+    print(save("exports", {"machine": before, "forms": forms, "llama_cpp": llama, "bars": bars}))
+
+
+def exported(scratch: Path) -> dict[str, dict[str, Any]]:
+    """Figures by form; a refusal by its sentence."""
+    from mlx_gardener.adapter import PeftManager
+    from mlx_gardener.adapter.exports import export_adapter
+    from mlx_gardener.errors import AdapterError
+
+    wanted: dict[str, dict[str, Any]] = {
+        "mlx": {}, "peft": {}, "gguf": {}, "fused": {}, "fused 8 bits": {"bits": 8}, "fused 4 bits": {"bits": 4},
+        "gguf-base": {"dtype": "float32"}, "gguf-fused": {"dtype": "float32"}, "modelfile": {},
+    }  # fmt: skip
+    found: dict[str, dict[str, Any]] = {}
+    for name, options in wanted.items():
+        try:
+            done = export_adapter(
+                PeftManager(),
+                "exports",
+                "v1",
+                name.partition(" ")[0],
+                scratch / name.replace(" ", "-"),
+                **options,
+            )
+            found[name] = {} if done.agreement is None else done.agreement.to_json()
+        except AdapterError as error:
+            found[name] = {"refused": error.message}
+        print(name, found[name])
+    return found
+
+
+def llama_figures(scratch: Path, repository: Path) -> dict[str, float] | None:
+    """Largest difference of logits between llama.cpp and MLX by arm, over the largest logit."""
+    if find_spec("llama_cpp") is None:
+        return None
+    import llama_cpp
+    import mlx.core as mx
+    import numpy as np
+    from llama_cpp_side import llama_logits, relative
+
+    from mlx_gardener.adapter import PeftManager, attach_adapter
+    from mlx_gardener.adapter.agreement import real_text_rows
+    from mlx_gardener.model import load_base
+
+    base = load_base("seedling")
+    ids = real_text_rows(repository, base.tokenizer)[0][:TOKENS].tolist()
+    plain = np.array(base.model(mx.array([ids])))[0]
+    with attach_adapter(base, PeftManager().load_adapter("exports", "v1")):
+        adapted = np.array(base.model(mx.array([ids])))[0]
+    model, lora = scratch / "gguf-base" / "model.gguf", scratch / "gguf" / "adapter.gguf"
+    found = {
+        "adapter against base (MLX)": relative(plain, adapted),
+        "base": relative(plain, llama_logits(llama_cpp, model, None, ids)),
+        "base with adapter": relative(adapted, llama_logits(llama_cpp, model, lora, ids)),
+        "fused": relative(adapted, llama_logits(llama_cpp, scratch / "gguf-fused" / "model.gguf", None, ids)),
+    }
+    print(found)
+    return {name: value for name, value in found.items() if not name.startswith("adapter")}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,319 @@
+"""Adapters for other programs: written beside their place, loaded back, compared with the source, and only then there.
+
+In: a registered adapter and a form. Out: a new directory with the form and a card that says what it is. What does not
+agree with its source is refused with the figure, and nothing is left. Cost: a few forward passes of 512 tokens, and for
+fused forms a copy of the base.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.adapter.agreement import (
+    MOST_ERROR,
+    MOST_ROUNDING,
+    Agreement,
+    compare_logits,
+    real_text_rows,
+    spent_logits,
+)
+from mlx_gardener.adapter.base import base_name, load_adapter_base
+from mlx_gardener.adapter.card import render_export_card
+from mlx_gardener.adapter.forms import from_peft, has_peft_form
+from mlx_gardener.adapter.fused import has_usual_names, stored_type, write_fused
+from mlx_gardener.adapter.gguf_files import (
+    ADAPTER_NAME,
+    MODEL_NAME,
+    differing_tensor,
+    read_gguf_adapter,
+    write_gguf_adapter,
+    write_gguf_model,
+)
+from mlx_gardener.adapter.manifest import LoadedAdapter
+from mlx_gardener.adapter.modelfile import render_modelfile
+from mlx_gardener.errors import AdapterError, ModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mlx_gardener.adapter.manager import PeftManager
+
+#: What each form is, for --help and cards.
+FORMS = {
+    "mlx": "the adapter for mlx-lm (--adapter-path)",
+    "peft": "the adapter for Hugging Face PEFT",
+    "fused": "a model directory with the adapter merged in, for mlx-lm and Transformers",
+    "gguf": "the adapter for llama.cpp (--lora)",
+    "gguf-fused": "the merged model for llama.cpp",
+    "gguf-base": "the base alone for llama.cpp, to put the adapter on",
+    "modelfile": "the merged model with a Modelfile for `ollama create`",
+}
+_COPIES = ("mlx", "peft")
+_MODELS = ("fused", "gguf-fused", "gguf-base", "modelfile")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written, and how it was found to agree; None where the base was not there to compare logits."""
+
+    directory: Path
+    form: str
+    agreement: Agreement | None
+    notes: tuple[str, ...]
+
+
+def export_adapter(
+    manager: PeftManager,
+    project: str,
+    version: str | None,
+    form: str,
+    destination: Path,
+    *,
+    base: str | None = None,
+    bits: int | None = None,
+    dtype: str = "auto",
+    tell: Callable[[str], None] | None = None,
+) -> Export:
+    """Write one form of an adapter to a new directory, whole or not at all.
+
+    Args:
+        form: one of `FORMS`.
+        destination: a directory that does not exist yet.
+        base: the base model's directory or id, where it is not where it was.
+        bits: 4 or 8 quantises what ``fused`` writes, where the adapter's effect survives it.
+        dtype: floats of a merged model: ``auto`` (the base's own), ``float32``, ``bfloat16`` or ``float16``.
+        tell: told what is being done.
+
+    Raises:
+        AdapterError: the form is unknown or cannot hold this adapter, the export does not agree with its source, or the
+            destination exists or cannot be written.
+        ModelError: the form needs the base, which is not there.
+        RegistryError: there is no such project or version.
+    """
+    if form not in FORMS:
+        raise AdapterError(f"There is no form {form!r}.", next_step=f"Forms are: {', '.join(FORMS)}.")
+    if bits is not None and (form != "fused" or bits not in (4, 8)):
+        raise AdapterError("Only the form fused is quantised, to 4 or 8 bits.", next_step="Leave --bits out.")
+    if dtype != "auto" and form not in _MODELS:
+        raise AdapterError(f"The form {form} holds the adapter as it is.", next_step="Leave --dtype out.")
+    record = manager.registry.get_adapter(project, version)
+    adapter = manager.load_adapter(project, record.version)
+    if destination.exists():
+        raise AdapterError(f"{str(destination)!r} exists already.", next_step="Name a new directory.")
+    staged = destination.parent / f".{destination.name}.new-{uuid.uuid4().hex[:8]}"
+    work = _Work(
+        adapter, form, base or base_name(manager.registry, record), base is not None, bits, dtype, staged,
+        manager.registry.get_project(project).path, tell or (lambda text: None),
+    )  # fmt: skip
+    try:
+        staged.mkdir(parents=True)
+        agreement = work.write_and_compare()
+        (staged / "README.md").write_text(_card(adapter, form, agreement, work), encoding="utf-8")
+        staged.rename(destination)
+    except OSError as error:
+        raise AdapterError(
+            f"{str(destination)!r} cannot be written ({error.strerror or error}).",
+            next_step="Name another directory, or free disk space.",
+        ) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return Export(destination, form, agreement, tuple(work.notes))
+
+
+@dataclass
+class _Work:
+    """One export under way."""
+
+    adapter: LoadedAdapter
+    form: str
+    base: str
+    base_was_named: bool
+    bits: int | None
+    dtype: str
+    staged: Path
+    repository: Path
+    tell: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self.notes: list[str] = []
+
+    def write_and_compare(self) -> Agreement | None:
+        """Write the form and compare it; the figures.
+
+        Raises:
+            AdapterError: as `export_adapter`.
+        """
+        if self.form in _COPIES:
+            return self._copy()
+        if self.form == "gguf":
+            return self._gguf_adapter()
+        return self._model()
+
+    def _copy(self) -> Agreement | None:
+        adapter, source = self.adapter, self.adapter.directory / self.form
+        if not source.is_dir():
+            why = (
+                ""
+                if has_peft_form(adapter.weights)
+                else ": PEFT has no place for adapters of stacked experts"
+            )
+            raise AdapterError(
+                f"The adapter {adapter.directory.name!r} has no form {self.form!r}{why}.",
+                next_step="Export the form mlx, or fused.",
+            )
+        for name in (name for name in adapter.manifest["files"] if name.startswith(f"{self.form}/")):
+            copy = self.staged / name.removeprefix(f"{self.form}/")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(adapter.directory / name, copy)  # what was verified, with the user's umask
+        return self._compare_adapter(*self._read_copy())
+
+    def _read_copy(self) -> tuple[dict[str, Any], float]:
+        """Weights by mlx-lm's names and scale, from the files that were just written."""
+        from mlx_gardener.model.lora import load_arrays
+        from mlx_gardener.platform.untrusted import read_json
+
+        config = read_json(self.staged / "adapter_config.json")
+        if self.form == "mlx":
+            return load_arrays(self.staged / "adapters.safetensors"), config["lora_parameters"]["scale"]
+        weights = from_peft(load_arrays(self.staged / "adapter_model.safetensors"))
+        return weights, config["lora_alpha"] / config["r"]
+
+    def _gguf_adapter(self) -> Agreement | None:
+        import mlx.core as mx
+
+        from mlx_gardener.model import choose_model, resolve_model
+        from mlx_gardener.model.choose import read_model_config
+
+        config: dict[str, Any] = dict(read_model_config(resolve_model(choose_model(self.base, 2**62))))
+        file, settings = self.staged / ADAPTER_NAME, self.adapter.settings
+        name = f"{self.adapter.manifest['project']} {self.adapter.manifest['version']}"
+        write_gguf_adapter(file, self.adapter.weights, settings, config, name=name)
+        weights, alpha = read_gguf_adapter(file, config, int(config["num_hidden_layers"]))
+        read = {name: mx.array(value) for name, value in weights.items()}
+        return self._compare_adapter(read, alpha / settings["lora_parameters"]["rank"])
+
+    def _compare_adapter(self, weights: dict[str, Any], scale: float) -> Agreement | None:
+        """The adapter that was read back against the source, on the base where it is there."""
+        import mlx.core as mx
+
+        mine = self.adapter.weights
+        if set(weights) != set(mine) or not all(
+            mx.allclose(weights[name], value, rtol=1e-6, atol=0).item() for name, value in mine.items()
+        ):
+            raise AdapterError(f"The {self.form} form that was written does not hold the adapter's weights.")
+        settings = self.adapter.settings
+        lora = {**settings["lora_parameters"], "scale": scale}
+        again = LoadedAdapter(
+            weights, {**settings, "lora_parameters": lora}, self.adapter.manifest, self.adapter.directory
+        )
+        try:
+            tokens, plain, adapted = self._source_logits()
+        except ModelError as error:
+            if self.base_was_named:
+                raise
+            self.notes.append(
+                f"Weights and scale are the source's; logits were not compared, as the base is not here ({error.message})"
+            )
+            if abs(scale / settings["lora_parameters"]["scale"] - 1) > 1e-6:
+                raise AdapterError(f"The {self.form} form that was written has another scale.") from error
+            return None
+        return self._agreed(compare_logits(plain, adapted, self._logits(again, tokens)), 1e-3)
+
+    def _model(self) -> Agreement | None:
+        from mlx_gardener.adapter.manager import attach_adapter
+        from mlx_gardener.model import load_base
+
+        with_adapter = self.form != "gguf-base"
+        self.tell("Measuring the adapter on real text")
+        base = load_adapter_base(self.base, self.adapter, lazy=True)
+        kind = stored_type(base.path) if self.dtype == "auto" else self.dtype
+        tokens, plain, adapted = self._source_logits()
+        self.tell("Merging layer by layer" if with_adapter else "Copying the base")
+        merged = self.staged if self.form == "fused" else self.staged / "merged"
+        merged.mkdir(exist_ok=True)
+        if with_adapter:
+            with attach_adapter(base, self.adapter):
+                write_fused(base, merged, dtype=kind, bits=self.bits)
+        else:
+            write_fused(base, merged, dtype=kind)
+        if not has_usual_names(base.path, merged):
+            self.notes.append("Its tensors bear mlx-lm's names: mlx-lm loads it, Transformers does not.")
+        self.tell("Comparing what was written")
+        fused = load_base(
+            str(merged), compute_dtype="float32", base_weights="dense", unread_layers=10**6, unread_words=True
+        )
+        got = spent_logits(fused, tokens)
+        if not with_adapter:
+            got = got + (adapted - plain)  # as if the adapter were put on it
+        reached = self._agreed(
+            compare_logits(plain, adapted, got), MOST_ROUNDING if self.bits else MOST_ERROR
+        )
+        if self.form != "fused":
+            self.tell("Writing the GGUF file")
+            self._gguf_model(merged, fused)
+            shutil.rmtree(merged)
+        return reached
+
+    def _gguf_model(self, merged: Path, fused: Any) -> None:
+        name = f"{self.adapter.manifest['project']} {self.adapter.manifest['version']}"
+        if self.form == "gguf-base":
+            name = self.adapter.manifest["base"]["id"]
+        write_gguf_model(merged, self.staged / MODEL_NAME, fused.tokenizer, name=name)
+        different = differing_tensor(merged, self.staged / MODEL_NAME)
+        if different is not None:
+            raise AdapterError(f"The tensor {different!r} of the GGUF file is not the one that was merged.")
+        if self.form == "modelfile":
+            context = int(fused.config.get("max_position_embeddings", 2048))
+            (self.staged / "Modelfile").write_text(
+                render_modelfile(fused.tokenizer, MODEL_NAME, context_tokens=context), encoding="utf-8"
+            )
+
+    def _source_logits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows of real text, and the logits of the base without and with the adapter."""
+        base = load_adapter_base(self.base, self.adapter, lazy=True)
+        tokens = real_text_rows(self.repository, base.tokenizer)
+        return tokens, spent_logits(base, tokens), self._logits(self.adapter, tokens)
+
+    def _logits(self, adapter: LoadedAdapter, tokens: np.ndarray) -> np.ndarray:
+        from mlx_gardener.adapter.manager import attach_adapter
+
+        base = load_adapter_base(self.base, self.adapter, lazy=True)
+        with attach_adapter(base, adapter):
+            return spent_logits(base, tokens)
+
+    def _agreed(self, found: Agreement, most: float) -> Agreement:
+        if found.share <= most:
+            return found
+        if self.bits is not None:
+            hint = "Export without --bits, or with --bits 8." if self.bits == 4 else "Export without --bits."
+        else:
+            hint = "Export with --dtype float32, or the adapter itself (mlx, peft, gguf)."
+        raise AdapterError(
+            f"The {self.form} form does not say what the adapter says. {found.sentence()} At most {most:.1%} is let pass.",
+            next_step=hint,
+        )
+
+
+def _card(adapter: LoadedAdapter, form: str, agreement: Agreement | None, work: _Work) -> str:
+    """What goes along with an export: what it is, of what, how good, how it was compared, how to load it."""
+    manifest = adapter.manifest
+    return render_export_card(
+        {
+            "form": form,
+            "what": FORMS[form],
+            "project": manifest["project"],
+            "version": manifest["version"],
+            "base": manifest["base"],
+            "commit": manifest["data"].get("commit"),
+            "evidence": manifest.get("evidence") or {},
+            "rank": adapter.settings["lora_parameters"]["rank"],
+            "bits": work.bits,
+            "agreement": None if agreement is None else agreement.sentence(),
+            "notes": work.notes,
+        }
+    )

@@ -1,0 +1,114 @@
+"""``mlx-gardener export`` and ``import``: adapters for and from other programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from mlx_gardener.cli.completion import complete_projects
+
+_FORMS = ("mlx", "peft", "fused", "gguf", "gguf-fused", "gguf-base", "modelfile")
+
+
+@click.command()
+@click.argument("project", shell_complete=complete_projects)
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("--version", help="Adapter version; the active one by default.")
+@click.option("--form", type=click.Choice(_FORMS), default="mlx", show_default=True, help="See above.")
+@click.option("--base", metavar="MODEL", help="The base model, where it is not where it was trained.")
+@click.option(
+    "--bits", type=click.Choice(["4", "8"]), help="Quantise the fused form, if the adapter survives it."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Floats of merged models; auto is the base's own.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def export(
+    project: str,
+    destination: Path,
+    version: str | None,
+    form: str,
+    base: str | None,
+    bits: str | None,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Write PROJECT's adapter to the new directory DESTINATION, in a form that another program loads.
+
+    mlx: mlx-lm. peft: Hugging Face PEFT. fused: the base with the adapter merged in. gguf: the adapter for llama.cpp;
+    gguf-base the base to put it on; gguf-fused both in one file. modelfile: that with a Modelfile for Ollama.
+
+    What was written is loaded back and compared with the adapter on real text; where it does not agree it is refused.
+    """
+    from mlx_gardener.adapter import PeftManager
+    from mlx_gardener.adapter.exports import export_adapter
+    from mlx_gardener.report.text import safe_text
+
+    def tell(text: str) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"{text} ...", err=True)
+
+    done = export_adapter(
+        PeftManager(), project, version, form, destination, base=base, bits=None if bits is None else int(bits),
+        dtype=dtype, tell=tell,
+    )  # fmt: skip
+    if as_json:
+        figures = None if done.agreement is None else done.agreement.to_json()
+        shown = {"directory": str(done.directory), "form": form, "agreement": figures, "notes": done.notes}
+        click.echo(json.dumps(shown, indent=2))
+        return
+    click.echo(f"Wrote the {form} form to {safe_text(str(done.directory))}.")
+    for line in (*(() if done.agreement is None else (done.agreement.sentence(),)), *done.notes):
+        click.echo(safe_text(line))
+
+
+@click.command(name="import")
+@click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--project", required=True, help="The project it belongs to.", shell_complete=complete_projects)
+@click.option(
+    "--repository",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Registers a new project.",
+)
+@click.option("--base", metavar="MODEL", help="The model it was trained on; what it names itself by default.")
+@click.option("--activate", is_flag=True, help="Let other programs pick it up.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def import_(
+    path: Path, project: str, repository: Path | None, base: str | None, activate: bool, as_json: bool
+) -> None:
+    """Take the PEFT adapter in the directory PATH into the registry, as a new version without evidence.
+
+    Only safetensors and JSON are read; weights in a pickle (adapter_model.bin) are refused.
+    """
+    from mlx_gardener.adapter import PeftManager
+    from mlx_gardener.adapter.imports import import_adapter
+
+    manager = PeftManager()
+    if repository is not None:
+        manager.registry.register_project(project, repository)
+    record = import_adapter(manager, project, path, base=base, activate=activate)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "project": project,
+                    "version": record.version,
+                    "active": record.active,
+                    "base_model": record.base_model,
+                }
+            )
+        )
+        return
+    use = (
+        "active"
+        if activate
+        else f"not active: `mlx-gardener activate {project} {record.version}` makes it so"
+    )
+    click.echo(f"Imported as {project}/{record.version}, without evidence; {use}.")

@@ -1,0 +1,177 @@
+"""``mlx-gardener rollback``, ``diff`` and ``forget``: versions against each other, back to one, and without a path."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from mlx_gardener.cli.completion import complete_projects
+
+if TYPE_CHECKING:
+    from mlx_gardener.lifecycle.versions import VersionFacts
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+def _line(facts: VersionFacts) -> str:
+    bits = facts.metrics.get("adapter_bits_per_byte")
+    measured = "" if bits is None else f"{bits:.4f} bits per byte; "
+    return f"{facts.version}: {measured}{facts.verdict or 'no evidence'}. {facts.reason or ''}".rstrip()
+
+
+@click.command()
+@click.argument("project", shell_complete=complete_projects)
+@click.option("--to", metavar="VERSION", help="This version, instead of the one before the active one.")
+@_JSON
+def rollback(project: str, to: str | None, as_json: bool) -> None:
+    """Activate the version of PROJECT's adapter before the active one; rejected ones are passed over."""
+    from mlx_gardener.lifecycle.versions import roll_back
+    from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.text import safe_text
+
+    before, now = roll_back(ProjectRegistry(), project, to=to)
+    if as_json:
+        click.echo(json.dumps({"project": project, "was": vars(before), "is": vars(now)}, indent=2))
+        return
+    click.echo(f"{now.version} of {project} is active, {before.version} was.")
+    click.echo(f"was {safe_text(_line(before))}")
+    click.echo(f"is  {safe_text(_line(now))}")
+
+
+@click.command()
+@click.argument("project", shell_complete=complete_projects)
+@click.argument("first")
+@click.argument("second")
+@_JSON
+def diff(project: str, first: str, second: str, as_json: bool) -> None:
+    """Compare the versions FIRST and SECOND of PROJECT's adapter: evidence, files that changed most, settings."""
+    from rich.table import Table
+
+    from mlx_gardener.lifecycle.versions import diff_versions
+    from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.text import safe_text
+
+    found = diff_versions(ProjectRegistry(), project, first, second)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+        return
+    console = make_console()
+    for facts in (found.first, found.second):
+        console.print(safe_text(_line(facts)), highlight=False)
+    if found.note is not None:
+        console.print(found.note, highlight=False)
+    table = Table(
+        "metric", found.first.version, found.second.version, "change", box=None, header_style="bold"
+    )
+    for name, (one, two) in found.metrics.items():
+        change = "" if one is None or two is None else f"{two - one:+.4f}"
+        table.add_row(
+            safe_text(name), *("" if value is None else f"{value:.4f}" for value in (one, two)), change
+        )
+    console.print(table)
+    if found.files:
+        files = Table(
+            "bits per byte of", found.first.version, found.second.version, box=None, header_style="bold"
+        )
+        for item in found.files[:10]:
+            files.add_row(safe_text(item["path"]), f"{item['first']:.4f}", f"{item['second']:.4f}")
+        console.print(files)
+    for name, (one, two) in found.settings.items():
+        console.print(safe_text(f"{name}: {one} -> {two}"), highlight=False)
+
+
+@click.command()
+@click.argument("project", shell_complete=complete_projects)
+@click.argument("path")
+@click.option("--purge", is_flag=True, help="Delete versions, checkpoints and cached tokens that know it.")
+@click.option("--undo", is_flag=True, help="Let the next training read PATH again; trains nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--model", help="As in train.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting, as in train.")
+@_JSON
+def forget(
+    project: str,
+    path: str,
+    purge: bool,
+    undo: bool,
+    yes: bool,
+    model: str | None,
+    pairs: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Train PROJECT again without PATH (a file or directory in it), from now on, and show what is left of it.
+
+    Settings are those of the project's last training. A version that has learned from PATH stays, unless --purge, but is
+    active no more.
+    """
+    from mlx_gardener.cli.train import parse_settings
+    from mlx_gardener.cli.watch import watch_training
+    from mlx_gardener.config import load_config, validate_config
+    from mlx_gardener.errors import DataError
+    from mlx_gardener.lifecycle.forgetting import clean_path
+    from mlx_gardener.lifecycle.forgetting import forget as forget_path
+    from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.text import safe_text
+    from mlx_gardener.trainings import TrainingPipeline
+
+    registry = ProjectRegistry()
+    root = registry.get_project(project).path
+    if undo:
+        if not registry.remember_path(project, clean_path(root, path)):
+            raise DataError(f"{path!r} was not forgotten in {project!r}.")
+        click.echo(f"Trainings of {project} read {safe_text(path)} again.")
+        return
+    if not yes:
+        click.confirm(
+            f"Train {project} again without {safe_text(path)}{' and delete what knows it' if purge else ''}?",
+            abort=True,
+        )
+    flags = {"model": model, **parse_settings(pairs)}
+    latest = registry.latest_training(project)
+    config = load_config(overrides=flags)
+    if latest is not None:
+        config = validate_config({**latest.config, "continue_from": "auto"})
+        config = load_config(
+            overrides={**config.model_dump(mode="json"), **{k: v for k, v in flags.items() if v is not None}}
+        )
+    pipeline = TrainingPipeline(config, registry=registry)
+
+    def follow() -> None:
+        if as_json:
+            pipeline.wait_for_training_completion(project)
+        else:
+            watch_training(pipeline, project, as_json=False, cancel_on_interrupt=True)
+
+    done = forget_path(
+        pipeline,
+        project,
+        path,
+        purge=purge,
+        run=follow,
+        tell=lambda text: click.echo(f"{text} ...", err=True),
+    )
+    if as_json:
+        click.echo(json.dumps(done.to_json(), indent=2))
+        return
+    click.echo(f"{project} is trained without {safe_text(done.path)} as {done.after}.")
+    if done.recall is None:
+        click.echo("Nothing of it is in the repository any more, so what is left of it was not measured.")
+    else:
+        for item in done.recall:
+            click.echo(
+                f"  {item.who}: {item.bits_per_byte:.4f} bits per byte on it, {item.verbatim:.0%} of places verbatim"
+            )
+        click.echo(
+            "It is gone."
+            if done.is_gone
+            else "It is NOT gone: the new version goes on verbatim more often than the base."
+        )
+    if done.purged:
+        click.echo(f"Deleted: {', '.join(done.purged)}, earlier runs and cached tokens.")
+    elif done.knowing:
+        click.echo(
+            f"These versions have learned from it, and are kept without --purge: {', '.join(done.knowing)}."
+        )

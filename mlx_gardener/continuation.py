@@ -1,0 +1,102 @@
+"""Which adapter version a training goes on from, if any: decided by name when it begins, and looked at in its worker.
+
+"auto" takes the active version where base model and LoRA settings are the same and its manifest says which files it
+knows; whether enough is the same in the repository is `dataset.changes`'. Asked for by name, what does not fit is an error.
+A version that knows what the project is to forget is never gone on from. Cost: the base's weights are hashed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.errors import AdapterError, RegistryError
+from mlx_gardener.events import WarningRaised
+from mlx_gardener.registry import ProjectRegistry
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from mlx_gardener.dataset import Earlier
+    from mlx_gardener.model import ModelChoice
+    from mlx_gardener.pipeline import Run
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The version to go on from: the files it knows, its weights by mlx-lm's names, and whether it was asked for."""
+
+    earlier: Earlier
+    weights: dict[str, mx.array]
+    is_asked: bool
+
+
+def decide_parent(registry: ProjectRegistry, project: str, wish: str) -> str:
+    """``continue_from`` as a training records it: ``never``, ``auto:VERSION`` or the version that was asked for.
+
+    Raises:
+        RegistryError: the version that was asked for is not there.
+    """
+    if wish == "never" or wish.startswith("auto:"):
+        return wish
+    if wish == "auto":
+        active = registry.get_project(project).active_adapter
+        return "never" if active is None else f"auto:{active}"
+    return registry.get_adapter(project, None if wish == "active" else wish).version
+
+
+def find_parent(run: Run, choice: ModelChoice) -> Parent | None:
+    """The version that a run's settings name, where it can be gone on from.
+
+    Raises:
+        AdapterError, RegistryError: it was asked for by name, and cannot.
+    """
+    from mlx_gardener.adapter import PeftManager
+    from mlx_gardener.dataset import Earlier
+
+    wish = run.config.continue_from
+    if wish == "never" or wish in ("auto", "active"):  # the latter only where nobody decided
+        return None
+    is_asked, version = not wish.startswith("auto:"), wish.removeprefix("auto:")
+    try:
+        adapter = PeftManager(run.registry).load_adapter(run.project.name, version)
+        earlier = Earlier.of_manifest(version, adapter.manifest)
+        why = _why_not(run, choice, adapter.manifest, earlier)
+    except (AdapterError, RegistryError) as error:
+        if is_asked:
+            raise
+        run.publish(WarningRaised(f"Training begins from scratch: {error.message}"))
+        return None
+    if why is None and earlier is not None:
+        return Parent(earlier, adapter.weights, is_asked)
+    if is_asked:
+        raise AdapterError(f"Training cannot go on from {version}: {why}.", next_step="Train with --fresh.")
+    run.publish(WarningRaised(f"Training begins from scratch, not from {version}: {why}."))
+    return None
+
+
+def _why_not(run: Run, choice: ModelChoice, manifest: dict[str, Any], earlier: Earlier | None) -> str | None:
+    from mlx_gardener.model import resolve_model
+    from mlx_gardener.model.load import weights_sha256
+
+    if earlier is None:
+        return "its manifest does not say which files it knows"
+    if manifest["config"].get("lora") != run.config.lora.model_dump(mode="json"):
+        return "it has other lora settings"
+    if manifest["base"].get("weights_sha256") != weights_sha256(resolve_model(choice)):
+        return "it belongs to another base model"
+    forgotten = [path for path in run.registry.forgotten_paths(run.project.name) if knows(earlier, path)]
+    return f"it knows {forgotten[0]!r}, which is to be forgotten" if forgotten else None
+
+
+def knows(earlier: Earlier, path: str) -> bool:
+    """Whether a version was trained on, or stopped early by, a file or anything in a directory."""
+    return any(
+        (name == path or name.startswith(f"{path}/")) and part != "test"
+        for name, (_, part) in earlier.files.items()
+    )
+
+
+def exclude_pattern(path: str) -> str:
+    """The pattern of data.exclude that means ``path`` (a file or directory, from the repository's root) and nothing else."""
+    return "/" + "".join(f"\\{letter}" if letter in "\\*?[]!# " else letter for letter in path)

@@ -1,0 +1,161 @@
+"""How far a repository has moved since an adapter was trained on it.
+
+In: an adapter version. Out: commits since, files that are new, changed or gone, and, when asked, bits per byte of base and
+adapter on the new code. Cost: git's answer and a scan (seconds); measuring loads the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.config import TrainingConfig
+from mlx_gardener.dataset import Earlier
+from mlx_gardener.dataset.changes import GONE
+from mlx_gardener.dataset.split import kept_bytes
+from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.source.records import FileRecord
+
+if TYPE_CHECKING:
+    from mlx_gardener.adapter import LoadedAdapter
+    from mlx_gardener.model import BaseModel
+
+
+@dataclass(frozen=True)
+class Staleness:
+    """``commits_since`` is None without git or where the commit is not there any more; ``stale_share`` is of kept bytes.
+
+    ``new_code`` has bits per byte of ``base`` and ``adapter`` and the ``bytes`` they are over, when measured.
+    """
+
+    version: str
+    commit: str | None
+    commits_since: int | None
+    new_files: list[str]
+    changed_files: list[str]
+    gone_files: list[str]
+    stale_share: float | None
+    new_code: dict[str, float] | None = None
+    note: str | None = field(default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON types."""
+        return asdict(self)
+
+    def sentence(self) -> str:
+        """For people."""
+        since = "" if self.commits_since is None else f"{self.commits_since} commits since; "
+        if self.note is not None:
+            return f"{self.version}: {since}{self.note}"
+        text = (
+            f"{self.version}: {since}{len(self.new_files)} files new, {len(self.changed_files)} changed, "
+            f"{len(self.gone_files)} gone ({self.stale_share or 0:.1%} of the code is not what it was trained on)."
+        )
+        if self.new_code is not None:
+            text += (
+                f" On that code: {self.new_code['adapter']:.4f} bits per byte, the base {self.new_code['base']:.4f} "
+                f"({self.new_code['bytes']:.0f} bytes)."
+            )
+        return text
+
+
+def look_at(
+    registry: ProjectRegistry,
+    project: str,
+    config: TrainingConfig,
+    *,
+    measure: bool = False,
+    tell: Callable[[str], None] | None = None,
+) -> Staleness | None:
+    """How stale the project's active adapter is; None where it has none, or its repository is gone.
+
+    Args:
+        config: filters of the scan; files are those a training would read.
+        measure: also bits per byte on new and changed files.
+        tell: told what is being done.
+
+    Raises:
+        AdapterError: the adapter's files are not the ones that were written.
+        ModelError: it is to be measured, and its base is not here.
+    """
+    from mlx_gardener.adapter import PeftManager
+    from mlx_gardener.source import scan_repository
+    from mlx_gardener.source.walk import commits_between
+
+    found = registry.get_project(project)
+    if found.active_adapter is None or not found.path.is_dir():
+        return None
+    adapter = PeftManager(registry).load_adapter(project)
+    commit = adapter.manifest["data"].get("commit")
+    since = None if not isinstance(commit, str) else commits_between(found.path, commit)
+    earlier = Earlier.of_manifest(found.active_adapter, adapter.manifest)
+    if earlier is None:
+        note = "its manifest does not say which files it knows."
+        return Staleness(found.active_adapter, commit, since, [], [], [], None, note=note)
+    if tell is not None:
+        tell("Reading the repository")
+    scan = scan_repository(found.path, config.data, quality_threshold=config.training_data_quality_threshold)
+    stale = [record for record in scan.files if earlier.is_new(record)]
+    there = {record.path for record in scan.files}
+    total = sum(kept_bytes(record) for record in scan.files)
+    measured = None
+    if measure and stale:
+        if tell is not None:
+            tell("Measuring on new and changed files")
+        measured = _measure(registry, project, adapter, found.path, stale, config)
+    known = [path for path, (_, part) in earlier.files.items() if part != GONE]
+    return Staleness(
+        found.active_adapter,
+        commit,
+        since,
+        [record.path for record in stale if record.path not in earlier.files],
+        [record.path for record in stale if record.path in earlier.files],
+        sorted(set(known) - there),
+        sum(kept_bytes(record) for record in stale) / max(1, total),
+        measured,
+    )
+
+
+def _measure(
+    registry: ProjectRegistry,
+    project: str,
+    adapter: LoadedAdapter,
+    root: Path,
+    files: Sequence[FileRecord],
+    config: TrainingConfig,
+) -> dict[str, float]:
+    from mlx_gardener.adapter import attach_adapter
+    from mlx_gardener.adapter.base import base_name, load_adapter_base
+    from mlx_gardener.source import read_source
+
+    base = load_adapter_base(base_name(registry, registry.get_adapter(project)), adapter)
+    texts = {record.path: read_source(root, record).text for record in files}
+    plain = bits_per_byte_of(base, texts, width=config.data.row_widths[-1])
+    with attach_adapter(base, adapter):
+        adapted = bits_per_byte_of(base, texts, width=config.data.row_widths[-1])
+    return {"base": plain, "adapter": adapted, "bytes": sum(len(text.encode()) for text in texts.values())}
+
+
+def bits_per_byte_of(base: BaseModel, texts: dict[str, str], *, width: int) -> float:
+    """Bits per byte of whole texts, by path, as ``base`` (with or without an adapter) sees them in windows of ``width``."""
+    import mlx.core as mx
+    import numpy as np
+
+    from mlx_gardener.evaluate.complete import build_prompt
+    from mlx_gardener.evaluate.metrics import bits_per_byte
+
+    loss, size = 0.0, 0
+    for path, text in texts.items():
+        opening = build_prompt(base.tokenizer, "", None, path) or [base.tokenizer.eos_id]
+        ids = base.tokenizer.encode(text)
+        step = max(1, width - len(opening))
+        for at in range(0, len(ids), step):
+            window = [*opening, *ids[at : at + step]]
+            logits = base.model(mx.array([window[:-1]]))[0, len(opening) - 1 :].astype(mx.float32)
+            targets = mx.array(window[len(opening) :])
+            picked = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+            loss += float(np.array(mx.logsumexp(logits, axis=-1) - picked).sum())
+        size += len(text.encode())
+    return bits_per_byte(loss, size)

@@ -1,0 +1,162 @@
+"""Two versions of an adapter beside each other, and back to the one before. Cost: reading two manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mlx_gardener.errors import RegistryError
+from mlx_gardener.registry import ProjectRegistry
+
+
+@dataclass(frozen=True)
+class VersionFacts:
+    """What a manifest says of a version's worth; ``verdict`` is None where nothing was measured."""
+
+    version: str
+    verdict: str | None
+    reason: str | None
+    metrics: dict[str, float]
+    commit: str | None
+    parent: str | None
+    created_at: str
+
+
+@dataclass(frozen=True)
+class VersionsDiff:
+    """``metrics``, ``settings``: name to [first, second], None where one has none; settings only where they differ.
+
+    ``files``: those both were tested on, largest change of bits per byte first. ``comparable`` is whether both were
+    tested on the same files with the same base; ``note`` says why not.
+    """
+
+    first: VersionFacts
+    second: VersionFacts
+    metrics: dict[str, list[float | None]]
+    files: list[dict[str, Any]]
+    settings: dict[str, list[Any]]
+    comparable: bool
+    note: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON types."""
+        return asdict(self)
+
+
+def version_facts(registry: ProjectRegistry, project: str, version: str) -> VersionFacts:
+    """What is known of a version.
+
+    Raises:
+        RegistryError, AdapterError: it is not there, or its manifest cannot be read.
+    """
+    return _facts(version, _manifest(registry, project, version))
+
+
+def _manifest(registry: ProjectRegistry, project: str, version: str) -> dict[str, Any]:
+    from mlx_gardener.adapter.manifest import read_manifest
+
+    return read_manifest(registry.get_adapter(project, version).directory)
+
+
+def _facts(version: str, manifest: dict[str, Any]) -> VersionFacts:
+    evidence = manifest.get("evidence") or {}
+    numbers = {
+        name: value
+        for name, value in manifest["metrics"].items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    return VersionFacts(
+        version,
+        evidence.get("verdict"),
+        evidence.get("reason"),
+        numbers,
+        manifest["data"].get("commit"),
+        manifest["training"].get("parent"),
+        str(manifest.get("created_at", "")),
+    )
+
+
+def diff_versions(registry: ProjectRegistry, project: str, first: str, second: str) -> VersionsDiff:
+    """Compare two versions' evidence, data and settings.
+
+    Raises:
+        RegistryError, AdapterError: one is not there, or its manifest cannot be read.
+    """
+    one, two = _manifest(registry, project, first), _manifest(registry, project, second)
+    facts = _facts(first, one), _facts(second, two)
+    names = sorted(facts[0].metrics.keys() | facts[1].metrics.keys())
+    tested = [
+        {item["path"]: item for item in (found.get("evidence") or {}).get("files", [])}
+        for found in (one, two)
+    ]
+    files = [
+        {
+            "path": path,
+            "first": tested[0][path]["adapter_bits_per_byte"],
+            "second": tested[1][path]["adapter_bits_per_byte"],
+        }
+        for path in tested[0].keys() & tested[1].keys()
+    ]
+    files.sort(key=lambda item: (-abs(item["second"] - item["first"]), item["path"]))
+    settings = [dict(_flat(found["config"])) for found in (one, two)]
+    differing = {
+        name: [settings[0].get(name), settings[1].get(name)]
+        for name in sorted(settings[0].keys() | settings[1].keys())
+        if settings[0].get(name) != settings[1].get(name)
+    }
+    note = None
+    if one["base"].get("weights_sha256") != two["base"].get("weights_sha256"):
+        note = "They belong to different base models."
+    elif not all(tested):
+        note = "One of them has no evidence."
+    elif tested[0].keys() != tested[1].keys() or any(
+        tested[0][path].get("bytes") != tested[1][path].get("bytes") for path in tested[0]
+    ):
+        note = "They were tested on different files or versions of them, so the metrics do not compare them."
+    return VersionsDiff(
+        facts[0],
+        facts[1],
+        {name: [facts[0].metrics.get(name), facts[1].metrics.get(name)] for name in names},
+        files,
+        differing,
+        note is None,
+        note,
+    )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def roll_back(
+    registry: ProjectRegistry, project: str, *, to: str | None = None
+) -> tuple[VersionFacts, VersionFacts]:
+    """Activate an earlier version; (the one that was active, the one that is now).
+
+    Args:
+        to: that version; the newest before the active one whose verdict was not "reject" when None.
+
+    Raises:
+        RegistryError: there is no active version, or none before it.
+    """
+    active = registry.get_adapter(project)
+    earlier = [record for record in registry.list_adapters(project) if record.created_at < active.created_at]
+    if to is not None:
+        found = version_facts(registry, project, to)
+    else:
+        usable = [version_facts(registry, project, record.version) for record in reversed(earlier)]
+        usable = [facts for facts in usable if facts.verdict != "reject"]
+        if not usable:
+            raise RegistryError(
+                f"{project!r} has no version before {active.version} that was not rejected.",
+                next_step=f"`mlx-gardener show {project}` lists its versions; `activate` chooses any of them.",
+            )
+        found = usable[0]
+    before = version_facts(registry, project, active.version)
+    registry.activate_adapter(project, found.version)
+    return before, found

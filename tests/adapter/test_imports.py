@@ -1,0 +1,180 @@
+"""Adapters of PEFT become versions with the same sum in every module, or are refused with the reason."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_gardener.adapter import PeftManager
+from mlx_gardener.adapter.imports import import_adapter
+from mlx_gardener.adapter.manifest import read_manifest
+from mlx_gardener.errors import AdapterError
+from mlx_gardener.registry import ProjectRegistry
+from tests.cli.test_command_line import gardener
+
+HIDDEN, INNER = 48, 96
+CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"],
+          "base_model_name_or_path": "some/base"}  # fmt: skip
+
+
+@pytest.fixture
+def manager(repository: Path) -> PeftManager:
+    registry = ProjectRegistry()
+    registry.register_project("web", repository)
+    return PeftManager(registry)
+
+
+def write_peft(
+    directory: Path, modules: dict[str, int], extra: dict[str, mx.array] | None = None, **config: Any
+) -> Path:
+    """A PEFT adapter of random weights; ``modules`` are names within the model and their ranks."""
+    directory.mkdir()
+    mx.random.seed(5)
+    weights = dict(extra or {})
+    for module, rank in modules.items():
+        inputs = INNER if module.endswith("down_proj") else HIDDEN
+        outputs = INNER if module.endswith("up_proj") else HIDDEN
+        weights[f"base_model.model.{module}.lora_A.weight"] = mx.random.normal((rank, inputs))
+        weights[f"base_model.model.{module}.lora_B.weight"] = mx.random.normal((outputs, rank))
+    mx.save_safetensors(str(directory / "adapter_model.safetensors"), weights)
+    (directory / "adapter_config.json").write_text(json.dumps({**CONFIG, **config}))
+    return directory
+
+
+def delta(directory: Path, module: str, scale: float) -> np.ndarray:
+    loaded: Any = mx.load(str(directory / "adapter_model.safetensors"))
+    pair = [np.array(loaded[f"base_model.model.{module}.lora_{side}.weight"]) for side in "BA"]
+    return scale * pair[0] @ pair[1]
+
+
+def test_ranks_alphas_and_places_of_their_own_keep_their_sum(
+    manager: PeftManager, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    first, second, third = (
+        "model.layers.1.self_attn.q_proj",
+        "model.layers.2.mlp.up_proj",
+        "model.layers.2.self_attn.q_proj",
+    )
+    source = write_peft(
+        tmp_path / "peft", {first: 4, second: 2, third: 6}, target_modules=r".*\.(q_proj|up_proj)", use_rslora=True,
+        rank_pattern={r"layers\.2\.self_attn\.q_proj": 6, "up_proj": 2}, alpha_pattern={"up_proj": 3},
+    )  # fmt: skip
+    record = import_adapter(manager, "web", source, base=str(tiny_model_dir))
+    adapter = manager.load_adapter("web", record.version)
+    lora = adapter.settings["lora_parameters"]
+    assert (adapter.settings["num_layers"], lora["rank"]) == (2, 6) and not record.active
+    wanted = {
+        first: delta(source, first, 8 / 4**0.5),
+        second: delta(source, second, 3 / 2**0.5),
+        third: delta(source, third, 8 / 6**0.5),
+        "model.layers.1.mlp.up_proj": np.zeros((INNER, HIDDEN)),
+    }
+    for module, value in wanted.items():
+        pair = [np.array(adapter.weights[f"{module}.lora_{side}"]) for side in "ab"]
+        np.testing.assert_allclose(lora["scale"] * (pair[0] @ pair[1]).T, value, rtol=1e-4, atol=1e-4)
+    manifest = read_manifest(record.directory)
+    assert (
+        manifest["training"]["imported"] is True and manifest["evidence"] == {} and manifest["metrics"] == {}
+    )
+    assert manager.registry.check() == []
+
+
+def test_what_is_exported_comes_back(manager: PeftManager, tiny_model_dir: Path, tmp_path: Path) -> None:
+    source = write_peft(tmp_path / "peft", {"model.layers.0.self_attn.q_proj": 4})
+    import_adapter(manager, "web", source, base=str(tiny_model_dir), activate=True)
+    out = manager.export_adapter("web", None, "peft", tmp_path / "out")
+    again = import_adapter(manager, "web", out, base=str(tiny_model_dir))
+    first, second = (manager.load_adapter("web", version).weights for version in ("v1", again.version))
+    assert all(mx.array_equal(first[name], second[name]).item() for name in first)
+
+
+def test_a_pickle_is_never_opened(manager: PeftManager, tmp_path: Path, tiny_model_dir: Path) -> None:
+    source = write_peft(tmp_path / "peft", {"model.layers.0.self_attn.q_proj": 4})
+    (source / "adapter_model.safetensors").unlink()
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    (source / "adapter_model.bin").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(AdapterError, match="a pickle"):
+        import_adapter(manager, "web", source, base=str(tiny_model_dir))
+    assert not (tmp_path / "exploded").exists() and manager.list_adapters("web") == []
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"peft_type": "IA3"}, "not LORA"),
+        ({"bias": "all"}, "uses bias"),
+        ({"modules_to_save": ["lm_head"]}, "uses modules_to_save"),
+        ({"fan_in_fan_out": True}, "uses fan_in_fan_out"),
+        ({"init_lora_weights": "pissa"}, "changes the base too"),
+        ({"r": 0}, "r is no positive number"),
+        ({"r": 8}, "configuration says 8"),
+        ({"rank_pattern": {"(": 3}}, "no regular expression"),
+    ],
+)
+def test_what_cannot_be_held_is_refused_with_the_reason(
+    manager: PeftManager, tiny_model_dir: Path, tmp_path: Path, config: dict[str, Any], words: str
+) -> None:
+    source = write_peft(tmp_path / "peft", {"model.layers.0.self_attn.q_proj": 4}, **config)
+    with pytest.raises(AdapterError, match=words):
+        import_adapter(manager, "web", source, base=str(tiny_model_dir))
+    assert manager.list_adapters("web") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("model.layers.0.self_attn.nothing", "no module|no such|does not fit|cannot take"),
+        ("model.layers.9.self_attn.q_proj", "no such linear layer"),
+        ("lm_head", "outside of the model's layers"),
+        ("model.layers.0.self_attn.k_proj", "wants"),
+    ],
+)
+def test_what_does_not_fit_the_base_is_refused(
+    manager: PeftManager, tiny_model_dir: Path, tmp_path: Path, module: str, words: str
+) -> None:
+    source = write_peft(tmp_path / "peft", {module: 4})
+    with pytest.raises(AdapterError, match=words):
+        import_adapter(manager, "web", source, base=str(tiny_model_dir))
+    assert manager.list_adapters("web") == []
+
+
+def test_dora_comes_with_its_magnitudes(manager: PeftManager, tiny_model_dir: Path, tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj"
+    magnitude = mx.arange(1, HIDDEN + 1).astype(mx.float32)
+    source = write_peft(
+        tmp_path / "peft",
+        {name: 4},
+        {f"base_model.model.{name}.lora_magnitude_vector": magnitude},
+        use_dora=True,
+    )
+    import_adapter(manager, "web", source, base=str(tiny_model_dir))
+    adapter = manager.load_adapter("web", "v1")
+    assert adapter.settings["fine_tune_type"] == "dora"
+    assert mx.array_equal(adapter.weights[f"{name}.m"], magnitude).item()
+    other: Any = mx.load(str(tiny_model_dir / "model.safetensors"))
+    norm = mx.linalg.norm(other["model.layers.1.self_attn.q_proj.weight"], axis=1)
+    assert mx.allclose(adapter.weights["model.layers.1.self_attn.q_proj.m"], norm, rtol=1e-5).item()
+
+
+def test_the_command_registers_without_evidence(
+    repository: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    source = write_peft(tmp_path / "peft", {"model.layers.0.self_attn.q_proj": 4})
+    arguments = ("import", str(source), "--project", "web", "--repository", str(repository))
+    named = gardener(*arguments)
+    assert named.returncode == 1 and "--base" in named.stderr
+    done = gardener(*arguments, "--base", str(tiny_model_dir), "--activate")
+    assert done.returncode == 0 and "without evidence" in done.stdout, done.stderr
+    assert "not measured" in gardener("show", "web").stdout
+    piped = gardener("complete", "web", "core/ledger_1.py:9", "--max-tokens", "2")
+    assert piped.returncode == 0, piped.stderr

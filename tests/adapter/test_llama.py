@@ -1,0 +1,90 @@
+"""Our GGUF files in llama.cpp: base and adapter give the logits that MLX gives.
+
+Run with ``scripts/test --parity``; it builds llama-cpp-python, which brings llama.cpp, once (ten minutes on two cores).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from benchmarks.llama_cpp_side import llama_logits, relative
+from mlx_gardener.adapter import PeftManager, attach_adapter
+from mlx_gardener.adapter.exports import export_adapter
+from mlx_gardener.config import LoraConfig
+from mlx_gardener.model import load_base, seedling_path
+from tests.adapter.test_exports import project_with
+from tests.conftest import write_tiny_model
+
+#: Largest difference over largest logit; up to 7e-6 was seen. ggml sums in another order.
+TOLERANCE = 1e-4
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2, "hidden_size": 64},
+    "mistral": {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "hidden_size": 64},
+    "qwen2": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": 64},
+    "qwen3": {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        "hidden_size": 64,
+        "head_dim": 32,
+    },
+}
+
+
+def mlx_logits(manager: PeftManager, name: str, ids: list[int], *, adapted: bool) -> np.ndarray:
+    base = load_base(name)
+    if not adapted:
+        return np.array(base.model(mx.array([ids])))[0]
+    with attach_adapter(base, manager.load_adapter("web")):
+        return np.array(base.model(mx.array([ids])))[0]
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("kind", ["seedling", *KINDS])
+def test_llama_cpp_gives_the_same_logits(
+    kind: str, repository: Path, tmp_path: Path, tiny_tokenizer_dir: Path
+) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    name = (
+        str(seedling_path())
+        if kind == "seedling"
+        else str(write_tiny_model(tmp_path / kind, tiny_tokenizer_dir, **KINDS[kind]))
+    )
+    manager = project_with(load_base(name), repository, LoraConfig(rank=8), size=0.05)
+    for form in ("gguf-base", "gguf-fused", "gguf"):
+        options = {} if form == "gguf" else {"dtype": "float32"}
+        export_adapter(manager, "web", None, form, tmp_path / form, **options)  # type: ignore[arg-type]
+    base = load_base(name)
+    ids = base.tokenizer.encode((repository / "web").glob("*.js").__next__().read_text())[:96]
+    plain, adapted = (mlx_logits(manager, name, ids, adapted=flag) for flag in (False, True))
+    assert relative(plain, adapted) > 0.02, "the adapter changes the logits, or there is nothing to compare"
+
+    model, lora = tmp_path / "gguf-base" / "model.gguf", tmp_path / "gguf" / "adapter.gguf"
+    found = {
+        "base": relative(plain, llama_logits(llama_cpp, model, None, ids)),
+        "base with adapter": relative(adapted, llama_logits(llama_cpp, model, lora, ids)),
+        "fused": relative(
+            adapted, llama_logits(llama_cpp, tmp_path / "gguf-fused" / "model.gguf", None, ids)
+        ),
+    }
+    print({arm: f"{value:.1e}" for arm, value in found.items()})
+    assert max(found.values()) < TOLERANCE
+
+
+@pytest.mark.llama
+def test_llama_cpp_splits_text_as_the_model_was_trained(repository: Path, tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    manager = project_with(load_base("seedling"), repository, LoraConfig(rank=4))
+    export_adapter(manager, "web", None, "gguf-base", tmp_path / "out")
+    llama = llama_cpp.Llama(str(tmp_path / "out" / "model.gguf"), vocab_only=True, verbose=False)
+    tokenizer = load_base("seedling").tokenizer
+    for file in sorted(repository.rglob("*.py")):
+        text = file.read_text()
+        assert llama.tokenize(text.encode(), add_bos=False, special=False) == tokenizer.encode(text)
+    marks = tokenizer.markers
+    assert marks is not None
+    assert llama.tokenize(b"<|fim_prefix|>", add_bos=False, special=True) == [marks.prefix]

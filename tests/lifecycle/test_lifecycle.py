@@ -1,0 +1,212 @@
+"""A project's adapter over time: stale, trained on from, compared, rolled back, and without a path that it knew."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_gardener.adapter import PeftManager
+from mlx_gardener.adapter.manifest import read_manifest
+from mlx_gardener.config import load_config
+from mlx_gardener.continuation import exclude_pattern
+from mlx_gardener.dataset import Earlier, Split
+from mlx_gardener.dataset.changes import continue_split, known_files
+from mlx_gardener.errors import DataError, RegistryError
+from mlx_gardener.lifecycle.forgetting import clean_path, forget
+from mlx_gardener.lifecycle.staleness import look_at
+from mlx_gardener.lifecycle.versions import diff_versions, roll_back
+from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.source.filters import drop_by_path
+from mlx_gardener.source.records import ChunkRecord, ChunkType, FileRecord
+from mlx_gardener.trainings import TrainingPipeline
+from tests.cli.test_command_line import gardener, train_flags
+from tests.test_pipeline import tiny_settings
+
+
+def record(path: str, sha: str = "a", cluster: int | None = None, size: int = 100) -> FileRecord:
+    chunk = ChunkRecord(path, ChunkType.BLOCK, path, 0, size, 1, 5, 1.0, 0.0)
+    return FileRecord(
+        path, "python", size, sha * 64, hash(path) if cluster is None else cluster, (chunk,), ()
+    )
+
+
+def manifest_of(registry: ProjectRegistry, version: str) -> dict[str, Any]:
+    return read_manifest(registry.get_adapter("small", version).directory)
+
+
+def commit(repository: Path, message: str) -> None:
+    settings = ("-c", "user.name=Test", "-c", "user.email=test@example.invalid", "-c", "commit.gpgsign=false")
+    for command in (("add", "-A"), (*settings, "commit", "-qm", message)):
+        subprocess.run(("git", "-C", str(repository), *command), check=True, capture_output=True)
+
+
+def test_what_was_learned_from_never_becomes_a_test_and_the_old_is_replayed() -> None:
+    before = Split((record("a"), record("b"), record("c"), record("d")), (record("v"),), (record("t"),))
+    earlier = Earlier("v1", {path: (entry[0], entry[1]) for path, entry in known_files(before, None).items()})
+    now = Split(  # a fresh split would test on "a", and learn from "t" and from a near duplicate of "v"
+        (record("t"), record("b"), record("c", "x"), record("twin", cluster=5)),
+        (record("v", cluster=5),),
+        (record("a"), record("new")),
+    )
+    found = continue_split(now, earlier, replay_share=0.5, seed=0)
+    assert [item.path for item in found.whole.test] == ["new", "t"]
+    assert [item.path for item in found.whole.validation] == ["twin", "v"]
+    assert [item.path for item in found.whole.train] == ["a", "b", "c"]
+    assert "c" in [item.path for item in found.split.train] and len(found.split.train) == 2
+    assert found.changed_files == 1 and found.replayed_files == 1
+    none = continue_split(now, earlier, replay_share=0.0, seed=0)
+    assert [item.path for item in none.split.train] == ["c"]
+    known = known_files(found.whole, earlier)
+    assert known["d"][1] == "gone" and known["a"][1] == "train", "what is gone is still known"
+    again = Earlier("v2", {path: (entry[0], entry[1]) for path, entry in known.items()})
+    back = continue_split(Split((), (record("v"),), (record("d"),)), again, replay_share=0.5, seed=0)
+    assert [item.path for item in back.whole.train] == ["d"], "and comes back as a training file"
+
+
+def test_a_pattern_excludes_its_path_and_nothing_else() -> None:
+    for path in ("src/a.py", "a b/[x]*.py", "#odd!", "lib"):
+        config = load_config(environment={}, overrides={"data.exclude": [exclude_pattern(path)]}).data
+        assert drop_by_path(path, config) == "excluded"
+        assert drop_by_path(f"other/{path}", config) != "excluded"
+    assert drop_by_path(
+        "lib/inner.py", load_config(environment={}, overrides={"data.exclude": ["/lib"]}).data
+    )
+    for wrong in ("../x", "/etc/passwd", "."):
+        with pytest.raises(DataError):
+            clean_path(Path("/repo"), wrong)
+
+
+def test_a_project_goes_on_from_what_changed_and_back(git_repository: Path, tiny_model_dir: Path) -> None:
+    registry = ProjectRegistry()
+    registry.register_project("small", git_repository)
+
+    def train(*, fresh: bool = False) -> None:
+        pipeline = TrainingPipeline(tiny_settings(tiny_model_dir), registry=registry)
+        pipeline.start_training("small", fresh=fresh)
+        assert pipeline.wait_for_training_completion("small", timeout=120).phase == "completed"
+
+    train()
+    first = manifest_of(registry, "v1")
+    assert first["training"]["parent"] is None and first["config"]["continue_from"] == "never"
+    trained = sorted(path for path, (_, part) in first["data"]["files"].items() if part == "train")
+    unmoved = look_at(registry, "small", tiny_settings(tiny_model_dir))
+    assert unmoved is not None and (unmoved.commits_since, unmoved.stale_share) == (0, 0.0)
+
+    changed = git_repository / trained[0]
+    changed.write_text(
+        changed.read_text() + "\n\ndef added_later(alpha, beta):\n    return alpha * beta - 17\n"
+    )
+    (git_repository / trained[1]).unlink()
+    commit(git_repository, "Second")
+    stale = look_at(registry, "small", tiny_settings(tiny_model_dir), measure=True)
+    assert stale is not None and stale.commits_since == 1
+    assert stale.changed_files == [trained[0]] and stale.gone_files == [trained[1]]
+    assert stale.new_code is not None and 0 < stale.new_code["adapter"] < 20
+
+    train()
+    second = manifest_of(registry, "v2")
+    assert second["training"]["parent"] == "v1" and second["config"]["continue_from"] == "auto:v1"
+    assert second["data"]["summary"]["continued_from"]["changed_files"] == 1
+    assert second["data"]["files"][trained[1]][1] == "gone"
+    start, best = second["training"]["validation"][0]["loss"], first["training"]["validation"]
+    assert start == pytest.approx(min(item["loss"] for item in best), rel=0.05), "it begins where v1 ended"
+    train(fresh=True)
+    assert manifest_of(registry, "v3")["training"]["parent"] is None
+
+    found = diff_versions(registry, "small", "v1", "v2")
+    assert found.settings["continue_from"] == ["never", "auto:v1"]
+    assert found.metrics["adapter_bits_per_byte"][0] == first["metrics"]["adapter_bits_per_byte"]
+    sizes = [abs(item["second"] - item["first"]) for item in found.files]
+    assert sizes == sorted(sizes, reverse=True) and found.comparable
+
+    registry.activate_adapter("small", "v2")
+    before, now = roll_back(registry, "small")
+    assert (before.version, now.version) == ("v2", "v1")
+    assert registry.get_adapter("small").version == "v1"
+    with pytest.raises(RegistryError, match="no version before v1"):
+        roll_back(registry, "small")
+
+
+def test_a_forgotten_path_stays_out_and_what_knows_it_goes(repository: Path, tiny_model_dir: Path) -> None:
+    registry = ProjectRegistry()
+    registry.register_project("small", repository)
+    pipeline = TrainingPipeline(tiny_settings(tiny_model_dir), registry=registry)
+    pipeline.start_training("small")
+    pipeline.wait_for_training_completion("small", timeout=120)
+    path = next(
+        path for path, (_, part) in manifest_of(registry, "v1")["data"]["files"].items() if part == "train"
+    )
+    done = forget(
+        pipeline,
+        "small",
+        path,
+        purge=True,
+        run=lambda: pipeline.wait_for_training_completion("small", timeout=120) and None,
+    )
+    assert (done.before, done.after) == ("v1", "v2") and done.knowing == done.purged == ("v1",)
+    assert done.recall is not None and [item.who for item in done.recall] == ["base", "v1", "v2"]
+    assert path not in manifest_of(registry, "v2")["data"]["files"]
+    assert [item.version for item in PeftManager(registry).list_adapters("small")] == ["v2"]
+    assert registry.check() == [] and not (registry.home / "cache" / "tokens").exists()
+    pipeline.start_training("small", fresh=True)
+    pipeline.wait_for_training_completion("small", timeout=120)
+    assert path not in manifest_of(registry, "v3")["data"]["files"], "the next training leaves it out too"
+    assert registry.remember_path("small", path) and not registry.remember_path("small", path)
+
+
+def test_the_commands_say_it(repository: Path, tiny_model_dir: Path) -> None:
+    flags = train_flags(tiny_model_dir)
+    assert gardener("train", str(repository), "--project", "web", *flags).returncode == 0
+    nothing = gardener("train", str(repository), "--project", "web", "--continue", *flags)
+    assert (
+        nothing.returncode == 1 and "No training file has changed since v1" in nothing.stderr + nothing.stdout
+    )
+    assert gardener("train", str(repository), "--continue", "--fresh").returncode == 2
+    shown = json.loads(gardener("status", "web", "--json").stdout)
+    assert shown["adapter"]["version"] == "v1" and shown["adapter"]["stale_share"] == 0
+    assert "0 files new" in gardener("status", "web").stdout
+    assert gardener("status", "--measure").returncode == 2
+    assert "no version before v1" in gardener("rollback", "web").stderr
+    same = json.loads(gardener("diff", "web", "v1", "v1", "--json").stdout)
+    assert same["comparable"] and same["settings"] == {}
+    assert "adapter_bits_per_byte" in gardener("diff", "web", "v1", "v1").stdout
+    assert gardener("forget", "web", "../outside", "--yes").returncode == 1
+    assert gardener("forget", "web", "README.md", "--undo").returncode == 1
+
+
+@pytest.mark.slow
+def test_a_memorised_file_is_gone_after_forgetting(repository: Path) -> None:
+    """On the embedded model: what v1 repeats word for word, v2 does not."""
+    lines = [f"    {word}_{at} = {at * 7919 % 1013}  # {word} of the vault" for at, word in enumerate(
+        ("amber", "cobalt", "crimson", "indigo", "ochre", "saffron", "teal", "umber") * 8)]  # fmt: skip
+    vaults = [repository / f"vault_{number}.py" for number in range(1)]
+    for vault in vaults:
+        vault.write_text("class Vault:\n" + "\n".join(lines) + "\n")
+    registry = ProjectRegistry()
+    registry.register_project("small", repository)
+    settings = tiny_settings(
+        Path("seedling"),
+        **{"optimizer.max_steps": 150, "optimizer.epochs": 100, "optimizer.learning_rate": 5e-3, "evaluation.patience": 1000,
+           "lora.rank": 32, "data.row_widths": [256, 512], "optimizer.tokens_per_update": 2048},
+    )  # fmt: skip
+    pipeline = TrainingPipeline(settings, registry=registry)
+    pipeline.start_training("small")
+    pipeline.wait_for_training_completion("small", timeout=1800)
+    parts = manifest_of(registry, "v1")["data"]["files"]
+    assert parts["vault_0.py"][1] == "train"
+    registry.activate_adapter("small", "v1")
+    done = forget(
+        pipeline,
+        "small",
+        "vault_0.py",
+        run=lambda: pipeline.wait_for_training_completion("small", timeout=1800) and None,
+    )
+    assert done.recall is not None
+    _, before, after = done.recall
+    print(done.recall)
+    assert before.bits_per_byte < 0.7 * after.bits_per_byte
+    assert before.verbatim > after.verbatim and done.is_gone
