@@ -290,6 +290,13 @@ def attach_adapter(base: BaseModel, adapter: LoadedAdapter) -> Iterator[None]:
         detach_lora(base.model)
 
 
+def base_name(registry: ProjectRegistry, record: AdapterRecord) -> str:
+    """What to load below an adapter: its base's id, or for a local directory the path its training was given."""
+    training = registry.latest_training(record.project)
+    named = str(training.config.get("model", "")) if training is not None else ""
+    return named if Path(named).name == record.base_model and Path(named).is_dir() else record.base_model
+
+
 def _next_version(parent: Path, registry: ProjectRegistry, project: str) -> str:
     """v1, v2, ...: one more than any version that is recorded or on disk."""
     names = {record.version for record in registry.list_adapters(project)} | {

@@ -26,7 +26,7 @@ def complete(
     With FILE:LINE the completion begins at the start of that line, with what follows the line as context; without it
     the text on standard input is continued.
     """
-    from mlx_gardener.adapter import PeftManager, attach_adapter
+    from mlx_gardener.adapter import PeftManager, attach_adapter, base_name
     from mlx_gardener.errors import AdapterError
     from mlx_gardener.evaluate import complete as complete_code
     from mlx_gardener.model import load_base
@@ -38,7 +38,7 @@ def complete(
     record = registry.get_adapter(project, version)
     prefix, suffix, path = _read_place(place, root) if place else (sys.stdin.read(), None, "")
     adapter = PeftManager(registry).load_adapter(project, record.version)
-    base = load_base(_base_name(registry, project, record.base_model))
+    base = load_base(base_name(registry, record))
     if base.weights_sha256 != adapter.manifest["base"]["weights_sha256"]:
         raise AdapterError(
             f"{record.base_model} is not the model that {project}/{record.version} was trained on any more.",
@@ -49,16 +49,6 @@ def complete(
     with nullcontext() if with_base else attach_adapter(base, adapter):
         text = complete_code(base, prefix, suffix, path=path, max_new_tokens=max_tokens)
     click.echo(safe_lines(text) if sys.stdout.isatty() else text)
-
-
-def _base_name(registry: object, project: str, base_model: str) -> str:
-    """What to load: the model's id, or for a local directory the path its training was given."""
-    from mlx_gardener.registry import ProjectRegistry
-
-    assert isinstance(registry, ProjectRegistry)
-    record = registry.latest_training(project)
-    named = str(record.config.get("model", "")) if record is not None else ""
-    return named if Path(named).name == base_model and Path(named).is_dir() else base_model
 
 
 def _read_place(place: str, root: Path) -> tuple[str, str, str]:
