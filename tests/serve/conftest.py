@@ -35,7 +35,7 @@ def make_adapter(
     config: LoraConfig,
     *,
     seed: int,
-    strength: float = 0.1,
+    strength: float = 0.6,
     activate: bool = True,
 ) -> AdapterRecord:
     """Write an adapter of random weights as a training would; ``strength`` 0 makes one that changes nothing."""
