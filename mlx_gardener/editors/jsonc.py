@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tree_sitter import Node
 
 Keys = tuple[str, ...]
-_OPEN = b"("  # makes an object an expression
+_OPEN, _CLOSE = b"(", b"\n)"  # make an object an expression; a comment may be the last thing in it
 
 
 def read(text: str) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def put(text: str, keys: Keys, value: Any) -> str:
         node, depth = _part(pair, "value"), depth + 1
     for key in reversed(keys[depth + 1 :]):
         value = {key: value}
-    data = _OPEN + text.encode() + b")"
+    data = _OPEN + text.encode() + _CLOSE
     if pair is not None:
         old = _part(pair, "value")
         new = _shown(value, _indent(data, pair), _step(data, node), _newline(text))
@@ -90,7 +90,7 @@ def drop(text: str, keys: Keys) -> str:
     if node is None or pair is None:
         return text
     del below[keys[-1]]
-    data = _OPEN + text.encode() + b")"
+    data = _OPEN + text.encode() + _CLOSE
     siblings = [child for child in node.children if child.type in ("pair", ",")]
     at = next(number for number, child in enumerate(siblings) if child.start_byte == pair.start_byte)
     start, end = pair.start_byte, pair.end_byte
@@ -115,7 +115,7 @@ def _object(text: str) -> Node | None:
     import tree_sitter_javascript
     from tree_sitter import Language, Parser
 
-    tree = Parser(Language(tree_sitter_javascript.language())).parse(_OPEN + text.encode() + b")")
+    tree = Parser(Language(tree_sitter_javascript.language())).parse(_OPEN + text.encode() + _CLOSE)
     meaning = [child for child in tree.root_node.children if child.type != "comment"]
     inner = [child for child in meaning[0].children if child.type != ";"] if len(meaning) == 1 else []
     if not text.strip() or _only_comments(text):
@@ -206,6 +206,8 @@ def _insertion(data: bytes, node: Node, key: str, value: Any, newline: str) -> l
             at = max(at, child.end_byte)
     if trailing is not None:
         return [(at, at, line + b",")]
+    if at == last.end_byte:
+        return [(at, at, b"," + line)]
     return [(last.end_byte, last.end_byte, b","), (at, at, line)]
 
 
@@ -238,7 +240,7 @@ def _newline(text: str) -> str:
 def _replace(data: bytes, edits: list[tuple[int, int, bytes]]) -> str:
     for start, end, new in sorted(edits, key=lambda edit: edit[0], reverse=True):
         data = data[:start] + new + data[end:]
-    return data[1:-1].decode()
+    return data[len(_OPEN) : -len(_CLOSE)].decode()
 
 
 def _checked(text: str, wanted: dict[str, Any]) -> str:

@@ -32,6 +32,8 @@ from tests.serve.conftest import SHAPES, make_adapter, make_projects
 
 World = tuple[ProjectRegistry, BaseModel]
 BODY = {"model": "alpha", "prompt": "import os\n", "max_tokens": 2}
+#: A real answer that takes long: the base repeats itself.
+LONG = {"model": "seedling", "prompt": "names = [" + "0, " * 80, "max_tokens": 1500, "n": 8, "stream": True}
 TOKEN = "correct-horse-battery-staple"
 
 
@@ -112,14 +114,13 @@ def test_bodies_are_bounded_also_when_their_length_is_not_told(start: Callable[.
 
 def test_the_queue_is_bounded_and_a_client_that_leaves_stops_its_answer(start: Callable[..., str]) -> None:
     address = start(projects=("alpha",), max_queued=2)
-    # A real answer that takes long: 1,500 tokens drawn hot, so that no end of text is likely soon.
-    long = {**BODY, "max_tokens": 1500, "temperature": 3.0, "n": 8, "stream": True}
     with ThreadPoolExecutor(4) as pool:
         with (
             httpx.Client(timeout=120) as client,
-            client.stream("POST", f"{address}/v1/completions", json=long) as stream,
+            client.stream("POST", f"{address}/v1/completions", json=LONG) as stream,
         ):
-            next(stream.iter_lines())
+            lines = stream.iter_lines()  # kept: its end closes the connection
+            next(lines)
             waiting = [
                 pool.submit(httpx.post, f"{address}/v1/completions", json=BODY, timeout=120) for _ in range(2)
             ]
@@ -136,10 +137,9 @@ def test_the_queue_is_bounded_and_a_client_that_leaves_stops_its_answer(start: C
 
 def test_a_client_that_leaves_the_queue_is_not_answered(start: Callable[..., str]) -> None:
     address = start(projects=("alpha",))
-    long = {**BODY, "max_tokens": 1500, "temperature": 3.0, "n": 8, "stream": True}
     with (
         httpx.Client(timeout=120) as client,
-        client.stream("POST", f"{address}/v1/completions", json=long) as stream,
+        client.stream("POST", f"{address}/v1/completions", json=LONG) as stream,
     ):
         next(stream.iter_lines())
         with pytest.raises(httpx.ReadTimeout):
@@ -226,8 +226,9 @@ def test_swapping_leaves_the_base_as_it_was(world: World) -> None:
 
 
 def test_the_command_tests_serves_and_ends_when_asked(world: World) -> None:
+    environment = {**os.environ, "MLX_GARDENER_HOME": str(world[0].home)}
     command = module_command("mlx_gardener", "serve", "alpha", "beta", "--port", "0", "--json")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as running:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as running:
         assert running.stdout is not None
         events = [json.loads(running.stdout.readline()) for _ in range(3)]
         assert [event["event"] for event in events] == ["tested", "tested", "ready"]
