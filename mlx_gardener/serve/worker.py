@@ -201,8 +201,18 @@ class Worker:
 
     def _run(self) -> None:
         import mlx.core as mx
+        from mlx_lm.generate import generation_stream
 
         mx.set_cache_limit(_CACHE_BYTES)
+        try:
+            self._work()
+        finally:
+            # A token is computed ahead; a process that ends while MLX computes for a thread that is gone is aborted.
+            mx.synchronize(generation_stream)
+            mx.synchronize()
+            mx.clear_streams()
+
+    def _work(self) -> None:
         while True:
             with self._changed:
                 while not self._jobs and not self._ending:

@@ -141,7 +141,8 @@ def test_a_client_that_leaves_the_queue_is_not_answered(start: Callable[..., str
         httpx.Client(timeout=120) as client,
         client.stream("POST", f"{address}/v1/completions", json=LONG) as stream,
     ):
-        next(stream.iter_lines())
+        lines = stream.iter_lines()  # kept: its end closes the connection
+        next(lines)
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{address}/v1/completions", json=BODY, timeout=1.0)
     assert wait_until(lambda: metric(address, "cancelled_total") == 2)
