@@ -19,7 +19,7 @@ from mlx_gardener.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "MLX_GARDENER_"
 #: Variables with the prefix that are no training settings.
-_NOT_SETTINGS = {"HOME", "BLAS", "DEBUG", "COMPLETE", "SEEDLING_WORK", "LOG"}
+_NOT_SETTINGS = {"HOME", "BLAS", "DEBUG", "COMPLETE", "SEEDLING_WORK", "LOG", "TOKEN"}
 GIB = 1024**3
 ArmName = Literal["base", "base_bm25", "adapter", "adapter_bm25", "control"]
 

@@ -3,6 +3,7 @@
 In: LoRA weights by mlx-lm's names. Out: a directory in the registry. Only safetensors and JSON are ever read back.
 """
 
+from mlx_gardener.adapter.base import base_name
 from mlx_gardener.adapter.manager import PeftManager, StagedAdapter, attach_adapter
 from mlx_gardener.adapter.manifest import LoadedAdapter, ManifestDetails, load_adapter_directory
 
@@ -12,5 +13,6 @@ __all__ = [
     "PeftManager",
     "StagedAdapter",
     "attach_adapter",
+    "base_name",
     "load_adapter_directory",
 ]

@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "queue": ("mlx_gardener.cli.queue:queue", "Let projects wait for their training, in order."),
     "complete": ("mlx_gardener.cli.complete:complete", "Complete code with a project's adapter."),
     "eval": ("mlx_gardener.cli.evaluation:evaluate", "Measure an adapter on code it never saw."),
+    "serve": ("mlx_gardener.cli.serve:serve", "Answer editors with the projects' adapters."),
+    "connect": ("mlx_gardener.cli.connect:connect", "Make an editor use a project's adapter."),
     "projects": ("mlx_gardener.cli.projects:projects", "List the projects in the registry."),
     "show": ("mlx_gardener.cli.projects:show", "Show a project and its adapters."),
     "activate": ("mlx_gardener.cli.projects:activate", "Choose the adapter version others pick up."),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.dataset.examples import header_text
 from mlx_gardener.errors import ModelError
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
     from mlx_gardener.model import BaseModel, CodeTokenizer
 
 #: Tokens of prefix and suffix that are shown; an editor asks with about this much.
 PREFIX_TOKENS, SUFFIX_TOKENS = 640, 192
+#: Prompts are read in blocks of so many tokens, everywhere: a server that has read the first blocks of a prompt before
+#: then computes what a fresh start would, operation for operation, and gives the same answer.
+PREFILL_TOKENS = 256
 
 
 def build_prompt(
@@ -68,24 +73,61 @@ def complete(
     Raises:
         ModelError: a suffix is given and the model has no fill-in-the-middle markers.
     """
-    import mlx.core as mx
-    from mlx_lm.generate import generate_step
-
     tokenizer = base.tokenizer
     prompt = build_prompt(tokenizer, prefix, suffix, path)
-    stops = {tokenizer.eos_id, tokenizer.pad_id, tokenizer.file_id, tokenizer.repo_id}
-    if (marks := tokenizer.markers) is not None:
-        stops |= {marks.prefix, marks.suffix, marks.middle, marks.end}
     ids: list[int] = []
     text = ""
-    for token, _ in generate_step(mx.array(prompt), base.model, max_tokens=max_new_tokens):
-        if int(token) in stops:
-            break
-        ids.append(int(token))
+    for token, _ in written_ids(base, prompt, max_new_tokens=max_new_tokens):
+        ids.append(token)
         text = tokenizer.decode(ids)
         if is_enough is not None and is_enough(text):
             break
     return text
+
+
+def stop_ids(tokenizer: CodeTokenizer) -> frozenset[int]:
+    """The tokens that end a completion: end of text, padding, and every marker of files, repositories and holes."""
+    stops = {tokenizer.eos_id, tokenizer.pad_id, tokenizer.file_id, tokenizer.repo_id}
+    if (marks := tokenizer.markers) is not None:
+        stops |= {marks.prefix, marks.suffix, marks.middle, marks.end}
+    return frozenset(stop for stop in stops if stop is not None)
+
+
+def written_ids(
+    base: BaseModel,
+    prompt: list[int],
+    *,
+    max_new_tokens: int,
+    stops: frozenset[int] | None = None,
+    sampler: Callable[[mx.array], mx.array] | None = None,
+    cache: list[Any] | None = None,
+    on_prompt: Callable[[], None] | None = None,
+) -> Iterator[tuple[int, mx.array]]:
+    """Token ids that the model writes after ``prompt``, each with the log-probabilities it was chosen from, (vocab,).
+
+    Args:
+        stops: tokens that end it and are not given out; `stop_ids` when None.
+        sampler: chooses from log-probabilities, (1, vocab); the likeliest when None.
+        cache: mlx-lm's prompt cache that has read what comes before ``prompt``; a fresh one when None.
+        on_prompt: called after each block of the prompt; may raise to stop.
+    """
+    import mlx.core as mx
+    from mlx_lm.generate import generate_step
+
+    ends = stop_ids(base.tokenizer) if stops is None else stops
+    steps = generate_step(
+        mx.array(prompt),
+        base.model,
+        max_tokens=max_new_tokens,
+        sampler=sampler,
+        prompt_cache=cache,
+        prefill_step_size=PREFILL_TOKENS,
+        prompt_progress_callback=None if on_prompt is None else lambda *_: on_prompt(),
+    )
+    for token, logprobs in steps:
+        if int(token) in ends:
+            break
+        yield int(token), logprobs
 
 
 def next_line(base: BaseModel, prefix: str, *, path: str, max_new_tokens: int) -> str:

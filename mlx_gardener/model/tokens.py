@@ -101,6 +101,15 @@ class CodeTokenizer:
         with _damage_named("The tokenizer cannot encode this text"):
             return list(self._plain.encode(text, add_special_tokens=False).ids)
 
+    def encode_with_markers(self, text: str) -> list[int]:
+        """Token ids of ``text`` with control tokens read as such where it spells them; for prompts that clients wrote whole.
+
+        Raises:
+            ModelError: the vocabulary has no way to spell it.
+        """
+        with _damage_named("The tokenizer cannot encode this text"):
+            return list(self._full.encode(text, add_special_tokens=False).ids)
+
     def encode_many(self, texts: list[str]) -> list[list[int]]:
         """`encode` of several texts, on all cores."""
         with _damage_named("The tokenizer cannot encode these texts"):

@@ -1,0 +1,106 @@
+"""``mlx-gardener serve``: answer editors with the projects' adapters."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from mlx_gardener.cli.completion import complete_projects
+
+
+@click.command()
+@click.argument("projects", nargs=-1, shell_complete=complete_projects)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Where to listen; other than loopback needs a token.",
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8012, show_default=True, help="0 takes a free one."
+)
+@click.option(
+    "--token", help="Bearer token to ask for; MLX_GARDENER_TOKEN does the same and stays out of `ps`."
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    default=4.0,
+    show_default=True,
+    help="GB that bases and adapters may take.",
+)
+@click.option(
+    "--queue",
+    "max_queued",
+    type=click.IntRange(1, 10_000),
+    default=64,
+    show_default=True,
+    help="Requests that may wait.",
+)
+@click.option(
+    "--context",
+    type=click.IntRange(128, 1_000_000),
+    default=8192,
+    show_default=True,
+    help="Tokens of prompt and answer together, if the model allows as many.",
+)
+@click.option("--allow-host", multiple=True, help="Another name that clients may call this server by.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Tell the tests' results and the address as JSON lines."
+)
+def serve(
+    projects: tuple[str, ...],
+    host: str,
+    port: int,
+    token: str | None,
+    budget: float,
+    max_queued: int,
+    context: int,
+    allow_host: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Serve completions of PROJECTS (all that have an adapter by default) until Ctrl-C.
+
+    /v1/models, /v1/completions, /v1/chat/completions and llama.cpp's /infill; a request's `model` is a project, and
+    a version that is activated is served from the next request on.
+    """
+    from mlx_gardener.config import GIB
+    from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.text import safe_text
+    from mlx_gardener.serve.server import SelfTest
+    from mlx_gardener.serve.server import serve as run
+    from mlx_gardener.serve.settings import ServeSettings, choose_token
+
+    registry = ProjectRegistry()
+    chosen, origin = choose_token(host, token, registry.home)
+    settings = ServeSettings(
+        host=host,
+        port=port,
+        projects=projects,
+        token=chosen,
+        budget_bytes=int(budget * GIB),
+        max_queued=max_queued,
+        max_context_tokens=context,
+        allowed_hosts=allow_host,
+    )
+
+    def show_test(test: SelfTest) -> None:
+        if as_json:
+            click.echo(json.dumps({"event": "tested", **vars(test)}))
+        elif test.problem is not None:
+            click.echo(f"  {test.model}: cannot be served. {safe_text(test.problem)}", err=True)
+        else:
+            click.echo(
+                f"  {test.model} {test.version} on {test.base}: changes logits by up to {test.change:.3g}"
+            )
+
+    def show_ready(address: str, end: object) -> None:
+        if as_json:
+            click.echo(json.dumps({"event": "ready", "address": address}))
+            return
+        click.echo(f"Listening on {address}; token: {origin}. Ctrl-C ends.")
+
+    if not as_json:
+        click.echo("Loading and testing what is served:")
+    run(registry, settings, on_test=show_test, on_ready=show_ready)

@@ -1,0 +1,84 @@
+"""One completion, asked for as the editor asks: by a running server, or by one that is started for it."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.editors.settings import request_of
+from mlx_gardener.errors import GardenerError
+
+if TYPE_CHECKING:
+    from mlx_gardener.model import CodeTokenizer
+
+_TIMEOUT_SECONDS = 120
+
+
+class ProofError(GardenerError):
+    """A completion did not come back, or not from the adapter that it was asked of."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What came back: the text, and the sha256 of the weights of the adapter that wrote it."""
+
+    text: str
+    weights_sha256: str
+
+
+def is_running(address: str) -> bool:
+    """Whether a server of ours answers there."""
+    try:
+        with _open(urllib.request.Request(f"{address}/health"), 5) as answer:
+            return bool(json.load(answer).get("status") == "ok")
+    except (OSError, ValueError):
+        return False
+
+
+def prove(
+    editor: str, project: str, address: str, token: str | None, tokenizer: CodeTokenizer, weights_sha256: str
+) -> Proof:
+    """Send one request as ``editor`` sends it.
+
+    Args:
+        weights_sha256: of the project's active adapter, which has to be the one that answers.
+
+    Raises:
+        ProofError: no answer came, an error, or another adapter's.
+    """
+    path, body = request_of(editor, project, tokenizer)
+    headers = {"Content-Type": "application/json"}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    request = urllib.request.Request(address + path, json.dumps(body).encode(), headers)
+    try:
+        with _open(request, _TIMEOUT_SECONDS) as answer:
+            content = json.load(answer)
+            adapter = answer.headers.get("X-Adapter", "")
+    except urllib.error.HTTPError as error:
+        raise ProofError(f"The server at {address} refused: {_message(error)}") from error
+    except (OSError, ValueError) as error:
+        raise ProofError(
+            f"No completion came from {address} ({error}).", next_step="Start it with `mlx-gardener serve`."
+        ) from error
+    if adapter != weights_sha256:
+        raise ProofError(
+            f"The completion came from another adapter ({adapter[:12] or 'none named'}).",
+            next_step="See that the server at this address serves this project's registry.",
+        )
+    return Proof(content["choices"][0]["text"] if editor == "zed" else content["content"], adapter)
+
+
+def _open(request: urllib.request.Request, timeout: float) -> Any:
+    # A proxy has no business between an editor and a server on the same machine.
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout)
+
+
+def _message(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.load(error)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return str(error)

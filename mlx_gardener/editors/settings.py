@@ -1,0 +1,120 @@
+"""What each editor has to be told, and which request it then sends.
+
+Zed: `edit_predictions` with provider `open_ai_compatible_api` (zed.dev/docs/ai/edit-prediction; request: its
+crates/edit_prediction/src/fim.rs). VS Code: the extension ggml-org.llama-vscode, `llama-vscode.endpoint`, to which it
+adds /infill. Vim and Neovim: the plugin ggml-org/llama.vim, `g:llama_config`; its `endpoint` became `endpoint_fim`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from mlx_gardener.editors.jsonc import Keys
+from mlx_gardener.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mlx_gardener.model import CodeTokenizer
+
+EDITORS = ("zed", "vscode", "vim", "neovim")
+VIM_BEGIN, VIM_END = '" mlx-gardener: begin', '" mlx-gardener: end'
+#: Zed's name of a prompt's form, by the model's marker of what precedes the hole.
+_ZED_FORMATS = {
+    "<|fim_prefix|>": "qwen",
+    "<fim_prefix>": "star_coder",
+    "<｜fim▁begin｜>": "deepseek_coder",  # noqa: RUF001  full-width bars, as spelled
+    "[PREFIX]": "codestral",
+}
+_ZED_TOKENS = 64
+
+
+def project_address(address: str, project: str) -> str:
+    """Where a server answers for one project alone."""
+    return f"{address}/projects/{quote(project, safe='')}"
+
+
+def json_settings(
+    editor: str, project: str, address: str, token: str | None, tokenizer: CodeTokenizer
+) -> list[tuple[Keys, Any]]:
+    """Keys and values for ``zed`` or ``vscode``.
+
+    Raises:
+        ConfigError: Zed does not know how this model wants holes told.
+    """
+    if editor == "vscode":
+        key = [(("llama-vscode.api_key",), token)] if token else []
+        return [(("llama-vscode.endpoint",), project_address(address, project)), *key]
+    marks = tokenizer.markers
+    form = _ZED_FORMATS.get(tokenizer.decode([marks.prefix])) if marks is not None else None
+    if form is None:
+        raise ConfigError(
+            "The project's base has no fill-in-the-middle markers that Zed knows.",
+            next_step="Train on another base for Zed; `--model seedling` works.",
+        )
+    own = ("edit_predictions", "open_ai_compatible_api")
+    return [
+        (("edit_predictions", "provider"), "open_ai_compatible_api"),
+        ((*own, "api_url"), f"{address}/v1/completions"),
+        ((*own, "model"), project),
+        ((*own, "prompt_format"), form),
+        ((*own, "max_output_tokens"), _ZED_TOKENS),
+    ]
+
+
+def vim_block(project: str, address: str, token: str | None) -> str:
+    """Lines for Vim and Neovim; they hold whether llama.vim is loaded before or after them."""
+    where = f"{project_address(address, project)}/infill"
+    values = {"endpoint": where, "endpoint_fim": where, **({"api_key": token} if token else {})}
+    lines = [f"    \\ {_vim(name)}: {_vim(value)}," for name, value in values.items()]
+    return "\n".join(
+        [
+            VIM_BEGIN,
+            "let g:llama_config = extendnew(get(g:, 'llama_config', {}), {",
+            *lines,
+            "    \\ })",
+            VIM_END,
+            "",
+        ]
+    )
+
+
+def _vim(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def request_of(editor: str, project: str, tokenizer: CodeTokenizer) -> tuple[str, dict[str, Any]]:
+    """Path and body of a request as the editor sends it, for a small hole."""
+    prefix, suffix = "def add(first, second):\n    return ", "\n\n\nprint(add(1, 2))\n"
+    if editor == "zed":
+        marks = tokenizer.markers
+        assert marks is not None  # `json_settings` has seen it
+        # As Zed spells it, for any of the forms: markers as text around the two sides.
+        ids = marks.prompt(tokenizer.encode(prefix), tokenizer.encode(suffix))
+        stops = [
+            tokenizer.decode([mark])
+            for mark in (marks.prefix, marks.suffix, marks.middle)
+            if mark is not None
+        ]
+        prompt = tokenizer.decode(ids)
+        return "/v1/completions", {
+            "model": project,
+            "prompt": prompt,
+            "max_tokens": _ZED_TOKENS,
+            "stop": stops,
+        }
+    lines = prefix.rpartition("\n")
+    return f"/projects/{quote(project, safe='')}/infill", {
+        "input_prefix": lines[0] + "\n",
+        "input_suffix": suffix,
+        "input_extra": [],
+        "prompt": lines[2],
+        "n_predict": 32,
+        "n_indent": 4,
+        "top_k": 40,
+        "top_p": 0.99,
+        "stream": False,
+        "samplers": ["top_k", "top_p", "infill"],
+        "cache_prompt": True,
+        "t_max_prompt_ms": 500,
+        "t_max_predict_ms": 1000,
+    }

@@ -1,0 +1,27 @@
+"""Where editors keep their settings on macOS and Linux.
+
+Zed: zed.dev/docs/configuring-zed. VS Code: code.visualstudio.com/docs/configure/settings. Vim and Neovim load every file
+of ``plugin/`` in their directories (``:help load-plugins``).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def _config() -> Path:
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+
+
+def settings_file(editor: str) -> Path:
+    """The settings file of ``zed``, ``vscode``, ``vim`` or ``neovim``; it need not exist."""
+    if editor == "zed":  # on macOS too it is ~/.config, whatever XDG says
+        return (Path.home() / ".config" if sys.platform == "darwin" else _config()) / "zed" / "settings.json"
+    if editor == "vscode":
+        mac = Path.home() / "Library" / "Application Support"
+        return (mac if sys.platform == "darwin" else _config()) / "Code" / "User" / "settings.json"
+    if editor == "vim":
+        return Path.home() / ".vim" / "plugin" / "mlx_gardener.vim"
+    return _config() / "nvim" / "plugin" / "mlx_gardener.vim"

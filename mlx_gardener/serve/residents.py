@@ -1,0 +1,230 @@
+"""What is in memory: bases, each once, and adapters as LoRA modules that can be put into their base and taken out.
+
+A swap sets some dozens of attributes of the model to modules that hold A and B and share the base's linear module; no
+base weight moves and nothing is read. When the budget is short, the base used longest ago goes with its adapters, then
+adapters of the base in use. All of this belongs to the one thread that computes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.adapter import PeftManager, attach_adapter
+from mlx_gardener.errors import AdapterError, MemoryBudgetError
+from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.serve.catalog import Target
+
+if TYPE_CHECKING:
+    from mlx_gardener.model import BaseModel
+
+#: How much of a prompt's logits an adapter must move to count as one that does something (units of a logit).
+_LEAST_CHANGE = 1e-6
+_PROBE = "def main(arguments):\n    return "
+
+
+@dataclass
+class Resident:
+    """An adapter in memory.
+
+    ``places`` are (parent module, name, LoRA module); ``change`` is the largest difference it makes to a logit.
+    """
+
+    key: tuple[str, str, str]
+    weights_sha256: str
+    places: list[tuple[Any, str, Any]]
+    size_bytes: int
+    change: float = 0.0
+
+
+@dataclass
+class LoadedBase:
+    """A base in memory with the adapters that were put into it; ``current`` is the one that is in now."""
+
+    base: BaseModel
+    name: str
+    size_bytes: int
+    max_tokens: int
+    adapters: OrderedDict[tuple[str, str, str], Resident] = field(default_factory=OrderedDict)
+    current: Resident | None = None
+
+
+class Residents:
+    """Bases and adapters in memory, within a budget.
+
+    Args:
+        budget_bytes: for all of them together.
+    """
+
+    def __init__(self, registry: ProjectRegistry, budget_bytes: int) -> None:
+        self._manager = PeftManager(registry)
+        self._budget_bytes = budget_bytes
+        self._bases: OrderedDict[str, LoadedBase] = OrderedDict()  # by name, least recently used first
+        #: Times that another adapter was put in, and the seconds this took.
+        self.swaps, self.swap_seconds = 0, 0.0
+
+    @property
+    def size_bytes(self) -> int:
+        """What bases and adapters take."""
+        return sum(
+            loaded.size_bytes + sum(adapter.size_bytes for adapter in loaded.adapters.values())
+            for loaded in {id(loaded): loaded for loaded in self._bases.values()}.values()
+        )
+
+    @property
+    def base_count(self) -> int:
+        """Bases in memory."""
+        return len({id(loaded) for loaded in self._bases.values()})
+
+    def enter(self, target: Target) -> tuple[LoadedBase, Resident | None]:
+        """Make the model of ``target`` the one that computes: its base loaded, its adapter and no other in it.
+
+        Raises:
+            AdapterError: the adapter's files are damaged, do not fit the base, or change nothing.
+            MemoryBudgetError: the base does not fit the budget even alone.
+            ModelError: the base cannot be loaded.
+        """
+        loaded = self._base(target.base)
+        if target.record is None:
+            self._place(loaded, None)
+            return loaded, None
+        key = (target.record.project, target.record.version, target.record.manifest_sha256)
+        resident = loaded.adapters.get(key)
+        if resident is None:
+            resident = self._load(loaded, target)
+            loaded.adapters[key] = resident
+            self._make_room(0, keep=loaded, keep_adapter=key)
+        loaded.adapters.move_to_end(key)
+        self._place(loaded, resident)
+        return loaded, resident
+
+    def _base(self, name: str) -> LoadedBase:
+        from mlx_gardener.engine.facts import model_facts
+        from mlx_gardener.model import load_base
+        from mlx_gardener.model.choose import choose_model, resolve_model
+        from mlx_gardener.platform.device import backend
+
+        if name in self._bases:
+            self._bases.move_to_end(name)
+            return self._bases[name]
+        facts = model_facts(resolve_model(choose_model(name, budget_bytes=2**62)))
+        size = 4 * facts.parameters if backend() == "cpu" else facts.stored_bytes
+        if size > self._budget_bytes:
+            raise MemoryBudgetError(
+                f"The base {name!r} takes {size / 2**30:.2f} GB, and the budget is {self._budget_bytes / 2**30:.2f} GB.",
+                next_step=f"Start with `mlx-gardener serve --budget {size * 1.25 / 2**30:.1f}`.",
+            )
+        self._make_room(size)
+        base = load_base(name)
+        # The same weights under another name are the same base.
+        for loaded in self._bases.values():
+            if loaded.base.weights_sha256 == base.weights_sha256:
+                self._bases[name] = loaded
+                return loaded
+        self._bases[name] = LoadedBase(base, name, size, facts.max_tokens)
+        return self._bases[name]
+
+    def _load(self, loaded: LoadedBase, target: Target) -> Resident:
+        assert target.record is not None
+        record = target.record
+        adapter = self._manager.load_adapter(record.project, record.version)
+        if adapter.manifest["base"].get("weights_sha256") != loaded.base.weights_sha256:
+            raise AdapterError(
+                f"{record.base_model} is not the model that {record.project}/{record.version} was trained on any more.",
+                next_step="Train again on the model as it is now.",
+            )
+        self._place(loaded, None)
+        before = _probe(loaded.base)
+        with attach_adapter(loaded.base, adapter):
+            after = _probe(loaded.base)
+            places = _lora_places(loaded.base.model)
+        change = float(abs(after - before).max())
+        if not change > _LEAST_CHANGE:
+            raise AdapterError(
+                f"The adapter {record.project}/{record.version} changes nothing: its answers would be the base's.",
+                next_step="Train again, or remove this version.",
+            )
+        return Resident(
+            (record.project, record.version, record.manifest_sha256),
+            adapter.manifest["files"]["mlx/adapters.safetensors"]["sha256"],
+            places,
+            sum(value.nbytes for value in adapter.weights.values()),
+            change,
+        )
+
+    def _place(self, loaded: LoadedBase, resident: Resident | None) -> None:
+        """Take out the adapter that is in and put in another: references only."""
+        if loaded.current is resident:
+            return
+        start = time.perf_counter()
+        if loaded.current is not None:
+            for parent, name, module in loaded.current.places:
+                _set(parent, name, module.linear)
+        if resident is not None:
+            for parent, name, module in resident.places:
+                _set(parent, name, module)
+        loaded.current = resident
+        self.swaps += 1
+        self.swap_seconds += time.perf_counter() - start
+
+    def _make_room(
+        self,
+        wanted_bytes: int,
+        *,
+        keep: LoadedBase | None = None,
+        keep_adapter: tuple[str, str, str] | None = None,
+    ) -> None:
+        """Let go of what was used longest ago until ``wanted_bytes`` more fit: other bases, then adapters of this one."""
+        import mlx.core as mx
+
+        while self.size_bytes + wanted_bytes > self._budget_bytes:
+            idle = [
+                (loaded, key)
+                for loaded in self._bases.values()
+                for key, adapter in loaded.adapters.items()
+                if adapter is not loaded.current and key != keep_adapter
+            ]
+            bases = [name for name, loaded in self._bases.items() if loaded is not keep]
+            if bases:
+                gone = self._bases[bases[0]]
+                for name in [name for name, loaded in self._bases.items() if loaded is gone]:
+                    del self._bases[name]
+            elif idle:
+                del idle[0][0].adapters[idle[0][1]]
+            else:
+                return
+            mx.clear_cache()
+
+
+def _lora_places(model: Any) -> list[tuple[Any, str, Any]]:
+    """Every LoRA module of a model with the module it hangs on and its name there."""
+    from mlx_lm.tuner.dora import DoRALinear
+    from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
+
+    places = []
+    for path, module in model.named_modules():
+        if isinstance(module, (LoRALinear, LoRASwitchLinear, DoRALinear)):
+            above, _, name = path.rpartition(".")
+            parent = model
+            for part in above.split(".") if above else []:
+                parent = parent[int(part)] if isinstance(parent, list) else getattr(parent, part)
+            places.append((parent, name, module))
+    return places
+
+
+def _set(parent: Any, name: str, module: Any) -> None:
+    if isinstance(parent, list):
+        parent[int(name)] = module
+    else:
+        setattr(parent, name, module)
+
+
+def _probe(base: BaseModel) -> Any:
+    """Logits of the positions of a fixed text, (tokens, vocab), as they are now."""
+    import mlx.core as mx
+    import numpy as np
+
+    logits = base.model(mx.array([base.tokenizer.encode(_PROBE)]))[0]
+    return np.array(logits.astype(mx.float32))

@@ -1,0 +1,185 @@
+"""A server's life: load and test what is served, listen, and end without cutting anybody off in the middle of a word."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from mlx_gardener.errors import ConfigError, GardenerError
+from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.serve.catalog import Catalog, Target
+from mlx_gardener.serve.metrics import Metrics
+from mlx_gardener.serve.settings import ServeSettings
+from mlx_gardener.serve.worker import Worker
+
+#: How long answers that are being written may go on after the end was asked for, seconds.
+_GRACE_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What came of loading a model at the start.
+
+    ``change`` is the largest difference that the adapter makes to a logit of a fixed text; ``problem`` says why the model
+    will answer with errors, where it will.
+    """
+
+    model: str
+    base: str
+    version: str
+    change: float
+    problem: str | None
+
+
+@contextlib.contextmanager
+def running_worker(registry: ProjectRegistry, settings: ServeSettings, metrics: Metrics) -> Iterator[Worker]:
+    """A worker that computes while the block runs."""
+    worker = Worker(
+        registry,
+        budget_bytes=settings.budget_bytes,
+        max_queued=settings.max_queued,
+        max_queued_seconds=settings.max_queued_seconds,
+        max_context_tokens=settings.max_context_tokens,
+        metrics=metrics,
+    )
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.stop()
+
+
+def self_test(worker: Worker, catalog: Catalog) -> Iterator[SelfTest]:
+    """Load every served project's active adapter and see that it changes what the base says."""
+    for target in catalog.targets():
+        if target.record is not None and "@" not in target.id:
+            yield _test(worker, target)
+
+
+def _test(worker: Worker, target: Target) -> SelfTest:
+    assert target.record is not None
+    changes: list[float] = []
+
+    def enter() -> None:
+        _, resident = worker.residents.enter(target)
+        changes.append(resident.change if resident is not None else 0.0)
+
+    problem = None
+    try:
+        worker.run(enter)
+    except GardenerError as error:
+        problem = str(error)
+    change = changes[0] if changes else 0.0
+    return SelfTest(target.id, target.base_id, target.record.version, change, problem)
+
+
+def listen(settings: ServeSettings) -> socket.socket:
+    """A socket on the settings' address; port 0 takes a free one.
+
+    Raises:
+        ConfigError: the address is not this machine's, or taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(128)
+    except OSError as error:
+        raise ConfigError(
+            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror or error}).",
+            next_step="Choose another --port, or end what listens there.",
+        ) from error
+    return found
+
+
+def serve(
+    registry: ProjectRegistry,
+    settings: ServeSettings,
+    *,
+    on_test: Callable[[SelfTest], None],
+    on_ready: Callable[[str, Callable[[], None]], None],
+) -> None:
+    """Serve until interrupted, terminated or stopped.
+
+    Args:
+        on_test: told what came of each model's test before the first request is taken.
+        on_ready: told the address when requests are taken, and what to call to end the server.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+        RegistryError: the registry cannot be read, or has no such project.
+    """
+    import uvicorn
+
+    from mlx_gardener.serve.app import Server
+
+    for name in settings.projects:
+        registry.get_project(name)
+    metrics, catalog = Metrics(), Catalog(registry, settings.projects)
+    with contextlib.closing(listen(settings)) as found, running_worker(registry, settings, metrics) as worker:
+        for result in self_test(worker, catalog):
+            on_test(result)
+
+        class Uvicorn(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                host, port = found.getsockname()[:2]
+                on_ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", self._end)
+
+            def _end(self) -> None:
+                self.should_exit = True
+
+        config = uvicorn.Config(
+            Server(catalog, worker, settings, metrics).app(),
+            log_level="warning",
+            access_log=False,  # who asks for what is nobody's business
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+            timeout_keep_alive=30,
+        )
+        Uvicorn(config).run(sockets=[found])
+
+
+@contextlib.contextmanager
+def serving(registry: ProjectRegistry, settings: ServeSettings) -> Iterator[str]:
+    """A server in a thread of its own while the block runs; gives its address.
+
+    Raises:
+        GardenerError: as `serve`.
+    """
+    ready, ends, failures = threading.Event(), [], []
+    address = ""
+
+    def on_ready(where: str, end: Callable[[], None]) -> None:
+        nonlocal address
+        address = where
+        ends.append(end)
+        ready.set()
+
+    def run() -> None:
+        try:
+            serve(registry, settings, on_test=lambda _: None, on_ready=on_ready)
+        except Exception as error:
+            failures.append(error)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=run, name="serve", daemon=True)
+    thread.start()
+    ready.wait()
+    if failures:
+        raise failures[0]
+    try:
+        yield address
+    finally:
+        ends[0]()
+        thread.join()
+    if failures:
+        raise failures[0]

@@ -1,0 +1,288 @@
+"""The one thread that computes, and the bounded queue before it.
+
+HTTP handlers put a `Job` in and await its events; the thread takes jobs in their order, puts the right adapter in and
+writes. A job whose client is gone is dropped from the queue, or stopped within a token. What goes wrong in a job is that
+job's answer; the thread goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mlx_gardener.errors import GardenerError
+from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.serve.catalog import Target
+from mlx_gardener.serve.generation import Ending, Limits, Piece, PromptCaches, Sampling, answer
+from mlx_gardener.serve.metrics import Metrics
+from mlx_gardener.serve.residents import Resident, Residents
+
+if TYPE_CHECKING:
+    from mlx_gardener.model import BaseModel
+
+_log = logging.getLogger("mlx_gardener.serve")
+#: What MLX may keep of freed memory, bytes.
+_CACHE_BYTES = 256 * 2**20
+
+
+class BadRequestError(GardenerError):
+    """A request that cannot be answered as it is; the client's to mend."""
+
+
+class BusyError(GardenerError):
+    """The queue is full, a request waited too long in it, or the server ends; to be tried again later."""
+
+
+class _GoneError(Exception):
+    """The client of a job is gone."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """The first event of an answer: ``weights_sha256`` of the adapter that writes, None where the base alone does."""
+
+    weights_sha256: str | None
+    version: str | None
+
+
+@dataclass(frozen=True)
+class PieceOf:
+    """A piece of the answer number ``index``."""
+
+    index: int
+    piece: Piece
+
+
+@dataclass(frozen=True)
+class EndOf:
+    """The end of the answer number ``index``."""
+
+    index: int
+    ending: Ending
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event; ``error`` says what went wrong, if something did."""
+
+    error: Exception | None = None
+
+
+Event = Started | PieceOf | EndOf | Finished
+
+
+@dataclass
+class Job:
+    """A request on its way.
+
+    ``prompts`` makes the token ids of each prompt when its turn comes; every prompt is answered ``answers`` times.
+    """
+
+    target: Target
+    prompts: Callable[[BaseModel, int], list[list[int]]]
+    sampling: Sampling
+    limits: Limits
+    answers: int = 1
+    top_scores: int | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    asked_at: float = field(default_factory=time.monotonic)
+    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+
+    def tell(self, event: Event) -> None:
+        """Hand an event to the handler that awaits it, from the computing thread."""
+        try:
+            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+        except RuntimeError:  # the loop is closed: nobody listens any more
+            self.cancelled.set()
+
+
+class Worker:
+    """The computing thread.
+
+    Args:
+        max_queued: jobs that may wait.
+        max_queued_seconds: how long one may wait.
+        max_context_tokens: prompt and answer together.
+    """
+
+    def __init__(
+        self,
+        registry: ProjectRegistry,
+        *,
+        budget_bytes: int,
+        max_queued: int,
+        max_queued_seconds: float,
+        max_context_tokens: int,
+        metrics: Metrics,
+    ) -> None:
+        self.residents = Residents(registry, budget_bytes)
+        self.caches = PromptCaches()
+        self._max_queued = max_queued
+        self._max_queued_seconds = max_queued_seconds
+        self._max_context_tokens = max_context_tokens
+        self._metrics = metrics
+        self._jobs: deque[Job | Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._ending = False
+        self._current: Job | None = None
+        self._thread = threading.Thread(target=self._run, name="serve-worker", daemon=True)
+
+    def start(self) -> None:
+        """Begin to compute."""
+        self._thread.start()
+
+    def stop(self, *, timeout: float = 10.0) -> None:
+        """Refuse what waits, end what is being written, and wait for the thread."""
+        with self._changed:
+            self._ending = True
+            waiting = [job for job in self._jobs if isinstance(job, Job)]
+            self._jobs.clear()
+            if self._current is not None:
+                self._current.cancelled.set()
+            self._changed.notify_all()
+        for job in waiting:
+            job.tell(Finished(BusyError("The server is shutting down.")))
+        self._thread.join(timeout)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in the queue."""
+        return len(self._jobs)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being written."""
+        return self._current is not None
+
+    def submit(self, job: Job) -> None:
+        """Let a job wait for its turn.
+
+        Raises:
+            BusyError: the queue is full, or the server ends.
+        """
+        with self._changed:
+            if self._ending:
+                raise BusyError("The server is shutting down.")
+            self._jobs = deque(
+                other for other in self._jobs if not (isinstance(other, Job) and other.cancelled.is_set())
+            )
+            if len(self._jobs) >= self._max_queued:
+                raise BusyError(
+                    f"{self._max_queued} requests wait already.", next_step="Try again in a moment."
+                )
+            self._jobs.append(job)
+            self._changed.notify_all()
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Do ``work`` on the computing thread, in turn, and wait for it; what it raises is raised here."""
+        done, failure = threading.Event(), []
+
+        def doing() -> None:
+            try:
+                work()
+            except Exception as error:
+                failure.append(error)
+            finally:
+                done.set()
+
+        with self._changed:
+            self._jobs.append(doing)
+            self._changed.notify_all()
+        done.wait()
+        if failure:
+            raise failure[0]
+
+    def _run(self) -> None:
+        import mlx.core as mx
+        from mlx_lm.generate import generation_stream
+
+        mx.set_cache_limit(_CACHE_BYTES)
+        try:
+            self._work()
+        finally:
+            # A token is computed ahead; a process that ends while MLX computes for a thread that is gone is aborted.
+            mx.synchronize(generation_stream)
+            mx.synchronize()
+            mx.clear_streams()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._jobs and not self._ending:
+                    self._changed.wait()
+                if self._ending:
+                    return
+                job = self._jobs.popleft()
+                self._current = job if isinstance(job, Job) else None
+            if not isinstance(job, Job):
+                job()
+                continue
+            try:
+                self._answer(job)
+                job.tell(Finished())
+            except _GoneError:
+                self._metrics.cancelled += 1
+                job.tell(Finished(BusyError("The request was stopped.")))
+            except GardenerError as error:
+                job.tell(Finished(error))
+            except Exception as error:  # one request's defect must not end the others' server
+                _log.exception("A request failed")
+                job.tell(Finished(error))
+            finally:
+                self._current = None
+
+    def _answer(self, job: Job) -> None:
+        def check() -> None:
+            if job.cancelled.is_set():
+                raise _GoneError
+
+        check()
+        waited = time.monotonic() - job.asked_at
+        if waited > self._max_queued_seconds:
+            raise BusyError(f"The request waited {waited:.0f} s for its turn.", next_step="Try again later.")
+        loaded, resident = self.residents.enter(job.target)
+        room = min(loaded.max_tokens, self._max_context_tokens)
+        prompts = job.prompts(loaded.base, room)
+        job.tell(_started(job.target, resident))
+        key = (loaded.base.weights_sha256, resident.weights_sha256 if resident is not None else "")
+        for number, prompt in enumerate(prompts):
+            for copy in range(job.answers):
+                self._write(job, loaded.base, prompt, key, number * job.answers + copy, copy, check)
+
+    def _write(
+        self,
+        job: Job,
+        base: BaseModel,
+        prompt: list[int],
+        key: tuple[str, str],
+        index: int,
+        copy: int,
+        check: Callable[[], None],
+    ) -> None:
+        sampling = job.sampling
+        if sampling.seed is not None and copy:
+            sampling = Sampling(**{**vars(sampling), "seed": sampling.seed + copy})
+        first = True
+        for event in answer(
+            base, prompt, sampling, job.limits, caches=self.caches, key=key, top_scores=job.top_scores, check=check
+        ):  # fmt: skip
+            if first and index == 0:
+                self._metrics.first_token(time.monotonic() - job.asked_at)
+            first = False
+            if isinstance(event, Ending):
+                self._metrics.answered(event)
+                job.tell(EndOf(index, event))
+            else:
+                job.tell(PieceOf(index, event))
+
+
+def _started(target: Target, resident: Resident | None) -> Started:
+    version = target.record.version if target.record is not None else None
+    return Started(resident.weights_sha256 if resident is not None else None, version)
