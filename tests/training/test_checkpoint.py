@@ -16,6 +16,7 @@ from mlx_gardener.dataset import PreparedData
 from mlx_gardener.errors import TrainingCancelledError
 from mlx_gardener.model import BaseModel
 from mlx_gardener.training.checkpoint import (
+    MOST_LOSSES,
     Checkpoint,
     TrainState,
     list_checkpoints,
@@ -188,3 +189,14 @@ def test_setting_checkpoints_aside_keeps_those_of_one_earlier_training(tmp_path:
         aside = set_aside(tmp_path / "c")
     assert not (tmp_path / "c").exists()
     assert [path.name for path in list_checkpoints(aside)] == ["step-00000002"]
+
+
+def test_the_losses_of_a_long_training_are_thinned_out_and_stay_in_their_places() -> None:
+    """Every loss used to be kept, and written with every checkpoint: a training grew with its length."""
+    state = TrainState()
+    for step in range(1, 3 * MOST_LOSSES):
+        state.step = step
+        state.remember_loss(float(step))
+        assert len(state.train_losses) <= MOST_LOSSES
+    assert state.updates_per_loss == 4
+    assert state.train_losses == [float(step) for step in range(1, 3 * MOST_LOSSES, 4)]
