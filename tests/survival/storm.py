@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from mlx_gardener.config import load_config
+from mlx_gardener.events import WarningRaised
 from mlx_gardener.registry import TrainingRecord, TrainingStatus
 from mlx_gardener.trainings import TrainingPipeline
 
@@ -45,12 +46,16 @@ _WAIT_SECONDS = 240.0
 
 @dataclass
 class Story:
-    """What became of one run: how often it was hit and started, and whether it ended as it should."""
+    """What became of one run: how often it was hit and started, and whether it ended as it should.
+
+    ``starts`` are by hand, ``deaths`` those of workers that their supervisor mended.
+    """
 
     name: str
     way: str
     hits: list[str] = field(default_factory=list)
     starts: int = 0
+    deaths: int = 0
     completed: bool = False
     identical: bool = False
     adapters: int = 0
@@ -161,6 +166,10 @@ class Storm:
                     break
             self._wait(story.name)
             story.completed = self._record(story.name).status is TrainingStatus.COMPLETED
+            story.deaths += sum(
+                isinstance(event, WarningRaised) and event.message.startswith("The worker process")
+                for event in self.pipeline.follow(story.name)
+            )
         story.seconds = round(time.monotonic() - began, 2)
         registry = self.pipeline.registry
         story.adapters = len(registry.list_adapters(story.name))
