@@ -1,10 +1,11 @@
 """Ten thousand optimiser updates in one process: does its memory grow?
 
-    python benchmarks/endurance.py [--steps 10000]
+    python benchmarks/endurance.py [--steps 10000] [--tiny]
 
-The embedded model learns a small repository through `TrainingPipeline`, with validations and checkpoints on the way, as
-every training does. After every update the worker tells its footprint; a line is fitted to these (least squares, the
-first tenth left out, in which caches fill). Writes ``results/endurance.json`` and ``.svg``.
+The embedded model (with ``--tiny`` a random one of three layers, in a tenth of the time) learns a small repository through
+`TrainingPipeline`, with validations and checkpoints on the way, as every training does. After every update the worker
+tells its footprint; a line is fitted to these (least squares, the first tenth left out, in which caches fill). Writes
+``results/endurance.json`` and ``.svg``.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from machine import RESULTS, bar, describe, save
 
 from mlx_gardener import TrainingPipeline, load_config
 from mlx_gardener.events import StepCompleted, TrainingEnded
-from tests.conftest import write_repository
+from tests.conftest import write_repository, write_tiny_model, write_tiny_tokenizer
 
 MIB = 2**20
 
 
-def footprints(steps: int) -> tuple[list[int], str]:
+def footprints(steps: int, *, tiny: bool) -> tuple[list[int], str]:
     """(footprint in bytes after every update, how the training ended)."""
     settings = {
         "model": "seedling",
@@ -51,10 +52,14 @@ def footprints(steps: int) -> tuple[list[int], str]:
     }
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MLX_GARDENER_HOME"] = f"{scratch}/home"
+        repository = write_repository(Path(scratch) / "repository", modules=24)
+        if tiny:
+            words = Path(scratch) / "tokenizer"
+            words.mkdir()
+            tokenizer = write_tiny_tokenizer(words, repository)
+            settings["model"] = str(write_tiny_model(Path(scratch) / "model", tokenizer))
         pipeline = TrainingPipeline(load_config(environment={}, overrides=settings))
-        pipeline.registry.register_project(
-            "endurance", write_repository(Path(scratch) / "repository", modules=24)
-        )
+        pipeline.registry.register_project("endurance", repository)
         pipeline.start_training("endurance")
         found, ended, shown = list[int](), "", time.monotonic()
         for event in pipeline.follow("endurance"):
@@ -114,10 +119,13 @@ def picture(values: list[int], line: dict[str, float]) -> str:
 
 @click.command()
 @click.option("--steps", default=10_000, show_default=True, type=click.IntRange(min=100))
-def main(steps: int) -> None:
+@click.option(
+    "--tiny", is_flag=True, help="Train a random model of three layers instead of the embedded one."
+)
+def main(steps: int, tiny: bool) -> None:
     """Train and write the result."""
     machine = describe()
-    values, ended = footprints(steps)
+    values, ended = footprints(steps, tiny=tiny)
     if len(values) < 20:
         raise click.ClickException(f"only {len(values)} updates were made; {ended}")
     line = fitted(values)
@@ -136,7 +144,14 @@ def main(steps: int) -> None:
     ]
     print(bars)
     every = max(1, len(values) // 500)
-    result = {"machine": machine, "bars": bars, "line": line, "every": every, "footprints": values[::every]}
+    result = {
+        "machine": machine,
+        "model": "tiny" if tiny else "seedling",
+        "bars": bars,
+        "line": line,
+        "every": every,
+        "footprints": values[::every],
+    }
     (RESULTS / "endurance.svg").write_text(picture(values, line), encoding="utf-8")
     print("wrote", save("endurance", result))
 

@@ -106,13 +106,10 @@ def git_repository(repository: Path) -> Path:
     return repository
 
 
-@pytest.fixture(scope="session")
-def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level BPE of about 600 tokens with Qwen2.5-Coder's markers, trained on the shared repository."""
+def write_tiny_tokenizer(directory: Path, source: Path) -> Path:
+    """A byte-level BPE of about 600 tokens with Qwen2.5-Coder's markers, trained on the Python files of ``source``."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    directory = tmp_path_factory.mktemp("tokenizer")
-    source = write_repository(tmp_path_factory.mktemp("words"))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -131,6 +128,13 @@ def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny tokenizer for the shared repository."""
+    source = write_repository(tmp_path_factory.mktemp("words"))
+    return write_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"), source)
 
 
 def write_tiny_model(directory: Path, tokenizer_dir: Path, **overrides: object) -> Path:

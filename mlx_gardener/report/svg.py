@@ -68,9 +68,10 @@ def line_chart(
 def loss_chart(training: dict[str, object]) -> str:
     """Training and validation loss of ``TrainOutcome.to_json()`` over the steps."""
     losses = [float(loss) for loss in training["train_losses"]]  # type: ignore[attr-defined]
+    every = int(training.get("updates_per_loss", 1))  # type: ignore[call-overload]
     validation = [(point["step"], point["loss"]) for point in training["validation"]]  # type: ignore[attr-defined]
     series: list[Series] = [
-        ("training loss", "#0a7d55", [(step, loss) for step, loss in enumerate(losses, start=1)]),
+        ("training loss", "#0a7d55", [(1 + number * every, loss) for number, loss in enumerate(losses)]),
         ("validation loss", "#c2571a", validation),
     ]
     return line_chart(series, x_label="step", y_label="loss, nats per token")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 STATE_NAME = "state.json"
 FORMAT_VERSION = 2
 _ARRAYS = ("weights", "best", "optimizer")
+#: Training losses that are kept: a curve needs no more, and a long training would carry and write ever more of them.
+MOST_LOSSES = 2048
 #: What reading a damaged checkpoint may raise.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ArithmeticError)
 
@@ -40,7 +42,8 @@ class TrainState:
 
     ``step`` is also the place in the schedule and, with the seed, in the order of the rows: an update is committed with its
     whole accumulation window or not at all. Randomness needs no state: every seed is made from the run's seed and
-    the step. Losses are nats per token; ``validation`` holds (step, loss, bits per byte).
+    the step. Losses are nats per token; ``validation`` holds (step, loss, bits per byte), ``train_losses`` the loss of
+    step 1 and of every ``updates_per_loss``-th after it, `MOST_LOSSES` at most.
     """
 
     step: int = 0
@@ -51,7 +54,16 @@ class TrainState:
     tokens_seen: int = 0
     seconds: float = 0.0
     train_losses: list[float] = field(default_factory=list)
+    updates_per_loss: int = 1
     validation: list[tuple[int, float, float]] = field(default_factory=list)
+
+    def remember_loss(self, loss: float) -> None:
+        """Note the loss of the update that ``step`` says; where there are too many, every other one is forgotten."""
+        while len(self.train_losses) >= MOST_LOSSES:
+            self.train_losses = self.train_losses[::2]
+            self.updates_per_loss *= 2
+        if (self.step - 1) % self.updates_per_loss == 0:
+            self.train_losses.append(loss)
 
 
 @dataclass(frozen=True)
@@ -260,7 +272,8 @@ def _read(path: Path) -> Checkpoint:
         if found != written["files"][file.name]:
             raise ValueError(f"{file.name} has another sha256 than was written")
     state = TrainState(**written["state"])
-    if not isinstance(state.step, int) or not isinstance(state.train_losses, list):
+    whole = all(isinstance(number, int) for number in (state.step, state.updates_per_loss))
+    if not whole or state.updates_per_loss < 1 or not isinstance(state.train_losses, list):
         raise ValueError("it does not say where the training stands")
     state.validation = [(int(step), loss, bits) for step, loss, bits in state.validation]
     arrays = {name: load_arrays(path / f"{name}.safetensors") for name in _ARRAYS}

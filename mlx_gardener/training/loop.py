@@ -91,6 +91,7 @@ class TrainOutcome:
             "tokens_seen": self.state.tokens_seen,
             "seconds": round(self.state.seconds, 1),
             "train_losses": [round(loss, 5) for loss in self.state.train_losses],
+            "updates_per_loss": self.state.updates_per_loss,
             "validation": [
                 {"step": step, "loss": round(loss, 5), "bits_per_byte": round(bits, 5)}
                 for step, loss, bits in self.state.validation
@@ -264,7 +265,7 @@ class _Training:
         self.state.step = step
         self.state.tokens_seen += result.tokens
         self.state.seconds += seconds
-        self.state.train_losses.append(loss if math.isfinite(loss) else 0.0)
+        self.state.remember_loss(loss if math.isfinite(loss) else 0.0)
         self._report(step, loss, norm, rate, result.tokens, seconds)
 
     def _gradients(self, batch: Batch, step: int) -> tuple[StepResult, float, float]:

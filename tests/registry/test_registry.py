@@ -7,13 +7,21 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mlx_gardener.errors import ConfigError, RegistryError, TrainingError
 from mlx_gardener.events import TrainingPhase, TrainingProgress
-from mlx_gardener.registry import ProjectRegistry, TrainingStatus, check_project_name, project_name_for
+from mlx_gardener.registry import (
+    ProjectRegistry,
+    TrainingStatus,
+    check_project_name,
+    project_name_for,
+)
+from mlx_gardener.registry.database import DATABASE_NAME
 
 
 @pytest.fixture
@@ -120,6 +128,27 @@ def test_the_training_of_a_dead_process_is_closed_and_the_project_free_again(
     registry.explain_death(dead, "Another story")
     assert registry.get_training(dead).message == "It was ended by signal 9."
     assert registry.begin_training("small", {}).id != dead
+
+
+def test_a_process_with_the_number_of_a_dead_owner_owns_nothing(registry: ProjectRegistry) -> None:
+    training = registry.begin_training("small", {})
+    assert [record.id for record in registry.active_trainings()] == [training.id]
+    with sqlite3.connect(registry.home / DATABASE_NAME) as database:
+        database.execute("UPDATE trainings SET pid_started = pid_started - 60")
+    assert registry.active_trainings() == []
+    assert registry.begin_training("small", {}).id != training.id
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="others record start times themselves")
+def test_setting_the_clock_takes_no_training_from_its_owner(
+    registry: ProjectRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start times were made of the boot's time of day, which moves with the clock."""
+    training = registry.begin_training("small", {})
+    booted = psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: booted + 3600)
+    assert psutil.Process().create_time() > time.time() + 1000, "the clock was not set"
+    assert [record.id for record in registry.active_trainings()] == [training.id]
 
 
 def test_many_processes_write_at_once_and_nothing_is_lost(registry: ProjectRegistry, tmp_path: Path) -> None:

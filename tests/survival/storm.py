@@ -22,9 +22,22 @@ from typing import Any
 import psutil
 
 from mlx_gardener.config import load_config
+from mlx_gardener.events import WarningRaised
 from mlx_gardener.registry import TrainingRecord, TrainingStatus
 from mlx_gardener.trainings import TrainingPipeline
 
+#: The smallest plan there is: a worker that is started again after memory ran out takes the same one, and ends with the
+#: same bytes. (A smaller one adds floats in another order, and ends within float tolerance.)
+SMALLEST_PLAN = {
+    "engine.micro_batch_rows": 1,
+    "engine.live_layers": 0,
+    "engine.tail_slice_tokens": 16,
+    "engine.lanes": 1,
+}
+#: How a worker dies by other hands than SIGKILL's; see `Storm.broken`.
+DEATHS = ("abort", "cgroup", "rlimit")
+#: Bytes that a cgroup grants; what a worker had before is not counted.
+CGROUP_BYTES = 4 * 2**20
 FAULT_DIRECTORY = Path(__file__).parent / "fault"
 WAYS = ("worker", "everything", "call")
 _MOST_STARTS = 12
@@ -33,12 +46,16 @@ _WAIT_SECONDS = 240.0
 
 @dataclass
 class Story:
-    """What became of one run: how often it was hit and started, and whether it ended as it should."""
+    """What became of one run: how often it was hit and started, and whether it ended as it should.
+
+    ``starts`` are by hand, ``deaths`` those of workers that their supervisor mended.
+    """
 
     name: str
     way: str
     hits: list[str] = field(default_factory=list)
     starts: int = 0
+    deaths: int = 0
     completed: bool = False
     identical: bool = False
     adapters: int = 0
@@ -62,9 +79,18 @@ class Storm:
         repository: what is trained on.
         scratch: where fault files go; ``MLX_GARDENER_HOME`` must name the home already.
         model: the base model.
+        more: settings beside those that every storm has.
     """
 
-    def __init__(self, repository: Path, scratch: Path, model: str, *, steps: int = 6) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        scratch: Path,
+        model: str,
+        *,
+        steps: int = 6,
+        more: dict[str, Any] | None = None,
+    ) -> None:
         self.repository, self.fault_file = repository, scratch / "fault.json"
         settings = {
             "model": model,
@@ -86,7 +112,7 @@ class Storm:
             "worker_restarts": 20,
             "progress_update_interval": 0.5,
             "neighbour.low_priority": False,
-        }
+        } | (more or {})
         self.pipeline = TrainingPipeline(load_config(environment={}, overrides=settings))
         with self._fault("count", 0):
             self._start("reference", Story("reference", "none"))
@@ -120,10 +146,16 @@ class Storm:
                 return story
             span *= 0.75  # the run was faster than the first one, and over before it was hit
 
-    def broken(self, action: str, at: int) -> Story:
-        """One run whose ``at``-th write call fails: ENOSPC, EIO, a short write, or another error of renaming."""
+    def broken(self, action: str, at: int, *, procs: Path | None = None) -> Story:
+        """One run in whose ``at``-th write call something goes wrong.
+
+        Args:
+            action: ENOSPC, EIO or short, an error of the call; abort or cgroup, the death of the worker in it, by SIGABRT
+                or by the kernel's out-of-memory killer; rlimit, no memory any more from it on.
+            procs: the ``cgroup.procs`` of the cgroup that "cgroup" is about.
+        """
         story = Story(f"{action.lower()}-{at:03d}", action, hits=[f"write call {at} ({self.calls[at - 1]})"])
-        with self._fault(action, at):
+        with self._fault(action, at, procs):
             return self._to_the_end(story, moments=[])
 
     def _to_the_end(self, story: Story, moments: list[float]) -> Story:
@@ -137,6 +169,10 @@ class Storm:
                     break
             self._wait(story.name)
             story.completed = self._record(story.name).status is TrainingStatus.COMPLETED
+            story.deaths += sum(
+                isinstance(event, WarningRaised) and event.message.startswith("The worker process")
+                for event in self.pipeline.follow(story.name)
+            )
         story.seconds = round(time.monotonic() - began, 2)
         registry = self.pipeline.registry
         story.adapters = len(registry.list_adapters(story.name))
@@ -188,9 +224,10 @@ class Storm:
         }
 
     @contextlib.contextmanager
-    def _fault(self, action: str, at: int) -> Any:
+    def _fault(self, action: str, at: int, procs: Path | None = None) -> Any:
         """While this lasts, the next worker has the fault."""
-        self.fault_file.write_text(json.dumps({"action": action, "at": at}))
+        chosen = {"action": action, "at": at} | ({"procs": str(procs)} if procs else {})
+        self.fault_file.write_text(json.dumps(chosen))
         paths = [str(FAULT_DIRECTORY), *(path for path in sys.path if path)]
         before = {name: os.environ.get(name) for name in ("PYTHONPATH", "GARDENER_TEST_FAULT")}
         os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "GARDENER_TEST_FAULT": str(self.fault_file)}

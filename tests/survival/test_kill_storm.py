@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.survival.storm import Storm
+from tests.survival.memory_cgroup import memory_cgroup
+from tests.survival.storm import CGROUP_BYTES, DEATHS, Storm
 
 RUNS = 20
 SEED = 4
@@ -37,6 +38,21 @@ FAULTS = [
 def test_a_run_whose_write_fails_ends_with_the_same_adapter(storm: Storm, action: str, kind: str) -> None:
     calls = [number for number, label in enumerate(storm.calls, 1) if label == kind]
     story = storm.broken(action, calls[len(calls) * 2 // 3])
+    assert story.completed and story.identical, story
+    assert story.adapters == 1 and not story.problems, story
+
+
+@pytest.mark.parametrize(("action", "kind"), [*zip(DEATHS, ("write", "commit", "fsync"), strict=True)])
+def test_a_run_whose_worker_aborts_or_finds_no_memory_ends_with_the_same_adapter(
+    smallest_storm: Storm, action: str, kind: str
+) -> None:
+    """More of them by ``benchmarks/kill_storm.py --deaths``."""
+    calls = [number for number, label in enumerate(smallest_storm.calls, 1) if label == kind]
+    with memory_cgroup(CGROUP_BYTES) as procs:
+        if action == "cgroup" and procs is None:
+            pytest.skip("no memory cgroup can be made here")
+        story = smallest_storm.broken(action, calls[len(calls) // 2], procs=procs)
+    assert story.deaths or story.starts > 1, "nothing went wrong"
     assert story.completed and story.identical, story
     assert story.adapters == 1 and not story.problems, story
 

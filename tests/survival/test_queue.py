@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from mlx_gardener import TrainingPipeline
@@ -20,6 +16,7 @@ from mlx_gardener.errors import RegistryError, TrainingError
 from mlx_gardener.queue_runner import QueueRunner, ensure_runner, is_running
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from tests.cli.test_command_line import gardener, train_flags
+from tests.survival.reboots import adapters_of, waiting, work_through
 from tests.test_pipeline import WAIT, tiny_settings, until
 
 
@@ -40,10 +37,6 @@ def enqueue(pipeline: TrainingPipeline, repository: Path, *names: str, **setting
     for name in names:
         pipeline.registry.register_project(name, repository)
         pipeline.enqueue_training(name, **settings)
-
-
-def waiting(registry: ProjectRegistry) -> list[str]:
-    return [entry.project for entry in registry.queue.entries()]
 
 
 def test_higher_priorities_come_first_then_first_come(pipeline: TrainingPipeline, repository: Path) -> None:
@@ -111,44 +104,23 @@ def test_only_one_process_works_on_a_queue(pipeline: TrainingPipeline, repositor
     assert worker.returncode == 130
 
 
-def processes(home: Path) -> list[psutil.Process]:
-    """Every other process that works for this home."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            ours = process.environ().get("MLX_GARDENER_HOME") == str(home) and process.pid != os.getpid()
-            if ours and "mlx_gardener" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
-
-
-def kill_everything(home: Path) -> None:
-    """End every process of this home as a power cut would."""
-    victims = processes(home)
-    for process in victims:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(victims, timeout=20)
-
-
 @pytest.mark.parametrize("count", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_what_was_queued_is_trained_exactly_once_through_three_reboots(
     pipeline: TrainingPipeline, repository: Path, count: int
 ) -> None:
-    registry, choose = pipeline.registry, random.Random(count)
+    """Ten of them also by ``benchmarks/reboots.py``, which keeps what it saw."""
+    registry = pipeline.registry
     names = [f"project-{number}" for number in range(count)]
     enqueue(pipeline, repository, *names)
-    for _ in range(3):
-        assert waiting(registry), "all was done before three reboots"
-        ensure_runner(registry)
-        until(lambda: len(processes(registry.home)) > 1, "the runner and at least a supervisor")
-        time.sleep(1.5 * choose.random())
-        kill_everything(registry.home)
-    until(lambda: ensure_runner(registry) or not waiting(registry), "an empty queue", seconds=WAIT * count)
-    until(lambda: not waiting(registry), "an empty queue", seconds=WAIT * count)
+    met = work_through(
+        registry,
+        reboots=3,
+        choose=random.Random(count),
+        until=lambda condition, what: until(condition, what, seconds=WAIT * count),
+    )
+    assert len(met) == 3 and all(reboot["processes_killed"] >= 2 for reboot in met), met
     spans(registry, names)
-    for name in names:
-        assert [adapter.version for adapter in registry.list_adapters(name)] == ["v1"], name
+    assert adapters_of(registry, names) == {name: ["v1"] for name in names}
     assert not registry.check()
 
 

@@ -21,6 +21,8 @@ from mlx_gardener.registry import TrainingStatus
 from mlx_gardener.supervisor import describe_death
 from mlx_gardener.worker import LOG_NAME, Interrupt, only_worker
 from tests.cli.test_command_line import gardener, train_flags
+from tests.survival.memory_cgroup import memory_cgroup
+from tests.survival.storm import CGROUP_BYTES
 from tests.test_pipeline import (
     WAIT,
     _alive,
@@ -95,6 +97,21 @@ def test_a_worker_that_runs_out_of_address_space_is_replaced_with_a_plan_for_les
     ended, told = wait(pipeline), " ".join(warnings_of(pipeline))
     assert ended is TrainingPhase.COMPLETED, (told, pipeline.registry.latest_training("small").message)
     assert "memory ran out" in told or "memory that could not be had" in told, told
+
+
+def test_a_worker_that_the_kernel_kills_for_memory_is_replaced_and_that_is_said(
+    long_pipeline: TrainingPipeline,
+) -> None:
+    pipeline = long_pipeline
+    with memory_cgroup(CGROUP_BYTES) as procs:
+        if procs is None:
+            pytest.skip("no memory cgroup can be made here")
+        pipeline.start_training("small")
+        until(lambda: steps_done(pipeline) >= 2, "two steps")
+        procs.write_text(str(worker_of(pipeline, "small")))  # what it takes from here on is counted
+        ended, told = wait(pipeline), " ".join(warnings_of(pipeline))
+    assert ended is TrainingPhase.COMPLETED, told
+    assert "signal 9 (SIGKILL): memory ran out" in told and "a plan for less memory" in told, told
 
 
 def test_the_time_limit_counts_the_time_of_earlier_workers(long_pipeline: TrainingPipeline) -> None:
@@ -244,6 +261,34 @@ def test_a_terminal_that_is_closed_loses_nothing_and_others_can_look_on(
     logged = gardener("logs", "small", "--lines", "3")
     assert logged.returncode == 0 and len(logged.stdout.splitlines()) == 3
     assert "TrainingEnded" in gardener("logs", "small").stdout
+
+
+def test_a_notebook_whose_kernel_is_killed_loses_nothing(tiny_model_dir: Path, repository: Path) -> None:
+    from jupyter_client import KernelManager
+
+    settings = {**tiny_settings(tiny_model_dir).model_dump(mode="json"), "checkpoint_interval_seconds": 1e-6}
+    settings["optimizer"] |= {"max_steps": 60, "epochs": 50}
+    kernel = KernelManager()
+    kernel.start_kernel()
+    try:
+        client = kernel.client()
+        client.start_channels()
+        client.wait_for_ready(timeout=WAIT)
+        client.execute(
+            "import mlx_gardener\n"
+            f"config = mlx_gardener.load_config(environment={{}}, overrides={settings!r})\n"
+            f"mlx_gardener.train({str(repository)!r}, project='small', config=config)"
+        )
+        pipeline = TrainingPipeline()
+        until(lambda: any(item.name == "small" for item in pipeline.registry.list_projects()), "the project")
+        until(lambda: steps_done(pipeline) >= 2, "two steps")
+        client.stop_channels()
+        os.killpg(kernel.provisioner.pid, signal.SIGKILL)
+        until(lambda: not kernel.is_alive(), "the kernel's end")
+    finally:
+        kernel.shutdown_kernel(now=True)
+    assert steps_done(pipeline) < 60 and pipeline.is_training_active("small")
+    assert wait(pipeline) is TrainingPhase.COMPLETED and not warnings_of(pipeline)
 
 
 def test_a_detached_training_says_that_it_goes_on_and_can_be_cancelled_from_elsewhere(

@@ -16,6 +16,7 @@ from mlx_gardener.dataset import PreparedData
 from mlx_gardener.errors import TrainingCancelledError
 from mlx_gardener.model import BaseModel
 from mlx_gardener.training.checkpoint import (
+    MOST_LOSSES,
     Checkpoint,
     TrainState,
     list_checkpoints,
@@ -182,9 +183,48 @@ def test_what_a_crash_left_half_written_is_swept_away(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000008"]
 
 
+def test_only_as_many_as_asked_for_are_kept(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        save_checkpoint(tmp_path, Checkpoint(TrainState(step=step), {"a": mx.zeros(1)}, {}, {}), keep=3)
+    assert [path.name for path in list_checkpoints(tmp_path)] == [f"step-{step:08d}" for step in (3, 4, 5)]
+
+
+def test_all_of_a_checkpoint_is_on_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, before, fsync, rename = set[int](), set[int](), os.fsync, Path.rename
+
+    def fsynced(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        assert not before, "renamed twice"
+        before.update(synced)
+        synced.clear()
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsynced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    made = save_checkpoint(tmp_path, Checkpoint(TrainState(step=1), {"a": mx.zeros(1)}, {}, {}), keep=1)
+    assert {path.stat().st_ino for path in (made, *made.iterdir())} <= before
+    assert tmp_path.stat().st_ino in synced, "the new name itself may be lost"
+
+
 def test_setting_checkpoints_aside_keeps_those_of_one_earlier_training(tmp_path: Path) -> None:
     for step in (1, 2):
         save_checkpoint(tmp_path / "c", Checkpoint(TrainState(step=step), {"a": mx.zeros(1)}, {}, {}), keep=1)
         aside = set_aside(tmp_path / "c")
     assert not (tmp_path / "c").exists()
     assert [path.name for path in list_checkpoints(aside)] == ["step-00000002"]
+
+
+def test_the_losses_of_a_long_training_are_thinned_out_and_stay_in_their_places() -> None:
+    """Every loss used to be kept, and written with every checkpoint: a training grew with its length."""
+    state = TrainState()
+    for step in range(1, 3 * MOST_LOSSES):
+        state.step = step
+        state.remember_loss(float(step))
+        assert len(state.train_losses) <= MOST_LOSSES
+    assert state.updates_per_loss == 4
+    assert state.train_losses == [float(step) for step in range(1, 3 * MOST_LOSSES, 4)]

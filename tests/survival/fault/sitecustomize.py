@@ -1,8 +1,11 @@
 """Faults for worker processes of tests: with this directory on PYTHONPATH, a worker's n-th write goes wrong.
 
 ``GARDENER_TEST_FAULT`` names a JSON file: ``{"action": ..., "at": n}``. The calls counted are writes of Python files,
-fsync, rename, replace, mkdir, MLX's own writing of safetensors and commits of SQLite. The file is deleted when the fault
-happens, so that the next worker lives; how many calls there were is written beside it. Nothing of this is in the package.
+fsync, rename, replace, mkdir, MLX's own writing of safetensors and commits of SQLite. Actions are errors of the call
+(ENOSPC, EIO, short), deaths in it (kill, abort), and memory that runs out from it on: "cgroup", by the kernel's killer in
+the cgroup whose ``cgroup.procs`` is under "procs", and "rlimit", where no further mapping is granted. The file is deleted
+when the fault happens, so that the next worker lives; how many calls there were is written beside it. Nothing of this
+is in the package.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import errno
 import io
 import json
 import os
+import resource
 import signal
 import sqlite3
 import sys
@@ -22,6 +26,9 @@ from pathlib import Path
 from typing import Any
 
 _ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
+DEATHS = ("kill", "abort", "cgroup")
+#: Bytes that a worker takes at once in a cgroup which grants it less.
+_TOO_MUCH = 64 * 2**20
 
 
 class Fault:
@@ -30,7 +37,7 @@ class Fault:
     def __init__(self, file: Path) -> None:
         self.file = file
         chosen = json.loads(file.read_text())
-        self.action, self.at = chosen["action"], chosen["at"]
+        self.action, self.at, self.procs = chosen["action"], chosen["at"], chosen.get("procs")
         self.calls: list[str] = []
         self._lock = threading.Lock()
         atexit.register(lambda: file.with_suffix(".calls").write_text(json.dumps(self.calls)))
@@ -41,12 +48,27 @@ class Fault:
             if len(self.calls) != self.at:
                 return False
         self.file.unlink(missing_ok=True)
+        if self.action == "rlimit":
+            return self._no_more_memory()
         return True
+
+    def _no_more_memory(self) -> bool:
+        """The call goes well, and what comes after it finds no more memory."""
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        size = pages * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        return False
 
     def strike(self, label: str) -> None:
         """Kill the process or raise, as the fault file asks."""
         if self.action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.action == "abort":
+            os.abort()
+        if self.action == "cgroup":
+            Path(self.procs).write_text(str(os.getpid()))
+            taken = bytearray(_TOO_MUCH)
+            taken[:: resource.getpagesize()] = b"x" * len(taken[:: resource.getpagesize()])
         number = _ERRORS.get(self.action, errno.EIO)
         raise OSError(number, os.strerror(number), label)
 
@@ -89,7 +111,7 @@ def install(fault: Fault) -> None:
 
         def broken(*arguments: Any, name: str = name, real: Any = real, **options: Any) -> Any:
             if fault.is_now(name) and fault.action != "short":
-                if fault.at % 2 and fault.action == "kill":
+                if fault.at % 2 and fault.action in DEATHS:
                     real(*arguments, **options)  # half of the deaths come just after
                 fault.strike(name)
             return real(*arguments, **options)
@@ -99,7 +121,7 @@ def install(fault: Fault) -> None:
     class BrokenConnection(sqlite3.Connection):
         def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
             if sql == "COMMIT" and fault.is_now("commit") and fault.action != "short":
-                if fault.action == "kill":
+                if fault.action in DEATHS:
                     if fault.at % 2:
                         super().execute(sql)
                     fault.strike("commit")
@@ -122,7 +144,7 @@ def install(fault: Fault) -> None:
         real_save(file, arrays, **options)
         if isinstance(file, str) and fault.is_now("save_safetensors"):
             os.truncate(file, Path(file).stat().st_size // 2)
-            if fault.action == "kill":
+            if fault.action in DEATHS:
                 fault.strike("save_safetensors")
             raise RuntimeError("[write] Unable to write to file.")
 
