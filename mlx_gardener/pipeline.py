@@ -155,7 +155,8 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
     run.tell(TrainingPhase.STARTING_TRAINING, 0.0, "Planning memory")
     facts = model_facts(resolve_model(choice))
     backend = measured_backend(run.registry.home / "cache")
-    plan = plan_of(earlier, config) or make_plan(facts, config, config.memory_limit_bytes, backend)
+    kept = plan_of(earlier, config)
+    plan = kept or make_plan(facts, config, config.memory_limit_bytes, backend)
     if run.smaller_plan:
         plan = plan.smaller() or plan
     run.publish(PlanChosen(plan.to_json()))
@@ -176,6 +177,8 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
         facts=facts,
         backend=backend,
         warn=lambda message: run.publish(WarningRaised(message)),
+        rehearse=kept is None and not run.smaller_plan,
+        between=lambda _: run.interrupt(),
     )
     if engine.plan is not plan:
         run.publish(PlanChosen(engine.plan.to_json()))
@@ -209,7 +212,7 @@ def _train(run: Run, base: BaseModel, data: PreparedData, engine: Engine, *, res
         other = parts["weights"] + parts["adapter"] + parts["saved"]
         learn_work(
             run.registry.home / "cache",
-            predicted_bytes=parts["work"],
+            predicted_bytes=parts["work"] / plan.rehearsed_scale,
             measured_bytes=mx.get_peak_memory() - other,
         )
     return outcome

@@ -25,6 +25,7 @@ class Plan:
         streamed_layers: first layers whose weights are read from disk whenever they are needed.
         words_on_disk: whether embedding and head are read from disk too, the head in slices of the vocabulary.
         cache_bytes: freed buffers that may be kept for reuse.
+        rehearsed_scale: what the work took in a rehearsal, as a share of what the formula said; 1 without one.
         predicted_tokens_per_second: positions of a training step per second.
         layers: of the model.
     """
@@ -44,6 +45,7 @@ class Plan:
     streamed_layers: int = 0
     words_on_disk: bool = False
     cache_bytes: int = 256 * MIB
+    rehearsed_scale: float = 1.0
     predicted_tokens_per_second: float = 0.0
     layers: int = 0
 
