@@ -83,7 +83,9 @@ def prepare_engine(
     if rehearse and config.engine.rehearse:
         engine.plan = rehearsed(engine, base, config, facts=facts, backend=backend, between=between)
         if engine.words is None and engine.wiring is not None:
-            words = _words(base, engine.plan, facts)  # fewer live layers than before: the head can go by words now
+            words = _words(
+                base, engine.plan, facts
+            )  # fewer live layers than before: the head can go by words now
             if words is not None:
                 words.install()
                 engine.words = words
