@@ -86,7 +86,7 @@ def main(
         return
     print(plan, file=sys.stderr, flush=True)
     formula = plan
-    mx.set_cache_limit(plan.cache_bytes)
+    plan.set_limits()
     base = load_base(
         model,
         base_weights=plan.base_weights,
@@ -109,7 +109,7 @@ def main(
         file=sys.stderr,
         flush=True,
     )
-    mx.set_cache_limit(engine.plan.cache_bytes)
+    engine.plan.set_limits()
     attach_lora(base.model, config.lora, seed=0)
     weights, optimizer = lora_parameters(base.model), make_optimizer(config.optimizer)
     optimizer.init(weights)

@@ -161,6 +161,7 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
         plan = plan.smaller() or plan
     run.publish(PlanChosen(plan.to_json()))
     run.interrupt()
+    plan.set_limits()
     run.tell(TrainingPhase.STARTING_TRAINING, 0.3, f"Loading {choice.name}")
     base = load_base(
         choice.name,

@@ -57,6 +57,22 @@ class Plan:
         """
         return (self.words_on_disk or self.dequantize) and not self.live_layers
 
+    @property
+    def active_limit_bytes(self) -> int:
+        """From which MLX shall wait for what it began before it allocates more: the budget, less runtime and cache.
+
+        MLX allocates some dozens of operations ahead of those that compute, which depends on how busy the machine is.
+        """
+        other = self.predicted_parts.get("runtime", 0) + self.cache_bytes
+        return max(self.budget_bytes // 2, int(0.95 * self.budget_bytes) - other)
+
+    def set_limits(self) -> None:
+        """Tell MLX how much it may keep for reuse, and from where on to allocate no further ahead."""
+        import mlx.core as mx
+
+        mx.set_cache_limit(self.cache_bytes)
+        mx.set_memory_limit(self.active_limit_bytes)
+
     def rows_for(self, width: int) -> int:
         """Rows at once of any width: as planned, or as many tokens as the narrowest planned width that is wider."""
         wider = [planned for planned in self.rows_of_width if planned >= width]
