@@ -6,6 +6,7 @@ It happens inside the worker process (`mlx_gardener.worker`); every part it call
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,13 +180,33 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
         backend=backend,
         warn=lambda message: run.publish(WarningRaised(message)),
         rehearse=kept is None and not run.smaller_plan,
-        between=lambda _: run.interrupt(),
+        between=_telling_of_rehearsal(run),
     )
     if engine.plan is not plan:
         run.publish(PlanChosen(engine.plan.to_json()))
     run.tell(TrainingPhase.STARTING_TRAINING, 1.0, f"Loaded {choice.name}")
     run.interrupt()
     return base, engine
+
+
+def _telling_of_rehearsal(run: Run) -> Callable[[float], None]:
+    """What is called between the segments of a rehearsal, which goes as far as half of a step."""
+    began = told = time.monotonic()
+
+    def between(share: float) -> None:
+        nonlocal told
+        run.interrupt()
+        now, done = time.monotonic(), min(1.0, 2 * share)
+        if now - told >= 1 and done > 0:
+            told, left = now, (now - began) * (1 - done) / done
+            run.tell(
+                TrainingPhase.STARTING_TRAINING,
+                0.8 + 0.2 * done,
+                f"Trying the plan with half a micro-batch, {done:.0%} done",
+                eta_seconds=left,
+            )
+
+    return between
 
 
 def _train(run: Run, base: BaseModel, data: PreparedData, engine: Engine, *, resume: bool) -> TrainOutcome:
