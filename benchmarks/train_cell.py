@@ -85,26 +85,36 @@ def main(
         print(json.dumps({"refused": str(error), "next_step": error.next_step}))
         return
     print(plan, file=sys.stderr, flush=True)
-    mx.set_cache_limit(plan.cache_bytes)
+    formula = plan
+    plan.set_limits()
     base = load_base(
         model,
         base_weights=plan.base_weights,
         unread_layers=plan.streamed_layers,
         unread_words=plan.words_on_disk,
     )
-    loaded = process_footprint_bytes()
-    engine: Engine = prepare_engine(
-        base, plan, config, facts=facts, backend=backend, warn=lambda text: print(text, file=sys.stderr)
-    )
+    loaded, load_peak = process_footprint_bytes(), process_peak_footprint_bytes()
+    began_check = time.perf_counter()
+    try:
+        engine: Engine = prepare_engine(
+            base, plan, config, facts=facts, backend=backend, warn=lambda text: print(text, file=sys.stderr)
+        )
+    except MemoryBudgetError as error:
+        print(json.dumps({"refused": str(error), "next_step": error.next_step, "loaded": True}))
+        return
+    check_seconds = time.perf_counter() - began_check
     checked = process_peak_footprint_bytes()
     print(
         f"loaded {loaded / 2**30:.2f} GB, after the check {checked / 2**30:.2f} GB at most",
         file=sys.stderr,
         flush=True,
     )
+    engine.plan.set_limits()
     attach_lora(base.model, config.lora, seed=0)
     weights, optimizer = lora_parameters(base.model), make_optimizer(config.optimizer)
     optimizer.init(weights)
+    mx.eval(weights, optimizer.state)
+    best = dict(weights)  # as the training loop keeps it
     samples: list[tuple[int, int, int]] = []  # footprint, MLX's active and cached bytes
     done = threading.Event()
 
@@ -151,17 +161,22 @@ def main(
         if time.monotonic() - began + seconds[-1] > limit:
             break
     done.set()
+    assert best.keys() == weights.keys()
     print(
         json.dumps(
             {
                 "rows_at_once": at_once,
                 "rows": len(batch.tokens),
                 "predicted_peak_bytes": engine.plan.predicted_peak_bytes,
+                "formula_peak_bytes": formula.predicted_peak_bytes,
+                "formula_parts": formula.predicted_parts,
+                "check_seconds": round(check_seconds, 2),
                 "predicted_parts": engine.plan.predicted_parts,
                 "measured_peak_bytes": max(process_peak_footprint_bytes(), max(samples)[0]),
                 "checked_peak_bytes": checked,
                 "at_peak_bytes": dict(zip(("footprint", "active", "cache"), max(samples), strict=True)),
                 "loaded_bytes": loaded,
+                "load_peak_bytes": load_peak,
                 "peak_active_bytes": mx.get_peak_memory(),
                 "seconds": [round(value, 3) for value in seconds],
                 "positions": positions,

@@ -163,6 +163,7 @@ class EngineConfig(_Section):
     lanes: int | None = Field(None, ge=1, le=64)
     split: Literal["auto", "never"] = "auto"
     verify_split: bool = True
+    rehearse: bool = True
 
 
 class NeighbourConfig(_Section):

@@ -6,6 +6,7 @@ It happens inside the worker process (`mlx_gardener.worker`); every part it call
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,11 +162,13 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
     run.tell(TrainingPhase.STARTING_TRAINING, 0.0, "Planning memory")
     facts = model_facts(resolve_model(choice))
     backend = measured_backend(run.registry.home / "cache")
-    plan = plan_of(earlier, config) or make_plan(facts, config, config.memory_limit_bytes, backend)
+    kept = plan_of(earlier, config)
+    plan = kept or make_plan(facts, config, config.memory_limit_bytes, backend)
     if run.smaller_plan:
         plan = plan.smaller() or plan
     run.publish(PlanChosen(plan.to_json()))
     run.interrupt()
+    plan.set_limits()
     run.tell(TrainingPhase.STARTING_TRAINING, 0.3, f"Loading {choice.name}")
     base = load_base(
         choice.name,
@@ -182,12 +185,34 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
         facts=facts,
         backend=backend,
         warn=lambda message: run.publish(WarningRaised(message)),
+        rehearse=kept is None and not run.smaller_plan,
+        between=_telling_of_rehearsal(run),
     )
     if engine.plan is not plan:
         run.publish(PlanChosen(engine.plan.to_json()))
     run.tell(TrainingPhase.STARTING_TRAINING, 1.0, f"Loaded {choice.name}")
     run.interrupt()
     return base, engine
+
+
+def _telling_of_rehearsal(run: Run) -> Callable[[float], None]:
+    """What is called between the segments of a rehearsal, which goes as far as half of a step."""
+    began = told = time.monotonic()
+
+    def between(share: float) -> None:
+        nonlocal told
+        run.interrupt()
+        now, done = time.monotonic(), min(1.0, 2 * share)
+        if now - told >= 1 and done > 0:
+            told, left = now, (now - began) * (1 - done) / done
+            run.tell(
+                TrainingPhase.STARTING_TRAINING,
+                0.8 + 0.2 * done,
+                f"Trying the plan with half a micro-batch, {done:.0%} done",
+                eta_seconds=left,
+            )
+
+    return between
 
 
 def _train(
@@ -218,7 +243,7 @@ def _train(
         other = parts["weights"] + parts["adapter"] + parts["saved"]
         learn_work(
             run.registry.home / "cache",
-            predicted_bytes=parts["work"],
+            predicted_bytes=parts["work"] / plan.rehearsed_scale,
             measured_bytes=mx.get_peak_memory() - other,
         )
     return outcome

@@ -25,6 +25,7 @@ class Plan:
         streamed_layers: first layers whose weights are read from disk whenever they are needed.
         words_on_disk: whether embedding and head are read from disk too, the head in slices of the vocabulary.
         cache_bytes: freed buffers that may be kept for reuse.
+        rehearsed_scale: what the work took in a rehearsal, as a share of what the formula said; 1 without one.
         predicted_tokens_per_second: positions of a training step per second.
         layers: of the model.
     """
@@ -44,6 +45,7 @@ class Plan:
     streamed_layers: int = 0
     words_on_disk: bool = False
     cache_bytes: int = 256 * MIB
+    rehearsed_scale: float = 1.0
     predicted_tokens_per_second: float = 0.0
     layers: int = 0
 
@@ -54,6 +56,22 @@ class Plan:
         Slices are computed one by one, which MLX does not free inside of a differentiation, as that of live layers is.
         """
         return (self.words_on_disk or self.dequantize) and not self.live_layers
+
+    @property
+    def active_limit_bytes(self) -> int:
+        """From which MLX shall wait for what it began before it allocates more: the budget, less runtime and cache.
+
+        MLX allocates some dozens of operations ahead of those that compute, which depends on how busy the machine is.
+        """
+        other = self.predicted_parts.get("runtime", 0) + self.cache_bytes
+        return max(self.budget_bytes // 2, int(0.95 * self.budget_bytes) - other)
+
+    def set_limits(self) -> None:
+        """Tell MLX how much it may keep for reuse, and from where on to allocate no further ahead."""
+        import mlx.core as mx
+
+        mx.set_cache_limit(self.cache_bytes)
+        mx.set_memory_limit(self.active_limit_bytes)
 
     def rows_for(self, width: int) -> int:
         """Rows at once of any width: as planned, or as many tokens as the narrowest planned width that is wider."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan
-from mlx_gardener.engine.predict import HEADROOM, predicted
+from mlx_gardener.engine.predict import HEADROOM, MARGIN, Measured, predicted
 from mlx_gardener.engine.speed import TWO_CORES, Backend
 from mlx_gardener.errors import ConfigError, MemoryBudgetError, ModelError
 
@@ -34,11 +34,13 @@ def make_plan(
     backend: Backend = TWO_CORES,
     *,
     whole: bool = False,
+    measured: Measured | None = None,
 ) -> Plan:
     """The fastest plan for training ``facts`` within ``budget_bytes``.
 
     Args:
         whole: the model cannot be cut: all layers are live, all logits in memory, all weights too.
+        measured: what a rehearsal saw, with the base where the settings pin it.
 
     Raises:
         ConfigError: settings under ``engine`` contradict each other or the model, so that no plan is left.
@@ -56,10 +58,11 @@ def make_plan(
             f"{facts.name} is not quantised, so engine.base_weights cannot be stored.",
             next_step="Take engine.base_weights away, or choose a quantised base.",
         )
-    usable = budget_bytes * HEADROOM
+    share = HEADROOM if measured is None else MARGIN
+    usable = budget_bytes * share
     best: Plan | None = None
     least = math.inf
-    for candidate in _candidates(facts, config, budget_bytes, backend, whole=whole):
+    for candidate in _candidates(facts, config, budget_bytes, backend, whole=whole, measured=measured):
         least = min(least, candidate.predicted_peak_bytes)
         if candidate.predicted_peak_bytes <= usable and (best is None or _worth(candidate) > _worth(best)):
             best = candidate
@@ -72,7 +75,7 @@ def make_plan(
             "engine.base_weights.",
         )
     if best is None:
-        least_gib = least / HEADROOM / GIB
+        least_gib = least / share / GIB
         raise MemoryBudgetError(
             f"{facts.name} does not train within {budget_bytes / GIB:.2f} GB: rows of {max(config.data.row_widths)} "
             f"tokens need {least_gib:.2f} GB.",
@@ -89,7 +92,13 @@ def _worth(plan: Plan) -> float:
 
 
 def _candidates(
-    facts: ModelFacts, config: TrainingConfig, budget_bytes: int, backend: Backend, *, whole: bool
+    facts: ModelFacts,
+    config: TrainingConfig,
+    budget_bytes: int,
+    backend: Backend,
+    *,
+    whole: bool,
+    measured: Measured | None,
 ) -> Iterator[Plan]:
     """Every plan worth a look, with its prediction."""
     pins, layers = config.engine, facts.layers
@@ -132,7 +141,7 @@ def _candidates(
                         words_on_disk=words_on_disk,
                         layers=layers,
                     )
-                    yield predicted(plan, facts, config, backend)
+                    yield predicted(plan, facts, config, backend, measured=measured)
 
 
 def _pinned(pin: int | None, choices: list[int]) -> list[int]:

@@ -118,7 +118,7 @@ class Engine:
         self.model.train()
         self.put_adapters(weights)
         parts = list(self._micro_batches(batch))
-        pulse = _Pulse(between_segments, len(parts) * (2 * self._segments() + 1))
+        pulse = _Pulse(between_segments, len(parts) * (2 * self.segments_of_forward() + 1))
         try:
             for part in parts:
                 with self._computing(part, seed):
@@ -134,7 +134,7 @@ class Engine:
         self.model.eval()
         losses: list[float] = []
         parts = list(self._micro_batches(batch))
-        pulse = _Pulse(between_segments, len(parts) * self._segments())
+        pulse = _Pulse(between_segments, len(parts) * self.segments_of_forward())
         for part in parts:
             with self._computing(part, 0):
                 losses += Passage(self, {}, part, pulse).row_losses()
@@ -155,7 +155,8 @@ class Engine:
         """Give the model's adapters these values, in the type they compute in."""
         self.model.update(nested({name: value.astype(self.dtype) for name, value in weights.items()}))
 
-    def _segments(self) -> int:
+    def segments_of_forward(self) -> int:
+        """Segments that go forward by themselves; with live layers their number is less, of a whole model one."""
         if self.wiring is None:
             return 1
         return len(segments_of(self.wiring.calls, live=self.plan.live_layers)[0])

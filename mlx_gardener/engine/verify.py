@@ -16,9 +16,10 @@ from mlx_gardener.config import LoraConfig, TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan
 from mlx_gardener.engine.planner import make_plan
+from mlx_gardener.engine.rehearse import rehearsed
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.split import CannotSplit, layer_list
-from mlx_gardener.engine.step import Engine
+from mlx_gardener.engine.step import BetweenSegments, Engine
 from mlx_gardener.engine.stream import StreamedWeights
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model.lora import attach_lora, detach_lora, lora_parameters
@@ -42,14 +43,18 @@ def prepare_engine(
     facts: ModelFacts,
     backend: Backend,
     warn: Callable[[str], None],
+    rehearse: bool = True,
+    between: BetweenSegments | None = None,
 ) -> Engine:
     """The engine for ``base`` under ``plan``, checked; with another plan where the model must be taken whole.
 
     Args:
+        rehearse: try the plan as the settings say, and take another where it does not fit; False keeps ``plan``.
+        between: called before every segment of the rehearsal; may raise.
         warn: told, in a sentence, why a model is taken whole.
 
     Raises:
-        MemoryBudgetError: it must be taken whole and does not fit then.
+        MemoryBudgetError: it must be taken whole and does not fit then, or the rehearsal shows that nothing fits.
     """
     streamed = None
     if plan.streamed_layers:
@@ -75,6 +80,15 @@ def prepare_engine(
     if engine.whole_because is not None:
         engine.plan = make_plan(facts, config, config.memory_limit_bytes, backend, whole=True)
         warn(f"{base.id} is computed as one segment, which takes more memory: {engine.whole_because}.")
+    if rehearse and config.engine.rehearse:
+        engine.plan = rehearsed(engine, base, config, facts=facts, backend=backend, between=between)
+        if engine.words is None and engine.wiring is not None:
+            words = _words(
+                base, engine.plan, facts
+            )  # fewer live layers than before: the head can go by words now
+            if words is not None:
+                words.install()
+                engine.words = words
     return engine
 
 

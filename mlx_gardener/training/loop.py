@@ -174,7 +174,7 @@ class _Training:
         self.rejected = 0
         self.saved_at = time.monotonic()
         self.saved = (-1, 0)  # step, evaluations
-        mx.set_cache_limit(engine.plan.cache_bytes)
+        engine.plan.set_limits()
         self.neighbour = GoodNeighbour(
             engine,
             config.neighbour,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,6 +54,17 @@ class World:
     def _interrupt(self) -> None:
         if self.cancelled:
             raise TrainingCancelledError("stopped")
+
+
+@pytest.fixture(autouse=True)
+def limits() -> Iterator[None]:
+    """MLX's limits as they were: they belong to the process, and the plans here are tiny."""
+    import mlx.core as mx
+
+    memory, cache = mx.set_memory_limit(2**40), mx.set_cache_limit(2**26)
+    yield
+    mx.set_memory_limit(memory)
+    mx.set_cache_limit(cache)
 
 
 @pytest.fixture
@@ -139,3 +151,30 @@ def test_a_slow_update_waits_between_its_segments_and_keeps_its_plan(
     world.watch.between_segments()
     assert (world.saved, world.waits) == (1, 3) and "short of memory" in world.said[0]
     assert engine.plan is plan
+
+
+def test_within_an_update_caches_are_dropped_above_the_budget_and_the_plan_stays(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx.core as mx
+
+    world, plan = World(engine, monkeypatch), engine.plan
+    mx.clear_cache()
+    freed = mx.zeros((2**20,)) + 1
+    mx.eval(freed)
+    del freed
+    world.watch.between_segments()
+    assert mx.get_cache_memory() >= 2**22
+    world.footprint = 101
+    world.watch.between_segments()
+    assert mx.get_cache_memory() == 0 and engine.plan is plan and not world.said
+
+
+def test_a_smaller_plan_also_tells_mlx_to_allocate_less_ahead(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx.core as mx
+
+    world = World(engine, monkeypatch)
+    assert world.watch.shrink("a test wants it")
+    assert mx.set_memory_limit(2**40) == engine.plan.active_limit_bytes < engine.plan.budget_bytes

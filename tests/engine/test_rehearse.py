@@ -1,0 +1,90 @@
+"""The rehearsal: a plan is tried with half a micro-batch, corrected by what that took, and replaced where it does not fit."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlx_gardener.config import TrainingConfig, load_config
+from mlx_gardener.engine import Engine, Plan, make_plan, model_facts
+from mlx_gardener.engine.predict import MARGIN, predicted
+from mlx_gardener.engine.rehearse import rehearsed
+from mlx_gardener.engine.speed import TWO_CORES
+from mlx_gardener.errors import MemoryBudgetError
+from mlx_gardener.model import BaseModel, load_base, seedling_path
+from mlx_gardener.model.lora import lora_parameters
+from mlx_gardener.platform.footprint import process_footprint_bytes, process_peak_footprint_bytes
+
+
+class Stopped(Exception):
+    """Ends a rehearsal."""
+
+
+GIB = 1024**3
+FACTS = model_facts(seedling_path())
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseModel:
+    return load_base("seedling")
+
+
+def settings(budget_bytes: int) -> TrainingConfig:
+    return load_config(
+        environment={}, overrides={"memory_limit_gb": budget_bytes / GIB, "data.row_widths": [128]}
+    )
+
+
+def rows_of(rows: int, config: TrainingConfig) -> Plan:
+    """A plan of so many rows of 128 tokens, all layers computed at once."""
+    planned = make_plan(FACTS, config, 64 * GIB, TWO_CORES)
+    assert planned.live_layers == FACTS.layers
+    from dataclasses import replace
+
+    return predicted(replace(planned, rows_of_width={128: rows}), FACTS, config, TWO_CORES)
+
+
+def test_a_plan_that_fits_stays_and_its_prediction_is_what_the_footprint_says(base: BaseModel) -> None:
+    config = settings(32 * GIB)
+    plan = rows_of(4, config)
+    engine = Engine(base.model, plan, dtype=base.dtype)
+    before = process_footprint_bytes()
+    found = rehearsed(engine, base, config, facts=FACTS, backend=TWO_CORES)
+    assert found.rows_of_width == {128: 4} and found.live_layers == plan.live_layers
+    parts = found.predicted_parts
+    assert sum(parts.values()) == found.predicted_peak_bytes >= process_peak_footprint_bytes()
+    assert abs(parts["weights"] + parts["runtime"] - before) < 0.1 * before
+    assert 0.5 < found.rehearsed_scale < 2 and found.rehearsed_scale != 1
+    assert not lora_parameters(base.model)
+
+
+def test_a_plan_that_does_not_fit_gives_way_to_a_smaller_one(base: BaseModel) -> None:
+    config = settings(process_footprint_bytes() + GIB // 4)
+    if process_peak_footprint_bytes() > MARGIN * config.memory_limit_bytes:
+        pytest.skip("this process took more before, which no plan can change")
+    plan = rows_of(16, config)
+    engine = Engine(base.model, plan, dtype=base.dtype)
+    found = rehearsed(engine, base, config, facts=FACTS, backend=TWO_CORES)
+    assert found.predicted_peak_bytes <= MARGIN * config.memory_limit_bytes < plan.predicted_peak_bytes
+    assert found.rows_of_width[128] < 16 or found.live_layers < plan.live_layers
+    assert engine.plan is plan  # whoever asked decides
+
+
+def test_a_base_that_leaves_no_room_is_refused_with_the_least_budget(base: BaseModel) -> None:
+    config = settings(process_footprint_bytes() // 2)
+    engine = Engine(base.model, rows_of(1, config), dtype=base.dtype)
+    with pytest.raises(MemoryBudgetError, match="does not train within") as caught:
+        rehearsed(engine, base, config, facts=FACTS, backend=TWO_CORES)
+    assert "--budget" in caught.value.next_step and not lora_parameters(base.model)
+
+
+def test_a_rehearsal_can_be_interrupted_and_leaves_nothing_behind(base: BaseModel) -> None:
+    config = settings(32 * GIB)
+    plan = rows_of(2, config)
+    engine = Engine(base.model, plan, dtype=base.dtype)
+
+    def stop(_: float) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        rehearsed(engine, base, config, facts=FACTS, backend=TWO_CORES, between=stop)
+    assert engine.plan is plan and not lora_parameters(base.model)
