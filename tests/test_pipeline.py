@@ -225,11 +225,11 @@ def _alive(pid: int) -> bool:
 
 def test_the_time_limit_really_ends_a_run_with_a_checkpoint(tiny_model_dir: Path, repository: Path) -> None:
     """An earlier system never read its timeout."""
-    pipeline = TrainingPipeline(endless(tiny_model_dir, training_timeout_minutes=0.1))
+    pipeline = TrainingPipeline(endless(tiny_model_dir, training_timeout_minutes=0.2))
     pipeline.registry.register_project("small", repository)
     pipeline.start_training("small")
     end = pipeline.wait_for_training_completion("small", timeout=WAIT)
-    assert end.phase is TrainingPhase.FAILED and "time limit of 0.1 minutes" in end.message
+    assert end.phase is TrainingPhase.FAILED and "time limit of 0.2 minutes" in end.message
     assert "--resume" in end.message
     record = pipeline.registry.latest_training("small")
     assert record is not None and any((record.run_dir / "checkpoints").iterdir())
