@@ -145,7 +145,7 @@ def theirs() -> tuple[list[str], Callable[[subprocess.Popen[str]], str]]:
     where = f"http://127.0.0.1:{port}"
 
     def address(running: subprocess.Popen[str]) -> str:
-        for _ in range(600):
+        for _ in range(1800):
             if running.poll() is not None:
                 raise RuntimeError("mlx_lm.server ended")
             try:

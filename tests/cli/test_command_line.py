@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("mlx", "numpy", "pydantic", "rich", "tokenizers", "tree_sitter", "transformers", "sqlite3")
+HEAVY = (
+    "mlx",
+    "numpy",
+    "pydantic",
+    "rich",
+    "tokenizers",
+    "tree_sitter",
+    "transformers",
+    "sqlite3",
+    "starlette",
+    "uvicorn",
+)
 
 
 def gardener(
@@ -70,6 +81,8 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
         "logs",
         "cancel",
         "complete",
+        "serve",
+        "connect",
         "projects",
         "show",
         "activate",

@@ -1,0 +1,21 @@
+"""The serving benchmark in short: a server process, four projects, several clients, every answer its project's own."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def test_served_answers_are_the_offline_ones(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    monkeypatch.delitem(sys.modules, "serve", raising=False)
+    result = importlib.import_module("serve").measure(3.0, 4, places=8, turn_count=3)
+    assert result["requests"] >= 1
+    assert result["different"] == 0, result["different_examples"]
+    assert result["failed"] == 0, result["failed_examples"]
+    assert result["places_where_all_projects_answer_differently"] >= 4  # else equality would prove little
+    assert result["footprint_mib"]["most"] < 2000
+    assert result["mlx_lm_server"]["changing_ms"]["rounds"] == 3
