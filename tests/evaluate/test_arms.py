@@ -9,8 +9,9 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_unflatten
 
-from mlx_gardener.adapter import LoadedAdapter
+from mlx_gardener.adapter import LoadedAdapter, attach_adapter
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import PreparedData, TrainingDataPreparator
 from mlx_gardener.engine import Engine, make_plan, measured_backend, model_facts, prepare_engine
@@ -83,8 +84,26 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Wor
     return World(str(tiny_model_dir), write_repository(place / "repository", modules=24), place / "home")
 
 
-def test_a_planted_useless_adapter_is_rejected_and_turned_down(tmp_path: Path) -> None:
-    """On the embedded model: a random base cannot become worse."""
+def test_a_planted_useless_adapter_is_rejected(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """A random base cannot become worse, so what it learned of the repository is fused into it first."""
+    repository = write_repository(tmp_path / "repository", modules=20)
+    settings = {"evaluation.arms": ["base", "adapter"], "data.test_fraction": 0.3}
+    knowing = World(str(tiny_model_dir), repository, tmp_path / "home", **settings)
+    learned = knowing.trained(knowing.data, 60, tmp_path / "run")
+    with attach_adapter(knowing.base, learned):
+        fused = [
+            (name, module.fuse())
+            for name, module in knowing.base.model.named_modules()
+            if hasattr(module, "fuse")
+        ]
+    knowing.base.model.update_modules(tree_unflatten(fused))
+    found = knowing.evidence(knowing.random_adapter(0.5))
+    assert found.metrics["bits_per_byte_change"] > 0.05
+    assert found.verdict == "reject", found.reason
+
+
+@pytest.mark.slow
+def test_noise_on_the_embedded_model_is_rejected_forgets_and_is_turned_down(tmp_path: Path) -> None:
     small = {
         "data.row_widths": [256], "evaluation.arms": ["base", "adapter"], "evaluation.least_tasks": 0,
         "evaluation.memorisation_places": 0, "evaluation.least_rows": 6, "evaluation.scales": [0.5, 1.0],
