@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_unflatten
 
-from mlx_gardener.adapter import LoadedAdapter
+from mlx_gardener.adapter import LoadedAdapter, attach_adapter
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import PreparedData, TrainingDataPreparator
 from mlx_gardener.engine import Engine, make_plan, measured_backend, model_facts, prepare_engine
@@ -69,6 +69,16 @@ class World:
         )
         return LoadedAdapter(outcome.weights, outcome.settings, {}, directory)
 
+    def learn(self, steps: int, directory: Path) -> None:
+        """Make the base one that knows the repository, by an adapter that is fused into it."""
+        with attach_adapter(self.base, self.trained(self.data, steps, directory)):
+            fused = [
+                (name, module.fuse())
+                for name, module in self.base.model.named_modules()
+                if hasattr(module, "fuse")
+            ]
+        self.base.model.update_modules(tree_unflatten(fused))
+
     def evidence(self, adapter: LoadedAdapter, **more: Any) -> Evidence:
         options: dict[str, Any] = {"training_tokens": 2000, "on_progress": lambda share, message: None}
         return compare(
@@ -83,8 +93,19 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Wor
     return World(str(tiny_model_dir), write_repository(place / "repository", modules=24), place / "home")
 
 
-def test_a_planted_useless_adapter_is_rejected_and_turned_down(tmp_path: Path) -> None:
-    """On the embedded model: a random base cannot become worse."""
+def test_a_planted_useless_adapter_is_rejected(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """A random base cannot become worse, so what it learned of the repository is fused into it first."""
+    repository = write_repository(tmp_path / "repository", modules=20)
+    settings = {"evaluation.arms": ["base", "adapter"], "data.test_fraction": 0.3}
+    knowing = World(str(tiny_model_dir), repository, tmp_path / "home", **settings)
+    knowing.learn(60, tmp_path / "run")
+    found = knowing.evidence(knowing.random_adapter(0.5))
+    assert found.metrics["bits_per_byte_change"] > 0.05
+    assert found.verdict == "reject", found.reason
+
+
+@pytest.mark.slow
+def test_noise_on_the_embedded_model_is_rejected_forgets_and_is_turned_down(tmp_path: Path) -> None:
     small = {
         "data.row_widths": [256], "evaluation.arms": ["base", "adapter"], "evaluation.least_tasks": 0,
         "evaluation.memorisation_places": 0, "evaluation.least_rows": 6, "evaluation.scales": [0.5, 1.0],
@@ -165,17 +186,3 @@ def test_without_scales_nothing_is_swept(world: World) -> None:
     assert sweep_scale(
         world.base, adapter.weights, adapter.settings, world.data.validation, off, world.engine
     ) == (adapter.settings, None)
-
-
-@pytest.mark.slow
-def test_an_adapter_trained_on_the_test_files_is_flagged_by_what_it_does(
-    tmp_path: Path, world: World
-) -> None:
-    """Nothing tells the guard: no hash, only that the test files go far better than the validation files."""
-    stolen = replace(world.data, train=world.data.test, validation=world.data.test)
-    cheat = world.trained(stolen, 240, tmp_path / "cheat")
-    guards = {guard.name: guard for guard in world.evidence(cheat).guards}
-    assert not guards["memorisation"].passed, guards["memorisation"]
-    honest = world.trained(world.data, 60, tmp_path / "honest")
-    guards = {guard.name: guard for guard in world.evidence(honest).guards}
-    assert guards["memorisation"].passed, guards["memorisation"]
