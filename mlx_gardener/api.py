@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.errors import TrainingError
-from mlx_gardener.events import Event, TrainingProgress
+from mlx_gardener.events import Event, MemoryMeasured, StepCompleted, TrainingProgress
 from mlx_gardener.progress import ProgressCallback
 from mlx_gardener.registry import TrainingStatus, project_name_for
 from mlx_gardener.trainings import TrainingPipeline
+
+if TYPE_CHECKING:
+    from mlx_gardener.report.live import LiveView
+    from mlx_gardener.report.notebook import NotebookView
 
 _pipeline: TrainingPipeline | None = None
 _pipeline_lock = threading.Lock()
@@ -55,7 +60,10 @@ def cancel_project_training(project_name: str) -> bool:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What `train` returns: the adapter and how it was made; displays itself in a notebook."""
+    """What `train` returns: the adapter and how it was made; displays itself in a notebook.
+
+    ``events`` are those of memory over time, where `train` saw them.
+    """
 
     project: str
     adapter_version: str
@@ -63,6 +71,7 @@ class TrainingResult:
     metrics: dict[str, Any]
     evidence: dict[str, Any]
     training: dict[str, Any]
+    events: tuple[Event, ...] = ()
 
     def _repr_html_(self) -> str:
         from mlx_gardener.report.notebook import result_html
@@ -77,6 +86,7 @@ def train(
     config: TrainingConfig | None = None,
     on_event: Callable[[Event], None] | None = None,
     fresh: bool = False,
+    show_progress: bool | None = None,
     **settings: Any,
 ) -> TrainingResult:
     """Train an adapter on the repository at ``path`` and wait for it.
@@ -87,6 +97,8 @@ def train(
         config: all settings; or leave it and give single ones as ``settings``.
         on_event: called with every event as it happens, on the calling thread.
         fresh: begin anew also where an unfinished training with the same settings could be gone on with.
+        show_progress: draw the run while it goes on: in a notebook into the cell's output, else on standard error, as
+            a panel on a terminal and as lines elsewhere. None does so unless there is an ``on_event``.
         settings: `TrainingConfig` fields (``model="seedling", lora={"rank": 8}``).
 
     Raises:
@@ -99,18 +111,37 @@ def train(
     name = project or project_name_for(Path(path))
     pipeline.registry.register_project(name, Path(path))
     pipeline.start_training(name, fresh=fresh)
-    try:
-        for event in pipeline.follow(name):
-            if on_event is not None:
-                on_event(event)
-    except KeyboardInterrupt:
-        pipeline.cancel_training(name)
-        raise
-    return training_result(pipeline, name)
+    seen: list[Event] = []
+    shown = on_event is None if show_progress is None else show_progress
+    with _view(name) if shown else nullcontext() as view:
+        try:
+            for event in pipeline.follow(name):
+                if isinstance(event, MemoryMeasured | StepCompleted):
+                    seen.append(event)
+                if view is not None:
+                    view(event)
+                if on_event is not None:
+                    on_event(event)
+        except KeyboardInterrupt:
+            pipeline.cancel_training(name)
+            raise
+    return training_result(pipeline, name, events=seen)
 
 
-def training_result(pipeline: TrainingPipeline, project_name: str) -> TrainingResult:
-    """The result of the project's latest training.
+def _view(project: str) -> NotebookView | LiveView:
+    """What draws a run where this process is looked at."""
+    from mlx_gardener.report.live import LiveView, make_console
+    from mlx_gardener.report.notebook import NotebookView, in_notebook
+
+    if in_notebook():
+        return NotebookView(project=project)
+    return LiveView(make_console(stderr=True), project=project)
+
+
+def training_result(
+    pipeline: TrainingPipeline, project_name: str, *, events: Sequence[Event] = ()
+) -> TrainingResult:
+    """The result of the project's latest training, with what was seen of its memory.
 
     Raises:
         TrainingError: it failed or was cancelled; carries the reason.
@@ -127,6 +158,7 @@ def training_result(pipeline: TrainingPipeline, project_name: str) -> TrainingRe
         metrics=record.result["metrics"],
         evidence=record.result["evidence"],
         training=record.result["training"],
+        events=tuple(events),
     )
 
 

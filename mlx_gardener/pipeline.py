@@ -331,6 +331,7 @@ def _register(
 ) -> dict[str, Any]:
     """Manifest, model card and report beside the weights, all renamed into place at once."""
     from mlx_gardener.adapter import ManifestDetails
+    from mlx_gardener.adapter.manifest import package_versions
     from mlx_gardener.report import render_model_card, render_report_html
 
     run.tell(TrainingPhase.COMPLETING, 0.95, "Registering the adapter")
@@ -349,7 +350,12 @@ def _register(
         "base_model": base.id,
         **details.to_json(),
     }
-    shown = facts | {"evidence": evidence.to_json(with_source=True)}
+    shown = facts | {
+        "evidence": evidence.to_json(with_source=True),
+        "scan": data.scan.to_json(),
+        "base": {"revision": base.revision, "weights_sha256": base.weights_sha256},
+        "versions": package_versions(),
+    }
     events, _ = read_journal(run.directory / JOURNAL_NAME)
     result = {
         "adapter_version": staged.version,

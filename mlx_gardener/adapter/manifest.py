@@ -73,7 +73,7 @@ def make_manifest(
             "model_type": base.config.get("model_type"),
         },
         **told,
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **package_versions()},
         "files": {
             path.relative_to(directory).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
             for path in sorted(directory.rglob("*"))
@@ -82,7 +82,8 @@ def make_manifest(
     }
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that an adapter depends on, by name."""
     found = {}
     for name in _PACKAGES:
         try:

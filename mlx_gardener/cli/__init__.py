@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("mlx_gardener.cli.watch:logs", "Print what a training's worker logged."),
     "cancel": ("mlx_gardener.cli.status:cancel", "Stop a training, keeping a checkpoint."),
     "queue": ("mlx_gardener.cli.queue:queue", "Let projects wait for their training, in order."),
+    "report": ("mlx_gardener.cli.report:report", "Show what an adapter's evidence says."),
     "complete": ("mlx_gardener.cli.complete:complete", "Complete code with a project's adapter."),
     "eval": ("mlx_gardener.cli.evaluation:evaluate", "Measure an adapter on code it never saw."),
     "serve": ("mlx_gardener.cli.serve:serve", "Answer editors with the projects' adapters."),

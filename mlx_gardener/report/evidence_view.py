@@ -1,82 +1,59 @@
-"""Evidence in the terminal: the verdict, base against adapter, and what each would have written."""
+"""Evidence in the terminal: the verdict, the arms, guards, and what base and adapter would have written."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mlx_gardener.report import story
 from mlx_gardener.report.text import safe_lines, safe_text
 
-_VERDICTS = {
-    "promote": ("It helped.", "bold green"),
-    "inconclusive": ("No clear difference.", "bold yellow"),
-    "reject": ("It did not help; the adapter is kept but not activated.", "bold red"),
-}
-_ROWS = (
-    ("bits per byte (lower is better)", "bits_per_byte", "{:.4f}"),
-    ("next line exactly right", "next_line_exact", "{:.1%}"),
-    ("next line, similarity", "next_line_similarity", "{:.1%}"),
-    ("own names in next line, F1", "identifier_f1", "{:.1%}"),
-    ("hole exactly right", "fim_exact", "{:.1%}"),
-    ("filled hole parses", "fim_parse_ok", "{:.1%}"),
-    ("stops by itself", "stop_rate", "{:.1%}"),
-)
+_STYLES = {"promote": "bold green", "inconclusive": "bold yellow", "reject": "bold red"}
 
 
 def show_evidence(console: Console, evidence: dict[str, Any]) -> None:
-    """Print ``Evidence.to_json(with_source=True)``."""
-    headline, style = _VERDICTS[evidence["verdict"]]
+    """Print ``Evidence.to_json()``; of samples the best and the worst, with their source where it is there."""
+    verdict = safe_text(evidence["verdict"])
+    sentence, sign = story.headline(verdict)
     console.print()
-    console.print(Text(headline, style=style))
-    console.print(evidence["reason"])
+    console.print(Text(f"{sign} {sentence}", style=_STYLES.get(verdict, "bold")))
+    for told in (evidence["reason"], *story.remarks(evidence)):
+        console.print(Text(safe_text(told)))
+    console.print()
+    console.print(_table(story.arms_table(evidence)))
     metrics = evidence["metrics"]
-    arms = evidence.get("arms") or _two_arms(metrics)
-    table = Table(
-        "on code it never saw",
-        *(safe_text(arm["title"]) for arm in arms),
-        box=None,
-        header_style="bold",
-        pad_edge=False,
-    )
-    for title, name, form in _ROWS:
-        values = [arm["metrics"].get(name) for arm in arms]
-        if any(value is not None for value in values):
-            table.add_row(title, *("" if value is None else form.format(value) for value in values))
-    console.print()
-    console.print(table)
     console.print(_bars(metrics["base_bits_per_byte"], metrics["adapter_bits_per_byte"]))
-    for guard in evidence.get("guards", ()):
-        style = "green" if guard["passed"] else "bold red"
-        told = "passed" if guard["passed"] else "FAILED"
-        console.print(Text.assemble(f"{guard['name']} ", (told, style), f": {safe_text(guard['reason'])}"))
-    if evidence.get("power") is not None:
-        console.print(evidence["power"]["note"])
-    console.print()
-    for sample in evidence["samples"]:
-        _show_sample(console, sample)
+    for title, passed, reason in story.guards(evidence):
+        sign, style = ("✓", "green") if passed else ("✗", "bold red")
+        console.print(Text.assemble((sign, style), f" {safe_text(title)}. {safe_text(reason)}"))
+    if (evidence.get("power") or {}).get("note"):
+        console.print(Text(safe_text(evidence["power"]["note"]), style="dim"))
+    for title, samples in story.best_and_worst(evidence, most=1):
+        console.print(Text(f"\n{title}", style="bold"))
+        for sample in samples:
+            _show_sample(console, sample)
 
 
-def _two_arms(metrics: dict[str, float]) -> list[dict[str, Any]]:
-    """Base and adapter of evidence that was written before there were more arms."""
-    return [
-        {
-            "title": name,
-            "metrics": {
-                key.removeprefix(f"{name}_"): value
-                for key, value in metrics.items()
-                if key.startswith(f"{name}_")
-            },
-        }
-        for name in ("base", "adapter")
-    ]
+def _table(found: story.Table) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for at, name in enumerate(found.columns):
+        table.add_column(safe_text(name), justify="right" if at else "left")
+    for number, row in enumerate(found.rows):
+        cells = [
+            Text(safe_text(cell), style="bold" if (number, at) in found.best else "")
+            for at, cell in enumerate(row)
+        ]
+        table.add_row(*cells)
+    return table
 
 
 def _bars(base: float, adapter: float) -> Text:
     """Bits per byte of both as bars; shorter is better."""
-    longest = max(base, adapter)
+    longest = max(base, adapter) or 1.0
     text = Text("\n")
     for name, value, style in (("base   ", base, "red"), ("adapter", adapter, "green")):
         text.append(f"{name} ")
@@ -85,7 +62,7 @@ def _bars(base: float, adapter: float) -> Text:
     return text
 
 
-def _show_sample(console: Console, sample: dict[str, Any]) -> None:
+def _show_sample(console: Console, sample: Mapping[str, Any]) -> None:
     console.print(Text(f"{safe_text(sample['path'])}, line {sample['line']}", style="bold"))
     for name, style in (("context", "dim"), ("expected", "cyan"), ("base", "red"), ("adapter", "green")):
         if sample.get(name) is None:

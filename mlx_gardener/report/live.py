@@ -35,7 +35,8 @@ from mlx_gardener.report.text import duration, gigabytes, safe_text
 
 _BARS = "▁▂▃▄▅▆▇█"
 _PLAIN_SECONDS = 5.0
-_PHASES = {
+#: What a run does in each phase, in words.
+PHASES = {
     TrainingPhase.INITIALIZING: "choosing a model",
     TrainingPhase.PREPARING_DATA: "reading the repository",
     TrainingPhase.STARTING_TRAINING: "loading the model",
@@ -155,7 +156,7 @@ class LiveView:
     def render(self) -> RenderableType:
         """The panel as it stands now."""
         width = max(30, min(self.console.width - 4, 100))
-        phase = _PHASES.get(self._progress.phase, self._progress.phase.value)
+        phase = PHASES.get(self._progress.phase, self._progress.phase.value)
         parts: list[RenderableType] = [
             Text.assemble((phase, "bold"), f"  {self._progress.progress_percent:.0f} %  "),
             ProgressBar(total=100, completed=self._progress.progress_percent, width=width),

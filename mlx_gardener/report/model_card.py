@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from mlx_gardener.report.code import highlight_code
+from mlx_gardener.report.svg import change_bar
+from mlx_gardener.report.text import duration, gigabytes, safe_lines
 
 _environment: Environment | None = None
 
@@ -20,7 +25,14 @@ def environment() -> Environment:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        _environment.filters["percent"] = lambda value: f"{value:+.1%}"
+        _environment.filters |= {
+            "percent": lambda value: f"{value:+.1%}",
+            "lines": lambda value: safe_lines(str(value)),
+            "code": highlight_code,
+            "change_bar": lambda change, most: Markup(change_bar(change, most=most)),
+            "gigabytes": gigabytes,
+            "duration": duration,
+        }
     return _environment
 
 

@@ -11,7 +11,8 @@ from rich.text import Text
 from mlx_gardener.engine.plan import Plan
 from mlx_gardener.report.text import gigabytes
 
-_PARTS = {
+#: Parts of `Plan.predicted_parts`, in words.
+PARTS = {
     "weights": "base weights",
     "adapter": "adapter, gradients, optimiser",
     "saved": "hidden states kept for the way back",
@@ -19,6 +20,16 @@ _PARTS = {
     "cache": "freed buffers kept for reuse",
     "runtime": "Python, MLX and data",
     "check": "what the check at load takes beyond all this",
+}
+#: Colours of `report.svg.COLOURS`.
+PART_COLOURS = {
+    "weights": "blue",
+    "adapter": "green",
+    "saved": "yellow",
+    "work": "purple",
+    "cache": "grey",
+    "runtime": "orange",
+    "check": "red",
 }
 _STYLES = ("cyan", "green", "yellow", "magenta", "bright_black", "blue", "red")
 
@@ -35,7 +46,7 @@ def show_plan(console: Console, plan: Plan, others: Sequence[tuple[int, Plan | N
         if name == "check" and not size:
             continue
         share = size / plan.budget_bytes
-        table.add_row(Text(_PARTS[name], style=style), gigabytes(size), f"{share:.1%}")
+        table.add_row(Text(PARTS[name], style=style), gigabytes(size), f"{share:.1%}")
         bar.append("█" * round(60 * share), style=style)
     free = plan.budget_bytes - plan.predicted_peak_bytes
     table.add_row("left of the budget", gigabytes(free), f"{free / plan.budget_bytes:.1%}")

@@ -8,7 +8,8 @@ from rich.table import Table
 from mlx_gardener.report.text import megabytes, safe_text
 from mlx_gardener.source.records import Scan
 
-_RULES = {
+#: Rules of `source.filters`, in words.
+RULES = {
     "binary": "binary", "generated": "generated", "vendored": "written elsewhere", "lock_file": "lock file",
     "minified": "minified", "too_large": "too large", "too_many_lines": "too many lines", "long_line": "a very long line",
     "long_mean_line": "long lines on average", "few_alphanumeric": "hardly any letters or digits",
@@ -40,7 +41,7 @@ def show_scan(console: Console, scan: Scan) -> None:
         for rule, item in sorted(scan.dropped.items(), key=lambda pair: -pair[1].bytes):
             examples = ", ".join(safe_text(place) for place in item.examples[:2])
             dropped.add_row(
-                _RULES.get(rule, rule), f"{item.count} {item.unit}", megabytes(item.bytes), examples
+                RULES.get(rule, rule), f"{item.count} {item.unit}", megabytes(item.bytes), examples
             )
         console.print()
         console.print(dropped)

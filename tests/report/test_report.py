@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mlx_gardener.config import TrainingConfig
+from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.events import (
     Evaluated,
     MemoryMeasured,
@@ -24,8 +24,11 @@ from mlx_gardener.report import render_model_card, render_report_html
 from mlx_gardener.report.evidence_view import show_evidence
 from mlx_gardener.report.jsonl import JsonLines
 from mlx_gardener.report.live import LiveView, sparkline
-from mlx_gardener.report.svg import line_chart
+from mlx_gardener.report.recipe import all_settings, train_command
+from mlx_gardener.report.story import best_and_worst, directory_gains, language_gains, remarks
+from mlx_gardener.report.svg import COLOURS, line_chart, ticks
 from mlx_gardener.report.text import duration, safe_lines, safe_text
+from tests.report.facts import full_events, full_evidence, full_facts
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07<script>alert(1)</script>\nnext"
 EVENTS = [
@@ -156,10 +159,27 @@ def test_evidence_is_shown_without_steering_the_terminal() -> None:
     assert "It helped." in text and "1.2000" in text and "20.0%" in text and "\x1b" not in text
 
 
+def test_all_arms_guards_and_the_best_and_worst_are_shown_in_the_terminal() -> None:
+    stream = io.StringIO()
+    show_evidence(Console(file=stream, width=120, markup=False), full_evidence())
+    text = stream.getvalue()
+    for told in (
+        "adapter + BM25",
+        "control",
+        "1.5544",
+        "✗ Memorisation",
+        "Best changes",
+        "Worst changes",
+        "31 files",
+    ):
+        assert told in text, told
+    assert "\x1b" not in text and "harbor.js" not in text, "one best and one worst sample"
+
+
 class _Checker(HTMLParser):
     """Counts open tags and collects what a page would fetch or run."""
 
-    VOID = ("meta", "br", "line", "polyline", "link", "img")
+    VOID = ("meta", "br", "line", "polyline", "img")
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,7 +191,12 @@ class _Checker(HTMLParser):
             self.open.append(tag)
         if tag in ("script", "link", "img", "iframe"):
             self.foreign.append(tag)
-        self.foreign += [value or "" for name, value in attrs if name in ("src", "href", "onload", "onclick")]
+        self.foreign += [
+            f"{name}={value}"
+            for name, value in attrs
+            if (name in ("src", "href", "srcset") and not (value or "").startswith("#"))
+            or name.startswith("on")
+        ]
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         pass  # closed where it opens
@@ -186,8 +211,116 @@ def test_the_report_is_one_whole_page_that_runs_and_fetches_nothing() -> None:
     checker.feed(page)
     assert checker.open == [] and checker.foreign == []
     assert "<script>" not in page and "&lt;script&gt;" in page
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3, "intervals, loss and memory"
     assert "color-scheme: light dark" in page and 'name="viewport"' in page
+
+
+def test_the_whole_story_is_told_and_nothing_of_it_can_steer_or_run() -> None:
+    page = render_report_html(full_facts(), events=full_events())
+    checker = _Checker()
+    checker.feed(page)
+    assert checker.open == [] and checker.foreign == []
+    assert (
+        page.startswith("<!doctype html>")
+        and "<script" not in page
+        and "\x1b" not in page
+        and "\u202e" not in page
+    )
+    for told in (
+        "It helped.", "adapter + BM25", "1.1502", "✗ failed", "Retrieval alone did better in next line exactly right",
+        "31 files would be needed", "1.25 was chosen", "planned peak", "hidden states kept for the way back",
+        "AWS Access Key", "settings.py:3", "Best changes", "Worst changes", "By language", "By directory",
+        "--set lora.rank=8", "--seed 3", "ab" * 32, "12" * 32, "mlx 0.32.4", "6 of 24 layers are read from disk",
+    ):  # fmt: skip
+        assert told in page, told
+    assert page.index("It helped.") < page.index("<h2"), "the verdict comes first"
+    assert '<span class="y-k">class</span>' in page, "code has syntax colour"
+    assert page.count("<title>") > 6 and page.count("<caption>") > 6 and "<th scope=" in page
+
+
+def test_every_part_that_is_missing_is_left_out() -> None:
+    for part in ("arms", "comparisons", "guards", "power", "scale_sweep", "samples"):
+        facts = full_facts()
+        del facts["evidence"][part]
+        assert "It helped." in render_report_html(facts, events=[]), part
+    for part in ("power", "scale_sweep"):
+        facts = full_facts()
+        facts["evidence"][part] = None
+        assert "It helped." in render_report_html(facts, events=full_events()), part
+    facts = full_facts()
+    for part in ("scan", "base", "versions", "plan"):
+        del facts[part]
+    page = render_report_html(facts, events=[])
+    assert "AWS Access Key" not in page and "left of the budget" not in page and "17 chunks" in page
+
+
+def test_gains_are_weighted_by_bytes_and_grouped_where_paths_differ() -> None:
+    evidence = {
+        "files": [
+            {"path": "a/b/c/x.py", "language": "python", "bytes": 300, "base_bits_per_byte": 1.0, "adapter_bits_per_byte": 0.5},
+            {"path": "a/b/c/y.py", "language": "python", "bytes": 100, "base_bits_per_byte": 1.0, "adapter_bits_per_byte": 1.5},
+            {"path": "a/b/d/z.go", "language": "go", "bytes": 50, "base_bits_per_byte": 2.0, "adapter_bits_per_byte": 2.0},
+        ]
+    }  # fmt: skip
+    python, go = language_gains(evidence)
+    assert (python.name, python.files, python.base, python.adapter) == ("python", 2, 1.0, 0.75)
+    assert python.change == pytest.approx(-0.25) and go.change == 0.0
+    assert [gain.name for gain in directory_gains(evidence)] == ["a/b/c/", "a/b/d/"]
+    many = [
+        {"path": f"d{n}/x", "bytes": 10, "base_bits_per_byte": 1, "adapter_bits_per_byte": 1}
+        for n in range(40)
+    ]
+    found = directory_gains({"files": many})
+    assert found[-1].name == "others" and sum(gain.files for gain in found) == 40
+
+
+def test_best_and_worst_are_what_gained_and_lost_most() -> None:
+    samples = [{"path": "x", "gain": gain} for gain in (0.1, -0.5, 0.9, 0.0, -0.1)]
+    (best, gained), (worst, lost) = best_and_worst({"samples": samples})
+    assert (best, [item["gain"] for item in gained]) == ("Best changes", [0.9, 0.1])
+    assert (worst, [item["gain"] for item in lost]) == ("Worst changes", [-0.5, -0.1])
+
+
+def test_a_losing_comparison_is_said_whichever_side_is_named_first() -> None:
+    def said(arm: str, against: str, low: float, high: float) -> list[str]:
+        item = {"arm": arm, "against": against, "metric": "bits_per_byte", "change": (low + high) / 2}
+        return remarks({"comparisons": [{**item, "low": low, "high": high, "unit": "relative"}]})
+
+    assert said("adapter", "base_bm25", 0.01, 0.1) and said("base_bm25", "adapter", -0.1, -0.01)
+    assert not said("adapter", "base_bm25", -0.1, -0.01) and not said("base_bm25", "adapter", 0.01, 0.1)
+    assert said("adapter", "control", -0.1, 0.1) and said("control", "adapter", -0.1, 0.1)
+    assert not said("adapter", "control", -0.2, -0.1) and not said("control", "adapter", 0.1, 0.2)
+
+
+def test_the_command_names_what_is_not_the_default_and_no_place_of_this_machine() -> None:
+    overrides = {"model": "/home/someone/models/tiny", "data.exclude": ["a b/*"], "memory_limit_gb": 2}
+    config = load_config(environment={}, overrides=overrides).model_dump(mode="json")
+    command = train_command(config, "tiny", "web")
+    assert (
+        command
+        == "mlx-gardener train . --project web --model tiny --budget 2.0 --set 'data.exclude=[\"a b/*\"]'"
+    )
+    assert "/home" not in str(all_settings(config, "tiny"))
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours, by WCAG 2.2 (relative luminance)."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_every_colour_of_text_has_enough_contrast() -> None:
+    for fallback, light, dark in COLOURS.values():
+        assert min(contrast(light, "#ffffff"), contrast(light, "#f6f8fa")) >= 4.5, light
+        assert min(contrast(dark, "#0d1117"), contrast(dark, "#161b22")) >= 4.5, dark
+        assert min(contrast(fallback, "#ffffff"), contrast(fallback, "#111111")) >= 3.0, "lines, not text"
+    assert contrast("#57606a", "#f6f8fa") >= 4.5 and contrast("#9198a1", "#161b22") >= 4.5
 
 
 def test_the_model_card_says_what_it_is_and_how_to_load_it() -> None:
@@ -197,8 +330,15 @@ def test_the_model_card_says_what_it_is_and_how_to_load_it() -> None:
     assert "alert(1)" not in card, "no source text and no file names in the card"
 
 
+def test_ticks_are_round_and_few() -> None:
+    assert ticks(0, 4.2) == [0, 1, 2, 3, 4] and ticks(1.0, 1.0) == [1.0] and ticks(0, float("nan")) == [0]
+    for low, high in ((0, 1e-9), (-3.3, 1234.5), (7.77, 7.78)):
+        found = ticks(low, high)
+        assert 2 <= len(found) <= 5 and all(low - 1e-9 <= at <= high + 1e-9 for at in found)
+
+
 def test_a_chart_without_points_is_empty() -> None:
-    assert line_chart([("a", "red", [])], x_label="x", y_label="y") == ""
+    assert line_chart([("a", "red", [])], title="", x_label="x", y_label="y") == ""
 
 
 def test_a_result_displays_itself_in_a_notebook() -> None:

@@ -1,0 +1,108 @@
+"""``mlx-gardener report``: what an adapter's evidence says, and its page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlx_gardener.cli.completion import complete_projects
+
+if TYPE_CHECKING:
+    from mlx_gardener.registry import AdapterRecord, ProjectRegistry
+
+PAGE_NAME = "report.html"
+
+
+@click.command()
+@click.argument("project", shell_complete=complete_projects)
+@click.option("--version", help="Adapter version; the active one, else the newest, by default.")
+@click.option("--open", "open_page", is_flag=True, help="Open the page in the web browser.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Copy the page to this new file."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def report(project: str, version: str | None, open_page: bool, output: Path | None, as_json: bool) -> None:
+    """Show what the evidence says about PROJECT's adapter, and where its page is."""
+    from mlx_gardener.adapter.manifest import read_manifest
+    from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.evidence_view import show_evidence
+    from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.text import safe_text
+
+    registry = ProjectRegistry()
+    record = _adapter(registry, project, version)
+    page = record.directory / PAGE_NAME
+    evidence = _evidence(registry, record) or read_manifest(record.directory).get("evidence")
+    if output is not None:
+        _copy(_existing(page, record), output)
+    if as_json:
+        told = {"project": project, "version": record.version, "evidence": evidence}
+        click.echo(json.dumps({**told, "page": str(page) if page.is_file() else None}, indent=2))
+    else:
+        console = make_console()
+        console.print(f"{project} {record.version}, an adapter of {safe_text(record.base_model)}")
+        if evidence:
+            show_evidence(console, evidence)
+        else:
+            console.print("It was never evaluated.")
+        where = output or (page if page.is_file() else None)
+        console.print(f"Page: {safe_text(str(where)) if where else 'none'}", soft_wrap=True)
+    if open_page:
+        _open(output or _existing(page, record))
+
+
+def _adapter(registry: ProjectRegistry, project: str, version: str | None) -> AdapterRecord:
+    """The version asked for, else the active one, else the newest: a rejected one is looked at, too."""
+    if version is None and registry.get_project(project).active_adapter is None:
+        versions = registry.list_adapters(project)
+        if versions:
+            return max(versions, key=lambda item: item.created_at)
+    return registry.get_adapter(project, version)
+
+
+def _evidence(registry: ProjectRegistry, record: AdapterRecord) -> dict[str, Any] | None:
+    """With its source texts, where the last training made this version; the manifest has it without."""
+    training = registry.latest_training(record.project)
+    if training is None or training.result.get("adapter_version") != record.version:
+        return None
+    return training.result.get("evidence")
+
+
+def _existing(page: Path, record: AdapterRecord) -> Path:
+    from mlx_gardener.errors import AdapterError
+
+    if not page.is_file() or page.is_symlink():
+        raise AdapterError(
+            f"The adapter {record.project}/{record.version} has no {PAGE_NAME}.",
+            next_step="Only adapters that were trained here have one; train again to get one.",
+        )
+    return page
+
+
+def _copy(page: Path, output: Path) -> None:
+    """Copy the page, readable by its owner only: it quotes source."""
+    from mlx_gardener.errors import AdapterError
+    from mlx_gardener.platform.files import private
+
+    try:
+        with open(output, "xb", opener=private) as file:
+            file.write(page.read_bytes())
+    except OSError as error:
+        raise AdapterError(
+            f"The report cannot be written to {str(output)!r} ({error.strerror}).",
+            next_step="Name a new file in a directory you may write to.",
+        ) from error
+
+
+def _open(page: Path) -> None:
+    import webbrowser
+
+    from mlx_gardener.errors import GardenerError
+
+    if not webbrowser.open(page.resolve().as_uri()):
+        raise GardenerError(
+            "No web browser could be started.", next_step=f"Open {str(page.resolve())!r} in one yourself."
+        )

@@ -1,0 +1,39 @@
+"""Source text as HTML with syntax colour: escaped, its control characters spelled out, its length bounded.
+
+Colours come from classes that `CSS` names; without it the text is plain. Cost: milliseconds an excerpt.
+"""
+
+from __future__ import annotations
+
+from markupsafe import Markup, escape
+
+from mlx_gardener.report.text import safe_lines
+
+#: Excerpts are a few lines; what is longer is cut, so that a file of one huge line stays a page one can open.
+MOST_CHARACTERS = 4000
+#: By family of Pygments' short names: keywords, strings, comments, numbers, names that are defined, builtins.
+CSS = """
+[class^="y-k"], .y-ow { color: var(--mg-purple); }
+[class^="y-s"] { color: var(--mg-green); }
+[class^="y-c"] { color: var(--mg-grey); font-style: italic; }
+[class^="y-m"] { color: var(--mg-orange); }
+.y-nf, .y-nc, .y-nd, .y-nt, .y-fm { color: var(--mg-blue); }
+[class^="y-nb"], .y-bp, .y-kt { color: var(--mg-yellow); }
+"""
+
+
+def highlight_code(text: str, path: str) -> Markup:
+    """``text`` as safe HTML, coloured as its file's name says; plain where no grammar is known for it."""
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import get_lexer_for_filename
+    from pygments.util import ClassNotFound
+
+    shown = safe_lines(text)
+    if len(shown) > MOST_CHARACTERS:
+        shown = shown[:MOST_CHARACTERS] + " ..."
+    try:
+        lexer = get_lexer_for_filename(path.rpartition("/")[2], stripnl=False, ensurenl=False)
+    except ClassNotFound:
+        return escape(shown)
+    return Markup(highlight(shown, lexer, HtmlFormatter(nowrap=True, classprefix="y-")).removesuffix("\n"))

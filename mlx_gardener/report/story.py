@@ -1,0 +1,253 @@
+"""What there is to tell about a run's evidence, as plain values: the page, the notebook and the terminal show the same.
+
+In: ``Evidence.to_json()``, of this version or an older one, where whatever was not measured is absent. Out: tables of
+text, changes with intervals, gains by group, samples in the order they are worth looking at. Cost: nothing to speak of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+#: Verdict: headline, and the sign it is recognised by without colour.
+VERDICTS = {
+    "promote": ("It helped.", "✓"),
+    "inconclusive": ("No clear difference.", "≈"),
+    "reject": ("It did not help; the adapter is kept but not activated.", "✗"),
+}
+#: Metric: title, how it is written, and whether less of it is better.
+METRICS: dict[str, tuple[str, Callable[[float], str], bool]] = {
+    "bits_per_byte": ("bits per byte", lambda value: f"{value:.4f}", True),
+    "next_line_exact": ("next line exactly right", lambda value: f"{value:.1%}", False),
+    "next_line_similarity": ("next line, similarity", lambda value: f"{value:.1%}", False),
+    "fim_exact": ("hole filled exactly right", lambda value: f"{value:.1%}", False),
+    "fim_parse_ok": ("filled hole still parses", lambda value: f"{value:.1%}", False),
+    "identifier_f1": ("the repository's names, F1", lambda value: f"{value:.1%}", False),
+    "stop_rate": ("stops by itself", lambda value: f"{value:.1%}", False),
+}
+ARMS = {
+    "base": "base",
+    "base_bm25": "base + BM25",
+    "adapter": "adapter",
+    "adapter_bm25": "adapter + BM25",
+    "control": "control",
+}
+GUARDS = {
+    "forgetting": "Forgetting: code of other projects",
+    "memorisation": "Memorisation: training text word for word",
+    "parse_ok": "Completions that parse",
+}
+_MOST_GROUPS = 10
+
+
+def headline(verdict: str) -> tuple[str, str]:
+    """A verdict's sentence and sign."""
+    return VERDICTS.get(verdict, (verdict.capitalize() + ".", "·"))
+
+
+def arms(evidence: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+    """Title and metrics of every arm; evidence without ``arms`` has two."""
+    if evidence.get("arms"):
+        return [
+            (ARMS.get(arm["name"], arm.get("title", arm["name"])), arm["metrics"]) for arm in evidence["arms"]
+        ]
+    found = evidence["metrics"]
+    return [
+        (
+            ARMS[arm],
+            {name: found[f"{arm}_{name}"] for name in METRICS if found.get(f"{arm}_{name}") is not None},
+        )
+        for arm in ("base", "adapter")
+    ]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in cells; ``best`` are (row, column) of what is best in its row, ``words`` columns that are no numbers."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    best: frozenset[tuple[int, int]] = frozenset()
+    words: frozenset[int] = frozenset()
+
+
+def arms_table(evidence: Mapping[str, Any]) -> Table:
+    """Metrics by arms, the first column naming the metric; what was not measured is "-"."""
+    found = arms(evidence)
+    rows: list[tuple[str, ...]] = []
+    best: set[tuple[int, int]] = set()
+    for name, (title, form, less_is_better) in METRICS.items():
+        values = [metrics.get(name) for _, metrics in found]
+        known = [value for value in values if value is not None]
+        if not known:
+            continue
+        target = min(known) if less_is_better else max(known)
+        if len(set(known)) > 1:
+            best |= {(len(rows), at) for at, value in enumerate(values, start=1) if value == target}
+        hint = " (less is better)" if less_is_better else ""
+        rows.append((title + hint, *("-" if value is None else form(value) for value in values)))
+    return Table(("on code it never saw", *(title for title, _ in found)), tuple(rows), frozenset(best))
+
+
+@dataclass(frozen=True)
+class Change:
+    """One metric of one arm against another: fractions, with their 95 % interval."""
+
+    metric: str
+    arm: str
+    against: str
+    change: float
+    low: float
+    high: float
+    files: int
+    tasks: int
+    unit: str
+
+    @property
+    def value(self) -> str:
+        """The change as text."""
+        return self._form(self.change)
+
+    @property
+    def interval(self) -> str:
+        """Its interval as text."""
+        return f"{self._form(self.low)} to {self._form(self.high)}"
+
+    @property
+    def sides(self) -> str:
+        """``adapter against base``."""
+        return f"{ARMS.get(self.arm, self.arm)} against {ARMS.get(self.against, self.against)}"
+
+    @property
+    def better(self) -> bool | None:
+        """Whether the whole interval is better or worse; None where it spans zero."""
+        less_is_better = METRICS[self.metric][2] if self.metric in METRICS else False
+        if self.high < 0:
+            return less_is_better
+        return not less_is_better if self.low > 0 else None
+
+    def _form(self, value: float) -> str:
+        return f"{value:+.1%}" if self.unit == "relative" else f"{100 * value:+.1f}"
+
+
+def changes(evidence: Mapping[str, Any]) -> list[Change]:
+    """All comparisons; evidence without them has the one of its verdict."""
+    if evidence.get("comparisons"):
+        return [
+            Change(
+                item["metric"], item["arm"], item["against"], item["change"], item["low"], item["high"],
+                item.get("files", 0), item.get("tasks", 0), item.get("unit", "relative"),
+            )
+            for item in evidence["comparisons"]
+            if all(isinstance(item.get(name), int | float) for name in ("change", "low", "high"))
+        ]  # fmt: skip
+    found = evidence["metrics"]
+    names = ("bits_per_byte_change", "bits_per_byte_change_low", "bits_per_byte_change_high")
+    if not all(name in found for name in names):
+        return []
+    change, low, high = (found[name] for name in names)
+    return [
+        Change("bits_per_byte", "adapter", "base", change, low, high, len(evidence["files"]), 0, "relative")
+    ]
+
+
+def remarks(evidence: Mapping[str, Any]) -> list[str]:
+    """What must be said also where it speaks against the adapter: retrieval or a stranger's adapter did as well."""
+    said = []
+    for item in changes(evidence):
+        what = METRICS[item.metric][0] if item.metric in METRICS else item.metric
+        sides = {item.arm, item.against}
+        adapter_better = item.better if item.arm == "adapter" or item.better is None else not item.better
+        if sides == {"adapter", "base_bm25"} and adapter_better is False:
+            said.append(f"Retrieval alone did better in {what}: {item.sides} {item.value} ({item.interval}).")
+        if sides == {"adapter", "control"} and adapter_better is not True:
+            said.append(
+                f"In {what} an adapter of another repository did not clearly worse: {item.sides} {item.value} "
+                f"({item.interval})."
+            )
+    return said
+
+
+def guards(evidence: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
+    """Title, passed and reason of every guard."""
+    return [
+        (GUARDS.get(guard["name"], guard["name"]), bool(guard["passed"]), str(guard.get("reason", "")))
+        for guard in evidence.get("guards") or ()
+    ]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Bits per byte of a group of unseen files; ``change`` is the adapter's against the base's, as a fraction."""
+
+    name: str
+    files: int
+    bytes: int
+    base: float
+    adapter: float
+
+    @property
+    def change(self) -> float:
+        """Negative is better."""
+        return self.adapter / self.base - 1 if self.base else 0.0
+
+
+def gains(files: Iterable[Mapping[str, Any]], group_of: Callable[[Mapping[str, Any]], str]) -> list[Gain]:
+    """Files by group, weighted by their bytes, the largest group first; the smallest become "others"."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for file in files:
+        groups.setdefault(group_of(file), []).append(file)
+    ordered = sorted(groups.items(), key=lambda item: (-sum(file["bytes"] for file in item[1]), item[0]))
+    if len(ordered) > _MOST_GROUPS:
+        rest = [file for _, members in ordered[_MOST_GROUPS - 1 :] for file in members]
+        ordered = [*ordered[: _MOST_GROUPS - 1], ("others", rest)]
+    return [_gain(name, members) for name, members in ordered]
+
+
+def _gain(name: str, files: Sequence[Mapping[str, Any]]) -> Gain:
+    size = sum(file["bytes"] for file in files)
+    base, adapter = (
+        sum(file["bytes"] * file[f"{arm}_bits_per_byte"] for file in files) / max(1, size)
+        for arm in ("base", "adapter")
+    )
+    return Gain(name, len(files), size, base, adapter)
+
+
+def language_gains(evidence: Mapping[str, Any]) -> list[Gain]:
+    """By language; empty where the evidence does not tell them."""
+    files = [file for file in evidence["files"] if file.get("language")]
+    return gains(files, lambda file: str(file["language"]))
+
+
+def directory_gains(evidence: Mapping[str, Any]) -> list[Gain]:
+    """By the first directory that not all files share; empty where there is one group only."""
+    files = evidence["files"]
+    parts = [PurePosixPath(file["path"]).parts[:-1] for file in files]
+    shared = 0
+    while parts and all(len(one) > shared and one[shared] == parts[0][shared] for one in parts):
+        shared += 1
+
+    def group_of(file: Mapping[str, Any]) -> str:
+        directory = PurePosixPath(file["path"]).parts[:-1][: shared + 1]
+        return "/".join(directory) + "/" if directory else "(top)"
+
+    found = gains(files, group_of)
+    return found if len(found) > 1 else []
+
+
+def best_and_worst(evidence: Mapping[str, Any], most: int = 3) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Samples under headings: where the adapter gained most, where it lost most; as they are where gains are not known."""
+    samples = list(evidence.get("samples") or ())
+    if not samples:
+        return []
+    if not all(isinstance(sample.get("gain"), int | float) for sample in samples):
+        return [("Side by side", samples)]
+    ordered = sorted(samples, key=lambda sample: -sample["gain"])
+    parts = [
+        ("Best changes", [sample for sample in ordered if sample["gain"] > 0][:most]),
+        ("Worst changes", [sample for sample in reversed(ordered) if sample["gain"] < 0][:most]),
+    ]
+    found = [(title, some) for title, some in parts if some]
+    return found or [("No change in any sample", ordered[:most])]
