@@ -82,7 +82,7 @@ def evidence_parts(evidence: Mapping[str, Any]) -> dict[str, Any]:
         "guards": story.guards(evidence),
         "remarks": story.remarks(evidence),
         "arms_table": story.arms_table(evidence),
-        "interval_plots": _interval_plots(found),
+        "interval_plots": interval_plots(found),
         "changes_table": story.Table(
             ("change", "by", "95 % interval", "files", "tasks"),
             tuple(
@@ -120,7 +120,8 @@ def _metric_title(metric: str) -> str:
     return story.METRICS[metric][0] if metric in story.METRICS else metric
 
 
-def _interval_plots(found: Sequence[story.Change]) -> list[tuple[str, Markup]]:
+def interval_plots(found: Sequence[story.Change]) -> list[tuple[str, Markup]]:
+    """A title and a plot for every metric that was compared."""
     plots = []
     for metric in dict.fromkeys(item.metric for item in found):
         items = [item for item in found if item.metric == metric]

@@ -1,0 +1,58 @@
+"""``mlx-gardener report``: the short story, the page, and what it says where there is none."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import mlx_gardener
+from mlx_gardener.cli import cli
+
+
+def report(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(cli, ["report", *arguments])
+    return done.exit_code, done.output + (done.stderr or "")
+
+
+def test_the_report_is_shown_copied_and_opened(
+    repository: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert report("web")[0] == 1
+    result = mlx_gardener.train(
+        repository, project="web", model=str(tiny_model_dir), min_training_chunks=5, show_progress=False,
+        training_data_quality_threshold=0.1, optimizer={"max_steps": 2, "tokens_per_update": 256},
+        data={"row_widths": [64]}, evaluation={"next_line_tasks": 2, "samples": 1, "max_new_tokens": 4},
+    )  # fmt: skip
+    code, text = report("web")
+    assert code == 0 and "web v1" in text and result.evidence["reason"][:30] in text.replace("\n", " ")
+    assert "expected" in text, "the latest training's evidence has its source texts"
+    told = json.loads(report("web", "--json")[1])
+    assert told["evidence"]["verdict"] == result.evidence["verdict"] and told["page"].endswith("report.html")
+
+    page = (result.directory / "report.html").read_text()
+    for shown in ("left of the budget", "Memory over time", "sha256", "mlx-gardener train . --project web"):
+        assert shown in page, shown
+    assert str(tmp_path) not in page and str(tiny_model_dir) not in page, "no path of this machine"
+
+    copy = tmp_path / "copy.html"
+    assert report("web", "--output", str(copy))[0] == 0 and copy.read_text() == page
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600, "it quotes source"
+    assert report("web", "--output", str(copy))[0] == 1, "an existing file is not overwritten"
+
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    assert report("web", "--open")[0] == 0 and opened == [(result.directory / "report.html").as_uri()]
+    monkeypatch.setattr("webbrowser.open", lambda url: False)
+    code, text = report("web", "--open")
+    assert code == 1 and "No web browser" in text
+
+    (result.directory / "report.html").unlink()
+    code, text = report("web")
+    assert code == 0 and "Page: none" in text
+    code, text = report("web", "--open")
+    assert code == 1 and "has no report.html" in text
+    assert report("web", "--version", "v9")[0] == 1
