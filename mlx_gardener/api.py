@@ -73,6 +73,10 @@ class TrainingResult:
     training: dict[str, Any]
     events: tuple[Event, ...] = ()
 
+    def __repr__(self) -> str:
+        """Short, and without the directory: notebooks keep it beside the display, and notebooks are shared."""
+        return f"<TrainingResult {self.project} {self.adapter_version}: {self.evidence['verdict']}>"
+
     def _repr_html_(self) -> str:
         from mlx_gardener.report.notebook import result_html
 
