@@ -67,14 +67,10 @@ def work_through(
         queue = waiting(registry)
         if not queue:
             raise RuntimeError("all was done before the last reboot")
+        under_way = [f"{record.project}: {record.phase}" for record in registry.active_trainings()]
         killed = kill_everything(registry.home)
-        under_way = [record for name in queue if (record := registry.latest_training(name)) is not None]
         met.append(
-            {
-                "processes_killed": killed,
-                "projects_done": total - len(queue),
-                "under_way": [f"{record.project}: {record.phase}" for record in under_way],
-            }
+            {"processes_killed": killed, "projects_done": total - len(queue), "under_way": under_way}
         )
         tell(f"reboot {number + 1} of {reboots}: {met[-1]}")
     until(lambda: ensure_runner(registry) or not waiting(registry), "the runner")
