@@ -69,9 +69,7 @@ def work_through(
             raise RuntimeError("all was done before the last reboot")
         under_way = [f"{record.project}: {record.phase}" for record in registry.active_trainings()]
         killed = kill_everything(registry.home)
-        met.append(
-            {"processes_killed": killed, "projects_done": total - len(queue), "under_way": under_way}
-        )
+        met.append({"processes_killed": killed, "projects_done": total - len(queue), "under_way": under_way})
         tell(f"reboot {number + 1} of {reboots}: {met[-1]}")
     until(lambda: ensure_runner(registry) or not waiting(registry), "the runner")
     until(lambda: not waiting(registry), "an empty queue")
