@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -178,6 +179,36 @@ class NeighbourConfig(_Section):
     pause_when_hot: bool = False
 
 
+class ParallelConfig(_Section):
+    """Which machines train together (docs/parallel.md). Without hosts and host file one process trains alone.
+
+    ``hosts`` are this machine first, then where the other ranks run; "127.0.0.1" is a process of this machine, all
+    else is reached by ssh. ``hostfile`` is one of mlx.launch's. ``starting_port`` is rank 0's, the others count up
+    from it; None takes free ones on one machine, and 32323 on several. ``python`` None means: where it is here.
+    """
+
+    hosts: tuple[str, ...] = ()
+    hostfile: str | None = None
+    backend: Literal["ring", "mpi", "nccl", "jaccl", "jaccl-ring"] = "ring"
+    starting_port: int | None = Field(None, ge=1024, le=65000)
+    connect_seconds: float = Field(60.0, gt=0, le=3600)
+    python: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ParallelConfig:
+        if self.hosts and self.hostfile:
+            raise ValueError("hosts and hostfile exclude each other")
+        for host in self.hosts:
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]*", host):
+                raise ValueError(f"hosts has {host!r}, which is no name or address of a machine")
+        return self
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether several ranks are to be started."""
+        return bool(self.hosts or self.hostfile)
+
+
 class TrainingConfig(_Section):
     """Everything a training can be told; validated once, then never changed.
 
@@ -204,6 +235,7 @@ class TrainingConfig(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
     neighbour: NeighbourConfig = NeighbourConfig()
+    parallel: ParallelConfig = ParallelConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:

@@ -42,6 +42,14 @@ class TrainingInterruptedError(TrainingError):
     """Raised inside a run whose process has to end, for no reason of the run's own; it may just go on later."""
 
 
+class PeersLostError(TrainingInterruptedError):
+    """Another process of a training in parallel is gone; all of them may go on from the last checkpoint."""
+
+
+class OtherRankError(TrainingError):
+    """Another process of a training in parallel cannot go on, and said why."""
+
+
 class DataError(GardenerError):
     """The repository cannot be read, or gives nothing to train on."""
 

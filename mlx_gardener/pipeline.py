@@ -26,6 +26,7 @@ from mlx_gardener.events import (
     WarningRaised,
 )
 from mlx_gardener.journal import JOURNAL_NAME, read_journal
+from mlx_gardener.peer import hand_out, lead
 from mlx_gardener.progress import TrainingProgressTracker
 from mlx_gardener.recovery import (
     CHECKPOINTS_NAME,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel, ModelChoice
     from mlx_gardener.training import TrainOutcome
     from mlx_gardener.training.checkpoint import Origin
+    from mlx_gardener.training.parallel import Peers
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Run:
     bus: EventBus
     tracker: TrainingProgressTracker
     interrupt: Callable[[], None]
+    peers: Peers
 
     @property
     def checkpoints(self) -> Path:
@@ -101,6 +104,7 @@ def run_training(run: Run) -> dict[str, Any]:
         GardenerError: whatever ended the run early; a checkpoint of the last update is kept.
     """
     if (result := already_registered(run)) is not None:
+        run.peers.leave(None)
         return result
     choice = _initialize(run)
     parent = find_parent(run, choice)
@@ -169,6 +173,7 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
     run.publish(PlanChosen(plan.to_json()))
     run.interrupt()
     plan.set_limits()
+    lead(run.peers, config, choice.name, plan)
     run.tell(TrainingPhase.STARTING_TRAINING, 0.3, f"Loading {choice.name}")
     base = load_base(
         choice.name,
@@ -224,7 +229,9 @@ def _train(
     from mlx_gardener.engine import learn_work
     from mlx_gardener.training import train as train_adapter
 
-    run.tell(TrainingPhase.TRAINING, 0.0, "Training")
+    hand_out(run.peers, base, data)
+    together = f", {run.peers.size} ranks together" if run.peers.size > 1 else ""
+    run.tell(TrainingPhase.TRAINING, 0.0, f"Training{together}")
     plan = engine.plan
     mx.reset_peak_memory()
     outcome = train_adapter(
@@ -237,6 +244,7 @@ def _train(
         checkpoint_dir=run.checkpoints,
         resume=resume,
         initial=parent.weights if parent is not None and data.continued_from else None,
+        peers=run.peers,
     )
     if engine.plan is plan:  # it never had to be made smaller
         parts = plan.predicted_parts
@@ -337,7 +345,7 @@ def _register(
     run.tell(TrainingPhase.COMPLETING, 0.95, "Registering the adapter")
     training = {**outcome.to_json(), "parent": data.continued_from}
     details = ManifestDetails(
-        config=run.config.model_dump(mode="json"),
+        config=run.config.model_dump(mode="json", exclude={"parallel"}),  # names of machines
         data=data.describe(),
         metrics=evidence.metrics,
         evidence=evidence.to_json(),

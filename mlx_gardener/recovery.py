@@ -70,13 +70,18 @@ def look_for_checkpoints(run: Run, choice: ModelChoice, data: PreparedData) -> O
 
 def plan_of(earlier: Origin | None, config: TrainingConfig) -> Plan | None:
     """The plan of the run that is gone on with; None when there is none, or it is one for another budget or version."""
-    from mlx_gardener.engine import Plan
-
     if earlier is None or earlier.plan.get("budget_bytes") != config.memory_limit_bytes:
         return None
+    return plan_from_json(earlier.plan)
+
+
+def plan_from_json(values: dict[str, Any]) -> Plan | None:
+    """The inverse of `engine.Plan.to_json`; None where another version wrote it."""
+    from mlx_gardener.engine import Plan
+
     try:
-        rows = {int(width): rows for width, rows in earlier.plan["rows_of_width"].items()}
-        return Plan(**{**earlier.plan, "rows_of_width": rows, "notes": tuple(earlier.plan["notes"])})
+        rows = {int(width): rows for width, rows in values["rows_of_width"].items()}
+        return Plan(**{**values, "rows_of_width": rows, "notes": tuple(values["notes"])})
     except (TypeError, KeyError, ValueError, AttributeError):
         return None
 

@@ -3,7 +3,8 @@
 In: ``job.json`` in the run's directory. Out: a worker process; a word in journal and registry for one that could say none
 itself. It is small, belongs to no terminal and outlives whoever asked for the training; registry rows carry its process
 id. A worker is started again from its last checkpoint at most ``worker_restarts`` times, and only once where it died
-without a new checkpoint. Where this process dies itself, the worker stops with a checkpoint.
+without a new checkpoint. Where this process dies itself, the worker stops with a checkpoint. The other ranks of a
+training in parallel (`mlx_gardener.group`) start and end with its worker.
 Cost: a Python process that sleeps, about 30 MB, and a tenth of a second at the start of a training.
 """
 
@@ -15,31 +16,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from mlx_gardener.config import ParallelConfig
+from mlx_gardener.errors import GardenerError
 from mlx_gardener.events import Event, ProgressChanged, TrainingEnded, WarningRaised
+from mlx_gardener.group import Group, launched_rank
 from mlx_gardener.journal import JOURNAL_NAME, JournalWriter
-from mlx_gardener.platform.processes import module_command
+from mlx_gardener.platform.processes import how_it_ended, module_command
 from mlx_gardener.recovery import CHECKPOINTS_NAME, Resume
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
-from mlx_gardener.worker import LOG_NAME, Job, says_out_of_memory
+from mlx_gardener.worker import LOG_NAME, LOST_EXIT_CODE, Job, says_out_of_memory
 
 logger = logging.getLogger(__name__)
 
 #: A second death in a row without a new checkpoint in between ends the run: the third would be no other.
 _DEATHS_WITHOUT_PROGRESS = 2
 _LOG_TAIL_BYTES = 4000
-_SIGNALS = {
-    signal.SIGABRT: "a library gave up",
-    signal.SIGSEGV: "a defect in a library, or memory that could not be had",
-    signal.SIGBUS: "a file that was being read was cut short, or bad memory",
-    signal.SIGILL: "a library was built for another processor",
-    signal.SIGKILL: "by hand, or by the system where memory ran out",
-    signal.SIGXCPU: "the limit on processor time was reached",
-    signal.SIGXFSZ: "the limit on the size of files was reached",
-}
 
 
 def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
@@ -50,20 +45,27 @@ def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
         RegistryError: the registry cannot be used.
     """
     job = Job.read(run_dir)
+    parallel = ParallelConfig.model_validate(job.config.get("parallel", {}))
     restarts_left = int(job.config.get("worker_restarts", 0))
+    if launched_rank(os.environ) is not None:
+        restarts_left = 0  # mlx.launch has ended the other ranks by now
     deaths_without_progress = 0
     asked_to_end: list[int] = []
     while True:
         checkpoints, log_at, kills = _checkpoints(run_dir), _log_size(run_dir), _out_of_memory_kills()
         started = time.monotonic()
-        code = _run_worker(run_dir, asked_to_end)
+        try:
+            code, lost = _run_ranks(run_dir, parallel, asked_to_end)
+        except GardenerError as error:  # the other ranks cannot be had
+            bury(registry, job.training_id, f"{error} {_advice(run_dir)}", interrupted=True)
+            return TrainingStatus.FAILED
         record = registry.get_training(job.training_id)
         if record.finished_at is not None:
             return record.status
         log = _log_since(run_dir, log_at)
         out_of_memory = _out_of_memory_kills() > kills and code == -signal.SIGKILL
         out_of_memory = out_of_memory or says_out_of_memory(log)
-        why = describe_death(code, out_of_memory=out_of_memory)
+        why = lost or describe_death(code, out_of_memory=out_of_memory)
         logger.error("training %s: %s", job.training_id, why)
         progress = _checkpoints(run_dir) != checkpoints
         deaths_without_progress = 0 if progress else deaths_without_progress + 1
@@ -91,7 +93,8 @@ def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
             smaller_plan=out_of_memory,
         )
         job.write(run_dir)
-        _tell(run_dir, [WarningRaised(f"{why}. {_plan_for_next(run_dir, out_of_memory)}")])
+        next_one = _plan_for_next(run_dir, out_of_memory, "The group goes" if lost else "Another one goes")
+        _tell(run_dir, [WarningRaised(f"{why}. {next_one}")])
 
 
 def describe_death(code: int, *, out_of_memory: bool) -> str:
@@ -101,18 +104,7 @@ def describe_death(code: int, *, out_of_memory: bool) -> str:
         code: as `subprocess.Popen.returncode`: the negative number of a signal, or an exit code.
         out_of_memory: whether the kernel or the process's log says that memory ran out.
     """
-    if code >= 0:
-        because = "memory ran out" if out_of_memory else ""
-        how = f"ended with exit code {code}"
-    else:
-        try:
-            name, because = signal.Signals(-code).name, _SIGNALS.get(signal.Signals(-code), "")
-        except ValueError:
-            name, because = "unnamed", ""
-        how = f"was ended by signal {-code} ({name})"
-        if out_of_memory:
-            because = "memory ran out"
-    return f"The worker process {how}" + (f": {because}" if because else "")
+    return f"The worker process {how_it_ended(code, out_of_memory=out_of_memory)}"
 
 
 def bury(
@@ -145,9 +137,35 @@ def bury(
     )
 
 
-def _run_worker(run_dir: Path, asked_to_end: list[int]) -> int:
+def _run_ranks(run_dir: Path, config: ParallelConfig, asked_to_end: list[int]) -> tuple[int, str | None]:
+    """One worker and the ranks it trains with; its exit code, and which other rank died before it, if one did.
+
+    Raises:
+        GardenerError: another rank cannot be started.
+    """
+    if not config.is_wanted:
+        return _run_worker(run_dir, asked_to_end), None
+    group = Group(config, run_dir)
+    try:
+        environment = group.assemble()
+        code = _run_worker(run_dir, asked_to_end, environment, group)
+        return code, group.find_death() if code == LOST_EXIT_CODE else group.death
+    finally:
+        group.close()
+
+
+def _run_worker(
+    run_dir: Path,
+    asked_to_end: list[int],
+    environment: Mapping[str, str] | None = None,
+    group: Group | None = None,
+) -> int:
     """One worker, from its start to its end; returns its exit code. SIGTERM is passed on to it."""
-    process = subprocess.Popen(module_command("mlx_gardener.worker", str(run_dir)))
+    process = subprocess.Popen(
+        module_command("mlx_gardener.worker", str(run_dir)), env={**os.environ, **(environment or {})}
+    )
+    if group is not None:
+        group.watch(process)
 
     def pass_on(number: int, frame: object) -> None:
         asked_to_end.append(number)
@@ -170,9 +188,9 @@ def _advice(run_dir: Path) -> str:
     return "There is no checkpoint yet: start again."
 
 
-def _plan_for_next(run_dir: Path, out_of_memory: bool) -> str:
+def _plan_for_next(run_dir: Path, out_of_memory: bool, who_goes: str) -> str:
     where = "from its last checkpoint" if _checkpoints(run_dir) else "from the beginning"
-    return f"Another one goes on {where}" + (", with a plan for less memory." if out_of_memory else ".")
+    return f"{who_goes} on {where}" + (", with a plan for less memory." if out_of_memory else ".")
 
 
 def _tell(run_dir: Path, events: Iterable[Event]) -> None:

@@ -44,6 +44,7 @@ _MAY_CHANGE = frozenset(
         "checkpoint_interval_seconds",
         "checkpoints_kept",
         "worker_restarts",
+        "parallel",
     }
 )
 #: What a training went on from is decided when it begins, so a resumed one keeps it.
@@ -316,6 +317,8 @@ class TrainingPipeline:
         )
         if resume_from is not None:
             new = _MAY_CHANGE if mode is Resume.IF_SAME else {"training_timeout_minutes"}
+            if self.config.parallel.is_wanted:
+                new = new | {"parallel"}
             config = {**resume_from.config, **{key: config[key] for key in new}}
         record = self.registry.begin_training(
             project.name,

@@ -25,11 +25,13 @@ from typing import Any
 from mlx_gardener.config import TrainingConfig, validate_config
 from mlx_gardener.errors import (
     GardenerError,
+    PeersLostError,
     TrainingCancelledError,
     TrainingError,
     TrainingInterruptedError,
 )
 from mlx_gardener.events import Event, EventBus, TrainingEnded, TrainingPhase
+from mlx_gardener.group import launched_rank
 from mlx_gardener.journal import JOURNAL_NAME, JournalWriter
 from mlx_gardener.pipeline import Run, run_training
 from mlx_gardener.platform.files import fsync_path, private, write_private
@@ -45,6 +47,8 @@ JOB_NAME = "job.json"
 LOG_NAME = "worker.log"
 #: How often the registry is asked for a wish to cancel; one indexed read, about 20 microseconds.
 CANCEL_POLL_SECONDS = 0.2
+#: With this a worker or a peer ends whose other ranks are gone; it could go on (EX_TEMPFAIL of sysexits.h).
+LOST_EXIT_CODE = os.EX_TEMPFAIL
 LOCK_NAME = "worker.lock"
 #: How long a worker waits for an earlier one in the same directory, which may be writing its last checkpoint.
 LOCK_WAIT_SECONDS = 120.0
@@ -193,6 +197,7 @@ def work(
     Raises:
         TrainingError: the job cannot be read, or another worker holds the directory.
         RegistryError: the registry cannot be written.
+        PeersLostError: another rank is gone, and the supervisor starts them all again.
         MemoryError: memory ran out where no smaller plan could be taken; a new worker may have more luck.
     """
     with only_worker(run_dir):
@@ -244,6 +249,11 @@ def _work(
         tracker.start_heartbeat(config.progress_update_interval, _memory_now)
         result = _run(job, config, run_dir, registry, bus, tracker, interrupt)
         phase, status, message = TrainingPhase.COMPLETED, TrainingStatus.COMPLETED, "Done"
+    except PeersLostError as error:
+        if config.parallel.is_wanted:
+            raise
+        result = {INTERRUPTED: True}
+        phase, status, message = TrainingPhase.FAILED, TrainingStatus.FAILED, str(error)
     except TrainingCancelledError as error:
         phase, status, message = TrainingPhase.CANCELLED, TrainingStatus.CANCELLED, str(error)
     except TrainingInterruptedError as error:
@@ -280,6 +290,10 @@ def _run(
 ) -> dict[str, Any]:
     if config.neighbour.low_priority:
         logger.info("priority: %s", lower_priority())
+    from mlx_gardener.training.parallel import Peers
+
+    launched = launched_rank(os.environ)
+    peers = Peers() if launched is None else Peers.connect(launched[1], config.parallel.connect_seconds)
     run = Run(
         training_id=job.training_id,
         project=registry.get_project(job.project),
@@ -291,8 +305,13 @@ def _run(
         bus=bus,
         tracker=tracker,
         interrupt=interrupt,
+        peers=peers,
     )
-    return run_training(run)
+    try:
+        return run_training(run)
+    except BaseException as error:
+        peers.leave(error)
+        raise
 
 
 def _memory_now() -> dict[str, Any]:
@@ -320,8 +339,16 @@ def main() -> None:
             return "The process that watched over the training is gone."
         return None
 
-    phase = work(Path(sys.argv[1]), ProjectRegistry(), must_end=must_end)
-    sys.exit(1 if phase is TrainingPhase.FAILED else 0)
+    try:
+        phase = work(Path(sys.argv[1]), ProjectRegistry(), must_end=must_end)
+        code = 1 if phase is TrainingPhase.FAILED else 0
+    except PeersLostError as error:
+        logger.error("%s", error)
+        code = LOST_EXIT_CODE
+    if launched_rank(os.environ) is not None:  # MLX waits for ranks that are gone when a group is taken down
+        logging.shutdown()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

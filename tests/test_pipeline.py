@@ -23,6 +23,7 @@ from mlx_gardener.pipeline import Run
 from mlx_gardener.progress import TrainingProgressTracker
 from mlx_gardener.recovery import Resume
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
+from mlx_gardener.training.parallel import Peers
 from tests.conftest import write_repository
 
 WAIT = 120.0  # seconds no run here comes near; a hang shows as an error instead of a stuck suite
@@ -361,6 +362,7 @@ def test_part_of_a_slow_step_moves_the_progress(
         bus=bus,
         tracker=TrainingProgressTracker(registry, record.id, bus=bus),
         interrupt=lambda: None,
+        peers=Peers(),
     )
     run.tell(TrainingPhase.TRAINING, 0.0, "Training")
     before = registry.get_training(record.id).percent

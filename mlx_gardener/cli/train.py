@@ -43,6 +43,15 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
 @click.option(
     "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any other setting: data.fim_rate=0.5"
 )
+@click.option(
+    "--hosts", metavar="A,B,...", help="Train together on these, this machine first (127.0.0.1,127.0.0.1)."
+)
+@click.option("--hostfile", type=click.Path(path_type=Path), help="The same, as a host file of mlx.launch.")
+@click.option(
+    "--backend",
+    type=click.Choice(["ring", "mpi", "nccl", "jaccl", "jaccl-ring"]),
+    help="How the hosts talk. [default: ring]",
+)
 @click.option("--resume", is_flag=True, help="Go on with the last training where it stopped, as it was set.")
 @click.option("--fresh", is_flag=True, help="Begin anew, also where an unfinished training could go on.")
 @click.option(
@@ -70,6 +79,9 @@ def train(
     timeout: float | None,
     seed: int | None,
     pairs: tuple[str, ...],
+    hosts: str | None,
+    hostfile: Path | None,
+    backend: str | None,
     resume: bool,
     fresh: bool,
     goes_on_from_active: bool,
@@ -115,9 +127,14 @@ def train(
         "training_timeout_minutes": timeout,
         "seed": seed,
         "continue_from": from_adapter or ("active" if goes_on_from_active else None),
+        "parallel.hosts": None if hosts is None else [host.strip() for host in hosts.split(",")],
+        "parallel.hostfile": None if hostfile is None else str(hostfile.resolve()),
+        "parallel.backend": backend,
         **parse_settings(pairs),
     }
     config = load_config(config_file, overrides=flags)
+    if _follows(config, alone=detach or into_queue or config.parallel.is_wanted, dry_run=dry_run):
+        return
     root = _repository(path)
     if dry_run:
         _show_plan(root, config, as_json)
@@ -144,6 +161,24 @@ def train(
     if goes_on and not resume and not as_json:
         click.echo(f"Going on with the unfinished training of {name}; --fresh begins anew.")
     watch_training(pipeline, name, as_json=as_json, cancel_on_interrupt=True)
+
+
+def _follows(config: TrainingConfig, *, alone: bool, dry_run: bool) -> bool:
+    """Whether `mlx.launch` started this as a rank other than 0, which then has done its part."""
+    import os
+
+    from mlx_gardener.group import launched_rank
+
+    launched = launched_rank(os.environ)
+    if launched is None:
+        return False
+    if alone:
+        raise click.UsageError("Under mlx.launch, --hosts, --hostfile, --detach and --queue mean nothing.")
+    if launched[0] and not dry_run:
+        from mlx_gardener.peer import follow_launched
+
+        follow_launched(launched[1], config.parallel.connect_seconds)
+    return launched[0] > 0
 
 
 def _repository(path: Path) -> Path:

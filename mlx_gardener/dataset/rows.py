@@ -8,7 +8,7 @@ Documents of one row see each other, as in the repository-level training of code
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -135,6 +135,25 @@ class RowSet:
             generator.shuffle(plan)  # type: ignore[arg-type]
         for width, rows in plan[start:]:
             yield self._matrices[width].batch(rows)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All rows as named arrays, without the paths of their files; `from_arrays` makes a RowSet of them again."""
+        return {
+            f"{width} {name}": getattr(matrix, name)
+            for width, matrix in self._matrices.items()
+            for name in ("tokens", "loss_mask", "document_ids", "source_bytes")
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> RowSet:
+        """The inverse of `arrays`."""
+        parts: dict[int, dict[str, np.ndarray]] = {}
+        for key, value in arrays.items():
+            width, name = key.split(" ")
+            parts.setdefault(int(width), {})[name] = value
+        return cls(
+            {width: _Matrix(**part, paths=("",) * len(part["tokens"])) for width, part in parts.items()}
+        )
 
     def sha256(self) -> str:
         """Over all tokens and masks, in order."""

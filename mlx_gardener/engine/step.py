@@ -102,6 +102,7 @@ class Engine:
         batch: Batch,
         *,
         seed: int,
+        first_row: int = 0,
         between_segments: BetweenSegments | None = None,
     ) -> StepResult:
         """Loss and gradients of ``batch``, added up over micro-batches.
@@ -110,6 +111,7 @@ class Engine:
             weights: float32 masters by mlx-lm's names; the model's adapters have these values afterwards.
             batch: tokens and loss mask, both (rows, width).
             seed: decides the dropout of this step; rows and modules take theirs from it.
+            first_row: the number of the batch's first row, where the batch is a part of a larger one.
         """
         import mlx.core as mx
 
@@ -121,7 +123,7 @@ class Engine:
         pulse = _Pulse(between_segments, len(parts) * (2 * self.segments_of_forward() + 1))
         try:
             for part in parts:
-                with self._computing(part, seed):
+                with self._computing(part, seed, first_row):
                     total += Passage(self, weights, part, pulse).loss_and_gradients(gradients)
                 count += part.loss_tokens
         finally:
@@ -136,7 +138,7 @@ class Engine:
         parts = list(self._micro_batches(batch))
         pulse = _Pulse(between_segments, len(parts) * self.segments_of_forward())
         for part in parts:
-            with self._computing(part, 0):
+            with self._computing(part, 0, 0):
                 losses += Passage(self, {}, part, pulse).row_losses()
         return losses
 
@@ -169,7 +171,7 @@ class Engine:
             yield MicroBatch(start, batch.tokens[here], batch.loss_mask[here], batch.document_ids[here])
 
     @contextmanager
-    def _computing(self, part: MicroBatch, seed: int) -> Iterator[None]:
+    def _computing(self, part: MicroBatch, seed: int, first_row: int) -> Iterator[None]:
         """The plan's operations and threads, for one micro-batch."""
         import mlx.nn as nn
 
@@ -179,7 +181,7 @@ class Engine:
             plan.attention_least,
             plan.dequantize,
             part.document_ids[:, :-1] if self.per_document else None,
-            tuple(_mix(seed, part.first_row + row) for row in range(len(part.tokens))),
+            tuple(_mix(seed, first_row + part.first_row + row) for row in range(len(part.tokens))),
             {
                 id(module): number
                 for number, (_, module) in enumerate(self.model.named_modules())

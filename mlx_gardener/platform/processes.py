@@ -1,4 +1,4 @@
-"""Python processes that import nothing from the directory they are started in.
+"""Python processes that import nothing from the directory they are started in, and how processes end.
 
 ``python -m`` and the children of `multiprocessing` look for modules in the working directory first. That is where people
 stand when they train on a repository, and a ``psutil.py`` in it would be run.
@@ -7,6 +7,7 @@ stand when they train on a repository, and a ``psutil.py`` in it would be run.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,39 @@ def module_command(module: str, *arguments: str) -> list[str]:
     """The command that runs a module of this package, as ``python -m`` would, without the working directory."""
     root = str(Path(__file__).resolve().parents[2])
     return [sys.executable, "-P", "-c", _START, root, module, *arguments]
+
+
+_SIGNALS = {
+    signal.SIGABRT: "a library gave up",
+    signal.SIGALRM: "the other ranks did not connect in time",
+    signal.SIGSEGV: "a defect in a library, or memory that could not be had",
+    signal.SIGBUS: "a file that was being read was cut short, or bad memory",
+    signal.SIGILL: "a library was built for another processor",
+    signal.SIGKILL: "by hand, or by the system where memory ran out",
+    signal.SIGXCPU: "the limit on processor time was reached",
+    signal.SIGXFSZ: "the limit on the size of files was reached",
+}
+
+
+def how_it_ended(code: int, *, out_of_memory: bool = False) -> str:
+    """How a process ended that could not say it itself, as the end of a sentence.
+
+    Args:
+        code: as `subprocess.Popen.returncode`: the negative number of a signal, or an exit code.
+        out_of_memory: whether the kernel or the process's log says that memory ran out.
+    """
+    if code >= 0:
+        because = "memory ran out" if out_of_memory else ""
+        how = f"ended with exit code {code}"
+    else:
+        try:
+            name, because = signal.Signals(-code).name, _SIGNALS.get(signal.Signals(-code), "")
+        except ValueError:
+            name, because = "unnamed", ""
+        how = f"was ended by signal {-code} ({name})"
+        if out_of_memory:
+            because = "memory ran out"
+    return how + (f": {because}" if because else "")
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 Per update: gradients of one batch of about ``tokens_per_update`` tokens, mean over its loss-bearing tokens, clipped,
 applied to the float32 adapter. Per evaluation: the whole fixed validation set. It ends when the updates are done or validation
 stops improving, and returns the best adapter seen. Every update is committed whole or not at all, so an interruption
-anywhere leaves a state to go on from exactly.
+anywhere leaves a state to go on from exactly. Several processes may do it together (`training.parallel`): each computes
+the gradients of its share of a batch's rows, and all of them do all else alike.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine import Engine, StepResult
@@ -58,17 +59,37 @@ from mlx_gardener.training.optimizer import (
     recommended_learning_rate,
     unflatten_state,
 )
+from mlx_gardener.training.parallel import Peers, pack_arrays, unpack_arrays
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from mlx_gardener.dataset import Batch, PreparedData
+    from mlx_gardener.dataset import Batch, RowSet
     from mlx_gardener.model import BaseModel
 
 #: An update or a validation that takes longer tells its progress, every so many seconds.
 SLOW_SECONDS, TELL_SECONDS = 2.0, 1.0
 #: A run whose loss is not finite this many updates in a row has diverged.
 MAX_REJECTED_UPDATES = 3
+
+
+class TrainingRows(Protocol):
+    """What of `dataset.PreparedData` training works on."""
+
+    @property
+    def train(self) -> RowSet:
+        """Rows to learn from."""
+        ...
+
+    @property
+    def validation(self) -> RowSet:
+        """Rows that say when to stop."""
+        ...
+
+    @property
+    def data_sha256(self) -> str:
+        """Over all rows, also those of the test."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -80,6 +101,7 @@ class TrainOutcome:
     state: TrainState
     total_steps: int
     stopped_because: str
+    ranks: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """The account of the training, without its arrays."""
@@ -88,6 +110,7 @@ class TrainOutcome:
             "total_steps": self.total_steps,
             "best_step": self.state.best_step,
             "stopped_because": self.stopped_because,
+            "ranks": self.ranks,
             "tokens_seen": self.state.tokens_seen,
             "seconds": round(self.state.seconds, 1),
             "train_losses": [round(loss, 5) for loss in self.state.train_losses],
@@ -101,7 +124,7 @@ class TrainOutcome:
 
 def train(
     base: BaseModel,
-    data: PreparedData,
+    data: TrainingRows,
     config: TrainingConfig,
     engine: Engine,
     *,
@@ -110,30 +133,42 @@ def train(
     checkpoint_dir: Path,
     resume: bool,
     initial: dict[str, mx.array] | None = None,
+    peers: Peers | None = None,
 ) -> TrainOutcome:
     """Train an adapter on ``data.train``; the base is left without adapters again.
 
     Args:
         publish: told of every update, evaluation, checkpoint and warning.
         interrupt: raises when the run must stop; asked between segments.
-        checkpoint_dir: where checkpoints are written, and with ``resume`` looked for first.
+        checkpoint_dir: where checkpoints are written, and with ``resume`` looked for first; rank 0's alone is used.
         initial: the adapter to begin with, by mlx-lm's names; a fresh one when None.
+        peers: the processes that train together; this one alone when None.
 
     Raises:
         TrainingError: the loss stays non-finite, a checkpoint cannot be written, or does not fit the run.
+        OtherRankError: another of the peers raised one.
+        PeersLostError: another of the peers is gone.
         GardenerError: whatever ``interrupt`` raised, after a checkpoint of the last committed update.
     """
+    peers = peers or Peers()
     targets = attach_lora(base.model, config.lora, seed=config.seed)
     try:
         if initial is not None:
             set_lora_parameters(base.model, initial)
-        run = _Training(base, data, config, engine, publish, interrupt, checkpoint_dir)
-        if resume:
-            run.restore()
+        run = _Training(base, data, config, engine, publish, interrupt, checkpoint_dir, peers)
+        run.begin(resume=resume)
         stopped_because = run.to_the_end()
         return TrainOutcome(
-            run.best, adapter_settings(targets, config.lora), run.state, run.total_steps, stopped_because
+            run.best,
+            adapter_settings(targets, config.lora),
+            run.state,
+            run.total_steps,
+            stopped_because,
+            peers.size,
         )
+    except GardenerError as error:
+        peers.leave(error)
+        raise
     finally:
         detach_lora(base.model)
 
@@ -144,17 +179,19 @@ class _Training:
     def __init__(
         self,
         base: BaseModel,
-        data: PreparedData,
+        data: TrainingRows,
         config: TrainingConfig,
         engine: Engine,
         publish: Callable[[Event], None],
         interrupt: Callable[[], None],
         checkpoint_dir: Path,
+        peers: Peers,
     ) -> None:
         import mlx.core as mx
 
         self.base, self.data, self.config, self.engine = base, data, config, engine
         self.publish, self.interrupt, self.checkpoint_dir = publish, interrupt, checkpoint_dir
+        self.peers = peers
         self.tokens_per_update = config.optimizer.tokens_per_update
         self.steps_per_epoch = data.train.update_count(self.tokens_per_update)
         self.total_steps = max(1, math.ceil(self.steps_per_epoch * config.optimizer.epochs))
@@ -184,6 +221,42 @@ class _Training:
             interrupt=interrupt,
         )
 
+    def begin(self, *, resume: bool) -> None:
+        """At the newest checkpoint, or at the beginning; all ranks stand where rank 0 does."""
+        if self.peers.size == 1:
+            if resume:
+                self.restore()
+            return
+
+        def where_first_stands() -> bytes:
+            if resume:
+                self.restore()
+            return json.dumps(asdict(self.state)).encode()
+
+        state = TrainState(**json.loads(self.peers.from_first(where_first_stands)))
+        state.validation = [(int(step), loss, bits) for step, loss, bits in state.validation]
+        self.state = state
+        self.best = self._of_first(self.best)
+        self._take_weights_of_first()
+
+    def _take_weights_of_first(self) -> None:
+        self.weights = self._of_first(self.weights)
+        self.optimizer.state = unflatten_state(self._of_first(flatten_state(self.optimizer.state)))
+
+    def _of_first(self, arrays: dict[str, mx.array]) -> dict[str, mx.array]:
+        import mlx.core as mx
+
+        sent = unpack_arrays(self.peers.from_first(lambda: pack_arrays(arrays)))
+        return {name: mx.array(value) for name, value in sent.items()}
+
+    def _keep_together(self) -> None:
+        """Ranks on other hardware may round another way; who strays from rank 0 takes its weights again."""
+        if self.peers.size == 1:
+            return
+        mine = hashlib.sha256(pack_arrays(self.weights)).digest()
+        if self.peers.any(self.peers.from_first(lambda: mine) != mine):
+            self._take_weights_of_first()
+
     def restore(self) -> None:
         """Go back to the newest good checkpoint, if there is one."""
         found = load_checkpoint(
@@ -212,7 +285,8 @@ class _Training:
                     self.evaluate()
                 if time.monotonic() - self.saved_at >= self.config.checkpoint_interval_seconds:
                     self.save()
-        except GardenerError:
+        except GardenerError as error:
+            self.peers.leave(error)  # before writing, which takes a while
             self.save()
             raise
         self.save()
@@ -246,8 +320,10 @@ class _Training:
 
         started, step = time.perf_counter(), self.state.step + 1
         result, loss, norm = self._gradients(batch, step)
-        if not (math.isfinite(loss) and math.isfinite(norm)) and self.neighbour.shrink(
-            f"step {step} gave a loss or gradient that is not finite, as memory that runs short can"
+        if not (math.isfinite(loss) and math.isfinite(norm)) and self.peers.any(
+            self.neighbour.shrink(
+                f"step {step} gave a loss or gradient that is not finite, as memory that runs short can"
+            )
         ):
             result, loss, norm = self._gradients(batch, step)
         tokens = max(1, result.tokens)
@@ -269,17 +345,25 @@ class _Training:
         self._report(step, loss, norm, rate, result.tokens, seconds)
 
     def _gradients(self, batch: Batch, step: int) -> tuple[StepResult, float, float]:
-        """The step's result, its mean loss and gradient norm, by a smaller plan where memory runs out.
+        """The step's result over all ranks, its mean loss and gradient norm."""
+        own, first_row = self.peers.share(batch)
+        result = self.peers.sum_step(lambda: self._own_gradients(own, step, first_row))
+        tokens = max(1, result.tokens)
+        return result, result.loss_sum / tokens, global_norm(result.gradients) / tokens
+
+    def _own_gradients(self, batch: Batch, step: int, first_row: int) -> StepResult:
+        """This rank's part of a step, by a smaller plan where memory runs out.
 
         Raises:
             TrainingError: memory runs out with the smallest plan too.
         """
         while True:
             try:
-                result = self.engine.loss_and_gradients(
+                return self.engine.loss_and_gradients(
                     self.weights,
                     batch,
                     seed=self.config.seed * 1_000_003 + step,
+                    first_row=first_row,
                     between_segments=self._advance("Step", step),
                 )
             except (MemoryError, RuntimeError) as error:
@@ -290,9 +374,6 @@ class _Training:
                         f"Memory ran out in step {step}, with the smallest plan too ({error}).",
                         next_step="Close other programs, narrow data.row_widths, or use a smaller --model.",
                     ) from error
-                continue
-            tokens = max(1, result.tokens)
-            return result, result.loss_sum / tokens, global_norm(result.gradients) / tokens
 
     def _advance(self, activity: str, step: int, *, parts: int = 1) -> Callable[[float], None]:
         """What is called between the segments of an update, or of a validation of so many batches."""
@@ -351,12 +432,16 @@ class _Training:
 
     def evaluate(self) -> None:
         """Loss over the whole validation set; remembers the best adapter."""
+        self._keep_together()
         values = {name: value.astype(self.base.dtype) for name, value in self.weights.items()}
         self.base.model.update(nested(values))
         validation = self.data.validation.batches(self.tokens_per_update, seed=None)
         count = self.data.validation.update_count(self.tokens_per_update)
-        loss_sum, tokens, source_bytes = self.engine.evaluate(
-            validation, between_segments=self._advance("Validation", self.state.step, parts=count)
+        between = self._advance("Validation", self.state.step, parts=count)
+        loss_sum, tokens, source_bytes = self.peers.sum_numbers(
+            lambda: self.engine.evaluate(
+                (self.peers.share(batch)[0] for batch in validation), between_segments=between
+            )
         )
         loss = loss_sum / max(1, tokens)
         bits = loss_sum / math.log(2) / max(1, source_bytes)
@@ -371,7 +456,9 @@ class _Training:
         self.publish(Evaluated(state.step, loss, bits, better))
 
     def save(self) -> None:
-        """Write a checkpoint of the last committed update, unless there is one."""
+        """Write a checkpoint of the last committed update, unless there is one; on rank 0 alone."""
+        if self.peers.rank:
+            return
         now = (self.state.step, len(self.state.validation))
         if now == self.saved:
             return
@@ -396,7 +483,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _fingerprint(base: BaseModel, data: PreparedData, config: TrainingConfig) -> str:
+def _fingerprint(base: BaseModel, data: TrainingRows, config: TrainingConfig) -> str:
     """What must be the same for a training to go on exactly: base, data, and the settings that decide the result."""
     settings = config.model_dump(mode="json", include={"seed", "lora", "optimizer", "evaluation"})
     told = {"base": base.weights_sha256, "data": data.data_sha256, "settings": settings}

@@ -1,0 +1,222 @@
+"""A rank other than 0: ``python -m mlx_gardener.peer``, started by `mlx_gardener.group`, or by `mlx.launch` as `train`.
+
+In: from rank 0, over the group, the settings, the plan and the rows. Out: gradients of its share of every update. It
+reads no repository, registry or checkpoint, and writes nothing, so that a host needs only this package and the base
+model. `lead` is rank 0's side of the same talk. What both do after it is `training.loop`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.config import TrainingConfig, validate_config
+from mlx_gardener.errors import GardenerError, OtherRankError, PeersLostError
+from mlx_gardener.group import BEAT_SECONDS
+from mlx_gardener.platform.priority import lower_priority
+
+if TYPE_CHECKING:
+    from mlx_gardener.dataset import PreparedData, RowSet
+    from mlx_gardener.engine import Plan
+    from mlx_gardener.model import BaseModel
+    from mlx_gardener.training.parallel import Peers
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What rank 0 sent to train on."""
+
+    train: RowSet
+    validation: RowSet
+    data_sha256: str
+
+
+def lead(peers: Peers, config: TrainingConfig, model: str, plan: Plan) -> None:
+    """Rank 0: tell the others what to do, so that they load the base while this one does.
+
+    Raises:
+        OtherRankError: one of them cannot.
+        PeersLostError: one of them is gone.
+    """
+    from mlx_gardener.platform.device import backend
+
+    settings = config.model_dump(mode="json", exclude={"parallel"})
+    orders = {"config": settings, "model": model, "plan": plan.to_json(), "backend": backend()}
+    peers.from_first(lambda: json.dumps(orders).encode())
+
+
+def hand_out(peers: Peers, base: BaseModel, data: PreparedData) -> None:
+    """Rank 0: see that all have the same base and versions, then send the rows.
+
+    Raises:
+        TrainingError: one has another base or version; says which.
+        OtherRankError, PeersLostError: as `lead`.
+    """
+    from mlx_gardener.training.parallel import pack_arrays
+
+    if peers.size == 1:
+        return
+    peers.check_same(_facts(base))
+    peers.from_first(lambda: data.data_sha256.encode())
+    peers.from_first(lambda: pack_arrays(data.train.arrays()))
+    peers.from_first(lambda: pack_arrays(data.validation.arrays()))
+
+
+def follow(peers: Peers) -> None:
+    """Any other rank: do what rank 0 says until the training has ended.
+
+    Raises:
+        OtherRankError: another rank had to stop; that is an end like any other.
+        PeersLostError: another rank is gone.
+        GardenerError: this one had to stop, and has told the others why.
+    """
+    orders = json.loads(peers.from_first(lambda: b""))
+    try:
+        config = validate_config(orders["config"])
+        if config.neighbour.low_priority:
+            logger.info("priority: %s", lower_priority())
+        _train(peers, config, orders)
+    except BaseException as error:
+        peers.leave(error)
+        raise
+
+
+def _train(peers: Peers, config: TrainingConfig, orders: dict[str, Any]) -> None:
+    from mlx_gardener.dataset.rows import RowSet
+    from mlx_gardener.engine import make_plan, measured_backend, model_facts, prepare_engine
+    from mlx_gardener.model import choose_model, load_base, resolve_model
+    from mlx_gardener.platform.device import backend
+    from mlx_gardener.recovery import plan_from_json
+    from mlx_gardener.registry import default_home
+    from mlx_gardener.training import train
+    from mlx_gardener.training.parallel import unpack_arrays
+
+    facts = model_facts(resolve_model(choose_model(orders["model"], config.memory_limit_bytes)))
+    measured = measured_backend(default_home() / "cache")
+    # The same plan adds floats in the same order; other hardware needs one of its own.
+    plan = plan_from_json(orders["plan"]) if orders["backend"] == backend() else None
+    plan = plan or make_plan(facts, config, config.memory_limit_bytes, measured)
+    plan.set_limits()
+    base = load_base(
+        orders["model"],
+        compute_dtype=config.engine.compute_dtype,
+        base_weights=plan.base_weights,
+        unread_layers=plan.streamed_layers,
+        unread_words=plan.words_on_disk,
+    )
+    engine = prepare_engine(base, plan, config, facts=facts, backend=measured, warn=logger.warning)
+    peers.check_same(_facts(base))
+    data_sha256 = peers.from_first(lambda: b"").decode()
+    rows = [RowSet.from_arrays(unpack_arrays(peers.from_first(lambda: b""))) for _ in range(2)]
+    with tempfile.TemporaryDirectory() as unused:
+        train(
+            base,
+            _Rows(rows[0], rows[1], data_sha256),
+            config,
+            engine,
+            publish=lambda event: logger.info("%s", json.dumps(event.to_json(), ensure_ascii=True)),
+            interrupt=lambda: None,
+            checkpoint_dir=Path(unused),
+            resume=False,
+            peers=peers,
+        )
+
+
+def _facts(base: BaseModel) -> dict[str, str]:
+    from mlx_gardener import __version__
+
+    return {
+        "version of mlx_gardener": __version__,
+        "version of mlx": version("mlx"),
+        "version of mlx-lm": version("mlx-lm"),
+        "base model": base.weights_sha256,
+    }
+
+
+def follow_launched(backend: str, seconds: float) -> None:
+    """A rank that `mlx.launch` started: `follow`, without a word where another rank's end is the reason of its own.
+
+    Raises:
+        GardenerError: as `follow`, but for `OtherRankError`.
+    """
+    from mlx_gardener.training.parallel import Peers
+
+    try:
+        follow(Peers.connect(backend, seconds))
+    except OtherRankError as error:
+        logger.info("%s", error)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Entry point of a peer under a supervisor: exit code 0 when rank 0 or another ended the training, 1 else."""
+    orders = json.loads(sys.stdin.readline())
+    rank = orders["environment"]["MLX_RANK"]
+    logging.basicConfig(
+        level=logging.INFO, format=f"%(asctime)s %(levelname)s rank {rank} %(name)s: %(message)s"
+    )
+    os.umask(0o077)
+    os.environ.update(orders["environment"])
+    try:
+        import mlx_gardener  # noqa: F401  # isort: skip  # opens the BLAS before MLX is imported
+
+        from mlx_gardener.training.parallel import Peers
+
+        with tempfile.TemporaryDirectory() as scratch:
+            for name, content in orders["files"].items():
+                Path(scratch, name).write_text(content, encoding="utf-8")
+                os.environ[name] = str(Path(scratch, name))
+            _say("ready")
+            if sys.stdin.readline().strip() != "go":
+                return
+            peers = Peers.connect(orders["backend"], orders["connect_seconds"])
+        _say("connected")
+        threading.Thread(target=_beat, daemon=True).start()
+        threading.Thread(target=_end_with_supervisor, daemon=True).start()
+        follow(peers)
+    except OtherRankError as error:
+        logger.info("%s", error)
+    except GardenerError as error:
+        logger.error("%s", error)
+        _say(f"error {' '.join(str(error).split())}")
+        _exit(os.EX_TEMPFAIL if isinstance(error, PeersLostError) else 1)
+    _exit(0)
+
+
+def _beat() -> None:
+    while True:
+        _say("beat")
+        time.sleep(BEAT_SECONDS)
+
+
+def _end_with_supervisor() -> None:
+    for _ in sys.stdin:
+        pass
+    logger.info("the supervisor is gone, or has ended the training")
+    _exit(1)
+
+
+def _exit(code: int) -> None:
+    """At once: MLX's ring waits for peers that are gone when it is taken down."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,330 @@
+"""Several ranks train one adapter: the result is one process's, a dead rank is replaced, all of them stop together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlx_gardener import TrainingPhase, TrainingPipeline
+from mlx_gardener.config import ParallelConfig, TrainingConfig
+from mlx_gardener.errors import ConfigError, GardenerError, TrainingError
+from mlx_gardener.events import StepCompleted, WarningRaised
+from mlx_gardener.group import Group, hosts_of, launched_rank
+from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.training.checkpoint import list_checkpoints
+from mlx_gardener.training.parallel import Peers
+from tests.cli.test_command_line import train_flags
+from tests.conftest import write_repository
+from tests.test_pipeline import WAIT, _alive, endless, steps_done, tiny_settings, until
+
+HERE = "127.0.0.1"
+#: Runs all of a command line, as a shell at the other end of ssh would.
+SSH = '#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n'
+
+
+def settings(model: Path, ranks: int, **more: object) -> TrainingConfig:
+    chosen: dict[str, object] = {
+        "optimizer.name": "sgd",  # AdamW divides roundings by their own size: see benchmarks/across_budgets.py
+        "optimizer.max_steps": 40,
+        "optimizer.epochs": 50,
+        "evaluation.patience": 1000,
+        "evaluation.next_line_tasks": 0,
+        "evaluation.samples": 0,
+        "lora.dropout": 0.1,
+        "parallel.hosts": [HERE] * ranks if ranks > 1 else [],
+    }
+    return tiny_settings(model, **{**chosen, **more})
+
+
+class Trained:
+    """A training on the small repository, brought to its end, or interrupted by ``meanwhile`` first."""
+
+    def __init__(self, config: TrainingConfig, repository: Path, home: Path) -> None:
+        self.pipeline = TrainingPipeline(config, registry=ProjectRegistry(home))
+        self.pipeline.registry.register_project("small", repository)
+        self.pipeline.start_training("small")
+
+    def complete(self) -> Trained:
+        end = self.pipeline.wait_for_training_completion("small", timeout=WAIT)
+        assert end.phase is TrainingPhase.COMPLETED, end.message
+        return self
+
+    @property
+    def weights_file(self) -> Path:
+        record = self.pipeline.registry.latest_training("small")
+        assert record is not None
+        return list_checkpoints(record.run_dir / "checkpoints")[-1] / "weights.safetensors"
+
+    @property
+    def losses(self) -> list[float]:
+        events = self.pipeline.follow("small")
+        return [event.loss for event in events if isinstance(event, StepCompleted)]
+
+    def far_from(self, other: Trained) -> float:
+        """How far the changes of the weights lie apart, B A of all modules: a share of the other's norm."""
+        import mlx.core as mx
+
+        ours, theirs = mx.load(str(self.weights_file)), mx.load(str(other.weights_file))
+        modules = [name.removesuffix(".lora_a") for name in theirs if name.endswith(".lora_a")]
+        apart = whole = 0.0
+        for name in modules:
+            own, wanted = (one[f"{name}.lora_a"] @ one[f"{name}.lora_b"] for one in (ours, theirs))
+            apart += mx.square(own - wanted).sum().item()
+            whole += mx.square(wanted).sum().item()
+        assert whole > 0
+        return (apart / whole) ** 0.5
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A repository and a place for homes."""
+    scratch = tmp_path_factory.mktemp("parallel")
+    return write_repository(scratch / "repository"), scratch
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tiny_model_dir: Path, world: tuple[Path, Path]) -> Trained:
+    """An undisturbed training by two ranks."""
+    return Trained(settings(tiny_model_dir, 2), world[0], world[1] / "two").complete()
+
+
+def peers_of(trained: TrainingPipeline) -> list[int]:
+    """The process ids of the ranks after 0."""
+    record = trained.registry.latest_training("small")
+    assert record is not None and record.pid is not None
+    found = psutil.Process(record.pid).children()
+    return [one.pid for one in found if one.cmdline()[-1] == "mlx_gardener.peer"]
+
+
+def test_two_ranks_learn_what_one_process_does(
+    tiny_model_dir: Path, world: tuple[Path, Path], two_ranks: Trained
+) -> None:
+    one = Trained(settings(tiny_model_dir, 1), world[0], world[1] / "one").complete()
+    assert len(two_ranks.losses) == 40
+    assert two_ranks.losses == pytest.approx(one.losses, rel=1e-4)
+    assert one.losses[0] - one.losses[-1] > 0.1, "it learned something that could differ"
+    assert two_ranks.far_from(one) < 1e-3
+    manifest = json.loads(
+        (two_ranks.pipeline.registry.get_adapter("small").directory / "manifest.json").read_text()
+    )
+    assert manifest["training"]["ranks"] == 2 and HERE not in json.dumps(manifest)
+
+
+def test_a_killed_rank_is_named_and_the_group_goes_on_to_the_same_bytes(
+    tiny_model_dir: Path, world: tuple[Path, Path], two_ranks: Trained
+) -> None:
+    config = settings(tiny_model_dir, 2, checkpoint_interval_seconds=1e-6)
+    disturbed = Trained(config, world[0], world[1] / "disturbed")
+    until(lambda: steps_done(disturbed.pipeline) >= 2, "two steps")
+    os.kill(peers_of(disturbed.pipeline)[0], signal.SIGKILL)
+    disturbed.complete()
+    told = [one.message for one in disturbed.pipeline.follow("small") if isinstance(one, WarningRaised)]
+    assert any(
+        f"Rank 1 on {HERE}" in one and "SIGKILL" in one and "last checkpoint" in one for one in told
+    ), told
+    assert disturbed.weights_file.read_bytes() == two_ranks.weights_file.read_bytes()
+
+
+def test_four_ranks_one_of_them_behind_ssh_go_on_with_what_one_process_began(
+    tiny_model_dir: Path,
+    world: tuple[Path, Path],
+    two_ranks: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text(SSH)
+    ssh.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{ssh.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    alone = settings(tiny_model_dir, 1, checkpoint_interval_seconds=1e-6)
+    begun = Trained(alone, world[0], world[1] / "four")
+    until(lambda: steps_done(begun.pipeline) >= 2, "two steps")
+    begun.pipeline.cancel_training("small")
+    assert begun.pipeline.wait_for_training_completion("small", WAIT).phase is TrainingPhase.CANCELLED
+    hosts = [HERE, HERE, "127.0.0.2", HERE]  # Linux answers on all of 127.*; all but one name needs ssh
+    if sys.platform != "linux":
+        hosts = [HERE] * 4
+    four = settings(tiny_model_dir, 4, **{"parallel.hosts": hosts, "parallel.starting_port": _a_free_port()})
+    assert TrainingPipeline(four, registry=begun.pipeline.registry).unfinished_training("small") is not None
+    together = Trained(four, world[0], world[1] / "four").complete()
+    assert 0 < len(together.losses) < 40
+    assert together.far_from(two_ranks) < 1e-3
+
+
+def _a_free_port() -> int:
+    with socket.socket() as one:
+        one.bind((HERE, 0))
+        return min(int(one.getsockname()[1]), 64000)
+
+
+def test_a_wish_to_cancel_ends_all_ranks(tiny_model_dir: Path, world: tuple[Path, Path]) -> None:
+    config = endless(tiny_model_dir, **{"parallel.hosts": [HERE, HERE]})
+    running = Trained(config, world[0], world[1] / "cancelled").pipeline
+    until(lambda: steps_done(running) >= 2, "two steps")
+    others = peers_of(running)
+    assert len(others) == 1 and running.cancel_training("small")
+    assert running.wait_for_training_completion("small", timeout=WAIT).phase is TrainingPhase.CANCELLED
+    until(lambda: not any(_alive(pid) for pid in others), "the other rank's end")
+
+
+def test_a_host_that_cannot_be_reached_is_named(
+    tiny_model_dir: Path, repository: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text("#!/bin/sh\necho 'No route to host' >&2\nexit 255\n")
+    ssh.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{ssh.parent}{os.pathsep}{os.environ['PATH']}")
+    config = settings(tiny_model_dir, 2, **{"parallel.hosts": [HERE, "127.0.0.2"]})
+    pipeline = Trained(config, repository, home).pipeline
+    end = pipeline.wait_for_training_completion("small", timeout=WAIT)
+    assert end.phase is TrainingPhase.FAILED
+    assert "Rank 1 on 127.0.0.2 cannot be reached" in end.message and "255" in end.message, end.message
+
+
+def test_under_mlx_launch_rank_0_speaks_and_the_others_are_quiet(
+    tiny_model_dir: Path, repository: Path, tmp_path: Path
+) -> None:
+    launcher = Path(sys.executable).parent / "mlx.launch"
+    command = [
+        *(str(launcher), "-n", "2", "--starting-port", str(_a_free_port()), "--"),
+        *(sys.executable, "-m", "mlx_gardener", "train", str(repository), "--project", "small"),
+        *train_flags(tiny_model_dir),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("is in the registry") == 1, done.stdout
+    assert "2 ranks together" in done.stdout and "rank with" not in done.stderr, done.stderr
+
+
+#: Two ranks that say what they see; run with their rank as the argument.
+TWO = """
+import json, sys
+import mlx_gardener
+from mlx_gardener.errors import GardenerError, TrainingError
+from mlx_gardener.training.parallel import Peers
+peers = Peers.connect("ring", 30)
+seen = [peers.any(peers.rank == 1), peers.any(False)]
+seen.append(peers.from_first(lambda: b"abcde" * 3).decode() if sys.argv[1] == "0" else peers.from_first(bytes).decode())
+seen.append(peers.sum_numbers(lambda: (1.5, 10**peers.rank)))
+try:
+    if sys.argv[2] == "differ":
+        peers.check_same({"version": "same", "base model": "abc"[peers.rank]})
+    def compute():
+        if peers.rank == 1:
+            raise TrainingError("memory ran out here")
+        return (1.0,)
+    peers.sum_numbers(compute)
+except GardenerError as error:
+    seen.append(type(error).__name__ + ": " + error.message)
+print(json.dumps(seen), flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", ["differ", "fail"])
+def test_ranks_agree_and_what_goes_wrong_on_one_is_told_on_all(tmp_path: Path, how: str) -> None:
+    ports = [_a_free_port(), _a_free_port()]
+    (tmp_path / "hosts.json").write_text(json.dumps([[f"{HERE}:{port}"] for port in ports]))
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO, str(rank), how],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                "MLX_RANK": str(rank),
+                "MLX_HOSTFILE": str(tmp_path / "hosts.json"),
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+            },
+        )
+        for rank in range(2)
+    ]
+    seen = [json.loads(one.communicate(timeout=WAIT)[0].splitlines()[-1]) for one in both]
+    for rank, (*agreed, error) in enumerate(seen):
+        assert agreed == [True, False, "abcde" * 3, [3.0, 11]]
+        if how == "differ":
+            assert error == "TrainingError: Rank 1 has another base model than rank 0: b instead of a."
+        else:
+            told = "OtherRankError: Rank 1 had to stop: memory ran out here"
+            assert error == (told if rank == 0 else "TrainingError: memory ran out here")
+
+
+def test_a_rank_that_waits_alone_is_ended_by_the_clock(tmp_path: Path) -> None:
+    ports = [_a_free_port(), _a_free_port()]
+    (tmp_path / "hosts.json").write_text(json.dumps([[f"{HERE}:{port}"] for port in ports]))
+    code = (
+        "import mlx_gardener\nfrom mlx_gardener.training.parallel import Peers\nPeers.connect('ring', 0.3)\n"
+    )
+    environment = {**os.environ, "MLX_RANK": "0", "MLX_HOSTFILE": str(tmp_path / "hosts.json")}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=WAIT, check=False)
+    assert done.returncode == -signal.SIGALRM
+
+
+def test_a_backend_that_mlx_lacks_and_a_taken_port_are_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(TrainingError, match="no nccl on this machine; it has ring"):
+        Peers.connect("nccl", 5.0)
+    with socket.socket() as taken:
+        taken.bind((HERE, 0))
+        taken.listen()
+        hosts = [[f"{HERE}:{taken.getsockname()[1]}"], [f"{HERE}:{_a_free_port()}"]]
+        (tmp_path / "hosts.json").write_text(json.dumps(hosts))
+        monkeypatch.setenv("MLX_RANK", "0")
+        monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "hosts.json"))
+        with pytest.raises(TrainingError, match="port that is taken"):
+            Peers.connect("ring", 5.0)
+
+
+def test_hosts_come_from_a_list_or_from_a_host_file_of_mlx_launch(tmp_path: Path) -> None:
+    file = tmp_path / "hosts.json"
+    entries = [{"ssh": "127.0.0.1", "ips": ["10.0.0.1"]}, {"ssh": "me@mini", "ips": ["10.0.0.2"]}]
+    for content in (entries, {"backend": "ring", "hosts": entries}):
+        file.write_text(json.dumps(content))
+        first, second = hosts_of(ParallelConfig(hostfile=str(file)))
+        assert (first.address, first.is_local) == ("10.0.0.1", True)
+        assert (second.name, second.address, second.is_local) == ("me@mini", "10.0.0.2", False)
+    for content in ("[", '[{"ips": []}]', '[{"ssh": "-oProxyCommand=x", "ips": ["10.0.0.1"]}]'):
+        file.write_text(content)
+        with pytest.raises(ConfigError, match=r"hosts\.json is not one of"):
+            hosts_of(ParallelConfig(hostfile=str(file)))
+    with pytest.raises(ConfigError, match="at least two"):
+        hosts_of(ParallelConfig(hosts=(HERE,)))
+    with pytest.raises(ConfigError, match="no address"):
+        hosts_of(ParallelConfig(hosts=(HERE, "no-such-host.invalid")))
+    with pytest.raises(GardenerError, match="MPI starts"):
+        Group(ParallelConfig(hosts=(HERE, HERE), backend="mpi"), tmp_path)
+    with pytest.raises(ValueError, match="no name or address"):
+        ParallelConfig(hosts=(HERE, "-oProxyCommand=x"))
+
+
+def test_who_was_launched_knows_rank_and_backend(tmp_path: Path) -> None:
+    file, empty = tmp_path / "hosts.json", tmp_path / "empty"
+    file.write_text('[["127.0.0.1:1"], ["127.0.0.1:2"]]')
+    empty.write_text("\n")
+    assert launched_rank({}) is None
+    assert launched_rank({"MLX_RANK": "0", "MLX_HOSTFILE": str(empty)}) is None, "mlx.launch with one host"
+    assert launched_rank({"MLX_RANK": "1", "MLX_HOSTFILE": str(file)}) == (1, "ring")
+    assert launched_rank({"MLX_RANK": "1", "MLX_WORLD_SIZE": "2", "NCCL_PORT": "1"}) == (1, "nccl")
+    assert launched_rank({"MLX_RANK": "0", "MLX_JACCL_COORDINATOR": "10.0.0.1:1"}) == (0, "jaccl")
+    assert launched_rank({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}) == (1, "mpi")
