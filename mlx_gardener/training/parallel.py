@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Gradients are put together into messages of at most this size, and bytes are sent in such pieces.
 _MESSAGE_BYTES = 16 * 1024**2
+#: What a rank says in the first exchange, with 8 bytes before it.
+_FIRST_BYTES = 256
 
 
 class Peers:
@@ -122,6 +124,10 @@ class Peers:
         """Whether it is so on any rank; raises as `sum_step`."""
         return here if self.size == 1 else any(one == b"1" for one in self._gather(b"1" if here else b"0"))
 
+    def differ(self, mine: bytes) -> bool:
+        """Whether any rank has something else than rank 0; raises as `sum_step`."""
+        return self.size > 1 and len(set(self._gather(mine))) > 1
+
     def from_first(self, make: Callable[[], bytes]) -> bytes:
         """What ``make`` gives on rank 0, on all ranks; raises as `sum_step`."""
         import mlx.core as mx
@@ -180,23 +186,31 @@ class Peers:
         import numpy as np
 
         body = problem.encode()[:2000] if problem else message
-        lengths = self._all_gather(np.array([1 if problem else 0, len(body)], dtype=np.int32)).reshape(-1, 2)
-        longest = max(4, -(-int(lengths[:, 1].max()) // 4) * 4)
-        padded = np.zeros(longest, dtype=np.uint8)
-        padded[: len(body)] = np.frombuffer(body, np.uint8)
-        rows = self._all_gather(padded.view(np.int32)).view(np.uint8).reshape(self.size, longest)
-        told = [rows[rank, : lengths[rank, 1]].tobytes() for rank in range(self.size)]
-        for rank, ended in enumerate(lengths[:, 0]):
-            if ended:
+        first = np.zeros(_FIRST_BYTES, dtype=np.uint8)
+        first[:8] = np.array([1 if problem else 0, len(body)], dtype=np.int32).view(np.uint8)
+        first[8 : 8 + len(body)] = np.frombuffer(body, np.uint8)[: _FIRST_BYTES - 8]
+        rows = self._all_gather(first)
+        heads = (
+            rows[:, :8].copy().view(np.int32)
+        )  # (ranks, 2): whether it has a problem, bytes of what it says
+        if heads[:, 1].max() > _FIRST_BYTES - 8:  # rare: one exchange is what most words take
+            rest = np.zeros(-(-int(heads[:, 1].max()) // 4) * 4, dtype=np.uint8)
+            rest[: len(body)] = np.frombuffer(body, np.uint8)
+            rows = np.concatenate([rows[:, :8], self._all_gather(rest)], axis=1)
+        told = [rows[rank, 8 : 8 + heads[rank, 1]].tobytes() for rank in range(self.size)]
+        for rank, has_problem in enumerate(heads[:, 0]):
+            if has_problem:
                 self._over = True
                 raise OtherRankError(f"Rank {rank} had to stop: {told[rank].decode(errors='replace')}")
         return told
 
     def _all_gather(self, values: np.ndarray) -> np.ndarray:
+        """Bytes (a multiple of 4) of every rank, (ranks, bytes)."""
         import mlx.core as mx
         import numpy as np
 
-        return np.array(self._run(mx.distributed.all_gather, mx.array(values)))
+        gathered = self._run(mx.distributed.all_gather, mx.array(values.view(np.int32)))
+        return np.array(gathered).view(np.uint8).reshape(self.size, len(values))
 
     def _sum_arrays(self, arrays: dict[str, mx.array]) -> dict[str, mx.array]:
         """Each array summed over all ranks; small ones travel together."""

@@ -26,6 +26,7 @@ from tests.conftest import write_repository
 from tests.test_pipeline import WAIT, _alive, endless, steps_done, tiny_settings, until
 
 HERE = "127.0.0.1"
+STEPS = 20
 #: Runs all of a command line, as a shell at the other end of ssh would.
 SSH = '#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n'
 
@@ -33,9 +34,10 @@ SSH = '#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n'
 def settings(model: Path, ranks: int, **more: object) -> TrainingConfig:
     chosen: dict[str, object] = {
         "optimizer.name": "sgd",  # AdamW divides roundings by their own size: see benchmarks/across_budgets.py
-        "optimizer.max_steps": 40,
+        "optimizer.max_steps": STEPS,
         "optimizer.epochs": 50,
         "evaluation.patience": 1000,
+        "evaluation.per_epoch": 1,
         "evaluation.next_line_tasks": 0,
         "evaluation.samples": 0,
         "lora.dropout": 0.1,
@@ -108,9 +110,9 @@ def test_two_ranks_learn_what_one_process_does(
     tiny_model_dir: Path, world: tuple[Path, Path], two_ranks: Trained
 ) -> None:
     one = Trained(settings(tiny_model_dir, 1), world[0], world[1] / "one").complete()
-    assert len(two_ranks.losses) == 40
+    assert len(two_ranks.losses) == STEPS
     assert two_ranks.losses == pytest.approx(one.losses, rel=1e-4)
-    assert one.losses[0] - one.losses[-1] > 0.1, "it learned something that could differ"
+    assert one.losses[-1] < one.losses[0], "it learned something that could differ"
     assert two_ranks.far_from(one) < 1e-3
     manifest = json.loads(
         (two_ranks.pipeline.registry.get_adapter("small").directory / "manifest.json").read_text()
@@ -157,7 +159,7 @@ def test_four_ranks_one_of_them_behind_ssh_go_on_with_what_one_process_began(
     four = settings(tiny_model_dir, 4, **{"parallel.hosts": hosts, "parallel.starting_port": _a_free_port()})
     assert TrainingPipeline(four, registry=begun.pipeline.registry).unfinished_training("small") is not None
     together = Trained(four, world[0], world[1] / "four").complete()
-    assert 0 < len(together.losses) < 40
+    assert 0 < len(together.losses) < STEPS
     assert together.far_from(two_ranks) < 1e-3
 
 
