@@ -197,9 +197,9 @@ def test_a_host_that_cannot_be_reached_is_named(
 def test_under_mlx_launch_rank_0_speaks_and_the_others_are_quiet(
     tiny_model_dir: Path, repository: Path, tmp_path: Path
 ) -> None:
-    launcher = Path(sys.executable).parent / "mlx.launch"
+    launcher = "from mlx._distributed_utils.launch import main; main()"  # the command mlx.launch
     command = [
-        *(str(launcher), "-n", "2", "--starting-port", str(_a_free_port()), "--"),
+        *(sys.executable, "-c", launcher, "-n", "2", "--starting-port", str(_a_free_port()), "--"),
         *(sys.executable, "-m", "mlx_gardener", "train", str(repository), "--project", "small"),
         *train_flags(tiny_model_dir),
     ]
