@@ -33,7 +33,7 @@ CASES: dict[str, tuple[float, dict[str, Any]]] = {
 ADAM = {f"{name}, AdamW": CASES[name] for name in ("4 GB", "1 GB, all from disk")}
 
 
-def side(name: str) -> dict[str, Any]:
+def side(name: str, steps: int = STEPS) -> dict[str, Any]:
     """Train under one budget; the adapter is written to a file."""
     import mlx_gardener  # noqa: F401  # isort: skip
     import click as package
@@ -55,7 +55,7 @@ def side(name: str) -> dict[str, Any]:
             "memory_limit_gb": budget,
             "data.row_widths": [256, 512],
             "optimizer.tokens_per_update": 2048,
-            "optimizer.max_steps": STEPS,
+            "optimizer.max_steps": steps,
             "evaluation.per_epoch": 1,
             "lora.dropout": 0.1,
             **({} if name in ADAM else {"optimizer.name": "sgd", "optimizer.learning_rate": 0.02}),
@@ -118,10 +118,11 @@ def difference_of_changes(found: dict[str, Any], expected: dict[str, Any]) -> fl
 
 @click.command()
 @click.option("--side", "only", type=click.Choice([*CASES, *ADAM]), hidden=True)
-def main(only: str | None) -> None:
+@click.option("--steps", default=STEPS, hidden=True)
+def main(only: str | None, steps: int) -> None:
     """Train under all budgets and write the result."""
     if only:
-        print(json.dumps(side(only)))
+        print(json.dumps(side(only, steps)))
         return
     import mlx_gardener  # noqa: F401  # isort: skip
     from machine import bar, describe, save

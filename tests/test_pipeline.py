@@ -202,8 +202,12 @@ def test_cancelling_stops_the_work_and_keeps_a_checkpoint_to_resume(
     finishing = record.config | {"optimizer": record.config["optimizer"] | {"max_steps": 1_000_000}}
     assert finishing == record.config
     pipeline.resume_training("small")
-    until(lambda: steps_done(pipeline) > stopped_at, "a step after the one it stopped at")
-    first_steps = [event.step for event in _events_so_far(pipeline) if isinstance(event, StepCompleted)]
+
+    def steps_since() -> list[int]:
+        return [event.step for event in _events_so_far(pipeline) if isinstance(event, StepCompleted)]
+
+    until(steps_since, "a step after the one it stopped at")
+    first_steps = steps_since()
     assert first_steps[0] == stopped_at + 1, "it goes on with the next step, not from the beginning"
     pipeline.cancel_training("small")
     pipeline.wait_for_training_completion("small", timeout=WAIT)

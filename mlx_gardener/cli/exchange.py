@@ -85,7 +85,7 @@ def import_(
 ) -> None:
     """Take the PEFT adapter in the directory PATH into the registry, as a new version without evidence.
 
-    Only safetensors and JSON are read; weights in a pickle (adapter_model.bin) are refused.
+    Only safetensors and JSON are read; pickled weights (adapter_model.bin) are refused.
     """
     from mlx_gardener.adapter import PeftManager
     from mlx_gardener.adapter.imports import import_adapter

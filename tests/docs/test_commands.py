@@ -31,6 +31,10 @@ SETTINGS = {
     "EVALUATION__PER_EPOCH": "1",
     "EVALUATION__NEXT_LINE_TASKS": "2",
     "EVALUATION__SAMPLES": "1",
+    "EVALUATION__LEAST_TASKS": "2",
+    "EVALUATION__LEAST_ROWS": "4",
+    "EVALUATION__MEMORISATION_PLACES": "0",
+    "EVALUATION__ARMS": '["base", "adapter"]',
     "EVALUATION__MAX_NEW_TOKENS": "8",
 }
 LONG_TRAINING = "mlx-gardener train . --fresh --detach --epochs 100 --max-steps 5000"
@@ -54,6 +58,7 @@ class World:
             "HOME": str(root),
             "HF_HOME": str(root / "hub"),
             "HF_HUB_OFFLINE": "1",
+            "BROWSER": "true",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
         self._environment.pop("XDG_CONFIG_HOME", None)
@@ -80,7 +85,7 @@ class World:
         """Run ``command`` in the project's directory and expect it to succeed."""
         done = subprocess.run(
             ("bash", "-c", command), cwd=self.project, env=self._environment, capture_output=True, text=True,
-            stdin=subprocess.DEVNULL, timeout=300,
+            input="y\n" if "mlx-gardener connect" in command else "", timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 

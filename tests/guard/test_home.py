@@ -231,7 +231,7 @@ def test_an_export_holds_only_what_the_manifest_names(
     with umask(0o022):
         written = manager.export_adapter("small", None, "mlx", tmp_path / "out")
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in written.iterdir()}
-    assert modes == {"adapters.safetensors": 0o644, "adapter_config.json": 0o644}
+    assert modes == dict.fromkeys(("adapters.safetensors", "adapter_config.json", "README.md"), 0o644)
     assert stat.S_IMODE(written.stat().st_mode) == 0o755
 
 
