@@ -1,4 +1,4 @@
-"""Adapters of Hugging Face PEFT taken into the registry: safetensors and JSON only, nothing of a pickle.
+"""Adapters of Hugging Face PEFT taken into the registry: safetensors and JSON only, nothing pickled.
 
 PEFT may give every module its own rank, alpha and place; mlx-lm's form has one rank and scale and the same modules in
 the last N layers. What differs is made the same without changing the sum: a smaller rank is filled up with zeros, an
@@ -52,14 +52,14 @@ def read_peft(directory: Path) -> PeftAdapter:
     """Read ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     Raises:
-        AdapterError: they are missing or damaged, a pickle, or say something that cannot be held; says what.
+        AdapterError: they are missing or damaged, pickled, or say something that cannot be held; says what.
     """
     from mlx_gardener.model.lora import load_arrays
 
     file = directory / "adapter_model.safetensors"
     if not file.exists() and (directory / "adapter_model.bin").exists():
         raise AdapterError(
-            f"{directory.name!r} holds its weights as adapter_model.bin, a pickle, which can run any code when it is read.",
+            f"{directory.name!r} holds its weights as adapter_model.bin, pickled, which can run any code when it is read.",
             next_step="Save it again where you trust it: `model.save_pretrained(path)` of PEFT writes safetensors.",
         )
     try:

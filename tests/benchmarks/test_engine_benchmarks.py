@@ -47,7 +47,7 @@ def test_adapters_of_different_budgets_are_equal(benchmark: Any) -> None:
         "1 GB",
         "1 GB, all from disk",
     ):  # in processes of their own: a budget counts all of a process
-        command = (sys.executable, module.__file__, "--steps", "6", "--side", name)
+        command = (sys.executable, module.__file__, "--steps", "3", "--side", name)
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
     assert found[0]["plan"] != found[1]["plan"]
