@@ -33,10 +33,9 @@ CASES: dict[str, tuple[float, dict[str, Any]]] = {
 ADAM = {f"{name}, AdamW": CASES[name] for name in ("4 GB", "1 GB, all from disk")}
 
 
-def side(name: str, steps: int = STEPS) -> dict[str, Any]:
-    """Train under one budget; the adapter is written to a file."""
+def side(name: str, steps: int = STEPS, source: str | None = None) -> dict[str, Any]:
+    """Train on ``source`` (click, unless given) under one budget; the adapter is written to a file."""
     import mlx_gardener  # noqa: F401  # isort: skip
-    import click as package
     import mlx.core as mx
 
     from mlx_gardener.config import load_config
@@ -74,7 +73,7 @@ def side(name: str, steps: int = STEPS) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         data = TrainingDataPreparator(
             config, tokenizer=base.tokenizer, cache_dir=Path(scratch) / "cache"
-        ).prepare(Path(package.__file__).parent)
+        ).prepare(Path(source or click.__path__[0]))
         engine = prepare_engine(base, plan, config, facts=facts, backend=backend, warn=print)
         started = time.perf_counter()
         outcome = train(
@@ -119,10 +118,11 @@ def difference_of_changes(found: dict[str, Any], expected: dict[str, Any]) -> fl
 @click.command()
 @click.option("--side", "only", type=click.Choice([*CASES, *ADAM]), hidden=True)
 @click.option("--steps", default=STEPS, hidden=True)
-def main(only: str | None, steps: int) -> None:
+@click.option("--source", hidden=True)
+def main(only: str | None, steps: int, source: str | None) -> None:
     """Train under all budgets and write the result."""
     if only:
-        print(json.dumps(side(only, steps)))
+        print(json.dumps(side(only, steps, source)))
         return
     import mlx_gardener  # noqa: F401  # isort: skip
     from machine import bar, describe, save

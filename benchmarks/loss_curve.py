@@ -19,6 +19,8 @@ from typing import Any
 import click
 
 STEPS = 50
+TOKENS_PER_UPDATE = 2048
+SOURCE = Path(click.__path__[0])
 RATE = 2e-4
 SIDES = ("mlx_lm", "ours")
 
@@ -26,7 +28,6 @@ SIDES = ("mlx_lm", "ours")
 def side(name: str) -> dict[str, Any]:
     """The losses of all steps of one side."""
     import mlx_gardener  # noqa: F401  # isort: skip
-    import click as package
     import mlx.core as mx
     import mlx.nn as nn
     import mlx.optimizers as optimizers
@@ -43,21 +44,20 @@ def side(name: str) -> dict[str, Any]:
         environment={},
         overrides={
             "data.row_widths": [256, 512],
-            "optimizer.tokens_per_update": 2048,
+            "optimizer.tokens_per_update": TOKENS_PER_UPDATE,
             "optimizer.name": "adam",
             "optimizer.weight_decay": 0.0,
         },
     )
     base = load_base("seedling")
     with tempfile.TemporaryDirectory() as scratch:
-        data = TrainingDataPreparator(config, tokenizer=base.tokenizer, cache_dir=Path(scratch)).prepare(
-            Path(package.__file__).parent
-        )
+        preparator = TrainingDataPreparator(config, tokenizer=base.tokenizer, cache_dir=Path(scratch))
+        data = preparator.prepare(SOURCE)
 
     def batches() -> Iterator[Any]:
         epoch = 0
         while True:
-            yield from data.train.batches(2048, seed=0, epoch=epoch)
+            yield from data.train.batches(TOKENS_PER_UPDATE, seed=0, epoch=epoch)
             epoch += 1
 
     attach_lora(base.model, LoraConfig(rank=8), seed=0)

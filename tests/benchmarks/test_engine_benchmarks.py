@@ -15,6 +15,8 @@ import pytest
 from mlx_gardener.model.lora import load_arrays
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+#: A little real code to train on.
+SOURCE = BENCHMARKS.parent / "mlx_gardener" / "source"
 
 
 @pytest.fixture
@@ -33,6 +35,8 @@ def test_the_loss_curve_is_that_of_mlx_lm_s_own_trainer(
 ) -> None:
     module = benchmark("loss_curve")
     monkeypatch.setattr(module, "STEPS", 4)
+    monkeypatch.setattr(module, "TOKENS_PER_UPDATE", 512)
+    monkeypatch.setattr(module, "SOURCE", SOURCE)
     try:
         ours, theirs = module.side("ours")["losses"], module.side("mlx_lm")["losses"]
     finally:
@@ -47,7 +51,9 @@ def test_adapters_of_different_budgets_are_equal(benchmark: Any) -> None:
         "1 GB",
         "1 GB, all from disk",
     ):  # in processes of their own: a budget counts all of a process
-        command = (sys.executable, module.__file__, "--steps", "3", "--side", name)
+        command = (
+            sys.executable, module.__file__, "--steps", "2", "--side", name, "--source", str(SOURCE)
+        )  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
     assert found[0]["plan"] != found[1]["plan"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -48,15 +49,17 @@ def test_this_machine_has_facts() -> None:
     assert facts.chip and facts.cores >= 1 and facts.memory_bytes == psutil.virtual_memory().total
 
 
-def _in_a_process(code: str, **environment: str) -> str:
+def _in_a_process(code: str, **environment: str | None) -> str:
+    """What a process prints that runs ``code``; None takes a variable out of its environment."""
     import os
 
+    wanted = {**os.environ, **environment}
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, **environment},
+        env={name: value for name, value in wanted.items() if value is not None},
     )
     return done.stdout.strip()
 
@@ -73,3 +76,15 @@ def test_the_fast_blas_is_in_place_before_mlx_and_can_be_switched_off() -> None:
 
 def test_this_test_run_has_the_blas_that_the_environment_offers() -> None:
     assert blas.state().path is not None or not any(path.exists() for path in blas.candidates())
+
+
+def test_threads_of_the_blas_soon_sleep_unless_the_environment_says_otherwise() -> None:
+    openmp = Path(sys.prefix, "lib", "libiomp5.so")
+    if "mkl" not in (blas.state().path or "") or not openmp.exists():
+        pytest.skip("this BLAS does not use Intel's OpenMP")
+    spins = (
+        "import ctypes, mlx_gardener, mlx.core as mx; mx.eval(mx.ones((512, 512)) @ mx.ones((512, 512)));"
+        f"print(ctypes.CDLL({str(openmp)!r}).kmp_get_blocktime())"
+    )
+    assert _in_a_process(spins, KMP_BLOCKTIME=None) == "1"
+    assert _in_a_process(spins, KMP_BLOCKTIME="7") == "7"
