@@ -27,6 +27,7 @@ from mlx_gardener.config import ParallelConfig
 from mlx_gardener.errors import ConfigError, TrainingError
 from mlx_gardener.platform.files import write_private
 from mlx_gardener.platform.processes import how_it_ended, module_command
+from mlx_gardener.platform.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def hosts_of(config: ParallelConfig) -> list[Host]:
 def _read_hostfile(path: Path) -> list[Host]:
     """mlx.launch's form: a list of ``{"ssh", "ips", "rdma"}``, or an object with that as ``hosts``."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
         entries = found["hosts"] if isinstance(found, dict) else found
         hosts = []
         for entry in entries:

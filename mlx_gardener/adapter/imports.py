@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import regex
+
 from mlx_gardener.adapter.forms import from_peft
 from mlx_gardener.errors import AdapterError
 from mlx_gardener.platform.untrusted import read_header, read_json
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from mlx_gardener.registry import AdapterRecord
 
 _MOST_RANK = 1024
+#: A stranger's pattern may take for ever (``re`` cannot be interrupted, `regex` can); honest ones take microseconds.
+_PATTERN_SECONDS = 0.2
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 #: Settings of PEFT that change what an adapter computes in ways that no form here holds.
 _FOREIGN = (
@@ -107,11 +111,16 @@ def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> A
         if module == plain or module.endswith(f".{plain}"):
             return value
         try:
-            if len(pattern) <= 200 and re.fullmatch(rf"(.*\.)?({plain})", module):
+            if regex.fullmatch(rf"(.*\.)?({plain})", module, timeout=_PATTERN_SECONDS):
                 return value
-        except re.error as error:
+        except regex.error as error:
             raise AdapterError(
                 f"The pattern {pattern!r} of this adapter is no regular expression."
+            ) from error
+        except TimeoutError as error:
+            raise AdapterError(
+                f"The pattern {pattern!r} of this adapter takes too long to compare with a name.",
+                next_step="Replace it by the names of the modules it stands for.",
             ) from error
     return default
 

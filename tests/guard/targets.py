@@ -12,10 +12,13 @@ import json
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pathspec
 
+from mlx_gardener.adapter.imports import read_peft, to_one_shape
 from mlx_gardener.adapter.manifest import (
     LoadedAdapter,
     load_adapter_directory,
@@ -23,13 +26,21 @@ from mlx_gardener.adapter.manifest import (
     verify_files,
 )
 from mlx_gardener.config import DataConfig, load_config
+from mlx_gardener.editors import jsonc
+from mlx_gardener.editors.change import _without_values
 from mlx_gardener.engine.facts import model_facts
 from mlx_gardener.engine.speed import _kept
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.journal import read_journal
+from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.choose import read_model_config
+from mlx_gardener.model.lora import lora_parameters
 from mlx_gardener.model.tokens import load_tokenizer
+from mlx_gardener.platform.untrusted import parse_json
 from mlx_gardener.registry.names import check_project_name, place_below, project_name_for
+from mlx_gardener.serve.bodies import ChatBody, CompletionBody, InfillBody, parse
+from mlx_gardener.serve.prompts import chat_prompt, completion_prompts, infill_prompt
+from mlx_gardener.serve.worker import BadRequestError
 from mlx_gardener.source.chunks import CodePreprocessor
 from mlx_gardener.source.duplicates import content_key, signature_of
 from mlx_gardener.source.filters import drop_by_bytes, drop_by_path, drop_by_text
@@ -198,6 +209,59 @@ def tokenizer(data: bytes, directory: Path) -> None:
         assert all(0 <= index < found.vocab_size for index in ids)
 
 
+@cache
+def _base() -> BaseModel:
+    return load_base("seedling")
+
+
+def peft(data: bytes, directory: Path) -> None:
+    """An adapter as PEFT saves it: settings and weights, brought into the shape that the embedded model takes."""
+    settings, weights = parts(data, 2)
+    (directory / "adapter_config.json").write_bytes(settings)
+    (directory / "adapter_model.safetensors").write_bytes(weights)
+    with may_refuse():
+        found = read_peft(directory)
+        found.scale_of("model.layers.0.self_attn.q_proj")
+        shaped, written = to_one_shape(found, _base())
+        rank = written["lora_parameters"]["rank"]
+        assert all(rank in array.shape for name, array in shaped.items() if not name.endswith(".m"))
+    assert not lora_parameters(_base().model), "the base is left as it was"
+
+
+def requests(data: bytes, directory: Path) -> None:
+    """A request's body, as far as the tokens that the model is shown."""
+    kinds: list[tuple[Any, Callable[..., list[list[int]]]]] = [
+        (CompletionBody, completion_prompts), (InfillBody, infill_prompt), (ChatBody, chat_prompt),
+    ]  # fmt: skip
+    kind, prompts_of = kinds[data[0] % len(kinds)] if data else kinds[0]
+    try:
+        value = parse_json(data[1:])
+    except ValueError:
+        return  # the server says so
+    with contextlib.suppress(BadRequestError):  # which says what would be possible
+        body = parse(kind, value)
+        body.sampling()
+        limits = body.limits(1024)
+        assert 0 <= limits.max_tokens <= 1024
+        for ids in prompts_of(body, _base(), 2048, limits.max_tokens):
+            assert 0 < len(ids) <= 2048 - limits.max_tokens
+            assert all(0 <= index < _base().tokenizer.vocab_size for index in ids)
+
+
+def editor_settings(data: bytes, directory: Path) -> None:
+    """An editor's settings: what is put there is there, alone, and what is taken out again leaves them as they were."""
+    text = data[1:].decode(errors="replace")
+    keys = (("a", "b", "c"), ("a",), ("edit_predictions", "open_ai_compatible_api"))[
+        data[0] % 3 if data else 0
+    ]
+    with may_refuse():
+        before = jsonc.read(text)
+        changed = jsonc.put(text, keys, {"url": "http://127.0.0.1:1/"})
+        assert jsonc.value_at(changed, keys) == {"url": "http://127.0.0.1:1/"}
+        undone, left = _without_values(changed, text, [[list(keys), {"url": "http://127.0.0.1:1/"}]])
+        assert not left and jsonc.read(undone) == before
+
+
 def run_files(data: bytes, directory: Path) -> None:
     """The small files of a run and of the cache: job, and the backend's speeds."""
     (directory / "job.json").write_bytes(data)
@@ -233,6 +297,9 @@ TARGETS: dict[str, Target] = {
         journal,
         model,
         tokenizer,
+        peft,
+        requests,
+        editor_settings,
         run_files,
         names,
     )
@@ -258,6 +325,15 @@ def seeds(name: str) -> list[bytes]:
         "lora_parameters": {"rank": 1, "scale": 2.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]},
     }
     deep = b"[" * 100_000
+    place = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    pair = safetensors(
+        {
+            f"{place}A.weight": {"dtype": "F32", "shape": [1, 256], "data_offsets": [0, 1024]},
+            f"{place}B.weight": {"dtype": "F32", "shape": [256, 1], "data_offsets": [1024, 2048]},
+        },
+        b"\0" * 2048,
+    )
+    lora = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q_proj"]}
     body = {
         "format_version": 2,
         "state": {"step": 1, "fingerprint": "0" * 64, "validation": [[1, 2.0, 1.0]]},
@@ -339,6 +415,25 @@ def seeds(name: str) -> list[bytes]:
             text(sizes | {"hidden_size": 1e999, "head_dim": -1}) + CUT + good,
         ],
         "tokenizer": [text(words) + CUT + text({"eos_token": "</s>"}), deep + CUT + deep],
+        "peft": [
+            CUT.join((text(lora), pair)),
+            CUT.join((text(lora | {"rank_pattern": {"^(a|a)*$": 1, "q_proj": 1}, "use_rslora": True}), pair)),
+            CUT.join((text(lora | {"rank_pattern": {"(.*.*.*.*.*.*.*.*)*!": 3}}), pair)),
+            CUT.join((text(lora | {"r": 10**6}), huge)),
+            CUT.join((deep, good)),
+        ],
+        "requests": [
+            b"\0" + text({"prompt": "def f(", "suffix": "pass", "path": "a.py", "max_tokens": 3, "stop": ["\n"]}),
+            b"\0" + text({"prompt": [[1, 2], [8192]], "n": 2, "seed": -1, "temperature": 0.5, "logprobs": 2}),
+            b"\1" + text({"input_prefix": "a", "input_suffix": "b", "input_extra": [{"text": "c", "filename": "d"}],
+                          "n_predict": -1, "samplers": ["top_k"], "t_max_predict_ms": 1e300}),
+            b"\2" + text({"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}),
+            b"\0" + deep, b"\1[]",
+        ],
+        "editor_settings": [
+            b'\0{\n  // c\n  "a": { "b": 1, },\n}\n', b"\0", b"\1/* only */", b'\1{"a": [1, 2], "b": {}}',
+            b'\2{\r\n\t"edit_predictions": null /* x */ ,\r\n\t"\\u0061": 1e3\r\n}', b"\0" + deep,
+        ],
         "run_files": [text(job), text({"key": "k", "kind": "cpu", "cores": 2}), deep, b"[]"],
         "names": [b"projects/own/runs/a", b"../x", b"/etc", b"nul.txt", b"a\xff", "\uff41".encode()],
     }  # fmt: skip
