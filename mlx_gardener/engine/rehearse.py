@@ -1,10 +1,10 @@
-"""A plan tried before it is final: part of a real step at half its size, whose footprint corrects the prediction.
+"""A plan tried before it is final: part of a real step with half its rows, whose footprint corrects the prediction.
 
-Constants of the memory formula were fitted to other models on another machine. So once the base is in memory, half of a
-micro-batch goes forward, through the tail and back through two layers, with adapters attached, while the process's
+Constants of the memory formula were fitted to other models on another machine. So once the base is in memory, half of the
+rows of a micro-batch go forward, through the tail and back through two layers, with adapters attached, while the process's
 footprint is watched. What lay there before is known exactly; what came on top, as a share of what the formula says of
 half a micro-batch, scales the formula for the whole one. A plan that does not fit then is made anew, with the base where
-it is, and tried again. Cost: about a third of the time of one micro-batch, of the hundreds that a training takes.
+it is, and tried again. Cost: a third of the time of one micro-batch at most, of the hundreds that a training takes.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _measure(
     backend: Backend,
     between: BetweenSegments | None,
 ) -> Measured:
-    """What lies in memory before a step, and what half a micro-batch of ``plan`` takes on top."""
+    """What lies in memory before a step, and what half of the rows of ``plan`` take on top."""
     import mlx.core as mx
 
     weights = lora_parameters(base.model)
@@ -106,8 +106,8 @@ def _measure(
     mx.clear_cache()
     limit, planned = mx.set_cache_limit(0), engine.plan
     fixed = process_footprint_bytes()
-    half, width = _half(plan)
-    engine.plan = half
+    tried, width = _tried(plan)
+    engine.plan = tried
     calls = 0
     enough = engine.segments_of_forward() + 1 + _BACKWARD_SEGMENTS
 
@@ -123,7 +123,7 @@ def _measure(
         with _highest_footprint() as highest:
             engine.loss_and_gradients(
                 weights,
-                _batch(half.rows_of_width[width], width, min(facts.vocab, base.tokenizer.vocab_size)),
+                _batch(tried.rows_of_width[width], width, min(facts.vocab, base.tokenizer.vocab_size)),
                 seed=0,
                 between_segments=count,
             )
@@ -133,7 +133,7 @@ def _measure(
         engine.plan = planned
         mx.set_cache_limit(limit)
         mx.clear_cache()
-    formula = predicted(half, facts, config, backend).predicted_parts
+    formula = predicted(tried, facts, config, backend).predicted_parts
     took = highest() - fixed - formula["saved"]
     return Measured(
         fixed_bytes=fixed,
@@ -143,15 +143,15 @@ def _measure(
     )
 
 
-def _half(plan: Plan) -> tuple[Plan, int]:
-    """The plan with half of the tokens at once, and the width of its rows: fewer rows, or one of half the width."""
+def _tried(plan: Plan) -> tuple[Plan, int]:
+    """The plan with half of its rows, at least one for each lane, and their width.
+
+    Rows stay as wide as they are, since attention takes another way in narrow ones; lanes that have nothing to do would
+    take no memory.
+    """
     width = max(plan.rows_of_width)
     rows = plan.rows_of_width[width]
-    if rows > 1:
-        return replace(plan, rows_of_width={width: rows // 2}), width
-    blocks = plan.attention_block if width >= plan.attention_least else 0
-    half = width // 2
-    return replace(plan, rows_of_width={half: 1}, attention_block=blocks, attention_least=0), half
+    return replace(plan, rows_of_width={width: min(rows, max(plan.lanes, (rows + 1) // 2))}), width
 
 
 @contextmanager
