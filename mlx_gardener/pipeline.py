@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.continuation import Parent, find_parent
+from mlx_gardener.errors import ModelError
 from mlx_gardener.events import (
     PHASE_PERCENT,
     DataPrepared,
@@ -38,6 +39,7 @@ from mlx_gardener.recovery import (
     plan_of,
 )
 from mlx_gardener.registry import Project, ProjectRegistry
+from mlx_gardener.report.text import duration
 
 if TYPE_CHECKING:
     from mlx_gardener.adapter import StagedAdapter
@@ -117,16 +119,39 @@ def run_training(run: Run) -> dict[str, Any]:
 
 
 def _initialize(run: Run) -> ModelChoice:
-    """INITIALIZING: which base model, and why."""
+    """INITIALIZING: which base model, and why; fetched where it is not here yet."""
     from mlx_gardener.model import choose_model
 
     run.tell(TrainingPhase.INITIALIZING, 0.0, "Choosing the base model")
-    choice = choose_model(run.config.model, run.config.memory_limit_bytes)
+    choice = choose_model(run.config.model, run.config.memory_limit_bytes, may_fetch=True)
+    if choice.path is None:
+        choice = _fetch(run, choice)
     run.tell(
         TrainingPhase.INITIALIZING, 1.0, f"Base model: {choice.name} ({choice.reason})", model=choice.name
     )
     run.interrupt()
     return choice
+
+
+def _fetch(run: Run, choice: ModelChoice) -> ModelChoice:
+    """The chosen model with its files here; the embedded one where it cannot be fetched and nobody asked for it."""
+    from mlx_gardener.model.choose import embedded, fetch_model
+
+    began = time.monotonic()
+
+    def on_progress(done: int, total: int) -> None:
+        run.interrupt()
+        share = done / max(1, total)
+        left = f", {duration((time.monotonic() - began) * (1 - share) / share)} left" if share > 0.01 else ""
+        message = f"Fetching {choice.name}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB{left}"
+        run.tell(TrainingPhase.INITIALIZING, 0.9 * share, message)
+
+    try:
+        return replace(choice, path=fetch_model(choice.name, on_progress))
+    except ModelError as error:
+        if run.config.model != "auto":
+            raise
+        return embedded(error.message)
 
 
 def _prepare_data(run: Run, choice: ModelChoice, parent: Parent | None) -> PreparedData:

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +27,8 @@ RECOMMENDED = (
     ("mlx-community/Qwen2.5-Coder-0.5B-4bit", 2.0),
 )
 SEEDLING = "seedling"
+_MODEL_FILES = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja"]
+_ASK_SECONDS, _PROGRESS_SECONDS = 5, 1.0
 _GIB = 1024**3
 
 
@@ -39,18 +46,19 @@ def seedling_path() -> Path:
     return Path(__file__).parent / "seedling"
 
 
-def choose_model(name: str, budget_bytes: int) -> ModelChoice:
+def choose_model(name: str, budget_bytes: int, *, may_fetch: bool = False) -> ModelChoice:
     """The model that ``name`` means.
 
     Args:
         name: ``auto``, ``seedling``, a local directory, or a hub id.
         budget_bytes: what the training may take; only ``auto`` looks at it.
+        may_fetch: whether ``auto`` may choose a model that is not here yet, after asking the hub for it.
 
     Raises:
         ModelError: the name is a directory without a model, or neither a directory nor a hub id.
     """
     if name == "auto":
-        return _choose_recommended(budget_bytes)
+        return _choose_recommended(budget_bytes, may_fetch)
     if name == SEEDLING:
         return ModelChoice(SEEDLING, seedling_path(), "the embedded model, as asked")
     directory = Path(name).expanduser()
@@ -68,7 +76,8 @@ def choose_model(name: str, budget_bytes: int) -> ModelChoice:
     )
 
 
-def _choose_recommended(budget_bytes: int) -> ModelChoice:
+def _choose_recommended(budget_bytes: int, may_fetch: bool) -> ModelChoice:
+    """The best recommended model at hand; where none is, the best that the hub has; else the embedded one."""
     fitting = [name for name, least_gb in RECOMMENDED if least_gb * _GIB <= budget_bytes]
     for name in fitting:
         path = cached_model(name)
@@ -77,49 +86,164 @@ def _choose_recommended(budget_bytes: int) -> ModelChoice:
                 name, path, "the best recommended model in the local cache that fits the budget"
             )
     if not fitting:
-        reason = f"no recommended model fits {budget_bytes / _GIB:.2g} GB"
-    else:
-        reason = (
-            f"{fitting[0]} would fit but is not in the local cache; fetch it with `hf download {fitting[0]}`"
-        )
+        return embedded(f"no recommended model fits {budget_bytes / _GIB:.2g} GB")
+    best = fitting[0]
+    if not may_fetch:
+        return embedded(f"{best} would fit but is not in the local cache; `train` fetches it")
+    try:
+        size = missing_bytes(best)
+    except ModelError as error:
+        return embedded(f"{best} would fit, but {error.message[0].lower()}{error.message[1:]}")
+    reason = f"the best recommended model that fits the budget; {size / 1e9:.1f} GB to be fetched"
+    return ModelChoice(best, None, reason)
+
+
+def embedded(reason: str) -> ModelChoice:
+    """The embedded model, chosen because of ``reason``."""
     return ModelChoice(SEEDLING, seedling_path(), f"the embedded model: {reason}")
 
 
 def cached_model(name: str) -> Path | None:
-    """Where the hub cache has a complete snapshot of ``name``; None where it has not. Never asks the network."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    """Where the hub cache has a snapshot of ``name`` with all that a model needs; None where it has not. Never asks the network.
+
+    The hub's library takes a snapshot for incomplete unless every file of the repository is there, whoever fetched it.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     try:
-        path = Path(snapshot_download(name, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, FileNotFoundError):
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
         return None
-    complete = (path / "config.json").exists() and any(path.glob("model*.safetensors"))
-    return path if complete else None
+    path = Path(config).parent if isinstance(config, str) else None
+    return path if path is not None and _is_whole(path) else None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether tokenizer and all shards of the weights are there; links to files that are not do not count."""
+    index = path / "model.safetensors.index.json"
+    try:
+        shards = set(read_json(index)["weight_map"].values()) if index.exists() else set()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    weights = (
+        all((path / str(shard)).exists() for shard in shards)
+        if shards
+        else any(path.glob("model*.safetensors"))
+    )
+    return weights and (path / "tokenizer.json").exists()
 
 
 def resolve_model(choice: ModelChoice) -> Path:
     """The directory of a chosen model, fetched from the hub where it has to be.
 
     Raises:
+        ModelError: as `fetch_model`.
+    """
+    return choice.path or cached_model(choice.name) or fetch_model(choice.name)
+
+
+def fetch_model(name: str, on_progress: Callable[[int, int], None] | None = None) -> Path:
+    """Fetch a model from the hub; what is there already is not fetched again, also after an interruption.
+
+    Args:
+        on_progress: called every second with the bytes fetched so far and all that were missing; may raise, which
+            stops the fetching. Without it the hub's library draws its own bars.
+
+    Raises:
         ModelError: it cannot be fetched; names the command that would, and the embedded alternative.
     """
-    if choice.path is not None:
-        return choice.path
-    from huggingface_hub import snapshot_download
+    with _hub_errors(name):
+        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.file_download import repo_folder_name
+
+        if on_progress is not None:
+            store = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+            _fetch_in_a_process(name, store, missing_bytes(name), on_progress)
+        return Path(snapshot_download(name, allow_patterns=_MODEL_FILES))
+
+
+def _fetch_in_a_process(
+    name: str, store: Path, missing: int, on_progress: Callable[[int, int], None]
+) -> None:
+    """Fetching that can be watched, by what is in ``store``, and stopped, which the library's threads cannot be."""
+    before = _bytes_below(store)
+    code = (
+        "import sys, huggingface_hub as hub; hub.snapshot_download(sys.argv[1], allow_patterns=sys.argv[2:])"
+    )
+    process = subprocess.Popen(
+        (sys.executable, "-c", code, name, *_MODEL_FILES),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while process.poll() is None:
+            on_progress(min(missing, max(0, _bytes_below(store) - before)), missing)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_PROGRESS_SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _bytes_below(directory: Path) -> int:
+    found = 0
+    for file in directory.rglob("*"):
+        with suppress(OSError):  # finished, and renamed, in this moment
+            found += 0 if file.is_symlink() or not file.is_file() else file.stat().st_size
+    return found
+
+
+def missing_bytes(name: str) -> int:
+    """Bytes of a model's files that the local cache lacks; asks the hub.
+
+    Raises:
+        ModelError: as `fetch_model`, or the disk has no room for them.
+    """
+    with _hub_errors(name):
+        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.utils import (
+            are_progress_bars_disabled,
+            disable_progress_bars,
+            enable_progress_bars,
+        )
+
+        quiet = are_progress_bars_disabled()
+        disable_progress_bars()
+        files = snapshot_download(name, allow_patterns=_MODEL_FILES, dry_run=True, etag_timeout=_ASK_SECONDS)
+        if not quiet:
+            enable_progress_bars()
+        missing = sum(file.file_size for file in files if file.will_download)
+        place = Path(constants.HF_HUB_CACHE)
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if missing > free:
+        raise ModelError(
+            f"The model {name!r} takes {missing / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB left.",
+            next_step="Make room, or set HF_HOME to a place on another disk.",
+        )
+    return missing
+
+
+@contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
+    """What goes wrong between here and the hub, as one error that says what to do."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
     )
 
     try:
-        patterns = ["*.json", "model*.safetensors", "*.txt", "*.model"]
-        return Path(snapshot_download(choice.name, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        yield
+    except (
+        HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError
+    ) as error:  # fmt: skip
         raise ModelError(
-            f"The model {choice.name!r} is not in the local cache and cannot be fetched ({type(error).__name__}).",
-            next_step=f"Where there is a network, run `hf download {choice.name}`; or train the embedded model "
+            f"The model {name!r} is not in the local cache and cannot be fetched ({type(error).__name__}).",
+            next_step=f"Where there is a network, run `hf download {name}`; or train the embedded model "
             "with `--model seedling`.",
         ) from error
 

@@ -35,7 +35,8 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("offline")
 def test_auto_takes_the_seedling_where_nothing_is_at_hand_and_says_why() -> None:
     choice = choose_model("auto", 4 * GIB)
-    assert choice.name == "seedling" and "hf download" in choice.reason
+    assert choice.name == "seedling" and "`train` fetches it" in choice.reason
+    assert "cannot be fetched" in choose_model("auto", 4 * GIB, may_fetch=True).reason
     assert "fits" in choose_model("auto", GIB // 10).reason
     assert resolve_model(choice) == seedling_path()
 
