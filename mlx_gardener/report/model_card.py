@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from mlx_gardener.report import story
 from mlx_gardener.report.code import highlight_code
 from mlx_gardener.report.svg import change_bar
 from mlx_gardener.report.text import duration, gigabytes, safe_lines
@@ -42,4 +43,9 @@ def render_model_card(facts: dict[str, Any]) -> str:
     Args:
         facts: project, version, base_model, and the manifest's details (config, data, metrics, evidence, training).
     """
-    return environment().get_template("model_card.md").render(facts)
+    evidence = facts["evidence"]
+    changes = [change for change in story.changes(evidence) if change.metric == "bits_per_byte"]
+    template = environment().get_template("model_card.md")
+    return template.render(
+        facts, table=story.arms_table(evidence), changes=changes, guards=story.guards(evidence)
+    )

@@ -328,6 +328,11 @@ def test_the_model_card_says_what_it_is_and_how_to_load_it() -> None:
     assert card.startswith("---\nbase_model: seedling") and "--adapter-path mlx" in card
     assert "1.5000 | 1.2000" in card and "**Promote.**" in card
     assert "alert(1)" not in card, "no source text and no file names in the card"
+    full = render_model_card({**FACTS, "evidence": full_evidence()})
+    assert "| on code it never saw | base | base + BM25 | adapter | adapter + BM25 | control |\n|---|" in full
+    assert "- adapter against control, bits per byte: -22.5% (95 % interval -27.0% to -13.0%)." in full
+    assert "A guard failed, `report.html` says why: Memorisation" in full and "Forgetting" not in full
+    assert "owned" not in full
 
 
 def test_ticks_are_round_and_few() -> None:
