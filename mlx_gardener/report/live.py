@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass, field
 from itertools import pairwise
 from types import TracebackType
 
@@ -63,6 +64,28 @@ def sparkline(values: list[float], width: int) -> str:
     return "".join(_BARS[min(7, int((value - low) / spread * 8))] for value in values)
 
 
+@dataclass
+class RunSoFar:
+    """What a view shows of a run: the latest of each event, and all losses in nats per token."""
+
+    progress: ProgressChanged = field(
+        default_factory=lambda: ProgressChanged(TrainingPhase.INITIALIZING, 0.0, "Starting")
+    )
+    step: StepCompleted | None = None
+    losses: list[float] = field(default_factory=list)
+    evaluation: Evaluated | None = None
+
+    def take(self, event: Event) -> None:
+        """Take in an event; others than these change nothing."""
+        if isinstance(event, ProgressChanged):
+            self.progress = event
+        elif isinstance(event, StepCompleted):
+            self.step = event
+            self.losses.append(event.loss)
+        elif isinstance(event, Evaluated):
+            self.evaluation = event
+
+
 class LiveView:
     """An event subscriber that draws; use as a context manager.
 
@@ -77,10 +100,7 @@ class LiveView:
         self._live = (
             Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
         )
-        self._progress = ProgressChanged(TrainingPhase.INITIALIZING, 0.0, "Starting")
-        self._step: StepCompleted | None = None
-        self._losses: list[float] = []
-        self._evaluation: Evaluated | None = None
+        self._run = RunSoFar()
         self._printed_at = 0.0
         self._printed_phase: TrainingPhase | None = None
 
@@ -95,18 +115,12 @@ class LiveView:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-            if self._losses:
+            if self._run.losses:
                 self.console.print(self.render())  # the last picture stays
 
     def __call__(self, event: Event) -> None:
         """Take in an event and show what is new."""
-        if isinstance(event, ProgressChanged):
-            self._progress = event
-        elif isinstance(event, StepCompleted):
-            self._step = event
-            self._losses.append(event.loss)
-        elif isinstance(event, Evaluated):
-            self._evaluation = event
+        self._run.take(event)
         if self._live is not None:
             self._live.update(self.render())
         self._print(event)
@@ -156,14 +170,14 @@ class LiveView:
     def render(self) -> RenderableType:
         """The panel as it stands now."""
         width = max(30, min(self.console.width - 4, 100))
-        phase = PHASES.get(self._progress.phase, self._progress.phase.value)
+        phase = PHASES.get(self._run.progress.phase, self._run.progress.phase.value)
         parts: list[RenderableType] = [
-            Text.assemble((phase, "bold"), f"  {self._progress.progress_percent:.0f} %  "),
-            ProgressBar(total=100, completed=self._progress.progress_percent, width=width),
-            Text(safe_text(self._progress.message), no_wrap=True, overflow="ellipsis", style="dim"),
+            Text.assemble((phase, "bold"), f"  {self._run.progress.progress_percent:.0f} %  "),
+            ProgressBar(total=100, completed=self._run.progress.progress_percent, width=width),
+            Text(safe_text(self._run.progress.message), no_wrap=True, overflow="ellipsis", style="dim"),
         ]
-        if self._step is not None:
-            parts.append(self._figures(self._step, width))
+        if self._run.step is not None:
+            parts.append(self._figures(self._run.step, width))
         return Panel(Group(*parts), title=Text(f"mlx-gardener: {self.project}"), width=width + 4)
 
     def _figures(self, step: StepCompleted, width: int) -> Table:
@@ -172,10 +186,11 @@ class LiveView:
         table.add_column(no_wrap=True)
         room = max(10, width - 34)
         table.add_row(
-            "loss", Text.assemble((sparkline(self._losses, room), "green"), f"  {step.loss:.3f} nats/token")
+            "loss",
+            Text.assemble((sparkline(self._run.losses, room), "green"), f"  {step.loss:.3f} nats/token"),
         )
-        if self._evaluation is not None:
-            table.add_row("validation", f"{self._evaluation.bits_per_byte:.4f} bits per byte")
+        if self._run.evaluation is not None:
+            table.add_row("validation", f"{self._run.evaluation.bits_per_byte:.4f} bits per byte")
         used = step.peak_bytes / max(1, step.budget_bytes)
         bar = ProgressBar(
             total=1.0, completed=min(1.0, used), width=room, complete_style="red" if used > 1 else "cyan"

@@ -17,7 +17,6 @@ from markupsafe import Markup, escape
 
 from mlx_gardener.errors import AdapterError
 from mlx_gardener.events import (
-    Evaluated,
     Event,
     ProgressChanged,
     StepCompleted,
@@ -26,7 +25,7 @@ from mlx_gardener.events import (
     WarningRaised,
 )
 from mlx_gardener.report.html import data_parts, evidence_parts, run_parts, styles
-from mlx_gardener.report.live import PHASES
+from mlx_gardener.report.live import PHASES, RunSoFar
 from mlx_gardener.report.model_card import environment
 from mlx_gardener.report.svg import colour, thinned
 from mlx_gardener.report.text import duration, gigabytes, safe_text
@@ -75,10 +74,7 @@ class NotebookView:
 
     def __init__(self, *, project: str) -> None:
         self.project = safe_text(project)
-        self._progress = ProgressChanged(TrainingPhase.INITIALIZING, 0.0, "Starting")
-        self._step: StepCompleted | None = None
-        self._losses: list[float] = []
-        self._evaluation: Evaluated | None = None
+        self._run = RunSoFar()
         self._warnings: list[str] = []
         self._handle: Any = None
         self._drawn_at = 0.0
@@ -96,18 +92,12 @@ class NotebookView:
 
     def __call__(self, event: Event) -> None:
         """Take in an event, and draw what is new if the last drawing is a while ago."""
-        if isinstance(event, ProgressChanged):
-            self._progress = event
-        elif isinstance(event, StepCompleted):
-            self._step = event
-            self._losses.append(event.loss)
-        elif isinstance(event, Evaluated):
-            self._evaluation = event
-        elif isinstance(event, WarningRaised):
+        self._run.take(event)
+        if isinstance(event, WarningRaised):
             self._warnings.append(safe_text(event.message))
         elif isinstance(event, TrainingEnded):
-            percent = 100.0 if event.phase is TrainingPhase.COMPLETED else self._progress.progress_percent
-            self._progress = ProgressChanged(event.phase, percent, event.message)
+            percent = 100.0 if event.phase is TrainingPhase.COMPLETED else self._run.progress.progress_percent
+            self._run.progress = ProgressChanged(event.phase, percent, event.message)
         if time.monotonic() - self._drawn_at >= _UPDATE_SECONDS:
             self._draw()
 
@@ -119,7 +109,7 @@ class NotebookView:
 
     def render(self) -> str:
         """The picture as it stands now, as HTML."""
-        progress = self._progress
+        progress = self._run.progress
         phase = PHASES.get(progress.phase, progress.phase.value)
         percent = progress.progress_percent
         lines = [
@@ -127,8 +117,8 @@ class NotebookView:
             _bar(percent / 100, "blue", f"{percent:.0f} % of the run"),
             escape(safe_text(progress.message)),
         ]
-        if self._step is not None:
-            lines += self._figures(self._step)
+        if self._run.step is not None:
+            lines += self._figures(self._run.step)
         lines += [f"Warning: {escape(warning)}" for warning in self._warnings[-3:]]
         body = "".join(f"<div>{one}</div>" for one in lines)
         return f'<div class="mlx-gardener-live" style="max-width:44rem;line-height:1.6">{body}</div>'
@@ -136,14 +126,14 @@ class NotebookView:
     def _figures(self, step: StepCompleted) -> list[str]:
         used = step.peak_bytes / max(1, step.budget_bytes)
         memory = f"{gigabytes(step.peak_bytes)} of {gigabytes(step.budget_bytes)}"
-        left = "" if self._progress.phase.is_final else f"; {duration(step.eta_seconds)} of training left"
+        left = "" if self._run.progress.phase.is_final else f"; {duration(step.eta_seconds)} of training left"
         lines = [
-            f"loss {step.loss:.3f} nats/token {_sparkline(self._losses)}",
+            f"loss {step.loss:.3f} nats/token {_sparkline(self._run.losses)}",
             f"peak memory {memory} {_bar(used, 'red' if used > 1 else 'green', memory)}",
             f"update {step.step} of {step.total_steps}, {step.tokens_per_second:,.0f} tokens/s{left}",
         ]
-        if self._evaluation is not None:
-            lines.insert(1, f"validation {self._evaluation.bits_per_byte:.4f} bits per byte")
+        if self._run.evaluation is not None:
+            lines.insert(1, f"validation {self._run.evaluation.bits_per_byte:.4f} bits per byte")
         return lines
 
 
