@@ -8,11 +8,13 @@ A version that knows what the project is to forget is never gone on from. Cost: 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_gardener.config import TrainingConfig
 from mlx_gardener.errors import AdapterError, RegistryError
 from mlx_gardener.events import WarningRaised
-from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.registry import ProjectRegistry, default_home
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -100,3 +102,23 @@ def knows(earlier: Earlier, path: str) -> bool:
 def exclude_pattern(path: str) -> str:
     """The pattern of data.exclude that means ``path`` (a file or directory, from the repository's root) and nothing else."""
     return "/" + "".join(f"\\{letter}" if letter in "\\*?[]!# " else letter for letter in path)
+
+
+def without_forgotten(config: TrainingConfig, registry: ProjectRegistry, project: str) -> TrainingConfig:
+    """The settings with what ``project`` is to forget among `data.exclude`."""
+    known = config.data.exclude
+    patterns = (exclude_pattern(path) for path in registry.forgotten_paths(project))
+    more = tuple(pattern for pattern in patterns if pattern not in known)
+    return config.model_copy(update={"data": config.data.model_copy(update={"exclude": (*known, *more)})})
+
+
+def as_trained(config: TrainingConfig, root: Path) -> TrainingConfig:
+    """The settings that a training of the repository at ``root`` would have; makes no registry where there is none."""
+    if not default_home().exists():
+        return config
+    registry = ProjectRegistry()
+    try:
+        found = [project.name for project in registry.list_projects() if project.path == root.resolve()]
+        return without_forgotten(config, registry, found[0]) if found else config
+    finally:
+        registry.close()

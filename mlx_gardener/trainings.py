@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_gardener.config import TrainingConfig, load_config
-from mlx_gardener.continuation import decide_parent, exclude_pattern
+from mlx_gardener.continuation import decide_parent, without_forgotten
 from mlx_gardener.errors import GardenerError, TrainingError, TrainingTimeoutError
 from mlx_gardener.events import (
     Event,
@@ -150,11 +150,7 @@ class TrainingPipeline:
 
     def _settings(self, project: str) -> dict[str, Any]:
         """This pipeline's settings as JSON types, without what the project is to forget."""
-        config = self.config.model_dump(mode="json")
-        forgotten = [exclude_pattern(path) for path in self.registry.forgotten_paths(project)]
-        known = config["data"]["exclude"]
-        config["data"]["exclude"] = [*known, *(text for text in forgotten if text not in known)]
-        return config
+        return without_forgotten(self.config, self.registry, project).model_dump(mode="json")
 
     def resume_training(self, project_name: str, progress_callback: ProgressCallback | None = None) -> str:
         """Go on with the project's last training where it stopped, with the settings it was started with.

@@ -23,11 +23,12 @@ def scan(path: Path, model: str | None, config_file: Path | None, as_json: bool)
     from rich.progress import Progress
 
     from mlx_gardener.config import load_config
+    from mlx_gardener.continuation import as_trained
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.scan_view import show_scan
     from mlx_gardener.source import scan_repository
 
-    config = load_config(config_file, overrides={"model": model})
+    config = as_trained(load_config(config_file, overrides={"model": model}), path)
     with Progress(console=make_console(stderr=True), transient=True, disable=as_json) as progress:
         task = progress.add_task("Reading", total=1.0)
         found = scan_repository(

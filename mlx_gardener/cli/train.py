@@ -214,6 +214,7 @@ def _announce_place(pipeline: TrainingPipeline, number: int, name: str, as_json:
 
 def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     """What `train` would do, without doing or writing any of it."""
+    from mlx_gardener.continuation import as_trained
     from mlx_gardener.engine import make_plan, measured_backend, model_facts
     from mlx_gardener.model import choose_model, resolve_model
     from mlx_gardener.registry import default_home
@@ -223,6 +224,7 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     from mlx_gardener.report.text import safe_text
     from mlx_gardener.source import scan_repository
 
+    config = as_trained(config, root)
     scan = scan_repository(root, config.data, quality_threshold=config.training_data_quality_threshold)
     choice = choose_model(config.model, config.memory_limit_bytes)
     plan = make_plan(

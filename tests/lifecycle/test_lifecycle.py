@@ -176,6 +176,14 @@ def test_the_commands_say_it(repository: Path, tiny_model_dir: Path) -> None:
     assert "adapter_bits_per_byte" in gardener("diff", "web", "v1", "v1").stdout
     assert gardener("forget", "web", "../outside", "--yes").returncode == 1
     assert gardener("forget", "web", "README.md", "--undo").returncode == 1
+    ProjectRegistry().forget_path("web", "core")
+    for command in (
+        ("scan", str(repository), "--json"),
+        ("train", str(repository), "--dry-run", "--json", *flags),
+    ):
+        told = json.loads(gardener(*command).stdout)
+        found = told.get("scan", told)
+        assert found["dropped"]["excluded"]["count"] > 0, f"{command[0]} leaves out what is to be forgotten"
 
 
 @pytest.mark.slow
