@@ -96,7 +96,9 @@ def path_of(model: str) -> str:
 @click.option("--model", "models", multiple=True, default=MODELS, show_default=True)
 @click.option("--budget", "budgets", multiple=True, type=float, default=(0.5, 1.0, 3.0), show_default=True)
 @click.option("--width", "widths", multiple=True, type=int, default=(256, 1024), show_default=True)
-@click.option("--steps", default=1, show_default=True)
+@click.option(
+    "--steps", default=2, show_default=True, help="The second keeps the best adapter beside its own."
+)
 @click.option("--out", default="memory_plan", show_default=True, help="Name of the result file.")
 def main(
     models: tuple[str, ...], budgets: tuple[float, ...], widths: tuple[int, ...], steps: int, out: str
