@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mlx_gardener.registry import AdapterRecord
 
 _MOST_RANK = 1024
+_SAVE_AGAIN = "Save it again where it was made: `model.save_pretrained(path)` of PEFT keeps both in step."
 #: A stranger's pattern may take for ever (``re`` cannot be interrupted, `regex` can); honest ones take microseconds.
 _PATTERN_SECONDS = 0.2
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -115,7 +116,8 @@ def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> A
                 return value
         except regex.error as error:
             raise AdapterError(
-                f"The pattern {pattern!r} of this adapter is no regular expression."
+                f"The pattern {pattern!r} of this adapter is no regular expression.",
+                next_step="Correct rank_pattern or alpha_pattern in its adapter_config.json.",
             ) from error
         except TimeoutError as error:
             raise AdapterError(
@@ -141,16 +143,23 @@ def to_one_shape(adapter: PeftAdapter, base: BaseModel) -> tuple[dict[str, mx.ar
     for module in modules:
         pair = [adapter.weights.get(f"{module}.{leaf}") for leaf in ("lora_a", "lora_b")]
         if any(value is None or value.ndim != 2 for value in pair) or pair[0].shape[1] != pair[1].shape[0]:  # type: ignore[union-attr]
-            raise AdapterError(f"The module {module!r} has no pair of matrices A and B that fit each other.")
+            raise AdapterError(
+                f"The module {module!r} has no pair of matrices A and B that fit each other.",
+                next_step=_SAVE_AGAIN,
+            )
         ranks[module] = pair[0].shape[1]  # type: ignore[union-attr]
         said = int(_by_pattern(adapter.config.get("rank_pattern"), module, adapter.config["r"]))
         if ranks[module] != said:
             raise AdapterError(
-                f"The rank of {module!r} is {ranks[module]}, but the configuration says {said}."
+                f"The rank of {module!r} is {ranks[module]}, but the configuration says {said}.",
+                next_step=_SAVE_AGAIN,
             )
     rank = max(ranks.values(), default=0)
     if not 1 <= rank <= _MOST_RANK:
-        raise AdapterError(f"A rank of {rank} cannot be imported; 1 to {_MOST_RANK} can.")
+        raise AdapterError(
+            f"A rank of {rank} cannot be imported; 1 to {_MOST_RANK} can.",
+            next_step="Train it again with a rank in between.",
+        )
     places = {module: _LAYER.fullmatch(module) for module in modules}
     outside = next((module for module, place in places.items() if place is None), None)
     if outside is not None:
@@ -186,7 +195,10 @@ def to_one_shape(adapter: PeftAdapter, base: BaseModel) -> tuple[dict[str, mx.ar
         }
         mx.eval(weights)
     except ValueError as error:
-        raise AdapterError(f"{base.id} cannot take this adapter ({error}).") from error
+        raise AdapterError(
+            f"{base.id} cannot take this adapter ({error}).",
+            next_step="Name the model it was trained on with --base.",
+        ) from error
     finally:
         detach_lora(base.model)
     for name, value in adapter.weights.items():

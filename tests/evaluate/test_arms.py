@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_unflatten
 
+import mlx_gardener
 from mlx_gardener.adapter import LoadedAdapter, attach_adapter
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import PreparedData, TrainingDataPreparator
@@ -18,8 +21,9 @@ from mlx_gardener.evaluate import Control, Evidence, compare, sweep_scale
 from mlx_gardener.evaluate.sweep import scaled
 from mlx_gardener.events import EventBus
 from mlx_gardener.model import BaseModel, load_base
-from mlx_gardener.model.lora import adapter_settings, attach_lora, detach_lora, lora_parameters
+from mlx_gardener.model.lora import adapter_settings, attach_lora, detach_lora, load_arrays, lora_parameters
 from mlx_gardener.training import train
+from mlx_gardener.training.checkpoint import list_checkpoints
 from tests.conftest import write_repository
 from tests.test_pipeline import tiny_settings
 
@@ -176,6 +180,30 @@ def test_test_files_named_among_the_trained_ones_fail_the_guard(world: World) ->
     path = world.data.split.test[0].path
     found = world.evidence(world.random_adapter(0.01), trained_on_test=[path])
     assert found.verdict == "reject" and path in found.reason and "were trained on" in found.reason
+
+
+@pytest.mark.slow
+def test_an_adapter_trained_on_the_test_files_gives_itself_away(tmp_path: Path) -> None:
+    """On real code and the embedded model, without any record of what was trained on: it gains where it must not."""
+    small = {
+        "data.row_widths": [256], "evaluation.arms": ["base", "adapter"], "evaluation.least_tasks": 0,
+        "evaluation.memorisation_places": 16, "evaluation.least_rows": 6, "optimizer.learning_rate": 3e-3,
+        "optimizer.tokens_per_update": 1024, "lora.rank": 16,
+    }  # fmt: skip
+    source = Path(mlx_gardener.__file__).parent / "source"
+    repository = shutil.copytree(source, tmp_path / "source", ignore=shutil.ignore_patterns("__pycache__"))
+    world = World("seedling", repository, tmp_path / "home", **small)
+    found = {}
+    for part in ("train", "test"):
+        data = replace(world.data, train=getattr(world.data, part))
+        world.trained(data, 40, tmp_path / part)
+        last = load_arrays(list_checkpoints(tmp_path / part)[-1] / "weights.safetensors")
+        adapter = replace(world.random_adapter(0.01), weights=last)
+        evidence = world.evidence(adapter)
+        print(part, evidence.metrics, evidence.guards)
+        found[part] = next(guard for guard in evidence.guards if guard.name == "memorisation")
+    assert found["train"].passed, found["train"].reason
+    assert not found["test"].passed and "as if it had been trained on the test" in found["test"].reason
 
 
 def test_without_scales_nothing_is_swept(world: World) -> None:
