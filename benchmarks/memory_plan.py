@@ -65,7 +65,7 @@ def summary(machine: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, A
             kept_cells == len(trained),
         ),
         bar(
-            "predicted peak, after the rehearsal with half of the rows",
+            "predicted peak, after the rehearsal",
             "measured peak",
             "within 10 %",
             f"{close} of {len(trained)} cells; measured / predicted {min(ratios):.2f} to {max(ratios):.2f}; by the "

@@ -226,19 +226,23 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
 
 
 def _telling_of_rehearsal(run: Run) -> Callable[[float], None]:
-    """What is called between the segments of a rehearsal, which goes as far as half of a step."""
+    """What is called between the segments of a rehearsal: of part of a micro-batch, then perhaps of all of it."""
     began = told = time.monotonic()
+    before = 0.0
 
     def between(share: float) -> None:
-        nonlocal told
+        nonlocal began, told, before
         run.interrupt()
         now, done = time.monotonic(), min(1.0, 2 * share)
+        if share < before:  # the next try begins
+            began = now
+        before = share
         if now - told >= 1 and done > 0:
             told, left = now, (now - began) * (1 - done) / done
             run.tell(
                 TrainingPhase.STARTING_TRAINING,
                 0.8 + 0.2 * done,
-                f"Trying the plan with half a micro-batch, {done:.0%} done",
+                f"Trying how much memory a micro-batch takes, {done:.0%} done",
                 eta_seconds=left,
             )
 

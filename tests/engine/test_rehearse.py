@@ -1,4 +1,4 @@
-"""The rehearsal: a plan is tried with half a micro-batch's rows, corrected by what that took, and replaced where it does not fit."""
+"""The rehearsal: a plan is tried with half a micro-batch's rows and all, corrected by what that took, and replaced where it does not fit."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def test_a_plan_that_fits_stays_and_its_prediction_is_what_the_footprint_says(ba
     assert found.rows_of_width == {128: 4} and found.live_layers == plan.live_layers
     parts = found.predicted_parts
     assert sum(parts.values()) == found.predicted_peak_bytes >= process_peak_footprint_bytes()
-    assert abs(parts["weights"] + parts["runtime"] - before) < 0.1 * before
+    kept = parts["weights"] + parts["runtime"] - before  # the first try leaves buffers of BLAS and threads
+    assert -0.1 * before < kept < 64 * 1024**2
     assert 0.5 < found.rehearsed_scale < 2 and found.rehearsed_scale != 1
     assert not lora_parameters(base.model)
 
