@@ -61,24 +61,29 @@ def test_a_plan_that_fits_stays_and_its_prediction_is_what_the_footprint_says(ba
 
 
 def test_a_plan_that_does_not_fit_gives_way_to_a_smaller_one() -> None:
-    # In a process of its own: the most that earlier tests took counts here too, and no plan can change that.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-        asked, found, limit_bytes = fresh.submit(give_way).result()
+    # In processes of their own: the most that earlier tests took counts too, and no plan can change that.
+    before, asked = in_a_process(32 * GIB)
+    limit_bytes = before + 0.75 * (asked.predicted_peak_bytes - before)
+    _, found = in_a_process(int(limit_bytes / MARGIN))
     assert found.predicted_peak_bytes <= limit_bytes < asked.predicted_peak_bytes
+    assert asked.rows_of_width == {128: 16}
     assert found.rows_of_width[128] < 16 or found.live_layers < asked.live_layers
 
 
-def give_way() -> tuple[Plan, Plan, float]:
-    """A plan as rehearsed with room, what is left of it with three quarters of that room, and the limit there, in bytes."""
+def in_a_process(budget_bytes: int) -> tuple[int, Plan]:
+    """The footprint before a rehearsal of 16 rows under this budget, in bytes, and the plan that it leads to."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+        return fresh.submit(rehearse_16_rows, budget_bytes).result()
+
+
+def rehearse_16_rows(budget_bytes: int) -> tuple[int, Plan]:
     base = load_base("seedling")
-    config = settings(32 * GIB)
+    config = settings(budget_bytes)
     engine = Engine(base.model, rows_of(16, config), dtype=base.dtype)
     before = process_footprint_bytes()
-    asked = rehearsed(engine, base, config, facts=FACTS, backend=TWO_CORES)
-    limit_bytes = before + 0.75 * (asked.predicted_peak_bytes - before)
-    found = rehearsed(engine, base, settings(int(limit_bytes / MARGIN)), facts=FACTS, backend=TWO_CORES)
+    found = rehearsed(engine, base, config, facts=FACTS, backend=TWO_CORES)
     assert engine.plan.rows_of_width == {128: 16}  # whoever asked decides
-    return asked, found, limit_bytes
+    return before, found
 
 
 def test_a_base_that_leaves_no_room_is_refused_with_the_least_budget(base: BaseModel) -> None:
