@@ -1,4 +1,4 @@
-"""The rehearsal: a plan is tried with half a micro-batch's rows and all, corrected by what that took, and replaced where it does not fit."""
+"""The rehearsal: a plan is tried, corrected by what that took, and replaced where it does not fit."""
 
 from __future__ import annotations
 
