@@ -14,7 +14,7 @@ from dataclasses import replace
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan
-from mlx_gardener.engine.predict import HEADROOM, MARGIN, Measured, predicted
+from mlx_gardener.engine.predict import Measured, least_budget_bytes, predicted
 from mlx_gardener.engine.speed import TWO_CORES, Backend
 from mlx_gardener.errors import ConfigError, MemoryBudgetError, ModelError
 
@@ -58,13 +58,12 @@ def make_plan(
             f"{facts.name} is not quantised, so engine.base_weights cannot be stored.",
             next_step="Take engine.base_weights away, or choose a quantised base.",
         )
-    share = HEADROOM if measured is None else MARGIN
-    usable = budget_bytes * share
     best: Plan | None = None
     least = math.inf
     for candidate in _candidates(facts, config, budget_bytes, backend, whole=whole, measured=measured):
-        least = min(least, candidate.predicted_peak_bytes)
-        if candidate.predicted_peak_bytes <= usable and (best is None or _worth(candidate) > _worth(best)):
+        needed = least_budget_bytes(candidate, measured)
+        least = min(least, needed)
+        if needed <= budget_bytes and (best is None or _worth(candidate) > _worth(best)):
             best = candidate
     if math.isinf(least):
         raise ConfigError(
@@ -75,7 +74,7 @@ def make_plan(
             "engine.base_weights.",
         )
     if best is None:
-        least_gib = least / share / GIB
+        least_gib = least / GIB
         raise MemoryBudgetError(
             f"{facts.name} does not train within {budget_bytes / GIB:.2f} GB: rows of {max(config.data.row_widths)} "
             f"tokens need {least_gib:.2f} GB.",

@@ -84,6 +84,18 @@ def predicted(
     )
 
 
+def least_budget_bytes(plan: Plan, measured: Measured | None = None) -> float:
+    """The least budget under which ``plan`` is taken: what is foretold with room for error, what was seen already without.
+
+    Args:
+        plan: as `predicted` gave it, with the same ``measured``.
+    """
+    if measured is None:
+        return plan.predicted_peak_bytes / HEADROOM
+    foretold = plan.predicted_peak_bytes - plan.predicted_parts["check"]
+    return max(foretold / MARGIN, measured.highest_bytes)
+
+
 def _corrected(parts: dict[str, int], measured: Measured) -> dict[str, int]:
     """The parts with what a rehearsal measured: all that is there between steps, and the work by its share."""
     base = measured.fixed_bytes - measured.adapter_bytes

@@ -20,7 +20,7 @@ from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan
 from mlx_gardener.engine.planner import make_plan
-from mlx_gardener.engine.predict import MARGIN, Measured, predicted
+from mlx_gardener.engine.predict import Measured, least_budget_bytes, predicted
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.step import BetweenSegments, Engine
 from mlx_gardener.model.lora import attach_lora, detach_lora, lora_parameters
@@ -70,7 +70,7 @@ def rehearsed(
                     engine, base, tried, config, facts=facts, backend=backend, between=between
                 )
                 found = predicted(plan, facts, config, backend, measured=measured)
-                if found.predicted_peak_bytes > budget * MARGIN:
+                if least_budget_bytes(found, measured) > budget:
                     break
             else:
                 return found
