@@ -225,7 +225,10 @@ def _events_so_far(pipeline: TrainingPipeline) -> list[mlx_gardener.events.Event
 def _alive(pid: int) -> bool:
     import psutil
 
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_the_time_limit_really_ends_a_run_with_a_checkpoint(tiny_model_dir: Path, repository: Path) -> None:
