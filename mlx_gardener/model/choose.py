@@ -210,9 +210,13 @@ def missing_bytes(name: str) -> int:
 
         quiet = are_progress_bars_disabled()
         disable_progress_bars()
-        files = snapshot_download(name, allow_patterns=_MODEL_FILES, dry_run=True, etag_timeout=_ASK_SECONDS)
-        if not quiet:
-            enable_progress_bars()
+        try:
+            files = snapshot_download(
+                name, allow_patterns=_MODEL_FILES, dry_run=True, etag_timeout=_ASK_SECONDS
+            )
+        finally:
+            if not quiet:
+                enable_progress_bars()
         missing = sum(file.file_size for file in files if file.will_download)
         place = Path(constants.HF_HUB_CACHE)
     while not place.exists():
