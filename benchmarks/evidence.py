@@ -31,8 +31,8 @@ COBRA = "golang-github-spf13-cobra-dev"
 SETTINGS = {
     "model": "seedling",
     "optimizer.epochs": 1,
-    "optimizer.max_steps": 24,
-    "optimizer.tokens_per_update": 4096,
+    "optimizer.max_steps": 128,
+    "optimizer.tokens_per_update": 1024,
     "data.row_widths": [512],
     "evaluation.per_epoch": 1,
     "evaluation.least_rows": 24,
