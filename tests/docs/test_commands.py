@@ -22,8 +22,10 @@ from mlx_gardener.cli import cli
 from tests.conftest import write_repository, write_tiny_model
 from tests.docs.commands import PAGES, ROOT, Line, quoted, shown
 
+HUB_MODEL = "Qwen/Qwen2.5-Coder-0.5B"  # here a tiny random one by that name
 #: Small enough to train in a second or two.
 SETTINGS = {
+    "MODEL": HUB_MODEL,
     "MIN_TRAINING_CHUNKS": "5",
     "OPTIMIZER__MAX_STEPS": "1",
     "OPTIMIZER__TOKENS_PER_UPDATE": "512",
@@ -38,7 +40,6 @@ SETTINGS = {
     "EVALUATION__MAX_NEW_TOKENS": "8",
 }
 LONG_TRAINING = "mlx-gardener train . --fresh --detach --epochs 100 --max-steps 5000"
-HUB_MODEL = "Qwen/Qwen2.5-Coder-0.5B"
 
 
 class World:
