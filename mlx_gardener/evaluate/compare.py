@@ -344,7 +344,12 @@ def _evidence(
 
 
 def _rounded(values: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 5) for name, value in values.items()}
+    return {name: _five_digits(value) for name, value in values.items()}
+
+
+def _five_digits(value: float) -> float:
+    """Rounded, and never -0.0: a bound that touches zero from below would be shown as an improvement."""
+    return round(value, 5) + 0.0
 
 
 def _file(path: str, size: int, results: dict[str, ArmResult]) -> dict[str, Any]:
@@ -366,7 +371,7 @@ def _comparisons(
 
     def add(arm: str, against: str, metric: str, change: Change, tasks: int, unit: str) -> None:
         found[arm, against, metric] = change
-        middle, low, high = (round(value, 5) for value in (change.change, change.low, change.high))
+        middle, low, high = map(_five_digits, (change.change, change.low, change.high))
         made.append(Comparison(arm, against, metric, middle, low, high, change.files, tasks, unit))
 
     for arm, against in _PAIRS:

@@ -9,6 +9,7 @@ import pytest
 
 from mlx_gardener.errors import ModelError
 from mlx_gardener.evaluate import Evidence, bits_per_byte, complete
+from mlx_gardener.evaluate.compare import _five_digits
 from mlx_gardener.evaluate.complete import build_prompt, next_line
 from mlx_gardener.evaluate.metrics import edit_similarity
 from mlx_gardener.model import BaseModel, load_base
@@ -29,6 +30,11 @@ def evidence(low: float, high: float) -> Evidence:
 def test_the_verdict_needs_the_whole_interval_on_one_side(low: float, high: float, verdict: str) -> None:
     assert evidence(low, high).verdict == verdict
     assert "1 files it never saw" in evidence(low, high).reason
+
+
+def test_an_interval_that_touches_zero_from_below_is_not_shown_as_an_improvement() -> None:
+    found = evidence(-0.05, _five_digits(-1e-9))
+    assert found.verdict == "inconclusive" and "-5.0% to +0.0%" in found.reason
 
 
 def test_bits_per_byte_is_the_loss_over_the_bytes() -> None:
