@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.errors import AdapterError, RegistryError
 from mlx_gardener.events import WarningRaised
-from mlx_gardener.registry import ProjectRegistry, default_home
+from mlx_gardener.registry import ProjectRegistry
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -114,9 +114,9 @@ def without_forgotten(config: TrainingConfig, registry: ProjectRegistry, project
 
 def as_trained(config: TrainingConfig, root: Path) -> TrainingConfig:
     """The settings that a training of the repository at ``root`` would have; makes no registry where there is none."""
-    if not default_home().exists():
-        return config
     registry = ProjectRegistry()
+    if not registry.exists:
+        return config
     try:
         found = [project.name for project in registry.list_projects() if project.path == root.resolve()]
         return without_forgotten(config, registry, found[0]) if found else config

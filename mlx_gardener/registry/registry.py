@@ -71,6 +71,11 @@ class ProjectRegistry:
         #: Projects that wait for their training.
         self.queue = TrainingQueue(self, self._database)
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a registry yet; asking makes none."""
+        return self._database.path.exists()
+
     def close(self) -> None:
         """Close the calling thread's connection, so that the home may be moved; the next use opens it again."""
         self._database.leave()

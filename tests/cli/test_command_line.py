@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mlx_gardener.registry import ProjectRegistry
+
 HEAVY = (
     "mlx",
     "numpy",
@@ -204,13 +206,14 @@ def test_a_dry_run_shows_data_and_plan_and_writes_nothing(
     repository: Path, tiny_model_dir: Path, home: Path
 ) -> None:
     before = sorted(path for path in repository.rglob("*"))
+    home.mkdir()  # as caches leave it
     done = gardener("train", str(repository), "--dry-run", "--json", *train_flags(tiny_model_dir))
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
     assert shown["scan"] and shown["plan"]["predicted_peak_bytes"] > 0
     assert shown["config"]["data"]["row_widths"] == [64, 128]
     assert sorted(path for path in repository.rglob("*")) == before
-    assert not (home / "projects").exists()
+    assert not (home / "projects").exists() and not ProjectRegistry(home).exists
 
 
 def test_a_detached_training_is_seen_and_cancelled_from_elsewhere(
