@@ -53,7 +53,7 @@ def test_a_training_stopped_at_any_question_ends_as_the_uninterrupted_one(run: R
     counter = StopAt(None)
     whole = run(config, directory="whole", recorder=counter)
     assert len(whole.state.validation) > 2 and counter.asked > 20
-    for number in range(1, counter.asked + 1, 5):
+    for number in range(1, counter.asked + 1, 9):
         with pytest.raises(TrainingCancelledError):
             run(config, directory=f"stop-{number}", recorder=StopAt(number))
         resumed = run(config, directory=f"stop-{number}", resume=True)
