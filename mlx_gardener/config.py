@@ -51,7 +51,9 @@ class OptimizerConfig(_Section):
     """How weights move. ``learning_rate`` None means: recommended for the base's width (`training.optimizer` says how).
 
     ``tokens_per_update`` fixes the positions of one optimiser update; the planner only splits them, so the memory
-    budget changes the speed and never the result. ``max_steps`` counts optimiser updates; None means all epochs.
+    budget changes the speed and never the result. Many small updates taught more than few large ones with as many tokens
+    (`benchmarks/update_size.py`), and LoRA bears large batches badly (Schulman et al. 2025, "LoRA Without Regret"); 2048 still
+    fills a GPU (judgement). ``max_steps`` counts optimiser updates; None means all epochs.
     """
 
     name: Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"] = "adamw"
@@ -65,7 +67,7 @@ class OptimizerConfig(_Section):
     clip_norm: float = Field(1.0, gt=0)
     epochs: float = Field(3.0, gt=0, le=100)
     max_steps: int | None = Field(None, ge=1)
-    tokens_per_update: int = Field(8192, ge=64)
+    tokens_per_update: int = Field(2048, ge=64)
 
 
 class DataConfig(_Section):
