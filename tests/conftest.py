@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests run side by side, one a core: a product on two threads would take the other's core for nothing.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import mlx_gardener  # noqa: F401  first: the fast BLAS must be opened before mlx is imported
 
 SPECIAL_TOKENS = (

@@ -59,6 +59,20 @@ def test_clusters_stay_on_one_side_whatever_the_seed() -> None:
         assert 0.05 < share < 0.2
 
 
+def test_no_file_outweighs_the_others_of_its_part_where_enough_are_small() -> None:
+    """One file of half the part would decide the evidence alone."""
+    files = [record(f"{n}.py", 6000 if n % 4 == 0 else 500, cluster=n) for n in range(100)]
+    for seed in range(20):
+        split = split_files(files, DataConfig(), seed=seed)
+        for part in (split.validation, split.test):
+            assert {item.size_bytes for item in part} == {500}
+            assert (
+                0.095 < sum(item.size_bytes for item in part) / sum(item.size_bytes for item in files) < 0.11
+            )
+        large = split_files([item for item in files if item.size_bytes == 6000][:9], DataConfig(), seed=seed)
+        assert len(large.test) == len(large.validation) == 1, "where all are large, large ones are held out"
+
+
 def test_a_new_file_moves_no_old_one_out_of_the_test_part() -> None:
     files = [record(f"{n}.py", 100, cluster=n) for n in range(50)]
     before = {item.path for item in split_files(files, DataConfig(), seed=0).test}
