@@ -149,14 +149,13 @@ def _without_values(now: str, before: str, values: list[list[Any]]) -> tuple[str
         if jsonc.value_at(now, keys) != value:
             left.append(".".join(keys))
             continue
-        old = jsonc.value_at(before, keys)
-        if old is not None:
-            now = jsonc.put(now, keys, old)
+        if jsonc.has(before, keys):
+            now = jsonc.put(now, keys, jsonc.value_at(before, keys))
             continue
         now = jsonc.drop(now, keys)
         for length in range(len(keys) - 1, 0, -1):  # objects that were made for it
             above = keys[:length]
-            if jsonc.value_at(now, above) == {} and jsonc.value_at(before, above) is None:
+            if jsonc.value_at(now, above) == {} and not jsonc.has(before, above):
                 now = jsonc.drop(now, above)
     return now, left
 

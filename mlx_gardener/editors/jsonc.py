@@ -40,6 +40,16 @@ def value_at(text: str, keys: Keys) -> Any:
     return found
 
 
+def has(text: str, keys: Keys) -> bool:
+    """Whether there is a value at ``keys``, null included.
+
+    Raises:
+        ConfigError: as `read`.
+    """
+    above = value_at(text, keys[:-1])
+    return isinstance(above, dict) and keys[-1] in above
+
+
 def put(text: str, keys: Keys, value: Any) -> str:
     """``text`` with ``value`` at ``keys``; objects on the way are made where they are missing.
 
@@ -194,7 +204,7 @@ def _insertion(data: bytes, node: Node, key: str, value: Any, newline: str) -> l
         brace = node.children[-1].start_byte
         rest = data[data.rfind(b"\n", 0, brace) + 1 : brace]
         if node.start_point.row != node.end_point.row and not rest.strip():  # the brace has a line of its own
-            at = brace - len(rest) - len(newline)
+            at = len(data[: brace - len(rest)].removesuffix(b"\n").removesuffix(b"\r"))
             return [(at, at, line)]
         return [(brace, brace, line + f"{newline}{outer}".encode())]
     last = pairs[-1]

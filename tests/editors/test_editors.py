@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mlx_gardener import editors
 from mlx_gardener.editors import jsonc
-from mlx_gardener.editors.change import Change
+from mlx_gardener.editors.change import Change, _without_values
 from mlx_gardener.errors import ConfigError
 from mlx_gardener.model import CodeTokenizer, load_base
 from mlx_gardener.model.tokens import load_tokenizer
@@ -220,6 +220,20 @@ def test_putting_and_dropping_change_one_value(
     assert jsonc.read(after) == {**settings, key: value}
     without = {name: value for name, value in settings.items() if name != key}
     assert jsonc.read(jsonc.drop(after, (key,))) == without
+
+
+def test_a_null_that_was_there_comes_back(tmp_path: Path) -> None:
+    """Found by the fuzzer: it was taken for nothing, and its key went with it."""
+    before = '{"a": null, "b": 1}'
+    after = jsonc.put(before, ("a",), {"url": "u"})
+    assert _without_values(after, before, [[["a"], {"url": "u"}]]) == (before, [])
+
+
+def test_lines_may_end_in_two_ways() -> None:
+    """Found by the fuzzer: the end of the line before was cut by one byte too many, through a letter."""
+    text = "{ // \r\n // \u00e9\n}"
+    after = jsonc.put(text, ("a",), 1)
+    assert jsonc.read(after) == {"a": 1} and "\u00e9" in after and jsonc.read(jsonc.drop(after, ("a",))) == {}
 
 
 def test_places_of_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -433,6 +433,7 @@ def seeds(name: str) -> list[bytes]:
         "editor_settings": [
             b'\0{\n  // c\n  "a": { "b": 1, },\n}\n', b"\0", b"\1/* only */", b'\1{"a": [1, 2], "b": {}}',
             b'\2{\r\n\t"edit_predictions": null /* x */ ,\r\n\t"\\u0061": 1e3\r\n}', b"\0" + deep,
+            b'\1{"a": null}', '\0{\r\n"x": {}, // \u00e9\n}'.encode(), '\2{ // \u00e9\r\n // \ufffd\n}'.encode(),
         ],
         "run_files": [text(job), text({"key": "k", "kind": "cpu", "cores": 2}), deep, b"[]"],
         "names": [b"projects/own/runs/a", b"../x", b"/etc", b"nul.txt", b"a\xff", "\uff41".encode()],
