@@ -1,8 +1,8 @@
 """Five real repositories, five arms: does an adapter know its own repository better than another one's adapter does?
 
-    python benchmarks/evidence.py              # click, flask, requests, rich (PyPI), cobra (Debian): trains and evaluates
-    python benchmarks/evidence.py kept         # the table of what has been evaluated so far
-    python benchmarks/evidence.py calibration  # how often an A/A comparison is called a difference
+    python -m benchmarks.evidence              # click, flask, requests, rich (PyPI), cobra (Debian): trains and evaluates
+    python -m benchmarks.evidence kept         # the table of what has been evaluated so far
+    python -m benchmarks.evidence calibration  # how often an A/A comparison is called a difference
 
 The embedded model, which saw none of the five (`scripts/seedling_corpus.toml` lists what was kept from it; checked here).
 Every repository gets an adapter first; then each adapter is measured with that of the next repository as its control.
@@ -203,7 +203,7 @@ def markdown(trained: dict[str, Any], found: dict[str, Any], aa: dict[str, Any])
     lines += [
         f"Seedling (7.6 million parameters), {SETTINGS['optimizer.max_steps']} updates of "
         f"{SETTINGS['optimizer.tokens_per_update']} tokens each, {TASKS} tasks of each kind, on held-out files. Made by "
-        "`python benchmarks/evidence.py`; `evidence.json` has every interval.",
+        "`python -m benchmarks.evidence`; `evidence.json` has every interval.",
         "",
         "| repository | " + " | ".join(("arm", *(title for _, title, _ in METRICS))) + " |",
         "|---" * (len(METRICS) + 2) + "|",

@@ -11,7 +11,7 @@ estimate +- q * se with
   2008, doi:10.1162/rest.90.3.414; Webb's six-point weights for few files) and Student's t with Kish's effective number of
   files less one as degrees of freedom.
 
-``benchmarks/evidence.py calibration`` shows the coverage. Cost: milliseconds.
+``python -m benchmarks.evidence calibration`` shows the coverage. Cost: milliseconds.
 """
 
 from __future__ import annotations
