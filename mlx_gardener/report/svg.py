@@ -28,6 +28,11 @@ COLOURS = {
 }
 _CHARACTER = 6.9  # units of a character of the text, on average
 _MOST_POINTS = 400
+_LINES = {
+    "": 'stroke-width="2"',
+    "dashed": 'stroke-width="2" stroke-dasharray="6 4"',
+    "faint": 'stroke-width="1" opacity=".45"',
+}
 
 
 def colour(name: str) -> str:
@@ -109,7 +114,7 @@ def line_chart(
     """A chart of one or more series; "" when none has a point.
 
     Args:
-        series: name, colour of `COLOURS` (with "-dashed" behind it for a dashed line) and (x, y) points of each.
+        series: name, colour of `COLOURS` (with "-dashed" or "-faint" behind it for such a line) and (x, y) points of each.
         title: what it shows, in words.
         zero: whether the y axis begins at 0.
         mark: x of a vertical line.
@@ -148,9 +153,8 @@ def line_chart(
         x, _ = place(mark, y_low)
         parts.append(line(x, top, x, height - bottom, more='stroke-dasharray="2 3" opacity=".7"'))
     for (name, shade, some), (x, y) in zip(drawn, places, strict=True):
-        shade, _, dashed = shade.partition("-")
-        dash = ' stroke-dasharray="6 4"' if dashed else ""
-        style = f'style="stroke:{colour(shade)};fill:none" stroke-width="2" stroke-linejoin="round"{dash}'
+        shade, _, kind = shade.partition("-")
+        style = f'style="stroke:{colour(shade)};fill:none" stroke-linejoin="round" {_LINES[kind]}'
         if len(some) == 1:
             cx, cy = place(*some[0])
             parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="3.5" style="fill:{colour(shade)}"/>')
@@ -271,14 +275,23 @@ def change_bar(change: float, *, most: float) -> str:
 
 
 def loss_chart(training: Mapping[str, object]) -> str:
-    """Training and validation loss of ``TrainOutcome.to_json()`` over the updates."""
+    """Training and validation loss of ``TrainOutcome.to_json()`` over the updates.
+
+    One update's loss says more about its rows than about the model, so in front of the updates stands the mean of the
+    last tenth of them.
+    """
     losses = [float(loss) for loss in training["train_losses"]]  # type: ignore[attr-defined]
     every = int(training.get("updates_per_loss", 1))  # type: ignore[call-overload]
     validation = [(point["step"], point["loss"]) for point in training["validation"]]  # type: ignore[attr-defined]
-    series: list[Series] = [
-        ("training", "green", [(1 + number * every, loss) for number, loss in enumerate(losses)]),
-        ("validation", "orange", validation),
-    ]
+    updates = [(1 + number * every, loss) for number, loss in enumerate(losses)]
+    series: list[Series] = [("training", "green", updates), ("validation", "orange", validation)]
+    window = len(losses) // 10
+    if window > 1:
+        means = [
+            (updates[end - 1][0], sum(losses[end - window : end]) / window)
+            for end in range(window, len(losses) + 1)
+        ]
+        series[:1] = [("each update", "green-faint", updates), (f"mean of {window * every}", "green", means)]
     title = "Training and validation loss over the updates"
     if losses and validation:
         title += f": training {losses[0]:.3f} to {losses[-1]:.3f}, validation {validation[0][1]:.3f} to "

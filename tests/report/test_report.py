@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from mlx_gardener.report.jsonl import JsonLines
 from mlx_gardener.report.live import LiveView, sparkline
 from mlx_gardener.report.recipe import all_settings, train_command
 from mlx_gardener.report.story import best_and_worst, directory_gains, language_gains, remarks
-from mlx_gardener.report.svg import COLOURS, line_chart, ticks
+from mlx_gardener.report.svg import COLOURS, line_chart, loss_chart, ticks
 from mlx_gardener.report.text import duration, safe_lines, safe_text
 from tests.report.facts import full_events, full_evidence, full_facts
 
@@ -344,6 +345,19 @@ def test_ticks_are_round_and_few() -> None:
 
 def test_a_chart_without_points_is_empty() -> None:
     assert line_chart([("a", "red", [])], title="", x_label="x", y_label="y") == ""
+
+
+def test_noisy_updates_stand_behind_their_mean() -> None:
+    def chart(losses: list[float]) -> str:
+        return loss_chart(
+            {"train_losses": losses, "validation": [{"step": 0, "loss": 3.0}, {"step": 9, "loss": 2.0}]}
+        )
+
+    few, many = chart([3.0, 2.0, 2.5]), chart([3.0, 1.0] * 20)
+    assert few.count("<polyline") == 2 and ">training<" in few
+    assert many.count("<polyline") == 3 and ">each update<" in many and ">mean of 4<" in many
+    means = re.findall(r'points="([^"]+)"', many)[1].split()
+    assert len({point.split(",")[1] for point in means}) == 1, "the mean of 3 and 1 is 2 wherever it stands"
 
 
 def test_a_result_displays_itself_in_a_notebook() -> None:
