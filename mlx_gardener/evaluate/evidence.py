@@ -92,6 +92,11 @@ class ScaleSweep:
     chosen: float
 
 
+def fewer(change: float) -> str:
+    """A relative change in words."""
+    return f"{abs(change):.1%} {'fewer' if change < 0 else 'more'}"
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Paired figures on the test part.
@@ -130,15 +135,16 @@ class Evidence:
         """The verdict in one sentence."""
         found = self.metrics
         low, high = found["bits_per_byte_change_low"], found["bits_per_byte_change_high"]
+        files = f"{len(self.files)} file{'s' * (len(self.files) != 1)}"
         told = (
-            f"On {len(self.files)} files it never saw the adapter needs {found['bits_per_byte_change']:+.1%} bits per "
-            f"byte against the base (95 % interval {low:+.1%} to {high:+.1%})"
+            f"On {files} it never saw the adapter needs {fewer(found['bits_per_byte_change'])} bits "
+            f"per byte than the base (95 % interval of the change {low:+.1%} to {high:+.1%})"
         )
         if self.failed_guards:
             return f"{told}, but {' and '.join(guard.reason for guard in self.failed_guards)}."
         retrieval = self._change("base_bm25", "adapter")
         if retrieval is not None and retrieval.high < 0:
-            return f"{told}, but the base with retrieved context needs still {retrieval.change:+.1%} than the adapter."
+            return f"{told}, but the base with retrieved context needs {fewer(retrieval.change)} than the adapter."
         return f"{told}."
 
     def _change(self, arm: str, against: str) -> Comparison | None:

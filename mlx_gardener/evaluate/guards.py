@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from mlx_gardener.config import EvaluationConfig
 from mlx_gardener.dataset import Place
 from mlx_gardener.dataset.examples import Segment
-from mlx_gardener.evaluate.evidence import Guard
+from mlx_gardener.evaluate.evidence import Guard, fewer
 from mlx_gardener.evaluate.generate import Answer
 from mlx_gardener.evaluate.metrics import bits_per_byte
 from mlx_gardener.evaluate.statistics import Change
@@ -55,7 +55,7 @@ def forgetting(
         rise <= limit,
         round(rise, 5),
         limit,
-        f"on other projects' code it needs {rise:+.1%} bits per byte (at most {limit:+.1%} allowed)",
+        f"on other projects' code it needs {fewer(rise)} bits per byte (at most {limit:.1%} more allowed)",
     )
 
 
