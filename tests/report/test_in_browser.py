@@ -80,4 +80,8 @@ def test_the_page_fits_every_width_and_asks_for_nothing(tmp_path: Path, scheme: 
         assert one["needs"] <= one["width"], f"scrolls sideways at {one['width']}"
         assert one["asked"] == [], "the page fetches nothing"
         assert one["paper"] == paper and one["mode"] == "CSS1Compat" and one["small"] == 0, one
-    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    # The browser's own pages complain too, on a slow machine.
+    console = [
+        line for line in done.stderr.splitlines() if "CONSOLE" in line and "source: chrome://" not in line
+    ]
+    assert not console
