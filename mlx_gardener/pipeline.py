@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from mlx_gardener.training.checkpoint import Origin
     from mlx_gardener.training.parallel import Peers
 
+#: Updates from which a training's speed says something: the first ones are slower (judgement).
+STEPS_TO_LEARN_FROM = 8
+
 
 @dataclass(frozen=True)
 class Run:
@@ -255,7 +258,7 @@ def _train(
     """TRAINING: updates until the epochs are over or validation stops improving."""
     import mlx.core as mx
 
-    from mlx_gardener.engine import learn_work
+    from mlx_gardener.engine import learn
     from mlx_gardener.training import train as train_adapter
 
     hand_out(run.peers, base, data)
@@ -275,13 +278,14 @@ def _train(
         initial=parent.weights if parent is not None and data.continued_from else None,
         peers=run.peers,
     )
-    if engine.plan is plan:  # it never had to be made smaller
+    if engine.plan is plan and outcome.state.step >= STEPS_TO_LEARN_FROM:  # it never had to be made smaller
         parts = plan.predicted_parts
         other = parts["weights"] + parts["adapter"] + parts["saved"]
-        learn_work(
+        speed = outcome.state.tokens_seen / outcome.state.seconds / run.peers.size
+        learn(
             run.registry.home / "cache",
-            predicted_bytes=parts["work"] / plan.rehearsed_scale,
-            measured_bytes=mx.get_peak_memory() - other,
+            work=(mx.get_peak_memory() - other) / max(1, parts["work"] / plan.rehearsed_scale),
+            speed=speed / plan.predicted_tokens_per_second,
         )
     return outcome
 

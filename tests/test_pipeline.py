@@ -17,6 +17,7 @@ import pytest
 import mlx_gardener
 from mlx_gardener import TrainingPhase, TrainingPipeline, TrainingProgress
 from mlx_gardener.config import TrainingConfig, load_config
+from mlx_gardener.engine import measured_backend
 from mlx_gardener.errors import MemoryBudgetError, TrainingError, TrainingTimeoutError
 from mlx_gardener.events import EventBus, StepAdvanced, StepCompleted, TrainingEnded
 from mlx_gardener.pipeline import Run
@@ -151,6 +152,8 @@ def test_the_trained_adapter_knows_the_repository_better_than_its_base(pipeline:
     assert record is not None
     metrics = record.result["metrics"]
     assert metrics["adapter_bits_per_byte"] < 0.9 * metrics["base_bits_per_byte"]
+    learned = measured_backend(better.registry.home / "cache")
+    assert learned.speed_scale != 1 and learned.work_scale != 1, "the next plan knows how this run went"
 
 
 def test_an_unknown_project_is_an_error_that_offers_a_near_name(pipeline: TrainingPipeline) -> None:

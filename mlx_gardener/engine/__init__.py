@@ -7,7 +7,7 @@ speed and memory, never the result.
 from mlx_gardener.engine.facts import ModelFacts, facts_of, model_facts
 from mlx_gardener.engine.plan import Plan
 from mlx_gardener.engine.planner import make_plan
-from mlx_gardener.engine.speed import Backend, learn_work, measured_backend
+from mlx_gardener.engine.speed import Backend, learn, measured_backend
 from mlx_gardener.engine.step import Engine, StepResult
 from mlx_gardener.engine.verify import prepare_engine
 
@@ -18,7 +18,7 @@ __all__ = [
     "Plan",
     "StepResult",
     "facts_of",
-    "learn_work",
+    "learn",
     "make_plan",
     "measured_backend",
     "model_facts",

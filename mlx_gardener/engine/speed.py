@@ -34,6 +34,7 @@ class Backend:
         read_bytes_per_second: of weight files.
         multiplies_quantized: whether products with quantised weights are fast as they are.
         work_scale: what trainings on this machine took for their work, as a share of what the formula says.
+        speed_scale: the speed that trainings on this machine had, likewise.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Backend:
     read_bytes_per_second: float
     multiplies_quantized: bool
     work_scale: float = 1.0
+    speed_scale: float = 1.0
 
 
 #: What a plan is weighed with where nothing was measured: two CPU cores, as measured on the development machine.
@@ -61,22 +63,28 @@ def measured_backend(cache_dir: Path | None = None) -> Backend:
     return found
 
 
-def learn_work(cache_dir: Path, *, predicted_bytes: float, measured_bytes: float) -> None:
-    """Remember what a training took for its work, so that the next plan is nearer the truth.
+def learn(cache_dir: Path, *, work: float, speed: float) -> None:
+    """Remember what a training took, so that the next plan is nearer the truth.
 
-    The formula's constants were fitted on a CPU; a GPU, or another version of MLX, may take more or less. Half of the
-    difference is adopted at a time, as runs differ, within a factor of two of the formula.
+    The formulas' constants were fitted on a CPU; a GPU, or another version of MLX, may take more or less. Half of the
+    difference is adopted at a time, as runs differ, within a factor of two of the formula of memory and of five of the
+    formula of speed.
 
     Args:
-        predicted_bytes: of the work, by a plan that was made with what is remembered now.
-        measured_bytes: the peak of MLX's active memory, less what is not work.
+        work: bytes that were seen over those of a plan made with what is remembered now: the peak of MLX's active
+            memory, less what is not work.
+        speed: likewise tokens per second.
     """
     kept = _kept(cache_dir)
-    if kept is None or predicted_bytes <= 0 or measured_bytes <= 0:
+    if kept is None or work <= 0 or speed <= 0:
         return
-    seen = kept.work_scale * measured_bytes / predicted_bytes
-    scale = min(2.0, max(0.5, (kept.work_scale + seen) / 2))
-    _keep(cache_dir, replace(kept, work_scale=round(scale, 3)))
+    work_scale = _between(0.5, kept.work_scale * (1 + work) / 2, 2.0)
+    speed_scale = _between(0.2, kept.speed_scale * (1 + speed) / 2, 5.0)
+    _keep(cache_dir, replace(kept, work_scale=work_scale, speed_scale=speed_scale))
+
+
+def _between(least: float, value: float, most: float) -> float:
+    return round(min(most, max(least, value)), 3)
 
 
 def _key() -> str:

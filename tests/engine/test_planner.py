@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlx_gardener.config import load_config
-from mlx_gardener.engine import learn_work, make_plan, measured_backend, model_facts
+from mlx_gardener.engine import learn, make_plan, measured_backend, model_facts
 from mlx_gardener.engine.speed import TWO_CORES
 from mlx_gardener.errors import ConfigError, MemoryBudgetError, ModelError
 from mlx_gardener.model import seedling_path
@@ -89,19 +89,21 @@ def test_layers_are_read_from_disk_only_when_the_base_does_not_fit() -> None:
 def test_the_planner_learns_from_what_trainings_took(tmp_path: Path) -> None:
     facts = model_facts(seedling_path())
     config = load_config(environment={})
-    before = make_plan(facts, config, 2 * GIB, measured_backend(tmp_path))
-    work = before.predicted_parts["work"]
-    learn_work(tmp_path, predicted_bytes=work, measured_bytes=1.5 * work)
+    before = make_plan(facts, config, 4 * GIB, measured_backend(tmp_path))
+    learn(tmp_path, work=1.5, speed=0.5)
     learned = measured_backend(tmp_path)
     assert learned.work_scale == pytest.approx(1.25)
+    after = make_plan(facts, config, 4 * GIB, learned)
+    assert after.predicted_tokens_per_second == pytest.approx(0.75 * before.predicted_tokens_per_second)
+    assert after.rows_of_width == before.rows_of_width
     pins = load_config(environment={}, overrides={"engine.micro_batch_rows": 1, "engine.live_layers": 0})
     first, second = (
         make_plan(facts, pins, 2 * GIB, one) for one in (TWO_CORES, replace(TWO_CORES, work_scale=1.25))
     )
     assert second.predicted_parts["work"] == pytest.approx(1.25 * first.predicted_parts["work"], rel=1e-6)
     for _ in range(9):  # one strange run after the other does not lead away
-        learn_work(tmp_path, predicted_bytes=1.0, measured_bytes=100.0)
-    assert measured_backend(tmp_path).work_scale == 2.0
+        learn(tmp_path, work=100.0, speed=0.01)
+    assert measured_backend(tmp_path).work_scale == 2.0 and measured_backend(tmp_path).speed_scale == 0.2
 
 
 def test_a_damaged_memory_of_the_backend_is_measured_again(tmp_path: Path) -> None:
