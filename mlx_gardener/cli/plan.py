@@ -13,13 +13,28 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.argument("path", type=click.Path(path_type=Path), required=False)
 @click.option("--model", help="auto, seedling, a hub id, or a directory. [default: auto]")
 @click.option("--budget", type=float, metavar="GB", help="Memory the training may take. [default: 4]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting, as in train.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def plan(model: str | None, budget: float | None, config_file: Path | None, as_json: bool) -> None:
-    """Show what the memory budget would be used for, without loading the model."""
+def plan(
+    path: Path | None,
+    model: str | None,
+    budget: float | None,
+    config_file: Path | None,
+    pairs: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Show what the memory budget would be used for, without loading the model.
+
+    With the repository at PATH also how long a training on it would take.
+    """
+    from mlx_gardener.cli.scan import estimate_training, scan_with_progress, time_text
+    from mlx_gardener.cli.train import parse_settings
     from mlx_gardener.config import load_config
+    from mlx_gardener.continuation import as_trained
     from mlx_gardener.engine import make_plan, measured_backend, model_facts
     from mlx_gardener.errors import MemoryBudgetError
     from mlx_gardener.model import choose_model, resolve_model
@@ -28,12 +43,21 @@ def plan(model: str | None, budget: float | None, config_file: Path | None, as_j
     from mlx_gardener.report.plan_view import show_plan
     from mlx_gardener.report.text import safe_text
 
-    config = load_config(config_file, overrides={"model": model, "memory_limit_gb": budget})
+    flags = {"model": model, "memory_limit_gb": budget}
+    config = load_config(config_file, overrides={**parse_settings(pairs), **flags})
+    if path is not None:
+        config = as_trained(config, path)
     choice = choose_model(config.model, config.memory_limit_bytes)
     facts, backend = model_facts(resolve_model(choice)), measured_backend(default_home() / "cache")
     chosen = make_plan(facts, config, config.memory_limit_bytes, backend)
+    estimate = None
+    if path is not None:
+        estimate = estimate_training(scan_with_progress(path, config, silent=as_json), config)
     if as_json:
-        click.echo(json.dumps({"model": choice.name, "reason": choice.reason, **chosen.to_json()}, indent=2))
+        found = {"model": choice.name, "reason": choice.reason, **chosen.to_json()}
+        if estimate is not None:
+            found["estimate"] = estimate
+        click.echo(json.dumps(found, indent=2))
         return
     others: list[tuple[int, Plan | None]] = []
     for gigabytes in (-2, -1, 1, 2, 4):
@@ -46,3 +70,5 @@ def plan(model: str | None, budget: float | None, config_file: Path | None, as_j
     console = make_console()
     console.print(f"Base model: {safe_text(choice.name)} ({safe_text(choice.reason)})", highlight=False)
     show_plan(console, chosen, others)
+    if estimate is not None:
+        console.print(f"\nA training takes {time_text(estimate)}.", highlight=False)

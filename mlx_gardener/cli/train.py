@@ -214,6 +214,7 @@ def _announce_place(pipeline: TrainingPipeline, number: int, name: str, as_json:
 
 def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     """What `train` would do, without doing or writing any of it."""
+    from mlx_gardener.cli.scan import estimate_training, scan_with_progress, time_text
     from mlx_gardener.continuation import as_trained
     from mlx_gardener.engine import make_plan, measured_backend, model_facts
     from mlx_gardener.model import choose_model, resolve_model
@@ -222,10 +223,9 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     from mlx_gardener.report.plan_view import show_plan
     from mlx_gardener.report.scan_view import show_scan
     from mlx_gardener.report.text import safe_text
-    from mlx_gardener.source import scan_repository
 
     config = as_trained(config, root)
-    scan = scan_repository(root, config.data, quality_threshold=config.training_data_quality_threshold)
+    scan = scan_with_progress(root, config, silent=as_json)
     choice = choose_model(config.model, config.memory_limit_bytes)
     plan = make_plan(
         model_facts(resolve_model(choice)),
@@ -233,6 +233,7 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
         config.memory_limit_bytes,
         measured_backend(default_home() / "cache"),
     )
+    estimate = estimate_training(scan, config)
     if as_json:
         click.echo(
             json.dumps(
@@ -240,6 +241,7 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
                     "scan": scan.to_json(),
                     "model": {"name": choice.name, "reason": choice.reason},
                     "plan": plan.to_json(),
+                    "estimate": estimate,
                     "config": config.model_dump(mode="json"),
                 }
             )
@@ -249,4 +251,5 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     show_scan(console, scan)
     console.print(f"\nBase model: {safe_text(choice.name)} ({safe_text(choice.reason)})", highlight=False)
     show_plan(console, plan)
+    console.print(f"\nTraining takes {time_text(estimate)}.", highlight=False)
     console.print("\nNothing was trained or written (--dry-run).", highlight=False)

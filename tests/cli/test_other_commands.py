@@ -18,7 +18,7 @@ def test_scan_shows_what_would_be_trained_on(repository: Path, tiny_model_dir: P
     )
     done = gardener("scan", str(repository), "--model", str(tiny_model_dir))
     assert done.returncode == 0, done.stderr
-    for words in ("Kept", "python", "javascript", "keys.py:2", "tokens", "minutes", "peak about"):
+    for words in ("Kept", "python", "javascript", "keys.py:2", "tokens", "a minute", "peak about"):
         assert words in done.stdout
     assert "AKIA" + "IOSFODNN7" not in done.stdout
 
@@ -43,6 +43,21 @@ def test_plan_explains_the_budget_and_refuses_what_does_not_fit(tiny_model_dir: 
     assert found["predicted_peak_bytes"] == sum(found["predicted_parts"].values())
     refused = gardener("plan", "--model", "seedling", "--budget", "0.01")
     assert refused.returncode == 1 and "--budget" in refused.stderr
+
+
+def test_plan_of_a_repository_says_how_long_it_takes_as_it_is_set(
+    repository: Path, tiny_model_dir: Path
+) -> None:
+    command = ["plan", str(repository), "--model", str(tiny_model_dir)]
+    shown = gardener(*command, "--set", "engine.micro_batch_rows=3")
+    assert shown.returncode == 0, shown.stderr
+    assert "3 rows of 512 tokens" in shown.stdout and "minute to learn from" in shown.stdout
+    twice, short = (
+        json.loads(gardener(*command, "--json", "--set", setting).stdout)["estimate"]
+        for setting in ("optimizer.epochs=2", "optimizer.max_steps=1")
+    )
+    assert twice["trained_tokens"] > twice["tokens"] > 0
+    assert short["trained_tokens"] == 2048 < twice["trained_tokens"]
 
 
 def test_doctor_looks_at_everything() -> None:
