@@ -1,19 +1,19 @@
 """Every form of an export of an adapter of the embedded model: how far it is from the source, in figures.
 
-``python benchmarks/exports.py [REPOSITORY]`` exports an adapter of random weights (what is measured is the export, not the
-adapter), compares on text of the repository (this one by default), and where llama-cpp-python is installed compares
-llama.cpp's logits with MLX's. About a minute on two cores.
+``python benchmarks/exports.py [REPOSITORY] [--adapter DIRECTORY]`` exports an adapter of random weights, or a trained one,
+compares on text of the repository (this one by default), and where llama-cpp-python is installed compares llama.cpp's
+logits with MLX's. About a minute on two cores.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import click
 from machine import bar, describe, save
 
 import mlx_gardener  # noqa: F401  first: it opens the fast BLAS
@@ -22,12 +22,18 @@ MAIN = Path(__file__).resolve().parent.parent
 TOKENS, RANK, SIZE = 128, 8, 0.02
 
 
-def main() -> None:
-    repository = Path(sys.argv[1]) if len(sys.argv) > 1 else MAIN
+@click.command()
+@click.argument("repository", type=click.Path(exists=True, path_type=Path), default=MAIN)
+@click.option(
+    "--adapter", type=click.Path(exists=True, path_type=Path), help="A trained adapter, in PEFT's form."
+)
+@click.option("--out", default="exports", show_default=True, help="Name of the result.")
+def main(repository: Path, adapter: Path | None, out: str) -> None:
+    """Measure every form."""
     before = describe()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MLX_GARDENER_HOME"] = str(Path(scratch) / "home")
-        make_adapter(repository)
+        make_adapter(repository, adapter)
         forms = exported(Path(scratch))
         llama = llama_figures(Path(scratch), repository)
     bars = [bar("error over the adapter's effect", "the source adapter", "<= 10 %", f"{forms[form]['error_share']:.2%} ({form})",
@@ -37,11 +43,11 @@ def main() -> None:
                         max(llama.values()) <= 1e-4))  # fmt: skip
     print(
         save(
-            "exports",
+            out,
             {
                 "machine": before,
                 "forms": forms,
-                "adapter": f"random, rank {RANK}, seed 4",
+                "adapter": f"random, rank {RANK}, seed 4" if adapter is None else "trained",
                 "llama_cpp": llama,
                 "bars": bars,
             },
@@ -49,17 +55,21 @@ def main() -> None:
     )
 
 
-def make_adapter(repository: Path) -> None:
-    """A project ``exports`` with an adapter of random weights, seed 4, whose products are about as large as trained ones."""
+def make_adapter(repository: Path, trained: Path | None) -> None:
+    """A project ``exports`` with an adapter: ``trained``, or random, seed 4, its products about as large as trained ones."""
     import mlx.core as mx
 
     from mlx_gardener.adapter import ManifestDetails, PeftManager
+    from mlx_gardener.adapter.imports import import_adapter
     from mlx_gardener.config import LoraConfig
     from mlx_gardener.model import load_base
     from mlx_gardener.model.lora import adapter_settings, attach_lora, detach_lora, lora_parameters
 
     manager, base, lora = PeftManager(), load_base("seedling"), LoraConfig(rank=RANK)
     manager.registry.register_project("exports", repository)
+    if trained is not None:
+        import_adapter(manager, "exports", trained, base="seedling")
+        return
     targets = attach_lora(base.model, lora, seed=3)
     mx.random.seed(4)
     weights = {
