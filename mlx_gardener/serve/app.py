@@ -11,7 +11,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -40,6 +40,11 @@ from mlx_gardener.serve.worker import (
     Started,
     Worker,
 )
+
+if TYPE_CHECKING:
+    from mlx_gardener.model import BaseModel
+
+AnyBody = TypeVar("AnyBody", CompletionBody, ChatBody, InfillBody)
 
 #: Errors by kind: status, OpenAI's type, code. The first that fits.
 _STATUS: tuple[tuple[type[Exception], int, str, str], ...] = (
@@ -123,102 +128,90 @@ class Server:
     async def completions(self, request: Request) -> Response:
         """``/v1/completions``."""
         body = parse(CompletionBody, await _json(request))
-        limits = body.limits(self._settings.max_answer_tokens)
-        target = self._target(request, body.model)
-        job = Job(
-            target,
-            lambda base, room: prompts.completion_prompts(body, base, room, limits.max_tokens),
-            body.sampling(),
-            limits,
-            answers=body.n,
-            top_scores=body.logprobs,
-        )
+        job = self._job(request, body, prompts.completion_prompts, count=body.n, top_scores=body.logprobs)
         echoes = [text if body.echo and isinstance(text, str) else "" for text in body.prompts()]
         if body.echo and not all(isinstance(text, str) for text in body.prompts()):
             raise BadRequestError("echo: only prompts that are text are echoed.")
-        head = _head(target, "cmpl", "text_completion")
+        head = _head(job.target, "cmpl", "text_completion")
 
-        def choice(index: int, text: str, scores: list[TokenScore], ending: Ending | None) -> dict[str, Any]:
+        def piece(index: int, text: str, scores: list[TokenScore], ending: Ending | None) -> dict[str, Any]:
             wanted = scores if body.logprobs is not None else None
             return answers.completion_choice(index, text, wanted, ending)
 
         def opening(index: int) -> list[dict[str, Any]]:
             echo = echoes[index // body.n]
-            return [choice(index, echo, [], None)] if echo else []
+            return [piece(index, echo, [], None)] if echo else []
+
+        def choice(index: int, text: str, scores: list[TokenScore], ending: Ending) -> dict[str, Any]:
+            return piece(index, echoes[index // body.n] + text, scores, ending)
 
         if body.stream:
-            return await self._stream(request, target, job, head, choice, opening, body.with_usage)
-        started, texts, scores, endings = await self._whole(request, job)
-        choices = [
-            choice(at, echoes[at // body.n] + text, scores[at], ending)
-            for at, (text, ending) in enumerate(zip(texts, endings, strict=True))
-        ]
-        content = {**head, "choices": choices, "usage": answers.usage(endings, body.n)}
-        return JSONResponse(content, headers=_headers(target, started))
+            return await self._stream(request, job, head, piece, opening, body.with_usage)
+        return await self._document(request, job, head, choice)
 
     async def chat(self, request: Request) -> Response:
         """``/v1/chat/completions``."""
         body = parse(ChatBody, await _json(request))
-        limits = body.limits(self._settings.max_answer_tokens)
-        target = self._target(request, body.model)
-        job = Job(
-            target,
-            lambda base, room: prompts.chat_prompt(body, base, room, limits.max_tokens),
-            body.sampling(),
-            limits,
-            answers=body.n,
-        )
+        job = self._job(request, body, prompts.chat_prompt, count=body.n)
+
+        def piece(index: int, text: str, scores: list[TokenScore], ending: Ending | None) -> dict[str, Any]:
+            return answers.chat_delta(index, {"content": text} if text else {}, ending)
+
+        def opening(index: int) -> list[dict[str, Any]]:
+            return [answers.chat_delta(index, {"role": "assistant", "content": ""}, None)]
+
+        def choice(index: int, text: str, scores: list[TokenScore], ending: Ending) -> dict[str, Any]:
+            return answers.chat_choice(index, text, ending)
+
         if body.stream:
-            head = _head(target, "chatcmpl", "chat.completion.chunk")
-
-            def piece(
-                index: int, text: str, scores: list[TokenScore], ending: Ending | None
-            ) -> dict[str, Any]:
-                return answers.chat_delta(index, {"content": text} if text else {}, ending)
-
-            def opening(index: int) -> list[dict[str, Any]]:
-                return [answers.chat_delta(index, {"role": "assistant", "content": ""}, None)]
-
-            return await self._stream(request, target, job, head, piece, opening, body.with_usage)
-        started, texts, _, endings = await self._whole(request, job)
-        choices = [
-            answers.chat_choice(at, text, ending)
-            for at, (text, ending) in enumerate(zip(texts, endings, strict=True))
-        ]
-        head = _head(target, "chatcmpl", "chat.completion")
-        content = {**head, "choices": choices, "usage": answers.usage(endings, body.n)}
-        return JSONResponse(content, headers=_headers(target, started))
+            head = _head(job.target, "chatcmpl", "chat.completion.chunk")
+            return await self._stream(request, job, head, piece, opening, body.with_usage)
+        return await self._document(request, job, _head(job.target, "chatcmpl", "chat.completion"), choice)
 
     async def infill(self, request: Request) -> Response:
         """``/infill``, as llama.cpp's server."""
         body = parse(InfillBody, await _json(request))
-        limits = body.limits(self._settings.max_answer_tokens)
-        target = self._target(request, body.model)
-        if limits.max_tokens == 0:  # plugins warm llama.cpp's cache so; there is nothing to write
+        job = self._job(request, body, prompts.infill_prompt)
+        model = job.target.id
+        if job.limits.max_tokens == 0:  # plugins warm llama.cpp's cache so; there is nothing to write
             nothing = Ending("length", "", 0, 0, 0, 0.0, 0.0)
-            return JSONResponse(answers.infill(target.id, "", nothing, body.response_fields))
-        job = Job(
-            target,
-            lambda base, room: prompts.infill_prompt(body, base, room, limits.max_tokens),
-            body.sampling(),
-            limits,
-        )
+            return JSONResponse(answers.infill(model, "", nothing, body.response_fields))
         if not body.stream:
             started, texts, _, endings = await self._whole(request, job)
-            content = answers.infill(target.id, texts[0], endings[0], body.response_fields)
-            return JSONResponse(content, headers=_headers(target, started))
+            content = answers.infill(model, texts[0], endings[0], body.response_fields)
+            return JSONResponse(content, headers=_headers(job.target, started))
 
         async def lines() -> AsyncIterator[dict[str, Any]]:
             while not isinstance(event := await job.events.get(), Finished):
                 if isinstance(event, PieceOf):
                     yield {"index": 0, "content": event.piece.text, "stop": False}
                 elif isinstance(event, EndOf):
-                    yield answers.infill(target.id, "", event.ending, None)
+                    yield answers.infill(model, "", event.ending, None)
             if event.error is not None:
                 yield _shown_error(event.error)[1]
 
         started = await self._started(request, job)
-        return EventStream(lines(), job, _headers(target, started), closing=None)
+        return EventStream(lines(), job, _headers(job.target, started), closing=None)
+
+    def _job(
+        self,
+        request: Request,
+        body: AnyBody,
+        prepare: Callable[[AnyBody, BaseModel, int, int], list[list[int]]],
+        *,
+        count: int = 1,
+        top_scores: int | None = None,
+    ) -> Job:
+        """What the worker is to do; ``prepare`` makes the prompts' token ids when its turn comes."""
+        limits = body.limits(self._settings.max_answer_tokens)
+        return Job(
+            self._target(request, body.model),
+            lambda base, room: prepare(body, base, room, limits.max_tokens),
+            body.sampling(),
+            limits,
+            answers=count,
+            top_scores=top_scores,
+        )
 
     def _target(self, request: Request, model: str | None) -> Target:
         """What the path, else the body, names; else what stands in for nothing."""
@@ -262,10 +255,25 @@ class Server:
         texts, scores, endings = await _unless_gone(request, job, collect())
         return started, ["".join(parts) for parts in texts], scores, endings
 
+    async def _document(
+        self,
+        request: Request,
+        job: Job,
+        head: dict[str, Any],
+        choice: Callable[[int, str, list[TokenScore], Ending], dict[str, Any]],
+    ) -> Response:
+        """One JSON document with all answers, as OpenAI's clients read it."""
+        started, texts, scores, endings = await self._whole(request, job)
+        choices = [
+            choice(at, text, scores[at], ending)
+            for at, (text, ending) in enumerate(zip(texts, endings, strict=True))
+        ]
+        content = {**head, "choices": choices, "usage": answers.usage(endings, job.answers)}
+        return JSONResponse(content, headers=_headers(job.target, started))
+
     async def _stream(
         self,
         request: Request,
-        target: Target,
         job: Job,
         head: dict[str, Any],
         choice: Callable[[int, str, list[TokenScore], Ending | None], dict[str, Any]],
@@ -294,7 +302,7 @@ class Server:
                 yield {**head, "choices": [], "usage": answers.usage(endings, job.answers)}
 
         started = await self._started(request, job)
-        return EventStream(lines(), job, _headers(target, started), closing="[DONE]")
+        return EventStream(lines(), job, _headers(job.target, started), closing="[DONE]")
 
 
 class EventStream(Response):
