@@ -30,7 +30,7 @@ from mlx_gardener.errors import (
     TrainingError,
     TrainingInterruptedError,
 )
-from mlx_gardener.events import Event, EventBus, TrainingEnded, TrainingPhase
+from mlx_gardener.events import Event, EventBus, StepCompleted, TrainingEnded, TrainingPhase, WarningRaised
 from mlx_gardener.group import launched_rank
 from mlx_gardener.journal import JOURNAL_NAME, JournalWriter
 from mlx_gardener.pipeline import Run, run_training
@@ -40,6 +40,7 @@ from mlx_gardener.platform.untrusted import read_json
 from mlx_gardener.progress import TrainingProgressTracker
 from mlx_gardener.recovery import Resume
 from mlx_gardener.registry import INTERRUPTED, ProjectRegistry, TrainingStatus
+from mlx_gardener.report.text import duration
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ LOST_EXIT_CODE = os.EX_TEMPFAIL
 LOCK_NAME = "worker.lock"
 #: How long a worker waits for an earlier one in the same directory, which may be writing its last checkpoint.
 LOCK_WAIT_SECONDS = 120.0
+#: Updates whose speed foretells the end: the first one is slower, and a large model's take minutes (judgement).
+STEPS_BEFORE_FORESIGHT = 3
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,11 @@ class Interrupt:
         if self._reason is not None:
             raise self._reason
 
+    @property
+    def seconds_left(self) -> float:
+        """Until the time limit."""
+        return self._deadline - time.monotonic()
+
     def close(self) -> None:
         """Stop watching."""
         self._stop.set()
@@ -181,6 +189,28 @@ class Interrupt:
                     next_step="Its checkpoint is kept: go on with `mlx-gardener train --resume`.",
                 )
                 return
+
+
+def foresee_the_limit(interrupt: Interrupt, bus: EventBus) -> Callable[[Event], None]:
+    """A subscriber that says once, while there is time to act, that updates will take longer than the time limit."""
+    steps, told = 0, False
+
+    def watch(event: Event) -> None:
+        nonlocal steps, told
+        if told or not isinstance(event, StepCompleted) or event.eta_seconds is None:
+            return
+        steps, left = steps + 1, interrupt.seconds_left
+        if steps >= STEPS_BEFORE_FORESIGHT and event.eta_seconds > left > 0:
+            told = True
+            bus.publish(
+                WarningRaised(
+                    f"At this speed the updates take another {duration(event.eta_seconds)}, but the time limit leaves "
+                    f"{duration(left)}. The training will stop there with a checkpoint, from which the same command goes on; "
+                    "a longer --timeout lets it end."
+                )
+            )
+
+    return watch
 
 
 def work(
@@ -246,6 +276,7 @@ def _work(
             seconds_used=job.seconds_used,
             must_end=must_end,
         )
+        bus.subscribe(foresee_the_limit(interrupt, bus), name="time limit")
         tracker.start_heartbeat(config.progress_update_interval, _memory_now)
         result = _run(job, config, run_dir, registry, bus, tracker, interrupt)
         phase, status, message = TrainingPhase.COMPLETED, TrainingStatus.COMPLETED, "Done"

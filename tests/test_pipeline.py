@@ -19,7 +19,7 @@ from mlx_gardener import TrainingPhase, TrainingPipeline, TrainingProgress
 from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.engine import measured_backend
 from mlx_gardener.errors import MemoryBudgetError, TrainingError, TrainingTimeoutError
-from mlx_gardener.events import EventBus, StepAdvanced, StepCompleted, TrainingEnded
+from mlx_gardener.events import EventBus, StepAdvanced, StepCompleted, TrainingEnded, WarningRaised
 from mlx_gardener.pipeline import Run
 from mlx_gardener.progress import TrainingProgressTracker
 from mlx_gardener.recovery import Resume
@@ -242,6 +242,8 @@ def test_the_time_limit_really_ends_a_run_with_a_checkpoint(tiny_model_dir: Path
     end = pipeline.wait_for_training_completion("small", timeout=WAIT)
     assert end.phase is TrainingPhase.FAILED and "time limit of 0.2 minutes" in end.message
     assert "--resume" in end.message
+    foreseen = [event.message for event in pipeline.follow("small") if isinstance(event, WarningRaised)]
+    assert len([told for told in foreseen if "a longer --timeout lets it end" in told]) == 1, foreseen
     record = pipeline.registry.latest_training("small")
     assert record is not None and any((record.run_dir / "checkpoints").iterdir())
 

@@ -74,9 +74,14 @@ def time_text(estimate: dict[str, Any]) -> str:
     time = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes:.0f} minutes"
     if minutes < 1.5:
         time = "a minute"
+    longer = (
+        ""
+        if minutes <= estimate["limit_minutes"]
+        else f", beyond the limit of {estimate['limit_minutes']:g} minutes (--timeout)"
+    )
     return (
         f"about {time} to learn from {estimate['trained_tokens']:,} tokens at "
-        f"{estimate['tokens_per_second']:,.0f} tokens/s (estimated from this machine's matrix speed and past trainings)"
+        f"{estimate['tokens_per_second']:,.0f} tokens/s (estimated from this machine's matrix speed and past trainings){longer}"
     )
 
 
@@ -123,5 +128,6 @@ def estimate_training(found: Scan, config: TrainingConfig) -> dict[str, Any]:
         "tokens_per_second": round(speed, 1),
         "trained_tokens": int(trained),
         "minutes": round(trained / speed / 60, 1),
+        "limit_minutes": config.training_timeout_minutes,
         "peak_bytes": plan.predicted_peak_bytes,
     }
