@@ -127,7 +127,7 @@ def estimate_training(found: Scan, config: TrainingConfig) -> dict[str, Any]:
         "tokens_from": f"counted in {len(texts)} files" if size else "3.5 bytes a token assumed",
         "tokens_per_second": round(speed, 1),
         "trained_tokens": int(trained),
-        "minutes": round(trained / speed / 60, 1),
+        "minutes": round(trained / speed / 60, 3),
         "limit_minutes": config.training_timeout_minutes,
         "peak_bytes": plan.predicted_peak_bytes,
     }

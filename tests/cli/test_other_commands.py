@@ -53,7 +53,7 @@ def test_plan_of_a_repository_says_how_long_it_takes_as_it_is_set(
     assert shown.returncode == 0, shown.stderr
     assert "3 rows of 512 tokens" in shown.stdout and "minute to learn from" in shown.stdout
     assert "beyond the limit" not in shown.stdout
-    long = gardener(*command, "--set", "training_timeout_minutes=0.0001", "--set", "optimizer.epochs=900")
+    long = gardener(*command, "--set", "training_timeout_minutes=0.0001", "--set", "optimizer.epochs=100")
     assert "beyond the limit of 0.0001 minutes" in " ".join(long.stdout.split())
     twice, short = (
         json.loads(gardener(*command, "--json", "--set", setting).stdout)["estimate"]
