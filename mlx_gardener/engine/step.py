@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.engine.backprop import MicroBatch, Passage, Weights
+from mlx_gardener.engine.lanes import cpu_stream
 from mlx_gardener.engine.operations import Operations, operations
 from mlx_gardener.engine.split import (
     CannotSplit,
@@ -86,7 +87,7 @@ class Engine:
         self.streamed, self.words, self.per_document = streamed, words, per_document
         self.wiring: Wiring | None = None
         self.whole_because: str | None = None
-        self.streams = [mx.new_stream(mx.cpu) for _ in range(plan.lanes)] if plan.lanes > 1 else []
+        self.streams = [cpu_stream(f"lane {lane}") for lane in range(plan.lanes)] if plan.lanes > 1 else []
         try:
             self.wiring = learn_wiring(model, mx.zeros((2, 7), dtype=mx.int32))
         except CannotSplit as error:

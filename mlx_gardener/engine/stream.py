@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_gardener.engine.lanes import cpu_stream
+
 if TYPE_CHECKING:
     import mlx.core as mx
     import mlx.nn as nn
@@ -33,7 +35,7 @@ class StreamedWeights:
 
         self._files = sorted(path.glob("model*.safetensors"))
         self._model, self._dtype = model, dtype
-        self._stream = mx.new_stream(mx.cpu)
+        self._stream = cpu_stream("reading")
         modules = dict(model.named_modules())
         #: For each layer: (module, its attribute, the weight's name in the files).
         self._places: dict[int, list[tuple[Any, str, str]]] = {
