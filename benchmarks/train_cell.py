@@ -27,9 +27,9 @@ import mlx_gardener  # noqa: F401  # preloads the BLAS
 from mlx_gardener.config import load_config, parse_value
 from mlx_gardener.dataset import Batch
 from mlx_gardener.dataset.rows import Document, pack
-from mlx_gardener.engine import Engine, make_plan, measured_backend, model_facts, prepare_engine
+from mlx_gardener.engine import load_engine, make_plan, measured_backend, model_facts
 from mlx_gardener.errors import MemoryBudgetError
-from mlx_gardener.model import choose_model, load_base, resolve_model
+from mlx_gardener.model import choose_model, resolve_model
 from mlx_gardener.model.lora import attach_lora, lora_parameters
 from mlx_gardener.platform.footprint import process_footprint_bytes, process_peak_footprint_bytes
 from mlx_gardener.training.optimizer import make_optimizer
@@ -86,29 +86,29 @@ def main(
         return
     print(plan, file=sys.stderr, flush=True)
     formula = plan
-    plan.set_limits()
-    base = load_base(
-        model,
-        base_weights=plan.base_weights,
-        unread_layers=plan.streamed_layers,
-        unread_words=plan.words_on_disk,
-    )
-    loaded, load_peak = process_footprint_bytes(), process_peak_footprint_bytes()
+    loads: list[str] = []
+
+    def tell(share: float, message: str) -> None:
+        loads.extend([message] if message.startswith("Loading") else [])
+        print(message, file=sys.stderr, flush=True)
+
     began_check = time.perf_counter()
     try:
-        engine: Engine = prepare_engine(
-            base, plan, config, facts=facts, backend=backend, warn=lambda text: print(text, file=sys.stderr)
+        base, engine = load_engine(
+            model,
+            plan,
+            config,
+            facts=facts,
+            backend=backend,
+            warn=lambda text: print(text, file=sys.stderr),
+            tell=tell,
         )
     except MemoryBudgetError as error:
         print(json.dumps({"refused": str(error), "next_step": error.next_step, "loaded": True}))
         return
     check_seconds = time.perf_counter() - began_check
     checked = process_peak_footprint_bytes()
-    print(
-        f"loaded {loaded / 2**30:.2f} GB, after the check {checked / 2**30:.2f} GB at most",
-        file=sys.stderr,
-        flush=True,
-    )
+    print(f"after the check {checked / 2**30:.2f} GB at most", file=sys.stderr, flush=True)
     engine.plan.set_limits()
     attach_lora(base.model, config.lora, seed=0)
     weights, optimizer = lora_parameters(base.model), make_optimizer(config.optimizer)
@@ -175,8 +175,7 @@ def main(
                 "measured_peak_bytes": max(process_peak_footprint_bytes(), max(samples)[0]),
                 "checked_peak_bytes": checked,
                 "at_peak_bytes": dict(zip(("footprint", "active", "cache"), max(samples), strict=True)),
-                "loaded_bytes": loaded,
-                "load_peak_bytes": load_peak,
+                "loads": len(loads),
                 "peak_active_bytes": mx.get_peak_memory(),
                 "seconds": [round(value, 3) for value in seconds],
                 "positions": positions,

@@ -59,7 +59,15 @@ class ModelError(GardenerError):
 
 
 class MemoryBudgetError(GardenerError):
-    """The work does not fit the memory budget; names the least budget that would do."""
+    """The work does not fit the memory budget; names the least budget that would do.
+
+    Args:
+        least_bytes: that budget, where it is known.
+    """
+
+    def __init__(self, message: str, *, next_step: str = "", least_bytes: float = float("inf")) -> None:
+        super().__init__(message, next_step=next_step)
+        self.least_bytes = least_bytes
 
 
 class AdapterError(GardenerError):

@@ -130,8 +130,8 @@ def _prepare(
 ) -> tuple[BaseModel, Engine, PreparedData]:
     """The base, the engine for it and the repository's data, all as a training would have them."""
     from mlx_gardener.dataset import TrainingDataPreparator
-    from mlx_gardener.engine import make_plan, measured_backend, model_facts, prepare_engine
-    from mlx_gardener.model import choose_model, load_base, load_tokenizer, resolve_model
+    from mlx_gardener.engine import load_engine, make_plan, measured_backend, model_facts
+    from mlx_gardener.model import choose_model, load_tokenizer, resolve_model
 
     choice = choose_model(config.model, config.memory_limit_bytes)
     path = resolve_model(choice)
@@ -142,25 +142,23 @@ def _prepare(
         on_progress=lambda share, message: on_progress(0.15 * share, message),
         interrupt=interrupt,
     ).prepare(project.path)
-    on_progress(0.15, f"Loading {choice.name}")
     facts = model_facts(path)
     backend = measured_backend(registry.home / "cache")
     plan = make_plan(facts, config, config.memory_limit_bytes, backend)
-    base = load_base(
+    base, engine = load_engine(
         config.model,
-        compute_dtype=config.engine.compute_dtype,
-        base_weights=plan.base_weights,
-        unread_layers=plan.streamed_layers,
-        unread_words=plan.words_on_disk,
+        plan,
+        config,
+        facts=facts,
+        backend=backend,
+        warn=lambda message: on_progress(0.25, message),
+        tell=lambda share, message: on_progress(0.15 + 0.1 * share, message),
     )
     if base.weights_sha256 != adapter.manifest["base"]["weights_sha256"]:
         raise AdapterError(
             f"{base.id} is not the model that {adapter.directory.name!r} of {project.name!r} was trained on any more.",
             next_step="Train again on the model as it is now.",
         )
-    engine = prepare_engine(
-        base, plan, config, facts=facts, backend=backend, warn=lambda message: on_progress(0.25, message)
-    )
     return base, engine, data
 
 

@@ -94,8 +94,8 @@ def follow(peers: Peers) -> None:
 
 def _train(peers: Peers, config: TrainingConfig, orders: dict[str, Any]) -> None:
     from mlx_gardener.dataset.rows import RowSet
-    from mlx_gardener.engine import make_plan, measured_backend, model_facts, prepare_engine
-    from mlx_gardener.model import choose_model, load_base, resolve_model
+    from mlx_gardener.engine import load_engine, make_plan, measured_backend, model_facts
+    from mlx_gardener.model import choose_model, resolve_model
     from mlx_gardener.platform.device import backend
     from mlx_gardener.recovery import plan_from_json
     from mlx_gardener.registry import default_home
@@ -107,15 +107,9 @@ def _train(peers: Peers, config: TrainingConfig, orders: dict[str, Any]) -> None
     # The same plan adds floats in the same order; other hardware needs one of its own.
     plan = plan_from_json(orders["plan"]) if orders["backend"] == backend() else None
     plan = plan or make_plan(facts, config, config.memory_limit_bytes, measured)
-    plan.set_limits()
-    base = load_base(
-        orders["model"],
-        compute_dtype=config.engine.compute_dtype,
-        base_weights=plan.base_weights,
-        unread_layers=plan.streamed_layers,
-        unread_words=plan.words_on_disk,
+    base, engine = load_engine(
+        orders["model"], plan, config, facts=facts, backend=measured, warn=logger.warning
     )
-    engine = prepare_engine(base, plan, config, facts=facts, backend=measured, warn=logger.warning)
     peers.check_same(_facts(base))
     data_sha256 = peers.from_first(lambda: b"").decode()
     rows = [RowSet.from_arrays(unpack_arrays(peers.from_first(lambda: b""))) for _ in range(2)]

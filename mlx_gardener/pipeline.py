@@ -187,8 +187,8 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
     A training that goes on keeps its plan, since another one adds floats in another order; where memory ran out with
     that plan, it takes the next smaller one.
     """
-    from mlx_gardener.engine import make_plan, measured_backend, model_facts, prepare_engine
-    from mlx_gardener.model import load_base, resolve_model
+    from mlx_gardener.engine import load_engine, make_plan, measured_backend, model_facts
+    from mlx_gardener.model import resolve_model
 
     config = run.config
     run.tell(TrainingPhase.STARTING_TRAINING, 0.0, "Planning memory")
@@ -200,19 +200,9 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
         plan = plan.smaller() or plan
     run.publish(PlanChosen(plan.to_json()))
     run.interrupt()
-    plan.set_limits()
     lead(run.peers, config, choice.name, plan)
-    run.tell(TrainingPhase.STARTING_TRAINING, 0.3, f"Loading {choice.name}")
-    base = load_base(
+    base, engine = load_engine(
         choice.name,
-        compute_dtype=config.engine.compute_dtype,
-        base_weights=plan.base_weights,
-        unread_layers=plan.streamed_layers,
-        unread_words=plan.words_on_disk,
-    )
-    run.tell(TrainingPhase.STARTING_TRAINING, 0.8, f"Checking how {choice.name} is cut into segments")
-    engine = prepare_engine(
-        base,
         plan,
         config,
         facts=facts,
@@ -220,6 +210,7 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
         warn=lambda message: run.publish(WarningRaised(message)),
         rehearse=kept is None and not run.smaller_plan,
         between=_telling_of_rehearsal(run),
+        tell=lambda share, message: run.tell(TrainingPhase.STARTING_TRAINING, 0.3 + 0.5 * share, message),
     )
     if engine.plan is not plan:
         run.publish(PlanChosen(engine.plan.to_json()))

@@ -5,6 +5,7 @@ speed and memory, never the result.
 """
 
 from mlx_gardener.engine.facts import ModelFacts, facts_of, model_facts
+from mlx_gardener.engine.load import load_engine
 from mlx_gardener.engine.plan import Plan
 from mlx_gardener.engine.planner import make_plan
 from mlx_gardener.engine.speed import Backend, learn, measured_backend
@@ -19,6 +20,7 @@ __all__ = [
     "StepResult",
     "facts_of",
     "learn",
+    "load_engine",
     "make_plan",
     "measured_backend",
     "model_facts",

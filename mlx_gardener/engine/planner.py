@@ -74,14 +74,38 @@ def make_plan(
             "engine.base_weights.",
         )
     if best is None:
-        least_gib = least / GIB
-        raise MemoryBudgetError(
-            f"{facts.name} does not train within {budget_bytes / GIB:.2f} GB: rows of {max(config.data.row_widths)} "
-            f"tokens need {least_gib:.2f} GB.",
-            next_step=f"Allow --budget {math.ceil(least_gib * 100) / 100:.2f}, narrow data.row_widths, "
-            "or use a smaller --model.",
-        )
+        raise too_large(facts, config, budget_bytes, least)
     return replace(best, notes=tuple(_notes(best, facts, config, whole=whole)))
+
+
+def too_large(
+    facts: ModelFacts, config: TrainingConfig, budget_bytes: int, least_bytes: float
+) -> MemoryBudgetError:
+    """The error that names the least budget that does."""
+    least_gib = least_bytes / GIB
+    return MemoryBudgetError(
+        f"{facts.name} does not train within {budget_bytes / GIB:.2f} GB: rows of "
+        f"{max(config.data.row_widths)} tokens need {least_gib:.2f} GB.",
+        next_step=f"Allow --budget {math.ceil(least_gib * 100) / 100:.2f}, narrow data.row_widths, "
+        "or use a smaller --model.",
+        least_bytes=least_bytes,
+    )
+
+
+def lighter_plan(
+    plan: Plan, facts: ModelFacts, config: TrainingConfig, budget_bytes: int, backend: Backend
+) -> Plan | None:
+    """A plan with less of the base in memory than ``plan``: the fastest that fits, else the smallest; None if none has."""
+    lighter = [
+        candidate
+        for candidate in _candidates(
+            facts, config, config.memory_limit_bytes, backend, whole=False, measured=None
+        )
+        if candidate.predicted_parts["weights"] < plan.predicted_parts["weights"]
+    ]
+    fitting = [candidate for candidate in lighter if least_budget_bytes(candidate) <= budget_bytes]
+    best = max(fitting, key=_worth, default=None) or min(lighter, key=least_budget_bytes, default=None)
+    return None if best is None else replace(best, notes=tuple(_notes(best, facts, config, whole=False)))
 
 
 def _worth(plan: Plan) -> float:

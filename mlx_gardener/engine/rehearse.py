@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan
-from mlx_gardener.engine.planner import make_plan
+from mlx_gardener.engine.planner import make_plan, too_large
 from mlx_gardener.engine.predict import Measured, least_budget_bytes, predicted
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.step import BetweenSegments, Engine
+from mlx_gardener.errors import MemoryBudgetError
 from mlx_gardener.model.lora import attach_lora, detach_lora, lora_parameters
 from mlx_gardener.platform.footprint import process_footprint_bytes, process_peak_footprint_bytes
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 #: Plans that are tried before the smallest one seen is taken as it is.
 MOST_TRIALS = 4
+#: A refusal names so much more than its trial asks for: two trials differ by some percent, half of the rows from all by up
+#: to 4 (seen), and whoever follows the advice shall not be refused again.
+TRIALS_DIFFER = 1.05
 #: Segments of the backward pass that are tried: of two, the second is computed while slopes of the first are there.
 _BACKWARD_SEGMENTS = 2
 #: The rehearsal's share of the formula is believed within these bounds (judgement): beyond, something else was measured.
@@ -42,6 +46,19 @@ class _SeenEnough(Exception):
     """Ends a rehearsed step."""
 
 
+class TrialTooLargeError(MemoryBudgetError):
+    """No plan fits with the base where it is.
+
+    Attributes:
+        work_scale: what the trial's work took, as a share of what the formula says for this backend.
+        is_whole: whether the model is taken whole, so that the base cannot be elsewhere.
+    """
+
+    def __init__(self, error: MemoryBudgetError, work_scale: float, *, is_whole: bool) -> None:
+        super().__init__(error.message, next_step=error.next_step, least_bytes=error.least_bytes)
+        self.work_scale, self.is_whole = work_scale, is_whole
+
+
 def rehearsed(
     engine: Engine,
     base: BaseModel,
@@ -50,14 +67,16 @@ def rehearsed(
     facts: ModelFacts,
     backend: Backend,
     between: BetweenSegments | None = None,
+    peak_before: int = 0,
 ) -> Plan:
     """The engine's plan with a prediction that was measured, or a smaller one where that does not fit.
 
     Args:
         between: called before every segment, as in a step; may raise.
+        peak_before: the process's peak before this base was loaded, which no plan can change.
 
     Raises:
-        MemoryBudgetError: no plan fits with the base where it is; names the least budget that does.
+        TrialTooLargeError: no plan fits with the base where it is; names the least budget that does.
     """
     import mlx.core as mx
 
@@ -67,7 +86,14 @@ def rehearsed(
         for _ in range(MOST_TRIALS):
             for tried in _tried(plan):
                 measured = _measure(
-                    engine, base, tried, config, facts=facts, backend=backend, between=between
+                    engine,
+                    base,
+                    tried,
+                    config,
+                    facts=facts,
+                    backend=backend,
+                    between=between,
+                    peak_before=peak_before,
                 )
                 found = predicted(plan, facts, config, backend, measured=measured)
                 if least_budget_bytes(found, measured) > budget:
@@ -75,7 +101,11 @@ def rehearsed(
             else:
                 return found
             there = _with_base_as_it_is(config, engine, plan)
-            plan = make_plan(facts, there, budget, backend, whole=whole, measured=measured)
+            try:
+                plan = make_plan(facts, there, budget, backend, whole=whole, measured=measured)
+            except MemoryBudgetError as error:
+                refusal = too_large(facts, config, budget, TRIALS_DIFFER * error.least_bytes)
+                raise TrialTooLargeError(refusal, measured.work_scale, is_whole=whole) from None
         return plan
     finally:
         detach_lora(base.model)
@@ -103,6 +133,7 @@ def _measure(
     facts: ModelFacts,
     backend: Backend,
     between: BetweenSegments | None,
+    peak_before: int,
 ) -> Measured:
     """What lies in memory before a step, and what a micro-batch of ``plan`` takes on top, as a share of the formula."""
     import mlx.core as mx
@@ -141,12 +172,18 @@ def _measure(
         mx.clear_cache()
     formula = predicted(plan, facts, config, backend).predicted_parts
     took = highest() - fixed - formula["saved"]
+    peak = process_peak_footprint_bytes()
     return Measured(
         fixed_bytes=fixed,
         adapter_bytes=sum(value.nbytes for value in weights.values()),
         work_scale=min(_MOST_SCALE, max(_LEAST_SCALE, took / max(1, formula["work"]))),
-        highest_bytes=process_peak_footprint_bytes(),
+        highest_bytes=peak if peak > peak_before else highest(),
     )
+
+
+def is_tried_at_once(plan: Plan) -> bool:
+    """Whether the first trial takes all rows, as they cannot be halved."""
+    return len(_tried(plan)) == 1
 
 
 def _tried(plan: Plan) -> list[Plan]:

@@ -45,16 +45,19 @@ def prepare_engine(
     warn: Callable[[str], None],
     rehearse: bool = True,
     between: BetweenSegments | None = None,
+    peak_before: int = 0,
 ) -> Engine:
     """The engine for ``base`` under ``plan``, checked; with another plan where the model must be taken whole.
 
     Args:
         rehearse: try the plan as the settings say, and take another where it does not fit; False keeps ``plan``.
         between: called before every segment of the rehearsal; may raise.
+        peak_before: see `rehearse.rehearsed`.
         warn: told, in a sentence, why a model is taken whole.
 
     Raises:
-        MemoryBudgetError: it must be taken whole and does not fit then, or the rehearsal shows that nothing fits.
+        MemoryBudgetError: it must be taken whole and does not fit then.
+        TrialTooLargeError: the rehearsal shows that nothing fits with the base where it is.
     """
     streamed = None
     if plan.streamed_layers:
@@ -81,7 +84,9 @@ def prepare_engine(
         engine.plan = make_plan(facts, config, config.memory_limit_bytes, backend, whole=True)
         warn(f"{base.id} is computed as one segment, which takes more memory: {engine.whole_because}.")
     if rehearse and config.engine.rehearse:
-        engine.plan = rehearsed(engine, base, config, facts=facts, backend=backend, between=between)
+        engine.plan = rehearsed(
+            engine, base, config, facts=facts, backend=backend, between=between, peak_before=peak_before
+        )
         if engine.words is None and engine.wiring is not None:
             words = _words(
                 base, engine.plan, facts

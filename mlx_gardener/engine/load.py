@@ -1,0 +1,139 @@
+"""A base as far as the budget lets it into memory, and the engine for it: planned, loaded, tried, and loaded anew if need be.
+
+A rehearsal corrects what was foretold, and with it all of the plan but where the base is. Where no such plan fits, less of the
+base is kept in memory, as far as its files allow; only where the lightest way does not fit is the model refused. Rows that
+cannot be halved for a first try are tried with the lightest way first, so that no trial goes beyond the budget; what it
+measures then chooses the way. Cost: that of loading, for each way tried; most bases are loaded once.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mlx_gardener.config import TrainingConfig
+from mlx_gardener.engine.facts import ModelFacts
+from mlx_gardener.engine.plan import Plan
+from mlx_gardener.engine.planner import lighter_plan, make_plan
+from mlx_gardener.engine.rehearse import TrialTooLargeError, is_tried_at_once
+from mlx_gardener.engine.speed import Backend
+from mlx_gardener.engine.step import BetweenSegments, Engine
+from mlx_gardener.engine.verify import prepare_engine
+from mlx_gardener.errors import MemoryBudgetError
+from mlx_gardener.platform.footprint import process_peak_footprint_bytes
+
+if TYPE_CHECKING:
+    from mlx_gardener.model import BaseModel
+
+#: A micro-batch's work may take this share of the formula's more before it was measured (seen: up to 0.3).
+_DOUBT = 0.5
+
+
+def load_engine(
+    model: str,
+    plan: Plan,
+    config: TrainingConfig,
+    *,
+    facts: ModelFacts,
+    backend: Backend,
+    warn: Callable[[str], None],
+    rehearse: bool = True,
+    between: BetweenSegments | None = None,
+    tell: Callable[[float, str], None] = lambda share, message: None,
+) -> tuple[BaseModel, Engine]:
+    """Load ``model`` as ``plan`` says, and as the rehearsal lets it.
+
+    Args:
+        rehearse: try plans as the settings say; False keeps ``plan``.
+        between: called before every segment of a rehearsal; may raise.
+        tell: told how far it is, as a share, and what it does.
+        warn: told, in a sentence, why a model is taken whole.
+
+    Raises:
+        MemoryBudgetError: it does not fit in any way; names the least budget that does.
+        ModelError: the model cannot be read.
+    """
+    rehearse = rehearse and config.engine.rehearse
+    budget, wanted = config.memory_limit_bytes, plan
+    error: MemoryBudgetError | None = None
+    is_lightest_first = rehearse and is_tried_at_once(plan) and _is_tight(plan)
+    if is_lightest_first:
+        plan = lighter_plan(plan, facts, config, 0, backend) or plan
+    while True:
+        tell(0.0, f"Loading {model}")
+        plan.set_limits()
+        peak_before = process_peak_footprint_bytes()
+        base = _load(model, plan, config)
+        tell(0.7, f"Checking how {model} is cut into segments")
+        try:
+            engine = prepare_engine(
+                base,
+                plan,
+                config,
+                facts=facts,
+                backend=backend,
+                warn=warn,
+                rehearse=rehearse,
+                between=between,
+                peak_before=peak_before,
+            )
+        except TrialTooLargeError as refused:
+            scaled = _scaled(backend, max(1.0, refused.work_scale))
+            if error is None or refused.least_bytes < error.least_bytes:
+                # A new one: the traceback of what was caught holds the base.
+                error = MemoryBudgetError(
+                    refused.message, next_step=refused.next_step, least_bytes=refused.least_bytes
+                )
+            lighter = None if refused.is_whole else lighter_plan(plan, facts, config, budget, scaled)
+            if lighter is None:
+                raise error from None
+            plan, is_lightest_first = lighter, False
+        else:
+            heavier = None
+            if is_lightest_first and plan is not wanted and engine.whole_because is None:
+                heavier = _heavier(plan, facts, config, _scaled(backend, engine.plan.rehearsed_scale))
+            if heavier is None:
+                return base, engine
+            plan, is_lightest_first = heavier, False
+            del engine
+        del base
+        _free()
+
+
+def _load(model: str, plan: Plan, config: TrainingConfig) -> BaseModel:
+    from mlx_gardener.model import load_base
+
+    return load_base(
+        model,
+        compute_dtype=config.engine.compute_dtype,
+        base_weights=plan.base_weights,
+        unread_layers=plan.streamed_layers,
+        unread_words=plan.words_on_disk,
+    )
+
+
+def _is_tight(plan: Plan) -> bool:
+    return plan.predicted_peak_bytes + _DOUBT * plan.predicted_parts["work"] > plan.budget_bytes
+
+
+def _heavier(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend) -> Plan | None:
+    """The plan that was wanted, now that the work is known; None where the lightest way is as good."""
+    try:
+        found = make_plan(facts, config, config.memory_limit_bytes, backend)
+    except MemoryBudgetError:
+        return None  # what was tried needs less room for error
+    return found if found.predicted_parts["weights"] > plan.predicted_parts["weights"] else None
+
+
+def _scaled(backend: Backend, work_scale: float) -> Backend:
+    return replace(backend, work_scale=backend.work_scale * work_scale)
+
+
+def _free() -> None:
+    """Give back what a base took that nothing refers to any more."""
+    import mlx.core as mx
+
+    gc.collect()
+    mx.clear_cache()

@@ -1,0 +1,78 @@
+"""A base is loaded as the trial lets it: less of it in memory rather than a refusal, and a refusal names what does train."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from mlx_gardener.config import load_config
+from mlx_gardener.engine import Plan, load_engine, make_plan, model_facts
+from mlx_gardener.engine.speed import TWO_CORES
+from mlx_gardener.errors import MemoryBudgetError
+from tests.conftest import write_tiny_model
+
+GIB, MIB = 1024**3, 1024**2
+ROWS = 64  # pinned, so that all that can give way is the base
+
+
+@pytest.fixture(scope="module")
+def deep_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_dir: Path) -> Path:
+    """Twelve layers of 10 MB, whose work on one short row is small beside them."""
+    return write_tiny_model(
+        tmp_path_factory.mktemp("deep"), tiny_tokenizer_dir, hidden_size=512, intermediate_size=1024,
+        num_hidden_layers=12, num_attention_heads=8, num_key_value_heads=8,
+    )  # fmt: skip
+
+
+def outcome(model: Path, budget_bytes: float, work_scale: float) -> tuple[Plan, Plan, list[str]] | float:
+    """(first plan, the engine's plan, what was told), or the least budget in bytes where it was refused.
+
+    In a process of its own, whose footprint is nobody else's. ``work_scale`` below 1 makes the formula foretell too little.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+        return fresh.submit(load, model, budget_bytes, work_scale).result()
+
+
+def load(model: Path, budget_bytes: float, work_scale: float) -> tuple[Plan, Plan, list[str]] | float:
+    pins = {"data.row_widths": [64], "engine.micro_batch_rows": ROWS, "engine.live_layers": 0}
+    config = load_config(environment={}, overrides={"memory_limit_gb": budget_bytes / GIB, **pins})
+    facts, backend, told = model_facts(model), replace(TWO_CORES, work_scale=work_scale), list[str]()
+    try:
+        plan = make_plan(facts, config, config.memory_limit_bytes, backend)
+        _, engine = load_engine(
+            str(model), plan, config, facts=facts, backend=backend, warn=told.append,
+            tell=lambda share, message: told.append(message),
+        )  # fmt: skip
+    except MemoryBudgetError as error:
+        return error.least_bytes
+    return plan, engine.plan, told
+
+
+def loads(told: list[str]) -> int:
+    return len([message for message in told if message.startswith("Loading")])
+
+
+def test_what_does_not_fit_in_memory_is_read_from_disk_instead_of_refused(deep_model: Path) -> None:
+    roomy = outcome(deep_model, 4 * GIB, 1.0)
+    assert isinstance(roomy, tuple) and roomy[1].streamed_layers == 0 and loads(roomy[2]) == 1
+    needed = roomy[1].predicted_peak_bytes - roomy[1].predicted_parts["cache"]
+    budget = needed - 40 * MIB  # too little for all layers in memory, as a trial shows
+    found = outcome(deep_model, budget, 0.3)
+    assert isinstance(found, tuple), found
+    first, last, told = found
+    assert first.streamed_layers < last.streamed_layers and loads(told) > 1
+    assert last.predicted_peak_bytes <= budget
+
+
+def test_the_least_budget_that_a_trial_names_does_train(deep_model: Path) -> None:
+    foretold = outcome(deep_model, 0.22 * GIB, 0.3)  # refused before loading
+    assert isinstance(foretold, float) and 0.22 * GIB < foretold < GIB
+    least = outcome(deep_model, foretold + MIB, 0.3)  # refused by the trial, which knows better
+    assert isinstance(least, float) and foretold < least < GIB
+    again = outcome(deep_model, least + MIB, 0.3)
+    assert isinstance(again, tuple), again
+    assert again[1].streamed_layers > 0 and again[1].predicted_peak_bytes <= least + MIB
