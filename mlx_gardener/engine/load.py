@@ -20,7 +20,7 @@ from mlx_gardener.engine.planner import lighter_plan, make_plan
 from mlx_gardener.engine.rehearse import TrialTooLargeError, is_tried_at_once
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.step import BetweenSegments, Engine
-from mlx_gardener.engine.verify import prepare_engine
+from mlx_gardener.engine.verify import HeadNotOnDiskError, prepare_engine
 from mlx_gardener.errors import MemoryBudgetError
 from mlx_gardener.platform.footprint import process_peak_footprint_bytes
 
@@ -53,14 +53,14 @@ def load_engine(
 
     Raises:
         MemoryBudgetError: it does not fit in any way; names the least budget that does.
-        ModelError: the model cannot be read.
+        ModelError: the model cannot be read, or not in the way that the settings pin.
     """
     rehearse = rehearse and config.engine.rehearse
     budget, wanted = config.memory_limit_bytes, plan
     error: MemoryBudgetError | None = None
-    is_lightest_first = rehearse and is_tried_at_once(plan) and _is_tight(plan)
-    if is_lightest_first:
+    if rehearse and is_tried_at_once(plan) and _is_tight(plan):
         plan = lighter_plan(plan, facts, config, 0, backend) or plan
+    is_lightest_first = plan is not wanted
     while True:
         tell(0.0, f"Loading {model}")
         plan.set_limits()
@@ -90,9 +90,18 @@ def load_engine(
             if lighter is None:
                 raise error from None
             plan, is_lightest_first = lighter, False
+        except HeadNotOnDiskError:
+            if plan is wanted:
+                raise
+            if not is_lightest_first:
+                assert error is not None
+                raise error from None
+            plan, is_lightest_first = wanted, False
         else:
             heavier = None
-            if is_lightest_first and plan is not wanted and engine.whole_because is None:
+            if is_lightest_first and engine.whole_because is not None:
+                heavier = wanted
+            elif is_lightest_first:
                 heavier = _heavier(plan, facts, config, _scaled(backend, engine.plan.rehearsed_scale))
             if heavier is None:
                 return base, engine

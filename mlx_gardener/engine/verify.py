@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 
 
+class HeadNotOnDiskError(ModelError):
+    """The files do not hold embedding and head in a form that can be read by rows."""
+
+
 def prepare_engine(
     base: BaseModel,
     plan: Plan,
@@ -56,6 +60,7 @@ def prepare_engine(
         warn: told, in a sentence, why a model is taken whole.
 
     Raises:
+        HeadNotOnDiskError: the plan leaves embedding and head on disk, and they cannot be read from there.
         MemoryBudgetError: it must be taken whole and does not fit then.
         TrialTooLargeError: the rehearsal shows that nothing fits with the base where it is.
     """
@@ -101,7 +106,7 @@ def _words(base: BaseModel, plan: Plan, facts: ModelFacts) -> Words | None:
     """Embedding and head by words, where the plan wants them so; not in use yet.
 
     Raises:
-        ModelError: the files do not hold them in a form that can be read by rows.
+        HeadNotOnDiskError: the plan leaves them on disk, and they cannot be read from there.
     """
     if not plan.by_words:
         return None
@@ -114,7 +119,7 @@ def _words(base: BaseModel, plan: Plan, facts: ModelFacts) -> Words | None:
     except CannotSplit as error:
         if not plan.words_on_disk:
             return None  # an unusual head: the tail is taken in slices of positions
-        raise ModelError(
+        raise HeadNotOnDiskError(
             f"Embedding and head of {base.id} cannot stay on disk: {error}.",
             next_step="Set engine.words_on_disk to false and allow a larger --budget.",
         ) from error

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from mlx_gardener.config import load_config
-from mlx_gardener.engine import Plan, load_engine, make_plan, model_facts
+from mlx_gardener.config import TrainingConfig, load_config
+from mlx_gardener.engine import Plan, load_engine, make_plan, model_facts, words
 from mlx_gardener.engine.speed import TWO_CORES
 from mlx_gardener.errors import MemoryBudgetError
 from tests.conftest import write_tiny_model
 
 GIB, MIB = 1024**3, 1024**2
-ROWS = 64  # pinned, so that all that can give way is the base
+SHAPE = (64, 64)  # rows and their width are pinned, so that all that can give way is the base
 
 
 @pytest.fixture(scope="module")
@@ -28,18 +28,34 @@ def deep_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_dir: Pat
     )  # fmt: skip
 
 
-def outcome(model: Path, budget_bytes: float, work_scale: float) -> tuple[Plan, Plan, list[str]] | float:
+def settings(budget_bytes: float, shape: tuple[int, int]) -> TrainingConfig:
+    rows, width = shape
+    pins = {"data.row_widths": [width], "engine.micro_batch_rows": rows, "engine.live_layers": 0}
+    return load_config(environment={}, overrides={"memory_limit_gb": budget_bytes / GIB, **pins})
+
+
+def outcome(
+    model: Path,
+    budget_bytes: float,
+    work_scale: float,
+    *,
+    shape: tuple[int, int] = SHAPE,
+    has_tables: bool = True,
+) -> tuple[Plan, Plan, list[str]] | float:
     """(first plan, the engine's plan, what was told), or the least budget in bytes where it was refused.
 
     In a process of its own, whose footprint is nobody else's. ``work_scale`` below 1 makes the formula foretell too little.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-        return fresh.submit(load, model, budget_bytes, work_scale).result()
+        return fresh.submit(load, model, budget_bytes, work_scale, shape, has_tables).result()
 
 
-def load(model: Path, budget_bytes: float, work_scale: float) -> tuple[Plan, Plan, list[str]] | float:
-    pins = {"data.row_widths": [64], "engine.micro_batch_rows": ROWS, "engine.live_layers": 0}
-    config = load_config(environment={}, overrides={"memory_limit_gb": budget_bytes / GIB, **pins})
+def load(
+    model: Path, budget_bytes: float, work_scale: float, shape: tuple[int, int], has_tables: bool
+) -> tuple[Plan, Plan, list[str]] | float:
+    if not has_tables:  # as in a model whose embedding and head are of kinds of its own
+        words.word_tables = lambda model, vocab: iter(())
+    config = settings(budget_bytes, shape)
     facts, backend, told = model_facts(model), replace(TWO_CORES, work_scale=work_scale), list[str]()
     try:
         plan = make_plan(facts, config, config.memory_limit_bytes, backend)
@@ -76,3 +92,17 @@ def test_the_least_budget_that_a_trial_names_does_train(deep_model: Path) -> Non
     again = outcome(deep_model, least + MIB, 0.3)
     assert isinstance(again, tuple), again
     assert again[1].streamed_layers > 0 and again[1].predicted_peak_bytes <= least + MIB
+
+
+@pytest.mark.parametrize("has_tables", [True, False])
+def test_rows_that_cannot_be_halved_are_tried_the_lightest_way_first(
+    deep_model: Path, has_tables: bool
+) -> None:
+    facts, config = model_facts(deep_model), settings(4 * GIB, (1, 2048))
+    resident = make_plan(facts, config, 4 * GIB, replace(TWO_CORES, work_scale=1.5))
+    budget = (resident.predicted_peak_bytes - resident.cache_bytes) / 0.9 + MIB
+    found = outcome(deep_model, budget, 1.5, shape=(1, 2048), has_tables=has_tables)
+    assert isinstance(found, tuple), found
+    first, last, told = found
+    assert first.streamed_layers == last.streamed_layers == 0 and loads(told) == 2
+    assert last.predicted_peak_bytes <= budget
