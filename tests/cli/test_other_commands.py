@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mlx_gardener.cli import doctor
+from mlx_gardener.platform import blas, device
 from tests.cli.test_command_line import gardener, train_flags
 
 
@@ -77,6 +79,13 @@ def test_doctor_says_what_to_do_about_a_slow_blas() -> None:
     assert "matrix speed" in done.stdout
     if "FIX  matrix speed" in done.stdout:
         assert "pip install mkl" in done.stdout and done.returncode == 1
+
+
+def test_a_busy_machine_with_a_fast_blas_is_not_told_to_install_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_SLOW_GFLOPS", 1e9)  # no machine is as fast
+    found = next(item for item in doctor.examine() if item.name == "matrix speed")
+    opened = blas.state().path is not None
+    assert found.ok == (opened or device.backend() != "cpu") and ("busy" in found.seen) == opened
 
 
 def test_a_trained_project_is_listed_used_exported_and_removed(
