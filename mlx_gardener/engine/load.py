@@ -2,7 +2,7 @@
 
 A rehearsal corrects what was foretold, and with it all of the plan but where the base is. Where no such plan fits, less of the
 base is kept in memory, as far as its files allow; only where the lightest way does not fit is the model refused. Rows that
-cannot be halved for a first try are tried with the lightest way first, so that no trial goes beyond the budget; what it
+cannot be halved for a first try are tried with the lightest way first, lest the trial itself go beyond the budget; what it
 measures then chooses the way. Cost: that of loading, for each way tried; most bases are loaded once.
 """
 

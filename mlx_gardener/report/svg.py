@@ -51,6 +51,7 @@ def standalone(svg: str) -> str:
         f"<style>svg{{{variables(dark=False)}color:#1f2328;background:#fff}}"
         f"@media (prefers-color-scheme:dark){{svg{{{variables(dark=True)}color:#e6edf3;background:#0d1117}}}}</style>"
     )
+    svg = str(svg)  # Markup would escape the style
     end = svg.index(">") + 1
     return svg[:end] + style + svg[end:] + "\n"
 

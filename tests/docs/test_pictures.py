@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from xml.etree import ElementTree
 
 from tests.docs.commands import PAGES, ROOT
 
@@ -15,3 +16,9 @@ def test_every_picture_is_shown_and_every_shown_one_is_there() -> None:
     }
     assert all(picture.is_file() for picture in shown)
     assert set((ROOT / "docs" / "pictures").glob("*.svg")) <= shown
+
+
+def test_every_picture_follows_light_and_dark() -> None:
+    for picture in (ROOT / "docs" / "pictures").glob("*.svg"):
+        style = ElementTree.parse(picture).getroot().find("{http://www.w3.org/2000/svg}style")
+        assert style is not None and "prefers-color-scheme:dark" in (style.text or ""), picture.name
