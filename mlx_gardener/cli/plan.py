@@ -44,7 +44,7 @@ def plan(
     from mlx_gardener.report.text import safe_text
 
     flags = {"model": model, "memory_limit_gb": budget}
-    config = load_config(config_file, overrides={**parse_settings(pairs), **flags})
+    config = load_config(config_file, overrides={**flags, **parse_settings(pairs)})
     if path is not None:
         config = as_trained(config, path)
     choice = choose_model(config.model, config.memory_limit_bytes)

@@ -29,7 +29,7 @@ def scan(
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.scan_view import show_scan
 
-    config = as_trained(load_config(config_file, overrides={**parse_settings(pairs), "model": model}), path)
+    config = as_trained(load_config(config_file, overrides={"model": model, **parse_settings(pairs)}), path)
     found = scan_with_progress(path, config, silent=as_json)
     estimate = estimate_training(found, config)
     if as_json:
