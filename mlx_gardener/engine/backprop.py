@@ -7,7 +7,7 @@ computed once, together with the tail. With all of them live a step is one graph
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -162,15 +162,27 @@ class Passage:
         return tape
 
     def _replay(
-        self, wiring: Wiring, tape: _Tape, first: int, last: int, values: dict[Key, mx.array]
+        self,
+        wiring: Wiring,
+        tape: _Tape,
+        first: int,
+        last: int,
+        values: dict[Key, mx.array],
+        on_call: Callable[[list[mx.array]], None] = lambda arrays: None,
     ) -> dict[Key, mx.array]:
-        """The calls ``first`` to ``last`` again, with ``values`` for what they take from earlier ones."""
+        """The calls ``first`` to ``last`` again, with ``values`` for what they take from earlier ones.
+
+        Args:
+            on_call: given the arrays that each call makes.
+        """
 
         known = dict(values)
         for call in range(first, last):
             args, kwargs = filled(tape.arguments[call], known)
             result = self.engine.run_layer(wiring.layers[wiring.layer_of_call[call]], args, kwargs, self.rows)
-            known.update({(call, number): array for number, array in enumerate(arrays_of(result))})
+            made = arrays_of(result)
+            on_call(made)
+            known.update({(call, number): array for number, array in enumerate(made)})
         return known
 
     def _backward(
@@ -191,7 +203,8 @@ class Passage:
         below = (
             taken if lowest < first else []
         )  # what lies below needs no gradient when nothing there is trained
-        names = self._names(wiring, first, last, adapters)
+        by_layer = self._names(wiring, first, last, adapters)
+        names = [name for layer in by_layer for name in layer]
         outer = {key: tape.values[key] for key in taken}
 
         def segment(*arrays: mx.array) -> list[mx.array]:
@@ -206,7 +219,7 @@ class Passage:
             for key, slope in zip(given, wanted, strict=True)
         ]
         _, found = mx.vjp(segment, primals, cotangents)
-        self._collect(found, below, names, slopes, gradients)
+        self._collect(found, below, by_layer, slopes, gradients)
         self._adopt(wiring, {name: self.weights[name] for name in names}, adapters)
         for key in given:
             tape.values.pop(key, None)
@@ -243,24 +256,35 @@ class Passage:
             return float(loss.item()), slopes  # type: ignore[arg-type]  # a float32 scalar, not complex
         taken = wiring.taken(live, wiring.calls)
         below = taken if lowest < live else []
-        names = self._names(wiring, live, wiring.calls, adapters)
+        by_layer = self._names(wiring, live, wiring.calls, adapters)
+        names = [name for layer in by_layer for name in layer]
         outer = {key: tape.values[key] for key in taken}
         primals = [outer[key] for key in below] + [self.weights[name] for name in names]
+        #: What is computed together, in order. All at once, MLX would allocate far ahead of what it computes.
+        stages: list[list[mx.array]] = []
 
         def surrogate(*arrays: mx.array) -> tuple[mx.array, mx.array]:
             # Its gradient is the loss's: the tail gives d loss / d hidden, which is constant here.
             self._adopt(wiring, dict(zip(names, arrays[len(below) :], strict=True)), adapters)
             known = outer | dict(zip(below, arrays, strict=False))
-            hidden = self._at_positions(self._replay(wiring, tape, live, wiring.calls, known)[end])
-            losses, slope = tail.losses_and_slope(mx.stop_gradient(hidden))
+            known = self._replay(wiring, tape, live, wiring.calls, known, stages.append)
+            hidden = self._at_positions(known[end])
+            with self.engine.tail_threads():
+                losses, slope = tail.losses_and_slope(mx.stop_gradient(hidden), stages.append)
             product = hidden.astype(mx.float32) * mx.stop_gradient(slope).astype(mx.float32)
             return product.sum(), losses.sum()
 
         if not primals:
-            loss = surrogate()[1]
-            return float(loss.item()), slopes  # type: ignore[arg-type]
-        (_, loss), found = mx.vjp(surrogate, primals, [mx.ones(()), mx.zeros(())])
-        self._collect(found, below, names, slopes, gradients, loss)
+            loss, found = surrogate()[1], list[mx.array]()
+        else:
+            (_, loss), found = mx.vjp(surrogate, primals, [mx.ones(()), mx.zeros(())])
+        for number in range(len(stages)):
+            mx.eval(stages[number])
+            stages[number] = []
+            if live + number < wiring.calls:
+                self.between()
+        mx.eval(loss)
+        self._collect(found, below, by_layer, slopes, gradients, self.between)
         self._adopt(wiring, {name: self.weights[name] for name in names}, adapters)
         return float(loss.item()), slopes  # type: ignore[arg-type]
 
@@ -293,10 +317,11 @@ class Passage:
         mx.eval(gradients)
         return float(loss.item())  # type: ignore[arg-type]  # a float32 scalar, not complex
 
-    def _names(self, wiring: Wiring, first: int, last: int, adapters: list[dict[str, str]]) -> list[str]:
-        """The adapters of the layers that the calls ``first`` to ``last`` call."""
-        layers = dict.fromkeys(wiring.layer_of_call[first:last])
-        return [name for layer in layers for name in adapters[layer].values()]
+    def _names(
+        self, wiring: Wiring, first: int, last: int, adapters: list[dict[str, str]]
+    ) -> list[list[str]]:
+        """The adapters of each of the layers that the calls ``first`` to ``last`` call."""
+        return [list(adapters[layer].values()) for layer in dict.fromkeys(wiring.layer_of_call[first:last])]
 
     def _adopt(self, wiring: Wiring, masters: Weights, adapters: list[dict[str, str]]) -> None:
         """Put adapter weights into the layers, in the model's type."""
@@ -309,25 +334,35 @@ class Passage:
 
     def _collect(
         self,
-        found: Iterable[mx.array],
+        found: list[mx.array],
         below: list[Key],
-        names: list[str],
+        names: list[list[str]],
         slopes: dict[Key, mx.array],
         gradients: Weights,
-        *others: mx.array,
+        between: Callable[[], None] = lambda: None,
     ) -> None:
-        """Compute what differentiation found (and ``others``): slopes of earlier segments, adapters' gradients."""
+        """Compute what differentiation found, the last layer's gradients first, and add it to what is there.
+
+        Args:
+            found: slopes of what ``below`` names, then the gradients of the adapters ``names``.
+            names: adapters by layer.
+            between: called after each layer but the first.
+        """
         import mlx.core as mx
 
-        values = list(found)
-        changed = list(others)
-        for key, value in zip(below, values, strict=False):
-            slopes[key] = slopes[key] + value if key in slopes else value
-            changed.append(slopes[key])
-        for name, value in zip(names, values[len(below) :], strict=True):
-            gradients[name] = gradients[name] + value
-            changed.append(gradients[name])
-        mx.eval(changed)
+        of_adapters = iter(found[len(below) :])
+        by_layer = [[(name, next(of_adapters)) for name in layer] for layer in names]
+        for layer in by_layer[:0:-1]:
+            gradients.update((name, gradients[name] + value) for name, value in layer)
+            mx.eval([gradients[name] for name, _ in layer])
+            between()
+        first = by_layer[0] if by_layer else []
+        gradients.update((name, gradients[name] + value) for name, value in first)
+        slopes.update(
+            (key, slopes[key] + value if key in slopes else value)
+            for key, value in zip(below, found, strict=False)
+        )
+        mx.eval([gradients[name] for name, _ in first], [slopes[key] for key in below])
 
     def _at_positions(self, hidden: mx.array) -> mx.array:
         """(positions, ...) of hidden states (rows, width - 1, ...)."""

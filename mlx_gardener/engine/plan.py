@@ -51,11 +51,8 @@ class Plan:
 
     @property
     def by_words(self) -> bool:
-        """Whether the head is taken in slices of the vocabulary: when it is on disk, or must become floats.
-
-        Slices are computed one by one, which MLX does not free inside of a differentiation, as that of live layers is.
-        """
-        return (self.words_on_disk or self.dequantize) and not self.live_layers
+        """Whether the head is taken in slices of the vocabulary: when it is on disk, or must become floats."""
+        return self.words_on_disk or self.dequantize
 
     @property
     def active_limit_bytes(self) -> int:

@@ -100,7 +100,7 @@ def rehearsed(
                     break
             else:
                 return found
-            there = _with_base_as_it_is(config, engine, plan)
+            there = _with_base_as_it_is(config, plan)
             try:
                 plan = make_plan(facts, there, budget, backend, whole=whole, measured=measured)
             except MemoryBudgetError as error:
@@ -112,15 +112,13 @@ def rehearsed(
         mx.clear_cache()
 
 
-def _with_base_as_it_is(config: TrainingConfig, engine: Engine, plan: Plan) -> TrainingConfig:
+def _with_base_as_it_is(config: TrainingConfig, plan: Plan) -> TrainingConfig:
     """Settings that leave the base's weights where they are now."""
     pins = {
         "base_weights": plan.base_weights,
         "streamed_layers": plan.streamed_layers,
         "words_on_disk": plan.words_on_disk,
     }
-    if engine.words is not None:
-        pins["live_layers"] = 0  # the head by words is not for live layers
     return config.model_copy(update={"engine": config.engine.model_copy(update=pins)})
 
 
@@ -146,7 +144,7 @@ def _measure(
     width = max(plan.rows_of_width)
     engine.plan = plan
     calls = 0
-    enough = engine.segments_of_forward() + 1 + _BACKWARD_SEGMENTS
+    enough = engine.calls + 1 + _BACKWARD_SEGMENTS
 
     def count(share: float) -> None:
         nonlocal calls

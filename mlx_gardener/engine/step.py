@@ -29,7 +29,6 @@ from mlx_gardener.engine.split import (
     arrays_of,
     learn_wiring,
     map_arrays,
-    segments_of,
 )
 from mlx_gardener.model.lora import nested
 from mlx_gardener.platform.blas import blas_threads
@@ -121,7 +120,7 @@ class Engine:
         self.model.train()
         self.put_adapters(weights)
         parts = list(self._micro_batches(batch))
-        pulse = _Pulse(between_segments, len(parts) * (2 * self.segments_of_forward() + 1))
+        pulse = _Pulse(between_segments, len(parts) * (2 * self.calls + 1))
         try:
             for part in parts:
                 with self._computing(part, seed, first_row):
@@ -137,7 +136,7 @@ class Engine:
         self.model.eval()
         losses: list[float] = []
         parts = list(self._micro_batches(batch))
-        pulse = _Pulse(between_segments, len(parts) * self.segments_of_forward())
+        pulse = _Pulse(between_segments, len(parts) * self.calls)
         for part in parts:
             with self._computing(part, 0, 0):
                 losses += Passage(self, {}, part, pulse).row_losses()
@@ -158,11 +157,10 @@ class Engine:
         """Give the model's adapters these values, in the type they compute in."""
         self.model.update(nested({name: value.astype(self.dtype) for name, value in weights.items()}))
 
-    def segments_of_forward(self) -> int:
-        """Segments that go forward by themselves; with live layers their number is less, of a whole model one."""
-        if self.wiring is None:
-            return 1
-        return len(segments_of(self.wiring.calls, live=self.plan.live_layers)[0])
+    @property
+    def calls(self) -> int:
+        """Layer calls in a forward pass, after each of which a step may be ended; 1 for a model that is taken whole."""
+        return 1 if self.wiring is None else self.wiring.calls
 
     def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
         rows, width = batch.tokens.shape

@@ -9,6 +9,7 @@ model does to logits (soft-caps, scales) must be word by word for that; the chec
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -58,35 +59,56 @@ class Tail:
             return self._by_words(hidden, with_slope=False)[0]
         return self._by_positions(hidden, with_slope=False)[0]
 
-    def losses_and_slope(self, hidden: mx.array) -> tuple[mx.array, mx.array]:
-        """Losses (positions,), and the slope of their sum at ``hidden``, of its shape."""
-        if self._words is not None:
-            return self._by_words(hidden, with_slope=True)
-        return self._by_positions(hidden, with_slope=True)
+    def losses_and_slope(
+        self, hidden: mx.array, on_slices: Callable[[list[mx.array]], None] | None = None
+    ) -> tuple[mx.array, mx.array]:
+        """Losses (positions,), and the slope of their sum at ``hidden``, of its shape.
 
-    def _by_positions(self, hidden: mx.array, *, with_slope: bool) -> tuple[mx.array, mx.array]:
-        """A slice of positions after the other on each stream; nothing is computed yet."""
+        Args:
+            on_slices: given the arrays of the slices that are to be computed side by side, one such list after the
+                other, where nothing can be computed yet; None computes them.
+        """
+        if self._words is not None:
+            return self._by_words(hidden, with_slope=True, on_slices=on_slices)
+        return self._by_positions(hidden, with_slope=True, on_slices=on_slices)
+
+    def _by_positions(
+        self,
+        hidden: mx.array,
+        *,
+        with_slope: bool,
+        on_slices: Callable[[list[mx.array]], None] | None = None,
+    ) -> tuple[mx.array, mx.array]:
+        """Slices of positions, one on each stream at a time: MLX allocates ahead of what it computes, all logits else."""
         import mlx.core as mx
 
-        streams, losses, slopes = self._streams, list[mx.array](), list[mx.array]()
-        for number, start in enumerate(range(0, len(hidden), self._slice_tokens)):
-            stop = start + self._slice_tokens
-            here, target = hidden[start:stop], self._targets[start:stop]
-            if number >= len(streams):  # after the stream's slice before, or all logits are in memory at once
-                before = number - len(streams)
-                here = mx.depends([here], [losses[before], *slopes[before : before + 1]])[0]
-            with _on(streams[number % len(streams)]):
-                if with_slope:
-                    loss, slope = _loss_and_slope(self._wiring, here, target)
-                    slopes.append(slope)
-                else:
-                    loss = cross_entropy(tail_logits(self._wiring, here), target)
-            losses.append(loss)
+        losses, slopes = list[mx.array](), list[mx.array]()
+        starts = list(range(0, len(hidden), self._slice_tokens))
+        for first in range(0, len(starts), len(self._streams)):
+            at_once = starts[first : first + len(self._streams)]
+            for stream, start in zip(self._streams, at_once, strict=False):
+                here = slice(start, start + self._slice_tokens)
+                with _on(stream):
+                    if with_slope:
+                        loss, slope = _loss_and_slope(self._wiring, hidden[here], self._targets[here])
+                        slopes.append(slope)
+                    else:
+                        loss = cross_entropy(tail_logits(self._wiring, hidden[here]), self._targets[here])
+                losses.append(loss)
+            (on_slices or mx.eval)([*losses[-len(at_once) :], *slopes[-len(at_once) :]])
         return mx.concatenate(losses), mx.concatenate(slopes) if slopes else mx.zeros((0,))
 
-    def _by_words(self, hidden: mx.array, *, with_slope: bool) -> tuple[mx.array, mx.array]:
+    def _by_words(
+        self,
+        hidden: mx.array,
+        *,
+        with_slope: bool,
+        on_slices: Callable[[list[mx.array]], None] | None = None,
+    ) -> tuple[mx.array, mx.array]:
         """A slice of the vocabulary after the other, each computed and freed."""
         import mlx.core as mx
+
+        compute = on_slices or mx.eval
 
         words, wiring, targets = self._words, self._wiring, self._targets
         assert words is not None
@@ -109,7 +131,7 @@ class Tail:
                     at = mx.clip(targets - piece.first, 0, logits.shape[-1] - 1)
                     own = mx.take_along_axis(logits, at[:, None], axis=-1)[:, 0]
                     parts.append((highest, total, mx.where(piece.holds(targets), own, 0.0)))
-            mx.eval(parts[-len(pieces) :])
+            compute([array for part in parts[-len(pieces) :] for array in part])
         all_highest = mx.stack([part[0] for part in parts])  # (slices, positions)
         highest = all_highest.max(axis=0)
         sums = mx.stack([part[1] for part in parts]) * mx.exp(all_highest - highest)
@@ -128,7 +150,7 @@ class Tail:
                     _, (inner,) = mx.vjp(after_head, [products], [change])
                     added.append(piece.back(inner))
             slope = slope + sum(added[1:], added[0])
-            mx.eval(slope)
+            compute([slope])
         _, (outer,) = mx.vjp(before_head, [hidden], [slope])
         return losses, outer
 

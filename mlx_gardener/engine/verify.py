@@ -92,13 +92,6 @@ def prepare_engine(
         engine.plan = rehearsed(
             engine, base, config, facts=facts, backend=backend, between=between, peak_before=peak_before
         )
-        if engine.words is None and engine.wiring is not None:
-            words = _words(
-                base, engine.plan, facts
-            )  # fewer live layers than before: the head can go by words now
-            if words is not None:
-                words.install()
-                engine.words = words
     return engine
 
 
