@@ -224,7 +224,7 @@ class TrainingConfig(_Section):
     max_training_chunks: int = Field(5000, ge=1)
     training_data_quality_threshold: float = Field(0.5, ge=0, le=1)
     memory_limit_gb: float = Field(4.0, gt=0, le=1024)
-    training_timeout_minutes: float = Field(30.0, gt=0)
+    training_timeout_minutes: float = Field(30.0, ge=0)
     progress_update_interval: float = Field(5.0, gt=0, le=3600)
     checkpoint_interval_seconds: float = Field(60.0, gt=0)
     checkpoints_kept: int = Field(2, ge=1)

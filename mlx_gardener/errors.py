@@ -38,6 +38,10 @@ class TrainingCancelledError(TrainingError):
     """Raised inside a run when somebody cancelled it; ends the run as CANCELLED, with a checkpoint."""
 
 
+class TimeLimitError(TrainingError):
+    """Raised inside a run whose time limit is over; what it has trained is registered with the evidence there is."""
+
+
 class TrainingInterruptedError(TrainingError):
     """Raised inside a run whose process has to end, for no reason of the run's own; it may just go on later."""
 

@@ -106,6 +106,13 @@ class PlanChosen(Event):
 
 
 @dataclass(frozen=True)
+class TimePlanned(Event):
+    """How the time limit will be spent (`training.time_plan.TimePlan` as JSON types); again where it has changed."""
+
+    plan: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class StepCompleted(Event):
     """One optimiser update: loss in nats per loss-bearing token, gradient norm before clipping, bytes, seconds."""
 
@@ -185,6 +192,7 @@ _EVENTS: dict[str, type[Event]] = {
         ProgressChanged,
         DataPrepared,
         PlanChosen,
+        TimePlanned,
         StepCompleted,
         StepAdvanced,
         Evaluated,
@@ -223,6 +231,16 @@ _INNER: dict[str, dict[str, tuple[type, ...]]] = {
         "plan.predicted_peak_bytes": (int, float),
         "plan.budget_bytes": (int, float),
         "plan.notes": (list,),
+    },
+    "TimePlanned": {
+        "plan.limit_seconds": (int, float, type(None)),
+        "plan.used_seconds": (int, float),
+        "plan.training_seconds": (int, float, type(None)),
+        "plan.evidence_seconds": (int, float, type(None)),
+        "plan.updates": (int,),
+        "plan.steps_per_epoch": (int,),
+        "plan.pace.update_seconds": (int, float),
+        "plan.pace.source": (str,),
     },
 }
 

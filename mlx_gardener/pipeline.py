@@ -6,6 +6,7 @@ It happens inside the worker process (`mlx_gardener.worker`); every part it call
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.continuation import Parent, find_parent
-from mlx_gardener.errors import ModelError
+from mlx_gardener.errors import ModelError, TimeLimitError, TrainingCancelledError
 from mlx_gardener.events import (
     PHASE_PERCENT,
     DataPrepared,
@@ -30,6 +31,7 @@ from mlx_gardener.journal import JOURNAL_NAME, read_journal
 from mlx_gardener.peer import hand_out, lead
 from mlx_gardener.progress import TrainingProgressTracker
 from mlx_gardener.recovery import (
+    CANCELLED_LATE,
     CHECKPOINTS_NAME,
     Resume,
     already_registered,
@@ -45,11 +47,12 @@ if TYPE_CHECKING:
     from mlx_gardener.adapter import StagedAdapter
     from mlx_gardener.dataset import PreparedData
     from mlx_gardener.engine import Engine
-    from mlx_gardener.evaluate import Evidence, ScaleSweep
+    from mlx_gardener.evaluate import Evidence
     from mlx_gardener.model import BaseModel, ModelChoice
     from mlx_gardener.training import TrainOutcome
     from mlx_gardener.training.checkpoint import Origin
     from mlx_gardener.training.parallel import Peers
+    from mlx_gardener.training.time_plan import Clock
 
 #: Updates from which a training's speed says something: the first ones are slower (judgement).
 STEPS_TO_LEARN_FROM = 8
@@ -70,6 +73,7 @@ class Run:
     tracker: TrainingProgressTracker
     interrupt: Callable[[], None]
     peers: Peers
+    clock: Clock
 
     @property
     def checkpoints(self) -> Path:
@@ -210,6 +214,7 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
         warn=lambda message: run.publish(WarningRaised(message)),
         rehearse=kept is None and not run.smaller_plan,
         between=_telling_of_rehearsal(run),
+        cache_dir=run.registry.home / "cache",
         tell=lambda share, message: run.tell(TrainingPhase.STARTING_TRAINING, 0.3 + 0.5 * share, message),
     )
     if engine.plan is not plan:
@@ -267,15 +272,17 @@ def _train(
         checkpoint_dir=run.checkpoints,
         resume=resume,
         initial=parent.weights if parent is not None and data.continued_from else None,
+        first_update=data.first_update,
+        clock=run.clock,
         peers=run.peers,
     )
     if engine.plan is plan and outcome.state.step >= STEPS_TO_LEARN_FROM:  # it never had to be made smaller
         parts = plan.predicted_parts
-        other = parts["weights"] + parts["adapter"] + parts["saved"]
-        speed = outcome.state.tokens_seen / outcome.state.seconds / run.peers.size
+        rest = parts["weights"] + parts["adapter"] + parts["saved"]
+        speed = outcome.state.positions / outcome.state.seconds / run.peers.size
         learn(
             run.registry.home / "cache",
-            work=(mx.get_peak_memory() - other) / max(1, parts["work"] / plan.rehearsed_scale),
+            work=(mx.get_peak_memory() - rest) / max(1, parts["live"] + parts["work"]),
             speed=speed / plan.predicted_tokens_per_second,
         )
     return outcome
@@ -287,33 +294,13 @@ def _complete(
     """COMPLETING: write the adapter, measure what was written, register it."""
     from mlx_gardener.adapter import PeftManager
 
-    run.tell(TrainingPhase.COMPLETING, 0.0, "Choosing the adapter's scale")
+    run.tell(TrainingPhase.COMPLETING, 0.0, "Writing the adapter")
     clear_away(run)
-    settings, sweep = _sweep(run, base, data, engine, outcome)
-    run.tell(TrainingPhase.COMPLETING, 0.15, "Writing the adapter")
     with PeftManager(run.registry).stage_adapter(
-        run.project.name, outcome.weights, base=base, settings=settings
+        run.project.name, outcome.weights, base=base, settings=outcome.settings
     ) as staged:
-        evidence = _measure(run, base, staged, data, engine, outcome, sweep)
+        evidence = _measure(run, base, staged, data, engine, outcome)
         return _register(run, base, staged, data, engine, outcome, evidence)
-
-
-def _sweep(
-    run: Run, base: BaseModel, data: PreparedData, engine: Engine, outcome: TrainOutcome
-) -> tuple[dict[str, Any], ScaleSweep | None]:
-    """How much of the adapter to keep, by the validation part alone."""
-    from mlx_gardener.evaluate import sweep_scale
-
-    return sweep_scale(
-        base,
-        outcome.weights,
-        outcome.settings,
-        data.validation,
-        run.config,
-        engine,
-        tell=lambda share: run.tell(TrainingPhase.COMPLETING, 0.15 * share, "Choosing the adapter's scale"),
-        interrupt=run.interrupt,
-    )
 
 
 def _measure(
@@ -323,14 +310,13 @@ def _measure(
     data: PreparedData,
     engine: Engine,
     outcome: TrainOutcome,
-    sweep: ScaleSweep | None,
 ) -> Evidence:
-    """All arms on the test part, with the adapter read back from its files."""
+    """All arms on the test part, with the adapter read back from its files, as far as time allows."""
     from mlx_gardener.evaluate import compare
     from mlx_gardener.evaluations import ANSWERS, find_control
 
     def on_progress(share: float, message: str) -> None:
-        run.tell(TrainingPhase.COMPLETING, 0.15 + 0.75 * share, message)
+        run.tell(TrainingPhase.COMPLETING, 0.05 + 0.85 * share, message)
 
     control, notes = None, list[str]()
     if "control" in run.config.evaluation.arms:
@@ -345,11 +331,31 @@ def _measure(
         training_tokens=outcome.state.tokens_seen,
         cache_dir=run.registry.home / ANSWERS,
         control=control,
-        sweep=sweep,
         notes=notes,
+        seconds=_seconds_for_evidence(run, outcome),
+        forward_tokens_per_second=outcome.time_plan.pace.forward_tokens_per_second,
         on_progress=on_progress,
         interrupt=run.interrupt,
     )
+
+
+def _seconds_for_evidence(run: Run, outcome: TrainOutcome) -> float:
+    """What the time limit leaves for the evidence; ``math.inf`` where it does not press."""
+    from mlx_gardener.training.time_plan import FINISH_SECONDS
+
+    if not outcome.time_plan.is_short:
+        return math.inf
+    return max(0.0, run.clock.left_seconds - FINISH_SECONDS)
+
+
+def _was_cancelled(run: Run) -> bool:
+    try:
+        run.interrupt()
+    except TrainingCancelledError:
+        return True
+    except TimeLimitError:
+        pass
+    return False
 
 
 def _register(
@@ -394,6 +400,7 @@ def _register(
         "metrics": dict(evidence.metrics),
         "evidence": evidence.to_json(with_source=True),
         "training": training,
+        CANCELLED_LATE: _was_cancelled(run),
     }
     keep_result(run, result)
     staged.commit(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 CHECKPOINTS_NAME = "checkpoints"
 RESULT_NAME = "result.json"
+#: In a run's result: it was cancelled when the adapter was trained, and the adapter is registered.
+CANCELLED_LATE = "cancelled_late"
 
 
 class Resume(StrEnum):
@@ -78,10 +80,12 @@ def plan_of(earlier: Origin | None, config: TrainingConfig) -> Plan | None:
 def plan_from_json(values: dict[str, Any]) -> Plan | None:
     """The inverse of `engine.Plan.to_json`; None where another version wrote it."""
     from mlx_gardener.engine import Plan
+    from mlx_gardener.engine.plan import Scales
 
     try:
         rows = {int(width): rows for width, rows in values["rows_of_width"].items()}
-        return Plan(**{**values, "rows_of_width": rows, "notes": tuple(values["notes"])})
+        read = {"rows_of_width": rows, "notes": tuple(values["notes"]), "scales": Scales(**values["scales"])}
+        return Plan(**{**values, **read})
     except (TypeError, KeyError, ValueError, AttributeError):
         return None
 
@@ -131,7 +135,7 @@ def already_registered(run: Run) -> dict[str, Any] | None:
     except (RegistryError, AdapterError):
         return None  # not registered, or since removed: the adapter is written again
     is_ours = manifest["training"] == result["training"] and manifest["metrics"] == result["metrics"]
-    return result if is_ours else None
+    return {**result, CANCELLED_LATE: False} if is_ours else None
 
 
 def clear_away(run: Run) -> None:

@@ -142,6 +142,8 @@ class TrainingPipeline:
         last = self.registry.latest_training(self._project(project_name).name)
         if last is None or last.status not in (TrainingStatus.FAILED, TrainingStatus.CANCELLED):
             return None
+        if last.result.get("adapter_version"):
+            return None  # cancelled while its adapter was measured
         if not any((last.run_dir / CHECKPOINTS_NAME).glob("step-*")):
             return None
         mine = self._settings(project_name)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -20,17 +21,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig, validate_config
 from mlx_gardener.errors import (
     GardenerError,
     PeersLostError,
+    TimeLimitError,
     TrainingCancelledError,
     TrainingError,
     TrainingInterruptedError,
 )
-from mlx_gardener.events import Event, EventBus, StepCompleted, TrainingEnded, TrainingPhase, WarningRaised
+from mlx_gardener.events import Event, EventBus, TrainingEnded, TrainingPhase
 from mlx_gardener.group import launched_rank
 from mlx_gardener.journal import JOURNAL_NAME, JournalWriter
 from mlx_gardener.pipeline import Run, run_training
@@ -38,9 +40,11 @@ from mlx_gardener.platform.files import fsync_path, private, write_private
 from mlx_gardener.platform.priority import lower_priority
 from mlx_gardener.platform.untrusted import read_json
 from mlx_gardener.progress import TrainingProgressTracker
-from mlx_gardener.recovery import Resume
+from mlx_gardener.recovery import CANCELLED_LATE, Resume
 from mlx_gardener.registry import INTERRUPTED, ProjectRegistry, TrainingStatus
-from mlx_gardener.report.text import duration
+
+if TYPE_CHECKING:
+    from mlx_gardener.training.time_plan import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +57,6 @@ LOST_EXIT_CODE = os.EX_TEMPFAIL
 LOCK_NAME = "worker.lock"
 #: How long a worker waits for an earlier one in the same directory, which may be writing its last checkpoint.
 LOCK_WAIT_SECONDS = 120.0
-#: Updates whose speed foretells the end: the first one is slower, and a large model's take minutes (judgement).
-STEPS_BEFORE_FORESIGHT = 3
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Interrupt:
     between the segments of a step.
 
     Args:
-        timeout_minutes: the run's time limit, of which ``seconds_used`` are gone.
+        timeout_minutes: the run's time limit, of which ``seconds_used`` are gone; 0 for none.
         must_end: asked several times a second; says in a sentence why the process has to end, else None.
     """
 
@@ -139,7 +141,8 @@ class Interrupt:
         self._registry = registry
         self._training_id = training_id
         self._timeout_minutes = timeout_minutes
-        self._deadline = time.monotonic() + timeout_minutes * 60 - seconds_used
+        self._limit_seconds = timeout_minutes * 60 if timeout_minutes else math.inf
+        self._began = time.monotonic() - seconds_used
         self._must_end = must_end
         self._reason: GardenerError | None = None
         self._stop = threading.Event()
@@ -148,26 +151,28 @@ class Interrupt:
     def __call__(self) -> None:
         """Raises:
         TrainingCancelledError: the training was cancelled.
-        TrainingError: its time is over.
+        TimeLimitError: its time is over.
+        TrainingInterruptedError: its process has to end.
         """
         if self._reason is not None:
             raise self._reason
 
     @property
-    def seconds_left(self) -> float:
-        """Until the time limit."""
-        return self._deadline - time.monotonic()
+    def clock(self) -> Clock:
+        """The time limit, and what is used of it."""
+        from mlx_gardener.training.time_plan import Clock
+
+        return Clock(self._limit_seconds, lambda: time.monotonic() - self._began)
 
     def close(self) -> None:
         """Stop watching."""
         self._stop.set()
 
     def _watch(self) -> None:
-        while not self._stop.wait(
-            min(CANCEL_POLL_SECONDS, max(0.0, self._deadline - time.monotonic()) + 0.001)
-        ):
-            if time.monotonic() >= self._deadline:
-                self._reason = TrainingError(
+        deadline = self._began + self._limit_seconds
+        while not self._stop.wait(min(CANCEL_POLL_SECONDS, max(0.0, deadline - time.monotonic()) + 0.001)):
+            if time.monotonic() >= deadline:
+                self._reason = TimeLimitError(
                     f"The training reached its time limit of {self._timeout_minutes:g} minutes.",
                     next_step="Its checkpoint is kept: go on with `mlx-gardener train --resume`, with a longer "
                     "--timeout if needed.",
@@ -189,28 +194,6 @@ class Interrupt:
                     next_step="Its checkpoint is kept: go on with `mlx-gardener train --resume`.",
                 )
                 return
-
-
-def foresee_the_limit(interrupt: Interrupt, bus: EventBus) -> Callable[[Event], None]:
-    """A subscriber that says once, while there is time to act, that updates will take longer than the time limit."""
-    steps, told = 0, False
-
-    def watch(event: Event) -> None:
-        nonlocal steps, told
-        if told or not isinstance(event, StepCompleted) or event.eta_seconds is None:
-            return
-        steps, left = steps + 1, interrupt.seconds_left
-        if steps >= STEPS_BEFORE_FORESIGHT and event.eta_seconds > left > 0:
-            told = True
-            bus.publish(
-                WarningRaised(
-                    f"At this speed the updates take another {duration(event.eta_seconds)}, but the time limit leaves "
-                    f"{duration(left)}. The training will stop there with a checkpoint, from which the same command goes on; "
-                    "a longer --timeout lets it end."
-                )
-            )
-
-    return watch
 
 
 def work(
@@ -276,10 +259,15 @@ def _work(
             seconds_used=job.seconds_used,
             must_end=must_end,
         )
-        bus.subscribe(foresee_the_limit(interrupt, bus), name="time limit")
         tracker.start_heartbeat(config.progress_update_interval, _memory_now)
         result = _run(job, config, run_dir, registry, bus, tracker, interrupt)
         phase, status, message = TrainingPhase.COMPLETED, TrainingStatus.COMPLETED, "Done"
+        if result.get(CANCELLED_LATE):
+            phase, status = TrainingPhase.CANCELLED, TrainingStatus.CANCELLED
+            message = (
+                f"Cancelled while the adapter was measured: {result['adapter_version']} is registered with the evidence "
+                f"there is. `mlx-gardener eval {job.project}` measures it whole."
+            )
     except PeersLostError as error:
         if config.parallel.is_wanted:
             raise
@@ -337,6 +325,7 @@ def _run(
         tracker=tracker,
         interrupt=interrupt,
         peers=peers,
+        clock=interrupt.clock,
     )
     try:
         return run_training(run)

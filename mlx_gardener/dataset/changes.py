@@ -24,10 +24,17 @@ _PARTS = ("train", "test", "validation")
 
 @dataclass(frozen=True)
 class Earlier:
-    """The files an adapter version knows: path to (first digits of its sha256, part)."""
+    """The files an adapter version knows: path to (first digits of its sha256, part).
+
+    Attributes:
+        data_sha256: of the rows it was trained on.
+        updates_done: of its epochs, where its time limit ended them early; 0 where there is nothing to add.
+    """
 
     version: str
     files: dict[str, tuple[str, str]]
+    data_sha256: str = ""
+    updates_done: int = 0
 
     @classmethod
     def of_manifest(cls, version: str, manifest: dict[str, Any]) -> Earlier | None:
@@ -36,14 +43,28 @@ class Earlier:
         if not isinstance(files, dict) or not files:
             return None
         try:
-            return cls(version, {str(path): (str(entry[0]), str(entry[1])) for path, entry in files.items()})
+            known = {str(path): (str(entry[0]), str(entry[1])) for path, entry in files.items()}
+            return cls(version, known, str(manifest["data"].get("data_sha256")), _updates_done(manifest))
         except (TypeError, IndexError, KeyError):
             return None
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the time limit left some of its epochs undone."""
+        return self.updates_done > 0
 
     def is_new(self, record: FileRecord) -> bool:
         """Whether a file is new or has changed."""
         known = self.files.get(record.path)
         return known is None or known[1] == GONE or known[0] != record.sha256[:HASH_DIGITS]
+
+
+def _updates_done(manifest: dict[str, Any]) -> int:
+    """How far an adapter's training came that its time limit ended; 0 for one that came to its end."""
+    training = manifest.get("training", {})
+    if not training.get("ended_by_time"):
+        return 0
+    return int(training["first_update"]) + int(training["steps"])
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class PreparedData:
     """What training and evaluation work on. ``summary`` has JSON types; ``data_sha256`` is over all rows.
 
     ``files`` are those the adapter will know, by path: digits of their sha256, and their part; ``continued_from`` is the
-    version that the training goes on from.
+    version that the training goes on from, ``first_update`` the updates that it has done on the same rows.
     """
 
     train: RowSet
@@ -46,6 +46,7 @@ class PreparedData:
     summary: dict[str, Any]
     files: dict[str, list[str]]
     continued_from: str | None = None
+    first_update: int = 0
 
     def describe(self) -> dict[str, Any]:
         """The part of a manifest that says what was trained on."""
@@ -163,6 +164,15 @@ class TrainingDataPreparator:
                 "replayed_files": going_on.replayed_files,
             }
         parent = earlier if going_on is not None else None
+        first_update = 0
+        if (
+            going_on is None
+            and earlier is not None
+            and earlier.is_unfinished
+            and earlier.data_sha256 == digest
+        ):
+            parent, first_update = earlier, earlier.updates_done
+            summary["continued_from"] = {"version": earlier.version, "updates_done": first_update}
         return PreparedData(
             train,
             validation,
@@ -174,6 +184,7 @@ class TrainingDataPreparator:
             summary,
             known_files(whole, parent),
             None if parent is None else parent.version,
+            first_update,
         )
 
     def _continuation(self, fresh: Split, earlier: Earlier, must: bool) -> Continuation | None:
@@ -181,7 +192,7 @@ class TrainingDataPreparator:
         found = continue_split(
             fresh, earlier, replay_share=self.config.data.replay_share, seed=self.config.seed
         )
-        if must and not found.changed_files:
+        if must and not found.changed_files and not earlier.is_unfinished:
             raise TrainingError(
                 f"No training file has changed since {earlier.version}, so there is nothing to go on with.",
                 next_step="Train from scratch with --fresh.",

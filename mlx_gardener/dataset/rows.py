@@ -136,6 +136,26 @@ class RowSet:
         for width, rows in plan[start:]:
             yield self._matrices[width].batch(rows)
 
+    def spread(self, tokens: int) -> RowSet:
+        """About so many positions of these rows, at least one row: evenly from all of them, so that all files stay in."""
+        import numpy as np
+
+        share = tokens / max(1, self.total_tokens)
+        if share >= 1:
+            return self
+        taken = {}
+        for width, matrix in self._matrices.items():
+            count = max(1, round(share * len(matrix.tokens)))
+            here = np.unique(np.linspace(0, len(matrix.tokens) - 1, count).round().astype(int))
+            taken[width] = _Matrix(
+                matrix.tokens[here],
+                matrix.loss_mask[here],
+                matrix.document_ids[here],
+                matrix.source_bytes[here],
+                tuple(matrix.paths[row] for row in here),
+            )
+        return RowSet(taken)
+
     def arrays(self) -> dict[str, np.ndarray]:
         """All rows as named arrays, without the paths of their files; `from_arrays` makes a RowSet of them again."""
         return {

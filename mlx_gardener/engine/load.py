@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
-from mlx_gardener.engine.plan import Plan
+from mlx_gardener.engine.plan import Plan, Scales
 from mlx_gardener.engine.planner import lighter_plan, make_plan
-from mlx_gardener.engine.rehearse import TrialTooLargeError, is_tried_at_once
+from mlx_gardener.engine.predict import predicted
+from mlx_gardener.engine.rehearse import TrialTooLargeError, is_tried_at_once, trial_of
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.step import BetweenSegments, Engine
 from mlx_gardener.engine.verify import HeadNotOnDiskError, prepare_engine
@@ -41,6 +42,7 @@ def load_engine(
     warn: Callable[[str], None],
     rehearse: bool = True,
     between: BetweenSegments | None = None,
+    cache_dir: Path | None = None,
     tell: Callable[[float, str], None] = lambda share, message: None,
 ) -> tuple[BaseModel, Engine]:
     """Load ``model`` as ``plan`` says, and as the rehearsal lets it.
@@ -48,6 +50,7 @@ def load_engine(
     Args:
         rehearse: try plans as the settings say; False keeps ``plan``.
         between: called before every segment of a rehearsal; may raise.
+        cache_dir: where what a rehearsal saw is kept for the next one.
         tell: told how far it is, as a share, and what it does.
         warn: told, in a sentence, why a model is taken whole.
 
@@ -58,7 +61,7 @@ def load_engine(
     rehearse = rehearse and config.engine.rehearse
     budget, wanted = config.memory_limit_bytes, plan
     error: MemoryBudgetError | None = None
-    if rehearse and is_tried_at_once(plan) and _is_tight(plan):
+    if rehearse and is_tried_at_once(plan) and _is_tight(plan, facts, config, backend):
         plan = lighter_plan(plan, facts, config, 0, backend) or plan
     is_lightest_first = plan is not wanted
     while True:
@@ -78,15 +81,19 @@ def load_engine(
                 rehearse=rehearse,
                 between=between,
                 peak_before=peak_before,
+                cache_dir=cache_dir,
             )
         except TrialTooLargeError as refused:
-            scaled = _scaled(backend, max(1.0, refused.work_scale))
             if error is None or refused.least_bytes < error.least_bytes:
                 # A new one: the traceback of what was caught holds the base.
                 error = MemoryBudgetError(
                     refused.message, next_step=refused.next_step, least_bytes=refused.least_bytes
                 )
-            lighter = None if refused.is_whole else lighter_plan(plan, facts, config, budget, scaled)
+            lighter = (
+                None
+                if refused.is_whole
+                else lighter_plan(plan, facts, config, budget, backend, refused.scales)
+            )
             if lighter is None:
                 raise error from None
             plan, is_lightest_first = lighter, False
@@ -102,7 +109,7 @@ def load_engine(
             if is_lightest_first and engine.whole_because is not None:
                 heavier = wanted
             elif is_lightest_first:
-                heavier = _heavier(plan, facts, config, _scaled(backend, engine.plan.rehearsed_scale))
+                heavier = _heavier(plan, facts, config, backend, engine.plan.scales)
             if heavier is None:
                 return base, engine
             plan, is_lightest_first = heavier, False
@@ -123,21 +130,21 @@ def _load(model: str, plan: Plan, config: TrainingConfig) -> BaseModel:
     )
 
 
-def _is_tight(plan: Plan) -> bool:
-    return plan.predicted_peak_bytes + _DOUBT * plan.predicted_parts["work"] > plan.budget_bytes
+def _is_tight(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend) -> bool:
+    """Whether a trial of the plan could go beyond the budget."""
+    trial = predicted(trial_of(plan), facts, config, backend)
+    return trial.predicted_peak_bytes + _DOUBT * trial.predicted_parts["work"] > plan.budget_bytes
 
 
-def _heavier(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend) -> Plan | None:
+def _heavier(
+    plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend, scales: Scales
+) -> Plan | None:
     """The plan that was wanted, now that the work is known; None where the lightest way is as good."""
     try:
-        found = make_plan(facts, config, config.memory_limit_bytes, backend)
+        found = make_plan(facts, config, config.memory_limit_bytes, backend, scales=scales)
     except MemoryBudgetError:
         return None  # what was tried needs less room for error
     return found if found.predicted_parts["weights"] > plan.predicted_parts["weights"] else None
-
-
-def _scaled(backend: Backend, work_scale: float) -> Backend:
-    return replace(backend, work_scale=backend.work_scale * work_scale)
 
 
 def _free() -> None:

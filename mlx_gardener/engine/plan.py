@@ -9,12 +9,29 @@ MIB = 1024**2
 
 
 @dataclass(frozen=True)
+class Scales:
+    """What was seen, as a share of what the formulas say.
+
+    Attributes:
+        layer: what the backward pass of a layer that is computed again takes.
+        tail: what head and loss, or the topmost layer's backward pass, take beside kept activations.
+        live: what layers keep whose activations are kept.
+        speed: tokens per second.
+    """
+
+    layer: float = 1.0
+    tail: float = 1.0
+    live: float = 1.0
+    speed: float = 1.0
+
+
+@dataclass(frozen=True)
 class Plan:
     """What the budget is used for; all figures of memory in bytes.
 
     Attributes:
         rows_of_width: rows per micro-batch for every row width in tokens.
-        predicted_parts: weights, adapter, saved, work, cache, runtime, check.
+        predicted_parts: weights, adapter, saved, live, work, cache, runtime, check.
         notes: what was traded for the budget, a sentence each.
         live_layers: last layers that are computed only once.
         tail_slice_tokens: positions whose logits are in memory at once (on each lane).
@@ -25,8 +42,9 @@ class Plan:
         streamed_layers: first layers whose weights are read from disk whenever they are needed.
         words_on_disk: whether embedding and head are read from disk too, the head in slices of the vocabulary.
         cache_bytes: freed buffers that may be kept for reuse.
-        rehearsed_scale: what the work took in a rehearsal, as a share of what the formula said; 1 without one.
+        scales: what a memory dry run corrected the formulas by.
         predicted_tokens_per_second: positions of a training step per second.
+        speed_from: what that rests on, in words.
         layers: of the model.
     """
 
@@ -45,8 +63,9 @@ class Plan:
     streamed_layers: int = 0
     words_on_disk: bool = False
     cache_bytes: int = 256 * MIB
-    rehearsed_scale: float = 1.0
+    scales: Scales = Scales()
     predicted_tokens_per_second: float = 0.0
+    speed_from: str = ""
     layers: int = 0
 
     @property

@@ -8,12 +8,12 @@ that fits is taken. Cost: a few thousand candidates, some milliseconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
-from mlx_gardener.engine.plan import Plan
+from mlx_gardener.engine.plan import Plan, Scales
 from mlx_gardener.engine.predict import Measured, least_budget_bytes, predicted
 from mlx_gardener.engine.speed import TWO_CORES, Backend
 from mlx_gardener.errors import ConfigError, MemoryBudgetError, ModelError
@@ -35,12 +35,14 @@ def make_plan(
     *,
     whole: bool = False,
     measured: Measured | None = None,
+    scales: Scales | None = None,
 ) -> Plan:
     """The fastest plan for training ``facts`` within ``budget_bytes``.
 
     Args:
         whole: the model cannot be cut: all layers are live, all logits in memory, all weights too.
         measured: what a rehearsal saw, with the base where the settings pin it.
+        scales: what another rehearsal of the same base saw.
 
     Raises:
         ConfigError: settings under ``engine`` contradict each other or the model, so that no plan is left.
@@ -60,7 +62,9 @@ def make_plan(
         )
     best: Plan | None = None
     least = math.inf
-    for candidate in _candidates(facts, config, budget_bytes, backend, whole=whole, measured=measured):
+    for candidate in _candidates(
+        facts, config, budget_bytes, backend, whole=whole, measured=measured, scales=scales
+    ):
         needed = least_budget_bytes(candidate, measured)
         least = min(least, needed)
         if needed <= budget_bytes and (best is None or _worth(candidate) > _worth(best)):
@@ -93,13 +97,18 @@ def too_large(
 
 
 def lighter_plan(
-    plan: Plan, facts: ModelFacts, config: TrainingConfig, budget_bytes: int, backend: Backend
+    plan: Plan,
+    facts: ModelFacts,
+    config: TrainingConfig,
+    budget_bytes: int,
+    backend: Backend,
+    scales: Scales | None = None,
 ) -> Plan | None:
     """A plan with less of the base in memory than ``plan``: the fastest that fits, else the smallest; None if none has."""
     lighter = [
         candidate
         for candidate in _candidates(
-            facts, config, config.memory_limit_bytes, backend, whole=False, measured=None
+            facts, config, config.memory_limit_bytes, backend, whole=False, measured=None, scales=scales
         )
         if candidate.predicted_parts["weights"] < plan.predicted_parts["weights"]
     ]
@@ -122,15 +131,15 @@ def _candidates(
     *,
     whole: bool,
     measured: Measured | None,
+    scales: Scales | None,
 ) -> Iterator[Plan]:
     """Every plan worth a look, with its prediction."""
     pins, layers = config.engine, facts.layers
     widths = config.data.row_widths
     lanes = pins.lanes or backend.cores
-    live_choices = _pinned(pins.live_layers, [0, layers // 4, layers // 2, 3 * layers // 4, layers])
     slices = _pinned(pins.tail_slice_tokens, [128, 64, 32, 16])
     if whole:
-        lanes, live_choices = 1, [layers]
+        lanes = 1
     most = max(widths[-1], config.optimizer.tokens_per_update)
     for stored, streamed, words_on_disk in _weight_choices(facts, config, backend):
         if whole and (streamed or words_on_disk):
@@ -138,33 +147,58 @@ def _candidates(
         enough = most if streamed or stored == "stored" else min(most, max(ENOUGH_TOKENS, widths[-1]))
         rows_at_most = max(1, enough // widths[-1])
         row_choices = [pins.micro_batch_rows] if pins.micro_batch_rows else _steps(rows_at_most)
+        most_live = 0 if words_on_disk else layers - streamed  # in memory all at once, together with the head
         for rows in row_choices:
-            for live in live_choices:
-                if live and (streamed > layers - live or words_on_disk):
-                    continue  # live layers are in memory all at once, together with the head
-                for slice_tokens in [rows * widths[-1]] if whole else slices:
-                    plan = Plan(
-                        rows_of_width=_rows_of_width(rows, config),
-                        budget_bytes=budget_bytes,
-                        predicted_peak_bytes=0,
-                        predicted_parts={},
-                        notes=(),
-                        live_layers=min(live, layers),
-                        tail_slice_tokens=slice_tokens,
-                        lanes=lanes,
-                        attention_block=ATTENTION_BLOCK
-                        if pins.attention_block is None
-                        else pins.attention_block,
-                        attention_least=ATTENTION_LEAST if pins.attention_block is None else 0,
-                        base_weights=stored,
-                        dequantize=stored == "stored"
-                        and facts.quantized_bits is not None
-                        and not backend.multiplies_quantized,
-                        streamed_layers=streamed,
-                        words_on_disk=words_on_disk,
-                        layers=layers,
-                    )
-                    yield predicted(plan, facts, config, backend, measured=measured)
+            for slice_tokens in [rows * widths[-1]] if whole else slices:
+                plan = Plan(
+                    rows_of_width=_rows_of_width(rows, config),
+                    budget_bytes=budget_bytes,
+                    predicted_peak_bytes=0,
+                    predicted_parts={},
+                    notes=(),
+                    tail_slice_tokens=slice_tokens,
+                    lanes=lanes,
+                    attention_block=ATTENTION_BLOCK if pins.attention_block is None else pins.attention_block,
+                    attention_least=ATTENTION_LEAST if pins.attention_block is None else 0,
+                    base_weights=stored,
+                    dequantize=stored == "stored"
+                    and facts.quantized_bits is not None
+                    and not backend.multiplies_quantized,
+                    streamed_layers=streamed,
+                    words_on_disk=words_on_disk,
+                    layers=layers,
+                )
+
+                def with_live(live: int, plan: Plan = plan) -> Plan:
+                    plan = replace(plan, live_layers=live)
+                    return predicted(plan, facts, config, backend, measured=measured, scales=scales)
+
+                if whole:
+                    yield with_live(layers)
+                elif pins.live_layers is not None:
+                    if min(pins.live_layers, layers) <= most_live:
+                        yield with_live(min(pins.live_layers, layers))
+                else:
+                    yield from _with_most_live(with_live, most_live, budget_bytes, measured)
+
+
+def _with_most_live(
+    with_live: Callable[[int], Plan], most: int, budget_bytes: int, measured: Measured | None
+) -> Iterator[Plan]:
+    """The plan without activations kept, and the one that keeps those of as many layers as fit."""
+    lean = with_live(0)
+    yield lean
+    if not most or least_budget_bytes(lean, measured) > budget_bytes:
+        return
+    fits, too_many = 0, most + 1
+    while too_many - fits > 1:  # every layer more takes more
+        middle = (fits + too_many) // 2
+        if least_budget_bytes(with_live(middle), measured) <= budget_bytes:
+            fits = middle
+        else:
+            too_many = middle
+    if fits:
+        yield with_live(fits)
 
 
 def _pinned(pin: int | None, choices: list[int]) -> list[int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
-from mlx_gardener.engine.plan import MIB, Plan
+from mlx_gardener.engine.plan import MIB, Plan, Scales
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.tail import words_per_slice
 
@@ -27,8 +27,9 @@ WORK_FLOATS = {False: (15.7, 12.5, 2.9, 7.2), True: (9.6, 12.0, 2.9, 5.2)}
 CHAINED = 0.75
 #: The same for scores of attention in blocks, in units of heads x block.
 BLOCK_FLOATS = 3.5
-#: What one more layer in the same graph adds, in units of one layer's work, with MLX's attention and with blocks.
-MORE_LAYERS = {False: 0.36, True: 0.72}
+#: What a layer keeps whose activations are kept, in units of one layer's work, with MLX's attention and with blocks: the
+#: first as measured on SmolLM2-135M at 1 and 2 rows of 512 tokens (0.43 both), the second at one row of 1,024.
+KEPT_SHARE = {False: 0.43, True: 0.72}
 #: Floats of a tail slice's logits, per position and word, for all lanes together: two slices overlap on one lane.
 TAIL_FLOATS = {1: 9.0, 2: 11.0}
 #: Arrays of logits' size that a slice of the vocabulary takes.
@@ -37,23 +38,23 @@ SLICE_ARRAYS = 5
 #: the peak was that of the work and 0.1 to 0.8 of the cache, which nothing predicts.
 CACHE_SHARE = 0.1
 #: Shares of the budget that a plan may use by the formula alone, and after a rehearsal; the rest is for what they miss.
-HEADROOM, MARGIN = 0.90, 0.93
+HEADROOM, MARGIN = 0.92, 0.95
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a rehearsal saw (`engine.rehearse`).
+    """What a memory dry run saw (`engine.rehearse`).
 
     Attributes:
         fixed_bytes: footprint between two steps: runtime, base as it is kept in memory, one copy of the adapter.
         adapter_bytes: one copy of the adapter in float32.
-        work_scale: what a step's work took, as a share of what the formula says for this backend.
+        scales: what a micro-batch took, as shares of what the formulas say for this backend.
         highest_bytes: the footprint's peak so far: loading and the checks.
     """
 
     fixed_bytes: int
     adapter_bytes: int
-    work_scale: float
+    scales: Scales
     highest_bytes: int
 
 
@@ -64,23 +65,29 @@ def predicted(
     backend: Backend,
     *,
     measured: Measured | None = None,
+    scales: Scales | None = None,
 ) -> Plan:
-    """The plan with its memory and its speed; with what was ``measured`` in the place of what can only be estimated."""
-    parts = _memory_parts(plan, facts, config, backend)
+    """The plan with its memory and its speed; with what was ``measured`` in the place of what can only be estimated.
+
+    Args:
+        scales: what was seen of the same base, kept elsewhere.
+    """
+    scales = (scales or Scales()) if measured is None else measured.scales
+    parts = _memory_parts(plan, facts, config, backend, scales)
     if measured is not None:
         parts = _corrected(parts, measured)
     left = plan.budget_bytes * HEADROOM - sum(parts.values())
     cache = int(max(0, min(left, CACHE_SHARE * parts["work"])))
     parts["cache"] = cache
     parts["check"] = max(0, parts["check"] - cache)
-    speed = _tokens_per_second(plan, facts, config, backend)
+    speed = scales.speed * _tokens_per_second(plan, facts, config, backend)
     return replace(
         plan,
         cache_bytes=cache,
         predicted_parts=parts,
         predicted_peak_bytes=sum(parts.values()),
         predicted_tokens_per_second=speed,
-        rehearsed_scale=1.0 if measured is None else measured.work_scale,
+        scales=scales,
     )
 
 
@@ -97,13 +104,12 @@ def least_budget_bytes(plan: Plan, measured: Measured | None = None) -> float:
 
 
 def _corrected(parts: dict[str, int], measured: Measured) -> dict[str, int]:
-    """The parts with what a rehearsal measured: all that is there between steps, and the work by its share."""
+    """The parts with what lay in memory between steps."""
     base = measured.fixed_bytes - measured.adapter_bytes
     weights = min(parts["weights"], base)
     found = parts | {
         "weights": weights,
         "adapter": ADAPTER_COPIES * measured.adapter_bytes,
-        "work": int(parts["work"] * measured.work_scale),
         "runtime": base - weights,
         "check": 0,
     }
@@ -117,33 +123,83 @@ def _float_bytes(config: TrainingConfig, backend: Backend) -> int:
     return 4 if config.engine.compute_dtype == "float32" else 2
 
 
-def _memory_parts(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend) -> dict[str, int]:
-    size = _float_bytes(config, backend)
-    several = plan.lanes > 1
-    work = saved = 0.0
-    for width, rows in plan.rows_of_width.items():
-        tokens = rows * width
-        layer = tokens * size * _work_floats(plan, facts, width)
-        more = MORE_LAYERS[_in_blocks(plan, width)]
-        at_once = layer if plan.live_layers < facts.layers else 0.0
-        if plan.dequantize:
-            at_once *= CHAINED
-        live_forward = layer * more * plan.live_layers
-        logits = 4 * facts.vocab * plan.tail_slice_tokens * TAIL_FLOATS[2 if several else 1]
+@dataclass(frozen=True)
+class WorkParts:
+    """What a micro-batch takes on top of the weights, bytes.
+
+    Attributes:
+        saved: hidden states kept at the borders of layers that are computed again.
+        live: activations kept of the other layers.
+        layer: the backward pass of a layer that is computed again; ``live`` is gone by then.
+        tail: head and loss, or the topmost layer's backward pass, while ``live`` is there.
+        buffers: weights that are read or turned into floats for a moment, in a layer or in the tail.
+    """
+
+    saved: float
+    live: float
+    layer: float
+    tail: float
+    buffers: float
+
+    @property
+    def peak(self) -> float:
+        """All that is there at once, at most."""
+        return self.saved + self.buffers + max(self.layer, self.live + self.tail)
+
+
+def work_parts(
+    plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend, scales: Scales | None = None
+) -> WorkParts:
+    """What a micro-batch of ``plan`` takes, of the width that takes most."""
+    scales = scales or Scales()
+    found = [
+        _work_of_width(plan, facts, config, backend, scales, width, rows)
+        for width, rows in plan.rows_of_width.items()
+    ]
+    return max(found, key=lambda parts: parts.peak)
+
+
+def _work_of_width(
+    plan: Plan,
+    facts: ModelFacts,
+    config: TrainingConfig,
+    backend: Backend,
+    scales: Scales,
+    width: int,
+    rows: int,
+) -> WorkParts:
+    size, tokens = _float_bytes(config, backend), rows * width
+    layer = tokens * size * _work_floats(plan, facts, width)
+    share = KEPT_SHARE[_in_blocks(plan, width)]
+    if plan.by_words:
+        words = min(words_per_slice(tokens), facts.vocab)
+        logits = 4.0 * words * (SLICE_ARRAYS * tokens + 3 * facts.hidden)
+    else:
+        logits = 4 * facts.vocab * plan.tail_slice_tokens * TAIL_FLOATS[2 if plan.lanes > 1 else 1]
         logits *= max(1.0, plan.lanes / 2)
-        if plan.by_words:
-            words = min(words_per_slice(tokens), facts.vocab)
-            logits = 4.0 * words * (SLICE_ARRAYS * tokens + 3 * facts.hidden)
-        live = max(live_forward + logits, live_forward + layer * (1 - more)) if plan.live_layers else logits
-        kept = tokens * facts.hidden * size * (2 + facts.layers - plan.live_layers)
-        if kept + max(at_once, live) > saved + work:
-            saved, work = kept, max(at_once, live)
-    weights, buffers = _weight_bytes(plan, facts, size)
+    again = layer * (CHAINED if plan.dequantize else 1.0) if plan.live_layers < facts.layers else 0.0
+    top = layer * (1 - share) if plan.live_layers else 0.0
+    return WorkParts(
+        saved=tokens * facts.hidden * size * (2 + facts.layers - plan.live_layers),
+        live=scales.live * backend.work_scale * layer * share * plan.live_layers,
+        layer=scales.layer * backend.work_scale * again,
+        tail=scales.tail * backend.work_scale * max(logits, top),
+        buffers=_weight_bytes(plan, facts, size)[1],
+    )
+
+
+def _memory_parts(
+    plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend, scales: Scales
+) -> dict[str, int]:
+    size = _float_bytes(config, backend)
+    work = work_parts(plan, facts, config, backend, scales)
+    is_live_higher = work.live + work.tail > work.layer
     parts = {
-        "weights": int(weights),
+        "weights": int(_weight_bytes(plan, facts, size)[0]),
         "adapter": _adapter_bytes(facts, config),
-        "saved": int(saved),
-        "work": int(work * backend.work_scale + buffers),
+        "saved": int(work.saved),
+        "live": int(work.live) if is_live_higher else 0,
+        "work": int((work.tail if is_live_higher else work.layer) + work.buffers),
         "cache": 0,
         "runtime": RUNTIME_BYTES,
         "check": 0,

@@ -1,26 +1,26 @@
-"""A plan tried before it is final: part of a real step, first with half its rows, whose footprint corrects the prediction.
+"""The memory dry run: a part of a real step, whose memory and time correct what the formulas foretold.
 
-Constants of the memory formula were fitted to other models on another machine. So once the base is in memory, half of the
-rows of a micro-batch go forward, through the tail and back through two layers, with adapters attached, while the process's
-footprint is watched. What lay there before is known exactly; what came on top, as a share of what the formula says of
-half a micro-batch, scales the formula for the whole one. If that fits, the whole one is tried likewise, since not all of it
-grows with the rows. A plan that does not fit is made anew, with the base where it is, and tried again. Cost: about half of
-the time of one micro-batch, of the hundreds that a training takes.
+Constants of the formulas were fitted to other models on another machine. So once the base is in memory, rows go forward
+through all layers, through head and loss and back through a few layers, with adapters attached; the activations of two
+layers are kept, those of two more computed again. All layers are alike, so what two take tells what any number does. Where
+it is not sure that all rows fit, half of them are tried first. A plan that does not fit, or a faster one that would, is
+made with what was seen and tried likewise. Cost: about half of the time of one micro-batch, of the hundreds that a training
+takes; nothing where the same shape was tried on this machine before (`engine.seen`).
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
-from mlx_gardener.engine.plan import Plan
+from mlx_gardener.engine.plan import Plan, Scales
 from mlx_gardener.engine.planner import make_plan, too_large
-from mlx_gardener.engine.predict import Measured, least_budget_bytes, predicted
+from mlx_gardener.engine.predict import Measured, least_budget_bytes, predicted, work_parts
+from mlx_gardener.engine.seen import keep_scales, kept_scales
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.step import BetweenSegments, Engine
 from mlx_gardener.errors import MemoryBudgetError
@@ -28,6 +28,8 @@ from mlx_gardener.model.lora import attach_lora, detach_lora, lora_parameters
 from mlx_gardener.platform.footprint import process_footprint_bytes, process_peak_footprint_bytes
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
     from mlx_gardener.dataset import Batch
     from mlx_gardener.model import BaseModel
 
@@ -36,10 +38,12 @@ MOST_TRIALS = 4
 #: A refusal names so much more than its trial asks for: two trials differ by some percent, half of the rows from all by up
 #: to 4 (seen), and whoever follows the advice shall not be refused again.
 TRIALS_DIFFER = 1.05
-#: Segments of the backward pass that are tried: of two, the second is computed while slopes of the first are there.
-_BACKWARD_SEGMENTS = 2
-#: The rehearsal's share of the formula is believed within these bounds (judgement): beyond, something else was measured.
+#: Layers whose activations are kept in a trial, and layers that are computed again.
+_TRIED_LIVE, _TRIED_AGAIN = 2, 2
+#: What was seen is believed within these bounds (judgement): beyond, something else was measured.
 _LEAST_SCALE, _MOST_SCALE = 0.25, 4.0
+#: Half of the rows are tried first where all of them, by the formula, take more than this share of the budget.
+_SURE_TO_FIT = 0.75
 
 
 class _SeenEnough(Exception):
@@ -50,13 +54,13 @@ class TrialTooLargeError(MemoryBudgetError):
     """No plan fits with the base where it is.
 
     Attributes:
-        work_scale: what the trial's work took, as a share of what the formula says for this backend.
+        scales: what the trial took, as shares of what the formulas say for this backend.
         is_whole: whether the model is taken whole, so that the base cannot be elsewhere.
     """
 
-    def __init__(self, error: MemoryBudgetError, work_scale: float, *, is_whole: bool) -> None:
+    def __init__(self, error: MemoryBudgetError, scales: Scales, *, is_whole: bool) -> None:
         super().__init__(error.message, next_step=error.next_step, least_bytes=error.least_bytes)
-        self.work_scale, self.is_whole = work_scale, is_whole
+        self.scales, self.is_whole = scales, is_whole
 
 
 def rehearsed(
@@ -68,12 +72,14 @@ def rehearsed(
     backend: Backend,
     between: BetweenSegments | None = None,
     peak_before: int = 0,
+    cache_dir: Path | None = None,
 ) -> Plan:
-    """The engine's plan with a prediction that was measured, or a smaller one where that does not fit.
+    """The engine's plan with a prediction that was measured, or another one where that does not fit or is faster.
 
     Args:
         between: called before every segment, as in a step; may raise.
         peak_before: the process's peak before this base was loaded, which no plan can change.
+        cache_dir: where what was seen is kept, and looked for.
 
     Raises:
         TrialTooLargeError: no plan fits with the base where it is; names the least budget that does.
@@ -81,35 +87,58 @@ def rehearsed(
     import mlx.core as mx
 
     plan, budget, whole = engine.plan, config.memory_limit_bytes, engine.wiring is None
+    there = _with_base_as_it_is(config, plan)
     attach_lora(base.model, config.lora, seed=config.seed)
     try:
+        weights = lora_parameters(base.model)
+        mx.eval(weights)
+        smallest: Plan | None = None
         for _ in range(MOST_TRIALS):
-            for tried in _tried(plan):
-                measured = _measure(
-                    engine,
-                    base,
-                    tried,
-                    config,
-                    facts=facts,
-                    backend=backend,
-                    between=between,
-                    peak_before=peak_before,
-                )
-                found = predicted(plan, facts, config, backend, measured=measured)
-                if least_budget_bytes(found, measured) > budget:
+            scales = None if cache_dir is None else kept_scales(cache_dir, facts, plan, config)
+            was_tried = scales is None
+            for tried in [] if scales is not None else _tried(plan, facts, config, backend, whole=whole):
+                scales = _measure(engine, tried, weights, plan, facts, config, backend, base, between)
+                found = predicted(plan, facts, config, backend, measured=_seen(weights, scales, peak_before))
+                if least_budget_bytes(found) > budget:
                     break
-            else:
-                return found
-            there = _with_base_as_it_is(config, plan)
+            assert scales is not None
+            measured = _seen(weights, scales, peak_before)
             try:
-                plan = make_plan(facts, there, budget, backend, whole=whole, measured=measured)
+                best = make_plan(facts, there, budget, backend, whole=whole, measured=measured)
             except MemoryBudgetError as error:
                 refusal = too_large(facts, config, budget, TRIALS_DIFFER * error.least_bytes)
-                raise TrialTooLargeError(refusal, measured.work_scale, is_whole=whole) from None
-        return plan
+                raise TrialTooLargeError(refusal, scales, is_whole=whole) from None
+            smallest = best if smallest is None else min(smallest, best, key=least_budget_bytes)
+            if (
+                was_tried
+                and cache_dir is not None
+                and tried.rows_of_width.items() <= plan.rows_of_width.items()
+            ):
+                keep_scales(cache_dir, facts, plan, config, scales)
+            if _is_alike(best, plan):
+                return best
+            plan = best
+        return smallest or plan
     finally:
         detach_lora(base.model)
         mx.clear_cache()
+
+
+def _is_alike(one: Plan, other: Plan) -> bool:
+    """Whether what a trial of the one shows holds for the other: all but how many layers keep activations."""
+    names = ("rows_of_width", "tail_slice_tokens", "lanes", "attention_block")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+def _seen(weights: dict[str, mx.array], scales: Scales, peak_before: int) -> Measured:
+    """What lies in memory now, and what a micro-batch takes on top."""
+    peak, now = process_peak_footprint_bytes(), process_footprint_bytes()
+    return Measured(
+        fixed_bytes=now,
+        adapter_bytes=sum(value.nbytes for value in weights.values()),
+        scales=scales,
+        highest_bytes=peak if peak > peak_before else now,
+    )
 
 
 def _with_base_as_it_is(config: TrainingConfig, plan: Plan) -> TrainingConfig:
@@ -122,96 +151,152 @@ def _with_base_as_it_is(config: TrainingConfig, plan: Plan) -> TrainingConfig:
     return config.model_copy(update={"engine": config.engine.model_copy(update=pins)})
 
 
+@dataclass
+class _Look:
+    """What is seen between the layers of a trial: seconds, MLX's bytes then, and the most since the look before."""
+
+    seconds: list[float] = field(default_factory=list)
+    active: list[int] = field(default_factory=list)
+    peak: list[int] = field(default_factory=list)
+
+    def __call__(self) -> None:
+        import mlx.core as mx
+
+        self.seconds.append(time.perf_counter())
+        self.active.append(mx.get_active_memory())
+        self.peak.append(mx.get_peak_memory())
+        mx.reset_peak_memory()
+
+    def between(self, first: int, last: int) -> float:
+        """Seconds from one look to another."""
+        return self.seconds[last] - self.seconds[first]
+
+    def most(self, first: int, last: int) -> int:
+        """The most bytes between two looks, beyond those at the first."""
+        return max(self.peak[first + 1 : last + 1]) - self.active[first]
+
+
 def _measure(
     engine: Engine,
-    base: BaseModel,
-    plan: Plan,
-    config: TrainingConfig,
-    *,
+    tried: Plan,
+    weights: dict[str, mx.array],
+    wanted: Plan,
     facts: ModelFacts,
+    config: TrainingConfig,
     backend: Backend,
+    base: BaseModel,
     between: BetweenSegments | None,
-    peak_before: int,
-) -> Measured:
-    """What lies in memory before a step, and what a micro-batch of ``plan`` takes on top, as a share of the formula."""
+) -> Scales:
+    """What a micro-batch of ``tried`` takes, as shares of the formulas; the speed as that of ``wanted`` would be."""
     import mlx.core as mx
 
-    weights = lora_parameters(base.model)
-    mx.eval(weights)
+    planned, limit = engine.plan, mx.set_cache_limit(0)
     mx.clear_cache()
-    limit, planned = mx.set_cache_limit(0), engine.plan
-    fixed = process_footprint_bytes()
-    width = max(plan.rows_of_width)
-    engine.plan = plan
-    calls = 0
-    enough = engine.calls + 1 + _BACKWARD_SEGMENTS
+    width = max(tried.rows_of_width)
+    rows = tried.rows_of_width[width]
+    calls, live = engine.calls, min(tried.live_layers, engine.calls)
+    enough = calls + 1 + max(0, live - 1) + _TRIED_AGAIN
+    engine.plan = tried
+    look = _Look()
 
     def count(share: float) -> None:
-        nonlocal calls
-        calls += 1
+        look()
         if between is not None:
             between(share)
-        if calls > enough:
+        if len(look.seconds) > enough:
             raise _SeenEnough
 
+    look()
     try:
-        with _highest_footprint() as highest:
-            engine.loss_and_gradients(
-                weights,
-                _batch(plan.rows_of_width[width], width, min(facts.vocab, base.tokenizer.vocab_size)),
-                seed=0,
-                between_segments=count,
-            )
+        engine.loss_and_gradients(
+            weights,
+            _batch(rows, width, min(facts.vocab, base.tokenizer.vocab_size)),
+            seed=0,
+            between_segments=count,
+        )
     except _SeenEnough:
         pass
     finally:
         engine.plan = planned
         mx.set_cache_limit(limit)
         mx.clear_cache()
-    formula = predicted(plan, facts, config, backend).predicted_parts
-    took = highest() - fixed - formula["saved"]
-    peak = process_peak_footprint_bytes()
-    return Measured(
-        fixed_bytes=fixed,
-        adapter_bytes=sum(value.nbytes for value in weights.values()),
-        work_scale=min(_MOST_SCALE, max(_LEAST_SCALE, took / max(1, formula["work"]))),
-        highest_bytes=peak if peak > peak_before else highest(),
+    look()
+    looks = len(look.seconds)
+    formula = work_parts(tried, facts, config, backend)
+    if (
+        engine.wiring is None or looks < calls + 4
+    ):  # one segment, or too few layers to tell its parts from each other
+        took = look.most(0, looks - 1) / max(
+            1, formula.saved + formula.live + max(formula.tail, formula.layer)
+        )
+        scale = _believed(took)
+        done = predicted(tried, facts, config, backend).predicted_tokens_per_second
+        return Scales(scale, scale, scale, rows * width / look.between(0, looks - 1) / done)
+    head = calls + 1 - live  # the look before the live layers, or before head and loss where there are none
+    loss = calls + 1  # the look before head and loss
+    again = loss + max(1, live)  # the look before the first layer that is computed again
+    forward = look.between(1, head) / max(1, calls - live)
+    last = min(looks - 2, again + _TRIED_AGAIN)
+    backward_again = look.between(again, last) / max(1, last - again)
+    backward_live = (
+        look.between(loss + 1, again) / (live - 1) if live > 1 else max(0.0, backward_again - forward)
     )
+    tail = look.between(loss, loss + 1) - (backward_live if live else 0.0)
+    seconds = (
+        calls * forward
+        + max(0.0, tail)
+        + wanted.live_layers * backward_live
+        + (calls - wanted.live_layers) * backward_again
+    )
+    foretold = predicted(
+        replace(tried, live_layers=wanted.live_layers), facts, config, backend
+    ).predicted_tokens_per_second
+    return Scales(
+        layer=_believed((look.most(again, last) - formula.buffers) / max(1, formula.layer)),
+        tail=_believed(look.most(loss, loss + 1) / max(1, formula.tail)),
+        live=_believed((look.active[loss] - look.active[head]) / max(1, formula.live)) if live else 1.0,
+        speed=rows * width / seconds / foretold,
+    )
+
+
+def _believed(scale: float) -> float:
+    return min(_MOST_SCALE, max(_LEAST_SCALE, scale))
 
 
 def is_tried_at_once(plan: Plan) -> bool:
     """Whether the first trial takes all rows, as they cannot be halved."""
-    return len(_tried(plan)) == 1
+    width = max(plan.rows_of_width)
+    return plan.rows_of_width[width] <= max(plan.lanes, 1)
 
 
-def _tried(plan: Plan) -> list[Plan]:
-    """The plan with half of its rows, at least one for each lane, then with all of them.
+def trial_of(plan: Plan, rows: int | None = None, *, whole: bool = False) -> Plan:
+    """What is tried of a plan: rows of the widest width, and few layers with kept activations.
+
+    Args:
+        rows: so many of them; all where None.
+    """
+    width = max(plan.rows_of_width)
+    rows = plan.rows_of_width[width] if rows is None else rows
+    live = plan.live_layers if whole else min(plan.live_layers, _TRIED_LIVE)
+    return replace(plan, rows_of_width={width: rows}, live_layers=live)
+
+
+def _tried(
+    plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend, *, whole: bool
+) -> list[Plan]:
+    """The trials of a plan: half of its rows first, at least one for each lane, where it is not sure that all fit.
 
     Rows stay as wide as they are, since attention takes another way in narrow ones; lanes that have nothing to do would
     take no memory.
     """
     width = max(plan.rows_of_width)
     rows = plan.rows_of_width[width]
+    everything = trial_of(plan, whole=whole)
+    foretold = predicted(everything, facts, config, backend)
+    if foretold.predicted_peak_bytes <= _SURE_TO_FIT * plan.budget_bytes:
+        return [everything]
     counts = sorted({min(rows, max(plan.lanes, (rows + 1) // 2)), rows})
-    return [replace(plan, rows_of_width={width: count}) for count in counts]
-
-
-@contextmanager
-def _highest_footprint() -> Iterator[Callable[[], int]]:
-    """Watches the footprint from a thread, as systems keep only the highest of the whole process; 1 % of a core."""
-    seen, done = [process_footprint_bytes()], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.004):
-            seen[0] = max(seen[0], process_footprint_bytes())
-
-    thread = threading.Thread(target=watch, name="footprint", daemon=True)
-    thread.start()
-    try:
-        yield lambda: seen[0]
-    finally:
-        done.set()
-        thread.join()
+    return [trial_of(plan, count, whole=whole) for count in counts]
 
 
 def _batch(rows: int, width: int, vocab: int) -> Batch:

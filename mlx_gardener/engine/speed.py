@@ -87,14 +87,15 @@ def _between(least: float, value: float, most: float) -> float:
     return round(min(most, max(least, value)), 3)
 
 
-def _key() -> str:
+def machine_key() -> str:
+    """What speeds and sizes that were measured depend on: kind of backend, cores, version of MLX."""
     return f"{backend_kind()} {os.cpu_count()} mlx {version('mlx')}"
 
 
 def _kept(cache_dir: Path) -> Backend | None:
     try:
         kept = read_json(cache_dir / _FILE)
-        return Backend(**kept) if kept.pop("key") == _key() else None
+        return Backend(**kept) if kept.pop("key") == machine_key() else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # not there, damaged, or of another version: measured again
 
@@ -102,7 +103,7 @@ def _kept(cache_dir: Path) -> Backend | None:
 def _keep(cache_dir: Path, backend: Backend) -> None:
     make_private(cache_dir)  # the token cache lies below it
     beside = cache_dir / f".{_FILE}.{os.getpid()}"
-    beside.write_text(json.dumps({"key": _key(), **asdict(backend)}, indent=2), encoding="utf-8")
+    beside.write_text(json.dumps({"key": machine_key(), **asdict(backend)}, indent=2), encoding="utf-8")
     beside.replace(cache_dir / _FILE)
 
 

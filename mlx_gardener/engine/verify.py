@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gardener.config import LoraConfig, TrainingConfig
@@ -50,13 +51,14 @@ def prepare_engine(
     rehearse: bool = True,
     between: BetweenSegments | None = None,
     peak_before: int = 0,
+    cache_dir: Path | None = None,
 ) -> Engine:
     """The engine for ``base`` under ``plan``, checked; with another plan where the model must be taken whole.
 
     Args:
         rehearse: try the plan as the settings say, and take another where it does not fit; False keeps ``plan``.
         between: called before every segment of the rehearsal; may raise.
-        peak_before: see `rehearse.rehearsed`.
+        peak_before, cache_dir: see `rehearse.rehearsed`.
         warn: told, in a sentence, why a model is taken whole.
 
     Raises:
@@ -90,7 +92,14 @@ def prepare_engine(
         warn(f"{base.id} is computed as one segment, which takes more memory: {engine.whole_because}.")
     if rehearse and config.engine.rehearse:
         engine.plan = rehearsed(
-            engine, base, config, facts=facts, backend=backend, between=between, peak_before=peak_before
+            engine,
+            base,
+            config,
+            facts=facts,
+            backend=backend,
+            between=between,
+            peak_before=peak_before,
+            cache_dir=cache_dir,
         )
     return engine
 

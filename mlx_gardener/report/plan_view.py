@@ -16,6 +16,7 @@ PARTS = {
     "weights": "base weights",
     "adapter": "adapter, gradients, optimiser",
     "saved": "hidden states kept for the way back",
+    "live": "activations kept of layers that are computed once",
     "work": "the layers and logits at work",
     "cache": "freed buffers kept for reuse",
     "runtime": "Python, MLX and data",
@@ -26,12 +27,13 @@ PART_COLOURS = {
     "weights": "blue",
     "adapter": "green",
     "saved": "yellow",
+    "live": "teal",
     "work": "purple",
     "cache": "grey",
     "runtime": "orange",
     "check": "red",
 }
-_STYLES = ("cyan", "green", "yellow", "magenta", "bright_black", "blue", "red")
+_STYLES = ("cyan", "green", "yellow", "bright_cyan", "magenta", "bright_black", "blue", "red")
 
 
 def show_plan(console: Console, plan: Plan, others: Sequence[tuple[int, Plan | None]] = ()) -> None:

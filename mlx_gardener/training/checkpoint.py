@@ -42,8 +42,9 @@ class TrainState:
 
     ``step`` is also the place in the schedule and, with the seed, in the order of the rows: an update is committed with its
     whole accumulation window or not at all. Randomness needs no state: every seed is made from the run's seed and
-    the step. Losses are nats per token; ``validation`` holds (step, loss, bits per byte), ``train_losses`` the loss of
-    step 1 and of every ``updates_per_loss``-th after it, `MOST_LOSSES` at most.
+    the step. ``tokens_seen`` bear loss, ``positions`` are all. Losses are nats per token; ``validation`` holds (step, loss, bits per byte), ``train_losses`` the loss of
+    step 1 and of every ``updates_per_loss``-th after it, `MOST_LOSSES` at most. ``first_update`` is how many updates of the same
+    rows the adapter that this training began with had done.
     """
 
     step: int = 0
@@ -52,10 +53,12 @@ class TrainState:
     best_loss: float | None = None
     bad_evaluations: int = 0
     tokens_seen: int = 0
+    positions: int = 0
     seconds: float = 0.0
     train_losses: list[float] = field(default_factory=list)
     updates_per_loss: int = 1
     validation: list[tuple[int, float, float]] = field(default_factory=list)
+    first_update: int = 0
 
     def remember_loss(self, loss: float) -> None:
         """Note the loss of the update that ``step`` says; where there are too many, every other one is forgotten."""

@@ -13,15 +13,16 @@ import hashlib
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine import Engine, StepResult
-from mlx_gardener.errors import GardenerError, TrainingError
+from mlx_gardener.errors import GardenerError, TimeLimitError, TrainingError
 from mlx_gardener.events import (
     CheckpointWritten,
     Evaluated,
@@ -29,6 +30,7 @@ from mlx_gardener.events import (
     MemoryMeasured,
     StepAdvanced,
     StepCompleted,
+    TimePlanned,
     WarningRaised,
 )
 from mlx_gardener.model.lora import (
@@ -60,6 +62,7 @@ from mlx_gardener.training.optimizer import (
     unflatten_state,
 )
 from mlx_gardener.training.parallel import Peers, pack_arrays, unpack_arrays
+from mlx_gardener.training.time_plan import FINISH_SECONDS, Clock, Pace, TimePlan, plan_time
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -71,6 +74,12 @@ if TYPE_CHECKING:
 SLOW_SECONDS, TELL_SECONDS = 2.0, 1.0
 #: A run whose loss is not finite this many updates in a row has diverged.
 MAX_REJECTED_UPDATES = 3
+#: Updates whose median foretells the next ones, and from how many on (the first is slower).
+_UPDATES_REMEMBERED, _UPDATES_TO_LEARN_FROM = 9, 3
+#: So many times the updates are worth another plan, or another word about it.
+_MORE = 1.1
+#: Validation is so many times as fast as training before it was seen: one pass instead of three to four (judgement).
+_FORWARD_SHARE = 2.5
 
 
 class TrainingRows(Protocol):
@@ -101,6 +110,8 @@ class TrainOutcome:
     state: TrainState
     total_steps: int
     stopped_because: str
+    time_plan: TimePlan
+    ended_by_time: bool = False
     ranks: int = 1
 
     def to_json(self) -> dict[str, Any]:
@@ -108,8 +119,12 @@ class TrainOutcome:
         return {
             "steps": self.state.step,
             "total_steps": self.total_steps,
+            "first_update": self.state.first_update,
+            "steps_per_epoch": self.time_plan.steps_per_epoch,
+            "time_plan": self.time_plan.to_json(),
             "best_step": self.state.best_step,
             "stopped_because": self.stopped_because,
+            "ended_by_time": self.ended_by_time,
             "ranks": self.ranks,
             "tokens_seen": self.state.tokens_seen,
             "seconds": round(self.state.seconds, 1),
@@ -133,6 +148,8 @@ def train(
     checkpoint_dir: Path,
     resume: bool,
     initial: dict[str, mx.array] | None = None,
+    first_update: int = 0,
+    clock: Clock | None = None,
     peers: Peers | None = None,
 ) -> TrainOutcome:
     """Train an adapter on ``data.train``; the base is left without adapters again.
@@ -142,28 +159,36 @@ def train(
         interrupt: raises when the run must stop; asked between segments.
         checkpoint_dir: where checkpoints are written, and with ``resume`` looked for first; rank 0's alone is used.
         initial: the adapter to begin with, by mlx-lm's names; a fresh one when None.
+        first_update: updates on the same rows that ``initial`` has done: its epochs go on.
+        clock: the run's time limit, within which the training leaves time for the evidence; none when None.
         peers: the processes that train together; this one alone when None.
 
     Raises:
         TrainingError: the loss stays non-finite, a checkpoint cannot be written, or does not fit the run.
         OtherRankError: another of the peers raised one.
         PeersLostError: another of the peers is gone.
-        GardenerError: whatever ``interrupt`` raised, after a checkpoint of the last committed update.
+        GardenerError: whatever ``interrupt`` raised, after a checkpoint of the last committed update; but a
+            `TimeLimitError` only where no update was done.
     """
     peers = peers or Peers()
     targets = attach_lora(base.model, config.lora, seed=config.seed)
     try:
         if initial is not None:
             set_lora_parameters(base.model, initial)
-        run = _Training(base, data, config, engine, publish, interrupt, checkpoint_dir, peers)
+        run = _Training(
+            base, data, config, engine, publish, interrupt, checkpoint_dir, peers, clock or Clock()
+        )
+        run.state.first_update = first_update
         run.begin(resume=resume)
         stopped_because = run.to_the_end()
         return TrainOutcome(
-            run.best,
+            run.adapter,
             adapter_settings(targets, config.lora),
             run.state,
             run.total_steps,
             stopped_because,
+            run.time_plan,
+            run.is_short_of_updates and not run.is_patience_over,
             peers.size,
         )
     except GardenerError as error:
@@ -186,18 +211,18 @@ class _Training:
         interrupt: Callable[[], None],
         checkpoint_dir: Path,
         peers: Peers,
+        clock: Clock,
     ) -> None:
         import mlx.core as mx
 
+        self.clock = clock
         self.base, self.data, self.config, self.engine = base, data, config, engine
         self.publish, self.interrupt, self.checkpoint_dir = publish, interrupt, checkpoint_dir
         self.peers = peers
         self.tokens_per_update = config.optimizer.tokens_per_update
         self.steps_per_epoch = data.train.update_count(self.tokens_per_update)
-        self.total_steps = max(1, math.ceil(self.steps_per_epoch * config.optimizer.epochs))
-        if config.optimizer.max_steps is not None:
-            self.total_steps = min(self.total_steps, config.optimizer.max_steps)
-        self.evaluate_every = max(1, round(self.steps_per_epoch / config.evaluation.per_epoch))
+        self.update_seconds: deque[float] = deque(maxlen=_UPDATES_REMEMBERED)
+        self.validation_seconds: float | None = None
         hidden = int(
             base.config.get("hidden_size") or base.config.get("text_config", {}).get("hidden_size", 2048)
         )
@@ -222,7 +247,16 @@ class _Training:
         )
 
     def begin(self, *, resume: bool) -> None:
-        """At the newest checkpoint, or at the beginning; all ranks stand where rank 0 does."""
+        """At the newest checkpoint, or at the beginning; all ranks stand where rank 0 does, and keep to its time."""
+        self._stand_at_the_beginning(resume=resume)
+        plan = self.engine.plan
+        speed = max(1e-9, plan.predicted_tokens_per_second) * self.peers.size
+        positions = self.data.train.total_tokens / max(1, self.steps_per_epoch)  # of an update
+        source = plan.speed_from or "estimated from this machine's matrix speed"
+        self._follow(self._time_plan(Pace(positions / speed, _FORWARD_SHARE * speed, source)))
+        self.publish(TimePlanned(self.time_plan.to_json()))
+
+    def _stand_at_the_beginning(self, *, resume: bool) -> None:
         if self.peers.size == 1:
             if resume:
                 self.restore()
@@ -238,6 +272,63 @@ class _Training:
         self.state = state
         self.best = self._of_first(self.best)
         self._take_weights_of_first()
+
+    def _time_plan(self, pace: Pace) -> TimePlan:
+        """What becomes of the time that is left, at this pace."""
+        optimizer, evaluation = self.config.optimizer, self.config.evaluation
+        all_updates = math.ceil(self.steps_per_epoch * optimizer.epochs) - self.state.first_update
+        if optimizer.max_steps is not None:
+            all_updates = min(all_updates, optimizer.max_steps)
+        return plan_time(
+            self.clock,
+            pace,
+            all_updates=max(1, all_updates),
+            steps_per_epoch=self.steps_per_epoch,
+            evaluate_every=max(1, round(self.steps_per_epoch / evaluation.per_epoch)),
+            validation_tokens=self.data.validation.total_tokens,
+            done_updates=self.state.step,
+        )
+
+    def _follow(self, plan: TimePlan) -> None:
+        """Do as many updates, and validate as often and on as much, as ``plan`` says."""
+        if self.peers.size > 1:
+            told = json.loads(self.peers.from_first(lambda: json.dumps(plan.to_json()).encode()))
+            plan = TimePlan.from_json(told)
+        self.time_plan, self.total_steps = plan, plan.updates
+        per_epoch = max(1, round(self.steps_per_epoch / self.config.evaluation.per_epoch))
+        self.evaluate_every = (
+            per_epoch if plan.validations is None else max(1, math.ceil(plan.updates / plan.validations))
+        )
+        whole = self.data.validation
+        self.validation = whole if plan.validation_tokens is None else whole.spread(plan.validation_tokens)
+        #: When updates have to end, by the clock's used seconds.
+        self.training_ends = (
+            math.inf
+            if math.isinf(plan.limit_seconds)
+            else plan.limit_seconds - plan.evidence_seconds - (FINISH_SECONDS if plan.is_short else 0.0)
+        )
+
+    def _keep_to_the_time(self) -> None:
+        """Do fewer updates where they take longer than was foretold; more, early on, where they take less."""
+        if math.isinf(self.time_plan.limit_seconds) or len(self.update_seconds) < _UPDATES_TO_LEARN_FROM:
+            return
+        update, step = median(self.update_seconds), self.state.step
+        pace = self.time_plan.pace
+        validation = self.validation_seconds or self.validation.total_tokens / pace.forward_tokens_per_second
+        to_come = max(1, math.ceil((self.total_steps - step) / self.evaluate_every))
+        left = self.training_ends - self.clock.used_seconds() - to_come * validation
+        fitting = step + max(0, math.floor(left / update))
+        most = self.time_plan.all_updates
+        fewer = fitting < self.total_steps
+        more = fitting > _MORE * self.total_steps and self.total_steps < most and step <= self.total_steps / 3
+        if not (fewer or more) and self.peers.size == 1:
+            return
+        updates = min(fitting, most) if fewer or more else self.total_steps
+        seen = Pace(update, self.validation.total_tokens / validation, "as the last updates took")
+        told, before = self.time_plan, self.total_steps
+        self._follow(replace(told, updates=updates, pace=seen))
+        if abs(self.total_steps - before) > (_MORE - 1) * before:
+            self.publish(TimePlanned(self.time_plan.to_json()))
 
     def _take_weights_of_first(self) -> None:
         self.weights = self._of_first(self.weights)
@@ -276,22 +367,39 @@ class _Training:
             if self._is_evaluation_due():  # the starting point, or the one that an interruption took
                 self.evaluate()
             for batch in self._batches():
-                if self._is_patience_over():
+                if self.is_patience_over:
                     break
                 self.update(batch)
                 self.neighbour.between_updates()
+                self._keep_to_the_time()
                 if self._is_evaluation_due():
                     self.evaluate()
                 if time.monotonic() - self.saved_at >= self.config.checkpoint_interval_seconds:
                     self.save()
+        except TimeLimitError:
+            self.save()
+            if not self.state.step or self.peers.size > 1:
+                raise
         except GardenerError as error:
             self.peers.leave(error)  # before writing, which takes a while
             self.save()
             raise
         self.save()
-        if self._is_patience_over():
+        if self.is_patience_over:
             return f"validation did not improve for {self.config.evaluation.patience} evaluations"
-        return "all updates done"
+        done, all_updates = self.state.step, self.time_plan.all_updates
+        return (
+            "all updates done"
+            if done >= all_updates
+            else f"the time limit, after {done} of {all_updates} updates"
+        )
+
+    @property
+    def adapter(self) -> dict[str, mx.array]:
+        """The best that was validated; what came after it, where the last validation was the best and time ran out then."""
+        validated = self.state.validation[-1][0] if self.state.validation else 0
+        is_later = self.state.step > validated and self.state.best_step in (0, validated)
+        return dict(self.weights) if is_later else self.best
 
     def _is_evaluation_due(self) -> bool:
         """Whether this step is one to evaluate at, and was not; step 0 is what an adapter that never helps falls back to."""
@@ -300,18 +408,22 @@ class _Training:
             not done or done[-1][0] != step
         )
 
-    def _is_patience_over(self) -> bool:
+    @property
+    def is_patience_over(self) -> bool:
+        """Whether validation has not improved for too long."""
         return self.state.bad_evaluations >= self.config.evaluation.patience
 
     def _batches(self) -> Iterator[Batch]:
         """The batches of all updates still to do, in the order that seed and epoch decide."""
         while self.state.step < self.total_steps:
-            epoch, done = divmod(self.state.step, self.steps_per_epoch)
-            left = min(self.steps_per_epoch - done, self.total_steps - self.state.step)
+            epoch, done = divmod(self.state.first_update + self.state.step, self.steps_per_epoch)
             batches = self.data.train.batches(
                 self.tokens_per_update, seed=self.config.seed, epoch=epoch, start=done
             )
-            yield from islice(batches, left)
+            for batch in batches:
+                if self.state.step >= self.total_steps:  # which the time may change
+                    return
+                yield batch
 
     def update(self, batch: Batch) -> None:
         """One optimiser update from one batch; nothing changes when its loss or gradients are not finite."""
@@ -339,7 +451,9 @@ class _Training:
         seconds = time.perf_counter() - started
         self.state.step = step
         self.state.tokens_seen += result.tokens
+        self.state.positions += batch.tokens.size
         self.state.seconds += seconds
+        self.update_seconds.append(seconds)
         self.state.remember_loss(loss if math.isfinite(loss) else 0.0)
         self._report(step, loss, norm, rate, result.tokens, seconds)
 
@@ -414,7 +528,7 @@ class _Training:
             StepCompleted(
                 step=step,
                 total_steps=self.total_steps,
-                epoch=step / self.steps_per_epoch,
+                epoch=(self.state.first_update + step) / self.steps_per_epoch,
                 loss=loss,
                 tokens=tokens,
                 learning_rate=rate,
@@ -434,14 +548,16 @@ class _Training:
         self._keep_together()
         values = {name: value.astype(self.base.dtype) for name, value in self.weights.items()}
         self.base.model.update(nested(values))
-        validation = self.data.validation.batches(self.tokens_per_update, seed=None)
-        count = self.data.validation.update_count(self.tokens_per_update)
+        started = time.perf_counter()
+        validation = self.validation.batches(self.tokens_per_update, seed=None)
+        count = self.validation.update_count(self.tokens_per_update)
         between = self._advance("Validation", self.state.step, parts=count)
         loss_sum, tokens, source_bytes = self.peers.sum_numbers(
             lambda: self.engine.evaluate(
                 (self.peers.share(batch)[0] for batch in validation), between_segments=between
             )
         )
+        self.validation_seconds = time.perf_counter() - started
         loss = loss_sum / max(1, tokens)
         bits = loss_sum / math.log(2) / max(1, source_bytes)
         state = self.state

@@ -1,0 +1,149 @@
+"""How a run's time limit is spent, so that a registered, measured adapter is there when it ends.
+
+In: the limit and what is used of it, what an update and a validation take, how many updates all epochs have. Out: a
+`TimePlan`: how many updates are done, how often and on how much it is validated, how long the evidence may take. What is not
+training gets at most a quarter of the limit. Where all fits, nothing is cut. The training loop makes it anew when updates
+turn out to take another time than was foretold. Cost: nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+#: Of the limit: what all phases but training may take together, and what the evidence gets at least.
+OTHER_SHARE, LEAST_EVIDENCE_SHARE = 0.25, 0.05
+#: Writing, registering and the report: measured, some seconds with SmolLM2-135M; kept free for a busy machine (judgement).
+FINISH_SECONDS = 15.0
+#: Where time is short: validations after the one at the start, and the share of the training's time for all of them.
+VALIDATIONS, VALIDATION_SHARE = 4, 0.1
+#: Tokens that a validation has at least, where there are as many (judgement).
+LEAST_VALIDATION_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A run's time limit in seconds, ``math.inf`` for none, and what is used of it."""
+
+    limit_seconds: float = math.inf
+    used_seconds: Callable[[], float] = time.monotonic
+
+    @property
+    def left_seconds(self) -> float:
+        """Until the limit; below 0 when it is over."""
+        return self.limit_seconds - self.used_seconds()
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What is known of a training's speed.
+
+    Attributes:
+        update_seconds: of one optimiser update.
+        forward_tokens_per_second: of validation.
+        source: what that rests on, in words.
+    """
+
+    update_seconds: float
+    forward_tokens_per_second: float
+    source: str
+
+
+@dataclass(frozen=True)
+class TimePlan:
+    """What becomes of the time limit.
+
+    Attributes:
+        limit_seconds: the limit; ``math.inf`` for none.
+        used_seconds: of it, before the training: reading, loading, the memory dry run.
+        training_seconds: for updates and validations.
+        evidence_seconds: for the test of the adapter and its registration.
+        updates: of the training, counted from its beginning.
+        all_updates: that all epochs have.
+        steps_per_epoch: updates of an epoch.
+        validations: after the one at the start; None for as many as the settings say.
+        validation_tokens: of each; None for the whole validation part.
+        pace: what was foretold or seen when this was made.
+    """
+
+    limit_seconds: float
+    used_seconds: float
+    training_seconds: float
+    evidence_seconds: float
+    updates: int
+    all_updates: int
+    steps_per_epoch: int
+    validations: int | None
+    validation_tokens: int | None
+    pace: Pace
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the limit leaves less than all epochs."""
+        return self.updates < self.all_updates
+
+    @property
+    def is_short(self) -> bool:
+        """Whether anything is less than the settings ask for."""
+        return self.validations is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types; no limit is null."""
+        values = asdict(self)
+        for name in ("limit_seconds", "training_seconds", "evidence_seconds"):
+            values[name] = None if math.isinf(values[name]) else round(values[name], 1)
+        values["used_seconds"] = round(self.used_seconds, 1)
+        return values
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> TimePlan:
+        """The inverse of `to_json`."""
+        no_limit = ("limit_seconds", "training_seconds", "evidence_seconds")
+        read = {name: math.inf if values[name] is None else values[name] for name in no_limit}
+        return cls(**{**values, **read, "pace": Pace(**values["pace"])})
+
+
+def plan_time(
+    clock: Clock,
+    pace: Pace,
+    *,
+    all_updates: int,
+    steps_per_epoch: int,
+    evaluate_every: int,
+    validation_tokens: int,
+    done_updates: int = 0,
+) -> TimePlan:
+    """What becomes of the time that ``clock`` leaves.
+
+    Args:
+        evaluate_every: updates between two validations, as the settings say.
+        validation_tokens: of the whole validation part.
+        done_updates: by earlier workers of the same training.
+    """
+    used, limit = clock.used_seconds(), clock.limit_seconds
+    validation = validation_tokens / pace.forward_tokens_per_second
+    to_do = all_updates - done_updates
+    whole = to_do * pace.update_seconds + (1 + math.ceil(to_do / evaluate_every)) * validation
+    wished = max(OTHER_SHARE * limit - used - FINISH_SECONDS, LEAST_EVIDENCE_SHARE * limit)
+    if math.isinf(limit) or used + whole + min(wished, whole / 3) + FINISH_SECONDS <= limit:
+        evidence = math.inf if math.isinf(limit) else limit - used - whole
+        return TimePlan(
+            limit, used, whole, evidence, all_updates, all_updates, steps_per_epoch, None, None, pace
+        )
+    training = max(0.0, limit - used - wished - FINISH_SECONDS)
+    each = min(
+        validation_tokens,
+        max(
+            LEAST_VALIDATION_TOKENS,
+            int(VALIDATION_SHARE * training / (1 + VALIDATIONS) * pace.forward_tokens_per_second),
+        ),
+    )
+    for_validation = (1 + VALIDATIONS) * each / pace.forward_tokens_per_second
+    fitting = int((training - for_validation) / pace.update_seconds)
+    updates = min(all_updates, done_updates + max(1, fitting))
+    return TimePlan(
+        limit, used, training, wished, updates, all_updates, steps_per_epoch, VALIDATIONS, each, pace
+    )
