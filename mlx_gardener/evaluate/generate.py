@@ -6,8 +6,10 @@ the batch, are shared among the engine's lanes. Where weights become floats for 
 all lanes together, a block of outputs each: making the floats is most of that work, and costs the same for any number
 of prompts. So batches are as large as keys and values fit into what the budget has left.
 
-In a batch sums over keys are grouped otherwise than alone, so that an answer may differ where two tokens are equally likely to the
-last bits. Cost: reading at the speed of `Engine.row_losses`; a written token that of reading the weights, once a batch.
+In a batch sums over keys are grouped otherwise than alone, so that an answer may differ where two tokens are equally likely to
+the last bits: of 112 prompts of 24 to 120 tokens, asked together and one by one for 24 tokens of SmolLM2-135M in float32, no
+answer differed. Cost: reading at about the speed of `Engine.row_losses`; a written token that of reading the weights, or of
+making their floats (4 bits: 500 million a second and core), once a batch. Those 112 took 63 CPU seconds together, 284 alone.
 """
 
 from __future__ import annotations
