@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlx_gardener.evaluate import Control, Evidence
     from mlx_gardener.model import BaseModel
 
-#: Where the base's answers are kept below the registry's home.
+#: Where the base's losses and answers are kept below the registry's home.
 ANSWERS = "cache/answers"
 DIRECTORY = "evaluations"
 

@@ -5,6 +5,7 @@ speed and memory, never the result.
 """
 
 from mlx_gardener.engine.facts import ModelFacts, facts_of, model_facts
+from mlx_gardener.engine.kept import base_topic, kept_row_losses
 from mlx_gardener.engine.load import load_engine
 from mlx_gardener.engine.plan import Plan
 from mlx_gardener.engine.planner import make_plan
@@ -18,7 +19,9 @@ __all__ = [
     "ModelFacts",
     "Plan",
     "StepResult",
+    "base_topic",
     "facts_of",
+    "kept_row_losses",
     "learn",
     "load_engine",
     "make_plan",

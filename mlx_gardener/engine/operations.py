@@ -15,8 +15,9 @@ their own code, so the attributes of ``mx`` (and ``nn.Dropout``'s call) are swap
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Operations:
         attention_block: queries at a time; 0 leaves attention to MLX.
         attention_least: rows narrower than this many tokens are left to MLX.
         dequantize: whether quantised weights become floats before they multiply.
+        product_streams: CPU streams that the blocks of such a product are shared among; empty for the one in use.
+        forward_only: whether nothing is differentiated, so that attention saves nothing for a gradient.
         document_ids: (rows, width) of the rows that are computed now: tokens see only those with their own number.
         row_seeds: a seed for the dropout of every row that is computed now.
         dropouts: the number of each dropout module of the model, by its ``id``.
@@ -45,6 +48,8 @@ class Operations:
     attention_block: int = 0
     attention_least: int = 0
     dequantize: bool = False
+    product_streams: tuple[mx.Stream, ...] = ()
+    forward_only: bool = False
     document_ids: np.ndarray | None = None
     row_seeds: tuple[int, ...] = ()
     dropouts: dict[int, int] = field(default_factory=dict)
@@ -68,7 +73,8 @@ def operations(chosen: Operations) -> Iterator[None]:
         if chosen.attention_block or chosen.document_ids is not None:
             _put(mx.fast, "scaled_dot_product_attention", _attention_for(chosen, fast))
         if chosen.dequantize:
-            _put(mx, "quantized_matmul", dequantized_matmul)
+            product = partial(dequantized_matmul, streams=chosen.product_streams)
+            _put(mx, "quantized_matmul", product)
             _put(mx, "gather_qmm", _dequantized_gather)
         if chosen.dropouts:
             _put(nn.Dropout, "__call__", _dropout_for(chosen, dropout))
@@ -131,6 +137,7 @@ def _attention_for(chosen: Operations, plain: Callable[..., mx.array]) -> Callab
             mask=mask,
             block=chosen.attention_block or width,
             document_ids=documents,
+            forward_only=chosen.forward_only,
         )
 
     return attention
@@ -145,6 +152,7 @@ def blockwise_attention(
     mask: mx.array | str | None,
     block: int,
     document_ids: np.ndarray | None = None,
+    forward_only: bool = False,
 ) -> mx.array:
     """softmax(scale Q K^T + mask) V, a block of queries at a time, with a gradient that keeps no scores.
 
@@ -155,6 +163,7 @@ def blockwise_attention(
         mask: None, "causal", or an array that broadcasts to (rows, heads, width, width): bool (True is seen) or added.
         block: queries at a time.
         document_ids: (rows, width) int: tokens of different numbers do not see each other.
+        forward_only: nothing is saved for a gradient, which would be MLX's own then.
 
     Returns:
         (rows, heads, width, value_dim), of the queries' type.
@@ -179,23 +188,31 @@ def blockwise_attention(
     def split(array: mx.array) -> mx.array:
         return array.reshape(rows, groups, -1, *array.shape[2:])  # (rows, groups, heads / groups, width, dim)
 
-    @mx.custom_function  # type: ignore[untyped-decorator]
-    def attend(queries: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def forward(queries: mx.array, keys: mx.array, values: mx.array, *, keep_sums: bool) -> list[mx.array]:
         query, key, value = split(queries), split(keys), split(values)
         outputs: list[mx.array] = []
         sums: list[mx.array] = []
         for start, stop, first, last in spans:
             part = query[..., start:stop, :]
             if outputs:  # one block after the other, or all scores are in memory at once
-                part = mx.depends([part], [outputs[-1], sums[-1]])[0]
+                part = mx.depends([part], [outputs[-1], *sums[-1:]])[0]
             score = scores(part, key[..., first:last, :], start, stop, first, last)
             weights = mx.softmax(score, axis=-1, precise=True)
             outputs.append(weights @ value[..., first:last, :])
-            # log of the sum of exp(score), without a second exp: at the maximum, weight = exp(score) / sum.
-            highest = score.max(axis=-1, keepdims=True).astype(mx.float32)
-            sums.append(highest - mx.log(weights.max(axis=-1, keepdims=True).astype(mx.float32)))
+            if keep_sums:
+                # log of the sum of exp(score), without a second exp: at the maximum, weight = exp(score) / sum.
+                highest = score.max(axis=-1, keepdims=True).astype(mx.float32)
+                sums.append(highest - mx.log(weights.max(axis=-1, keepdims=True).astype(mx.float32)))
         output = mx.concatenate(outputs, axis=-2).reshape(rows, heads, width, -1)
-        return output, mx.concatenate(sums, axis=-2)
+        return [output, mx.concatenate(sums, axis=-2)] if keep_sums else [output]
+
+    if forward_only:
+        return forward(queries, keys, values, keep_sums=False)[0]
+
+    @mx.custom_function  # type: ignore[untyped-decorator]
+    def attend(queries: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        output, sums = forward(queries, keys, values, keep_sums=True)
+        return output, sums
 
     @attend.vjp  # type: ignore[untyped-decorator]
     def backward(
@@ -287,12 +304,15 @@ def dequantized_matmul(
     group_size: int | None = None,
     bits: int | None = None,
     mode: str = "affine",
+    *,
+    streams: tuple[mx.Stream, ...] = (),
     **others: Any,
 ) -> mx.array:
     """`mx.quantized_matmul` by way of floats: a block of outputs becomes floats and is multiplied, one after the other.
 
     The gradient of ``x`` makes the floats again instead of keeping them. Shapes as in MLX: x (..., inputs),
-    w (outputs, inputs * bits / 32) with ``transpose``, or (inputs, outputs * bits / 32) without.
+    w (outputs, inputs * bits / 32) with ``transpose``, or (inputs, outputs * bits / 32) without. The blocks take turns on
+    ``streams``, which pays where rows are few and the floats are most of the work: the words of an answer.
     """
     import mlx.core as mx
 
@@ -317,8 +337,10 @@ def dequantized_matmul(
     @mx.custom_function  # type: ignore[untyped-decorator]
     def product(x: mx.array) -> mx.array:
         parts: list[mx.array] = []
-        for at in blocks:
-            parts.append(x @ floats(at, x, *parts[-1:]).T)
+        for number, at in enumerate(blocks):
+            before = number - max(1, len(streams))
+            with mx.stream(streams[number % len(streams)]) if streams else nullcontext():
+                parts.append(x @ floats(at, x, *(parts[before : before + 1] if before >= 0 else ())).T)
         return mx.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
 
     @product.vjp  # type: ignore[untyped-decorator]

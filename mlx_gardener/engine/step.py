@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,11 @@ if TYPE_CHECKING:
     from mlx_gardener.engine.stream import StreamedWeights
     from mlx_gardener.engine.words import Words
 
+#: Rows at once where nothing is differentiated, for each of a training step's: a layer's own work forward is less than half
+#: of that with its gradient, and nothing is kept for later.
+FORWARD_ROWS = 2
+#: Rows of at least so many blocks of queries are taken in blocks where nothing is differentiated.
+FORWARD_BLOCKS = 2
 #: Told the share of a step that is done, 0 to 1, before every segment; may raise to end the step.
 BetweenSegments = Callable[[float], None]
 
@@ -135,10 +140,10 @@ class Engine:
         """Loss of each row of ``batch`` in nats, summed over its loss-bearing tokens; no gradients."""
         self.model.eval()
         losses: list[float] = []
-        parts = list(self._micro_batches(batch))
+        parts = list(self._micro_batches(batch, forward_only=True))
         pulse = _Pulse(between_segments, len(parts) * self.calls)
         for part in parts:
-            with self._computing(part, 0, 0):
+            with self._computing(part, 0, 0, forward_only=True):
                 losses += Passage(self, {}, part, pulse).row_losses()
         return losses
 
@@ -162,45 +167,72 @@ class Engine:
         """Layer calls in a forward pass, after each of which a step may be ended; 1 for a model that is taken whole."""
         return 1 if self.wiring is None else self.wiring.calls
 
-    def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
+    def _micro_batches(self, batch: Batch, *, forward_only: bool = False) -> Iterator[MicroBatch]:
         rows, width = batch.tokens.shape
         size = self.plan.rows_for(width)
+        if forward_only and self.wiring is not None:
+            size *= FORWARD_ROWS
         for start in range(0, rows, size):
             here = slice(start, start + size)
             yield MicroBatch(start, batch.tokens[here], batch.loss_mask[here], batch.document_ids[here])
 
     @contextmanager
-    def _computing(self, part: MicroBatch, seed: int, first_row: int) -> Iterator[None]:
+    def _computing(
+        self, part: MicroBatch, seed: int, first_row: int, *, forward_only: bool = False
+    ) -> Iterator[None]:
         """The plan's operations and threads, for one micro-batch."""
         import mlx.nn as nn
 
-        plan = self.plan
-        self._operations = Operations(
-            plan.attention_block,
-            plan.attention_least,
-            plan.dequantize,
-            part.document_ids[:, :-1] if self.per_document else None,
-            tuple(_mix(seed, first_row + part.first_row + row) for row in range(len(part.tokens))),
-            {
+        self._operations = replace(
+            self._plain_operations(forward_only=forward_only),
+            document_ids=part.document_ids[:, :-1] if self.per_document else None,
+            row_seeds=tuple(_mix(seed, first_row + part.first_row + row) for row in range(len(part.tokens))),
+            dropouts={
                 id(module): number
                 for number, (_, module) in enumerate(self.model.named_modules())
                 if isinstance(module, nn.Dropout)
             },
         )
-        lanes = self.lanes(len(part.tokens))
-        with ExitStack() as stack:
-            stack.enter_context(operations(self._operations))
-            if lanes > 1:
-                stack.enter_context(blas_threads(max(1, (os.cpu_count() or 1) // lanes)))
+        with operations(self._operations), self._threads(self.lanes(len(part.tokens))):
+            yield
+
+    def _plain_operations(self, *, forward_only: bool) -> Operations:
+        plan = self.plan
+        # A row of a planned width is read without its last token.
+        least = max(0, plan.attention_least - 1)
+        if (
+            forward_only
+        ):  # causal blocks leave out half of the exponentials, which a gradient's sums would eat up
+            least = min(least, FORWARD_BLOCKS * plan.attention_block)
+        return Operations(plan.attention_block, least, plan.dequantize, forward_only=forward_only)
+
+    @contextmanager
+    def reading(self, lanes: int, *, in_blocks: bool = False) -> Iterator[None]:
+        """The plan's operations and threads, for calls of the model that only read and write text.
+
+        Args:
+            lanes: streams that the caller computes on.
+            in_blocks: share each product with quantised weights among all streams; for one lane.
+        """
+        chosen = self._plain_operations(forward_only=True)
+        if in_blocks:
+            chosen, lanes = replace(chosen, product_streams=tuple(self.streams)), len(self.streams)
+        with operations(chosen), self._threads(lanes):
+            yield
+
+    @contextmanager
+    def _threads(self, lanes: int) -> Iterator[None]:
+        """Threads of BLAS while ``lanes`` streams compute; all where one does."""
+        if lanes <= 1:
+            yield
+            return
+        with blas_threads(max(1, (os.cpu_count() or 1) // lanes)):
             yield
 
     @contextmanager
     def tail_threads(self) -> Iterator[None]:
         """Threads of BLAS while the tail is computed: it uses all streams, however few the rows."""
-        if not self.streams:
-            yield
-            return
-        with blas_threads(max(1, (os.cpu_count() or 1) // len(self.streams))):
+        with self._threads(len(self.streams)):
             yield
 
     def lanes(self, rows: int) -> int:

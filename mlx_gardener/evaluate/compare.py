@@ -6,10 +6,12 @@ In: a base, an adapter read back from its files, the prepared data. Cost: bounde
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,6 @@ from mlx_gardener.evaluate.evidence import (
     Sample,
     ScaleSweep,
 )
-from mlx_gardener.evaluate.generate import AnswerStore
 from mlx_gardener.evaluate.measure import (
     ArmResult,
     Bench,
@@ -38,12 +39,14 @@ from mlx_gardener.evaluate.measure import (
     Work,
     decide_work,
     line_of,
+    part_of,
     score,
 )
 from mlx_gardener.evaluate.metrics import bits_per_byte, edit_similarity
 from mlx_gardener.evaluate.retrieval import Retriever, training_chunks, training_segments
 from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
 from mlx_gardener.evaluate.statistics import Change, files_needed, relative_change, share_change
+from mlx_gardener.platform.kept import KeptValues
 from mlx_gardener.source.languages import language_of
 
 if TYPE_CHECKING:
@@ -92,7 +95,7 @@ def compare(
     Args:
         adapter: read back from its files.
         training_tokens: that it was trained on; they decide how much work its test may be.
-        cache_dir: where the base's answers are kept.
+        cache_dir: where the base's losses and answers are kept.
         control: for the arm of that name; without one it is left out, and ``notes`` should say why.
         sweep: what was tried on the validation part, to be recorded.
         trained_on_test: test files whose content was trained on, by the manifest.
@@ -106,7 +109,7 @@ def compare(
     names = [arm for arm in ARM_TITLES if arm in config.evaluation.arms and (arm != "control" or control)]
     trained = training_segments(data)
     plan = _Plan.make(base, data, config, training_tokens, tasks, can_write=engine.streamed is None)
-    bench = Bench(base, engine, config, AnswerStore(cache_dir), interrupt)
+    bench = Bench(base, engine, config, KeptValues(cache_dir), interrupt)
     retriever = None
     if any(name.endswith("_bm25") for name in names):
         room = min(config.evaluation.context_tokens, config.data.row_widths[-1])
@@ -246,12 +249,13 @@ def _check(
         tokenizer,
         config.data.row_widths,
     )
-    losses = bench.losses(other, lambda share: tell(0.2 * share))
+    losses = bench.losses(other, lambda share: tell(0.2 * share), keep=keep)
+    size = config.optimizer.tokens_per_update
+    most = min(-(-_VALIDATION_TOKENS // size), data.validation.update_count(size))
     validation = 0.0
-    for done, batch in enumerate(data.validation.batches(config.optimizer.tokens_per_update, seed=None)):
-        if done * config.optimizer.tokens_per_update >= _VALIDATION_TOKENS:
-            break
-        validation += sum(bench.engine.row_losses(batch, between_segments=lambda _: bench.interrupt()))
+    for done, batch in enumerate(islice(data.validation.batches(size, seed=None), most)):
+        part = part_of(lambda share: tell(0.2 + 0.2 * share), done, most)
+        validation += math.fsum(bench.row_losses(batch, part, keep=keep))
     count = config.evaluation.memorisation_places if bench.engine.streamed is None else 0
     shares = []
     places = 0
@@ -271,7 +275,7 @@ def _check(
             kind="verbatim",
             keep=keep,
             max_new_tokens=guards.CONTINUED_TOKENS,
-            tell=lambda share, number=number: tell(0.4 + 0.3 * (number + share)),  # type: ignore[misc]
+            tell=part_of(lambda share: tell(0.4 + 0.6 * share), number, 2),
         )
         shares.append(guards.verbatim_share(answers, [rest for _, rest in pairs]))
         places = len(pairs) if number == 0 else min(places, len(pairs))

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.dataset import HoleTask, NextLineTask, RowSet
-from mlx_gardener.engine import Engine
+from mlx_gardener.dataset import Batch, HoleTask, NextLineTask, RowSet
+from mlx_gardener.engine import Engine, base_topic, kept_row_losses
 from mlx_gardener.evaluate.complete import PREFIX_TOKENS, SUFFIX_TOKENS, build_prompt
-from mlx_gardener.evaluate.generate import Answer, AnswerStore, answers_key, generate_many
+from mlx_gardener.evaluate.generate import Answer, generate_many, prompt_key
 from mlx_gardener.evaluate.metrics import edit_similarity, identifier_f1, parses
 from mlx_gardener.evaluate.retrieval import Retriever
+from mlx_gardener.platform.kept import KeptValues
 
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel, CodeTokenizer
@@ -97,31 +98,51 @@ class ArmResult:
     holes: list[Answer] = field(default_factory=list)
 
 
+def part_of(tell: Callable[[float], None], number: int, count: int) -> Callable[[float], None]:
+    """What to tell the share of one part to, of ``count`` that ``tell`` is told about together."""
+    return lambda share: tell((number + share) / count)
+
+
 @dataclass(frozen=True)
 class Bench:
     """What all arms share.
 
     Attributes:
-        store: keeps the base's answers; used only where no adapter is attached.
+        store: keeps losses and answers of the base; used only where no adapter is attached.
         interrupt: asked between segments and tokens; may raise.
     """
 
     base: BaseModel
     engine: Engine
     config: TrainingConfig
-    store: AnswerStore
+    store: KeptValues
     interrupt: Callable[[], None]
 
-    def losses(self, rows: RowSet, tell: Callable[[float], None]) -> dict[str, float]:
-        """Loss in nats by file."""
+    def losses(
+        self, rows: RowSet, tell: Callable[[float], None] = lambda share: None, *, keep: bool
+    ) -> dict[str, float]:
+        """Loss in nats by file; the base's own (``keep``) are taken from the store where they are known."""
         size = self.config.optimizer.tokens_per_update
         count, losses = rows.update_count(size), dict[str, float]()
-        for done, batch in enumerate(rows.batches(size, seed=None), start=1):
-            found = self.engine.row_losses(batch, between_segments=lambda _: self.interrupt())
+        for done, batch in enumerate(rows.batches(size, seed=None)):
+            found = self.row_losses(batch, part_of(tell, done, count), keep=keep)
             for path, loss in zip(batch.paths, found, strict=True):
                 losses[path] = losses.get(path, 0.0) + loss
-            tell(done / count)
+            tell((done + 1) / count)
         return losses
+
+    def row_losses(
+        self, batch: Batch, tell: Callable[[float], None] = lambda share: None, *, keep: bool
+    ) -> list[float]:
+        """Loss in nats of every row; of the base's own as `losses`."""
+
+        def between(share: float) -> None:
+            self.interrupt()
+            tell(share)
+
+        if keep:
+            return kept_row_losses(self.engine, self.base, batch, self.store, between_segments=between)
+        return self.engine.row_losses(batch, between_segments=between)
 
     def answers(
         self,
@@ -134,21 +155,26 @@ class Bench:
     ) -> list[Answer]:
         """Answers to prompts; the base's own (``keep``) are taken from the store where they are known."""
         limit = max_new_tokens or self.config.evaluation.max_new_tokens
-        key = answers_key(self.base, prompts, limit, kind=kind)
-        kept = self.store.get(key) if keep else None
-        if kept is not None and len(kept) == len(prompts):
-            return kept
-        answers = generate_many(
-            self.base,
-            prompts,
-            max_new_tokens=limit,
-            is_enough=(lambda text: "\n" in text.lstrip("\n")) if kind == "line" else None,
-            tell=tell,
-            interrupt=self.interrupt,
-        )
-        if keep and prompts:
-            self.store.put(key, answers)
-        return answers
+        topic = base_topic(self.base, f"answers {kind}")
+        keys = [prompt_key(prompt, limit) for prompt in prompts]
+        kept = self.store.read(topic) if keep else {}
+        known = {key: answer for key in keys if (answer := Answer.from_json(kept.get(key))) is not None}
+        new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known}
+        if new:
+            answers = generate_many(
+                self.base,
+                list(new.values()),
+                max_new_tokens=limit,
+                engine=self.engine,
+                is_enough=(lambda text: "\n" in text.lstrip("\n")) if kind == "line" else None,
+                tell=tell,
+                interrupt=self.interrupt,
+            )
+            found = dict(zip(new, answers, strict=True))
+            if keep:
+                self.store.add(topic, {key: answer.to_json() for key, answer in found.items()})
+            known |= found
+        return [known[key] for key in keys]
 
     def work(
         self,
@@ -161,7 +187,7 @@ class Bench:
     ) -> ArmResult:
         """One arm: every row and every task, with retrieved code in front where there is a retriever."""
         tokenizer = self.base.tokenizer
-        result = ArmResult(self.losses(rows, lambda share: tell(0.4 * share)))
+        result = ArmResult(self.losses(rows, lambda share: tell(0.4 * share), keep=keep))
         sizes = prompt_sizes(self.config)
         prompts = [line_prompt(task, tokenizer, retriever, sizes) for task in tasks.lines]
         result.lines = self.answers(

@@ -6,6 +6,7 @@ what is chosen is written into the adapter's own files. Cost: a forward pass ove
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import RowSet
 from mlx_gardener.engine import Engine
 from mlx_gardener.evaluate.evidence import ScaleSweep
+from mlx_gardener.evaluate.measure import part_of
 from mlx_gardener.evaluate.metrics import bits_per_byte
 
 if TYPE_CHECKING:
@@ -50,8 +52,7 @@ def sweep_scale(
     for number, scale in enumerate(scales):
         adapter = LoadedAdapter(weights, scaled(settings, scale), {}, Path("sweep"))
         with attach_adapter(base, adapter):
-            found.append(_bits(validation, config, engine, interrupt))
-        tell((number + 1) / len(scales))
+            found.append(_bits(validation, config, engine, part_of(tell, number, len(scales)), interrupt))
     # Of equals the one nearest to what was trained.
     chosen = min(zip(found, scales, strict=True), key=lambda pair: (pair[0], abs(pair[1] - 1.0)))[1]
     return scaled(settings, chosen), ScaleSweep(tuple(scales), tuple(found), chosen)
@@ -67,13 +68,27 @@ def scaled(settings: dict[str, Any], share: float) -> dict[str, Any]:
     )
 
 
-def _bits(rows: RowSet, config: TrainingConfig, engine: Engine, interrupt: Callable[[], None]) -> float:
+def _bits(
+    rows: RowSet,
+    config: TrainingConfig,
+    engine: Engine,
+    tell: Callable[[float], None],
+    interrupt: Callable[[], None],
+) -> float:
     """Bits per byte on the first rows, the same for every scale; rounded, so that order of sums decides nothing."""
     loss, source_bytes, done = 0.0, 0, 0
+    most = min(_MOST_ROWS, len(rows))
     for batch in rows.batches(config.optimizer.tokens_per_update, seed=None):
-        loss += sum(engine.row_losses(batch, between_segments=lambda _: interrupt()))
+        before, at_once = done, len(batch.paths)
+
+        def between(share: float, before: int = before, at_once: int = at_once) -> None:
+            interrupt()
+            tell(min(1.0, (before + share * at_once) / most))
+
+        loss += math.fsum(engine.row_losses(batch, between_segments=between))
         source_bytes += batch.source_bytes
-        done += len(batch.paths)
+        done += at_once
+        tell(min(1.0, done / most))
         if done >= _MOST_ROWS:
             break
     return round(bits_per_byte(loss, source_bytes), 5)

@@ -42,9 +42,9 @@ class TrainState:
 
     ``step`` is also the place in the schedule and, with the seed, in the order of the rows: an update is committed with its
     whole accumulation window or not at all. Randomness needs no state: every seed is made from the run's seed and
-    the step. ``tokens_seen`` bear loss, ``positions`` are all. Losses are nats per token; ``validation`` holds (step, loss, bits per byte), ``train_losses`` the loss of
-    step 1 and of every ``updates_per_loss``-th after it, `MOST_LOSSES` at most. ``first_update`` is how many updates of the same
-    rows the adapter that this training began with had done.
+    the step. ``tokens_seen`` bear loss, ``positions`` are all. Losses are nats per token; ``validation`` holds (step, loss,
+    bits per byte), ``train_losses`` the loss of step 1 and of every ``updates_per_loss``-th after it, `MOST_LOSSES` at
+    most. ``first_update`` is how many updates of the same rows the adapter that this training began with had done.
     """
 
     step: int = 0

@@ -387,12 +387,14 @@ class _Training:
         self.save()
         if self.is_patience_over:
             return f"validation did not improve for {self.config.evaluation.patience} evaluations"
-        done, all_updates = self.state.step, self.time_plan.all_updates
-        return (
-            "all updates done"
-            if done >= all_updates
-            else f"the time limit, after {done} of {all_updates} updates"
-        )
+        if self.is_short_of_updates:
+            return f"the time limit, after {self.state.step} of {self.time_plan.all_updates} updates"
+        return "all updates done"
+
+    @property
+    def is_short_of_updates(self) -> bool:
+        """Whether updates of the epochs are left."""
+        return self.state.step < self.time_plan.all_updates
 
     @property
     def adapter(self) -> dict[str, mx.array]:

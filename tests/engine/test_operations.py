@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from mlx_gardener.engine import Engine, Plan
-from mlx_gardener.engine.operations import Operations, blockwise_attention, operations
+from mlx_gardener.engine.operations import Operations, blockwise_attention, dequantized_matmul, operations
 from mlx_gardener.model import load_base
 from tests.engine.test_split import batch
 
@@ -74,3 +75,32 @@ def test_documents_of_a_row_can_be_kept_apart(tiny_model_dir: Path) -> None:
     second = apart.row_losses(given), together.row_losses(given)
     assert second[0] == pytest.approx(first[0], rel=1e-6)
     assert second[1] != pytest.approx(first[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("mask", ["causal", None])
+@pytest.mark.parametrize("documents", [False, True])
+def test_attention_without_a_gradient_is_the_same(mask: str | None, documents: bool) -> None:
+    mx.random.seed(2)
+    queries, keys, values = (mx.random.normal((2, heads, 11, 8)) for heads in (4, 2, 2))
+    ids = np.repeat([[1] * 6 + [2] * 5], 2, axis=0) if documents else None
+    with_gradient, without = (
+        blockwise_attention(
+            queries, keys, values, scale=0.3, mask=mask, block=4, document_ids=ids, forward_only=forward_only
+        )
+        for forward_only in (False, True)
+    )
+    assert mx.array_equal(with_gradient, without)
+
+
+def test_a_product_shared_among_streams_is_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    mx.random.seed(3)
+    packed = mx.quantize(mx.random.normal((200, 64)), group_size=32, bits=4)
+    x = mx.random.normal((8, 1, 64))
+    settings: dict[str, Any] = {"group_size": 32, "bits": 4}
+    streams = tuple(mx.new_stream(mx.cpu) for _ in range(3))
+    monkeypatch.setattr("mlx_gardener.engine.operations.DEQUANTIZED_BLOCK", 64 * 30)  # seven blocks
+    alone = dequantized_matmul(x, *packed, **settings)
+    shared = dequantized_matmul(x, *packed, streams=streams, **settings)
+    assert mx.array_equal(alone, shared)
+    expected = mx.quantized_matmul(x, *packed, transpose=True, **settings)
+    assert mx.abs(shared - expected).max().item() < 1e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.dataset import Batch
-from mlx_gardener.engine import Engine, Plan, StepResult
+from mlx_gardener.engine import Engine, Plan, StepResult, operations
+from mlx_gardener.engine.backprop import Passage
 from mlx_gardener.engine.verify import largest_difference
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.lora import attach_lora, detach_lora, lora_parameters, nested
@@ -202,3 +204,44 @@ def test_dropout_belongs_to_rows_and_not_to_how_they_are_computed(
     assert whole.loss_and_gradients(weights, given, seed=3).loss_sum == pytest.approx(
         expected.loss_sum, rel=1e-5
     )
+
+
+def test_rows_are_measured_two_for_each_that_is_trained_and_give_the_same(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = batch()
+    seen: list[int] = []
+    original = Passage.row_losses
+
+    def noted(passage: Passage) -> list[float]:
+        seen.append(passage.rows)
+        return original(passage)
+
+    monkeypatch.setattr(Passage, "row_losses", noted)
+    found = engine(base, plan(2)).row_losses(given)
+    assert seen == [4, 2]
+    assert found == pytest.approx(engine(base, plan(6)).row_losses(given), rel=1e-6)
+    seen.clear()
+    whole = engine(base, plan(2))
+    whole.take_whole("to see that logits of all rows are not doubled")
+    whole.row_losses(given)
+    assert seen == [2, 2, 2]
+
+
+@pytest.mark.parametrize("least", [16, 17])
+def test_attention_of_rows_of_a_planned_width_is_in_blocks(
+    base: BaseModel, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row of 16 is read without its last token, which makes 15: it counts as 16, as in the plan."""
+    called: list[int] = []
+    original = operations.blockwise_attention
+
+    def noted(queries: mx.array, *args: Any, **settings: Any) -> mx.array:
+        called.append(queries.shape[2])
+        return original(queries, *args, **settings)
+
+    monkeypatch.setattr(operations, "blockwise_attention", noted)
+    weights = with_random_adapter(base)
+    chosen = replace(plan(2), attention_block=4, attention_least=least)
+    gradients_of(base, weights, batch(), chosen, seed=0)
+    assert bool(called) == (least == 16)

@@ -1,0 +1,79 @@
+"""What is known of the base is not computed again, whatever else is asked with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_gardener.config import load_config
+from mlx_gardener.dataset.examples import Segment
+from mlx_gardener.engine import Engine, Plan
+from mlx_gardener.evaluate import measure
+from mlx_gardener.evaluate.generate import Answer
+from mlx_gardener.evaluate.measure import Bench
+from mlx_gardener.evaluate.rows import make_windows, plain_rows
+from mlx_gardener.model import load_base
+from mlx_gardener.platform.kept import KeptValues
+
+
+@pytest.fixture
+def bench(tiny_model_dir: Path, tmp_path: Path) -> Bench:
+    config = load_config(environment={}, overrides={"data.row_widths": [32, 64]})
+    base = load_base(str(tiny_model_dir))
+    engine = Engine(base.model, Plan({64: 2}, 2**32, 0, {}, (), cache_bytes=0), dtype=base.dtype)
+    return Bench(base, engine, config, KeptValues(tmp_path / "kept"), lambda: None)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[Sequence[int]]]:
+    """The prompts of every call that generates."""
+    calls: list[list[Sequence[int]]] = []
+    original = measure.generate_many
+
+    def noted(base: Any, prompts: Sequence[Sequence[int]], **settings: Any) -> list[Answer]:
+        calls.append(list(prompts))
+        return original(base, prompts, **settings)
+
+    monkeypatch.setattr(measure, "generate_many", noted)
+    return calls
+
+
+def test_the_bases_answers_are_kept_by_prompt(bench: Bench, asked: list[list[Sequence[int]]]) -> None:
+    first, second, third = [5, 6, 7], [8, 9], [10, 11, 12]
+    before = bench.answers([first, second], kind="line", keep=True, max_new_tokens=4)
+    after = bench.answers([third, second, first, second], kind="line", keep=True, max_new_tokens=4)
+    assert asked == [[first, second], [third]]
+    assert [after[2], after[1], after[3]] == [before[0], before[1], before[1]]
+    assert bench.answers([third], kind="line", keep=True, max_new_tokens=4) == after[:1]
+    assert len(asked) == 2
+
+
+def test_another_kind_or_length_and_an_adapters_answers_are_their_own(
+    bench: Bench, asked: list[list[Sequence[int]]]
+) -> None:
+    prompt = [[5, 6, 7]]
+    bench.answers(prompt, kind="line", keep=True, max_new_tokens=4)
+    bench.answers(prompt, kind="hole", keep=True, max_new_tokens=4)
+    bench.answers(prompt, kind="line", keep=True, max_new_tokens=5)
+    bench.answers(prompt, kind="line", keep=False, max_new_tokens=4)
+    assert len(asked) == 4
+
+
+def test_losses_are_kept_and_say_how_far_they_are_within_a_batch(
+    bench: Bench, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segments = [
+        Segment(path.name, "python", path.read_text()) for path in sorted(repository.rglob("*.py"))[:2]
+    ]
+    tokenizer = bench.base.tokenizer
+    rows = plain_rows(make_windows(segments, tokenizer, 64), tokenizer, (32, 64))
+    shares: list[float] = []
+    found = bench.losses(rows, shares.append, keep=True)
+    batches = rows.update_count(bench.config.optimizer.tokens_per_update)
+    assert len(shares) > 2 * batches and shares == sorted(shares) and shares[-1] == 1.0
+    assert bench.losses(rows, keep=False) == pytest.approx(found)
+    monkeypatch.setattr(Engine, "row_losses", None)  # nothing is computed any more
+    assert bench.losses(rows, keep=True) == found
