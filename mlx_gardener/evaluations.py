@@ -68,7 +68,7 @@ def evaluate_adapter(
         DataError: the repository cannot be read, or holds no files any more that were not trained on.
     """
     from mlx_gardener.adapter import PeftManager
-    from mlx_gardener.evaluate import ScaleSweep, compare
+    from mlx_gardener.evaluate import compare
 
     place = registry.get_project(project)
     record = registry.get_adapter(project, version)
@@ -81,7 +81,6 @@ def evaluate_adapter(
     if "control" in config.evaluation.arms:
         found, why = find_control(registry, place, base.weights_sha256, wanted=control)
         notes += [why] if why else []
-    swept = adapter.manifest.get("evidence", {}).get("scale_sweep")
     evidence = compare(
         base,
         adapter,
@@ -91,9 +90,6 @@ def evaluate_adapter(
         training_tokens=int(adapter.manifest["training"].get("tokens_seen", 0)),
         cache_dir=registry.home / ANSWERS,
         control=found,
-        sweep=ScaleSweep(tuple(swept["scales"]), tuple(swept["bits_per_byte"]), swept["chosen"])
-        if swept
-        else None,
         trained_on_test=trained_on_test,
         tasks=tasks,
         notes=notes,
@@ -130,7 +126,7 @@ def _prepare(
 ) -> tuple[BaseModel, Engine, PreparedData]:
     """The base, the engine for it and the repository's data, all as a training would have them."""
     from mlx_gardener.dataset import TrainingDataPreparator
-    from mlx_gardener.engine import load_engine, make_plan, measured_backend, model_facts
+    from mlx_gardener.engine import known_backend, load_engine, make_plan, model_facts
     from mlx_gardener.model import choose_model, load_tokenizer, resolve_model
 
     choice = choose_model(config.model, config.memory_limit_bytes)
@@ -143,7 +139,7 @@ def _prepare(
         interrupt=interrupt,
     ).prepare(project.path)
     facts = model_facts(path)
-    backend = measured_backend(registry.home / "cache")
+    backend = known_backend(registry.home / "cache", facts)
     plan = make_plan(facts, config, config.memory_limit_bytes, backend)
     base, engine = load_engine(
         config.model,

@@ -94,7 +94,7 @@ def follow(peers: Peers) -> None:
 
 def _train(peers: Peers, config: TrainingConfig, orders: dict[str, Any]) -> None:
     from mlx_gardener.dataset.rows import RowSet
-    from mlx_gardener.engine import load_engine, make_plan, measured_backend, model_facts
+    from mlx_gardener.engine import known_backend, load_engine, make_plan, model_facts
     from mlx_gardener.model import choose_model, resolve_model
     from mlx_gardener.platform.device import backend
     from mlx_gardener.recovery import plan_from_json
@@ -103,7 +103,7 @@ def _train(peers: Peers, config: TrainingConfig, orders: dict[str, Any]) -> None
     from mlx_gardener.training.parallel import unpack_arrays
 
     facts = model_facts(resolve_model(choose_model(orders["model"], config.memory_limit_bytes)))
-    measured = measured_backend(default_home() / "cache")
+    measured = known_backend(default_home() / "cache", facts)
     # The same plan adds floats in the same order; other hardware needs one of its own.
     plan = plan_from_json(orders["plan"]) if orders["backend"] == backend() else None
     plan = plan or make_plan(facts, config, config.memory_limit_bytes, measured)

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 #: Updates from which a training's speed says something: the first ones are slower (judgement).
 STEPS_TO_LEARN_FROM = 8
+#: Seconds of updates from which the speed is that of the base on this machine (judgement).
+SECONDS_TO_LEARN_FROM = 60.0
 
 
 @dataclass(frozen=True)
@@ -191,13 +193,13 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
     A training that goes on keeps its plan, since another one adds floats in another order; where memory ran out with
     that plan, it takes the next smaller one.
     """
-    from mlx_gardener.engine import load_engine, make_plan, measured_backend, model_facts
+    from mlx_gardener.engine import known_backend, load_engine, make_plan, model_facts
     from mlx_gardener.model import resolve_model
 
     config = run.config
     run.tell(TrainingPhase.STARTING_TRAINING, 0.0, "Planning memory")
     facts = model_facts(resolve_model(choice))
-    backend = measured_backend(run.registry.home / "cache")
+    backend = known_backend(run.registry.home / "cache", facts)
     kept = plan_of(earlier, config)
     plan = kept or make_plan(facts, config, config.memory_limit_bytes, backend)
     if run.smaller_plan:
@@ -254,7 +256,7 @@ def _train(
     """TRAINING: updates until the epochs are over or validation stops improving."""
     import mlx.core as mx
 
-    from mlx_gardener.engine import learn
+    from mlx_gardener.platform.processes import OthersWork
     from mlx_gardener.training import train as train_adapter
 
     hand_out(run.peers, base, data)
@@ -262,6 +264,7 @@ def _train(
     run.tell(TrainingPhase.TRAINING, 0.0, f"Training{together}")
     plan = engine.plan
     mx.reset_peak_memory()
+    others = OthersWork()
     outcome = train_adapter(
         base,
         data,
@@ -276,16 +279,40 @@ def _train(
         clock=run.clock,
         peers=run.peers,
     )
-    if engine.plan is plan and outcome.state.step >= STEPS_TO_LEARN_FROM:  # it never had to be made smaller
+    if engine.plan is plan:  # it never had to be made smaller
+        _learn(run, base, engine, outcome, mx.get_peak_memory(), others.share)
+    return outcome
+
+
+def _learn(
+    run: Run, base: BaseModel, engine: Engine, outcome: TrainOutcome, peak_bytes: int, others_share: float
+) -> None:
+    """Remember what the training took, so that the next forecast is nearer the truth."""
+    from mlx_gardener.engine import keep_training, known_backend, learn, model_facts
+
+    plan, state, cache = engine.plan, outcome.state, run.registry.home / "cache"
+    facts = model_facts(base.path)
+    backend = known_backend(cache, facts)
+    speed = state.positions / max(1e-9, state.seconds) / run.peers.size
+    if state.seconds >= SECONDS_TO_LEARN_FROM:
+        forward = outcome.time_plan.pace.forward_tokens_per_second
+        keep_training(
+            cache,
+            facts,
+            plan,
+            backend,
+            tokens_per_second=speed,
+            forward_share=forward / speed,
+            busy=others_share,
+        )
+    if state.step >= STEPS_TO_LEARN_FROM and not backend.knows_base:
         parts = plan.predicted_parts
         rest = parts["weights"] + parts["adapter"] + parts["saved"]
-        speed = outcome.state.positions / outcome.state.seconds / run.peers.size
         learn(
-            run.registry.home / "cache",
-            work=(mx.get_peak_memory() - rest) / max(1, parts["live"] + parts["work"]),
+            cache,
+            work=(peak_bytes - rest) / max(1, parts["live"] + parts["work"]),
             speed=speed / plan.predicted_tokens_per_second,
         )
-    return outcome
 
 
 def _complete(
@@ -315,8 +342,11 @@ def _measure(
     from mlx_gardener.evaluate import compare
     from mlx_gardener.evaluations import ANSWERS, find_control
 
+    began = time.monotonic()
+
     def on_progress(share: float, message: str) -> None:
-        run.tell(TrainingPhase.COMPLETING, 0.05 + 0.85 * share, message)
+        left = (time.monotonic() - began) * (1 - share) / share if share > 0.02 else None
+        run.tell(TrainingPhase.COMPLETING, 0.05 + 0.85 * share, message, eta_seconds=left)
 
     control, notes = None, list[str]()
     if "control" in run.config.evaluation.arms:

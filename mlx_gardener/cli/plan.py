@@ -35,7 +35,7 @@ def plan(
     from mlx_gardener.cli.train import parse_settings
     from mlx_gardener.config import load_config
     from mlx_gardener.continuation import as_trained
-    from mlx_gardener.engine import make_plan, measured_backend, model_facts
+    from mlx_gardener.engine import known_backend, make_plan, model_facts
     from mlx_gardener.errors import MemoryBudgetError
     from mlx_gardener.model import choose_model, resolve_model
     from mlx_gardener.registry import default_home
@@ -48,7 +48,8 @@ def plan(
     if path is not None:
         config = as_trained(config, path)
     choice = choose_model(config.model, config.memory_limit_bytes)
-    facts, backend = model_facts(resolve_model(choice)), measured_backend(default_home() / "cache")
+    facts = model_facts(resolve_model(choice))
+    backend = known_backend(default_home() / "cache", facts)
     chosen = make_plan(facts, config, config.memory_limit_bytes, backend)
     estimate = None
     if path is not None:

@@ -92,7 +92,7 @@ def estimate_training(found: Scan, config: TrainingConfig) -> dict[str, Any]:
         MemoryBudgetError: the model does not fit the budget.
         ModelError: the model cannot be read.
     """
-    from mlx_gardener.engine import make_plan, measured_backend, model_facts
+    from mlx_gardener.engine import known_backend, make_plan, model_facts
     from mlx_gardener.errors import DataError
     from mlx_gardener.model import choose_model, load_tokenizer, resolve_model
     from mlx_gardener.registry import default_home
@@ -114,7 +114,7 @@ def estimate_training(found: Scan, config: TrainingConfig) -> dict[str, Any]:
     chunk_bytes = sum(counts["bytes"] for counts in found.languages.values())
     kept = min(1.0, config.max_training_chunks / max(1, found.chunks_kept))
     tokens = int(chunk_bytes * ratio * kept)
-    plan = make_plan(facts, config, config.memory_limit_bytes, measured_backend(default_home() / "cache"))
+    plan = make_plan(facts, config, config.memory_limit_bytes, known_backend(default_home() / "cache", facts))
     speed = plan.predicted_tokens_per_second
     train_share = 1 - config.data.validation_fraction - config.data.test_fraction
     trained = tokens * train_share * config.optimizer.epochs

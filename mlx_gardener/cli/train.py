@@ -216,7 +216,7 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     """What `train` would do, without doing or writing any of it."""
     from mlx_gardener.cli.scan import estimate_training, scan_with_progress, time_text
     from mlx_gardener.continuation import as_trained
-    from mlx_gardener.engine import make_plan, measured_backend, model_facts
+    from mlx_gardener.engine import known_backend, make_plan, model_facts
     from mlx_gardener.model import choose_model, resolve_model
     from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
@@ -227,12 +227,8 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     config = as_trained(config, root)
     scan = scan_with_progress(root, config, silent=as_json)
     choice = choose_model(config.model, config.memory_limit_bytes)
-    plan = make_plan(
-        model_facts(resolve_model(choice)),
-        config,
-        config.memory_limit_bytes,
-        measured_backend(default_home() / "cache"),
-    )
+    facts = model_facts(resolve_model(choice))
+    plan = make_plan(facts, config, config.memory_limit_bytes, known_backend(default_home() / "cache", facts))
     estimate = estimate_training(scan, config)
     if as_json:
         click.echo(

@@ -9,6 +9,7 @@ from mlx_gardener.engine.kept import base_topic, kept_row_losses
 from mlx_gardener.engine.load import load_engine
 from mlx_gardener.engine.plan import Plan
 from mlx_gardener.engine.planner import make_plan
+from mlx_gardener.engine.seen import keep_training, known_backend
 from mlx_gardener.engine.speed import Backend, learn, measured_backend
 from mlx_gardener.engine.step import Engine, StepResult
 from mlx_gardener.engine.verify import prepare_engine
@@ -21,7 +22,9 @@ __all__ = [
     "StepResult",
     "base_topic",
     "facts_of",
+    "keep_training",
     "kept_row_losses",
+    "known_backend",
     "learn",
     "load_engine",
     "make_plan",

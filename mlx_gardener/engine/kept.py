@@ -1,4 +1,4 @@
-"""Losses of a base without an adapter, kept between runs: they depend on its weights and the rows alone.
+"""Losses of a base, or of a base with an adapter, kept between runs: they depend on weights and rows alone.
 
 Cost: a hash of every row; rows that were not seen before are computed (`Engine.row_losses`) and kept.
 """
@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
 
 
-def base_topic(base: BaseModel, kind: str) -> str:
-    """Under which name values of ``kind`` are kept for a base: its weights and what it computes with decide."""
-    told = f"{base.weights_sha256}\0{base.dtype}\0{base.quantized}\0{kind}"
+def base_topic(base: BaseModel, kind: str, *, adapter: str = "") -> str:
+    """Under which name values of ``kind`` are kept for a base: its weights and what it computes with decide.
+
+    Args:
+        adapter: the hash of what is attached to it; "" for nothing.
+    """
+    told = f"{base.weights_sha256}\0{base.dtype}\0{base.quantized}\0{kind}\0{adapter}"
     return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
@@ -31,14 +35,18 @@ def kept_row_losses(
     batch: Batch,
     store: KeptValues,
     *,
+    adapter: str = "",
     between_segments: BetweenSegments | None = None,
 ) -> list[float]:
-    """`Engine.row_losses` of a base without an adapter, or with one that changes nothing yet; known rows from ``store``.
+    """`Engine.row_losses`, known rows from ``store``.
+
+    Args:
+        adapter: as for `base_topic`; "" also for one that changes nothing yet.
 
     Raises:
         OSError: what is new cannot be written.
     """
-    topic = base_topic(base, "losses by document" if engine.per_document else "losses")
+    topic = base_topic(base, "losses by document" if engine.per_document else "losses", adapter=adapter)
     keys = [_row_key(batch, row, by_document=engine.per_document) for row in range(len(batch.tokens))]
     kept = store.read(topic)
     known = {key: float(kept[key]) for key in keys if isinstance(kept.get(key), float)}

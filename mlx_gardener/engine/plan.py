@@ -25,6 +25,10 @@ class Scales:
     speed: float = 1.0
 
 
+#: Where nothing was seen.
+AS_FORETOLD = Scales()
+
+
 @dataclass(frozen=True)
 class Plan:
     """What the budget is used for; all figures of memory in bytes.
@@ -44,7 +48,8 @@ class Plan:
         cache_bytes: freed buffers that may be kept for reuse.
         scales: what a memory dry run corrected the formulas by.
         predicted_tokens_per_second: positions of a training step per second.
-        speed_from: what that rests on, in words.
+        predicted_forward_tokens_per_second: the same for rows that only go forward.
+        speed_from: what these rest on, in words.
         layers: of the model.
     """
 
@@ -63,8 +68,9 @@ class Plan:
     streamed_layers: int = 0
     words_on_disk: bool = False
     cache_bytes: int = 256 * MIB
-    scales: Scales = Scales()
+    scales: Scales = AS_FORETOLD
     predicted_tokens_per_second: float = 0.0
+    predicted_forward_tokens_per_second: float = 0.0
     speed_from: str = ""
     layers: int = 0
 

@@ -79,7 +79,7 @@ def make_plan(
         )
     if best is None:
         raise too_large(facts, config, budget_bytes, least)
-    return replace(best, notes=tuple(_notes(best, facts, config, whole=whole)))
+    return replace(best, notes=tuple(notes_of(best, facts, config, whole=whole)))
 
 
 def too_large(
@@ -114,7 +114,7 @@ def lighter_plan(
     ]
     fitting = [candidate for candidate in lighter if least_budget_bytes(candidate) <= budget_bytes]
     best = max(fitting, key=_worth, default=None) or min(lighter, key=least_budget_bytes, default=None)
-    return None if best is None else replace(best, notes=tuple(_notes(best, facts, config, whole=False)))
+    return None if best is None else replace(best, notes=tuple(notes_of(best, facts, config, whole=False)))
 
 
 def _worth(plan: Plan) -> float:
@@ -246,7 +246,7 @@ def _weight_choices(
                 yield kind, layers, True
 
 
-def _notes(plan: Plan, facts: ModelFacts, config: TrainingConfig, *, whole: bool) -> Iterator[str]:
+def notes_of(plan: Plan, facts: ModelFacts, config: TrainingConfig, *, whole: bool) -> Iterator[str]:
     """What was traded, in sentences."""
     pins, layers = config.engine, facts.layers
     if pins.micro_batch_rows is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
-from mlx_gardener.engine.plan import MIB, Plan, Scales
+from mlx_gardener.engine.plan import AS_FORETOLD, MIB, Plan, Scales
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.tail import words_per_slice
 
@@ -70,9 +70,9 @@ def predicted(
     """The plan with its memory and its speed; with what was ``measured`` in the place of what can only be estimated.
 
     Args:
-        scales: what was seen of the same base, kept elsewhere.
+        scales: what was seen of the same base, kept elsewhere; what the backend knows of it where None.
     """
-    scales = (scales or Scales()) if measured is None else measured.scales
+    scales = (scales or backend.scales) if measured is None else measured.scales
     parts = _memory_parts(plan, facts, config, backend, scales)
     if measured is not None:
         parts = _corrected(parts, measured)
@@ -87,6 +87,8 @@ def predicted(
         predicted_parts=parts,
         predicted_peak_bytes=sum(parts.values()),
         predicted_tokens_per_second=speed,
+        predicted_forward_tokens_per_second=speed * backend.forward_share,
+        speed_from=backend.speed_from,
         scales=scales,
     )
 
@@ -151,7 +153,7 @@ def work_parts(
     plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend, scales: Scales | None = None
 ) -> WorkParts:
     """What a micro-batch of ``plan`` takes, of the width that takes most."""
-    scales = scales or Scales()
+    scales = scales or AS_FORETOLD
     found = [
         _work_of_width(plan, facts, config, backend, scales, width, rows)
         for width, rows in plan.rows_of_width.items()

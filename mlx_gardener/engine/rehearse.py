@@ -2,10 +2,10 @@
 
 Constants of the formulas were fitted to other models on another machine. So once the base is in memory, rows go forward
 through all layers, through head and loss and back through a few layers, with adapters attached; the activations of two
-layers are kept, those of two more computed again. All layers are alike, so what two take tells what any number does. Where
-it is not sure that all rows fit, half of them are tried first. A plan that does not fit, or a faster one that would, is
-made with what was seen and tried likewise. Cost: about half of the time of one micro-batch, of the hundreds that a training
-takes; nothing where the same shape was tried on this machine before (`engine.seen`).
+layers are kept, those of two more computed again. All layers are alike, so what two take tells what any number does, and
+half of a micro-batch's rows what all of them do. A plan that does not fit, or a faster one that would, is made with what was
+seen and tried likewise. Cost: about a quarter of the time of one micro-batch, of the hundreds that a training takes;
+nothing where the same shape was tried on this machine before (`engine.seen`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
-from mlx_gardener.engine.plan import Plan, Scales
-from mlx_gardener.engine.planner import make_plan, too_large
+from mlx_gardener.engine.plan import AS_FORETOLD, Plan, Scales
+from mlx_gardener.engine.planner import make_plan, notes_of, too_large
 from mlx_gardener.engine.predict import Measured, least_budget_bytes, predicted, work_parts
 from mlx_gardener.engine.seen import keep_scales, kept_scales
 from mlx_gardener.engine.speed import Backend
@@ -42,8 +42,6 @@ TRIALS_DIFFER = 1.05
 _TRIED_LIVE, _TRIED_AGAIN = 2, 2
 #: What was seen is believed within these bounds (judgement): beyond, something else was measured.
 _LEAST_SCALE, _MOST_SCALE = 0.25, 4.0
-#: Half of the rows are tried first where all of them, by the formula, take more than this share of the budget.
-_SURE_TO_FIT = 0.75
 
 
 class _SeenEnough(Exception):
@@ -95,26 +93,24 @@ def rehearsed(
         smallest: Plan | None = None
         for _ in range(MOST_TRIALS):
             scales = None if cache_dir is None else kept_scales(cache_dir, facts, plan, config)
+            if scales is not None and backend.knows_base:
+                scales = replace(scales, speed=1.0)  # a training tells more than a dry run
             was_tried = scales is None
-            for tried in [] if scales is not None else _tried(plan, facts, config, backend, whole=whole):
+            if scales is None:
+                tried = _tried(plan, whole=whole)
                 scales = _measure(engine, tried, weights, plan, facts, config, backend, base, between)
-                found = predicted(plan, facts, config, backend, measured=_seen(weights, scales, peak_before))
-                if least_budget_bytes(found) > budget:
-                    break
-            assert scales is not None
+                if cache_dir is not None:
+                    keep_scales(cache_dir, facts, plan, config, scales)
             measured = _seen(weights, scales, peak_before)
             try:
                 best = make_plan(facts, there, budget, backend, whole=whole, measured=measured)
             except MemoryBudgetError as error:
                 refusal = too_large(facts, config, budget, TRIALS_DIFFER * error.least_bytes)
                 raise TrialTooLargeError(refusal, scales, is_whole=whole) from None
+            notes = tuple(notes_of(best, facts, config, whole=whole))
+            seen = "seen in its dry run" if was_tried or scales.speed != 1.0 else best.speed_from
+            best = replace(best, notes=notes, speed_from=seen)
             smallest = best if smallest is None else min(smallest, best, key=least_budget_bytes)
-            if (
-                was_tried
-                and cache_dir is not None
-                and tried.rows_of_width.items() <= plan.rows_of_width.items()
-            ):
-                keep_scales(cache_dir, facts, plan, config, scales)
             if _is_alike(best, plan):
                 return best
             plan = best
@@ -203,7 +199,7 @@ def _measure(
         look()
         if between is not None:
             between(share)
-        if len(look.seconds) > enough:
+        if len(look.seconds) > enough + 1:
             raise _SeenEnough
 
     look()
@@ -222,21 +218,19 @@ def _measure(
         mx.clear_cache()
     look()
     looks = len(look.seconds)
+    backend = replace(backend, scales=AS_FORETOLD)
     formula = work_parts(tried, facts, config, backend)
-    if (
-        engine.wiring is None or looks < calls + 4
-    ):  # one segment, or too few layers to tell its parts from each other
-        took = look.most(0, looks - 1) / max(
-            1, formula.saved + formula.live + max(formula.tail, formula.layer)
-        )
-        scale = _believed(took)
-        done = predicted(tried, facts, config, backend).predicted_tokens_per_second
-        return Scales(scale, scale, scale, rows * width / look.between(0, looks - 1) / done)
     head = calls + 1 - live  # the look before the live layers, or before head and loss where there are none
     loss = calls + 1  # the look before head and loss
     again = loss + max(1, live)  # the look before the first layer that is computed again
-    forward = look.between(1, head) / max(1, calls - live)
     last = min(looks - 2, again + _TRIED_AGAIN)
+    if (
+        engine.wiring is None or last <= again
+    ):  # one segment, or too few layers to tell its parts from each other
+        scale = _believed(look.most(0, looks - 1) / max(1, formula.peak))
+        foretold = predicted(tried, facts, config, backend).predicted_tokens_per_second
+        return Scales(scale, scale, scale, rows * width / look.between(0, looks - 1) / foretold)
+    forward = look.between(1, head) / max(1, calls - live)
     backward_again = look.between(again, last) / max(1, last - again)
     backward_live = (
         look.between(loss + 1, again) / (live - 1) if live > 1 else max(0.0, backward_again - forward)
@@ -281,22 +275,14 @@ def trial_of(plan: Plan, rows: int | None = None, *, whole: bool = False) -> Pla
     return replace(plan, rows_of_width={width: rows}, live_layers=live)
 
 
-def _tried(
-    plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend, *, whole: bool
-) -> list[Plan]:
-    """The trials of a plan: half of its rows first, at least one for each lane, where it is not sure that all fit.
+def _tried(plan: Plan, *, whole: bool) -> Plan:
+    """The trial of a plan: half of its rows, at least one for each lane; what they take grows with them, or by less.
 
     Rows stay as wide as they are, since attention takes another way in narrow ones; lanes that have nothing to do would
     take no memory.
     """
-    width = max(plan.rows_of_width)
-    rows = plan.rows_of_width[width]
-    everything = trial_of(plan, whole=whole)
-    foretold = predicted(everything, facts, config, backend)
-    if foretold.predicted_peak_bytes <= _SURE_TO_FIT * plan.budget_bytes:
-        return [everything]
-    counts = sorted({min(rows, max(plan.lanes, (rows + 1) // 2)), rows})
-    return [trial_of(plan, count, whole=whole) for count in counts]
+    rows = plan.rows_of_width[max(plan.rows_of_width)]
+    return trial_of(plan, rows if whole else min(rows, max(plan.lanes, (rows + 1) // 2)), whole=whole)
 
 
 def _batch(rows: int, width: int, vocab: int) -> Batch:

@@ -10,20 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mlx_gardener import __version__
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan, Scales
-from mlx_gardener.engine.speed import machine_key
+from mlx_gardener.engine.speed import Backend, machine_key, measured_backend
 from mlx_gardener.platform.files import make_private
 from mlx_gardener.platform.untrusted import read_json
+
+if TYPE_CHECKING:
+    from mlx_gardener.model import BaseModel
 
 _FILE = "dry_runs.json"
 #: Shapes that are remembered; the oldest are forgotten.
 _MOST = 200
+#: A training is told to have been alone where others took less of the processors.
+_ALONE = 0.15
 
 
 def kept_scales(cache_dir: Path, facts: ModelFacts, plan: Plan, config: TrainingConfig) -> Scales | None:
@@ -39,15 +46,83 @@ def keep_scales(
     cache_dir: Path, facts: ModelFacts, plan: Plan, config: TrainingConfig, scales: Scales
 ) -> None:
     """Remember what a dry run saw."""
+    _add(cache_dir, _shape_key(facts, plan, config), asdict(scales))
+
+
+def _add(cache_dir: Path, key: str, value: dict[str, Any]) -> None:
     known = _read(cache_dir)
-    key = _shape_key(facts, plan, config)
     known.pop(key, None)
-    known[key] = asdict(scales)
+    known[key] = value
     make_private(cache_dir)
     beside = cache_dir / f".{_FILE}.{os.getpid()}"
     kept = dict(list(known.items())[-_MOST:])
     beside.write_text(json.dumps({"machine": machine_key(), "shapes": kept}), encoding="utf-8")
     beside.replace(cache_dir / _FILE)
+
+
+def known_backend(cache_dir: Path | None, facts: ModelFacts) -> Backend:
+    """This machine's backend, with what trainings of the same base on it showed."""
+    backend = measured_backend(cache_dir)
+    known = None if cache_dir is None else _read(cache_dir).get(_base_key(facts))
+    try:
+        if known is None:
+            return backend
+        busy = float(known["busy"])
+        load = "" if busy < _ALONE else f", beside others that took {busy:.0%} of the processors"
+        return replace(
+            backend,
+            speed_scale=float(known["speed"]),
+            forward_share=float(known["forward"]),
+            scales=Scales(**{name: float(value) for name, value in known["scales"].items()}),
+            speed_from=f"seen in a training of this base on this machine{load}",
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return backend
+
+
+def keep_training(
+    cache_dir: Path,
+    facts: ModelFacts,
+    plan: Plan,
+    backend: Backend,
+    *,
+    tokens_per_second: float,
+    forward_share: float,
+    busy: float,
+) -> None:
+    """Remember what a training of a base took, for the next one's forecast.
+
+    Args:
+        plan: that it had to its end.
+        backend: that the plan was made with.
+        tokens_per_second: positions of all updates over their seconds.
+        forward_share: how many times as fast its validations were.
+        busy: the share of the processors that others took meanwhile.
+    """
+    formula = plan.predicted_tokens_per_second / plan.scales.speed / backend.speed_scale
+    scales = asdict(replace(plan.scales, speed=1.0))
+    told = {"speed": tokens_per_second / formula, "forward": forward_share, "busy": busy, "scales": scales}
+    _add(cache_dir, _base_key(facts), told)
+
+
+def _base_key(facts: ModelFacts) -> str:
+    sizes = {name: value for name, value in asdict(facts).items() if name != "name"}
+    return "base " + hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def was_checked(cache_dir: Path | None, base: BaseModel) -> bool:
+    """Whether the cut of this architecture was checked, and found right, on this machine with these versions."""
+    return cache_dir is not None and _read(cache_dir).get(_check_key(base)) is not None
+
+
+def keep_checked(cache_dir: Path, base: BaseModel) -> None:
+    """Remember that the cut of a base is right."""
+    _add(cache_dir, _check_key(base), {})
+
+
+def _check_key(base: BaseModel) -> str:
+    told = [base.config, str(base.dtype), base.quantized, version("mlx-lm"), __version__]
+    return "cut " + hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
 def _read(cache_dir: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan
 from mlx_gardener.engine.planner import make_plan
 from mlx_gardener.engine.rehearse import rehearsed
+from mlx_gardener.engine.seen import keep_checked, was_checked
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.split import CannotSplit, layer_list
 from mlx_gardener.engine.step import BetweenSegments, Engine
@@ -58,7 +59,8 @@ def prepare_engine(
     Args:
         rehearse: try the plan as the settings say, and take another where it does not fit; False keeps ``plan``.
         between: called before every segment of the rehearsal; may raise.
-        peak_before, cache_dir: see `rehearse.rehearsed`.
+        peak_before: see `rehearse.rehearsed`.
+        cache_dir: where what was seen is kept, and looked for: that the cut is right, and what a rehearsal saw.
         warn: told, in a sentence, why a model is taken whole.
 
     Raises:
@@ -80,10 +82,12 @@ def prepare_engine(
     words = _words(base, plan, facts)
     if config.engine.split == "never":
         engine.take_whole("engine.split is never")
-    elif engine.wiring is not None and config.engine.verify_split:
+    elif engine.wiring is not None and config.engine.verify_split and not was_checked(cache_dir, base):
         problem = split_problem(engine, base, words)
         if problem is not None:
             engine.take_whole(problem)
+        elif cache_dir is not None:
+            keep_checked(cache_dir, base)
     if words is not None and engine.whole_because is None:
         words.install()
         engine.words = words

@@ -6,17 +6,14 @@ took (`evaluation.time_share`), or a floor of forty rows and a dozen tasks of ea
 
 from mlx_gardener.evaluate.compare import Control, compare
 from mlx_gardener.evaluate.complete import complete
-from mlx_gardener.evaluate.evidence import Evidence, Sample, ScaleSweep
+from mlx_gardener.evaluate.evidence import Evidence, Sample
 from mlx_gardener.evaluate.metrics import bits_per_byte
-from mlx_gardener.evaluate.sweep import sweep_scale
 
 __all__ = [
     "Control",
     "Evidence",
     "Sample",
-    "ScaleSweep",
     "bits_per_byte",
     "compare",
     "complete",
-    "sweep_scale",
 ]

@@ -1,50 +1,29 @@
-"""All arms on the same unseen code, one after the other, with the guards; what comes out is `Evidence`.
+"""All arms on the same unseen code, with the guards; what comes out is `Evidence`.
 
-In: a base, an adapter read back from its files, the prepared data. Cost: bounded by `config.evaluation.time_share`, see
-`measure.decide_work`.
+In: a base, an adapter read back from its files, the prepared data. Cost: bounded by `config.evaluation.time_share` and the
+time limit, see `measure.decide_work`.
 """
 
 from __future__ import annotations
 
 import math
-import re
+import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.adapter import LoadedAdapter, attach_adapter
+from mlx_gardener.adapter import LoadedAdapter
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.dataset import PreparedData, RowSet, continuation_places, hole_tasks, next_line_tasks
-from mlx_gardener.dataset.examples import Segment, header_text
+from mlx_gardener.dataset import PreparedData
 from mlx_gardener.engine import Engine
+from mlx_gardener.errors import TimeLimitError, TrainingCancelledError
 from mlx_gardener.evaluate import guards
-from mlx_gardener.evaluate.evidence import (
-    ARM_TITLES,
-    Arm,
-    Comparison,
-    Evidence,
-    Guard,
-    Power,
-    Sample,
-    ScaleSweep,
-)
-from mlx_gardener.evaluate.measure import (
-    ArmResult,
-    Bench,
-    Scores,
-    Tasks,
-    Work,
-    decide_work,
-    line_of,
-    part_of,
-    score,
-)
+from mlx_gardener.evaluate.evidence import ARM_TITLES, Arm, Comparison, Evidence, Guard, Power, Sample
+from mlx_gardener.evaluate.measure import ArmResult, Bench, Scores, Tasks, line_of, score
 from mlx_gardener.evaluate.metrics import bits_per_byte, edit_similarity
-from mlx_gardener.evaluate.retrieval import Retriever, training_chunks, training_segments
-from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
+from mlx_gardener.evaluate.retrieval import Retriever, training_chunks
+from mlx_gardener.evaluate.stages import Checks, Findings, Survey, measure_all
 from mlx_gardener.evaluate.statistics import Change, files_needed, relative_change, share_change
 from mlx_gardener.platform.kept import KeptValues
 from mlx_gardener.source.languages import language_of
@@ -53,6 +32,8 @@ if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
 
 _CONTEXT_LINES = 8
+#: The share of the time that work is planned for: generation and attention are foretold by the speed of plain rows.
+_SURE = 0.8
 #: (arm, against) of every comparison of bits per byte that is made where both arms are there.
 _PAIRS = (
     ("adapter", "base"),
@@ -83,10 +64,11 @@ def compare(
     training_tokens: int,
     cache_dir: Path,
     control: Control | None = None,
-    sweep: ScaleSweep | None = None,
     trained_on_test: Sequence[str] = (),
     tasks: int | None = None,
     notes: Sequence[str] = (),
+    seconds: float = math.inf,
+    forward_tokens_per_second: float = math.inf,
     on_progress: Callable[[float, str], None],
     interrupt: Callable[[], None],
 ) -> Evidence:
@@ -95,210 +77,67 @@ def compare(
     Args:
         adapter: read back from its files.
         training_tokens: that it was trained on; they decide how much work its test may be.
-        cache_dir: where the base's losses and answers are kept.
+        cache_dir: where losses and answers are kept.
         control: for the arm of that name; without one it is left out, and ``notes`` should say why.
-        sweep: what was tried on the validation part, to be recorded.
         trained_on_test: test files whose content was trained on, by the manifest.
         tasks: of each kind, instead of as many as the share allows.
+        seconds: that it may take; the work is made to fit, and what is not done by then is missing.
+        forward_tokens_per_second: of this base on this machine, to make it fit.
         on_progress: told the share done (0 to 1) and a line for people.
-        interrupt: asked between segments and tokens; may raise.
+        interrupt: asked between segments and tokens; may raise. Where it is `TimeLimitError` or `TrainingCancelledError`,
+            what is there becomes the evidence, and its notes say what is missing.
 
     Raises:
         AdapterError: an adapter does not fit the base.
     """
+    ends = time.monotonic() + seconds
+
+    def asked() -> None:
+        interrupt()
+        if time.monotonic() > ends:
+            raise TimeLimitError("The time for the evidence is over.")
+
     names = [arm for arm in ARM_TITLES if arm in config.evaluation.arms and (arm != "control" or control)]
-    trained = training_segments(data)
-    plan = _Plan.make(base, data, config, training_tokens, tasks, can_write=engine.streamed is None)
-    bench = Bench(base, engine, config, KeptValues(cache_dir), interrupt)
+    tokens = math.inf if math.isinf(seconds) else _SURE * seconds * forward_tokens_per_second
+    survey = Survey.make(
+        base, data, config, training_tokens, tasks,
+        can_write=engine.streamed is None, forward_tokens=tokens,
+    )  # fmt: skip
     retriever = None
     if any(name.endswith("_bm25") for name in names):
         room = min(config.evaluation.context_tokens, config.data.row_widths[-1])
         retriever = Retriever(training_chunks(data), base.tokenizer, limit_tokens=room)
-        plan.add_context(base, config, retriever)
-    results: dict[str, ArmResult] = {}
-    checks: dict[str, _Checks] = {}
-    steps = len(names) + 2  # the guards take about as long as an arm, for base and adapter each
-    for model, attached in _models(base, adapter, control, names):
-
-        def tell(share: float, model: str = model) -> None:
-            on_progress(min(1.0, (len(results) + len(checks) + share) / steps), f"Measuring {_TOLD[model]}")
-
-        with attached:
-            for name in [name for name in names if name.removesuffix("_bm25") == model]:
-                with_context = name.endswith("_bm25")
-                results[name] = bench.work(
-                    plan.context_rows if with_context else plan.rows,
-                    plan.tasks,
-                    retriever if with_context else None,
-                    keep=model == "base",
-                    tell=tell,
-                )
-            if model != "control":
-                checks[model] = _check(bench, data, trained, plan, keep=model == "base", tell=tell)
+        survey.add_context(base, config, retriever)
+    adapters = {"adapter": adapter} | ({} if control is None else {"control": control.adapter})
+    findings, notes = Findings(), [*notes, *survey.notes]
+    try:
+        measure_all(
+            Bench(base, engine, config, KeptValues(cache_dir), asked), survey, data, adapters, names, retriever,
+            findings, on_progress=on_progress,
+        )  # fmt: skip
+    except (TimeLimitError, TrainingCancelledError) as error:
+        why = "it was cancelled" if isinstance(error, TrainingCancelledError) else "the time was over"
+        notes.append(f"Not measured, as {why}: {', '.join(findings.missing)}.")
+    survey.keep_what_was_done(findings.missing)
+    if "adapter" not in findings.results:
+        return Evidence({}, (), (), 0, work=survey.work.to_json(), notes=tuple(notes))
     return _evidence(
-        results, checks, data, plan, config,
-        control=control, sweep=sweep, trained_on_test=trained_on_test, notes=[*notes, *plan.notes],
-    )  # fmt: skip
-
-
-_TOLD = {"base": "the base", "adapter": "the adapter", "control": "the adapter of another repository"}
-
-
-def _models(
-    base: BaseModel, adapter: LoadedAdapter, control: Control | None, names: Sequence[str]
-) -> list[tuple[str, AbstractContextManager[None]]]:
-    models: list[tuple[str, AbstractContextManager[None]]] = [
-        ("base", nullcontext()),
-        ("adapter", attach_adapter(base, adapter)),
-    ]
-    if control is not None and "control" in names:
-        models.append(("control", attach_adapter(base, control.adapter)))
-    return models
-
-
-@dataclass
-class _Plan:
-    """Rows and tasks, the same for every arm."""
-
-    work: Work
-    rows: RowSet
-    context_rows: RowSet
-    tasks: Tasks
-    windows: list[Any]
-    sizes: dict[str, int]
-    notes: list[str]
-
-    @classmethod
-    def make(
-        cls,
-        base: BaseModel,
-        data: PreparedData,
-        config: TrainingConfig,
-        training_tokens: int,
-        tasks: int | None,
-        *,
-        can_write: bool,
-    ) -> _Plan:
-        widths, tokenizer, seed = config.data.row_widths, base.tokenizer, config.seed
-        windows = make_windows(data.test_segments, tokenizer, widths[-1])
-        work = decide_work(
-            config, training_tokens=training_tokens, windows=len(windows), tasks=tasks, can_write=can_write
-        )
-        notes = []
-        if len(windows) > work.rows:
-            notes.append(f"{work.rows} of {len(windows)} stretches of held-out code were measured.")
-        windows = draw_windows(windows, work.rows, seed=seed)
-        if not can_write:
-            notes.append("Nothing was generated: the base's weights are read from disk for every pass.")
-        holes = work.fim_tasks
-        if tokenizer.markers is None and holes:
-            notes.append("No holes were filled: the model has no fill-in-the-middle markers.")
-            holes = 0
-        defined = {
-            name
-            for record in data.scan.files
-            for chunk in record.chunks
-            for name in re.findall(r"[^\W\d]\w{2,}", chunk.name)
-        }
-        asked = Tasks(
-            next_line_tasks(data.test_segments, work.next_line_tasks, seed=seed),
-            hole_tasks(data.test_segments, holes, seed=seed),
-            frozenset(defined),
-        )
-        rows = plain_rows(windows, tokenizer, widths)
-        return cls(work, rows, rows, asked, windows, _sizes(rows), notes)
-
-    def add_context(self, base: BaseModel, config: TrainingConfig, retriever: Retriever) -> None:
-        """Make the rows with retrieved code in front."""
-        self.context_rows = rows_with_context(self.windows, base.tokenizer, retriever, config.data.row_widths)
-
-
-def _sizes(rows: RowSet) -> dict[str, int]:
-    """Source bytes of the targets of each file."""
-    sizes: dict[str, int] = {}
-    for batch in rows.batches(1, seed=None):
-        for path, row_bytes in zip(batch.paths, batch.row_bytes, strict=True):
-            sizes[path] = sizes.get(path, 0) + int(row_bytes)
-    return sizes
-
-
-@dataclass(frozen=True)
-class _Checks:
-    """What the guards need of base and of adapter: losses on other code and on validation files, words kept by heart."""
-
-    other: dict[str, float]
-    other_bytes: int
-    validation: float
-    train_share: float
-    held_out_share: float
-    places: int
-
-
-def _check(
-    bench: Bench,
-    data: PreparedData,
-    trained: Sequence[Segment],
-    plan: _Plan,
-    *,
-    keep: bool,
-    tell: Callable[[float], None],
-) -> _Checks:
-    tokenizer, config = bench.base.tokenizer, bench.config
-    other = plain_rows(
-        make_windows(guards.other_code(), tokenizer, config.data.row_widths[-1]),
-        tokenizer,
-        config.data.row_widths,
+        findings, data, survey, config, control=control, trained_on_test=trained_on_test, notes=notes
     )
-    losses = bench.losses(other, lambda share: tell(0.2 * share), keep=keep)
-    size = config.optimizer.tokens_per_update
-    most = min(-(-_VALIDATION_TOKENS // size), data.validation.update_count(size))
-    validation = 0.0
-    for done, batch in enumerate(islice(data.validation.batches(size, seed=None), most)):
-        part = part_of(lambda share: tell(0.2 + 0.2 * share), done, most)
-        validation += math.fsum(bench.row_losses(batch, part, keep=keep))
-    count = config.evaluation.memorisation_places if bench.engine.streamed is None else 0
-    shares = []
-    places = 0
-    for number, segments in enumerate((trained, data.test_segments)):
-        found = continuation_places(
-            segments, count, least_rest=8 * guards.CONTINUED_TOKENS, seed=config.seed + number
-        )
-        opening = [index for index in (tokenizer.bos_id, tokenizer.file_id) if index is not None]
-        pairs = [
-            guards.prompt_and_rest(
-                place, tokenizer, [*opening, *tokenizer.encode(header_text(tokenizer, place.path))]
-            )
-            for place in found
-        ]
-        answers = bench.answers(
-            [shown for shown, _ in pairs],
-            kind="verbatim",
-            keep=keep,
-            max_new_tokens=guards.CONTINUED_TOKENS,
-            tell=part_of(lambda share: tell(0.4 + 0.6 * share), number, 2),
-        )
-        shares.append(guards.verbatim_share(answers, [rest for _, rest in pairs]))
-        places = len(pairs) if number == 0 else min(places, len(pairs))
-    tell(1.0)
-    return _Checks(losses, other.source_bytes, validation, shares[0], shares[1], places)
-
-
-#: Tokens of the validation part that its gain is taken from.
-_VALIDATION_TOKENS = 8_192
 
 
 def _evidence(
-    results: dict[str, ArmResult],
-    checks: dict[str, _Checks],
+    findings: Findings,
     data: PreparedData,
-    plan: _Plan,
+    plan: Survey,
     config: TrainingConfig,
     *,
     control: Control | None,
-    sweep: ScaleSweep | None,
     trained_on_test: Sequence[str],
     notes: list[str],
 ) -> Evidence:
+    # An arm whose losses are missing has nothing to be compared by.
+    results = {name: findings.results[name] for name in ARM_TITLES if name in findings.results}
     paths = sorted(plan.sizes)
     total = sum(plan.sizes.values())
     scores = {name: score(result, plan.tasks) for name, result in results.items()}
@@ -339,9 +178,8 @@ def _evidence(
         next_line_tasks=len(plan.tasks.lines),
         arms=arms,
         comparisons=comparisons,
-        guards=_guards(checks, main, found, trained_on_test, config),
+        guards=_guards(findings.checks, main, found, trained_on_test, config),
         power=_power(main),
-        scale_sweep=sweep,
         work={**plan.work.to_json(), "rows": len(plan.windows), "fim_tasks": len(plan.tasks.holes)},
         notes=tuple(notes),
     )
@@ -385,21 +223,24 @@ def _comparisons(
     for metric, values in scores["base"].values.items():
         files = scores["base"].files[metric]
         for arm in ("adapter", "base_bm25", "adapter_bm25", "control"):
-            if arm in scores:
+            if arm in scores and metric in scores[arm].values:
                 change = share_change(values, scores[arm].values[metric], files, seed=seed)
                 add(arm, "base", metric, change, len(values), "points")
     return tuple(made), found
 
 
 def _guards(
-    checks: dict[str, _Checks],
+    checks: dict[str, Checks],
     main: Change,
     found: dict[tuple[str, str, str], Change],
     trained_on_test: Sequence[str],
     config: TrainingConfig,
 ) -> tuple[Guard, ...]:
-    base, adapter = checks["base"], checks["adapter"]
     settings = config.evaluation
+    parses = guards.parse_ok(found.get(("adapter", "base", "fim_parse_ok")), settings.parse_ok_limit)
+    if not checks:
+        return (parses,)
+    base, adapter = checks["base"], checks["adapter"]
     return (
         guards.forgetting(base.other, adapter.other, base.other_bytes, settings.forgetting_limit),
         guards.memorisation(
@@ -414,7 +255,7 @@ def _guards(
             validation_gain=1 - adapter.validation / base.validation if base.validation else None,
             settings=settings,
         ),
-        guards.parse_ok(found.get(("adapter", "base", "fim_parse_ok")), settings.parse_ok_limit),
+        parses,
     )
 
 

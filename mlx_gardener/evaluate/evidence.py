@@ -83,15 +83,6 @@ class Power:
     note: str
 
 
-@dataclass(frozen=True)
-class ScaleSweep:
-    """Bits per byte on the validation part for shares of the trained adapter's scale, and the share that was kept."""
-
-    scales: tuple[float, ...]
-    bits_per_byte: tuple[float, ...]
-    chosen: float
-
-
 def fewer(change: float) -> str:
     """A relative change in words."""
     return f"{abs(change):.1%} {'fewer' if change < 0 else 'more'}"
@@ -102,8 +93,9 @@ class Evidence:
     """Paired figures on the test part.
 
     ``metrics`` holds, for base and adapter, what their arms hold, and ``bits_per_byte_change`` as a fraction with its 95 %
-    interval. ``verdict`` is "reject" when a guard fails or the whole interval is a loss, "promote" when all of it is an
-    improvement, else "inconclusive". ``work`` says how many tasks were done and why; ``notes`` what was left out.
+    interval; it is empty where nothing could be measured. ``verdict`` is "reject" when a guard fails or the whole
+    interval is a loss, "promote" when all of it is an improvement, "unmeasured" where nothing was measured, else
+    "inconclusive". ``work`` says how many tasks were done and why; ``notes`` what was left out.
     """
 
     metrics: dict[str, float]
@@ -114,13 +106,14 @@ class Evidence:
     comparisons: tuple[Comparison, ...] = ()
     guards: tuple[Guard, ...] = ()
     power: Power | None = None
-    scale_sweep: ScaleSweep | None = None
     work: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
-        """promote, inconclusive or reject."""
+        """promote, inconclusive, reject or unmeasured."""
+        if not self.metrics:
+            return "unmeasured"
         if self.failed_guards or self.metrics["bits_per_byte_change_low"] > 0:
             return "reject"
         return "promote" if self.metrics["bits_per_byte_change_high"] < 0 else "inconclusive"
@@ -134,6 +127,8 @@ class Evidence:
     def reason(self) -> str:
         """The verdict in one sentence."""
         found = self.metrics
+        if not found:
+            return "It was not measured on files that it never saw; `mlx-gardener eval` does that."
         low, high = found["bits_per_byte_change_low"], found["bits_per_byte_change_high"]
         files = f"{len(self.files)} file{'s' * (len(self.files) != 1)}"
         told = (
@@ -181,13 +176,6 @@ class Evidence:
             "comparisons": [asdict(comparison) for comparison in self.comparisons],
             "guards": [asdict(guard) for guard in self.guards],
             "power": None if self.power is None else asdict(self.power),
-            "scale_sweep": None
-            if self.scale_sweep is None
-            else {
-                "scales": list(self.scale_sweep.scales),
-                "bits_per_byte": list(self.scale_sweep.bits_per_byte),
-                "chosen": self.scale_sweep.chosen,
-            },
             "work": dict(self.work),
             "notes": list(self.notes),
         }

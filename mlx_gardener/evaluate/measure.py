@@ -6,6 +6,7 @@ training always gets the same tasks, whatever the speed of the machine on the da
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,14 @@ if TYPE_CHECKING:
 
 #: A training token passes forward, again for the recomputation, and twice as much backward.
 _FORWARDS_PER_TRAINED_TOKEN = 4
-#: One written token costs about so many that are read: decoding is bound by reading the weights.
+#: One written token costs about so many that are read, where nothing is known of the base.
 _FORWARDS_PER_WRITTEN_TOKEN = 6
+#: Where time presses: shares of it for rows and for the guards; the rest is for tasks (judgement).
+_ROWS_SHARE, _GUARDS_SHARE = 0.4, 0.2
+#: About so many tokens go forward for the guards of one model, with all their work (`stages.check`).
+_GUARD_TOKENS = 25_000
+#: What is measured however little time there is: rows and tasks of each kind.
+_FEWEST_ROWS, _FEWEST_TASKS = 4, 4
 
 
 def prompt_sizes(config: TrainingConfig) -> tuple[int, int]:
@@ -36,12 +43,16 @@ def prompt_sizes(config: TrainingConfig) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Work:
-    """How much is done: rows measured and tasks of each kind in every arm, and why so many."""
+    """How much is done: rows measured and tasks of each kind in every arm, and why so many.
+
+    ``guard_share`` is the share of the guards' whole work.
+    """
 
     rows: int
     next_line_tasks: int
     fim_tasks: int
     reason: str
+    guard_share: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
@@ -49,7 +60,15 @@ class Work:
 
 
 def decide_work(
-    config: TrainingConfig, *, training_tokens: int, windows: int, tasks: int | None, can_write: bool
+    config: TrainingConfig,
+    *,
+    training_tokens: int,
+    windows: int,
+    tasks: int | None,
+    can_write: bool,
+    can_fill: bool = True,
+    forward_tokens: float = math.inf,
+    written_cost: float = _FORWARDS_PER_WRITTEN_TOKEN,
 ) -> Work:
     """How many rows and tasks a test of a training over ``training_tokens`` may have.
 
@@ -57,27 +76,38 @@ def decide_work(
         windows: of held-out code there are, in tokens of the widest row each.
         tasks: asked for by the user, of each kind; None for as many as the share allows.
         can_write: whether answers are generated at all.
+        can_fill: whether the model has fill-in-the-middle markers.
+        forward_tokens: that may go forward in the time there is, for everything.
+        written_cost: what a written token costs, in tokens that are read.
     """
     settings, width = config.evaluation, config.data.row_widths[-1]
     allowed = settings.time_share * _FORWARDS_PER_TRAINED_TOKEN * training_tokens
     with_retrieval = sum(arm.endswith("_bm25") for arm in settings.arms)
     plain = len(settings.arms) - with_retrieval
     row = plain * width + with_retrieval * (2 * settings.context_tokens + 1.5 * width)
-    rows = min(windows, max(settings.least_rows, int(allowed / 2 / row)))
+    rows = max(settings.least_rows, int(allowed / 2 / row))
     shown = sum(prompt_sizes(config))
-    prompt = shown + _FORWARDS_PER_WRITTEN_TOKEN * settings.max_new_tokens
+    prompt = shown + written_cost * settings.max_new_tokens
     task = len(settings.arms) * prompt + with_retrieval * settings.context_tokens
     fitting = max(settings.least_tasks, int(allowed / 2 / (2 * task)))
-    lines, holes = min(fitting, settings.next_line_tasks), min(fitting, settings.fim_tasks)
     why = f"{settings.time_share:.0%} of the work of {training_tokens:,} trained tokens"
     why += f", but at least {settings.least_tasks} tasks and {settings.least_rows} rows"
+    guard_share = 1.0
+    needed = min(rows, windows) * row + (1 + can_fill) * fitting * task + 2 * _GUARD_TOKENS
+    if tasks is None and needed > forward_tokens:
+        rows = max(_FEWEST_ROWS, int(_ROWS_SHARE * forward_tokens / row))
+        left = (1 - _ROWS_SHARE - _GUARDS_SHARE) * forward_tokens / (1 + can_fill)
+        fitting = min(fitting, max(_FEWEST_TASKS, int(left / task)))
+        guard_share = min(1.0, _GUARDS_SHARE * forward_tokens / (2 * _GUARD_TOKENS))
+        why = f"as many as fit into the time that is left, about {forward_tokens:,.0f} tokens forward"
+    lines, holes = min(fitting, settings.next_line_tasks), min(fitting, settings.fim_tasks)
     if tasks is not None:
         lines = holes = tasks
         why = f"{tasks} tasks of each kind were asked for; rows: {why}"
     if not can_write:
         lines = holes = 0
         why += "; no tasks, since weights read from disk for every token written would take hours"
-    return Work(rows, lines, holes, why)
+    return Work(min(rows, windows), lines, holes if can_fill else 0, why, guard_share)
 
 
 @dataclass(frozen=True)
@@ -108,7 +138,7 @@ class Bench:
     """What all arms share.
 
     Attributes:
-        store: keeps losses and answers of the base; used only where no adapter is attached.
+        store: keeps losses and answers between runs, by what is attached to the base: "" for nothing, else the adapter's hash.
         interrupt: asked between segments and tokens; may raise.
     """
 
@@ -119,45 +149,45 @@ class Bench:
     interrupt: Callable[[], None]
 
     def losses(
-        self, rows: RowSet, tell: Callable[[float], None] = lambda share: None, *, keep: bool
+        self, rows: RowSet, tell: Callable[[float], None] = lambda share: None, *, of: str
     ) -> dict[str, float]:
-        """Loss in nats by file; the base's own (``keep``) are taken from the store where they are known."""
+        """Loss in nats by file; from the store where they are known."""
         size = self.config.optimizer.tokens_per_update
         count, losses = rows.update_count(size), dict[str, float]()
         for done, batch in enumerate(rows.batches(size, seed=None)):
-            found = self.row_losses(batch, part_of(tell, done, count), keep=keep)
+            found = self.row_losses(batch, part_of(tell, done, count), of=of)
             for path, loss in zip(batch.paths, found, strict=True):
                 losses[path] = losses.get(path, 0.0) + loss
             tell((done + 1) / count)
         return losses
 
     def row_losses(
-        self, batch: Batch, tell: Callable[[float], None] = lambda share: None, *, keep: bool
+        self, batch: Batch, tell: Callable[[float], None] = lambda share: None, *, of: str
     ) -> list[float]:
-        """Loss in nats of every row; of the base's own as `losses`."""
+        """Loss in nats of every row; from the store where they are known."""
 
         def between(share: float) -> None:
             self.interrupt()
             tell(share)
 
-        if keep:
-            return kept_row_losses(self.engine, self.base, batch, self.store, between_segments=between)
-        return self.engine.row_losses(batch, between_segments=between)
+        return kept_row_losses(
+            self.engine, self.base, batch, self.store, adapter=of, between_segments=between
+        )
 
     def answers(
         self,
         prompts: Sequence[Sequence[int]],
         *,
         kind: str,
-        keep: bool,
+        of: str,
         max_new_tokens: int | None = None,
         tell: Callable[[float], None] = lambda share: None,
     ) -> list[Answer]:
-        """Answers to prompts; the base's own (``keep``) are taken from the store where they are known."""
+        """Answers to prompts; from the store where they are known."""
         limit = max_new_tokens or self.config.evaluation.max_new_tokens
-        topic = base_topic(self.base, f"answers {kind}")
+        topic = base_topic(self.base, f"answers {kind}", adapter=of)
         keys = [prompt_key(prompt, limit) for prompt in prompts]
-        kept = self.store.read(topic) if keep else {}
+        kept = self.store.read(topic)
         known = {key: answer for key in keys if (answer := Answer.from_json(kept.get(key))) is not None}
         new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known}
         if new:
@@ -171,34 +201,25 @@ class Bench:
                 interrupt=self.interrupt,
             )
             found = dict(zip(new, answers, strict=True))
-            if keep:
-                self.store.add(topic, {key: answer.to_json() for key, answer in found.items()})
+            self.store.add(topic, {key: answer.to_json() for key, answer in found.items()})
             known |= found
         return [known[key] for key in keys]
 
-    def work(
-        self,
-        rows: RowSet,
-        tasks: Tasks,
-        retriever: Retriever | None,
-        *,
-        keep: bool,
-        tell: Callable[[float], None],
-    ) -> ArmResult:
-        """One arm: every row and every task, with retrieved code in front where there is a retriever."""
-        tokenizer = self.base.tokenizer
-        result = ArmResult(self.losses(rows, lambda share: tell(0.4 * share), keep=keep))
+    def lines(
+        self, tasks: Tasks, retriever: Retriever | None, *, of: str, tell: Callable[[float], None]
+    ) -> list[Answer]:
+        """The next line of every task, with retrieved code in front where there is a retriever."""
         sizes = prompt_sizes(self.config)
-        prompts = [line_prompt(task, tokenizer, retriever, sizes) for task in tasks.lines]
-        result.lines = self.answers(
-            prompts, kind="line", keep=keep, tell=lambda share: tell(0.4 + 0.3 * share)
-        )
-        prompts = [hole_prompt(task, tokenizer, retriever, sizes) for task in tasks.holes]
-        result.holes = self.answers(
-            prompts, kind="hole", keep=keep, tell=lambda share: tell(0.7 + 0.3 * share)
-        )
-        tell(1.0)
-        return result
+        prompts = [line_prompt(task, self.base.tokenizer, retriever, sizes) for task in tasks.lines]
+        return self.answers(prompts, kind="line", of=of, tell=tell)
+
+    def holes(
+        self, tasks: Tasks, retriever: Retriever | None, *, of: str, tell: Callable[[float], None]
+    ) -> list[Answer]:
+        """What fills the hole of every task, likewise."""
+        sizes = prompt_sizes(self.config)
+        prompts = [hole_prompt(task, self.base.tokenizer, retriever, sizes) for task in tasks.holes]
+        return self.answers(prompts, kind="hole", of=of, tell=tell)
 
 
 def line_prompt(
@@ -255,14 +276,15 @@ def score(result: ArmResult, tasks: Tasks) -> Scores:
         values.setdefault(name, []).append(value)
         files.setdefault(name, []).append(path)
 
-    for line, answer in zip(tasks.lines, result.lines, strict=True):
+    # An arm that time ran out for has no answers of a kind at all.
+    for line, answer in zip(tasks.lines, result.lines, strict=bool(result.lines)):
         written, target = line_of(answer), line.target.rstrip()
         add("next_line_exact", line.path, float(written == target))
         add("next_line_similarity", line.path, edit_similarity(written, target))
         found = identifier_f1(written, target, tasks.defined)
         if found is not None:
             add("identifier_f1", line.path, found)
-    for hole, answer in zip(tasks.holes, result.holes, strict=True):
+    for hole, answer in zip(tasks.holes, result.holes, strict=bool(result.holes)):
         add("fim_exact", hole.path, float(answer.text.strip() == hole.target.strip()))
         add("fim_parse_ok", hole.path, float(parses(hole.prefix + answer.text + hole.suffix, hole.language)))
         add("stop_rate", hole.path, float(answer.stopped))

@@ -11,6 +11,7 @@ import ctypes.util
 import os
 import re
 import sys
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import psutil
 
 #: Made once: a new path per update costs memory (`mlx_gardener.platform.pressure._below` says why).
 _OWN_STATUS = Path("/proc/self/status")
+#: Between two looks of a `FootprintWatch`.
+LOOK_SECONDS = 0.01
 
 
 def process_footprint_bytes(pid: int | None = None) -> int:
@@ -37,6 +40,35 @@ def process_peak_footprint_bytes() -> int:
         return _mac_footprint(os.getpid())[1]
     match = re.search(r"^VmHWM:\s+(\d+) kB", _OWN_STATUS.read_text(), flags=re.MULTILINE)
     return int(match[1]) * 1024 if match else process_footprint_bytes()
+
+
+class FootprintWatch:
+    """Looks at this process's footprint every `LOOK_SECONDS` from a thread, as systems keep only its highest ever; 0.2 % of a core.
+
+    A peak within a step lasts some milliseconds, and nothing that looks between two steps sees it.
+    """
+
+    def __init__(self) -> None:
+        self._highest = process_footprint_bytes()
+        self._done = threading.Event()
+        threading.Thread(target=self._look, name="footprint", daemon=True).start()
+
+    @property
+    def highest_bytes(self) -> int:
+        """The highest since the watch began, or was begun again."""
+        return self._highest
+
+    def begin_again(self) -> None:
+        """Forget what was seen."""
+        self._highest = process_footprint_bytes()
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._done.set()
+
+    def _look(self) -> None:
+        while not self._done.wait(LOOK_SECONDS):
+            self._highest = max(self._highest, process_footprint_bytes())
 
 
 class _RusageInfoV4(ctypes.Structure):

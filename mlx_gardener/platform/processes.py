@@ -75,3 +75,25 @@ def safe_children() -> Iterator[None]:
             del os.environ["PYTHONSAFEPATH"]
         else:
             os.environ["PYTHONSAFEPATH"] = before
+
+
+class OthersWork:
+    """What other processes take of the processors, from its making on."""
+
+    def __init__(self) -> None:
+        self._began = self._look()
+
+    @property
+    def share(self) -> float:
+        """Of all processor time since, 0 to 1, that others worked."""
+        wall, busy, own = (now - before for now, before in zip(self._look(), self._began, strict=True))
+        return min(1.0, max(0.0, (busy - own) / max(1e-9, wall)))
+
+    def _look(self) -> tuple[float, float, float]:
+        """(seconds of all processors, seconds that any process worked on them, seconds of this process)."""
+        import psutil
+
+        times, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        everything = sum(times[:8])
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        return everything, everything - idle, own.user + own.system

@@ -26,7 +26,7 @@ def show_details(console: Console, evidence: dict[str, Any]) -> None:
                 )
             )
     console.print()
-    if (sweep := evidence["scale_sweep"]) is not None:
+    if (sweep := evidence.get("scale_sweep")) is not None:
         console.print(f"scale: {sweep['chosen']:g} of the trained one, chosen on the validation part")
     if work := evidence["work"]:
         console.print(

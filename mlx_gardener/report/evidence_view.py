@@ -23,9 +23,13 @@ def show_evidence(console: Console, evidence: dict[str, Any]) -> None:
     console.print(Text(f"{sign} {sentence}", style=_STYLES.get(verdict, "bold")))
     for told in (evidence["reason"], *story.remarks(evidence)):
         console.print(Text(safe_text(told)))
+    for note in evidence.get("notes", ()):
+        console.print(Text(safe_text(note), style="dim"))
+    metrics = evidence["metrics"]
+    if not metrics:
+        return
     console.print()
     console.print(_table(story.arms_table(evidence)))
-    metrics = evidence["metrics"]
     console.print(_bars(metrics["base_bits_per_byte"], metrics["adapter_bits_per_byte"]))
     for title, passed, reason in story.guards(evidence):
         sign, style = ("✓", "green") if passed else ("✗", "bold red")

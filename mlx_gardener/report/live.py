@@ -28,14 +28,17 @@ from mlx_gardener.events import (
     ProgressChanged,
     StepAdvanced,
     StepCompleted,
+    TimePlanned,
     TrainingEnded,
     TrainingPhase,
     WarningRaised,
 )
 from mlx_gardener.report.text import duration, gigabytes, safe_text
+from mlx_gardener.report.time_view import time_line
 
 _BARS = "▁▂▃▄▅▆▇█"
-_PLAIN_SECONDS = 5.0
+#: In a log: seconds between two lines, and the longest silence.
+_PLAIN_SECONDS, _SILENT_SECONDS = 5.0, 9.0
 #: What a run does in each phase, in words.
 PHASES = {
     TrainingPhase.INITIALIZING: "choosing a model",
@@ -103,6 +106,7 @@ class LiveView:
         self._run = RunSoFar()
         self._printed_at = 0.0
         self._printed_phase: TrainingPhase | None = None
+        self._printed = ""
 
     def __enter__(self) -> LiveView:
         if self._live is not None:
@@ -135,6 +139,8 @@ class LiveView:
             self._line(f"Plan: {rows} tokens at a time, {peak} of {gigabytes(event.plan['budget_bytes'])}")
             for note in event.plan["notes"]:
                 self._line(f"  {note}")
+        elif isinstance(event, TimePlanned):
+            self._line(time_line(event.plan))
         elif isinstance(event, WarningRaised):
             self._line(f"Warning: {event.message}", style="yellow")
         elif isinstance(event, Evaluated):
@@ -161,8 +167,20 @@ class LiveView:
             self._line("100 %  Done")
         elif isinstance(event, ProgressChanged) and event.message.startswith("Base model:"):
             self._line(event.message)
+        elif self._live is None and isinstance(event, ProgressChanged) and self._is_news(event):
+            self._printed_at, self._printed = time.monotonic(), event.message
+            eta = event.details.get("eta_seconds")
+            left_text = f", {duration(eta)} left in it" if isinstance(eta, int | float) else ""
+            self._line(f"{event.progress_percent:3.0f} %  {event.message}{left_text}")
         elif isinstance(event, CheckpointWritten):
             return
+
+    def _is_news(self, event: ProgressChanged) -> bool:
+        """Whether a log wants a line about it: something new, or a sign of life; updates have lines of their own."""
+        if event.phase is TrainingPhase.TRAINING or event.phase.is_final:
+            return False
+        silent = time.monotonic() - self._printed_at
+        return silent >= (_PLAIN_SECONDS if event.message != self._printed else _SILENT_SECONDS)
 
     def _line(self, text: str, style: str = "") -> None:
         self.console.print(Text(safe_text(text), style=style), soft_wrap=True)

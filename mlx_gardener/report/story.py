@@ -16,6 +16,7 @@ VERDICTS = {
     "promote": ("It helped.", "✓"),
     "inconclusive": ("No clear difference.", "≈"),
     "reject": ("It did not help; the adapter is kept but not activated.", "✗"),
+    "unmeasured": ("Not measured yet.", "·"),
 }
 #: Metric: title, how it is written, and whether less of it is better.
 METRICS: dict[str, tuple[str, Callable[[float], str], bool]] = {

@@ -52,7 +52,7 @@ from mlx_gardener.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from mlx_gardener.training.neighbour import GoodNeighbour
+from mlx_gardener.training.neighbour import BudgetPassedError, GoodNeighbour
 from mlx_gardener.training.optimizer import (
     flatten_state,
     global_norm,
@@ -62,7 +62,7 @@ from mlx_gardener.training.optimizer import (
     unflatten_state,
 )
 from mlx_gardener.training.parallel import Peers, pack_arrays, unpack_arrays
-from mlx_gardener.training.time_plan import FINISH_SECONDS, Clock, Pace, TimePlan, plan_time
+from mlx_gardener.training.time_plan import Clock, Pace, TimePlan, plan_time
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -78,8 +78,6 @@ MAX_REJECTED_UPDATES = 3
 _UPDATES_REMEMBERED, _UPDATES_TO_LEARN_FROM = 9, 3
 #: So many times the updates are worth another plan, or another word about it.
 _MORE = 1.1
-#: Validation is so many times as fast as training before it was seen: one pass instead of three to four (judgement).
-_FORWARD_SHARE = 2.5
 
 
 class TrainingRows(Protocol):
@@ -172,6 +170,7 @@ def train(
     """
     peers = peers or Peers()
     targets = attach_lora(base.model, config.lora, seed=config.seed)
+    run: _Training | None = None
     try:
         if initial is not None:
             set_lora_parameters(base.model, initial)
@@ -195,6 +194,8 @@ def train(
         peers.leave(error)
         raise
     finally:
+        if run is not None:
+            run.neighbour.close()
         detach_lora(base.model)
 
 
@@ -221,6 +222,7 @@ class _Training:
         self.peers = peers
         self.tokens_per_update = config.optimizer.tokens_per_update
         self.steps_per_epoch = data.train.update_count(self.tokens_per_update)
+        self.other_seconds = clock.used_seconds()  # until here
         self.update_seconds: deque[float] = deque(maxlen=_UPDATES_REMEMBERED)
         self.validation_seconds: float | None = None
         hidden = int(
@@ -252,8 +254,8 @@ class _Training:
         plan = self.engine.plan
         speed = max(1e-9, plan.predicted_tokens_per_second) * self.peers.size
         positions = self.data.train.total_tokens / max(1, self.steps_per_epoch)  # of an update
-        source = plan.speed_from or "estimated from this machine's matrix speed"
-        self._follow(self._time_plan(Pace(positions / speed, _FORWARD_SHARE * speed, source)))
+        forward = max(1e-9, plan.predicted_forward_tokens_per_second) * self.peers.size
+        self._follow(self._time_plan(Pace(positions / speed, forward, plan.speed_from)))
         self.publish(TimePlanned(self.time_plan.to_json()))
 
     def _stand_at_the_beginning(self, *, resume: bool) -> None:
@@ -287,6 +289,8 @@ class _Training:
             evaluate_every=max(1, round(self.steps_per_epoch / evaluation.per_epoch)),
             validation_tokens=self.data.validation.total_tokens,
             done_updates=self.state.step,
+            done_validations=len(self.state.validation),
+            other_seconds=self.other_seconds,
         )
 
     def _follow(self, plan: TimePlan) -> None:
@@ -301,32 +305,29 @@ class _Training:
         )
         whole = self.data.validation
         self.validation = whole if plan.validation_tokens is None else whole.spread(plan.validation_tokens)
-        #: When updates have to end, by the clock's used seconds.
-        self.training_ends = (
-            math.inf
-            if math.isinf(plan.limit_seconds)
-            else plan.limit_seconds - plan.evidence_seconds - (FINISH_SECONDS if plan.is_short else 0.0)
-        )
 
     def _keep_to_the_time(self) -> None:
         """Do fewer updates where they take longer than was foretold; more, early on, where they take less."""
         if math.isinf(self.time_plan.limit_seconds) or len(self.update_seconds) < _UPDATES_TO_LEARN_FROM:
             return
-        update, step = median(self.update_seconds), self.state.step
-        pace = self.time_plan.pace
-        validation = self.validation_seconds or self.validation.total_tokens / pace.forward_tokens_per_second
-        to_come = max(1, math.ceil((self.total_steps - step) / self.evaluate_every))
-        left = self.training_ends - self.clock.used_seconds() - to_come * validation
-        fitting = step + max(0, math.floor(left / update))
-        most = self.time_plan.all_updates
-        fewer = fitting < self.total_steps
-        more = fitting > _MORE * self.total_steps and self.total_steps < most and step <= self.total_steps / 3
-        if not (fewer or more) and self.peers.size == 1:
+        update, before = median(self.update_seconds), self.total_steps
+        forward = self.time_plan.pace.forward_tokens_per_second
+        if self.validation_seconds is not None:
+            forward = self.validation.total_tokens / max(1e-9, self.validation_seconds)
+        plan = self._time_plan(Pace(update, forward, "as the last updates took"))
+        is_early = self.state.step <= before / 3
+        if plan.updates < before or (plan.updates > _MORE * before and is_early):
+            if (
+                not self.time_plan.is_short or plan.is_short
+            ):  # once shared out, the validation part stays what it is
+                plan = replace(
+                    plan, validation_tokens=self.time_plan.validation_tokens or plan.validation_tokens
+                )
+        elif self.peers.size == 1:
             return
-        updates = min(fitting, most) if fewer or more else self.total_steps
-        seen = Pace(update, self.validation.total_tokens / validation, "as the last updates took")
-        told, before = self.time_plan, self.total_steps
-        self._follow(replace(told, updates=updates, pace=seen))
+        else:
+            plan = self.time_plan
+        self._follow(plan)
         if abs(self.total_steps - before) > (_MORE - 1) * before:
             self.publish(TimePlanned(self.time_plan.to_json()))
 
@@ -455,9 +456,13 @@ class _Training:
         self.state.tokens_seen += result.tokens
         self.state.positions += batch.tokens.size
         self.state.seconds += seconds
-        self.update_seconds.append(seconds)
+        self.update_took(seconds)
         self.state.remember_loss(loss if math.isfinite(loss) else 0.0)
         self._report(step, loss, norm, rate, result.tokens, seconds)
+
+    def update_took(self, seconds: float) -> None:
+        """Remember what an update took."""
+        self.update_seconds.append(seconds)
 
     def _gradients(self, batch: Batch, step: int) -> tuple[StepResult, float, float]:
         """The step's result over all ranks, its mean loss and gradient norm."""
@@ -481,6 +486,8 @@ class _Training:
                     first_row=first_row,
                     between_segments=self._advance("Step", step),
                 )
+            except BudgetPassedError as passed:
+                self.neighbour.shrink(f"{passed} in step {step}")
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -536,7 +543,7 @@ class _Training:
                 learning_rate=rate,
                 gradient_norm=norm,
                 seconds=seconds,
-                tokens_per_second=tokens / seconds,
+                tokens_per_second=tokens / max(seconds, 1e-9),
                 memory_bytes=footprint,
                 peak_bytes=process_peak_footprint_bytes(),
                 budget_bytes=budget,
@@ -551,14 +558,20 @@ class _Training:
         values = {name: value.astype(self.base.dtype) for name, value in self.weights.items()}
         self.base.model.update(nested(values))
         started = time.perf_counter()
-        validation = self.validation.batches(self.tokens_per_update, seed=None)
+        validation = list(self.validation.batches(self.tokens_per_update, seed=None))
         count = self.validation.update_count(self.tokens_per_update)
         between = self._advance("Validation", self.state.step, parts=count)
-        loss_sum, tokens, source_bytes = self.peers.sum_numbers(
-            lambda: self.engine.evaluate(
-                (self.peers.share(batch)[0] for batch in validation), between_segments=between
-            )
-        )
+
+        def whole_set() -> tuple[float, int, int]:
+            while True:
+                try:
+                    return self.engine.evaluate(
+                        (self.peers.share(batch)[0] for batch in validation), between_segments=between
+                    )
+                except BudgetPassedError as passed:
+                    self.neighbour.shrink(f"{passed} in the validation of step {self.state.step}")
+
+        loss_sum, tokens, source_bytes = self.peers.sum_numbers(whole_set)
         self.validation_seconds = time.perf_counter() - started
         loss = loss_sum / max(1, tokens)
         bits = loss_sum / math.log(2) / max(1, source_bytes)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from mlx_gardener.config import NeighbourConfig
 from mlx_gardener.engine import Engine, Plan
-from mlx_gardener.platform.footprint import process_footprint_bytes
+from mlx_gardener.platform.footprint import FootprintWatch
 from mlx_gardener.platform.power import power_state
 from mlx_gardener.platform.pressure import memory_pressure
 from mlx_gardener.platform.thermal import thermal_state
@@ -23,6 +23,10 @@ from mlx_gardener.platform.thermal import thermal_state
 CALM_UPDATES = 50
 #: Seconds between two looks at a machine that is waited for, and between two looks at power and heat.
 _LOOK_SECONDS, _SLOW_LOOK_SECONDS = 2.0, 30.0
+
+
+class BudgetPassedError(Exception):
+    """Ends a step in which the process took more than the budget; a smaller plan does it again."""
 
 
 class GoodNeighbour:
@@ -52,12 +56,17 @@ class GoodNeighbour:
         self._looked_at = 0.0
         self._waited_at = time.monotonic()
         self._slow_reason: str | None = None
+        self._watch = FootprintWatch()
+        self._gave_up = False
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._watch.close()
 
     def between_updates(self) -> None:
         """Keep the budget, and wait while the machine is needed for other things."""
-        footprint = process_footprint_bytes()
-        if footprint > self._budget_bytes:
-            self.shrink(f"the process took {footprint / 2**30:.2f} GB of {self._budget_bytes / 2**30:.2f} GB")
+        if self._watch.highest_bytes > self._budget_bytes:
+            self.shrink(self.what_was_taken)
         elif self._engine.plan is not self._first_plan:
             self._calm += 1
             if self._calm >= CALM_UPDATES:
@@ -67,10 +76,25 @@ class GoodNeighbour:
             self._drop_caches()
         self._wait_while_needed()
 
+    @property
+    def what_was_taken(self) -> str:
+        """The highest footprint of late against the budget, in words."""
+        taken, budget = self._watch.highest_bytes, self._budget_bytes
+        return f"the process took {taken / 2**30:.2f} GB of {budget / 2**30:.2f} GB"
+
     def between_segments(self) -> None:
-        """Drop caches above the budget, and wait within a slow update too; the plan stays, as an update has one."""
-        if process_footprint_bytes() > self._budget_bytes:
+        """See that the budget is kept within an update too, and wait while the machine is needed.
+
+        Raises:
+            BudgetPassedError: it was not, and there is a smaller plan.
+        """
+        if self._watch.highest_bytes > self._budget_bytes:
             self._drop_caches()
+            if self._engine.plan.smaller() is not None:
+                raise BudgetPassedError(self.what_was_taken)
+            if not self._gave_up:
+                self._gave_up = True
+                self._warn(f"The budget is passed with the smallest plan too: {self.what_was_taken}.")
         now = time.monotonic()
         if now - self._waited_at >= _LOOK_SECONDS:
             self._waited_at = now
@@ -101,6 +125,7 @@ class GoodNeighbour:
     def _use(self, plan: Plan) -> None:
         self._engine.plan = plan
         self._calm = 0
+        self._watch.begin_again()
         plan.set_limits()
 
     def _drop_caches(self) -> None:

@@ -115,35 +115,57 @@ def plan_time(
     evaluate_every: int,
     validation_tokens: int,
     done_updates: int = 0,
+    done_validations: int = 0,
+    other_seconds: float | None = None,
 ) -> TimePlan:
     """What becomes of the time that ``clock`` leaves.
 
     Args:
         evaluate_every: updates between two validations, as the settings say.
         validation_tokens: of the whole validation part.
-        done_updates: by earlier workers of the same training.
+        done_updates, done_validations: of the same training.
+        other_seconds: used before the training began; all that is used where None.
     """
     used, limit = clock.used_seconds(), clock.limit_seconds
+    other = used if other_seconds is None else other_seconds
     validation = validation_tokens / pace.forward_tokens_per_second
     to_do = all_updates - done_updates
     whole = to_do * pace.update_seconds + (1 + math.ceil(to_do / evaluate_every)) * validation
-    wished = max(OTHER_SHARE * limit - used - FINISH_SECONDS, LEAST_EVIDENCE_SHARE * limit)
+    wished = max(OTHER_SHARE * limit - other - FINISH_SECONDS, LEAST_EVIDENCE_SHARE * limit)
     if math.isinf(limit) or used + whole + min(wished, whole / 3) + FINISH_SECONDS <= limit:
         evidence = math.inf if math.isinf(limit) else limit - used - whole
         return TimePlan(
-            limit, used, whole, evidence, all_updates, all_updates, steps_per_epoch, None, None, pace
+            limit,
+            other,
+            used - other + whole,
+            evidence,
+            all_updates,
+            all_updates,
+            steps_per_epoch,
+            None,
+            None,
+            pace,
         )
-    training = max(0.0, limit - used - wished - FINISH_SECONDS)
+    left = max(0.0, limit - used - wished - FINISH_SECONDS)
+    validations = 1 + VALIDATIONS if not done_validations else max(1, 1 + VALIDATIONS - done_validations)
     each = min(
         validation_tokens,
         max(
             LEAST_VALIDATION_TOKENS,
-            int(VALIDATION_SHARE * training / (1 + VALIDATIONS) * pace.forward_tokens_per_second),
+            int(VALIDATION_SHARE * left / validations * pace.forward_tokens_per_second),
         ),
     )
-    for_validation = (1 + VALIDATIONS) * each / pace.forward_tokens_per_second
-    fitting = int((training - for_validation) / pace.update_seconds)
-    updates = min(all_updates, done_updates + max(1, fitting))
+    for_validation = validations * each / pace.forward_tokens_per_second
+    fitting = max(0 if done_updates else 1, int((left - for_validation) / pace.update_seconds))
     return TimePlan(
-        limit, used, training, wished, updates, all_updates, steps_per_epoch, VALIDATIONS, each, pace
+        limit,
+        other,
+        used - other + left,
+        wished,
+        min(all_updates, done_updates + fitting),
+        all_updates,
+        steps_per_epoch,
+        VALIDATIONS,
+        each,
+        pace,
     )

@@ -17,8 +17,8 @@ from mlx_gardener.adapter import LoadedAdapter, attach_adapter
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import PreparedData, TrainingDataPreparator
 from mlx_gardener.engine import Engine, make_plan, measured_backend, model_facts, prepare_engine
-from mlx_gardener.evaluate import Control, Evidence, compare, sweep_scale
-from mlx_gardener.evaluate.sweep import scaled
+from mlx_gardener.errors import TimeLimitError, TrainingCancelledError
+from mlx_gardener.evaluate import Control, Evidence, compare
 from mlx_gardener.events import EventBus
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.lora import adapter_settings, attach_lora, detach_lora, load_arrays, lora_parameters
@@ -87,7 +87,7 @@ class World:
         options: dict[str, Any] = {"training_tokens": 2000, "on_progress": lambda share, message: None}
         return compare(
             self.base, adapter, self.data, self.config, self.engine,
-            cache_dir=self.home / "answers", interrupt=lambda: None, **{**options, **more},
+            **{"cache_dir": self.home / "answers", "interrupt": lambda: None, **options, **more},
         )  # fmt: skip
 
 
@@ -109,10 +109,10 @@ def test_a_planted_useless_adapter_is_rejected(tmp_path: Path, tiny_model_dir: P
 
 
 @pytest.mark.slow
-def test_noise_on_the_embedded_model_is_rejected_forgets_and_is_turned_down(tmp_path: Path) -> None:
+def test_noise_on_the_embedded_model_is_rejected_and_forgets(tmp_path: Path) -> None:
     small = {
         "data.row_widths": [256], "evaluation.arms": ["base", "adapter"], "evaluation.least_tasks": 0,
-        "evaluation.memorisation_places": 0, "evaluation.least_rows": 6, "evaluation.scales": [0.5, 1.0],
+        "evaluation.memorisation_places": 0, "evaluation.least_rows": 6,
     }  # fmt: skip
     repository = write_repository(tmp_path / "repository", modules=9, functions=3)
     knowing = World("seedling", repository, tmp_path / "home", **small)
@@ -122,12 +122,6 @@ def test_noise_on_the_embedded_model_is_rejected_forgets_and_is_turned_down(tmp_
     assert found.verdict == "reject", found.reason
     forgetting = found.guards[0]
     assert not forgetting.passed and (forgetting.measured or 0) > 0.1, "it wrecks other code too"
-    settings, sweep = sweep_scale(
-        knowing.base, noise.weights, noise.settings, knowing.data.validation, knowing.config, knowing.engine
-    )
-    assert sweep is not None and sweep.chosen == 0.5, "the less noise the better"
-    assert settings == scaled(noise.settings, 0.5)
-    assert settings["lora_parameters"]["scale"] == 0.5 * noise.settings["lora_parameters"]["scale"]
 
 
 def test_all_arms_are_measured_on_the_same_tasks_and_twice_the_same(world: World) -> None:
@@ -206,11 +200,44 @@ def test_an_adapter_trained_on_the_test_files_gives_itself_away(tmp_path: Path) 
     assert not found["test"].passed and "as if it had been trained on the test" in found["test"].reason
 
 
-def test_without_scales_nothing_is_swept(world: World) -> None:
-    adapter = world.random_adapter(0.3)
-    off = world.config.model_copy(
-        update={"evaluation": world.config.evaluation.model_copy(update={"scales": ()})}
+class Limit:
+    """Lets so many looks pass, then says that the time is over, or what it is told to."""
+
+    def __init__(self, looks: int, error: Exception | None = None) -> None:
+        self.left, self.error = looks, error or TimeLimitError("over")
+        self.seen = 0
+
+    def __call__(self) -> None:
+        self.seen += 1
+        if self.seen > self.left:
+            raise self.error
+
+
+def test_an_evaluation_that_is_cut_says_what_is_missing_and_goes_on_where_it_stopped(world: World) -> None:
+    adapter = world.random_adapter(0.07)
+    whole = Limit(10**9)
+    expected = world.evidence(adapter, interrupt=whole, cache_dir=world.home / "whole")
+    cut = Limit(whole.seen // 2)
+    found = world.evidence(adapter, interrupt=cut, cache_dir=world.home / "cut")
+    assert found.verdict == expected.verdict and found.comparisons[0] == expected.comparisons[0]
+    assert "Not measured, as the time was over" in found.notes[-1] and "retrieval" in found.notes[-1]
+    assert len(found.comparisons) < len(expected.comparisons)
+    rest = Limit(10**9)
+    again = world.evidence(adapter, interrupt=rest, cache_dir=world.home / "cut")
+    assert again.to_json() == expected.to_json() and rest.seen < whole.seen
+
+
+def test_one_that_is_cut_at_once_is_unmeasured(world: World) -> None:
+    cancelled = Limit(0, TrainingCancelledError("stop"))
+    found = world.evidence(world.random_adapter(0.06), interrupt=cancelled, cache_dir=world.home / "at once")
+    assert found.verdict == "unmeasured" and not found.metrics and "cancelled" in found.notes[-1]
+    assert "eval" in found.reason and found.to_json()["verdict"] == "unmeasured"
+
+
+def test_the_work_fits_into_the_time_that_is_left(world: World) -> None:
+    roomy = world.evidence(world.random_adapter(0.05), training_tokens=10**6)
+    tight = world.evidence(
+        world.random_adapter(0.05), training_tokens=10**6, seconds=600.0, forward_tokens_per_second=20.0
     )
-    assert sweep_scale(
-        world.base, adapter.weights, adapter.settings, world.data.validation, off, world.engine
-    ) == (adapter.settings, None)
+    assert tight.work["rows"] < roomy.work["rows"] and tight.work["guard_share"] < 1
+    assert "fit into the time" in tight.work["reason"] and tight.metrics

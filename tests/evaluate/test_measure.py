@@ -43,11 +43,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[Sequence[int]]]:
 
 def test_the_bases_answers_are_kept_by_prompt(bench: Bench, asked: list[list[Sequence[int]]]) -> None:
     first, second, third = [5, 6, 7], [8, 9], [10, 11, 12]
-    before = bench.answers([first, second], kind="line", keep=True, max_new_tokens=4)
-    after = bench.answers([third, second, first, second], kind="line", keep=True, max_new_tokens=4)
+    before = bench.answers([first, second], kind="line", of="", max_new_tokens=4)
+    after = bench.answers([third, second, first, second], kind="line", of="", max_new_tokens=4)
     assert asked == [[first, second], [third]]
     assert [after[2], after[1], after[3]] == [before[0], before[1], before[1]]
-    assert bench.answers([third], kind="line", keep=True, max_new_tokens=4) == after[:1]
+    assert bench.answers([third], kind="line", of="", max_new_tokens=4) == after[:1]
     assert len(asked) == 2
 
 
@@ -55,10 +55,10 @@ def test_another_kind_or_length_and_an_adapters_answers_are_their_own(
     bench: Bench, asked: list[list[Sequence[int]]]
 ) -> None:
     prompt = [[5, 6, 7]]
-    bench.answers(prompt, kind="line", keep=True, max_new_tokens=4)
-    bench.answers(prompt, kind="hole", keep=True, max_new_tokens=4)
-    bench.answers(prompt, kind="line", keep=True, max_new_tokens=5)
-    bench.answers(prompt, kind="line", keep=False, max_new_tokens=4)
+    bench.answers(prompt, kind="line", of="", max_new_tokens=4)
+    bench.answers(prompt, kind="hole", of="", max_new_tokens=4)
+    bench.answers(prompt, kind="line", of="", max_new_tokens=5)
+    bench.answers(prompt, kind="line", of="an adapter", max_new_tokens=4)
     assert len(asked) == 4
 
 
@@ -71,9 +71,9 @@ def test_losses_are_kept_and_say_how_far_they_are_within_a_batch(
     tokenizer = bench.base.tokenizer
     rows = plain_rows(make_windows(segments, tokenizer, 64), tokenizer, (32, 64))
     shares: list[float] = []
-    found = bench.losses(rows, shares.append, keep=True)
+    found = bench.losses(rows, shares.append, of="")
     batches = rows.update_count(bench.config.optimizer.tokens_per_update)
     assert len(shares) > 2 * batches and shares == sorted(shares) and shares[-1] == 1.0
-    assert bench.losses(rows, keep=False) == pytest.approx(found)
+    assert bench.losses(rows, of="an adapter") == pytest.approx(found)
     monkeypatch.setattr(Engine, "row_losses", None)  # nothing is computed any more
-    assert bench.losses(rows, keep=True) == found
+    assert bench.losses(rows, of="") == found

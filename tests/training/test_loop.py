@@ -13,11 +13,12 @@ from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.dataset import PreparedData, TrainingDataPreparator
 from mlx_gardener.engine import Engine, Plan
 from mlx_gardener.errors import TrainingCancelledError, TrainingError
-from mlx_gardener.events import Evaluated, Event, StepAdvanced, StepCompleted, WarningRaised
+from mlx_gardener.events import Evaluated, Event, StepAdvanced, StepCompleted, TimePlanned, WarningRaised
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.lora import lora_parameters
 from mlx_gardener.training import TrainOutcome, loop, train
 from mlx_gardener.training.checkpoint import list_checkpoints
+from mlx_gardener.training.time_plan import Clock
 
 
 def settings(**more: object) -> TrainingConfig:
@@ -82,9 +83,14 @@ def run(base: BaseModel, data: PreparedData, tmp_path: Path) -> Runner:
         recorder: Recorder | None = None,
         resume: bool = False,
         rows: int = 2,
+        clock: Clock | None = None,
+        speed: float = 1e9,
     ) -> TrainOutcome:
         recorder = recorder or Recorder()
-        plan = Plan({64: rows, 128: rows}, config.memory_limit_bytes, 0, {}, ())
+        plan = Plan(
+            {64: rows, 128: rows}, config.memory_limit_bytes, 0, {}, (),
+            predicted_tokens_per_second=speed, predicted_forward_tokens_per_second=speed,
+        )  # fmt: skip
         return train(
             base,
             data,
@@ -94,6 +100,7 @@ def run(base: BaseModel, data: PreparedData, tmp_path: Path) -> Runner:
             interrupt=recorder.interrupt,
             checkpoint_dir=tmp_path / directory,
             resume=resume,
+            clock=clock,
         )
 
     return go
@@ -275,3 +282,59 @@ def test_a_slow_step_says_how_far_it_is(run: Runner, monkeypatch: pytest.MonkeyP
         shares = [event.share for event in told if (event.activity, event.step) == (activity, step)]
         assert len(shares) > 3 and shares == sorted(shares) and shares[0] > 0 and shares[-1] <= 1
     assert all(event.eta_seconds is not None and event.eta_seconds >= 0 for event in told)
+
+
+class Hours:
+    """A clock by which every update, validation and word takes as long as the test says."""
+
+    def __init__(self, recorder: Recorder, *, update: float, validation: float) -> None:
+        self._recorder, self._update, self._validation = recorder, update, validation
+
+    def used_seconds(self) -> float:
+        validations = sum(isinstance(event, Evaluated) for event in self._recorder.events)
+        return len(self._recorder.steps) * self._update + validations * self._validation
+
+
+def test_a_training_that_is_slower_than_foretold_does_fewer_updates_and_validates_its_last(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    hours = Hours(recorder, update=10.0, validation=5.0)
+    monkeypatch.setattr(loop.time, "perf_counter", hours.used_seconds)
+    monkeypatch.setattr(loop._Training, "update_took", lambda self, seconds: self.update_seconds.append(10.0))
+    config = settings(**{"optimizer.max_steps": None, "optimizer.epochs": 20})
+    outcome = run(config, recorder=recorder, clock=Clock(400.0, hours.used_seconds), speed=1e4)
+    plans = [event.plan for event in recorder.events if isinstance(event, TimePlanned)]
+    assert plans[0]["updates"] > plans[-1]["updates"] >= outcome.state.step
+    assert plans[0]["pace"]["update_seconds"] < plans[-1]["pace"]["update_seconds"] == 10.0
+    assert 5 < outcome.state.step < outcome.time_plan.all_updates and outcome.ended_by_time
+    assert hours.used_seconds() < 400.0
+    assert outcome.state.validation[-1][0] == outcome.state.step
+    assert "time limit" in outcome.stopped_because
+
+
+def test_without_a_limit_nothing_is_cut(run: Runner) -> None:
+    outcome = run(settings())
+    assert not outcome.ended_by_time and not outcome.time_plan.is_short and outcome.state.step == 6
+
+
+def test_a_budget_that_the_process_passes_in_a_step_is_noticed_in_it(run: Runner) -> None:
+    """Something else in the process takes memory on purpose; real footprints, real training."""
+    from mlx_gardener.platform.footprint import process_footprint_bytes
+
+    recorder = Recorder()
+    taken: list[bytearray] = []
+    real = recorder.interrupt
+
+    def take_memory() -> None:
+        real()
+        if len(recorder.steps) == 2 and not taken and not recorder.warnings:
+            taken.append(bytearray(600 * 1024**2))
+        elif recorder.warnings:
+            taken.clear()
+
+    recorder.interrupt = take_memory  # type: ignore[method-assign]
+    limit = (process_footprint_bytes() + 300 * 1024**2) / 1024**3
+    outcome = run(settings(memory_limit_gb=limit), recorder=recorder, rows=4)
+    assert any("GB" in text and "in step 3" in text for text in recorder.warnings), recorder.warnings
+    assert outcome.state.step == 6 and all(math.isfinite(step.loss) for step in recorder.steps)

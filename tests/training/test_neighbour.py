@@ -15,7 +15,21 @@ from mlx_gardener.model import load_base
 from mlx_gardener.platform.power import PowerState
 from mlx_gardener.platform.pressure import MemoryPressure
 from mlx_gardener.training import neighbour
-from mlx_gardener.training.neighbour import CALM_UPDATES, GoodNeighbour
+from mlx_gardener.training.neighbour import CALM_UPDATES, BudgetPassedError, GoodNeighbour
+
+
+class Footprints:
+    """Sees what the world says."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    @property
+    def highest_bytes(self) -> int:
+        return self._world.footprint
+
+    def begin_again(self) -> None:
+        """Nothing is remembered here."""
 
 
 class World:
@@ -25,7 +39,7 @@ class World:
         self.engine, self.said, self.saved, self.waits = engine, [], 0, 0
         self.footprint, self.level, self.battery, self.heat = 10, "normal", False, "nominal"
         self.clock = 1e6
-        monkeypatch.setattr(neighbour, "process_footprint_bytes", lambda: self.footprint)
+        monkeypatch.setattr(neighbour, "FootprintWatch", lambda: Footprints(self))
         monkeypatch.setattr(neighbour, "memory_pressure", lambda: MemoryPressure(self.level, 1, 2))
         monkeypatch.setattr(neighbour, "power_state", lambda: PowerState(on_battery=self.battery))
         monkeypatch.setattr(neighbour, "thermal_state", lambda: self.heat)
@@ -84,6 +98,22 @@ def test_above_the_budget_the_plan_shrinks_and_grows_back_when_memory_is_calm(
     for _ in range(CALM_UPDATES):
         world.watch.between_updates()
     assert engine.plan == first and "calm" in world.said[1]
+
+
+def test_a_budget_that_is_passed_within_an_update_ends_it_while_a_smaller_plan_is_left(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(engine, monkeypatch)
+    world.watch.between_segments()
+    world.footprint = 101
+    with pytest.raises(BudgetPassedError, match="the process took"):
+        world.watch.between_segments()
+    while world.watch.shrink("it must"):
+        pass
+    said = len(world.said)
+    world.watch.between_segments()
+    world.watch.between_segments()
+    assert len(world.said) == said + 1 and "smallest plan" in world.said[-1]
 
 
 def test_plans_shrink_to_an_end(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +196,8 @@ def test_within_an_update_caches_are_dropped_above_the_budget_and_the_plan_stays
     world.watch.between_segments()
     assert mx.get_cache_memory() >= 2**22
     world.footprint = 101
-    world.watch.between_segments()
+    with pytest.raises(BudgetPassedError):
+        world.watch.between_segments()
     assert mx.get_cache_memory() == 0 and engine.plan is plan and not world.said
 
 

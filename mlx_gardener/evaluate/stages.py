@@ -1,0 +1,309 @@
+"""What is measured of an adapter, in the order of what matters: where time runs out, what comes later is missing.
+
+In: a base, adapters, rows and tasks of held-out code (`Survey`). Out: `Findings`: what each arm did, stage by stage. In a stage all
+arms do the same, so that whatever is there is paired. What was measured is kept as it is measured (`Bench`): an
+evaluation that was cut goes on where it stopped. Cost: `measure.decide_work` bounds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.adapter import LoadedAdapter, attach_adapter
+from mlx_gardener.config import TrainingConfig
+from mlx_gardener.dataset import PreparedData, RowSet, continuation_places, hole_tasks, next_line_tasks
+from mlx_gardener.dataset.examples import Segment, header_text
+from mlx_gardener.evaluate import guards
+from mlx_gardener.evaluate.measure import ArmResult, Bench, Tasks, Work, decide_work, part_of
+from mlx_gardener.evaluate.retrieval import Retriever, training_segments
+from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
+
+if TYPE_CHECKING:
+    from mlx_gardener.model import BaseModel
+
+_TOLD = {"base": "the base", "adapter": "the adapter", "control": "the adapter of another repository"}
+LOSSES, LINES, HOLES = "bits per byte", "next lines", "holes"
+_GUARDS = "guards"
+
+
+@dataclass
+class Findings:
+    """What was found so far.
+
+    Attributes:
+        results: of every arm that was begun.
+        checks: what the guards need, of base and adapter.
+        missing: what was to be measured and was not, in words.
+    """
+
+    results: dict[str, ArmResult] = field(default_factory=dict)
+    checks: dict[str, Checks] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some arms doing one kind of work, and the share of all work that it is about."""
+
+    arms: tuple[str, ...]
+    kind: str
+
+    @property
+    def title(self) -> str:
+        """What it measures, in words."""
+        if self.kind == _GUARDS:
+            return "forgetting and memorisation"
+        whose = {"base": "", "base_bm25": " with retrieval", "control": " of another repository's adapter"}
+        return f"{self.kind}{whose[self.arms[0]]}"
+
+
+def stages_of(names: Sequence[str], tasks: Tasks) -> Iterator[Stage]:
+    """The stages of these arms, the most telling first."""
+    kinds = [LOSSES, *[LINES] * bool(tasks.lines), *[HOLES] * bool(tasks.holes)]
+    for kind in kinds:
+        yield Stage(("base", "adapter"), kind)
+    yield Stage(("base", "adapter"), _GUARDS)
+    retrieving = tuple(name for name in names if name.endswith("_bm25"))
+    for arms in (retrieving, tuple(name for name in names if name == "control")):
+        if arms:
+            yield from (Stage(arms, kind) for kind in kinds)
+
+
+def measure_all(
+    bench: Bench,
+    survey: Survey,
+    data: PreparedData,
+    adapters: dict[str, LoadedAdapter],
+    names: Sequence[str],
+    retriever: Retriever | None,
+    findings: Findings,
+    *,
+    on_progress: Callable[[float, str], None],
+) -> None:
+    """Go through all stages; whatever ends it early leaves in ``findings`` what is whole, and what is missing.
+
+    Args:
+        adapters: "adapter", and "control" where there is one.
+        names: the arms.
+        on_progress: told the share done (0 to 1) and a line for people.
+    """
+    stages = list(stages_of(names, survey.tasks))
+    trained = training_segments(data)
+    findings.missing[:] = [stage.title for stage in stages]
+    parts = sum(len(stage.arms) for stage in stages)
+    fingerprints = {name: _fingerprint(adapter) for name, adapter in adapters.items()}
+    done = 0
+    for stage in stages:
+        found: dict[str, Any] = {}
+        for arm in stage.arms:
+            model, _, context = arm.partition("_")
+            adapter = adapters.get(model)
+
+            def tell(share: float, model: str = model, title: str = stage.title, done: int = done) -> None:
+                on_progress(min(1.0, (done + share) / parts), f"Measuring {_TOLD[model]}: {title}")
+
+            with _attached(bench.base, adapter):
+                of = "" if adapter is None else fingerprints[model]
+                if stage.kind == _GUARDS:
+                    found[arm] = check(bench, data, trained, survey, of=of, tell=tell)
+                else:
+                    found[arm] = _do(
+                        bench, survey, stage.kind, retriever if context else None, of=of, tell=tell
+                    )
+            done += 1
+        for arm, result in found.items():
+            if stage.kind == _GUARDS:
+                findings.checks[arm] = result
+            else:
+                setattr(findings.results.setdefault(arm, ArmResult()), _FIELDS[stage.kind], result)
+        findings.missing.remove(stage.title)
+
+
+_FIELDS = {LOSSES: "losses", LINES: "lines", HOLES: "holes"}
+
+
+def _do(
+    bench: Bench,
+    survey: Survey,
+    kind: str,
+    retriever: Retriever | None,
+    *,
+    of: str,
+    tell: Callable[[float], None],
+) -> Any:
+    """What one arm does in a stage, with retrieved code in front where there is a retriever."""
+    if kind == LOSSES:
+        return bench.losses(survey.rows if retriever is None else survey.context_rows, tell, of=of)
+    if kind == LINES:
+        return bench.lines(survey.tasks, retriever, of=of, tell=tell)
+    return bench.holes(survey.tasks, retriever, of=of, tell=tell)
+
+
+def _fingerprint(adapter: LoadedAdapter) -> str:
+    """What an adapter does follows from its settings and weights."""
+    import mlx.core as mx
+    import numpy as np
+
+    digest = hashlib.sha256(json.dumps(adapter.settings, sort_keys=True, default=str).encode())
+    for name, value in sorted(adapter.weights.items()):
+        digest.update(name.encode())
+        digest.update(np.array(value.astype(mx.float32)).tobytes())
+    return digest.hexdigest()
+
+
+def _attached(base: BaseModel, adapter: LoadedAdapter | None) -> AbstractContextManager[None]:
+    return nullcontext() if adapter is None else attach_adapter(base, adapter)
+
+
+@dataclass
+class Survey:
+    """Rows and tasks, the same for every arm."""
+
+    work: Work
+    rows: RowSet
+    context_rows: RowSet
+    tasks: Tasks
+    windows: list[Any]
+    sizes: dict[str, int]
+    notes: list[str]
+
+    @classmethod
+    def make(
+        cls,
+        base: BaseModel,
+        data: PreparedData,
+        config: TrainingConfig,
+        training_tokens: int,
+        tasks: int | None,
+        *,
+        can_write: bool,
+        forward_tokens: float,
+    ) -> Survey:
+        widths, tokenizer, seed = config.data.row_widths, base.tokenizer, config.seed
+        windows = make_windows(data.test_segments, tokenizer, widths[-1])
+        work = decide_work(
+            config,
+            training_tokens=training_tokens,
+            windows=len(windows),
+            tasks=tasks,
+            can_write=can_write,
+            can_fill=tokenizer.markers is not None,
+            forward_tokens=forward_tokens,
+            written_cost=4 if base.quantized else 2,
+        )
+        notes = []
+        if len(windows) > work.rows:
+            notes.append(f"{work.rows} of {len(windows)} stretches of held-out code were measured.")
+        windows = draw_windows(windows, work.rows, seed=seed)
+        if not can_write:
+            notes.append("Nothing was generated: the base's weights are read from disk for every pass.")
+        if tokenizer.markers is None and can_write:
+            notes.append("No holes were filled: the model has no fill-in-the-middle markers.")
+        defined = {
+            name
+            for record in data.scan.files
+            for chunk in record.chunks
+            for name in re.findall(r"[^\W\d]\w{2,}", chunk.name)
+        }
+        asked = Tasks(
+            next_line_tasks(data.test_segments, work.next_line_tasks, seed=seed),
+            hole_tasks(data.test_segments, work.fim_tasks, seed=seed),
+            frozenset(defined),
+        )
+        rows = plain_rows(windows, tokenizer, widths)
+        return cls(work, rows, rows, asked, windows, _sizes(rows), notes)
+
+    def keep_what_was_done(self, missing: Sequence[str]) -> None:
+        """Leave tasks out that not even base and adapter were asked."""
+        if LINES in missing:
+            self.tasks = replace(self.tasks, lines=[])
+        if HOLES in missing:
+            self.tasks = replace(self.tasks, holes=[])
+
+    def add_context(self, base: BaseModel, config: TrainingConfig, retriever: Retriever) -> None:
+        """Make the rows with retrieved code in front."""
+        self.context_rows = rows_with_context(self.windows, base.tokenizer, retriever, config.data.row_widths)
+
+
+def _sizes(rows: RowSet) -> dict[str, int]:
+    """Source bytes of the targets of each file."""
+    sizes: dict[str, int] = {}
+    for batch in rows.batches(1, seed=None):
+        for path, row_bytes in zip(batch.paths, batch.row_bytes, strict=True):
+            sizes[path] = sizes.get(path, 0) + int(row_bytes)
+    return sizes
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What the guards need of base and of adapter: losses on other code and on validation files, words kept by heart."""
+
+    other: dict[str, float]
+    other_bytes: int
+    validation: float
+    train_share: float
+    held_out_share: float
+    places: int
+
+
+def check(
+    bench: Bench,
+    data: PreparedData,
+    trained: Sequence[Segment],
+    plan: Survey,
+    *,
+    of: str,
+    tell: Callable[[float], None],
+) -> Checks:
+    tokenizer, config = bench.base.tokenizer, bench.config
+    other = plain_rows(
+        make_windows(guards.other_code(), tokenizer, config.data.row_widths[-1]),
+        tokenizer,
+        config.data.row_widths,
+    )
+    other = other.spread(int(plan.work.guard_share * other.total_tokens))
+    losses = bench.losses(other, lambda share: tell(0.2 * share), of=of)
+    size = config.optimizer.tokens_per_update
+    rows = data.validation.spread(int(plan.work.guard_share * _VALIDATION_TOKENS))
+    validation = 0.0
+    count = rows.update_count(size)
+    for done, batch in enumerate(rows.batches(size, seed=None)):
+        part = part_of(lambda share: tell(0.2 + 0.2 * share), done, count)
+        validation += math.fsum(bench.row_losses(batch, part, of=of))
+    places_asked = round(plan.work.guard_share * config.evaluation.memorisation_places)
+    asked = places_asked if bench.engine.streamed is None else 0
+    shares = []
+    places = 0
+    for number, segments in enumerate((trained, data.test_segments)):
+        found = continuation_places(
+            segments, asked, least_rest=8 * guards.CONTINUED_TOKENS, seed=config.seed + number
+        )
+        opening = [index for index in (tokenizer.bos_id, tokenizer.file_id) if index is not None]
+        pairs = [
+            guards.prompt_and_rest(
+                place, tokenizer, [*opening, *tokenizer.encode(header_text(tokenizer, place.path))]
+            )
+            for place in found
+        ]
+        answers = bench.answers(
+            [shown for shown, _ in pairs],
+            kind="verbatim",
+            of=of,
+            max_new_tokens=guards.CONTINUED_TOKENS,
+            tell=part_of(lambda share: tell(0.4 + 0.6 * share), number, 2),
+        )
+        shares.append(guards.verbatim_share(answers, [rest for _, rest in pairs]))
+        places = len(pairs) if number == 0 else min(places, len(pairs))
+    tell(1.0)
+    return Checks(losses, other.source_bytes, validation, shares[0], shares[1], places)
+
+
+#: Tokens of the validation part that its gain is taken from.
+_VALIDATION_TOKENS = 8_192

@@ -1,0 +1,68 @@
+"""A run's time: what is not training gets at most a quarter, and the evidence has its share whatever happens."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from mlx_gardener.report.time_view import time_line
+from mlx_gardener.training.time_plan import FINISH_SECONDS, Clock, Pace, TimePlan, plan_time
+
+
+def planned(
+    minutes: float, *, used: float = 60.0, update: float = 10.0, forward: float = 250.0, **more: int
+) -> TimePlan:
+    limit = minutes * 60 if minutes else math.inf
+    facts = {
+        "all_updates": 330, "steps_per_epoch": 110, "evaluate_every": 28, "validation_tokens": 20_000
+    }  # fmt: skip
+    return plan_time(Clock(limit, lambda: used), Pace(update, forward, "seen"), **{**facts, **more})
+
+
+def test_a_limit_that_is_long_enough_cuts_nothing() -> None:
+    plan = planned(240)
+    assert not plan.is_cut and not plan.is_short and plan.updates == 330
+    assert plan.validation_tokens is None
+
+
+def test_no_limit_means_all_updates_and_is_null_in_json() -> None:
+    plan = planned(0)
+    assert plan.updates == 330 and plan.to_json()["limit_seconds"] is None
+    assert TimePlan.from_json(plan.to_json()) == TimePlan.from_json(
+        TimePlan.from_json(plan.to_json()).to_json()
+    )
+    assert "no limit" in time_line(plan.to_json())
+
+
+@pytest.mark.parametrize("minutes", [8.0, 30.0, 60.0])
+@pytest.mark.parametrize("update", [2.0, 10.0, 60.0])
+@pytest.mark.parametrize("used", [5.0, 60.0, 200.0])
+def test_a_short_limit_is_shared_out(minutes: float, update: float, used: float) -> None:
+    plan = planned(minutes, used=used, update=update, all_updates=3300)
+    assert plan.is_cut and plan.updates >= 1
+    others = plan.used_seconds + plan.evidence_seconds + FINISH_SECONDS
+    assert others <= max(0.25 * plan.limit_seconds, used + 0.05 * plan.limit_seconds + FINISH_SECONDS) + 1e-6
+    assert others + plan.training_seconds <= plan.limit_seconds + 1e-6
+    assert plan.validation_tokens is not None and plan.validations is not None
+    validations = (1 + plan.validations) * plan.validation_tokens / plan.pace.forward_tokens_per_second
+    if plan.updates > 1:
+        assert plan.updates * update + validations <= plan.training_seconds
+        assert (plan.updates + 1) * update + validations > plan.training_seconds
+
+
+def test_updates_of_an_earlier_worker_count() -> None:
+    assert planned(30, done_updates=50).updates == planned(30).updates + 50
+
+
+def test_the_line_for_people_names_every_part() -> None:
+    told = time_line(planned(30).to_json())
+    for part in (
+        "30 min 00 s",
+        "reading and dry run",
+        "updates =",
+        "epochs",
+        "evidence",
+        "10 s an update, seen",
+    ):
+        assert part in told
