@@ -19,12 +19,13 @@ from mlx_gardener import TrainingPhase, TrainingPipeline, TrainingProgress
 from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.engine import measured_backend
 from mlx_gardener.errors import MemoryBudgetError, TrainingError, TrainingTimeoutError
-from mlx_gardener.events import EventBus, StepAdvanced, StepCompleted, TrainingEnded, WarningRaised
+from mlx_gardener.events import EventBus, StepAdvanced, StepCompleted, TimePlanned, TrainingEnded
 from mlx_gardener.pipeline import Run
 from mlx_gardener.progress import TrainingProgressTracker
 from mlx_gardener.recovery import Resume
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.training.parallel import Peers
+from mlx_gardener.training.time_plan import Clock
 from tests.conftest import write_repository
 
 WAIT = 120.0  # seconds no run here comes near; a hang shows as an error instead of a stuck suite
@@ -234,18 +235,73 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def test_the_time_limit_really_ends_a_run_with_a_checkpoint(tiny_model_dir: Path, repository: Path) -> None:
-    """An earlier system never read its timeout."""
-    pipeline = TrainingPipeline(endless(tiny_model_dir, training_timeout_minutes=0.2))
+def test_the_time_limit_ends_a_run_with_a_registered_adapter_and_the_next_one_adds_to_it(
+    tiny_model_dir: Path, repository: Path
+) -> None:
+    """An earlier system never read its timeout; another threw away what was trained when it struck."""
+    pipeline = TrainingPipeline(endless(tiny_model_dir, training_timeout_minutes=0.8))
     pipeline.registry.register_project("small", repository)
     pipeline.start_training("small")
     end = pipeline.wait_for_training_completion("small", timeout=WAIT)
-    assert end.phase is TrainingPhase.FAILED and "time limit of 0.2 minutes" in end.message
-    assert "--resume" in end.message
-    foreseen = [event.message for event in pipeline.follow("small") if isinstance(event, WarningRaised)]
-    assert len([told for told in foreseen if "a longer --timeout lets it end" in told]) == 1, foreseen
+    assert end.phase is TrainingPhase.COMPLETED, end.message
+    plans = [event.plan for event in pipeline.follow("small") if isinstance(event, TimePlanned)]
+    assert plans and plans[0]["limit_seconds"] == pytest.approx(48)
     record = pipeline.registry.latest_training("small")
-    assert record is not None and any((record.run_dir / "checkpoints").iterdir())
+    assert record is not None and record.finished_at is not None
+    assert record.finished_at - record.started_at < 48 + 30
+    told = record.result["training"]
+    assert told["ended_by_time"] and 0 < told["steps"] < told["time_plan"]["all_updates"]
+    first = pipeline.registry.get_adapter("small")
+    assert record.result["adapter_version"] == first.version
+    assert "bits_per_byte_change" in first.metrics
+
+    again = TrainingPipeline(
+        endless(tiny_model_dir, **{"training_timeout_minutes": 0.0, "optimizer.max_steps": 3})
+    )
+    again.start_training("small")
+    end = again.wait_for_training_completion("small", timeout=WAIT)
+    assert end.phase is TrainingPhase.COMPLETED, end.message
+    record = again.registry.latest_training("small")
+    assert record is not None
+    added = record.result["training"]
+    assert added["parent"] == first.version and added["first_update"] == told["steps"]
+    assert added["validation"][0]["bits_per_byte"] == pytest.approx(
+        min(seen["bits_per_byte"] for seen in told["validation"]), rel=0.2
+    )
+
+
+def test_a_limit_that_is_over_before_the_first_update_is_an_error(
+    tiny_model_dir: Path, repository: Path
+) -> None:
+    pipeline = TrainingPipeline(endless(tiny_model_dir, training_timeout_minutes=0.001))
+    pipeline.registry.register_project("small", repository)
+    pipeline.start_training("small")
+    end = pipeline.wait_for_training_completion("small", timeout=WAIT)
+    assert end.phase is TrainingPhase.FAILED and "time limit of 0.001 minutes" in end.message
+    assert not pipeline.registry.list_adapters("small")
+
+
+def test_a_run_that_is_cancelled_while_it_is_measured_ends_registered(
+    tiny_model_dir: Path, repository: Path
+) -> None:
+    settings = {"evaluation.least_tasks": 60, "evaluation.least_rows": 400, "evaluation.max_new_tokens": 200}
+    pipeline = TrainingPipeline(tiny_settings(tiny_model_dir, **settings))
+    pipeline.registry.register_project("small", repository)
+    pipeline.start_training("small")
+
+    def is_measured() -> bool:
+        progress = pipeline.get_training_progress("small")
+        return progress is not None and "next lines" in progress.message
+
+    until(is_measured, "an evaluation")
+    assert pipeline.cancel_training("small")
+    end = pipeline.wait_for_training_completion("small", timeout=WAIT)
+    assert end.phase is TrainingPhase.CANCELLED and "v1 is registered" in end.message, end.message
+    adapter = pipeline.registry.get_adapter("small")
+    manifest = json.loads((adapter.directory / "manifest.json").read_text(encoding="utf-8"))
+    assert "Not measured, as it was cancelled" in manifest["evidence"]["notes"][-1]
+    assert manifest["evidence"]["verdict"] != "unmeasured"
+    assert pipeline.unfinished_training("small") is None, "the next training is a new one"
 
 
 def test_a_killed_worker_that_may_not_be_replaced_is_noticed_and_its_run_can_go_on(
@@ -375,6 +431,7 @@ def test_part_of_a_slow_step_moves_the_progress(
         tracker=TrainingProgressTracker(registry, record.id, bus=bus),
         interrupt=lambda: None,
         peers=Peers(),
+        clock=Clock(),
     )
     run.tell(TrainingPhase.TRAINING, 0.0, "Training")
     before = registry.get_training(record.id).percent

@@ -23,6 +23,26 @@ if TYPE_CHECKING:
     from mlx_gardener.engine.step import Engine
 
 Weights = dict[str, "mx.array"]
+#: Told the share of a step that is done, 0 to 1, between its segments, and again within a long one; may raise to end the step.
+BetweenSegments = Callable[[float], None]
+
+
+class Pulse:
+    """Counts segments, and tells the share of them that is done."""
+
+    def __init__(self, tell: BetweenSegments | None, segments: int) -> None:
+        self._tell, self._segments, self._done, self._share = tell, max(1, segments), 0, 0.0
+
+    def __call__(self) -> None:
+        """A segment begins."""
+        self._share = min(1.0, self._done / self._segments)
+        self._done += 1
+        self.again()
+
+    def again(self) -> None:
+        """Tell the same share again, within a segment that takes long."""
+        if self._tell is not None:
+            self._tell(self._share)
 
 
 @dataclass(frozen=True)
@@ -53,12 +73,10 @@ class Passage:
 
     Args:
         weights: float32 masters of the adapters by mlx-lm's names; empty when no gradients are wanted.
-        between: called before every segment; may raise.
+        between: told of every segment; may raise.
     """
 
-    def __init__(
-        self, engine: Engine, weights: Weights, part: MicroBatch, between: Callable[[], None]
-    ) -> None:
+    def __init__(self, engine: Engine, weights: Weights, part: MicroBatch, between: Pulse) -> None:
         import mlx.core as mx
 
         self.engine, self.weights, self.between = engine, weights, between
@@ -283,6 +301,8 @@ class Passage:
             stages[number] = []
             if live + number < wiring.calls:
                 self.between()
+            else:
+                self.between.again()
         mx.eval(loss)
         self._collect(found, below, by_layer, slopes, gradients, self.between)
         self._adopt(wiring, {name: self.weights[name] for name in names}, adapters)
@@ -296,6 +316,7 @@ class Passage:
             slice_tokens=engine.plan.tail_slice_tokens,
             streams=engine.streams,
             words=engine.words,
+            between=self.between.again,
         )
 
     def _whole(self, gradients: Weights) -> float:

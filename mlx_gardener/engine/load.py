@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gardener.config import TrainingConfig
+from mlx_gardener.engine.backprop import BetweenSegments
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan, Scales
 from mlx_gardener.engine.planner import lighter_plan, make_plan
 from mlx_gardener.engine.predict import predicted
 from mlx_gardener.engine.rehearse import TrialTooLargeError, is_tried_at_once, trial_of
 from mlx_gardener.engine.speed import Backend
-from mlx_gardener.engine.step import BetweenSegments, Engine
+from mlx_gardener.engine.step import Engine
 from mlx_gardener.engine.verify import HeadNotOnDiskError, prepare_engine
 from mlx_gardener.errors import MemoryBudgetError
 from mlx_gardener.platform.footprint import process_peak_footprint_bytes

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gardener.config import TrainingConfig
+from mlx_gardener.engine.backprop import BetweenSegments
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import AS_FORETOLD, Plan, Scales
 from mlx_gardener.engine.planner import make_plan, notes_of, too_large
 from mlx_gardener.engine.predict import Measured, least_budget_bytes, predicted, work_parts
 from mlx_gardener.engine.seen import keep_scales, kept_scales
 from mlx_gardener.engine.speed import Backend
-from mlx_gardener.engine.step import BetweenSegments, Engine
+from mlx_gardener.engine.step import Engine
 from mlx_gardener.errors import MemoryBudgetError
 from mlx_gardener.model.lora import attach_lora, detach_lora, lora_parameters
 from mlx_gardener.platform.footprint import process_footprint_bytes, process_peak_footprint_bytes
@@ -195,10 +196,16 @@ def _measure(
     engine.plan = tried
     look = _Look()
 
+    reached = -1.0
+
     def count(share: float) -> None:
-        look()
+        nonlocal reached
         if between is not None:
             between(share)
+        if share <= reached:
+            return  # within a segment
+        reached = share
+        look()
         if len(look.seconds) > enough + 1:
             raise _SeenEnough
 

@@ -15,12 +15,12 @@ rows: the plan changes memory and speed, never the result.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.engine.backprop import MicroBatch, Passage, Weights
+from mlx_gardener.engine.backprop import BetweenSegments, MicroBatch, Passage, Pulse, Weights
 from mlx_gardener.engine.lanes import cpu_stream
 from mlx_gardener.engine.operations import Operations, operations
 from mlx_gardener.engine.split import (
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 FORWARD_ROWS = 2
 #: Rows of at least so many blocks of queries are taken in blocks where nothing is differentiated.
 FORWARD_BLOCKS = 2
-#: Told the share of a step that is done, 0 to 1, before every segment; may raise to end the step.
-BetweenSegments = Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class Engine:
         self.model.train()
         self.put_adapters(weights)
         parts = list(self._micro_batches(batch))
-        pulse = _Pulse(between_segments, len(parts) * (2 * self.calls + 1))
+        pulse = Pulse(between_segments, len(parts) * (2 * self.calls + 1))
         try:
             for part in parts:
                 with self._computing(part, seed, first_row):
@@ -141,7 +139,7 @@ class Engine:
         self.model.eval()
         losses: list[float] = []
         parts = list(self._micro_batches(batch, forward_only=True))
-        pulse = _Pulse(between_segments, len(parts) * self.calls)
+        pulse = Pulse(between_segments, len(parts) * self.calls)
         for part in parts:
             with self._computing(part, 0, 0, forward_only=True):
                 losses += Passage(self, {}, part, pulse).row_losses()
@@ -261,18 +259,6 @@ class Engine:
         self._operations.take_rows(everything, slice(None))
         parts = [iter(arrays_of(result)) for result in results]
         return map_arrays(lambda _: mx.concatenate([next(part) for part in parts]), results[0])
-
-
-class _Pulse:
-    """Counts segments, and tells the share of them that is done."""
-
-    def __init__(self, tell: BetweenSegments | None, segments: int) -> None:
-        self._tell, self._segments, self._done = tell, max(1, segments), 0
-
-    def __call__(self) -> None:
-        if self._tell is not None:
-            self._tell(min(1.0, self._done / self._segments))
-        self._done += 1
 
 
 def _has_rows(array: mx.array, rows: int) -> bool:

@@ -38,6 +38,7 @@ class Tail:
         slice_tokens: positions whose logits are in memory at once, on each stream.
         streams: CPU streams to share the work among; empty for the default one.
         words: the head by words; None to take it in slices of positions.
+        between: called between slices; may raise.
     """
 
     def __init__(
@@ -48,10 +49,17 @@ class Tail:
         slice_tokens: int,
         streams: list[mx.Stream],
         words: Words | None,
+        between: Callable[[], None],
     ) -> None:
         self._wiring, self._targets, self._slice_tokens = wiring, targets, slice_tokens
         self._streams: list[Any] = list(streams) or [None]
-        self._words = words
+        self._words, self._between = words, between
+
+    def _compute(self, arrays: list[mx.array]) -> None:
+        import mlx.core as mx
+
+        mx.eval(arrays)
+        self._between()
 
     def losses(self, hidden: mx.array) -> mx.array:
         """Losses in nats, (positions,), of hidden states (positions, ...)."""
@@ -95,7 +103,7 @@ class Tail:
                     else:
                         loss = cross_entropy(tail_logits(self._wiring, hidden[here]), self._targets[here])
                 losses.append(loss)
-            (on_slices or mx.eval)([*losses[-len(at_once) :], *slopes[-len(at_once) :]])
+            (on_slices or self._compute)([*losses[-len(at_once) :], *slopes[-len(at_once) :]])
         return mx.concatenate(losses), mx.concatenate(slopes) if slopes else mx.zeros((0,))
 
     def _by_words(
@@ -108,7 +116,7 @@ class Tail:
         """A slice of the vocabulary after the other, each computed and freed."""
         import mlx.core as mx
 
-        compute = on_slices or mx.eval
+        compute = on_slices or self._compute
 
         words, wiring, targets = self._words, self._wiring, self._targets
         assert words is not None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gardener.config import LoraConfig, TrainingConfig
+from mlx_gardener.engine.backprop import BetweenSegments
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan
 from mlx_gardener.engine.planner import make_plan
@@ -21,7 +22,7 @@ from mlx_gardener.engine.rehearse import rehearsed
 from mlx_gardener.engine.seen import keep_checked, was_checked
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.split import CannotSplit, layer_list
-from mlx_gardener.engine.step import BetweenSegments, Engine
+from mlx_gardener.engine.step import Engine
 from mlx_gardener.engine.stream import StreamedWeights
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model.lora import attach_lora, detach_lora, lora_parameters
