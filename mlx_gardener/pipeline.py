@@ -39,6 +39,7 @@ from mlx_gardener.recovery import (
     plan_of,
 )
 from mlx_gardener.registry import Project, ProjectRegistry
+from mlx_gardener.registry.patience import PATIENCE_SECONDS
 from mlx_gardener.report.text import duration
 
 if TYPE_CHECKING:
@@ -401,5 +402,6 @@ def _register(
         model_card=render_model_card(facts),
         extra_files={"report.html": render_report_html(shown, events=events).encode()},
         activate=evidence.verdict != "reject",
+        patience_seconds=PATIENCE_SECONDS,
     )
     return result

@@ -31,7 +31,14 @@ from mlx_gardener.platform.files import private
 from mlx_gardener.platform.processes import module_command
 from mlx_gardener.progress import ProgressCallback, progress_of
 from mlx_gardener.recovery import CHECKPOINTS_NAME, Resume
-from mlx_gardener.registry import Project, ProjectRegistry, QueueEntry, TrainingRecord, TrainingStatus
+from mlx_gardener.registry import (
+    Project,
+    ProjectRegistry,
+    QueueEntry,
+    TrainingRecord,
+    TrainingStatus,
+    patiently,
+)
 from mlx_gardener.supervisor import bury, describe_death
 from mlx_gardener.worker import LOG_NAME, Job
 
@@ -328,7 +335,7 @@ class TrainingPipeline:
             Job(record.id, project.name, config, mode, offset).write(record.run_dir)
             process = self._spawn(record)
             # Before this process may end: the supervisor itself claims only after its imports.
-            self.registry.claim_training(record.id, process.pid)
+            patiently(self.registry.claim_training, record.id, process.pid)
         except OSError as error:
             message = f"The worker of {name!r} could not be started: {error.strerror or error}."
             self.registry.finish_training(record.id, TrainingStatus.FAILED, message, {})

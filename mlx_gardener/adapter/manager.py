@@ -29,7 +29,8 @@ from mlx_gardener.errors import AdapterError
 from mlx_gardener.model.choose import SEEDLING
 from mlx_gardener.platform.files import fsync_path, make_private, make_tree_private, write_private
 from mlx_gardener.platform.locks import hold
-from mlx_gardener.registry import AdapterRecord, ProjectRegistry
+from mlx_gardener.registry import AdapterRecord, ProjectRegistry, patiently
+from mlx_gardener.registry.database import BUSY_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -62,6 +63,7 @@ class StagedAdapter:
         model_card: str,
         extra_files: dict[str, bytes] | None = None,
         activate: bool = True,
+        patience_seconds: float = BUSY_TIMEOUT_SECONDS,
     ) -> AdapterRecord:
         """Complete the adapter, put it in its place and register it.
 
@@ -70,6 +72,7 @@ class StagedAdapter:
             model_card: its README.md.
             extra_files: more files, by name.
             activate: whether other programs pick this version up from now on.
+            patience_seconds: how long the registry is asked again where it cannot be written.
 
         Raises:
             AdapterError: a file cannot be written; nothing is left behind.
@@ -97,7 +100,8 @@ class StagedAdapter:
                 f"The adapter of {self._project!r} cannot be written ({error.strerror}).",
                 next_step="Free disk space, then go on with `mlx-gardener train --resume`.",
             ) from error
-        try:
+
+        def register() -> AdapterRecord:
             if self._base.id != SEEDLING and self._base.revision is None:
                 self._registry.note_local_model(self._base.id, self._base.path)
             return self._registry.add_adapter(
@@ -109,6 +113,9 @@ class StagedAdapter:
                 manifest_sha256=manifest_sha256,
                 activate=activate,
             )
+
+        try:
+            return patiently(register, seconds=patience_seconds)
         except BaseException:
             shutil.rmtree(final, ignore_errors=True)
             raise

@@ -24,7 +24,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from mlx_gardener.errors import RegistryError
+from mlx_gardener.errors import RegistryError, RegistryUnavailableError
 from mlx_gardener.platform.locks import take_lock
 
 DATABASE_NAME = "registry.sqlite3"
@@ -170,6 +170,18 @@ def _is_busy(error: BaseException) -> bool:
     return isinstance(error, sqlite3.OperationalError) and ("locked" in str(error) or "busy" in str(error))
 
 
+def _is_of_the_disk(error: BaseException) -> bool:
+    """Whether the system refused something; another time it may not."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    refused = (
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+    )
+    return code in refused or "disk is full" in str(error)
+
+
 class Database:
     """Connections to one registry file; safe to share between threads, and after a fork.
 
@@ -199,17 +211,22 @@ class Database:
             raise self._explain(error) from error
 
     @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
+    def write(self, *, patience_seconds: float = BUSY_TIMEOUT_SECONDS) -> Iterator[sqlite3.Connection]:
         """One transaction: committed when the block ends, undone when it raises.
 
+        Args:
+            patience_seconds: how long others may write first.
+
         Raises:
+            RegistryUnavailableError: others wrote for so long, or the disk takes nothing at the moment.
             RegistryError: the file cannot be opened or written.
         """
         try:
             connection = self._connection()
+            connection.execute(f"PRAGMA busy_timeout = {round(patience_seconds * 1000)}")
             for attempt in Retrying(
                 retry=retry_if_exception(_is_busy),
-                stop=stop_after_delay(BUSY_TIMEOUT_SECONDS),
+                stop=stop_after_delay(patience_seconds),
                 wait=wait_random_exponential(multiplier=0.002, max=0.1),
                 reraise=True,
             ):
@@ -312,7 +329,7 @@ class Database:
 
     def _explain(self, error: sqlite3.Error) -> RegistryError:
         if _is_busy(error):
-            return RegistryError(
+            return RegistryUnavailableError(
                 f"The registry {self.path} was busy for {BUSY_TIMEOUT_SECONDS:g} seconds.",
                 next_step="Try again; if it stays so, look for a hanging process that uses it.",
             )
@@ -322,7 +339,8 @@ class Database:
                 f"The registry {self.path} is {what} ({error}).",
                 next_step="`mlx-gardener registry repair` saves what can be read; the adapters' files are still there.",
             )
-        return RegistryError(
+        kind = RegistryUnavailableError if _is_of_the_disk(error) else RegistryError
+        return kind(
             f"The registry {self.path} cannot be used: {error}.",
             next_step="Free disk space or check its rights.",
         )

@@ -17,7 +17,7 @@ import platformdirs
 from mlx_gardener.errors import RegistryError, TrainingError
 from mlx_gardener.events import TrainingPhase, TrainingProgress
 from mlx_gardener.platform.files import make_private
-from mlx_gardener.registry.database import Database
+from mlx_gardener.registry.database import BUSY_TIMEOUT_SECONDS, Database
 from mlx_gardener.registry.deletion import delete_with
 from mlx_gardener.registry.names import check_project_name
 from mlx_gardener.registry.processes import is_alive, start_time
@@ -242,9 +242,19 @@ class ProjectRegistry:
                 (pid, start_time(pid), TrainingStatus.TRAINING, training_id),
             )
 
-    def update_training(self, training_id: str, progress: TrainingProgress) -> None:
-        """Record a training's progress: the one hot write, one row by its key."""
-        with self._database.write() as connection:
+    def update_training(
+        self,
+        training_id: str,
+        progress: TrainingProgress,
+        *,
+        patience_seconds: float = BUSY_TIMEOUT_SECONDS,
+    ) -> None:
+        """Record a training's progress: the one hot write, one row by its key.
+
+        Args:
+            patience_seconds: how long others may write first.
+        """
+        with self._database.write(patience_seconds=patience_seconds) as connection:
             connection.execute(
                 "UPDATE trainings SET phase = ?, percent = ?, message = ?, details = ?, updated_at = ? "
                 "WHERE id = ? AND finished_at IS NULL",
