@@ -130,7 +130,7 @@ def backup(file: Path, force: bool) -> None:
 def restore(file: Path, replace: bool) -> None:
     """Put the registry that was backed up to FILE in place of this one, whole or not at all."""
     from mlx_gardener.registry import default_home
-    from mlx_gardener.registry.archive import restore as restore_archive
+    from mlx_gardener.registry.restore import restore as restore_archive
     from mlx_gardener.report.text import safe_text
 
     with _shown("Restoring") as tell:

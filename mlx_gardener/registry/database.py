@@ -10,6 +10,7 @@ alone, as SQLite's log would else be mixed up with the new file's (https://www.s
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import threading
 import weakref
@@ -26,6 +27,7 @@ from tenacity import (
 
 from mlx_gardener.errors import RegistryError, RegistryUnavailableError
 from mlx_gardener.platform.locks import take_lock
+from mlx_gardener.registry.rows import surrogates
 
 DATABASE_NAME = "registry.sqlite3"
 LOCK_NAME = "registry.lock"
@@ -107,12 +109,17 @@ _MIGRATIONS = (
 )
 
 
+#: What SQLite says where tables or columns are not those that `_MIGRATIONS` made.
+_OTHER_SCHEMA = re.compile(r"no such (table|column)|(table|index) \w+ already exists|\w+ has \d+ columns but")
+
+
 def is_damage(error: BaseException | None) -> bool:
     """Whether an error says that the file's content is not what SQLite wrote."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return isinstance(error, sqlite3.DatabaseError) and code in (
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOTADB,
+    if not isinstance(error, sqlite3.DatabaseError):
+        return False
+    return (
+        code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or _OTHER_SCHEMA.match(str(error)) is not None
     )
 
 
@@ -132,6 +139,24 @@ def schema_of(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
         "SELECT type, name, coalesce(sql, '') FROM sqlite_master WHERE name NOT LIKE 'sqlite!_%' ESCAPE '!'"
     )
     return {(row[0], row[1], row[2]) for row in rows}
+
+
+def schema_difference(connection: sqlite3.Connection) -> str:
+    """What a database of the newest version has too little or too much, a phrase; empty where it is as it should be."""
+    ours = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        apply_migrations(ours)
+        wanted, found = schema_of(ours), schema_of(connection)
+    finally:
+        ours.close()
+    names = {
+        what: sorted(f"{kind} {name}" for kind, name, _ in entries)
+        for what, entries in (
+            ("is without or has another", wanted - found),
+            ("has a foreign", found - wanted),
+        )
+    }
+    return next((f"it {what} {', '.join(which)}" for what, which in names.items() if which), "")
 
 
 def newest_version() -> int:
@@ -295,7 +320,7 @@ class Database:
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
-        connection.row_factory = sqlite3.Row
+        connection.row_factory, connection.text_factory = sqlite3.Row, surrogates
         for attempt in Retrying(
             retry=retry_if_exception(_is_busy),
             stop=stop_after_delay(BUSY_TIMEOUT_SECONDS),
@@ -319,6 +344,8 @@ class Database:
             )
         if version == len(_MIGRATIONS):
             return
+        if version < 0:
+            raise sqlite3.DatabaseError(f"no such table as version {version} of the schema had")
         connection.execute("BEGIN IMMEDIATE")
         try:
             apply_migrations(connection)  # another process may have been faster, and left nothing to do

@@ -19,6 +19,7 @@ from mlx_gardener.events import TrainingPhase, TrainingProgress
 from mlx_gardener.platform.files import make_private
 from mlx_gardener.registry.database import BUSY_TIMEOUT_SECONDS, Database
 from mlx_gardener.registry.deletion import delete_with
+from mlx_gardener.registry.lost import unknown_repository
 from mlx_gardener.registry.names import check_project_name
 from mlx_gardener.registry.processes import is_alive, start_time
 from mlx_gardener.registry.queue import TrainingQueue
@@ -34,6 +35,7 @@ from mlx_gardener.registry.records import (
     project_of,
     training_of,
 )
+from mlx_gardener.registry.rows import label, readable, wrong_in
 
 _END_PHASE = {
     TrainingStatus.COMPLETED: TrainingPhase.COMPLETED,
@@ -93,7 +95,8 @@ class ProjectRegistry:
         resolved, now = str(Path(path).resolve()), time.time()
         with self._database.write() as connection:
             row = connection.execute("SELECT path FROM projects WHERE name = ?", (name,)).fetchone()
-            if row is not None and row["path"] != resolved and not replace:
+            unknown = str(unknown_repository(self.home, name))
+            if row is not None and row["path"] not in (resolved, unknown) and not replace:
                 raise RegistryError(
                     f"The project {name!r} already stands for {row['path']}.",
                     next_step="Choose another name with --project, or remove the old project first.",
@@ -128,12 +131,27 @@ class ProjectRegistry:
                 f"Did you mean {', '.join(near)}?" if near else "`mlx-gardener projects` lists what there is."
             )
             raise RegistryError(f"There is no project {name!r}.", next_step=hint)
-        return project_of(row)
+        return project_of(self._sound("projects", row))
 
     def list_projects(self) -> list[Project]:
         """All projects, by name."""
         with self._database.read() as connection:
-            return [project_of(row) for row in connection.execute(_PROJECTS + " ORDER BY projects.name")]
+            rows = connection.execute(_PROJECTS + " ORDER BY projects.name").fetchall()
+        return [project_of(row) for row in readable("projects", rows)]
+
+    def _sound(self, table: str, row: sqlite3.Row) -> sqlite3.Row:
+        """``row``, when this program could have written it.
+
+        Raises:
+            RegistryError: it could not.
+        """
+        wrong = wrong_in(table, row, self.home)
+        if wrong:
+            raise RegistryError(
+                f"The registry holds a row that cannot be used ({label(table, row)}): {wrong}.",
+                next_step="`mlx-gardener registry repair` puts it out of use, and keeps what is good.",
+            )
+        return row
 
     def remove_project(self, name: str, *, delete_files: bool = True) -> None:
         """Forget a project with its trainings and adapters; its repository is never touched.
@@ -168,7 +186,7 @@ class ProjectRegistry:
         """The active project, if one was chosen."""
         with self._database.read() as connection:
             row = connection.execute(_PROJECTS + " WHERE projects.active = 1").fetchone()
-        return None if row is None else project_of(row)
+        return None if row is None else project_of(self._sound("projects", row))
 
     def project_directory(self, name: str) -> Path:
         """Where the runs and adapters of a project lie; always below the home.
@@ -303,15 +321,16 @@ class ProjectRegistry:
             row = connection.execute("SELECT * FROM trainings WHERE id = ?", (training_id,)).fetchone()
         if row is None:
             raise RegistryError(f"There is no training {training_id!r}.")
-        return training_of(row, self.home)
+        return training_of(self._sound("trainings", row), self.home)
 
     def latest_training(self, project: str) -> TrainingRecord | None:
         """The project's newest training, under way or ended; None when it was never trained."""
         self.close_dead_trainings()
         with self._database.read() as connection:
-            row = connection.execute(
-                "SELECT * FROM trainings WHERE project = ? ORDER BY number DESC LIMIT 1", (project,)
-            ).fetchone()
+            rows = connection.execute(
+                "SELECT * FROM trainings WHERE project = ? ORDER BY number DESC", (project,)
+            )
+            row = next(readable("trainings", rows, self.home), None)
         return None if row is None else training_of(row, self.home)
 
     def active_trainings(self) -> list[TrainingRecord]:
@@ -343,7 +362,8 @@ class ProjectRegistry:
     def live_rows(self) -> list[sqlite3.Row]:
         """Rows of trainings that have not ended, whether or not their process lives; for `health`."""
         with self._database.read() as connection:
-            return connection.execute(f"SELECT * FROM trainings WHERE {LIVE} ORDER BY number").fetchall()
+            rows = connection.execute(f"SELECT * FROM trainings WHERE {LIVE} ORDER BY number").fetchall()
+        return list(readable("trainings", rows, self.home))
 
     # Adapters.
 
@@ -389,11 +409,14 @@ class ProjectRegistry:
     def list_adapters(self, project: str) -> list[AdapterRecord]:
         """The project's adapter versions, oldest first."""
         active = self.get_project(project).active_adapter
+        rows = readable("adapters", self._adapter_rows(project), self.home)
+        return [adapter_of(row, self.home, active) for row in rows]
+
+    def _adapter_rows(self, project: str) -> list[sqlite3.Row]:
         with self._database.read() as connection:
-            rows = connection.execute(
+            return connection.execute(
                 "SELECT * FROM adapters WHERE project = ? ORDER BY created_at, version", (project,)
             ).fetchall()
-        return [adapter_of(row, self.home, active) for row in rows]
 
     def get_adapter(self, project: str, version: str | None = None) -> AdapterRecord:
         """A version of the project's adapter; the active one when ``version`` is None.
@@ -405,14 +428,18 @@ class ProjectRegistry:
         for adapter in adapters:
             if adapter.version == version or (version is None and adapter.active):
                 return adapter
+        wanted = self.get_project(project).active_adapter if version is None else version
+        for row in self._adapter_rows(project):
+            if row["version"] == wanted:
+                self._sound("adapters", row)
         if not adapters:
             raise RegistryError(
                 f"The project {project!r} has no adapter yet.",
                 next_step="Train one with `mlx-gardener train`.",
             )
         known = ", ".join(adapter.version for adapter in adapters)
-        wanted = "active adapter" if version is None else f"adapter version {version!r}"
-        raise RegistryError(f"The project {project!r} has no {wanted}.", next_step=f"It has: {known}.")
+        what = "active adapter" if version is None else f"adapter version {version!r}"
+        raise RegistryError(f"The project {project!r} has no {what}.", next_step=f"It has: {known}.")
 
     def activate_adapter(self, project: str, version: str | None) -> None:
         """Choose the version other programs pick up; None chooses none.
@@ -468,9 +495,9 @@ class ProjectRegistry:
         """What the project's trainings leave out, sorted."""
         with self._database.read() as connection:
             rows = connection.execute(
-                "SELECT path FROM forgotten WHERE project = ? ORDER BY path", (project,)
+                "SELECT * FROM forgotten WHERE project = ? ORDER BY path", (project,)
             ).fetchall()
-        return [row["path"] for row in rows]
+        return [row["path"] for row in readable("forgotten", rows)]
 
     def note_local_model(self, model_id: str, path: Path) -> None:
         """Remember where the local base model ``model_id`` lies; adapters say its name only."""
@@ -483,8 +510,8 @@ class ProjectRegistry:
     def local_model(self, model_id: str) -> Path | None:
         """Where a local base model lies, as far as it is known."""
         with self._database.read() as connection:
-            row = connection.execute("SELECT path FROM local_models WHERE id = ?", (model_id,)).fetchone()
-        return None if row is None else Path(row["path"])
+            rows = connection.execute("SELECT * FROM local_models WHERE id = ?", (model_id,)).fetchall()
+        return next((Path(row["path"]) for row in readable("local_models", rows)), None)
 
     # Health.
 

@@ -17,7 +17,7 @@ import pytest
 from mlx_gardener.errors import RegistryError
 from mlx_gardener.platform.locks import hold
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
-from mlx_gardener.registry.health import LOST_NAME
+from mlx_gardener.registry.lost import LOST_NAME
 from tests.registry.worlds import install_adapter, write_adapter
 
 
@@ -328,3 +328,12 @@ def test_odd_files_are_found_and_moved_too(registry: ProjectRegistry, kind: str)
     assert kinds(registry) == ["orphan_files"]
     registry.repair()
     assert registry.check() == [] and lost(registry) == ["small-odd"]
+
+
+def test_a_manifest_that_is_nested_without_end_stops_no_check(registry: ProjectRegistry) -> None:
+    (adapters_of(registry) / "v9").mkdir()
+    for version in ("v2", "v9"):
+        (adapters_of(registry) / version / "manifest.json").write_text('{"a":' * 100_000)
+    assert kinds(registry) == ["orphan_files", "wrong_files"]
+    registry.repair()
+    assert registry.check() == [] and lost(registry) == ["small-v2", "small-v9"]
