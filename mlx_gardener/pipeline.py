@@ -109,6 +109,7 @@ def run_training(run: Run) -> dict[str, Any]:
     Raises:
         GardenerError: whatever ended the run early; a checkpoint of the last update is kept.
     """
+    clear_away(run)
     if (result := already_registered(run)) is not None:
         run.peers.leave(None)
         return result
@@ -289,7 +290,6 @@ def _complete(
     from mlx_gardener.adapter import PeftManager
 
     run.tell(TrainingPhase.COMPLETING, 0.0, "Choosing the adapter's scale")
-    clear_away(run)
     settings, sweep = _sweep(run, base, data, engine, outcome)
     run.tell(TrainingPhase.COMPLETING, 0.15, "Writing the adapter")
     with PeftManager(run.registry).stage_adapter(

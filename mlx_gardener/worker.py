@@ -40,6 +40,7 @@ from mlx_gardener.platform.untrusted import read_json
 from mlx_gardener.progress import TrainingProgressTracker
 from mlx_gardener.recovery import Resume
 from mlx_gardener.registry import INTERRUPTED, ProjectRegistry, TrainingStatus, patiently
+from mlx_gardener.registry.names import RUN_LOCK_NAME
 from mlx_gardener.report.text import duration
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ LOG_NAME = "worker.log"
 CANCEL_POLL_SECONDS = 0.2
 #: With this a worker or a peer ends whose other ranks are gone; it could go on (EX_TEMPFAIL of sysexits.h).
 LOST_EXIT_CODE = os.EX_TEMPFAIL
-LOCK_NAME = "worker.lock"
+LOCK_NAME = RUN_LOCK_NAME
 #: How long a worker waits for an earlier one in the same directory, which may be writing its last checkpoint.
 LOCK_WAIT_SECONDS = 120.0
 #: Updates whose speed foretells the end: the first one is slower, and a large model's take minutes (judgement).

@@ -1,11 +1,13 @@
 """Deleting directories together with their rows: both are gone, or neither, for whoever looks meanwhile or afterwards.
 
 A directory is renamed into ``.trash`` in the transaction that forgets it, and its files are deleted after that. What a
-crash leaves in ``.trash`` was meant to be deleted; it is locked while somebody deletes it.
+crash leaves in ``.trash`` bears its old place in its name: what still has its row goes back there, all else was meant to be
+deleted (`remnants`). It is locked while somebody deletes it.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
 import uuid
@@ -32,7 +34,8 @@ def delete_with(database: Database, directory: Path | None) -> Iterator[sqlite3.
         with database.write() as connection:
             yield connection
         return
-    doomed = database.home / TRASH_NAME / f"{directory.name}-{uuid.uuid4().hex[:8]}"
+    place = "+".join(directory.relative_to(database.home).parts)
+    doomed = database.home / TRASH_NAME / f"{place}-{uuid.uuid4().hex[:8]}"
     try:
         with hold(directory):
             moved = False
@@ -55,6 +58,13 @@ def delete_with(database: Database, directory: Path | None) -> Iterator[sqlite3.
             f"The files in {directory} cannot be deleted ({error.strerror}).",
             next_step="Check their rights, and who uses them.",
         ) from error
+
+
+def origin_of(home: Path, trashed: Path) -> Path | None:
+    """Where something in ``.trash`` lay; None where its name does not say it."""
+    name = re.fullmatch(r"(projects\+.+)-[0-9a-f]{8}", trashed.name)
+    parts = name[1].split("+") if name else []
+    return home.joinpath(*parts) if parts and not {"", ".", ".."} & set(parts) else None
 
 
 def tree_bytes(path: Path) -> int:

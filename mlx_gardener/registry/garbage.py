@@ -1,4 +1,4 @@
-"""What a registry can do without: old adapter versions, old runs, checkpoints of completed runs.
+"""What a registry can do without: what killed writers left, checkpoints of completed runs, old runs and adapter versions.
 
 A project that is being trained is left alone as a whole. Everything is judged again in the transaction that deletes it,
 so that a version which was activated, or a run which was resumed a moment ago, stays.
@@ -16,6 +16,7 @@ from mlx_gardener.registry.database import Database
 from mlx_gardener.registry.deletion import delete_with, tree_bytes
 from mlx_gardener.registry.records import Garbage, GarbagePolicy, TrainingStatus
 from mlx_gardener.registry.registry import LIVE, forget_adapter
+from mlx_gardener.registry.remnants import clear, name_of, remnants
 
 if TYPE_CHECKING:
     from mlx_gardener.registry.registry import ProjectRegistry
@@ -45,6 +46,10 @@ def collect(
     """
     registry.close_dead_trainings()
     found = []
+    for path in remnants(database):
+        item = Garbage("leftover", name_of(database, path), tree_bytes(path))
+        if dry_run or clear(database, path):
+            found.append(item)
     for project in registry.list_projects():
         if _is_live(database, project.name):
             continue

@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gardener.errors import RegistryError
-from mlx_gardener.platform.beside import is_young
 from mlx_gardener.platform.locks import is_held
 from mlx_gardener.registry.adapter_files import MANIFEST_NAME, differences, manifest_facts
 from mlx_gardener.registry.database import Database, is_damage, schema_difference
-from mlx_gardener.registry.deletion import TRASH_NAME, delete_with, tree_bytes
 from mlx_gardener.registry.lost import lost_directory, move_to_lost
 from mlx_gardener.registry.processes import is_alive
 from mlx_gardener.registry.records import AdapterRecord, Problem
-from mlx_gardener.registry.registry import LIVE, forget_adapter, insert_adapter
+from mlx_gardener.registry.registry import forget_adapter, insert_adapter
+from mlx_gardener.registry.remnants import clear, is_known, name_of, remnants
 from mlx_gardener.registry.row_repair import bad_rows, mend_row
 
 if TYPE_CHECKING:
     from mlx_gardener.registry.registry import ProjectRegistry
 
-#: What a run writes beside before it renames, below its directory.
-_RUN_LEFTOVERS = ("*.new", "checkpoints/.step-*.new", "checkpoints/.step-*.dropped")
+
+#: What is mended before the rest is looked at again: a version whose removal is undone is no missing one.
+_FIRST = ("bad_row", "leftover")
 
 Tell = Callable[[str], None]
 
@@ -173,42 +173,16 @@ def _is_orphan(database: Database, path: Path) -> bool:
     """Whether no row knows a directory of a project, run or adapter, and nobody is writing it."""
     if path.name.startswith(".") or is_held(path):
         return False
-    subject = path.relative_to(database.home)
-    if len(subject.parts) == 2:
-        question, value = "SELECT 1 FROM projects WHERE name = ?", path.name
-    elif subject.parts[2] == "adapters":
-        question, value = "SELECT 1 FROM adapters WHERE directory = ?", str(subject)
-    else:
-        question, value = "SELECT 1 FROM trainings WHERE run_dir = ?", str(subject)
-    with database.read() as connection:
-        known = connection.execute(question, (value,)).fetchone() is not None
-    return not known and (path.exists() or path.is_symlink())
+    if path.parent.name == "runs" and path.is_dir() and not any(path.iterdir()):
+        return False  # a remnant
+    return not is_known(database, path) and (path.exists() or path.is_symlink())
 
 
 def _leftovers(database: Database) -> Iterator[Problem]:
     """What a process that is gone was writing beside, or deleting."""
-    home = database.home
-    staged = [path for path in home.glob("projects/*/adapters/.new-*") if not is_young(path)]
-    found = [path for path in [*(home / TRASH_NAME).glob("*"), *staged] if not is_held(path)]
-    for pattern in _RUN_LEFTOVERS:
-        found += [
-            path for path in home.glob(f"projects/*/runs/*/{pattern}") if not _in_live_run(database, path)
-        ]
-    for path in sorted(found):
-        if path.exists():
-            subject = path.relative_to(home).as_posix()
-            message = f"{subject} was left half written or half deleted."
-            yield Problem("leftover", subject, message, True)
-
-
-def _in_live_run(database: Database, path: Path) -> bool:
-    """Whether a path lies in the directory of a run that is under way."""
-    parts = path.relative_to(database.home).parts
-    if parts[0] != "projects" or parts[2] != "runs":
-        return False
-    with database.read() as connection:
-        question = f"SELECT 1 FROM trainings WHERE run_dir = ? AND {LIVE}"
-        return connection.execute(question, (str(Path(*parts[:4])),)).fetchone() is not None
+    for path in remnants(database):
+        subject = name_of(database, path)
+        yield Problem("leftover", subject, f"{subject} was left half written or half deleted.", True)
 
 
 def repair(registry: ProjectRegistry, database: Database, *, tell: Tell | None = None) -> list[str]:
@@ -229,10 +203,17 @@ def repair(registry: ProjectRegistry, database: Database, *, tell: Tell | None =
 
         done += rebuild(database, lost_directory(registry.home, database.path.name))
         problems = check(registry, database, tell=tell)
-    rows = [problem for problem in problems if problem.kind == "bad_row"]
-    if rows:
-        done += [said for problem in rows if (said := mend_row(database, problem.subject))]
-        problems = check(registry, database, tell=tell)
+    for first in _FIRST:
+        if any(problem.kind == first for problem in problems):
+            done += _mend_all(registry, database, [item for item in problems if item.kind == first], tell)
+            problems = check(registry, database, tell=tell)
+    return done + _mend_all(registry, database, problems, tell)
+
+
+def _mend_all(
+    registry: ProjectRegistry, database: Database, problems: list[Problem], tell: Tell | None
+) -> list[str]:
+    done = []
     for problem in problems:
         if tell is not None:
             tell(problem.subject)
@@ -249,7 +230,10 @@ def repair(registry: ProjectRegistry, database: Database, *, tell: Tell | None =
 
 def _mend(registry: ProjectRegistry, database: Database, problem: Problem) -> str:
     """Mend one problem if it is still there; what was done, empty where nothing was."""
-    subject, path = problem.subject, registry.home / problem.subject
+    subject = problem.subject
+    path = registry.home / subject if not subject.startswith("../") else registry.home.parent / subject[3:]
+    if problem.kind == "bad_row":
+        return mend_row(database, subject)
     if problem.kind == "dead_training":
         registry.close_dead_trainings()
         return f"Training {subject}, whose process is gone, is closed as failed; its checkpoints are kept."
@@ -266,7 +250,7 @@ def _mend(registry: ProjectRegistry, database: Database, problem: Problem) -> st
         return _take_out_of_use(registry, database, problem)
     if problem.kind in ("orphan_files", "orphan_project"):
         return _find_a_place(database, path)
-    return _clear_leftover(database, path)
+    return clear(database, path)
 
 
 def _take_out_of_use(registry: ProjectRegistry, database: Database, problem: Problem) -> str:
@@ -307,25 +291,3 @@ def _find_a_place(database: Database, path: Path) -> str:
             return f"{subject} was empty and is gone."
         moved = move_to_lost(database.home, path)
     return f"{subject} belongs to nothing the registry knows; it is in {moved} now."
-
-
-class _InUseError(Exception):
-    """A training has begun to use what was to be deleted."""
-
-
-def _clear_leftover(database: Database, path: Path) -> str:
-    subject = path.relative_to(database.home).as_posix()
-    if path.parent.name == "adapters" and manifest_facts(path) is not None:
-        with database.write():
-            if is_held(path):
-                return ""
-            moved = move_to_lost(database.home, path)
-        return f"{subject} is a good adapter that was not put in its place; it is in {moved} now."
-    size = tree_bytes(path)
-    try:
-        with delete_with(database, path):
-            if _in_live_run(database, path):
-                raise _InUseError
-    except _InUseError:
-        return ""
-    return f"{subject} was half written or half deleted, and is gone ({size:,} bytes)."

@@ -527,6 +527,24 @@ class ProjectRegistry:
 
         return health.repair(self, self._database, tell=tell)
 
+    def sweep(self, project: str) -> list[str]:
+        """Delete what killed writers left in a project, but for what somebody alive works on; a sentence each.
+
+        See `remnants`. Half an adapter goes as well as a whole one that was not put in its place.
+        """
+        from mlx_gardener.registry.remnants import clear, remnants
+
+        found = [
+            clear(self._database, path, keep_whole=False)
+            for path in remnants(self._database, check_project_name(project))
+        ]
+        return [said for said in found if said]
+
+    def discard(self, directory: Path) -> None:
+        """Delete a directory of the home that no row names; a crash leaves it whole or in ``.trash``."""
+        with delete_with(self._database, directory):
+            pass
+
     def collect_garbage(self, policy: GarbagePolicy | None = None, *, dry_run: bool = False) -> list[Garbage]:
         """Delete what the policy does not keep; returns what was, or would be, deleted. See `garbage.collect`."""
         from mlx_gardener.registry import garbage

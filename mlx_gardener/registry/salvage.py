@@ -7,12 +7,14 @@ processes may have it open. Where it cannot, the file is moved away, which needs
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from mlx_gardener.errors import RegistryError
+from mlx_gardener.platform.locks import hold
 from mlx_gardener.registry.database import Database, alone, apply_migrations
 from mlx_gardener.registry.row_repair import mend_project
 from mlx_gardener.registry.rows import TABLES, surrogates, wrong_in
@@ -28,13 +30,13 @@ def rebuild(database: Database, kept: Path) -> list[str]:
         RegistryError: the file cannot be written, or has to be moved while others have it open.
     """
     where = kept.relative_to(database.home).as_posix()
-    with tempfile.TemporaryDirectory(dir=database.home, prefix=".rebuild-") as scratch:
+    with tempfile.TemporaryDirectory(dir=database.home, prefix=".rebuild-") as scratch, hold(Path(scratch)):
         new = sqlite3.connect(Path(scratch) / "new.sqlite3", isolation_level=None)
         new.row_factory, new.text_factory = sqlite3.Row, surrogates
         try:
             apply_migrations(new)
             counts = _read_into(database.path, new)
-            _replace(database, new, kept)
+            _replace(database, new, kept, Path(scratch))
         except (sqlite3.Error, OSError) as error:
             raise RegistryError(
                 f"The database {database.path} cannot be rebuilt ({error}).",
@@ -110,25 +112,30 @@ def _drop_nonsense(new: sqlite3.Connection, home: Path) -> None:
                 new.execute(f"DELETE FROM {table} WHERE rowid = ?", (row["place"],))
 
 
-def _replace(database: Database, new: sqlite3.Connection, kept: Path) -> None:
+def _replace(database: Database, new: sqlite3.Connection, kept: Path, scratch: Path) -> None:
     database.leave()
     try:
         old = sqlite3.connect(database.path, isolation_level=None)
         try:
-            copy = sqlite3.connect(kept)
+            copy = sqlite3.connect(scratch / "damaged.sqlite3")
             old.backup(copy)  # page by page, damage and all
             copy.close()
+            (scratch / "damaged.sqlite3").rename(kept)
             new.backup(old)
         finally:
             old.close()
     except sqlite3.DatabaseError:
         kept.unlink(missing_ok=True)
         with alone(database.home):
-            for ending in ("", "-wal", "-shm"):
+            target = sqlite3.connect(scratch / "whole.sqlite3")
+            new.backup(target)
+            target.close()
+            (scratch / "whole.sqlite3").chmod(0o600)
+            os.link(database.path, kept)
+            for ending in ("-wal", "-shm"):
                 file = database.path.with_name(database.path.name + ending)
                 if file.exists():
                     file.rename(kept.with_name(kept.name + ending))
-            target = sqlite3.connect(database.path)
-            new.backup(target)
-            target.close()
-            database.path.chmod(0o600)
+            (scratch / "whole.sqlite3").replace(
+                database.path
+            )  # killed before, and the damaged one is still there

@@ -213,6 +213,7 @@ def test_what_somebody_alive_is_writing_is_left_alone(registry: ProjectRegistry)
 def test_a_directory_that_is_made_within_a_transaction_is_no_orphan(registry: ProjectRegistry) -> None:
     record = registry.begin_training("small", {})
     registry.finish_training(record.id, TrainingStatus.FAILED, "", {})
+    (record.run_dir / "job.json").touch()
     run = record.run_dir.with_name("another")
     other = sqlite3.connect(registry.home / "registry.sqlite3", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
