@@ -91,23 +91,36 @@ def repair(as_json: bool) -> None:
 )
 @click.option("--keep-checkpoints", is_flag=True, help="Keep the checkpoints of completed runs too.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @_JSON
-def gc(keep: int, days: float, keep_checkpoints: bool, dry_run: bool, as_json: bool) -> None:
-    """Delete old adapter versions, old runs, and checkpoints of completed runs.
+def gc(keep: int, days: float, keep_checkpoints: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Delete leftovers of killed processes, checkpoints of completed runs, old runs and old adapter versions.
+
+    What goes is listed first, and asked about.
 
     Active versions, a project's latest run, and projects that are being trained stay.
     """
     from mlx_gardener.registry import GarbagePolicy, ProjectRegistry
     from mlx_gardener.report.text import safe_text
 
+    if as_json and not (yes or dry_run):
+        raise click.UsageError("With --json nothing can be asked: say --yes or --dry-run.")
     policy = GarbagePolicy(keep_versions=keep, run_days=days, keep_checkpoints=keep_checkpoints)
-    found = ProjectRegistry().collect_garbage(policy, dry_run=dry_run)
+    opened = ProjectRegistry()
+    if not (yes or dry_run):
+        planned = opened.collect_garbage(policy, dry_run=True)
+        for item in planned:
+            click.echo(f"{item.kind} {safe_text(item.subject)}: {item.size_bytes:,} bytes")
+        if planned:
+            total = sum(item.size_bytes for item in planned)
+            click.confirm(f"Delete these {len(planned)}, {total:,} bytes in all?", abort=True)
+    found = opened.collect_garbage(policy, dry_run=dry_run)
     freed = sum(item.size_bytes for item in found)
     if as_json:
         items = [vars(item) for item in found]
         click.echo(json.dumps({"dry_run": dry_run, "freed_bytes": freed, "items": items}, indent=2))
         return
-    for item in found:
+    for item in found if yes or dry_run else ():
         click.echo(f"{item.kind} {safe_text(item.subject)}: {item.size_bytes:,} bytes")
     click.echo(f"{freed:,} bytes {'would be' if dry_run else 'are'} freed.")
 

@@ -106,6 +106,17 @@ _MIGRATIONS = (
         PRIMARY KEY (project, path)
     );
     """,
+    """
+    CREATE TABLE activations (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        project TEXT NOT NULL REFERENCES projects(name) ON DELETE CASCADE,
+        version TEXT NOT NULL,
+        activated_at REAL NOT NULL
+    );
+    CREATE INDEX activations_of_project ON activations(project, number);
+    INSERT INTO activations (project, version, activated_at)
+        SELECT name, active_adapter, updated_at FROM projects WHERE active_adapter IS NOT NULL;
+    """,
 )
 
 

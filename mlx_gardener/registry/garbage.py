@@ -145,6 +145,18 @@ def _forget_run(project: str, run: str) -> _Forget:
     return forget
 
 
+def remove_run(database: Database, project: str, run_dir: Path) -> bool:
+    """See `ProjectRegistry.remove_run`."""
+    forget = _forget_run(project, run_dir.relative_to(database.home).as_posix())
+    try:
+        with delete_with(database, run_dir) as connection:
+            if _is_live(database, project) or not forget(connection):
+                raise _KeptError
+    except _KeptError:
+        return False
+    return True
+
+
 def _completed_runs(database: Database, project: str) -> list[str]:
     """Directories of runs whose last training came to its end."""
     with database.read() as connection:

@@ -400,10 +400,7 @@ class ProjectRegistry:
             )
             insert_adapter(connection, project, version, str(directory.relative_to(self.home)), values)
             if activate:
-                connection.execute(
-                    "UPDATE projects SET active_adapter = ?, updated_at = ? WHERE name = ?",
-                    (version, now, project),
-                )
+                _activate(connection, project, version)
         return self.get_adapter(project, version)
 
     def list_adapters(self, project: str) -> list[AdapterRecord]:
@@ -450,10 +447,36 @@ class ProjectRegistry:
         with self._database.write() as connection:
             if version is not None:
                 self.get_adapter(project, version)
+            _activate(connection, project, version)
+
+    def versions_before(self, project: str) -> list[str]:
+        """Versions that were active before the active one and are still there, the latest first.
+
+        After `step_back` those that were active later do not count any more.
+        """
+        known = {adapter.version for adapter in self.list_adapters(project)}
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT * FROM activations WHERE project = ? ORDER BY number DESC", (project,)
+            ).fetchall()
+        versions = [row["version"] for row in readable("activations", rows)]
+        active = self.get_project(project).active_adapter
+        return [version for version in dict.fromkeys(versions) if version in known and version != active]
+
+    def step_back(self, project: str, version: str) -> None:
+        """Make the version active again that was before, and forget that later ones were.
+
+        Raises:
+            RegistryError: there is no such project or version.
+        """
+        with self._database.write() as connection:
+            self.get_adapter(project, version)
             connection.execute(
-                "UPDATE projects SET active_adapter = ?, updated_at = ? WHERE name = ?",
-                (version, time.time(), project),
+                "DELETE FROM activations WHERE project = ? AND number > "
+                "(SELECT coalesce(max(number), 0) FROM activations WHERE project = ? AND version = ?)",
+                (project, project, version),
             )
+            _activate(connection, project, version)
 
     def remove_adapter(self, project: str, version: str, *, delete_files: bool = False) -> None:
         """Forget an adapter version.
@@ -467,6 +490,16 @@ class ProjectRegistry:
         directory = self.get_adapter(project, version).directory
         with delete_with(self._database, directory if delete_files else None) as connection:
             forget_adapter(connection, project, version)
+
+    def remove_run(self, project: str, run_dir: Path) -> bool:
+        """Forget the trainings in a run's directory and delete it; False (and nothing is done) for the project's latest.
+
+        Raises:
+            RegistryError: its files cannot be deleted.
+        """
+        from mlx_gardener.registry import garbage
+
+        return garbage.remove_run(self._database, project, run_dir)
 
     # What projects forget, and where local models lie.
 
@@ -574,9 +607,24 @@ def _begin_queued(connection: sqlite3.Connection, number: int, training_id: str)
         raise TrainingError("The entry of the queue was taken out, or another process has begun it.")
 
 
+def _activate(connection: sqlite3.Connection, project: str, version: str | None) -> None:
+    """Make a version the active one, and remember that it was."""
+    now = time.time()
+    connection.execute(
+        "UPDATE projects SET active_adapter = ?, updated_at = ? WHERE name = ?", (version, now, project)
+    )
+    if version is not None:
+        connection.execute(
+            "INSERT INTO activations (project, version, activated_at) SELECT name, ?, ? FROM projects WHERE name = ? "
+            "AND ? IS NOT (SELECT version FROM activations WHERE project = ? ORDER BY number DESC LIMIT 1)",
+            (version, now, project, version, project),
+        )
+
+
 def forget_adapter(connection: sqlite3.Connection, project: str, version: str) -> None:
     """Take an adapter version out of the tables; a project that had it active has none active."""
     connection.execute("DELETE FROM adapters WHERE project = ? AND version = ?", (project, version))
+    connection.execute("DELETE FROM activations WHERE project = ? AND version = ?", (project, version))
     connection.execute(
         "UPDATE projects SET active_adapter = NULL WHERE name = ? AND active_adapter = ?", (project, version)
     )

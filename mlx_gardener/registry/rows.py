@@ -178,6 +178,7 @@ _COLUMNS: dict[str, dict[str, Check]] = {
     },
     "local_models": {"id": _text, "path": _path},
     "forgotten": {"project": _name, "path": _text, "forgotten_at": _time},
+    "activations": {"number": _whole, "project": _name, "version": _name, "activated_at": _time},
 }
 #: Tables in the order in which rows of one belong to rows of those before.
 TABLES = tuple(_COLUMNS)
