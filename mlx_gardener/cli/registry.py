@@ -74,6 +74,22 @@ def repair(as_json: bool) -> None:
 
 
 @registry.command()
+@_JSON
+def adopt(as_json: bool) -> None:
+    """Register whole adapters in lost+found again, as of the projects that their manifests name; none becomes active."""
+    from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.text import safe_text
+
+    with _shown("Adopting") as tell:
+        said = ProjectRegistry().adopt(tell=tell)
+    if as_json:
+        click.echo(json.dumps({"done": said}, indent=2))
+        return
+    for sentence in said or ["There is no adapter in lost+found."]:
+        click.echo(safe_text(sentence))
+
+
+@registry.command()
 @click.option(
     "--keep",
     default=3,

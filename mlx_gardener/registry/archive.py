@@ -143,7 +143,7 @@ def _snapshot(database: Database, target: Path) -> list[tuple[str, str]]:
 
 
 def _is_registered(database: Database, directory: str, manifest_sha256: str) -> bool:
-    with database.write() as connection:  # nobody is about to remove it
+    with database.settled() as connection:  # nobody is about to remove it
         question = "SELECT 1 FROM adapters WHERE directory = ? AND manifest_sha256 = ?"
         return connection.execute(question, (directory, manifest_sha256)).fetchone() is not None
 

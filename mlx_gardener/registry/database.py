@@ -28,6 +28,7 @@ from tenacity import (
 from mlx_gardener.errors import RegistryError, RegistryUnavailableError
 from mlx_gardener.platform.locks import take_lock
 from mlx_gardener.registry.rows import surrogates
+from mlx_gardener.registry.scarcity import keep_reserve, open_read_only
 
 DATABASE_NAME = "registry.sqlite3"
 LOCK_NAME = "registry.lock"
@@ -196,9 +197,15 @@ def alone(home: Path) -> Iterator[None]:
 
 
 def _lock_file(home: Path) -> Path:
+    """Where the lock is; where it can neither be found nor made (a read-only home), its directory stands in for it."""
     lock = home / LOCK_NAME
-    if not lock.exists():
-        os.close(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600))
+    try:
+        if not lock.exists():
+            os.close(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError:
+        if not (home / DATABASE_NAME).exists():
+            raise
+        return home
     return lock
 
 
@@ -258,7 +265,9 @@ class Database:
             RegistryError: the file cannot be opened or written.
         """
         try:
-            connection = self._connection()
+            if self.is_read_only:
+                self._close()  # it may be otherwise by now; else this raises
+            connection = self._connection(to_write=True)
             connection.execute(f"PRAGMA busy_timeout = {round(patience_seconds * 1000)}")
             for attempt in Retrying(
                 retry=retry_if_exception(_is_busy),
@@ -270,21 +279,42 @@ class Database:
                     connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
+                connection.execute("COMMIT")
             except BaseException:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:  # where the disk was full, SQLite may have undone it by itself
+                    connection.execute("ROLLBACK")
                 raise
-            connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise self._explain(error) from error
 
-    def _connection(self) -> sqlite3.Connection:
+    @contextmanager
+    def settled(self) -> Iterator[sqlite3.Connection]:
+        """A connection for queries while no transaction of others is under way; where nothing can be written, there is none.
+
+        Raises:
+            RegistryError: the file cannot be read.
+        """
+        with self.read() as connection:
+            read_only = self.is_read_only
+            if read_only:
+                yield connection
+        if not read_only:
+            with self.write() as connection:
+                yield connection
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the calling thread's connection can only read: home read-only, or disk full."""
+        return getattr(self._local, "connection", None) is not None and bool(self._local.read_only)
+
+    def _connection(self, *, to_write: bool = False) -> sqlite3.Connection:
         cached = getattr(self._local, "connection", None)
         if cached is not None and self._local.pid == os.getpid():
             connection: sqlite3.Connection = cached
             return connection
         first = self._enter()
         try:
-            return self._open()
+            return self._open(to_write=to_write)
         except BaseException:
             if first:
                 self.leave()
@@ -305,6 +335,7 @@ class Database:
                 with _creation:
                     if descriptor is not None and not self.path.exists():
                         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+                keep_reserve(self.home)
             except OSError as error:
                 raise RegistryError(
                     f"The registry {self.path} cannot be opened ({error.strerror}).",
@@ -320,18 +351,40 @@ class Database:
 
     def leave(self) -> None:
         """Say that nobody uses this object's connections any more; the calling thread's is closed."""
-        connection = getattr(self._local, "connection", None)
-        if connection is not None and self._local.pid == os.getpid():
-            connection.close()
-        self._local.connection = None
+        self._close()
         with self._gate_lock:
             gate, self._gate = self._gate, None
         if gate is not None and gate[0] == os.getpid():
             gate[1]()
 
-    def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
+    def _close(self) -> None:
+        connection = getattr(self._local, "connection", None)
+        if connection is not None and self._local.pid == os.getpid():
+            connection.close()
+        self._local.connection = None
+
+    def _open(self, *, to_write: bool) -> sqlite3.Connection:
+        try:
+            connection, read_only = self._open_file(), False
+        except sqlite3.OperationalError as error:
+            found = None if to_write or not _is_of_the_disk(error) else open_read_only(self.path)
+            if found is None:
+                raise
+            connection, read_only = found, True
         connection.row_factory, connection.text_factory = sqlite3.Row, surrogates
+        if not read_only:
+            self._migrate(connection)
+        elif connection.execute("PRAGMA user_version").fetchone()[0] != len(_MIGRATIONS):
+            raise RegistryError(
+                f"The registry {self.path} is of another version, and cannot be brought up to date where it is.",
+                next_step="Make the directory writable, or free disk space.",
+            )
+        self._local.connection, self._local.pid = connection, os.getpid()
+        self._local.read_only = read_only
+        return connection
+
+    def _open_file(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
         for attempt in Retrying(
             retry=retry_if_exception(_is_busy),
             stop=stop_after_delay(BUSY_TIMEOUT_SECONDS),
@@ -342,8 +395,9 @@ class Database:
                 connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
-        self._migrate(connection)
-        self._local.connection, self._local.pid = connection, os.getpid()
+        connection.execute(
+            "SELECT count(*) FROM sqlite_master"
+        ).fetchone()  # where it cannot be read, that is said now
         return connection
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
@@ -380,7 +434,7 @@ class Database:
         kind = RegistryUnavailableError if _is_of_the_disk(error) else RegistryError
         return kind(
             f"The registry {self.path} cannot be used: {error}.",
-            next_step="Free disk space or check its rights.",
+            next_step=f"Check its rights, or free disk space: `{self.home / 'cache'}` may be deleted.",
         )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from mlx_gardener.errors import RegistryError
 from mlx_gardener.platform.locks import hold
 from mlx_gardener.registry.database import Database
+from mlx_gardener.registry.scarcity import room_to_delete
 
 TRASH_NAME = ".trash"
 
@@ -30,10 +31,17 @@ def delete_with(database: Database, directory: Path | None) -> Iterator[sqlite3.
         RegistryError: the database cannot be written, or the files cannot be moved (nothing has changed) or deleted
             (they are in ``.trash``).
     """
-    if directory is None or not directory.exists():
-        with database.write() as connection:
+    with room_to_delete(database.home):
+        if directory is None or not directory.exists():
+            with database.write() as connection:
+                yield connection
+            return
+        with _moved(database, directory) as connection:
             yield connection
-        return
+
+
+@contextmanager
+def _moved(database: Database, directory: Path) -> Iterator[sqlite3.Connection]:
     place = "+".join(directory.relative_to(database.home).parts)
     doomed = database.home / TRASH_NAME / f"{place}-{uuid.uuid4().hex[:8]}"
     try:

@@ -76,21 +76,19 @@ def _is_live(database: Database, project: str) -> bool:
 def _of_project(
     database: Database, project: str, policy: GarbagePolicy
 ) -> Iterator[tuple[Garbage, Path, _Forget]]:
+    """First what no row has to be written for, which makes room on a full disk."""
+    old_runs = _old_runs(database, project, policy.run_days)
+    for run in () if policy.keep_checkpoints else _completed_runs(database, project):
+        for checkpoints in (database.home / run / name for name in _CHECKPOINTS):
+            if run not in old_runs and checkpoints.is_dir():
+                item = Garbage("checkpoints", f"{run}/{checkpoints.name}", tree_bytes(checkpoints))
+                yield item, checkpoints, lambda connection: True
+    for run in old_runs:
+        item = Garbage("run", run, tree_bytes(database.home / run))
+        yield item, database.home / run, _forget_run(project, run)
     for version, directory in _old_versions(database, project, policy.keep_versions):
         item = Garbage("version", f"{project}/{version}", tree_bytes(database.home / directory))
         yield item, database.home / directory, _forget_version(project, version)
-    gone = set()
-    for run in _old_runs(database, project, policy.run_days):
-        gone.add(run)
-        item = Garbage("run", run, tree_bytes(database.home / run))
-        yield item, database.home / run, _forget_run(project, run)
-    if policy.keep_checkpoints:
-        return
-    for run in _completed_runs(database, project):
-        for checkpoints in (database.home / run / name for name in _CHECKPOINTS):
-            if run not in gone and checkpoints.is_dir():
-                item = Garbage("checkpoints", f"{run}/{checkpoints.name}", tree_bytes(checkpoints))
-                yield item, checkpoints, lambda connection: True
 
 
 def _old_versions(database: Database, project: str, keep: int) -> list[tuple[str, str]]:

@@ -111,7 +111,7 @@ def _adapters(registry: ProjectRegistry, database: Database, hashes: bool, tell:
     for project in registry.list_projects():
         adapters = _adapters_of(registry, project.name)
         if project.active_adapter is not None and project.active_adapter not in adapters:
-            with database.write():
+            with database.settled():
                 now = {item.name: item.active_adapter for item in registry.list_projects()}.get(project.name)
                 gone = now is not None and now not in _adapters_of(registry, project.name)
             if gone:
@@ -123,7 +123,7 @@ def _adapters(registry: ProjectRegistry, database: Database, hashes: bool, tell:
             problem = _adapter(adapter, subject, hashes)
             if problem is None:
                 continue
-            with database.write():  # nobody is about to remove it
+            with database.settled():  # nobody is about to remove it
                 now_there = _adapters_of(registry, project.name).get(adapter.version)
             if now_there is not None and now_there.manifest_sha256 == adapter.manifest_sha256:
                 yield problem
@@ -165,7 +165,7 @@ def _is_surely_orphan(database: Database, path: Path) -> bool:
     """As `_is_orphan`, which is asked again while no transaction is under way that makes or takes a directory."""
     if not _is_orphan(database, path):
         return False
-    with database.write():
+    with database.settled():
         return _is_orphan(database, path)
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 import sqlite3
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-from mlx_gardener.errors import RegistryError, TrainingError
+from mlx_gardener.errors import RegistryError, RegistryUnavailableError, TrainingError
 from mlx_gardener.events import TrainingPhase, TrainingProgress
 from mlx_gardener.platform.files import make_private
 from mlx_gardener.registry.database import BUSY_TIMEOUT_SECONDS, Database
@@ -36,6 +38,8 @@ from mlx_gardener.registry.records import (
     training_of,
 )
 from mlx_gardener.registry.rows import label, readable, wrong_in
+
+logger = logging.getLogger(__name__)
 
 _END_PHASE = {
     TrainingStatus.COMPLETED: TrainingPhase.COMPLETED,
@@ -331,19 +335,29 @@ class ProjectRegistry:
                 "SELECT * FROM trainings WHERE project = ? ORDER BY number DESC", (project,)
             )
             row = next(readable("trainings", rows, self.home), None)
-        return None if row is None else training_of(row, self.home)
+        return None if row is None else _as_it_is(training_of(row, self.home), row)
 
     def active_trainings(self) -> list[TrainingRecord]:
         """Trainings waiting or under way, in the order they were begun."""
         self.close_dead_trainings()
-        return [training_of(row, self.home) for row in self.live_rows()]
+        rows = [row for row in self.live_rows() if is_alive(row["pid"], row["pid_started"])]
+        return [training_of(row, self.home) for row in rows]
 
     def close_dead_trainings(self) -> list[str]:
-        """Mark trainings whose process is gone as failed; returns their ids."""
+        """Mark trainings whose process is gone as failed; returns their ids.
+
+        Where the registry cannot be written at the moment, that is left to whoever looks next.
+        """
         dead = [row["id"] for row in self.live_rows() if not is_alive(row["pid"], row["pid_started"])]
+        closed = []
         for training_id in dead:
-            self.finish_training(training_id, TrainingStatus.FAILED, _SILENT_DEATH, {INTERRUPTED: True})
-        return dead
+            try:
+                self.finish_training(training_id, TrainingStatus.FAILED, _SILENT_DEATH, {INTERRUPTED: True})
+            except RegistryUnavailableError as error:
+                logger.info("the dead training %s cannot be closed now (%s)", training_id, error)
+                break
+            closed.append(training_id)
+        return closed
 
     def explain_death(self, training_id: str, message: str, *, interrupted: bool = False) -> None:
         """Say how a training's process died, also where only its silence was recorded so far.
@@ -578,6 +592,12 @@ class ProjectRegistry:
         with delete_with(self._database, directory):
             pass
 
+    def adopt(self, *, tell: Callable[[str], None] | None = None) -> list[str]:
+        """Register whole adapters in ``lost+found`` again; returns what was done, a sentence each. See `adoption.adopt`."""
+        from mlx_gardener.registry import adoption
+
+        return adoption.adopt(self._database, tell=tell)
+
     def collect_garbage(self, policy: GarbagePolicy | None = None, *, dry_run: bool = False) -> list[Garbage]:
         """Delete what the policy does not keep; returns what was, or would be, deleted. See `garbage.collect`."""
         from mlx_gardener.registry import garbage
@@ -596,6 +616,20 @@ _PROJECTS = (
     "THEN 'queued' ELSE (SELECT status FROM trainings WHERE project = projects.name ORDER BY number DESC LIMIT 1) END "
     "AS status FROM projects"
 )
+
+
+def _as_it_is(record: TrainingRecord, row: sqlite3.Row) -> TrainingRecord:
+    """A training whose process is gone has failed, also where that cannot be written at the moment."""
+    if not record.status.is_live or is_alive(row["pid"], row["pid_started"]):
+        return record
+    return replace(
+        record,
+        status=TrainingStatus.FAILED,
+        phase=TrainingPhase.FAILED,
+        message=_SILENT_DEATH,
+        result={INTERRUPTED: True},
+        finished_at=record.updated_at,
+    )
 
 
 def _begin_queued(connection: sqlite3.Connection, number: int, training_id: str) -> None:
