@@ -78,7 +78,8 @@ def watch_training(
     """Show a training until it ends, and its result.
 
     Args:
-        cancel_on_interrupt: Ctrl-C cancels the training and waits for its checkpoint, instead of leaving it alone.
+        cancel_on_interrupt: Ctrl-C cancels the training, waits for its checkpoint and ends with exit code 130, instead of
+            leaving it alone.
 
     Raises:
         TrainingError: it failed or was cancelled, or was never started.
@@ -89,9 +90,11 @@ def watch_training(
     from mlx_gardener.report.live import LiveView, make_console
 
     ended: list[TrainingEnded] = []
+    stopped = False
     console = make_console()
 
     def watch(view: Any) -> None:
+        nonlocal stopped
         events = pipeline.follow(name)
         while True:
             try:
@@ -99,7 +102,8 @@ def watch_training(
             except KeyboardInterrupt:
                 if not (cancel_on_interrupt and pipeline.cancel_training(name)):
                     raise
-                console.print("Stopping after this step, keeping a checkpoint ...", highlight=False)
+                stopped = True
+                click.echo("Stopping after this step, keeping a checkpoint ...", err=True)
                 events = pipeline.follow(name, from_now=True)
                 continue
             if event is None:
@@ -108,12 +112,29 @@ def watch_training(
                 ended.append(event)
             view(event)
 
-    if as_json:
-        watch(JsonLines(sys.stdout))
-    else:
-        with LiveView(console, project=name) as view:
-            watch(view)
+    try:
+        if as_json:
+            watch(JsonLines(sys.stdout))
+        else:
+            with LiveView(console, project=name) as view:
+                watch(view)
+    except (
+        BrokenPipeError,
+        SystemExit,
+    ):  # the reader went away, as `head` does; rich makes a SystemExit of it
+        click.echo(
+            f"Nobody reads this any more. The training of {name} goes on: `mlx-gardener attach {name}` shows it, "
+            f"`mlx-gardener cancel {name}` stops it.",
+            err=True,
+        )
+        raise
     end = ended[-1]
+    if stopped and end.phase is TrainingPhase.CANCELLED:
+        click.echo(
+            f"The training of {name} is stopped; its checkpoint is kept, and the same command goes on.",
+            err=True,
+        )
+        raise click.exceptions.Exit(130)
     if end.phase is TrainingPhase.CANCELLED:
         raise TrainingCancelledError(end.message)
     if end.phase is not TrainingPhase.COMPLETED:

@@ -142,7 +142,7 @@ def test_what_somebody_has_locked_is_left_alone(registry: ProjectRegistry, name:
 REMOVALS = {
     "an adapter": "r.remove_adapter('small', 'v1', delete_files=True)",
     "a project": "r.remove_project('small')",
-    "gc": "r.collect_garbage(GarbagePolicy(keep_versions=1, run_days=0))",
+    "gc": "r.collect_garbage(GarbagePolicy(keep_versions=1))",
 }
 
 
