@@ -12,6 +12,7 @@ from mlx_gardener.errors import RegistryError
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.registry.lost import LOST_NAME
 from mlx_gardener.registry.restore import restore
+from mlx_gardener.registry.rows import TABLES
 from tests.cli.test_command_line import gardener
 from tests.registry.worlds import install_adapter
 
@@ -59,6 +60,8 @@ TAMPERINGS = [
     ("queue", "budget_bytes = -4"),
     ("queue", "enqueued_at = x'00'"),
     ("forgotten", "path = x'00'"),
+    ("activations", "version = x'00'"),
+    ("activations", "activated_at = 9e999"),
     ("local_models", "path = 7"),
     ("local_models", "id = x'ff'"),
 ]
@@ -164,7 +167,7 @@ def test_no_command_stops_at_a_row_that_nobody_wrote(
     assert gardener("registry", "check").returncode == 0
 
 
-@pytest.mark.parametrize("table", ["projects", "trainings", "adapters", "queue", "local_models", "forgotten"])
+@pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("how", ["DROP TABLE {}", "ALTER TABLE {} RENAME TO elsewhere"])
 def test_a_missing_table_is_damage_that_repair_mends(
     registry: ProjectRegistry, home: Path, table: str, how: str
