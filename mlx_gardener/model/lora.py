@@ -176,7 +176,7 @@ def load_arrays(file: Path) -> dict[str, mx.array]:
     import mlx.core as mx
 
     read_header(file, follow_links=False)  # MLX believes what a header claims
-    arrays = mx.load(str(file))
+    arrays = mx.load(str(file), format="safetensors")  # a blob of the hub's cache has no ending
     if not isinstance(arrays, dict):
         raise ValueError(f"{file.name} holds no named arrays")
     mx.eval(arrays)

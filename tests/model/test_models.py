@@ -74,6 +74,15 @@ def test_a_damaged_model_is_named(tmp_path: Path, tiny_tokenizer_dir: Path, brok
         load_base(str(directory))
 
 
+@pytest.mark.parametrize("pointer", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path: Path, tiny_tokenizer_dir: Path, pointer: str) -> None:
+    directory = write_tiny_model(tmp_path / "hurt", tiny_tokenizer_dir)
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1234\n"
+    (directory / pointer).write_text(text)
+    with pytest.raises(ModelError, match=f"hurt.*{pointer} is a Git LFS pointer"):
+        load_base(str(directory))
+
+
 def test_an_unknown_architecture_is_named(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:
     directory = write_tiny_model(tmp_path / "odd", tiny_tokenizer_dir)
     config = json.loads((directory / "config.json").read_text())
