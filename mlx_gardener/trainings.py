@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_gardener.adapter.base import model_place
 from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.continuation import decide_parent, without_forgotten
 from mlx_gardener.errors import GardenerError, TrainingError, TrainingTimeoutError
@@ -27,6 +28,7 @@ from mlx_gardener.events import (
     TrainingProgress,
 )
 from mlx_gardener.journal import JOURNAL_NAME, follow_journal
+from mlx_gardener.model.choose import absolute_model
 from mlx_gardener.platform.files import private
 from mlx_gardener.platform.processes import module_command
 from mlx_gardener.progress import ProgressCallback, progress_of
@@ -72,6 +74,7 @@ class TrainingPipeline:
         self, config: TrainingConfig | None = None, *, registry: ProjectRegistry | None = None
     ) -> None:
         self.config = config or load_config()
+        self.config = self.config.model_copy(update={"model": absolute_model(self.config.model)})
         self.registry = registry or ProjectRegistry()
         self._watched: dict[str, _Watched] = {}
         self._lock = threading.Lock()
@@ -316,6 +319,7 @@ class TrainingPipeline:
             if self.config.parallel.is_wanted:
                 new = new | {"parallel"}
             config = {**resume_from.config, **{key: config[key] for key in new}}
+        config["model"] = model_place(self.registry, config["model"])
         record = self.registry.begin_training(
             project.name,
             config,

@@ -141,11 +141,17 @@ def train(
         return
 
     from mlx_gardener.registry import project_name_for
+    from mlx_gardener.report.text import safe_text
     from mlx_gardener.trainings import TrainingPipeline
 
     pipeline = TrainingPipeline(config)
     name = project or project_name_for(root)
+    known = {item.name: item.path for item in pipeline.registry.list_projects()}
     pipeline.registry.register_project(name, root)
+    if known.get(name, root) != root:
+        click.echo(
+            f"{name} moved here from {safe_text(str(known[name]))}; it goes on as the same project.", err=True
+        )
     if into_queue:
         entry = pipeline.enqueue_training(name, priority=priority or 0, fresh=fresh)
         _announce_place(pipeline, entry.number, name, as_json)

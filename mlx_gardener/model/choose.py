@@ -65,7 +65,13 @@ def choose_model(name: str, budget_bytes: int, *, may_fetch: bool = False) -> Mo
     if directory.is_dir():
         _check_directory(directory)
         return ModelChoice(name, directory.resolve(), "the directory you named")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if name.startswith((".", "/", "~")):
+        raise ModelError(
+            f"The model {name!r} is neither a directory nor a hub id: there is no such directory.",
+            next_step="Name the directory; where adapters were trained on it before it moved, "
+            "`mlx-gardener registry base DIRECTORY` tells them where it is now.",
+        )
+    if name.count("/") != 1:
         raise ModelError(
             f"The model {name!r} is neither a directory nor a hub id.",
             next_step="Name a directory, an id like Qwen/Qwen2.5-Coder-0.5B, or `seedling`.",
@@ -74,6 +80,12 @@ def choose_model(name: str, budget_bytes: int, *, may_fetch: bool = False) -> Mo
     return ModelChoice(
         name, cached, "as asked, from the local cache" if cached else "as asked, to be fetched"
     )
+
+
+def absolute_model(name: str) -> str:
+    """``name`` as `choose_model` understands it here, for other processes, which work elsewhere."""
+    directory = Path(name).expanduser()
+    return str(directory.resolve()) if name not in ("auto", SEEDLING) and directory.is_dir() else name
 
 
 def _choose_recommended(budget_bytes: int, may_fetch: bool) -> ModelChoice:

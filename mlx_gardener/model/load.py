@@ -117,7 +117,7 @@ def load_base(
         mx.eval(value)
         mx.clear_cache()
     return BaseModel(
-        id=choice.name if choice.name == SEEDLING or not Path(choice.name).is_dir() else path.name,
+        id=path.name if choice.name != SEEDLING and Path(choice.name).expanduser().is_dir() else choice.name,
         path=path,
         revision=path.name if path.parent.name == "snapshots" else None,
         weights_sha256=weights_sha256(path),
