@@ -222,8 +222,9 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     """What `train` would do, without doing or writing any of it."""
     from mlx_gardener.cli.scan import estimate_training, scan_with_progress, time_text
     from mlx_gardener.continuation import as_trained
+    from mlx_gardener.dataset.prepare import check_enough
     from mlx_gardener.engine import make_plan, measured_backend, model_facts
-    from mlx_gardener.model import choose_model, resolve_model
+    from mlx_gardener.model import check_model, choose_model
     from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.plan_view import show_plan
@@ -231,15 +232,17 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     from mlx_gardener.report.text import safe_text
 
     config = as_trained(config, root)
-    scan = scan_with_progress(root, config, silent=as_json)
     choice = choose_model(config.model, config.memory_limit_bytes)
+    place = check_model(choice, config.lora)
+    scan = scan_with_progress(root, config, silent=as_json)
+    check_enough(scan, config)
     plan = make_plan(
-        model_facts(resolve_model(choice)),
+        model_facts(place),
         config,
         config.memory_limit_bytes,
         measured_backend(default_home() / "cache"),
     )
-    estimate = estimate_training(scan, config)
+    estimate = estimate_training(scan, config, choice, place)
     if as_json:
         click.echo(
             json.dumps(

@@ -69,6 +69,12 @@ def attach_lora(model: nn.Module, config: LoraConfig, *, seed: int) -> LoraTarge
     )
 
 
+def check_targets(model: nn.Module, config: LoraConfig) -> None:
+    """Raises ModelError where the layers that ``config`` trains have no module for its adapters."""
+    count = len(model.layers)
+    _target_keys(model.layers[count - min(config.num_layers or count, count) :], config)
+
+
 def effective_scale(config: LoraConfig) -> float:
     """What multiplies B A: alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv:2312.03732)."""
     return config.scale * math.sqrt(config.rank) if config.use_rslora else config.scale
