@@ -199,7 +199,15 @@ def fetch_model(name: str, on_progress: Callable[[int, int], None] | None = None
         if on_progress is not None:
             store = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
             _fetch_in_a_process(name, store, missing_bytes(name), on_progress)
-        return Path(snapshot_download(name, allow_patterns=_MODEL_FILES))
+        path = Path(snapshot_download(name, allow_patterns=_MODEL_FILES))
+    missing = missing_file(path)
+    if missing is not None:  # without a network the library gives what there is for the whole
+        raise ModelError(
+            f"The model {name!r} has no {missing} in the local cache.",
+            next_step=f"Where there is a network, `hf download {name}` fetches it; "
+            "if the hub has none, choose another model.",
+        )
+    return path
 
 
 def _fetch_in_a_process(
