@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -59,7 +60,8 @@ def measured_backend(cache_dir: Path | None = None) -> Backend:
         return kept
     found = measure_backend()
     if cache_dir is not None:
-        _keep(cache_dir, found)
+        with suppress(OSError):  # a home that cannot be written is read all the same; only the second is lost
+            _keep(cache_dir, found)
     return found
 
 
