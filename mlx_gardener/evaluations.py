@@ -72,6 +72,11 @@ def evaluate_adapter(
 
     place = registry.get_project(project)
     record = registry.get_adapter(project, version)
+    if not place.path.is_dir():
+        raise DataError(
+            f"The repository of {project!r} is not at {str(place.path)!r} any more.",
+            next_step=f"Train where it is now, under the same name: `mlx-gardener train PATH --project {project}`.",
+        )
     adapter = PeftManager(registry).load_adapter(project, record.version)
     config = _config(adapter, base_name(registry, record), arms)
     on_progress(0.0, "Reading the repository")

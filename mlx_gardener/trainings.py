@@ -149,7 +149,8 @@ class TrainingPipeline:
             return None
         mine = self._settings(project_name)
         compared = mine.keys() - _MAY_CHANGE - {_DECIDED_AT_START}
-        return last if all(last.config.get(key) == mine[key] for key in compared) else None
+        theirs = {**last.config, "model": model_place(self.registry, str(last.config.get("model")))}
+        return last if all(theirs.get(key) == mine[key] for key in compared) else None
 
     def _settings(self, project: str) -> dict[str, Any]:
         """This pipeline's settings as JSON types, without what the project is to forget."""

@@ -103,11 +103,9 @@ class ProjectRegistry:
         """
         check_project_name(name)
         resolved, now = str(Path(path).resolve()), time.time()
-        with self._database.read() as connection:
+        with self._database.read() as connection:  # compared before the transaction, as git may take a while
             row = connection.execute("SELECT path FROM projects WHERE name = ?", (name,)).fetchone()
-        old = (
-            None if row is None else row["path"]
-        )  # compared before the transaction, since git may take a while
+        old = None if row is None else row["path"]
         moved = old not in (None, resolved) and _has_moved(Path(old), Path(resolved))
         with self._database.write() as connection:
             row = connection.execute("SELECT path FROM projects WHERE name = ?", (name,)).fetchone()

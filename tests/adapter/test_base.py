@@ -12,6 +12,7 @@ from mlx_gardener.adapter import base_name
 from mlx_gardener.adapter.base import model_place, point_base
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.errors import AdapterError, ModelError
+from mlx_gardener.events import StepCompleted
 from mlx_gardener.model import load_base
 from mlx_gardener.model.choose import choose_model
 from mlx_gardener.registry import ProjectRegistry
@@ -20,7 +21,7 @@ from mlx_gardener.trainings import TrainingPipeline
 from tests.cli.test_command_line import gardener, train_flags
 from tests.conftest import write_tiny_model
 from tests.serve.conftest import make_adapter
-from tests.test_pipeline import tiny_settings
+from tests.test_pipeline import endless, tiny_settings
 
 LORA = LoraConfig(rank=2)
 QUICK = {"evaluation.arms": ["base", "adapter"], "evaluation.least_tasks": 0, "evaluation.least_rows": 4,
@@ -66,6 +67,11 @@ def test_a_base_that_moved_is_found_by_its_weights_alone(
 ) -> None:
     old = write_tiny_model(tmp_path / "old", tiny_tokenizer_dir)
     record = make_adapter(registry, "web", load_base(str(old)), LORA, seed=1)
+    pipeline = TrainingPipeline(endless(old), registry=registry)
+    pipeline.start_training("web")
+    next(event for event in pipeline.follow("web") if isinstance(event, StepCompleted))
+    pipeline.cancel_training("web")
+    pipeline.wait_for_training_completion("web", timeout=60)
     new, newest = tmp_path / "elsewhere" / "renamed", tmp_path / "newest"
     new.parent.mkdir()
     old.rename(new)
@@ -81,11 +87,14 @@ def test_a_base_that_moved_is_found_by_its_weights_alone(
     point_base(registry, str(newest))
     assert base_name(registry, record) == str(newest)
     assert [model_place(registry, str(place)) for place in (old, new, newest)] == [str(newest)] * 3
-    # What `forget`, `--resume` and the queue start again has the settings of back then.
-    pipeline = TrainingPipeline(tiny_settings(old), registry=registry)
-    pipeline.start_training("web")
-    latest = registry.latest_training("web")
-    assert latest is not None and latest.config["model"] == str(newest)
+    unfinished = registry.latest_training("web")
+    assert unfinished is not None and unfinished.config["model"] == str(old)
+    assert TrainingPipeline(endless(newest), registry=registry).unfinished_training("web") == unfinished
+    # What `--resume`, `forget` and the queue start again has the settings of back then.
+    pipeline.resume_training("web")
+    resumed = registry.latest_training("web")
+    assert resumed is not None and resumed.config["model"] == str(newest)
+    next(event for event in pipeline.follow("web") if isinstance(event, StepCompleted))
     pipeline.cancel_training("web")
     pipeline.wait_for_training_completion("web", timeout=60)
     assert model_place(registry, "seedling") == "seedling" and model_place(registry, "a/b") == "a/b"
@@ -144,6 +153,9 @@ def test_every_command_finds_base_and_repository_after_both_have_moved(
     assert stale["adapter"]["new_code"]["adapter"] > 0
 
     here = git_repository.rename(elsewhere / "repository")
+    gone = gardener(*evaluate, cwd=elsewhere)
+    assert gone.returncode == 1 and f"is not at '{git_repository}' any more" in gone.stderr
+    assert "--project web" in gone.stderr
     moved = gardener("train", str(here), "--project", "web", *train_flags(new, **QUICK), "--json")
     assert moved.returncode == 0 and f"moved here from {git_repository}" in moved.stderr, moved.stderr
     assert json.loads(moved.stdout.splitlines()[-1])["result"]["adapter_version"] == "v3"
