@@ -60,8 +60,7 @@ def measured_backend(cache_dir: Path | None = None) -> Backend:
         return kept
     found = measure_backend()
     if cache_dir is not None:
-        with suppress(OSError):  # a home that cannot be written is read all the same; only the second is lost
-            _keep(cache_dir, found)
+        _keep(cache_dir, found)
     return found
 
 
@@ -102,10 +101,14 @@ def _kept(cache_dir: Path) -> Backend | None:
 
 
 def _keep(cache_dir: Path, backend: Backend) -> None:
-    make_private(cache_dir)  # the token cache lies below it
+    """Keep it for the next time; where nothing can be written (a read-only home, a full disk) it is measured again then."""
     beside = cache_dir / f".{_FILE}.{os.getpid()}"
-    beside.write_text(json.dumps({"key": _key(), **asdict(backend)}, indent=2), encoding="utf-8")
-    beside.replace(cache_dir / _FILE)
+    with suppress(OSError):
+        make_private(cache_dir)  # the token cache lies below it
+        beside.write_text(json.dumps({"key": _key(), **asdict(backend)}, indent=2), encoding="utf-8")
+        beside.replace(cache_dir / _FILE)
+    with suppress(OSError):
+        beside.unlink(missing_ok=True)
 
 
 def measure_backend() -> Backend:
