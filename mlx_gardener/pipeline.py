@@ -125,12 +125,13 @@ def run_training(run: Run) -> dict[str, Any]:
 
 def _initialize(run: Run) -> ModelChoice:
     """INITIALIZING: which base model, and why; fetched where it is not here yet."""
-    from mlx_gardener.model import choose_model
+    from mlx_gardener.model import check_model, choose_model
 
     run.tell(TrainingPhase.INITIALIZING, 0.0, "Choosing the base model")
     choice = choose_model(run.config.model, run.config.memory_limit_bytes, may_fetch=True)
     if choice.path is None:
         choice = _fetch(run, choice)
+    check_model(choice, run.config.lora)  # before the repository is read, which may take longer
     run.tell(
         TrainingPhase.INITIALIZING, 1.0, f"Base model: {choice.name} ({choice.reason})", model=choice.name
     )

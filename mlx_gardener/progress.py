@@ -164,7 +164,7 @@ class TrainingProgressTracker:
                 before = self.progress
                 if before.phase.is_final:
                     return
-                if time.time() - before.timestamp < interval_seconds * 0.75:
+                if 0 <= time.time() - before.timestamp < interval_seconds * 0.75:  # clocks are set back, too
                     continue
                 details = {**before.details, **(refresh() if refresh else {})}
                 with self._write_lock:

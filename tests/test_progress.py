@@ -98,6 +98,20 @@ def test_the_heartbeat_speaks_when_the_run_is_silent() -> None:
     }
 
 
+def test_the_heartbeat_goes_on_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker, seen = TrainingProgressTracker(), []
+    tracker.update_progress(TrainingPhase.TRAINING, 55, "a long step")
+    tracker.add_progress_callback(seen.append)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 7200)
+    tracker.start_heartbeat(0.1)
+    deadline = time.monotonic() + 10
+    while len(seen) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    tracker.stop_heartbeat()
+    assert len(seen) >= 2
+
+
 def test_every_update_is_in_the_registry(home: Path, repository: Path) -> None:
     registry = ProjectRegistry()
     registry.register_project("small", repository)

@@ -103,7 +103,7 @@ class StagedAdapter:
 
         def register() -> AdapterRecord:
             if self._base.id != SEEDLING and self._base.revision is None:
-                self._registry.note_local_model(self._base.id, self._base.path)
+                self._registry.note_local_model(self._base.weights_sha256, self._base.path)
             return self._registry.add_adapter(
                 self._project,
                 self.version,

@@ -167,3 +167,22 @@ def restore(file: Path, replace: bool) -> None:
     click.echo(f"Restored {safe_text(str(default_home()))}.")
     if aside is not None:
         click.echo(f"The registry that was there is in {safe_text(str(aside))}.")
+
+
+@registry.command()
+@click.argument("model")
+@_JSON
+def base(model: str, as_json: bool) -> None:
+    """Say where a base model is now: MODEL is the directory it was moved to, or a hub id.
+
+    Every adapter that was trained on exactly these weights, by their hash, uses it from now on.
+    """
+    from mlx_gardener.adapter.base import point_base
+    from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.text import safe_text
+
+    found = [f"{record.project}/{record.version}" for record in point_base(ProjectRegistry(), model)]
+    if as_json:
+        click.echo(json.dumps({"model": model, "adapters": found}, indent=2))
+        return
+    click.echo(f"{safe_text(model)} is the base of {', '.join(found)}.")

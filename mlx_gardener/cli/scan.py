@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from mlx_gardener.config import TrainingConfig
+    from mlx_gardener.model import ModelChoice
     from mlx_gardener.source import Scan
 
 
@@ -22,18 +23,26 @@ if TYPE_CHECKING:
 def scan(
     path: Path, model: str | None, config_file: Path | None, pairs: tuple[str, ...], as_json: bool
 ) -> None:
-    """Show what the repository at PATH would be trained on: kept, dropped and why, secrets, time and memory."""
+    """Show what the repository at PATH would be trained on: kept, dropped and why, secrets, time and memory.
+
+    Exit code 1 where a training would be refused, with its reason.
+    """
     from mlx_gardener.cli.train import parse_settings
     from mlx_gardener.config import load_config
     from mlx_gardener.continuation import as_trained
+    from mlx_gardener.dataset.prepare import check_enough
+    from mlx_gardener.model import check_model, choose_model
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.scan_view import show_scan
 
     config = as_trained(load_config(config_file, overrides={"model": model, **parse_settings(pairs)}), path)
+    choice = choose_model(config.model, config.memory_limit_bytes)
+    place = check_model(choice, config.lora)
     found = scan_with_progress(path, config, silent=as_json)
-    estimate = estimate_training(found, config)
+    estimate = estimate_training(found, config, choice, place)
     if as_json:
         click.echo(json.dumps({**found.to_json(), "estimate": estimate}, indent=2))
+        check_enough(found, config)
         return
     console = make_console()
     show_scan(console, found)
@@ -41,10 +50,7 @@ def scan(
         f"\nWith {estimate['model']}: about {estimate['tokens']:,} tokens ({estimate['tokens_from']}), {time_text(estimate)}; "
         f"peak about {estimate['peak_bytes'] / 2**30:.2f} GB of {config.memory_limit_gb:g} GB"
     )
-    if found.chunks_kept < config.min_training_chunks:
-        console.print(
-            f"That is too little: training needs {config.min_training_chunks} chunks (min_training_chunks)."
-        )
+    check_enough(found, config)
 
 
 def scan_with_progress(path: Path, config: TrainingConfig, *, silent: bool = False) -> Scan:
@@ -85,21 +91,21 @@ def time_text(estimate: dict[str, Any]) -> str:
     )
 
 
-def estimate_training(found: Scan, config: TrainingConfig) -> dict[str, Any]:
+def estimate_training(found: Scan, config: TrainingConfig, choice: ModelChoice, path: Path) -> dict[str, Any]:
     """Tokens (measured on a sample of files), minutes and peak memory of a training on ``found``.
+
+    Args:
+        path: the directory of the chosen model.
 
     Raises:
         MemoryBudgetError: the model does not fit the budget.
-        ModelError: the model cannot be read.
     """
     from mlx_gardener.engine import make_plan, measured_backend, model_facts
     from mlx_gardener.errors import DataError
-    from mlx_gardener.model import choose_model, load_tokenizer, resolve_model
+    from mlx_gardener.model import load_tokenizer
     from mlx_gardener.registry import default_home
     from mlx_gardener.source import read_source
 
-    choice = choose_model(config.model, config.memory_limit_bytes)
-    path = resolve_model(choice)
     facts = model_facts(path)
     tokenizer = load_tokenizer(path)
     sample = sorted(found.files, key=lambda record: record.sha256)[:20]

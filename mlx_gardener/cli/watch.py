@@ -82,9 +82,10 @@ def watch_training(
             leaving it alone.
 
     Raises:
-        TrainingError: it failed or was cancelled, or was never started.
+        TrainingError: it failed or was cancelled, or was never started; or what shows it failed and it goes on, which
+            says how to look on again.
     """
-    from mlx_gardener.errors import TrainingCancelledError, TrainingError
+    from mlx_gardener.errors import GardenerError, TrainingCancelledError, TrainingError
     from mlx_gardener.events import Event, TrainingEnded, TrainingPhase
     from mlx_gardener.report.jsonl import JsonLines
     from mlx_gardener.report.live import LiveView, make_console
@@ -118,16 +119,17 @@ def watch_training(
         else:
             with LiveView(console, project=name) as view:
                 watch(view)
-    except (
-        BrokenPipeError,
-        SystemExit,
-    ):  # the reader went away, as `head` does; rich makes a SystemExit of it
-        click.echo(
-            f"Nobody reads this any more. The training of {name} goes on: `mlx-gardener attach {name}` shows it, "
-            f"`mlx-gardener cancel {name}` stops it.",
-            err=True,
-        )
-        raise
+    except (Exception, SystemExit) as error:  # rich exits where the reader of a pipe went away
+        goes_on = not ended and pipeline.is_training_active(name)
+        reader_left = isinstance(error, (SystemExit, BrokenPipeError))
+        if not goes_on and (reader_left or isinstance(error, GardenerError)):
+            raise
+        why = "its reader went away" if reader_left else f"{type(error).__name__}: {error}"
+        stop = f", or stop it with `mlx-gardener cancel {name}`" if goes_on else ""
+        raise TrainingError(
+            f"The view of the training of {name!r} broke off ({why}); the training {'goes on' if goes_on else 'has ended'}.",
+            next_step=f"`mlx-gardener attach {name}` shows it again{stop}.",
+        ) from error
     end = ended[-1]
     if stopped and end.phase is TrainingPhase.CANCELLED:
         click.echo(

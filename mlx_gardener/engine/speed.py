@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -100,10 +101,14 @@ def _kept(cache_dir: Path) -> Backend | None:
 
 
 def _keep(cache_dir: Path, backend: Backend) -> None:
-    make_private(cache_dir)  # the token cache lies below it
+    """Keep it for the next time; where nothing can be written (a read-only home, a full disk) it is measured again then."""
     beside = cache_dir / f".{_FILE}.{os.getpid()}"
-    beside.write_text(json.dumps({"key": _key(), **asdict(backend)}, indent=2), encoding="utf-8")
-    beside.replace(cache_dir / _FILE)
+    with suppress(OSError):
+        make_private(cache_dir)  # the token cache lies below it
+        beside.write_text(json.dumps({"key": _key(), **asdict(backend)}, indent=2), encoding="utf-8")
+        beside.replace(cache_dir / _FILE)
+    with suppress(OSError):
+        beside.unlink(missing_ok=True)
 
 
 def measure_backend() -> Backend:

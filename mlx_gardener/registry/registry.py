@@ -16,7 +16,7 @@ from typing import Any
 
 import platformdirs
 
-from mlx_gardener.errors import RegistryError, RegistryUnavailableError, TrainingError
+from mlx_gardener.errors import ConfigError, RegistryError, RegistryUnavailableError, TrainingError
 from mlx_gardener.events import TrainingPhase, TrainingProgress
 from mlx_gardener.platform.files import make_private
 from mlx_gardener.registry.database import BUSY_TIMEOUT_SECONDS, Database
@@ -56,10 +56,20 @@ LIVE = "status IN ('queued', 'training')"
 
 
 def default_home() -> Path:
-    """``MLX_GARDENER_HOME``, or the platform's directory for user data."""
-    return Path(
-        os.environ.get("MLX_GARDENER_HOME") or platformdirs.user_data_dir("mlx-gardener", appauthor=False)
-    )
+    """``MLX_GARDENER_HOME``, also with ``~``, or the platform's directory for user data.
+
+    Raises:
+        ConfigError: it names the home directory of a user that does not exist.
+    """
+    named = os.environ.get("MLX_GARDENER_HOME")
+    if not named:
+        return Path(platformdirs.user_data_dir("mlx-gardener", appauthor=False))
+    try:
+        return Path(named).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"MLX_GARDENER_HOME is {named!r}, and there is no such user.", next_step="Name a directory in it."
+        ) from error
 
 
 class ProjectRegistry:
@@ -91,16 +101,23 @@ class ProjectRegistry:
     def register_project(self, name: str, path: Path, *, replace: bool = False) -> Project:
         """Make ``name`` stand for the repository at ``path``; registering the same pair again changes nothing.
 
+        A repository that moved keeps its name: where its old place is gone, or holds the same one by its first commit.
+        So does one whose repository a repair or an adoption could not know.
+
         Raises:
             ConfigError: the name cannot be one.
-            RegistryError: the name stands for another path, and ``replace`` is off.
+            RegistryError: the name stands for another repository, and ``replace`` is off.
         """
         check_project_name(name)
         resolved, now = str(Path(path).resolve()), time.time()
+        with self._database.read() as connection:  # compared before the transaction, as git may take a while
+            rows = connection.execute(_PROJECTS + " WHERE projects.name = ?", (name,)).fetchall()
+        old = next((row["path"] for row in readable("projects", rows)), None)
+        moved = old not in (None, resolved) and _has_moved(Path(old), Path(resolved))
         with self._database.write() as connection:
             row = connection.execute("SELECT path FROM projects WHERE name = ?", (name,)).fetchone()
-            unknown = str(unknown_repository(self.home, name))
-            if row is not None and row["path"] not in (resolved, unknown) and not replace:
+            accepted = {resolved, str(unknown_repository(self.home, name)), *([old] if moved else [])}
+            if row is not None and row["path"] not in accepted and not replace:
                 raise RegistryError(
                     f"The project {name!r} already stands for {row['path']}.",
                     next_step="Choose another name with --project, or remove the old project first.",
@@ -630,6 +647,22 @@ def _as_it_is(record: TrainingRecord, row: sqlite3.Row) -> TrainingRecord:
         result={INTERRUPTED: True},
         finished_at=record.updated_at,
     )
+
+
+def _has_moved(old: Path, new: Path) -> bool:
+    """Whether the repository of ``old`` is now (or also) at ``new``."""
+    from mlx_gardener.source.walk import origin_of
+
+    if not new.is_dir():
+        return False
+    try:
+        old.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False  # it may be there, and be another one
+    origin = origin_of(old)
+    return origin is not None and origin == origin_of(new)
 
 
 def _begin_queued(connection: sqlite3.Connection, number: int, training_id: str) -> None:

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.adapter import PeftManager, attach_adapter
+from mlx_gardener.adapter import PeftManager, attach_adapter, check_base
 from mlx_gardener.errors import AdapterError, MemoryBudgetError
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve.catalog import Target
@@ -130,11 +130,7 @@ class Residents:
         assert target.record is not None
         record = target.record
         adapter = self._manager.load_adapter(record.project, record.version)
-        if adapter.manifest["base"].get("weights_sha256") != loaded.base.weights_sha256:
-            raise AdapterError(
-                f"{record.base_model} is not the model that {record.project}/{record.version} was trained on any more.",
-                next_step="Train again on the model as it is now.",
-            )
+        check_base(loaded.base, adapter)
         self._place(loaded, None)
         before = _probe(loaded.base)
         with attach_adapter(loaded.base, adapter):

@@ -86,6 +86,18 @@ def commits_between(root: Path, commit: str) -> int | None:
     return None if found is None else int(found)
 
 
+def origin_of(root: Path) -> tuple[bytes, bytes] | None:
+    """What is the same wherever a repository is moved or cloned: its first commit, and ``root``'s path within it.
+
+    None without git or a commit. Costs a walk through the history: seconds for a million commits.
+    """
+    if _is_ignored(root):
+        return None
+    first = _git(root, "rev-list", "--max-parents=0", "--first-parent", "HEAD")
+    within = _git(root, "rev-parse", "--show-prefix")
+    return None if first is None or within is None else (first, within)
+
+
 def marked_paths(root: Path, paths: list[str]) -> dict[str, str]:
     """Paths whose git attributes say linguist-generated or linguist-vendored, with the rule that drops them."""
     given = b"\0".join(os.fsencode(path) for path in paths) + b"\0"

@@ -211,3 +211,15 @@ def test_a_project_whose_repository_nobody_can_name_keeps_its_adapters(
     tamper(home / "registry.sqlite3", "projects", "path = x'2f746d70'")  # bytes that are a path
     registry.repair()
     assert registry.get_project("small").path == Path("/tmp")
+
+
+@pytest.mark.parametrize("path", ["x'00ff'", "cast(x'2f6100' AS TEXT)", "'not/absolute'", "7"])
+def test_a_path_that_is_none_is_not_taken_for_a_repository_that_moved(
+    registry: ProjectRegistry, repository: Path, tmp_path: Path, path: str
+) -> None:
+    with registry._database.write() as connection:
+        connection.execute(f"UPDATE projects SET path = {path} WHERE name = 'small'")
+    with pytest.raises(RegistryError, match="already stands for"):
+        registry.register_project("small", tmp_path)
+    registry.repair()
+    assert registry.register_project("small", repository).path == repository
