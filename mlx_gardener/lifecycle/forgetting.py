@@ -135,6 +135,7 @@ def versions_that_know(registry: ProjectRegistry, project: str, path: str) -> li
 
 def _texts(root: Path, path: str) -> dict[str, str]:
     """Texts below ``path`` by their own paths, as far as they are there; links are not followed."""
+    from mlx_gardener.source import decode_source
     from mlx_gardener.source.walk import list_files
 
     texts: dict[str, str] = {}
@@ -144,7 +145,7 @@ def _texts(root: Path, path: str) -> dict[str, str]:
             if file.stat().st_size > _MAX_FILE_BYTES or len(texts) >= _MAX_FILES:
                 continue
             try:
-                texts[name] = file.read_text(encoding="utf-8")
+                texts[name] = decode_source(file.read_bytes())
             except UnicodeDecodeError:
                 continue  # no text was ever learned from it
     return {name: text for name, text in texts.items() if text}
