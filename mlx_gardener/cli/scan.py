@@ -19,9 +19,15 @@ if TYPE_CHECKING:
 @click.option("--model", help="auto, seedling, a hub id, or a directory. [default: auto]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting, as in train.")
+@click.option("--lines", is_flag=True, help="List the lines that would be kept, file by file.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON document on stdout.")
 def scan(
-    path: Path, model: str | None, config_file: Path | None, pairs: tuple[str, ...], as_json: bool
+    path: Path,
+    model: str | None,
+    config_file: Path | None,
+    pairs: tuple[str, ...],
+    lines: bool,
+    as_json: bool,
 ) -> None:
     """Show what the repository at PATH would be trained on: kept, dropped and why, secrets, time and memory.
 
@@ -33,7 +39,7 @@ def scan(
     from mlx_gardener.dataset.prepare import check_enough
     from mlx_gardener.model import check_model, choose_model
     from mlx_gardener.report.live import make_console
-    from mlx_gardener.report.scan_view import show_scan
+    from mlx_gardener.report.scan_view import show_kept_lines, show_scan
 
     config = as_trained(load_config(config_file, overrides={"model": model, **parse_settings(pairs)}), path)
     choice = choose_model(config.model, config.memory_limit_bytes)
@@ -41,11 +47,14 @@ def scan(
     found = scan_with_progress(path, config, silent=as_json)
     estimate = estimate_training(found, config, choice, place)
     if as_json:
-        click.echo(json.dumps({**found.to_json(), "estimate": estimate}, indent=2))
+        told = {**found.to_json(), "kept_lines": list_kept_lines(found, config), "estimate": estimate}
+        click.echo(json.dumps(told, indent=2))
         check_enough(found, config)
         return
     console = make_console()
     show_scan(console, found)
+    if lines:
+        show_kept_lines(console, list_kept_lines(found, config))
     console.print(
         f"\nWith {estimate['model']}: about {estimate['tokens']:,} tokens ({estimate['tokens_from']}), {time_text(estimate)}; "
         f"peak about {estimate['peak_bytes'] / 2**30:.2f} GB of {config.memory_limit_gb:g} GB"
@@ -72,6 +81,23 @@ def scan_with_progress(path: Path, config: TrainingConfig, *, silent: bool = Fal
             quality_threshold=config.training_data_quality_threshold,
             on_progress=lambda share, message: progress.update(task, completed=share, description=message),
         )
+
+
+def list_kept_lines(found: Scan, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Path, first and last line (from 1) of every stretch that training would read, whatever part it then falls into."""
+    from mlx_gardener.dataset.examples import kept_lines
+    from mlx_gardener.dataset.prepare import select_best
+    from mlx_gardener.errors import DataError
+    from mlx_gardener.source import read_source
+
+    stretches = []
+    for record in select_best(found.files, config.max_training_chunks)[0]:
+        try:
+            places = kept_lines(read_source(found.root, record), record)
+        except DataError:
+            continue  # it changed since, and training would leave it out too
+        stretches += [{"path": record.path, "start_line": first, "end_line": last} for first, last in places]
+    return stretches
 
 
 def time_text(estimate: dict[str, Any]) -> str:

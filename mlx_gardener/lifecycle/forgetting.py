@@ -201,6 +201,7 @@ def _earlier(registry: ProjectRegistry, project: str) -> dict[str, Earlier | Non
 
 def _texts(root: Path, path: str) -> tuple[dict[str, str], dict[str, str]]:
     """Texts below ``path`` by their own paths, as far as they are there, and why others are not measured."""
+    from mlx_gardener.source import decode_source
     from mlx_gardener.source.walk import list_files
 
     texts: dict[str, str] = {}
@@ -217,9 +218,9 @@ def _texts(root: Path, path: str) -> tuple[dict[str, str], dict[str, str]]:
             without[name] = f"only {_MAX_FILES} files are measured"
         else:
             try:
-                texts[name] = file.read_text(encoding="utf-8")
+                texts[name] = decode_source(file.read_bytes())
             except (OSError, UnicodeDecodeError):
-                without[name] = "it cannot be read as text in UTF-8"
+                without[name] = "it cannot be read as text in UTF-8 or UTF-16"
             if not texts.get(name, "?"):
                 del texts[name]
                 without[name] = "it is empty"

@@ -106,6 +106,28 @@ def test_adapters_that_have_no_place_are_refused_before_anything_is_read(
     refused("No linear module", "train", str(repository), "--dry-run", *flags)
 
 
+def test_scan_lists_the_lines_that_would_be_learned(repository: Path, tiny_model_dir: Path) -> None:
+    (repository / "keys.py").write_text(
+        "def area(width, height):\n    return width * height\n\n\n"
+        "def connect():\n    key = 'AKIA" + "IOSFODNN7QWERTYU'\n    return key\n"
+    )
+    command = [
+        "scan",
+        str(repository),
+        "--model",
+        str(tiny_model_dir),
+        "--set",
+        "training_data_quality_threshold=0.1",
+    ]
+    shown = gardener(*command, "--lines")
+    assert shown.returncode == 0, shown.stderr
+    assert "  keys.py:1-2\n" in shown.stdout and "keys.py:5" not in shown.stdout.partition("Lines kept:")[2]
+    kept = json.loads(gardener(*command, "--json").stdout)["kept_lines"]
+    assert {"path": "keys.py", "start_line": 1, "end_line": 2} in kept
+    assert [place for place in kept if place["path"] == "keys.py"][1:] == []
+    assert "Lines kept:" not in gardener(*command).stdout
+
+
 def test_scan_of_nothing_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     done = gardener("scan", str(tmp_path / "empty"))

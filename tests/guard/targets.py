@@ -45,7 +45,7 @@ from mlx_gardener.source.chunks import CodePreprocessor
 from mlx_gardener.source.duplicates import content_key, signature_of
 from mlx_gardener.source.filters import drop_by_bytes, drop_by_path, drop_by_text
 from mlx_gardener.source.languages import GRAMMARS, LANGUAGES
-from mlx_gardener.source.secrets import find_secrets
+from mlx_gardener.source.secrets import TooManySecretsError, find_secrets
 from mlx_gardener.source.walk import marked_paths, read_ignore
 from mlx_gardener.training.checkpoint import load_checkpoint, newest_origin
 from mlx_gardener.worker import Job
@@ -81,7 +81,8 @@ def source(data: bytes, directory: Path) -> None:
     if whole.strip():
         drop_by_path(path, config)
         drop_by_text(path, text, config)
-    find_secrets(text)
+    with contextlib.suppress(TooManySecretsError):
+        find_secrets(text)
     content_key(text)
     signature_of(text)
     covered = 0
