@@ -72,7 +72,7 @@ def serve(
     from mlx_gardener.config import GIB
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.text import safe_text
-    from mlx_gardener.serve.access import Access
+    from mlx_gardener.serve.access import Access, told_aside
     from mlx_gardener.serve.server import SelfTest
     from mlx_gardener.serve.server import serve as run
     from mlx_gardener.serve.settings import ServeSettings, choose_token
@@ -114,5 +114,5 @@ def serve(
 
     if not as_json:
         click.echo("Loading and testing what is served:")
-    on_request = (lambda _: None) if quiet else show_request
-    run(registry, settings, on_test=show_test, on_ready=show_ready, on_request=on_request)
+    with told_aside((lambda _: None) if quiet else show_request) as on_request:
+        run(registry, settings, on_test=show_test, on_ready=show_ready, on_request=on_request)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -58,3 +62,32 @@ def begin_access(scope: Scope) -> Access:
     access = Access(scope["method"], scope["path"][:200], f"{address[0] if address else 'unknown'}{agent}")
     scope[_KEY] = access
     return access
+
+
+@contextlib.contextmanager
+def told_aside(tell: Callable[[Access], None]) -> Iterator[Callable[[Access], None]]:
+    """Give each record to ``tell`` in a thread of its own: a stopped terminal or a pipe that nobody reads stops no answers.
+
+    Where more than a thousand wait, new ones are left out; where nobody can be told any more, all are.
+    """
+    waiting: queue.Queue[Access | None] = queue.Queue(maxsize=1000)
+
+    def telling() -> None:
+        while (access := waiting.get()) is not None:
+            try:
+                tell(access)
+            except OSError:  # the reader is gone, and the server's answers are not his
+                return
+
+    def on_request(access: Access) -> None:
+        with contextlib.suppress(queue.Full):
+            waiting.put_nowait(access)
+
+    thread = threading.Thread(target=telling, name="serve-access", daemon=True)
+    thread.start()
+    try:
+        yield on_request
+    finally:
+        with contextlib.suppress(queue.Full):
+            waiting.put_nowait(None)
+        thread.join(1.0)

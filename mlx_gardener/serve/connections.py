@@ -26,11 +26,12 @@ def bounded_protocol(
     Args:
         max_connections: open ones; one more is answered 503 and closed.
         head_seconds: from a connection's start, or a request's first byte, to the end of its headers.
-        body_seconds: from there to the body's end.
+        body_seconds: from there to the body's end; and how long a client may read nothing of what is written.
     """
 
     class Bounded(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
+        _reader: asyncio.TimerHandle | None = None
         _waits_for: tuple[str, int] | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -52,7 +53,17 @@ def bounded_protocol(
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._unset_timer()
+            self._unset_reader()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unset_reader()
+            self._reader = self.loop.call_later(body_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self._unset_reader()
+            super().resume_writing()
 
         def send_400_response(self, msg: str) -> None:
             if self.cycle is not None and not self.cycle.response_complete:
@@ -87,6 +98,11 @@ def bounded_protocol(
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+
+        def _unset_reader(self) -> None:
+            if self._reader is not None:
+                self._reader.cancel()
+                self._reader = None
 
         def _answer(self, status: int, message: str, kind: str, code: str) -> None:
             """Say why, and close: the request is not understood, so that nothing else can be said about it."""

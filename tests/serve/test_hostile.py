@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -258,6 +259,22 @@ def test_a_byte_now_and_then_does_not_keep_a_connection(start: Callable[..., str
                 connection.sendall(b"x")
                 time.sleep(0.05)
     assert httpx.get(f"{address}/health", timeout=60).status_code == 200
+
+
+def test_a_client_that_does_not_read_is_not_waited_for(start: Callable[..., str]) -> None:
+    address = start(projects=("alpha",), max_connections=1, body_seconds=0.3)
+    with connected(address) as connection:
+        ask = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        connection.settimeout(0.2)
+        with contextlib.suppress(OSError):  # full, or closed by then
+            for _ in range(20_000):
+                connection.sendall(ask * 100)
+        for _ in range(600):
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{address}/health", timeout=60).status_code == 200:
+                    return
+            time.sleep(0.05)
+    raise AssertionError("the connection is still held")
 
 
 def test_connections_are_bounded(start: Callable[..., str]) -> None:

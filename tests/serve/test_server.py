@@ -273,6 +273,23 @@ def test_the_command_tells_people_of_each_request_unless_it_is_to_be_quiet(world
         assert "curl/8" in told[0] and "\x1b" not in told[0]
 
 
+def test_a_pipe_that_nobody_reads_does_not_stop_the_answers(world: World) -> None:
+    environment = {**os.environ, "MLX_GARDENER_HOME": str(world[0].home)}
+    command = module_command("mlx_gardener", "serve", "alpha", "--port", "0", "--json")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as running:
+        assert running.stdout is not None
+        address = [json.loads(running.stdout.readline()) for _ in range(2)][1]["address"]
+        with httpx.Client(base_url=address, timeout=60) as client:
+            agent = {"user-agent": "x" * 60}
+            for _ in range(600):  # more than a pipe of 64 KiB holds
+                assert client.get("/projects/alpha/" + "x" * 150, headers=agent).status_code == 404
+            running.stdout.close()
+            assert client.get("/health").status_code == 200
+            assert client.get("/health").status_code == 200
+        running.send_signal(signal.SIGINT)
+        running.wait(30)
+
+
 def test_what_has_no_adapter_is_not_served(home: Path, tmp_path: Path, tiny_model_dir: Path) -> None:
     registry = ProjectRegistry()
     empty = gardener("serve", "--port", "0")
