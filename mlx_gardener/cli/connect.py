@@ -50,10 +50,10 @@ def connect(
     from mlx_gardener import editors
     from mlx_gardener.adapter import PeftManager, base_name
     from mlx_gardener.editors import vim
-    from mlx_gardener.editors.settings import vim_endpoint
+    from mlx_gardener.editors.settings import LLAMA_VSCODE, vim_endpoint
     from mlx_gardener.model.choose import choose_model, resolve_model
     from mlx_gardener.model.tokens import load_tokenizer
-    from mlx_gardener.platform.editor_places import settings_file
+    from mlx_gardener.platform.editor_places import has_vscode_extension, settings_file
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.text import safe_lines, safe_text
     from mlx_gardener.serve.catalog import Catalog
@@ -107,6 +107,10 @@ def connect(
     )
     if editor in ("vim", "neovim") and state is None:
         click.echo("The editor is not on the PATH: whether llama.vim runs in it was not seen.")
+    if editor == "vscode" and has_vscode_extension(LLAMA_VSCODE) is False:
+        click.echo(
+            f"VS Code asks with an extension that it has not: `code --install-extension {LLAMA_VSCODE}`."
+        )
     if editor == "zed" and token is not None:
         click.echo(
             "Zed takes the token from ZED_OPEN_AI_COMPATIBLE_EDIT_PREDICTION_API_KEY, or in its AI settings."

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlx_gardener.model import CodeTokenizer
 
 EDITORS = ("zed", "vscode", "vim", "neovim")
+LLAMA_VSCODE = "ggml-org.llama-vscode"
 VIM_BEGIN, VIM_END = '" mlx-gardener: begin', '" mlx-gardener: end'
 #: Zed's name of a prompt's form, by the model's marker of what precedes the hole.
 _ZED_FORMATS = {

@@ -27,6 +27,14 @@ def settings_file(editor: str) -> Path:
     return _config() / "nvim" / "plugin" / "mlx_gardener.vim"
 
 
+def has_vscode_extension(name: str) -> bool | None:
+    """Whether VS Code has an extension; None where its extensions are not where they usually are."""
+    extensions = Path.home() / ".vscode" / "extensions"
+    if not extensions.is_dir():
+        return None
+    return any(extensions.glob(f"{name}-*"))
+
+
 def plugin_places(editor: str, name: str) -> list[Path]:
     """Files ``name`` of plug-ins of ``vim`` or ``neovim`` that managers keep beside the runtime path until they are wanted."""
     data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "nvim"

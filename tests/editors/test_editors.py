@@ -24,7 +24,7 @@ from mlx_gardener.editors.vim import EditorError
 from mlx_gardener.errors import ConfigError
 from mlx_gardener.model import CodeTokenizer, load_base
 from mlx_gardener.model.tokens import load_tokenizer
-from mlx_gardener.platform.editor_places import settings_file
+from mlx_gardener.platform.editor_places import has_vscode_extension, settings_file
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.server import serving
@@ -488,6 +488,19 @@ def test_the_editor_itself_gets_a_completion_where_it_is_there(
     rival.write_text("let g:llama_config = {'endpoint': 'http://127.0.0.1:9/infill'}\n")
     again = gardener("connect", editor, "--address", address, "--yes")
     assert again.returncode == 0, again.stderr  # an old key beside ours neither wins nor is complained about
+
+
+def test_a_missing_extension_of_vs_code_is_named(
+    trained: ProjectRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    extensions = tmp_path / ".vscode" / "extensions"
+    assert has_vscode_extension("ggml-org.llama-vscode") is None
+    (extensions / "other.extension-1.0").mkdir(parents=True)
+    done = gardener("connect", "vscode", "--address", free_address(), "--yes")
+    assert done.returncode == 0 and "--install-extension ggml-org.llama-vscode" in done.stdout
+    (extensions / "ggml-org.llama-vscode-0.0.40").mkdir()
+    assert has_vscode_extension("ggml-org.llama-vscode") is True
 
 
 def test_the_command_writes_nothing_without_a_yes(trained: ProjectRegistry, tmp_path: Path) -> None:
