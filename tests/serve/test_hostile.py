@@ -266,7 +266,7 @@ def test_a_client_that_does_not_read_is_not_waited_for(start: Callable[..., str]
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", int(address.rpartition(":")[2])))
-        ask = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        ask = b"GET /" + b"x" * 190 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n"
         connection.settimeout(0.2)
         with contextlib.suppress(OSError):  # full, or closed by then
             for _ in range(20_000):
