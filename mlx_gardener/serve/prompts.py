@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mlx_gardener.dataset.examples import header_text
 from mlx_gardener.errors import GardenerError
-from mlx_gardener.evaluate.complete import build_prompt
+from mlx_gardener.evaluate.complete import CHARACTERS_PER_TOKEN, PREFIX_TOKENS, build_prompt
 from mlx_gardener.serve.bodies import CompletionBody, InfillBody
 from mlx_gardener.serve.generation import Limits
 from mlx_gardener.serve.worker import BadRequestError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: Tokens of other files that are shown before the one that is written; the last ones are kept.
 _EXTRA_TOKENS = 768
 #: Characters of one such file that are looked at.
-_EXTRA_CHARACTERS = 100 * _EXTRA_TOKENS
+_EXTRA_CHARACTERS = CHARACTERS_PER_TOKEN * _EXTRA_TOKENS
 #: Long texts are counted in pieces of so many characters.
 _PIECE_CHARACTERS = 2**14
 
@@ -69,9 +69,8 @@ def infill_prompt(body: InfillBody, base: BaseModel, room: int, limits: Limits) 
         BadRequestError: the model cannot fill holes, or there is no room.
     """
     tokenizer = base.tokenizer
-    own = _trained(
-        tokenizer, body.input_prefix + body.prompt, body.input_suffix, body.path or body.filename or ""
-    )
+    before = body.input_prefix[-PREFIX_TOKENS * CHARACTERS_PER_TOKEN :] + body.prompt
+    own = _trained(tokenizer, before, body.input_suffix, body.path or body.filename or "")
     most = max(0, min(_EXTRA_TOKENS, room - limits.max_tokens - len(own)))
     extra: list[int] = []
     for piece in reversed(body.input_extra):

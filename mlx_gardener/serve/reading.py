@@ -32,7 +32,7 @@ def read_json(data: bytes | bytearray) -> Any:
     """
     _check_shape(data)
     try:
-        value = parse_json(bytes(data) if isinstance(data, bytearray) else data)
+        value = parse_json(data.decode())
     except ValueError as error:
         raise BadRequestError(f"The request is not JSON ({error}).") from error
     # Only an escape can spell half a pair: UTF-8 has no bytes for it.
