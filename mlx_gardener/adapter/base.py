@@ -1,7 +1,8 @@
 """The base model that belongs to an adapter: where it is on this machine, and whether it is still the same.
 
 A manifest names a local base by its directory's name and its weights' hash, never by its place; places are kept in the
-registry, by that hash. Cost: a manifest is read once a process; `point_base` reads all weights of a model.
+registry, by that hash, and by hash and name where several directories hold the same weights: a base with another tokenizer,
+config or template is another one. Cost: a manifest is read once a process; `point_base` reads all weights of a model.
 """
 
 from __future__ import annotations
@@ -38,14 +39,33 @@ def base_name(registry: ProjectRegistry, record: AdapterRecord) -> str:
 
 def _places(registry: ProjectRegistry, record: AdapterRecord) -> Iterator[Path]:
     """Where the base may lie, the surest first."""
-    for key in (_weights_sha256(record), record.base_model):  # by name: before places were kept by hash
-        place = None if key is None else registry.local_model(key)
+    digest = _weights_sha256(record)
+    by_hash = () if digest is None else (_named(digest, record.base_model), digest)
+    for key in (*by_hash, record.base_model):  # by name alone: before places were kept by hash
+        place = registry.local_model(key)
         if place is not None:
             yield place
     latest = registry.latest_training(record.project)  # before they were kept at all
     trained_on = Path(str(latest.config.get("model", ""))) if latest is not None else Path()
     if trained_on.name == record.base_model:
         yield trained_on
+
+
+def _named(digest: str, name: str) -> str:
+    return f"{digest} {name}"
+
+
+def note_base(registry: ProjectRegistry, base: BaseModel) -> None:
+    """Remember where a local base lies, beside others of the same weights; what is neither seedling nor of the hub is local."""
+    from mlx_gardener.model.choose import SEEDLING
+
+    if base.id == SEEDLING or base.revision is not None:
+        return
+    known = registry.local_model(base.weights_sha256)
+    shared = known is not None and known != base.path and known.is_dir()
+    registry.note_local_model(
+        _named(base.weights_sha256, base.id) if shared else base.weights_sha256, base.path
+    )
 
 
 def _weights_sha256(record: AdapterRecord) -> str | None:
@@ -90,7 +110,10 @@ def point_base(registry: ProjectRegistry, model: str) -> list[AdapterRecord]:
             next_step=f"The weights' hash decides, not the name. Bases of the adapters here: {known}.",
         )
     before = {base_name(registry, record) for record in found}
-    for key in (digest, *(name for name in before if Path(name).is_absolute() and name != str(place))):
+    names = {_named(digest, record.base_model) for record in found}
+    shared = (name for name in names if registry.local_model(name) is not None)
+    gone = (name for name in before if Path(name).is_absolute() and name != str(place))
+    for key in (digest, *shared, *gone):
         registry.note_local_model(key, place)
     return found
 

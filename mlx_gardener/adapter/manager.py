@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_gardener.adapter.base import note_base
 from mlx_gardener.adapter.forms import has_peft_form, write_mlx_form, write_peft_form
 from mlx_gardener.adapter.manifest import (
     MANIFEST_NAME,
@@ -26,7 +27,6 @@ from mlx_gardener.adapter.manifest import (
     verify_files,
 )
 from mlx_gardener.errors import AdapterError
-from mlx_gardener.model.choose import SEEDLING
 from mlx_gardener.platform.files import fsync_path, make_private, make_tree_private, write_private
 from mlx_gardener.platform.locks import hold
 from mlx_gardener.registry import AdapterRecord, ProjectRegistry, patiently
@@ -102,8 +102,7 @@ class StagedAdapter:
             ) from error
 
         def register() -> AdapterRecord:
-            if self._base.id != SEEDLING and self._base.revision is None:
-                self._registry.note_local_model(self._base.weights_sha256, self._base.path)
+            note_base(self._registry, self._base)
             return self._registry.add_adapter(
                 self._project,
                 self.version,

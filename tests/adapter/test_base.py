@@ -51,6 +51,25 @@ def test_versions_on_models_of_one_name_each_find_their_own(
     assert (targets["web@v1"], targets["web@v2"], targets["web"]) == (str(places[0]), *[str(places[1])] * 2)
 
 
+def test_the_same_weights_in_two_directories_stay_two_bases(
+    registry: ProjectRegistry, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    one, two = (Path(shutil.copytree(tiny_model_dir, tmp_path / name)) for name in ("one", "two"))
+    (two / "chat_template.jinja").write_text("another")
+    first, second = (
+        make_adapter(registry, "web", load_base(str(place)), LORA, seed=number)
+        for number, place in enumerate((one, two))
+    )
+    assert [base_name(registry, record) for record in (first, second)] == [str(one), str(two)]
+    one.rename(tmp_path / "renamed")
+    third = make_adapter(registry, "web", load_base(str(tmp_path / "renamed")), LORA, seed=2)
+    places = [base_name(registry, record) for record in (first, second, third)]
+    assert places == [str(tmp_path / name) for name in ("renamed", "two", "renamed")]
+    moved = two.rename(tmp_path / "moved")
+    assert len(point_base(registry, str(moved))) == 3
+    assert {base_name(registry, record) for record in (first, second, third)} == {str(moved)}
+
+
 def test_places_that_were_kept_by_name_are_still_found(
     registry: ProjectRegistry, tmp_path: Path, tiny_model_dir: Path
 ) -> None:
