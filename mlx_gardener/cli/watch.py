@@ -125,9 +125,10 @@ def watch_training(
         if not goes_on and (reader_left or isinstance(error, GardenerError)):
             raise
         why = "its reader went away" if reader_left else f"{type(error).__name__}: {error}"
-        stop = f", or stop it with `mlx-gardener cancel {name}`" if goes_on else ""
+        state = "has ended" if not goes_on else "is being stopped" if stopped else "goes on"
+        stop = f", or stop it with `mlx-gardener cancel {name}`" if goes_on and not stopped else ""
         raise TrainingError(
-            f"The view of the training of {name!r} broke off ({why}); the training {'goes on' if goes_on else 'has ended'}.",
+            f"The view of the training of {name!r} broke off ({why}); the training {state}.",
             next_step=f"`mlx-gardener attach {name}` shows it again{stop}.",
         ) from error
     end = ended[-1]
