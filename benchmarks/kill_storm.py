@@ -11,7 +11,6 @@ one adapter whose weight files are those of the undisturbed run, in a registry t
 
 from __future__ import annotations
 
-import os
 import random
 import statistics
 import sys
@@ -70,7 +69,6 @@ def main(runs: int, seed: int, kind: str, tiny: bool) -> None:
     """Run the storm and write the result."""
     machine, stories, began = describe(), list[Story](), time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        os.environ["MLX_GARDENER_HOME"] = f"{scratch}/home"
         repository, model = write_repository(Path(scratch) / "repository"), "seedling"
         if tiny:
             words = Path(scratch) / "tokenizer"

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import bar, describe, save, spread
 
 from mlx_gardener.adapter import PeftManager, attach_adapter
-from mlx_gardener.evaluate.complete import complete, written_ids
+from mlx_gardener.evaluate.complete import complete, whole_characters, written_ids
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.choose import seedling_path
 from mlx_gardener.platform.processes import module_command
@@ -96,7 +96,7 @@ def offline(base: BaseModel, registry: ProjectRegistry, asked: list[Question]) -
                 if question.suffix is None:
                     prompt = base.tokenizer.encode_with_markers(question.prefix)
                     ids = [token for token, _ in written_ids(base, prompt, max_new_tokens=TOKENS)]
-                    wanted[project, number] = base.tokenizer.decode(ids)
+                    wanted[project, number] = whole_characters(base.tokenizer.decode(ids))
                 else:
                     wanted[project, number] = complete(
                         base, question.prefix, question.suffix, path=question.path, max_new_tokens=TOKENS

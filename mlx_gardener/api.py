@@ -123,13 +123,23 @@ def train(
                 if isinstance(event, MemoryMeasured | StepCompleted):
                     seen.append(event)
                 if view is not None:
-                    view(event)
+                    _show(view, event, name)
                 if on_event is not None:
                     on_event(event)
         except KeyboardInterrupt:
             pipeline.cancel_training(name)
             raise
     return training_result(pipeline, name, events=seen)
+
+
+def _show(view: NotebookView | LiveView, event: Event, project: str) -> None:
+    try:
+        view(event)
+    except Exception as error:
+        raise TrainingError(
+            f"The view of the training of {project!r} broke off ({type(error).__name__}: {error}); the training goes on.",
+            next_step=f"`mlx-gardener attach {project}` shows it again; `train(..., show_progress=False)` goes without.",
+        ) from error
 
 
 def _view(project: str) -> NotebookView | LiveView:

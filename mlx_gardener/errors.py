@@ -82,6 +82,10 @@ class RegistryError(GardenerError):
     """The registry cannot be read or written, or has no such project."""
 
 
+class RegistryUnavailableError(RegistryError):
+    """The registry cannot be used at the moment: others write, or the disk is full or read-only; it may be later."""
+
+
 class ConfigError(GardenerError):
     """A setting is unknown or has an impossible value."""
 

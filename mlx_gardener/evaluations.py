@@ -67,13 +67,18 @@ def evaluate_adapter(
         AdapterError: the adapter's files, the base or the control do not fit, or it is unknown what was trained on.
         DataError: the repository cannot be read, or holds no files any more that were not trained on.
     """
-    from mlx_gardener.adapter import PeftManager
+    from mlx_gardener.adapter import PeftManager, base_name
     from mlx_gardener.evaluate import compare
 
     place = registry.get_project(project)
     record = registry.get_adapter(project, version)
+    if not place.path.is_dir():
+        raise DataError(
+            f"The repository of {project!r} is not at {str(place.path)!r} any more.",
+            next_step=f"Train where it is now, under the same name: `mlx-gardener train PATH --project {project}`.",
+        )
     adapter = PeftManager(registry).load_adapter(project, record.version)
-    config = _config(registry, adapter, arms)
+    config = _config(adapter, base_name(registry, record), arms)
     on_progress(0.0, "Reading the repository")
     base, engine, data = _prepare(registry, place, config, adapter, on_progress, interrupt)
     data, trained_on_test, notes = _unseen(data, adapter)
@@ -100,15 +105,9 @@ def evaluate_adapter(
     return Evaluation(project, record.version, evidence, file)
 
 
-def _config(
-    registry: ProjectRegistry, adapter: LoadedAdapter, arms: tuple[str, ...] | None
-) -> TrainingConfig:
-    """The settings of the adapter's training, with the base where this machine has it."""
-    settings: dict[str, Any] = dict(adapter.manifest["config"])
-    latest = registry.latest_training(adapter.manifest["project"])
-    named = str(latest.config.get("model", "")) if latest is not None else ""
-    base_id = adapter.manifest["base"]["id"]
-    settings["model"] = named if Path(named).name == base_id and Path(named).is_dir() else base_id
+def _config(adapter: LoadedAdapter, model: str, arms: tuple[str, ...] | None) -> TrainingConfig:
+    """The settings of the adapter's training, with ``model``, the base where this machine has it."""
+    settings: dict[str, Any] = {**adapter.manifest["config"], "model": model}
     if arms is not None:
         wanted = {"base", "adapter", *arms}
         evaluation = dict(settings.get("evaluation", {}))
@@ -125,6 +124,7 @@ def _prepare(
     interrupt: Callable[[], None],
 ) -> tuple[BaseModel, Engine, PreparedData]:
     """The base, the engine for it and the repository's data, all as a training would have them."""
+    from mlx_gardener.adapter import check_base
     from mlx_gardener.dataset import TrainingDataPreparator
     from mlx_gardener.engine import known_backend, load_engine, make_plan, model_facts
     from mlx_gardener.model import choose_model, load_tokenizer, resolve_model
@@ -150,11 +150,7 @@ def _prepare(
         warn=lambda message: on_progress(0.25, message),
         tell=lambda share, message: on_progress(0.15 + 0.1 * share, message),
     )
-    if base.weights_sha256 != adapter.manifest["base"]["weights_sha256"]:
-        raise AdapterError(
-            f"{base.id} is not the model that {adapter.directory.name!r} of {project.name!r} was trained on any more.",
-            next_step="Train again on the model as it is now.",
-        )
+    check_base(base, adapter)
     return base, engine, data
 
 

@@ -41,6 +41,7 @@ from mlx_gardener.recovery import (
     plan_of,
 )
 from mlx_gardener.registry import Project, ProjectRegistry
+from mlx_gardener.registry.patience import PATIENCE_SECONDS
 from mlx_gardener.report.text import duration
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def run_training(run: Run) -> dict[str, Any]:
     Raises:
         GardenerError: whatever ended the run early; a checkpoint of the last update is kept.
     """
+    clear_away(run)
     if (result := already_registered(run)) is not None:
         run.peers.leave(None)
         return result
@@ -129,12 +131,13 @@ def run_training(run: Run) -> dict[str, Any]:
 
 def _initialize(run: Run) -> ModelChoice:
     """INITIALIZING: which base model, and why; fetched where it is not here yet."""
-    from mlx_gardener.model import choose_model
+    from mlx_gardener.model import check_model, choose_model
 
     run.tell(TrainingPhase.INITIALIZING, 0.0, "Choosing the base model")
     choice = choose_model(run.config.model, run.config.memory_limit_bytes, may_fetch=True)
     if choice.path is None:
         choice = _fetch(run, choice)
+    check_model(choice, run.config.lora)  # before the repository is read, which may take longer
     run.tell(
         TrainingPhase.INITIALIZING, 1.0, f"Base model: {choice.name} ({choice.reason})", model=choice.name
     )
@@ -322,7 +325,6 @@ def _complete(
     from mlx_gardener.adapter import PeftManager
 
     run.tell(TrainingPhase.COMPLETING, 0.0, "Writing the adapter")
-    clear_away(run)
     with PeftManager(run.registry).stage_adapter(
         run.project.name, outcome.weights, base=base, settings=outcome.settings
     ) as staged:
@@ -438,5 +440,6 @@ def _register(
         model_card=render_model_card(facts),
         extra_files={"report.html": render_report_html(shown, events=events).encode()},
         activate=evidence.verdict != "reject",
+        patience_seconds=PATIENCE_SECONDS,
     )
     return result

@@ -2,17 +2,20 @@
 
 In: `update_progress` from the run. Out: a row in the registry, a `ProgressChanged` event on the bus, and calls of the
 registered callbacks on threads of their own, so that a callback may be slow, fail, or ask the tracker for its progress
-without harm. Cost of an update: one small SQLite write (p99 well under 1 ms, see ``benchmarks/promises.py``).
+without harm. A registry that cannot be written holds nothing up: the update is left out, and that is said once.
+Cost of an update: one small SQLite write (p99 well under 1 ms, see ``benchmarks/promises.py``).
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from mlx_gardener.errors import RegistryError
 from mlx_gardener.events import (
     PHASE_PERCENT,
     Event,
@@ -20,12 +23,17 @@ from mlx_gardener.events import (
     ProgressChanged,
     TrainingPhase,
     TrainingProgress,
+    WarningRaised,
 )
 
 if TYPE_CHECKING:
     from mlx_gardener.registry import ProjectRegistry
 
+logger = logging.getLogger(__name__)
+
 ProgressCallback = Callable[[TrainingProgress], None]
+#: How long an update waits for the registry while others write, and for how long at most it is left in peace after that.
+_PATIENCE_SECONDS, _MOST_PEACE_SECONDS = 0.5, 8.0
 
 
 class TrainingProgressTracker:
@@ -55,6 +63,9 @@ class TrainingProgressTracker:
         self._write_lock = threading.Lock()  # keeps registry rows and events in the order of the updates
         self._progress = TrainingProgress(TrainingPhase.INITIALIZING, percent, "Starting")
         self._heartbeat_stop: threading.Event | None = None
+        self._unsaid_since: float | None = None  # monotonic; the registry was told everything when None
+        self._peace_seconds = _PATIENCE_SECONDS
+        self._next_try = 0.0
 
     @property
     def progress(self) -> TrainingProgress:
@@ -84,9 +95,6 @@ class TrainingProgressTracker:
 
         Returns:
             The progress as recorded.
-
-        Raises:
-            RegistryError: the registry cannot be written.
         """
         with self._write_lock:
             with self._lock:
@@ -106,7 +114,7 @@ class TrainingProgressTracker:
 
     def _tell(self, progress: TrainingProgress) -> None:
         if self._registry is not None and self._training_id is not None:
-            self._registry.update_training(self._training_id, progress)
+            self._tell_registry(self._registry, self._training_id, progress)
         self.bus.publish(
             ProgressChanged(
                 progress.phase,
@@ -116,6 +124,28 @@ class TrainingProgressTracker:
                 timestamp=progress.timestamp,
             )
         )
+
+    def _tell_registry(self, registry: ProjectRegistry, training_id: str, progress: TrainingProgress) -> None:
+        """Write the row, or leave it out: no training ends, or waits for long, because of that."""
+        now = time.monotonic()
+        if now < self._next_try and not progress.phase.is_final:
+            return
+        try:
+            registry.update_training(training_id, progress, patience_seconds=_PATIENCE_SECONDS)
+        except RegistryError as error:
+            self._next_try = time.monotonic() + self._peace_seconds
+            self._peace_seconds = min(2 * self._peace_seconds, _MOST_PEACE_SECONDS)
+            if self._unsaid_since is None:
+                self._unsaid_since = now
+                message = (
+                    f"{error.message} The training goes on; its progress is recorded again when that is over."
+                )
+                logger.warning("%s", message)
+                self.bus.publish(WarningRaised(message))
+            return
+        if self._unsaid_since is not None:
+            logger.info("the registry is written again after %.0f s", now - self._unsaid_since)
+        self._unsaid_since, self._peace_seconds = None, _PATIENCE_SECONDS
 
     def start_heartbeat(
         self, interval_seconds: float, refresh: Callable[[], dict[str, Any]] | None = None
@@ -134,7 +164,7 @@ class TrainingProgressTracker:
                 before = self.progress
                 if before.phase.is_final:
                     return
-                if time.time() - before.timestamp < interval_seconds * 0.75:
+                if 0 <= time.time() - before.timestamp < interval_seconds * 0.75:  # clocks are set back, too
                     continue
                 details = {**before.details, **(refresh() if refresh else {})}
                 with self._write_lock:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from mlx_gardener.errors import GardenerError, TrainingError
-from mlx_gardener.registry import INTERRUPTED, ProjectRegistry, QueueEntry, TrainingStatus
+from mlx_gardener.errors import GardenerError, RegistryUnavailableError, TrainingError
+from mlx_gardener.registry import INTERRUPTED, ProjectRegistry, QueueEntry, TrainingStatus, patiently
 
 if TYPE_CHECKING:
     from mlx_gardener.trainings import TrainingPipeline
@@ -64,9 +64,9 @@ class QueueRunner:
         try:
             while True:
                 with FileLock(self._registry.home / LOCK_NAME, timeout=_LOCK_WAIT_SECONDS):
-                    while self.step() or not until_empty:
+                    while patiently(self.step) or not until_empty:
                         time.sleep(POLL_SECONDS)
-                if not self._registry.queue.entries():
+                if not patiently(self._registry.queue.entries):
                     return
                 # Somebody put a project in after the last look, and left it to this process as it still had the lock.
         except Timeout:
@@ -100,6 +100,8 @@ class QueueRunner:
         try:
             pipeline = TrainingPipeline(validate_config(entry.config), registry=self._registry)
             pipeline.start_training(entry.project, fresh=entry.fresh, queue_number=entry.number)
+        except RegistryUnavailableError:
+            raise  # no fault of the project's
         except GardenerError as error:
             if any(record.project == entry.project for record in self._registry.active_trainings()):
                 return False  # somebody began it in between

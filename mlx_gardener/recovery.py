@@ -8,7 +8,6 @@ Cost: hashing the base's weights once more, where there is a checkpoint.
 from __future__ import annotations
 
 import json
-import shutil
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from mlx_gardener.events import TrainingPhase, WarningRaised
 from mlx_gardener.platform.files import fsync_path, write_private
 from mlx_gardener.platform.untrusted import read_json
 from mlx_gardener.registry.names import is_version
+from mlx_gardener.registry.remnants import clear_run
 
 if TYPE_CHECKING:
     from mlx_gardener.dataset import PreparedData
@@ -139,13 +139,20 @@ def already_registered(run: Run) -> dict[str, Any] | None:
 
 
 def clear_away(run: Run) -> None:
-    """Delete what an earlier worker of this project left half written; only one trains at a time."""
-    adapters = run.registry.project_directory(run.project.name) / "adapters"
-    leftovers = list(adapters.glob(".new-*"))
-    result = _kept_result(run)
-    if result is not None:  # renamed into place, and not registered: `already_registered` says so
-        known = {record.version for record in run.registry.list_adapters(run.project.name)}
-        if result["adapter_version"] not in known:
-            leftovers.append(adapters / result["adapter_version"])
-    for leftover in leftovers:
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Delete what earlier workers of this project left half written, and the adapter that one of this run did not register.
+
+    What cannot be deleted is in nobody's way, and tried again by the next training, `registry gc` and `registry repair`.
+    """
+    try:
+        clear_run(run.directory)
+        run.registry.sweep(run.project.name)
+        result = _kept_result(run)
+        if result is not None:  # renamed into place, and not registered: `already_registered` says so
+            known = {record.version for record in run.registry.list_adapters(run.project.name)}
+            if result["adapter_version"] not in known:
+                adapters = run.registry.project_directory(run.project.name) / "adapters"
+                run.registry.discard(adapters / result["adapter_version"])
+    except (OSError, RegistryError) as error:
+        run.publish(
+            WarningRaised(f"What an earlier training left half written could not be deleted ({error}).")
+        )

@@ -27,7 +27,7 @@ from mlx_gardener.group import Group, launched_rank
 from mlx_gardener.journal import JOURNAL_NAME, JournalWriter
 from mlx_gardener.platform.processes import how_it_ended, module_command
 from mlx_gardener.recovery import CHECKPOINTS_NAME, Resume
-from mlx_gardener.registry import ProjectRegistry, TrainingStatus
+from mlx_gardener.registry import ProjectRegistry, TrainingStatus, patiently
 from mlx_gardener.worker import LOG_NAME, LOST_EXIT_CODE, Job, says_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
         except GardenerError as error:  # the other ranks cannot be had
             bury(registry, job.training_id, f"{error} {_advice(run_dir)}", interrupted=True)
             return TrainingStatus.FAILED
-        record = registry.get_training(job.training_id)
+        record = patiently(registry.get_training, job.training_id)
         if record.finished_at is not None:
             return record.status
         log = _log_since(run_dir, log_at)
@@ -69,7 +69,7 @@ def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
         logger.error("training %s: %s", job.training_id, why)
         progress = _checkpoints(run_dir) != checkpoints
         deaths_without_progress = 0 if progress else deaths_without_progress + 1
-        if registry.cancel_requested(job.training_id):
+        if patiently(registry.cancel_requested, job.training_id):
             bury(
                 registry,
                 job.training_id,
@@ -125,9 +125,9 @@ def bury(
         RegistryError: the registry cannot be written.
     """
     if cancelled:
-        registry.finish_training(training_id, TrainingStatus.CANCELLED, message, {})
-    registry.explain_death(training_id, message, interrupted=interrupted)
-    record = registry.get_training(training_id)
+        patiently(registry.finish_training, training_id, TrainingStatus.CANCELLED, message, {})
+    patiently(lambda: registry.explain_death(training_id, message, interrupted=interrupted))
+    record = patiently(registry.get_training, training_id)
     _tell(
         record.run_dir,
         [
@@ -226,7 +226,8 @@ def main() -> None:
     os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     run_dir, registry = Path(sys.argv[1]), ProjectRegistry()
-    registry.claim_training(Job.read(run_dir).training_id, os.getpid())
+    training_id = Job.read(run_dir).training_id
+    patiently(registry.claim_training, training_id, os.getpid())
     sys.exit(1 if supervise(run_dir, registry) is TrainingStatus.FAILED else 0)
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_gardener.adapter.base import model_place
 from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.continuation import decide_parent, without_forgotten
 from mlx_gardener.errors import GardenerError, TrainingError, TrainingTimeoutError
@@ -27,11 +28,19 @@ from mlx_gardener.events import (
     TrainingProgress,
 )
 from mlx_gardener.journal import JOURNAL_NAME, follow_journal
+from mlx_gardener.model.choose import absolute_model
 from mlx_gardener.platform.files import private
 from mlx_gardener.platform.processes import module_command
 from mlx_gardener.progress import ProgressCallback, progress_of
 from mlx_gardener.recovery import CHECKPOINTS_NAME, Resume
-from mlx_gardener.registry import Project, ProjectRegistry, QueueEntry, TrainingRecord, TrainingStatus
+from mlx_gardener.registry import (
+    Project,
+    ProjectRegistry,
+    QueueEntry,
+    TrainingRecord,
+    TrainingStatus,
+    patiently,
+)
 from mlx_gardener.supervisor import bury, describe_death
 from mlx_gardener.worker import LOG_NAME, Job
 
@@ -72,6 +81,7 @@ class TrainingPipeline:
         self, config: TrainingConfig | None = None, *, registry: ProjectRegistry | None = None
     ) -> None:
         self.config = config or load_config()
+        self.config = self.config.model_copy(update={"model": absolute_model(self.config.model)})
         self.registry = registry or ProjectRegistry()
         self._watched: dict[str, _Watched] = {}
         self._lock = threading.Lock()
@@ -148,7 +158,8 @@ class TrainingPipeline:
             return None
         mine = self._settings(project_name)
         compared = mine.keys() - _MAY_CHANGE - {_DECIDED_AT_START}
-        return last if all(last.config.get(key) == mine[key] for key in compared) else None
+        theirs = {**last.config, "model": model_place(self.registry, str(last.config.get("model")))}
+        return last if all(theirs.get(key) == mine[key] for key in compared) else None
 
     def _settings(self, project: str) -> dict[str, Any]:
         """This pipeline's settings as JSON types, without what the project is to forget."""
@@ -318,6 +329,7 @@ class TrainingPipeline:
             if self.config.parallel.is_wanted:
                 new = new | {"parallel"}
             config = {**resume_from.config, **{key: config[key] for key in new}}
+        config["model"] = model_place(self.registry, config["model"])
         record = self.registry.begin_training(
             project.name,
             config,
@@ -330,7 +342,7 @@ class TrainingPipeline:
             Job(record.id, project.name, config, mode, offset).write(record.run_dir)
             process = self._spawn(record)
             # Before this process may end: the supervisor itself claims only after its imports.
-            self.registry.claim_training(record.id, process.pid)
+            patiently(self.registry.claim_training, record.id, process.pid)
         except OSError as error:
             message = f"The worker of {name!r} could not be started: {error.strerror or error}."
             self.registry.finish_training(record.id, TrainingStatus.FAILED, message, {})

@@ -41,7 +41,8 @@ from mlx_gardener.platform.priority import lower_priority
 from mlx_gardener.platform.untrusted import read_json
 from mlx_gardener.progress import TrainingProgressTracker
 from mlx_gardener.recovery import CANCELLED_LATE, Resume
-from mlx_gardener.registry import INTERRUPTED, ProjectRegistry, TrainingStatus
+from mlx_gardener.registry import INTERRUPTED, ProjectRegistry, TrainingStatus, patiently
+from mlx_gardener.registry.names import RUN_LOCK_NAME
 
 if TYPE_CHECKING:
     from mlx_gardener.training.time_plan import Clock
@@ -54,7 +55,7 @@ LOG_NAME = "worker.log"
 CANCEL_POLL_SECONDS = 0.2
 #: With this a worker or a peer ends whose other ranks are gone; it could go on (EX_TEMPFAIL of sysexits.h).
 LOST_EXIT_CODE = os.EX_TEMPFAIL
-LOCK_NAME = "worker.lock"
+LOCK_NAME = RUN_LOCK_NAME
 #: How long a worker waits for an earlier one in the same directory, which may be writing its last checkpoint.
 LOCK_WAIT_SECONDS = 120.0
 
@@ -246,7 +247,8 @@ def _work(
     bus = EventBus()
     bus.subscribe(JournalWriter(run_dir / JOURNAL_NAME), name="journal", capacity=100_000)
     bus.subscribe(_log_event, name="log")
-    percent = registry.get_training(job.training_id).percent  # not 0 where an earlier worker died
+    # Not 0 where an earlier worker died.
+    percent = patiently(registry.get_training, job.training_id).percent
     tracker = TrainingProgressTracker(registry, job.training_id, bus=bus, percent=percent)
     interrupt: Interrupt | None = None
     result: dict[str, Any] = {}
@@ -292,7 +294,7 @@ def _work(
         if interrupt is not None:
             interrupt.close()
     tracker.update_progress(phase, 100.0, message)
-    registry.finish_training(job.training_id, status, message, result)
+    patiently(registry.finish_training, job.training_id, status, message, result)
     bus.publish(TrainingEnded(phase, message, result))
     bus.close(timeout_seconds=10.0)
     return phase
@@ -315,7 +317,7 @@ def _run(
     peers = Peers() if launched is None else Peers.connect(launched[1], config.parallel.connect_seconds)
     run = Run(
         training_id=job.training_id,
-        project=registry.get_project(job.project),
+        project=patiently(registry.get_project, job.project),
         config=config,
         directory=run_dir,
         resume=job.resume,

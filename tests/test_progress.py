@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from mlx_gardener.events import TrainingPhase, TrainingProgress
+from mlx_gardener.events import Event, TrainingPhase, TrainingProgress, WarningRaised
 from mlx_gardener.progress import TrainingProgressTracker
 from mlx_gardener.registry import ProjectRegistry
 
@@ -97,6 +98,20 @@ def test_the_heartbeat_speaks_when_the_run_is_silent() -> None:
     }
 
 
+def test_the_heartbeat_goes_on_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker, seen = TrainingProgressTracker(), []
+    tracker.update_progress(TrainingPhase.TRAINING, 55, "a long step")
+    tracker.add_progress_callback(seen.append)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 7200)
+    tracker.start_heartbeat(0.1)
+    deadline = time.monotonic() + 10
+    while len(seen) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    tracker.stop_heartbeat()
+    assert len(seen) >= 2
+
+
 def test_every_update_is_in_the_registry(home: Path, repository: Path) -> None:
     registry = ProjectRegistry()
     registry.register_project("small", repository)
@@ -107,3 +122,52 @@ def test_every_update_is_in_the_registry(home: Path, repository: Path) -> None:
     assert elsewhere is not None
     assert (elsewhere.phase, elsewhere.percent, elsewhere.message) == (TrainingPhase.TRAINING, 61, "Step 3")
     assert elsewhere.details == {"loss": 1.25}
+
+
+def test_a_registry_that_others_hold_delays_no_update_and_is_told_again_afterwards(
+    home: Path, repository: Path
+) -> None:
+    registry = ProjectRegistry()
+    registry.register_project("small", repository)
+    record = registry.begin_training("small", {})
+    tracker, said = TrainingProgressTracker(registry, record.id), list[str]()
+
+    def listen(event: Event) -> None:
+        if isinstance(event, WarningRaised):
+            said.append(event.message)
+
+    tracker.bus.subscribe(listen, name="listener")
+    other = sqlite3.connect(home / "registry.sqlite3", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    for step in range(20):
+        assert tracker.update_progress(TrainingPhase.TRAINING, 50, f"Step {step}").message == f"Step {step}"
+    other.execute("ROLLBACK")
+    other.close()
+    tracker.update_progress(TrainingPhase.FAILED, 0, "over")  # the last word is always tried
+    assert registry.get_training(record.id).message == "over"
+    tracker.bus.close()
+    assert len(said) == 1 and "The training goes on" in said[0]
+
+
+def test_the_heartbeat_survives_a_registry_that_others_hold(home: Path, repository: Path) -> None:
+    registry = ProjectRegistry()
+    registry.register_project("small", repository)
+    record = registry.begin_training("small", {})
+    tracker, seen = TrainingProgressTracker(registry, record.id), []
+    tracker.update_progress(TrainingPhase.TRAINING, 55, "a long step")
+    tracker.add_progress_callback(seen.append)
+    other = sqlite3.connect(home / "registry.sqlite3", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    tracker.start_heartbeat(0.1)
+    deadline = time.monotonic() + 20
+    while len(seen) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    other.execute("ROLLBACK")
+    other.close()
+    told = len(seen)
+    while registry.get_training(record.id).message != "a long step" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    while len(seen) == told and time.monotonic() < deadline:
+        time.sleep(0.02)
+    tracker.stop_heartbeat()
+    assert told >= 3 and len(seen) > told

@@ -3,7 +3,7 @@
 In: LoRA weights by mlx-lm's names. Out: a directory in the registry. Only safetensors and JSON are ever read back.
 """
 
-from mlx_gardener.adapter.base import base_name
+from mlx_gardener.adapter.base import base_name, check_base
 from mlx_gardener.adapter.manager import PeftManager, StagedAdapter, attach_adapter
 from mlx_gardener.adapter.manifest import LoadedAdapter, ManifestDetails, load_adapter_directory
 
@@ -14,5 +14,6 @@ __all__ = [
     "StagedAdapter",
     "attach_adapter",
     "base_name",
+    "check_base",
     "load_adapter_directory",
 ]

@@ -1,7 +1,14 @@
-"""The base model that belongs to an adapter: where it is on this machine, and whether it is still the same."""
+"""The base model that belongs to an adapter: where it is on this machine, and whether it is still the same.
+
+A manifest names a local base by its directory's name and its weights' hash, never by its place; places are kept in the
+registry, by that hash, and by hash and name where several directories hold the same weights: a base with another tokenizer,
+config or template is another one. Cost: a manifest is read once a process; `point_base` reads all weights of a model.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +21,113 @@ if TYPE_CHECKING:
 
 
 def base_name(registry: ProjectRegistry, record: AdapterRecord) -> str:
-    """What to load for ``record``: the model's id, or for a local directory the path it was trained with."""
-    known = registry.local_model(record.base_model)
-    if known is not None and known.is_dir():
-        return str(known)
-    latest = registry.latest_training(record.project)  # adapters from before paths were remembered
-    named = str(latest.config.get("model", "")) if latest is not None else ""
-    return named if Path(named).name == record.base_model and Path(named).is_dir() else record.base_model
+    """What to load for ``record``: the model's id, or the directory in which it lies on this machine.
+
+    Where that is known to be gone, the directory it was in, which an error about it then names.
+    """
+    from mlx_gardener.model.choose import SEEDLING
+
+    if record.base_model == SEEDLING:
+        return SEEDLING
+    gone = None
+    for place in _places(registry, record):
+        if place.is_dir():
+            return str(place)
+        gone = gone or (str(place) if place.is_absolute() else None)
+    return gone if gone is not None and "/" not in record.base_model else record.base_model
+
+
+def _places(registry: ProjectRegistry, record: AdapterRecord) -> Iterator[Path]:
+    """Where the base may lie, the surest first."""
+    digest = _weights_sha256(record)
+    by_hash = () if digest is None else (_named(digest, record.base_model), digest)
+    for key in (*by_hash, record.base_model):  # by name alone: before places were kept by hash
+        place = registry.local_model(key)
+        if place is not None:
+            yield place
+    latest = registry.latest_training(record.project)  # before they were kept at all
+    trained_on = Path(str(latest.config.get("model", ""))) if latest is not None else Path()
+    if trained_on.name == record.base_model:
+        yield trained_on
+
+
+def _named(digest: str, name: str) -> str:
+    return f"{digest} {name}"
+
+
+def note_base(registry: ProjectRegistry, base: BaseModel) -> None:
+    """Remember where a local base lies, beside others of the same weights; what is neither seedling nor of the hub is local."""
+    from mlx_gardener.model.choose import SEEDLING
+
+    if base.id == SEEDLING or base.revision is not None:
+        return
+    known = registry.local_model(base.weights_sha256)
+    shared = known is not None and known != base.path and known.is_dir()
+    registry.note_local_model(
+        _named(base.weights_sha256, base.id) if shared else base.weights_sha256, base.path
+    )
+
+
+def _weights_sha256(record: AdapterRecord) -> str | None:
+    """The hash of the base's weights; None where the manifest cannot be read, which loading the adapter will say."""
+    try:
+        return _hash_in_manifest(record.directory, record.manifest_sha256)
+    except AdapterError:
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _hash_in_manifest(directory: Path, manifest_sha256: str) -> str | None:
+    from mlx_gardener.adapter.manifest import read_manifest
+
+    found = read_manifest(directory)["base"].get("weights_sha256")
+    return found if isinstance(found, str) else None
+
+
+def point_base(registry: ProjectRegistry, model: str) -> list[AdapterRecord]:
+    """Let all adapters that were trained on these very weights find their base in ``model`` from now on; those adapters.
+
+    Args:
+        model: a directory, or a hub id.
+
+    Raises:
+        AdapterError: no adapter was trained on these weights.
+        ModelError: there is no such model.
+    """
+    from mlx_gardener.model import choose_model, resolve_model
+    from mlx_gardener.model.load import weights_sha256
+
+    place = resolve_model(choose_model(model, budget_bytes=2**62))
+    digest = weights_sha256(place)
+    records = [
+        record for project in registry.list_projects() for record in registry.list_adapters(project.name)
+    ]
+    found = [record for record in records if _weights_sha256(record) == digest]
+    if not found:
+        known = ", ".join(sorted({record.base_model for record in records})) or "none"
+        raise AdapterError(
+            f"No adapter here was trained on the weights in {str(place)!r}.",
+            next_step=f"The weights' hash decides, not the name. Bases of the adapters here: {known}.",
+        )
+    before = {base_name(registry, record) for record in found}
+    names = {_named(digest, record.base_model) for record in found}
+    shared = (name for name in names if registry.local_model(name) is not None)
+    gone = (name for name in before if Path(name).is_absolute() and name != str(place))
+    for key in (digest, *shared, *gone):
+        registry.note_local_model(key, place)
+    return found
+
+
+def model_place(registry: ProjectRegistry, name: str) -> str:
+    """``name`` of a setting, or where `point_base` was told that the directory it names has gone."""
+    seen = {name}
+    while Path(name).is_absolute() and not Path(name).is_dir():
+        place = registry.local_model(name)
+        if place is None or str(place) in seen:
+            break
+        name = str(place)
+        seen.add(name)
+    return name
 
 
 def load_adapter_base(name: str, adapter: LoadedAdapter, *, lazy: bool = False) -> BaseModel:
@@ -41,9 +148,18 @@ def load_adapter_base(name: str, adapter: LoadedAdapter, *, lazy: bool = False) 
         if lazy
         else load_base(name)
     )
-    if base.weights_sha256 != adapter.manifest["base"]["weights_sha256"]:
+    check_base(base, adapter)
+    return base
+
+
+def check_base(base: BaseModel, adapter: LoadedAdapter) -> None:
+    """Compare a base with the one that ``adapter`` was trained on.
+
+    Raises:
+        AdapterError: it is another model, or is not what it was.
+    """
+    if base.weights_sha256 != adapter.manifest["base"].get("weights_sha256"):
         raise AdapterError(
             f"{base.id} is not the model that the adapter {adapter.directory.name!r} was trained on.",
-            next_step="Name that model with --base, or train again on the model as it is now.",
+            next_step="Say where that model is with `mlx-gardener registry base DIRECTORY`, or train again on this one.",
         )
-    return base

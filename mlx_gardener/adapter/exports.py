@@ -8,7 +8,6 @@ fused forms a copy of the base.
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from mlx_gardener.adapter.gguf_files import (
 from mlx_gardener.adapter.manifest import LoadedAdapter
 from mlx_gardener.adapter.modelfile import render_modelfile
 from mlx_gardener.errors import AdapterError, ModelError
+from mlx_gardener.platform.beside import staged_beside
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,7 +79,7 @@ def export_adapter(
     dtype: str = "auto",
     tell: Callable[[str], None] | None = None,
 ) -> Export:
-    """Write one form of an adapter to a new directory, whole or not at all.
+    """Write one form of an adapter to a new directory, whole or not at all; what a killed one left beside goes first.
 
     Args:
         form: one of `FORMS`.
@@ -105,23 +105,21 @@ def export_adapter(
     adapter = manager.load_adapter(project, record.version)
     if destination.exists():
         raise AdapterError(f"{str(destination)!r} exists already.", next_step="Name a new directory.")
-    staged = destination.parent / f".{destination.name}.new-{uuid.uuid4().hex[:8]}"
-    work = _Work(
-        adapter, form, base or base_name(manager.registry, record), base is not None, bits, dtype, staged,
-        manager.registry.get_project(project).path, tell or (lambda text: None),
-    )  # fmt: skip
     try:
-        staged.mkdir(parents=True)
-        agreement = work.write_and_compare()
-        (staged / "README.md").write_text(_card(adapter, form, agreement, work), encoding="utf-8")
-        staged.rename(destination)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with staged_beside(destination, mode=0o777) as staged:
+            work = _Work(
+                adapter, form, base or base_name(manager.registry, record), base is not None, bits, dtype, staged,
+                manager.registry.get_project(project).path, tell or (lambda text: None),
+            )  # fmt: skip
+            agreement = work.write_and_compare()
+            (staged / "README.md").write_text(_card(adapter, form, agreement, work), encoding="utf-8")
+            staged.rename(destination)
     except OSError as error:
         raise AdapterError(
             f"{str(destination)!r} cannot be written ({error.strerror or error}).",
             next_step="Name another directory, or free disk space.",
         ) from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     return Export(destination, form, agreement, tuple(work.notes))
 
 

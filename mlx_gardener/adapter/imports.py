@@ -8,7 +8,9 @@ alpha of its own goes into B, and a module that has no adapter gets one whose B 
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ import regex
 
 from mlx_gardener.adapter.forms import from_peft
 from mlx_gardener.errors import AdapterError
-from mlx_gardener.platform.untrusted import read_header, read_json
+from mlx_gardener.platform.untrusted import cached_file, read_json
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -28,8 +30,10 @@ if TYPE_CHECKING:
 
 _MOST_RANK = 1024
 _SAVE_AGAIN = "Save it again where it was made: `model.save_pretrained(path)` of PEFT keeps both in step."
-#: A stranger's pattern may take for ever (``re`` cannot be interrupted, `regex` can); honest ones take microseconds.
-_PATTERN_SECONDS = 0.2
+#: A stranger's patterns may take for ever (``re`` cannot be interrupted, `regex` can); honest ones take microseconds.
+_PATTERN_SECONDS = 2.0
+#: `regex` writes counted repeats out when it compiles, which nothing interrupts.
+_MOST_PATTERN, _MOST_REPEATS = 500, 10_000
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 #: Settings of PEFT that change what an adapter computes in ways that no form here holds.
 _FOREIGN = (
@@ -41,20 +45,22 @@ _LAYER = re.compile(r"(.*\blayers\.)(\d+)\.(.+)")
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """A PEFT adapter as read: weights by mlx-lm's names, and its configuration."""
+    """A PEFT adapter as read: weights by mlx-lm's names, its configuration, and each module's rank and alpha by that."""
 
     weights: dict[str, mx.array]
     config: dict[str, Any]
+    ranks: dict[str, float]
+    alphas: dict[str, float]
+    file: Path
 
     def scale_of(self, module: str) -> float:
         """What multiplies B A in ``module``: alpha over its rank, or over the rank's root with rsLoRA."""
-        alpha = float(_by_pattern(self.config.get("alpha_pattern"), module, self.config["lora_alpha"]))
-        rank = float(_by_pattern(self.config.get("rank_pattern"), module, self.config["r"]))
-        return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
+        rank = self.ranks[module]
+        return self.alphas[module] / (rank**0.5 if self.config.get("use_rslora") else rank)
 
 
 def read_peft(directory: Path) -> PeftAdapter:
-    """Read ``adapter_config.json`` and ``adapter_model.safetensors``.
+    """Read ``adapter_config.json`` and ``adapter_model.safetensors``; links are followed within the hub's cache only.
 
     Raises:
         AdapterError: they are missing or damaged, pickled, or say something that cannot be held; says what.
@@ -68,16 +74,57 @@ def read_peft(directory: Path) -> PeftAdapter:
             next_step="Save it again where you trust it: `model.save_pretrained(path)` of PEFT writes safetensors.",
         )
     try:
-        config = read_json(directory / "adapter_config.json", max_bytes=2**24)
+        config = read_json(
+            cached_file(directory / "adapter_config.json"), max_bytes=2**24, follow_links=False
+        )
         _check_config(config)
-        read_header(file, follow_links=False)
-        weights = from_peft(load_arrays(file))
+        file = cached_file(file)
+        stored = load_arrays(file)
+        _check_numbers(stored)
+        weights = from_peft(stored)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise AdapterError(
             f"{directory.name!r} cannot be imported as a PEFT adapter: {error}.",
             next_step="Name the directory that `save_pretrained` of PEFT wrote for a LoRA adapter.",
         ) from error
-    return PeftAdapter(weights, config)
+    _check_magnitudes(weights, config)
+    modules = sorted({name.rpartition(".")[0] for name in weights})
+    until = time.monotonic() + _PATTERN_SECONDS
+    ranks, alphas = (
+        _by_pattern(config.get(f"{kind}_pattern") or {}, modules, float(config[default]), until)
+        for kind, default in (("rank", "r"), ("alpha", "lora_alpha"))
+    )
+    return PeftAdapter(weights, config, ranks, alphas, file)
+
+
+def _check_numbers(weights: dict[str, mx.array]) -> None:
+    """Raises ValueError where a tensor holds what is no number."""
+    import mlx.core as mx
+
+    for name, value in weights.items():
+        if not mx.isfinite(value).all().item():
+            raise ValueError(f"the tensor {name!r} holds NaN or infinity")
+
+
+def _check_magnitudes(weights: dict[str, mx.array], config: dict[str, Any]) -> None:
+    """DoRA's magnitudes belong to every module or to none.
+
+    Raises:
+        AdapterError: they are missing, or there are some that the configuration knows nothing of.
+    """
+    modules = {name.rpartition(".")[0] for name in weights}
+    without = sorted(module for module in modules if f"{module}.m" not in weights)
+    if config.get("use_dora") and without:
+        raise AdapterError(
+            f"The configuration says use_dora, but {without[0]!r} has no magnitudes (lora_magnitude_vector).",
+            next_step=_SAVE_AGAIN,
+        )
+    if not config.get("use_dora") and len(without) < len(modules):
+        with_some = min(modules - set(without))
+        raise AdapterError(
+            f"{with_some!r} has magnitudes (lora_magnitude_vector), but the configuration does not say use_dora.",
+            next_step=_SAVE_AGAIN,
+        )
 
 
 def _check_config(config: Any) -> None:
@@ -85,15 +132,11 @@ def _check_config(config: Any) -> None:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ValueError("its peft_type is not LORA")
     for name in ("r", "lora_alpha"):
-        value = config.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1e6:
+        if not _is_positive(config.get(name)):
             raise ValueError(f"its {name} is no positive number")
     for name in ("rank_pattern", "alpha_pattern"):
         patterns = config.get(name) or {}
-        if not isinstance(patterns, dict) or not all(
-            isinstance(key, str) and isinstance(value, (int, float)) and value > 0
-            for key, value in patterns.items()
-        ):
+        if not isinstance(patterns, dict) or not all(map(_is_positive, patterns.values())):
             raise ValueError(f"its {name} is no table of positive numbers")
     for name in _FOREIGN:
         if config.get(name) not in (None, False, "none", [], {}):
@@ -105,26 +148,49 @@ def _check_config(config: Any) -> None:
         )
 
 
-def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
-    """PEFT's rule: the first pattern that is the module's name, or ends it after a dot."""
-    for pattern, value in (patterns or {}).items():
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1e6
+
+
+def _by_pattern(
+    patterns: dict[str, float], modules: list[str], default: float, until: float
+) -> dict[str, float]:
+    """Every module's value by PEFT's rule: that of the first pattern that is its name, or ends it after a dot.
+
+    Args:
+        until: when to give up, by the monotonic clock.
+
+    Raises:
+        AdapterError: a pattern is no regular expression, or comparing takes too long.
+    """
+    left, found = set(modules), dict.fromkeys(modules, default)
+    for pattern, value in patterns.items():
         plain = pattern.removeprefix("^")
-        if module == plain or module.endswith(f".{plain}"):
-            return value
+        repeats = re.findall(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}", plain)
+        written_out = math.prod(max(1, *(int(number[:9] or 0) for number in pair)) for pair in repeats)
+        too_long = AdapterError(
+            f"The pattern {pattern[:80]!r} of this adapter takes too long to compare with its modules' names.",
+            next_step="Replace it by the names of the modules it stands for.",
+        )
+        if len(plain) > _MOST_PATTERN or written_out > _MOST_REPEATS:
+            raise too_long
         try:
-            if regex.fullmatch(rf"(.*\.)?({plain})", module, timeout=_PATTERN_SECONDS):
-                return value
-        except regex.error as error:
+            compiled = regex.compile(rf"(.*\.)?({plain})")
+            for module in sorted(left):
+                seconds = until - time.monotonic()
+                if seconds <= 0:
+                    raise TimeoutError
+                if compiled.fullmatch(module, timeout=seconds):
+                    found[module] = float(value)
+                    left.discard(module)
+        except (regex.error, RecursionError) as error:
             raise AdapterError(
-                f"The pattern {pattern!r} of this adapter is no regular expression.",
+                f"The pattern {pattern[:80]!r} of this adapter is no regular expression.",
                 next_step="Correct rank_pattern or alpha_pattern in its adapter_config.json.",
             ) from error
         except TimeoutError as error:
-            raise AdapterError(
-                f"The pattern {pattern!r} of this adapter takes too long to compare with a name.",
-                next_step="Replace it by the names of the modules it stands for.",
-            ) from error
-    return default
+            raise too_long from error
+    return found
 
 
 def to_one_shape(adapter: PeftAdapter, base: BaseModel) -> tuple[dict[str, mx.array], dict[str, Any]]:
@@ -148,7 +214,7 @@ def to_one_shape(adapter: PeftAdapter, base: BaseModel) -> tuple[dict[str, mx.ar
                 next_step=_SAVE_AGAIN,
             )
         ranks[module] = pair[0].shape[1]  # type: ignore[union-attr]
-        said = int(_by_pattern(adapter.config.get("rank_pattern"), module, adapter.config["r"]))
+        said = int(adapter.ranks[module])
         if ranks[module] != said:
             raise AdapterError(
                 f"The rank of {module!r} is {ranks[module]}, but the configuration says {said}.",
@@ -201,6 +267,7 @@ def to_one_shape(adapter: PeftAdapter, base: BaseModel) -> tuple[dict[str, mx.ar
         ) from error
     finally:
         detach_lora(base.model)
+    changed = False
     for name, value in adapter.weights.items():
         module, _, leaf = name.rpartition(".")
         value = value.astype(mx.float32)
@@ -216,9 +283,24 @@ def to_one_shape(adapter: PeftAdapter, base: BaseModel) -> tuple[dict[str, mx.ar
                 f"{name!r} of shape {tuple(value.shape)} does not fit: {base.id} {fits}.",
                 next_step="Name the model it was trained on with --base.",
             )
+        if not mx.isfinite(value).all().item():
+            raise AdapterError(
+                f"{name!r} times its alpha over its rank is beyond what float32 holds.", next_step=_SAVE_AGAIN
+            )
+        if leaf == "m":
+            changed = changed or not mx.allclose(weights[name], value).item()
         weights[name] = value
     mx.eval(weights)
+    if not changed and not any(_has_effect(weights, module) for module in modules):
+        raise AdapterError(
+            "This adapter changes nothing: in every module A or B is zero, as before training.",
+            next_step="Name the directory that holds what training left.",
+        )
     return weights, settings
+
+
+def _has_effect(weights: dict[str, mx.array], module: str) -> bool:
+    return all(bool((weights[f"{module}.{leaf}"] != 0).any().item()) for leaf in ("lora_a", "lora_b"))
 
 
 def import_adapter(
@@ -249,7 +331,7 @@ def import_adapter(
         evidence={},
         training={
             "imported": True,
-            "source_sha256": sha256_of(directory / "adapter_model.safetensors"),
+            "source_sha256": sha256_of(adapter.file),
             "rank": adapter.config["r"],
             "lora_alpha": adapter.config["lora_alpha"],
             "use_rslora": bool(adapter.config.get("use_rslora")),

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_gardener.adapter.base import note_base
 from mlx_gardener.adapter.forms import has_peft_form, write_mlx_form, write_peft_form
 from mlx_gardener.adapter.manifest import (
     MANIFEST_NAME,
@@ -26,10 +27,10 @@ from mlx_gardener.adapter.manifest import (
     verify_files,
 )
 from mlx_gardener.errors import AdapterError
-from mlx_gardener.model.choose import SEEDLING
 from mlx_gardener.platform.files import fsync_path, make_private, make_tree_private, write_private
 from mlx_gardener.platform.locks import hold
-from mlx_gardener.registry import AdapterRecord, ProjectRegistry
+from mlx_gardener.registry import AdapterRecord, ProjectRegistry, patiently
+from mlx_gardener.registry.database import BUSY_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -62,6 +63,7 @@ class StagedAdapter:
         model_card: str,
         extra_files: dict[str, bytes] | None = None,
         activate: bool = True,
+        patience_seconds: float = BUSY_TIMEOUT_SECONDS,
     ) -> AdapterRecord:
         """Complete the adapter, put it in its place and register it.
 
@@ -70,6 +72,7 @@ class StagedAdapter:
             model_card: its README.md.
             extra_files: more files, by name.
             activate: whether other programs pick this version up from now on.
+            patience_seconds: how long the registry is asked again where it cannot be written.
 
         Raises:
             AdapterError: a file cannot be written; nothing is left behind.
@@ -97,9 +100,9 @@ class StagedAdapter:
                 f"The adapter of {self._project!r} cannot be written ({error.strerror}).",
                 next_step="Free disk space, then go on with `mlx-gardener train --resume`.",
             ) from error
-        try:
-            if self._base.id != SEEDLING and self._base.revision is None:
-                self._registry.note_local_model(self._base.id, self._base.path)
+
+        def register() -> AdapterRecord:
+            note_base(self._registry, self._base)
             return self._registry.add_adapter(
                 self._project,
                 self.version,
@@ -109,6 +112,9 @@ class StagedAdapter:
                 manifest_sha256=manifest_sha256,
                 activate=activate,
             )
+
+        try:
+            return patiently(register, seconds=patience_seconds)
         except BaseException:
             shutil.rmtree(final, ignore_errors=True)
             raise

@@ -16,6 +16,7 @@ import click
 
 from mlx_gardener import __version__
 from mlx_gardener.errors import GardenerError
+from mlx_gardener.platform.encoding import replace_what_cannot_be_written
 
 #: command -> (module and function, one line of help); the order is the order of ``--help``.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -73,6 +74,7 @@ class CommandTable(click.Group):
         end = arguments.index("--") if "--" in arguments else len(arguments)
         debug = "--debug" in arguments[:end] or bool(os.environ.get("MLX_GARDENER_DEBUG"))
         arguments = [text for at, text in enumerate(arguments) if at >= end or text != "--debug"]
+        replace_what_cannot_be_written(sys.stdout, sys.stderr)
         if not standalone_mode:
             return super().main(arguments, standalone_mode=False, **extra)
         try:
@@ -95,9 +97,10 @@ def _show(error: Exception) -> NoReturn:
     if isinstance(error, click.ClickException):
         error.show()
         sys.exit(error.exit_code)
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError) or isinstance(error.__cause__, BrokenPipeError):
         # The reader went away (`| head`); point stdout at nothing so that the flush at exit stays quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
         sys.exit(1)
     from mlx_gardener.report.text import safe_text
 

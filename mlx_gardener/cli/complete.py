@@ -47,6 +47,7 @@ def complete(
 
 def _read_place(place: str, root: Path) -> tuple[str, str, str]:
     """Text before and after a line of a file, and the file's path within the repository."""
+    from mlx_gardener.dataset.tasks import file_lines
     from mlx_gardener.errors import DataError
 
     name, _, number = place.rpartition(":")
@@ -54,7 +55,7 @@ def _read_place(place: str, root: Path) -> tuple[str, str, str]:
         raise click.BadParameter(f"{place!r} is not FILE:LINE", param_hint="FILE:LINE")
     file = Path(name) if Path(name).exists() else root / name
     try:
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = file_lines(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{name!r} cannot be read ({error}).", next_step="Name a text file of the project."

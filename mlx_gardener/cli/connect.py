@@ -43,14 +43,17 @@ def connect(
 ) -> None:
     """Connect EDITOR with a project's adapter.
 
-    Shows what would change in the editor's settings, writes it when you agree, and asks for one completion as the
-    editor would. --undo puts the settings back as they were.
+    Shows what would change in the editor's settings and, when you agree, asks for one completion as the editor would
+    and writes the change. Vim and Neovim are looked at first, and llama.vim in them asks for a completion itself.
+    --undo puts the settings back as they were.
     """
     from mlx_gardener import editors
     from mlx_gardener.adapter import PeftManager, base_name
+    from mlx_gardener.editors import vim
+    from mlx_gardener.editors.settings import LLAMA_VSCODE, vim_endpoint
     from mlx_gardener.model.choose import choose_model, resolve_model
     from mlx_gardener.model.tokens import load_tokenizer
-    from mlx_gardener.platform.editor_places import settings_file
+    from mlx_gardener.platform.editor_places import has_vscode_extension, settings_file
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.text import safe_lines, safe_text
     from mlx_gardener.serve.catalog import Catalog
@@ -62,56 +65,101 @@ def connect(
         for key in left:
             click.echo(f"  {safe_text(key)} was edited since and stays as it is.")
         return
+    address = address.rstrip("/")
     name = project if project is not None else Catalog(registry).default().id
     record = registry.get_adapter(name)
     tokenizer = load_tokenizer(resolve_model(choose_model(base_name(registry, record), budget_bytes=2**62)))
+    state = vim.look(editor) if editor in ("vim", "neovim") else None
     change = editors.plan_change(
         editor,
         file or settings_file(editor),
         project=name,
-        address=address.rstrip("/"),
+        address=address,
         token=token,
         tokenizer=tokenizer,
+        home=registry.home,
     )
     if change.changes:
         click.echo(safe_lines(change.diff()))
         if not yes and not click.confirm("Write this?"):
             click.echo("Nothing was changed.")
             return
-        editors.apply(change, registry.home)
-        click.echo(f"Written. `mlx-gardener connect {editor} --undo` takes it back.")
     else:
         click.echo(f"{change.file} says so already.")
     weights = PeftManager(registry).load_adapter(name).manifest["files"]["mlx/adapters.safetensors"]["sha256"]
-    with _server(registry, name, address.rstrip("/")) as where:
-        try:
-            proof = editors.prove(editor, name, where, token, tokenizer, weights)
-        except GardenerError as error:
-            error.next_step = (
-                error.next_step or f"`mlx-gardener connect {editor} --undo` takes the settings back."
-            )
-            raise
-    first = proof.text.strip().split("\n")[0][:60]
+    running = editors.is_running(address)
+    with contextlib.nullcontext() if running else _server(registry, name, address, token):
+        proof = editors.prove(editor, name, address, token, tokenizer, weights)
+        text = proof.text
+        if change.changes:
+            editors.apply(change, registry.home)
+            click.echo(f"Written. `mlx-gardener connect {editor} --undo` takes it back.")
+        if state is not None:
+            try:
+                text = vim.complete(editor, state, change.file, vim_endpoint(address, name))
+            except GardenerError as error:
+                error.next_step = f"{error.next_step} `mlx-gardener connect {editor} --undo` takes it back."
+                raise
+    first = text.strip().split("\n")[0][:60]
+    asked = "" if state is None else f", asked for by llama.vim in {state.program} {safe_text(state.version)}"
     click.echo(
-        f"A completion came back from {name} {record.version} ({weights[:12]}): {safe_text(first) or '(empty)'}"
+        f"A completion came back from {name} {record.version} ({weights[:12]}){asked}: {safe_text(first) or '(empty)'}"
     )
+    if editor in ("vim", "neovim") and state is None:
+        click.echo("The editor is not on the PATH: whether llama.vim runs in it was not seen.")
+    if editor == "vscode" and has_vscode_extension(LLAMA_VSCODE) is False:
+        click.echo(
+            f"VS Code asks with an extension that it has not: `code --install-extension {LLAMA_VSCODE}`."
+        )
     if editor == "zed" and token is not None:
         click.echo(
             "Zed takes the token from ZED_OPEN_AI_COMPATIBLE_EDIT_PREDICTION_API_KEY, or in its AI settings."
         )
-    if where != address.rstrip("/"):
-        click.echo("That was a server for the proof alone; the editor needs `mlx-gardener serve` to run.")
+    if not running:
+        click.echo(
+            f"The server at {address} was there for the proof alone. Start one: `{_serve_command(address)}`."
+        )
 
 
-def _server(registry: object, project: str, address: str) -> contextlib.AbstractContextManager[str]:
-    """The server at ``address`` where one runs, else one of our own for as long as it is needed."""
-    from mlx_gardener.editors.proof import is_running
+def _server(
+    registry: object, project: str, address: str, token: str | None
+) -> contextlib.AbstractContextManager[str]:
+    """A server of our own at ``address`` itself, for as long as the proof needs it.
+
+    Raises:
+        ConfigError: it is no address, or something else listens there.
+        ProofError: nothing answers there, and it is not this machine's loopback.
+    """
+    from urllib.parse import urlsplit
+
+    from mlx_gardener.editors.proof import ProofError
+    from mlx_gardener.errors import ConfigError
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.serve import ServeSettings
     from mlx_gardener.serve.server import serving
+    from mlx_gardener.serve.settings import is_loopback
 
     assert isinstance(registry, ProjectRegistry)
-    if is_running(address):
-        return contextlib.nullcontext(address)
-    click.echo(f"No server answers at {address}; starting one for the proof.")
-    return serving(registry, ServeSettings(port=0, projects=(project,)))
+    try:
+        parts = urlsplit(address)
+        port = parts.port or 80
+    except ValueError as error:
+        raise ConfigError(
+            f"{address} is no address ({error}).", next_step="Name one such as http://127.0.0.1:8012."
+        ) from error
+    if parts.scheme != "http" or parts.hostname is None or not is_loopback(parts.hostname):
+        raise ProofError(
+            f"No server answers at {address}; nothing was written.",
+            next_step="Start `mlx-gardener serve` there, or name the --address where it listens.",
+        )
+    click.echo(f"No server answers at {address}; starting one there for the proof.")
+    return serving(registry, ServeSettings(parts.hostname, port, projects=(project,), token=token))
+
+
+def _serve_command(address: str) -> str:
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(address)
+    host = "" if parts.hostname == "127.0.0.1" else f" --host {parts.hostname}"
+    port = "" if parts.port == 8012 else f" --port {parts.port or 80}"
+    return f"mlx-gardener serve{host}{port}"

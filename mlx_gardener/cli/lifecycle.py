@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +11,7 @@ import click
 from mlx_gardener.cli.completion import complete_projects
 
 if TYPE_CHECKING:
+    from mlx_gardener.lifecycle.forgetting import Forgotten
     from mlx_gardener.lifecycle.versions import VersionFacts
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
@@ -23,10 +25,10 @@ def _line(facts: VersionFacts) -> str:
 
 @click.command()
 @click.argument("project", shell_complete=complete_projects)
-@click.option("--to", metavar="VERSION", help="This version, instead of the one before the active one.")
+@click.option("--to", metavar="VERSION", help="This version, instead of the one that was active before.")
 @_JSON
 def rollback(project: str, to: str | None, as_json: bool) -> None:
-    """Activate the version of PROJECT's adapter before the active one; rejected ones are passed over."""
+    """Activate the version of PROJECT's adapter that was active before the active one; again, and it goes one further."""
     from mlx_gardener.lifecycle.versions import roll_back
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.text import safe_text
@@ -105,13 +107,13 @@ def forget(
     """Train PROJECT again without PATH (a file or directory in it), from now on, and show what is left of it.
 
     Settings are those of the project's last training. A version that has learned from PATH stays, unless --purge, but is
-    active no more.
+    active no more. An imported version does not say what it learned from: it is named, and stays.
     """
     from mlx_gardener.cli.train import parse_settings
     from mlx_gardener.cli.watch import watch_training
     from mlx_gardener.config import load_config, validate_config
     from mlx_gardener.errors import DataError
-    from mlx_gardener.lifecycle.forgetting import clean_path
+    from mlx_gardener.lifecycle.forgetting import clean_path, find_path, versions_that_know
     from mlx_gardener.lifecycle.forgetting import forget as forget_path
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.text import safe_text
@@ -124,11 +126,12 @@ def forget(
             raise DataError(f"{path!r} was not forgotten in {project!r}.")
         click.echo(f"Trainings of {project} read {safe_text(path)} again.")
         return
+    path = find_path(registry, project, path)
+    knowing = versions_that_know(registry, project, path)
     if not yes:
-        click.confirm(
-            f"Train {project} again without {safe_text(path)}{' and delete what knows it' if purge else ''}?",
-            abort=True,
-        )
+        what = ", ".join(knowing.learned) or "no version has learned from it"
+        deleted = f", and delete what knows it ({what}) and all earlier runs" if purge else ""
+        click.confirm(f"Train {project} again without {safe_text(path)}{deleted}?", abort=True)
     flags = {"model": model, **parse_settings(pairs)}
     latest = registry.latest_training(project)
     config = load_config(overrides=flags)
@@ -157,21 +160,33 @@ def forget(
         click.echo(json.dumps(done.to_json(), indent=2))
         return
     click.echo(f"{project} is trained without {safe_text(done.path)} as {done.after}.")
+    for sentence in _told(done, purge=purge):
+        click.echo(safe_text(sentence))
+
+
+def _told(done: Forgotten, *, purge: bool) -> Iterator[str]:
+    """What was and was not shown, and what became of the versions."""
     if done.recall is None:
-        click.echo("Nothing of it is in the repository any more, so what is left of it was not measured.")
+        yield "It was not shown that it is gone: nothing of it is in the repository that could be measured."
     else:
         for item in done.recall:
-            click.echo(
-                f"  {item.who}: {item.bits_per_byte:.4f} bits per byte on it, {item.verbatim:.0%} of places verbatim"
-            )
-        click.echo(
-            "It is gone."
+            yield f"  {item.who}: {item.bits_per_byte:.4f} bits per byte on it, {item.verbatim:.0%} of places verbatim"
+        over = f"over {len(done.shown)} file{'s' if len(done.shown) > 1 else ''} of it"
+        yield (
+            f"It is gone: {over}, {done.after} goes on verbatim no more often than the base, or half as often as before."
             if done.is_gone
-            else "It is NOT gone: the new version goes on verbatim more often than the base."
+            else f"It is NOT gone: {over}, the new version goes on verbatim more often than the base."
         )
-    if done.purged:
-        click.echo(f"Deleted: {', '.join(done.purged)}, earlier runs and cached tokens.")
+    for name, reason in list(done.not_shown.items())[:10]:
+        yield f"Not measured: {name}: {reason}."
+    if len(done.not_shown) > 10:
+        yield f"Not measured: {len(done.not_shown) - 10} more."
+    if purge:
+        yield f"Deleted: {', '.join((*done.purged, 'earlier runs and cached tokens'))}."
     elif done.knowing:
-        click.echo(
-            f"These versions have learned from it, and are kept without --purge: {', '.join(done.knowing)}."
-        )
+        yield f"These versions have learned from it, and are kept without --purge: {', '.join(done.knowing)}."
+    if not done.knowing:
+        yield "No version before had learned from it."
+    if done.cannot_be_known:
+        which = ", ".join(done.cannot_be_known)
+        yield f"Whether these versions have learned from it cannot be known, and they are kept: {which}."

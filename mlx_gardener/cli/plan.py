@@ -27,17 +27,18 @@ def plan(
     pairs: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Show what the memory budget would be used for, without loading the model.
+    """Show what the memory budget would be used for, without loading the model's weights.
 
-    With the repository at PATH also how long a training on it would take.
+    With the repository at PATH also how long a training on it would take. What `train` would refuse is refused.
     """
     from mlx_gardener.cli.scan import estimate_training, scan_with_progress, time_text
     from mlx_gardener.cli.train import parse_settings
     from mlx_gardener.config import load_config
     from mlx_gardener.continuation import as_trained
+    from mlx_gardener.dataset.prepare import check_enough
     from mlx_gardener.engine import known_backend, make_plan, model_facts
     from mlx_gardener.errors import MemoryBudgetError
-    from mlx_gardener.model import choose_model, resolve_model
+    from mlx_gardener.model import check_model, choose_model
     from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.plan_view import show_plan
@@ -48,17 +49,20 @@ def plan(
     if path is not None:
         config = as_trained(config, path)
     choice = choose_model(config.model, config.memory_limit_bytes)
-    facts = model_facts(resolve_model(choice))
+    place = check_model(choice, config.lora)
+    facts = model_facts(place)
     backend = known_backend(default_home() / "cache", facts)
     chosen = make_plan(facts, config, config.memory_limit_bytes, backend)
     estimate = None
     if path is not None:
-        estimate = estimate_training(scan_with_progress(path, config, silent=as_json), config)
+        found = scan_with_progress(path, config, silent=as_json)
+        check_enough(found, config)
+        estimate = estimate_training(found, config, choice, place)
     if as_json:
-        found = {"model": choice.name, "reason": choice.reason, **chosen.to_json()}
+        shown = {"model": choice.name, "reason": choice.reason, **chosen.to_json()}
         if estimate is not None:
-            found["estimate"] = estimate
-        click.echo(json.dumps(found, indent=2))
+            shown["estimate"] = estimate
+        click.echo(json.dumps(shown, indent=2))
         return
     others: list[tuple[int, Plan | None]] = []
     for gigabytes in (-2, -1, 1, 2, 4):

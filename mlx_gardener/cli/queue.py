@@ -62,7 +62,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     from mlx_gardener.report.live import make_console
-    from mlx_gardener.report.text import duration, gigabytes, safe_text
+    from mlx_gardener.report.text import ago, gigabytes, safe_text
 
     table = Table("", "project", "priority", "status", "budget", "put in", box=None, header_style="bold")
     for row in rows:
@@ -72,7 +72,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
             str(row["priority"]),
             row["status"] + (f", {row['progress_percent']:.0f} %" if row["status"] == "training" else ""),
             gigabytes(row["budget_bytes"]),
-            f"{duration(max(0.0, time.time() - row['enqueued_at']))} ago",
+            ago(row["enqueued_at"]),
         )
     make_console().print(table)
 

@@ -74,6 +74,22 @@ def repair(as_json: bool) -> None:
 
 
 @registry.command()
+@_JSON
+def adopt(as_json: bool) -> None:
+    """Register whole adapters in lost+found again, as of the projects that their manifests name; none becomes active."""
+    from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.text import safe_text
+
+    with _shown("Adopting") as tell:
+        said = ProjectRegistry().adopt(tell=tell)
+    if as_json:
+        click.echo(json.dumps({"done": said}, indent=2))
+        return
+    for sentence in said or ["There is no adapter in lost+found."]:
+        click.echo(safe_text(sentence))
+
+
+@registry.command()
 @click.option(
     "--keep",
     default=3,
@@ -91,23 +107,36 @@ def repair(as_json: bool) -> None:
 )
 @click.option("--keep-checkpoints", is_flag=True, help="Keep the checkpoints of completed runs too.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @_JSON
-def gc(keep: int, days: float, keep_checkpoints: bool, dry_run: bool, as_json: bool) -> None:
-    """Delete old adapter versions, old runs, and checkpoints of completed runs.
+def gc(keep: int, days: float, keep_checkpoints: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Delete leftovers of killed processes, checkpoints of completed runs, old runs and old adapter versions.
+
+    What goes is listed first, and asked about.
 
     Active versions, a project's latest run, and projects that are being trained stay.
     """
     from mlx_gardener.registry import GarbagePolicy, ProjectRegistry
     from mlx_gardener.report.text import safe_text
 
+    if as_json and not (yes or dry_run):
+        raise click.UsageError("With --json nothing can be asked: say --yes or --dry-run.")
     policy = GarbagePolicy(keep_versions=keep, run_days=days, keep_checkpoints=keep_checkpoints)
-    found = ProjectRegistry().collect_garbage(policy, dry_run=dry_run)
+    opened = ProjectRegistry()
+    if not (yes or dry_run):
+        planned = opened.collect_garbage(policy, dry_run=True)
+        for item in planned:
+            click.echo(f"{item.kind} {safe_text(item.subject)}: {item.size_bytes:,} bytes")
+        if planned:
+            total = sum(item.size_bytes for item in planned)
+            click.confirm(f"Delete these {len(planned)}, {total:,} bytes in all?", abort=True)
+    found = opened.collect_garbage(policy, dry_run=dry_run)
     freed = sum(item.size_bytes for item in found)
     if as_json:
         items = [vars(item) for item in found]
         click.echo(json.dumps({"dry_run": dry_run, "freed_bytes": freed, "items": items}, indent=2))
         return
-    for item in found:
+    for item in found if yes or dry_run else ():
         click.echo(f"{item.kind} {safe_text(item.subject)}: {item.size_bytes:,} bytes")
     click.echo(f"{freed:,} bytes {'would be' if dry_run else 'are'} freed.")
 
@@ -130,7 +159,7 @@ def backup(file: Path, force: bool) -> None:
 def restore(file: Path, replace: bool) -> None:
     """Put the registry that was backed up to FILE in place of this one, whole or not at all."""
     from mlx_gardener.registry import default_home
-    from mlx_gardener.registry.archive import restore as restore_archive
+    from mlx_gardener.registry.restore import restore as restore_archive
     from mlx_gardener.report.text import safe_text
 
     with _shown("Restoring") as tell:
@@ -138,3 +167,22 @@ def restore(file: Path, replace: bool) -> None:
     click.echo(f"Restored {safe_text(str(default_home()))}.")
     if aside is not None:
         click.echo(f"The registry that was there is in {safe_text(str(aside))}.")
+
+
+@registry.command()
+@click.argument("model")
+@_JSON
+def base(model: str, as_json: bool) -> None:
+    """Say where a base model is now: MODEL is the directory it was moved to, or a hub id.
+
+    Every adapter that was trained on exactly these weights, by their hash, uses it from now on.
+    """
+    from mlx_gardener.adapter.base import point_base
+    from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.text import safe_text
+
+    found = [f"{record.project}/{record.version}" for record in point_base(ProjectRegistry(), model)]
+    if as_json:
+        click.echo(json.dumps({"model": model, "adapters": found}, indent=2))
+        return
+    click.echo(f"{safe_text(model)} is the base of {', '.join(found)}.")

@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from mlx_gardener.config import TrainingConfig
+    from mlx_gardener.model import ModelChoice
     from mlx_gardener.source import Scan
 
 
@@ -18,33 +19,47 @@ if TYPE_CHECKING:
 @click.option("--model", help="auto, seedling, a hub id, or a directory. [default: auto]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting, as in train.")
+@click.option("--lines", is_flag=True, help="List the lines that would be kept, file by file.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON document on stdout.")
 def scan(
-    path: Path, model: str | None, config_file: Path | None, pairs: tuple[str, ...], as_json: bool
+    path: Path,
+    model: str | None,
+    config_file: Path | None,
+    pairs: tuple[str, ...],
+    lines: bool,
+    as_json: bool,
 ) -> None:
-    """Show what the repository at PATH would be trained on: kept, dropped and why, secrets, time and memory."""
+    """Show what the repository at PATH would be trained on: kept, dropped and why, secrets, time and memory.
+
+    Exit code 1 where a training would be refused, with its reason.
+    """
     from mlx_gardener.cli.train import parse_settings
     from mlx_gardener.config import load_config
     from mlx_gardener.continuation import as_trained
+    from mlx_gardener.dataset.prepare import check_enough
+    from mlx_gardener.model import check_model, choose_model
     from mlx_gardener.report.live import make_console
-    from mlx_gardener.report.scan_view import show_scan
+    from mlx_gardener.report.scan_view import show_kept_lines, show_scan
 
     config = as_trained(load_config(config_file, overrides={"model": model, **parse_settings(pairs)}), path)
+    choice = choose_model(config.model, config.memory_limit_bytes)
+    place = check_model(choice, config.lora)
     found = scan_with_progress(path, config, silent=as_json)
-    estimate = estimate_training(found, config)
+    estimate = estimate_training(found, config, choice, place)
     if as_json:
-        click.echo(json.dumps({**found.to_json(), "estimate": estimate}, indent=2))
+        told = {**found.to_json(), "kept_lines": list_kept_lines(found, config), "estimate": estimate}
+        click.echo(json.dumps(told, indent=2))
+        check_enough(found, config)
         return
     console = make_console()
     show_scan(console, found)
+    if lines:
+        show_kept_lines(console, list_kept_lines(found, config))
     console.print(
         f"\nWith {estimate['model']}: about {estimate['tokens']:,} tokens ({estimate['tokens_from']}), {time_text(estimate)}; "
         f"peak about {estimate['peak_bytes'] / 2**30:.2f} GB of {config.memory_limit_gb:g} GB"
     )
-    if found.chunks_kept < config.min_training_chunks:
-        console.print(
-            f"That is too little: training needs {config.min_training_chunks} chunks (min_training_chunks)."
-        )
+    check_enough(found, config)
 
 
 def scan_with_progress(path: Path, config: TrainingConfig, *, silent: bool = False) -> Scan:
@@ -68,6 +83,23 @@ def scan_with_progress(path: Path, config: TrainingConfig, *, silent: bool = Fal
         )
 
 
+def list_kept_lines(found: Scan, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Path, first and last line (from 1) of every stretch that training would read, whatever part it then falls into."""
+    from mlx_gardener.dataset.examples import kept_lines
+    from mlx_gardener.dataset.prepare import select_best
+    from mlx_gardener.errors import DataError
+    from mlx_gardener.source import read_source
+
+    stretches = []
+    for record in select_best(found.files, config.max_training_chunks)[0]:
+        try:
+            places = kept_lines(read_source(found.root, record), record)
+        except DataError:
+            continue  # it changed since, and training would leave it out too
+        stretches += [{"path": record.path, "start_line": first, "end_line": last} for first, last in places]
+    return stretches
+
+
 def time_text(estimate: dict[str, Any]) -> str:
     """``about 9 minutes to learn from 259,000 tokens at 1,543 tokens/s (estimated)``."""
     minutes = estimate["minutes"]
@@ -85,21 +117,21 @@ def time_text(estimate: dict[str, Any]) -> str:
     )
 
 
-def estimate_training(found: Scan, config: TrainingConfig) -> dict[str, Any]:
+def estimate_training(found: Scan, config: TrainingConfig, choice: ModelChoice, path: Path) -> dict[str, Any]:
     """Tokens (measured on a sample of files), minutes and peak memory of a training on ``found``.
+
+    Args:
+        path: the directory of the chosen model.
 
     Raises:
         MemoryBudgetError: the model does not fit the budget.
-        ModelError: the model cannot be read.
     """
     from mlx_gardener.engine import known_backend, make_plan, model_facts
     from mlx_gardener.errors import DataError
-    from mlx_gardener.model import choose_model, load_tokenizer, resolve_model
+    from mlx_gardener.model import load_tokenizer
     from mlx_gardener.registry import default_home
     from mlx_gardener.source import read_source
 
-    choice = choose_model(config.model, config.memory_limit_bytes)
-    path = resolve_model(choice)
     facts = model_facts(path)
     tokenizer = load_tokenizer(path)
     sample = sorted(found.files, key=lambda record: record.sha256)[:20]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import click
 
@@ -46,8 +47,9 @@ from mlx_gardener.cli.completion import complete_projects
     help="Tokens of prompt and answer together, if the model allows as many.",
 )
 @click.option("--allow-host", multiple=True, help="Another name that clients may call this server by.")
+@click.option("--quiet", is_flag=True, help="No line for each request.")
 @click.option(
-    "--json", "as_json", is_flag=True, help="Tell the tests' results and the address as JSON lines."
+    "--json", "as_json", is_flag=True, help="Tell tests' results, the address and requests as JSON lines."
 )
 def serve(
     projects: tuple[str, ...],
@@ -58,16 +60,19 @@ def serve(
     max_queued: int,
     context: int,
     allow_host: tuple[str, ...],
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Serve completions of PROJECTS (all that have an adapter by default) until Ctrl-C.
 
-    /v1/models, /v1/completions, /v1/chat/completions and llama.cpp's /infill; a request's `model` is a project, and
-    a version that is activated is served from the next request on.
+    /v1/models, /v1/completions, /v1/chat/completions and llama.cpp's /infill, /completion and /props; a request's
+    `model` is a project, and a version that is activated is served from the next request on. Each request leaves one
+    line: method, path, project, status, tokens read and written, seconds, client; why, where it was refused.
     """
     from mlx_gardener.config import GIB
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.text import safe_text
+    from mlx_gardener.serve.access import Access, told_aside
     from mlx_gardener.serve.server import SelfTest
     from mlx_gardener.serve.server import serve as run
     from mlx_gardener.serve.settings import ServeSettings, choose_token
@@ -101,6 +106,13 @@ def serve(
             return
         click.echo(f"Listening on {address}; token: {origin}. Ctrl-C ends.")
 
+    def show_request(access: Access) -> None:
+        if as_json:
+            click.echo(json.dumps({"event": "request", **access.as_json()}))
+        else:
+            click.echo(f"{time.strftime('%H:%M:%S')} {safe_text(access.text())}")
+
     if not as_json:
         click.echo("Loading and testing what is served:")
-    run(registry, settings, on_test=show_test, on_ready=show_ready)
+    with told_aside((lambda _: None) if quiet else show_request) as on_request:
+        run(registry, settings, on_test=show_test, on_ready=show_ready, on_request=on_request)

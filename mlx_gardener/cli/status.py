@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -80,12 +79,12 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     from mlx_gardener.report.live import make_console
-    from mlx_gardener.report.text import safe_text
+    from mlx_gardener.report.text import ago, safe_text
 
     table = Table("project", "status", "done", "loss", "updated", "message", box=None, header_style="bold")
     for row in rows:
         loss = row["details"].get("loss")
-        age = "" if row["updated_at"] is None else f"{time.time() - row['updated_at']:.0f} s ago"
+        age = "" if row["updated_at"] is None else ago(row["updated_at"])
         table.add_row(
             safe_text(row["project"]),
             row["status"],

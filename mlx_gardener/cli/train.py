@@ -141,11 +141,19 @@ def train(
         return
 
     from mlx_gardener.registry import project_name_for
+    from mlx_gardener.registry.lost import unknown_repository
+    from mlx_gardener.report.text import safe_text
     from mlx_gardener.trainings import TrainingPipeline
 
     pipeline = TrainingPipeline(config)
     name = project or project_name_for(root)
+    known = {item.name: item.path for item in pipeline.registry.list_projects()}
+    before = known.get(name, root)
     pipeline.registry.register_project(name, root)
+    if before not in (root, unknown_repository(pipeline.registry.home, name)):
+        click.echo(
+            f"{name} moved here from {safe_text(str(before))}; it goes on as the same project.", err=True
+        )
     if into_queue:
         entry = pipeline.enqueue_training(name, priority=priority or 0, fresh=fresh)
         _announce_place(pipeline, entry.number, name, as_json)
@@ -216,8 +224,9 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     """What `train` would do, without doing or writing any of it."""
     from mlx_gardener.cli.scan import estimate_training, scan_with_progress, time_text
     from mlx_gardener.continuation import as_trained
+    from mlx_gardener.dataset.prepare import check_enough
     from mlx_gardener.engine import known_backend, make_plan, model_facts
-    from mlx_gardener.model import choose_model, resolve_model
+    from mlx_gardener.model import check_model, choose_model
     from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.plan_view import show_plan
@@ -225,11 +234,13 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     from mlx_gardener.report.text import safe_text
 
     config = as_trained(config, root)
-    scan = scan_with_progress(root, config, silent=as_json)
     choice = choose_model(config.model, config.memory_limit_bytes)
-    facts = model_facts(resolve_model(choice))
+    place = check_model(choice, config.lora)
+    scan = scan_with_progress(root, config, silent=as_json)
+    check_enough(scan, config)
+    facts = model_facts(place)
     plan = make_plan(facts, config, config.memory_limit_bytes, known_backend(default_home() / "cache", facts))
-    estimate = estimate_training(scan, config)
+    estimate = estimate_training(scan, config, choice, place)
     if as_json:
         click.echo(
             json.dumps(

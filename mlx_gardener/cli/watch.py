@@ -78,20 +78,24 @@ def watch_training(
     """Show a training until it ends, and its result.
 
     Args:
-        cancel_on_interrupt: Ctrl-C cancels the training and waits for its checkpoint, instead of leaving it alone.
+        cancel_on_interrupt: Ctrl-C cancels the training, waits for its checkpoint and ends with exit code 130, instead of
+            leaving it alone.
 
     Raises:
-        TrainingError: it failed or was cancelled, or was never started.
+        TrainingError: it failed or was cancelled, or was never started; or what shows it failed and it goes on, which
+            says how to look on again.
     """
-    from mlx_gardener.errors import TrainingCancelledError, TrainingError
+    from mlx_gardener.errors import GardenerError, TrainingCancelledError, TrainingError
     from mlx_gardener.events import Event, TrainingEnded, TrainingPhase
     from mlx_gardener.report.jsonl import JsonLines
     from mlx_gardener.report.live import LiveView, make_console
 
     ended: list[TrainingEnded] = []
+    stopped = False
     console = make_console()
 
     def watch(view: Any) -> None:
+        nonlocal stopped
         events = pipeline.follow(name)
         while True:
             try:
@@ -99,7 +103,8 @@ def watch_training(
             except KeyboardInterrupt:
                 if not (cancel_on_interrupt and pipeline.cancel_training(name)):
                     raise
-                console.print("Stopping after this step, keeping a checkpoint ...", highlight=False)
+                stopped = True
+                click.echo("Stopping after this step, keeping a checkpoint ...", err=True)
                 events = pipeline.follow(name, from_now=True)
                 continue
             if event is None:
@@ -108,12 +113,31 @@ def watch_training(
                 ended.append(event)
             view(event)
 
-    if as_json:
-        watch(JsonLines(sys.stdout))
-    else:
-        with LiveView(console, project=name) as view:
-            watch(view)
+    try:
+        if as_json:
+            watch(JsonLines(sys.stdout))
+        else:
+            with LiveView(console, project=name) as view:
+                watch(view)
+    except (Exception, SystemExit) as error:  # rich exits where the reader of a pipe went away
+        goes_on = not ended and pipeline.is_training_active(name)
+        reader_left = isinstance(error, (SystemExit, BrokenPipeError))
+        if not goes_on and (reader_left or isinstance(error, GardenerError)):
+            raise
+        why = "its reader went away" if reader_left else f"{type(error).__name__}: {error}"
+        state = "has ended" if not goes_on else "is being stopped" if stopped else "goes on"
+        stop = f", or stop it with `mlx-gardener cancel {name}`" if goes_on and not stopped else ""
+        raise TrainingError(
+            f"The view of the training of {name!r} broke off ({why}); the training {state}.",
+            next_step=f"`mlx-gardener attach {name}` shows it again{stop}.",
+        ) from error
     end = ended[-1]
+    if stopped and end.phase is TrainingPhase.CANCELLED:
+        click.echo(
+            f"The training of {name} is stopped; its checkpoint is kept, and the same command goes on.",
+            err=True,
+        )
+        raise click.exceptions.Exit(130)
     if end.phase is TrainingPhase.CANCELLED:
         raise TrainingCancelledError(end.message)
     if end.phase is not TrainingPhase.COMPLETED:

@@ -51,14 +51,28 @@ class Example:
 def segments_of(source: SourceFile, record: FileRecord) -> list[Segment]:
     """The stretches of a file between what was dropped from it; whole lines, blank ones kept."""
     data = source.text.encode()
-    merged: list[list[int]] = []
+    texts = (data[start:end].decode(errors="replace") for start, end in _kept_stretches(data, record))
+    return [Segment(record.path, record.language, text.rstrip() + "\n") for text in texts]
+
+
+def kept_lines(source: SourceFile, record: FileRecord) -> list[tuple[int, int]]:
+    """First and last line, counted from 1, of every segment of a file."""
+    data = source.text.encode()
+    return [
+        (data.count(b"\n", 0, start) + 1, data.count(b"\n", 0, start + len(data[start:end].rstrip())) + 1)
+        for start, end in _kept_stretches(data, record)
+    ]
+
+
+def _kept_stretches(data: bytes, record: FileRecord) -> list[tuple[int, int]]:
+    """Start and end (bytes) of what is kept of a file: chunks with nothing but blanks between them are one stretch."""
+    merged: list[tuple[int, int]] = []
     for chunk in record.chunks:
         if merged and not data[merged[-1][1] : chunk.start_byte].strip():
-            merged[-1][1] = chunk.end_byte
+            merged[-1] = (merged[-1][0], chunk.end_byte)
         else:
-            merged.append([data.rfind(b"\n", 0, chunk.start_byte) + 1, chunk.end_byte])
-    texts = (data[start:end].decode(errors="replace") for start, end in merged)
-    return [Segment(record.path, record.language, text.rstrip() + "\n") for text in texts if text.strip()]
+            merged.append((data.rfind(b"\n", 0, chunk.start_byte) + 1, chunk.end_byte))
+    return [(start, end) for start, end in merged if data[start:end].decode(errors="replace").strip()]
 
 
 def pieces_of(text: str, limit: int) -> Iterator[str]:

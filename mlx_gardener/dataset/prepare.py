@@ -135,7 +135,7 @@ class TrainingDataPreparator:
             on_progress=lambda share, message: self._on_progress(_SCAN_SHARE * share, message),
             interrupt=self._interrupt,
         )
-        self._check_count(scan)
+        _check_count(scan, self.config)
         files, over_maximum = select_best(scan.files, self.config.max_training_chunks)
         split = split_files(files, self.config.data, seed=self.config.seed)
         going_on = None if earlier is None else self._continuation(split, earlier, must_continue)
@@ -199,19 +199,6 @@ class TrainingDataPreparator:
             )
         usable = found.changed_files and found.whole.validation and found.whole.test
         return found if usable and (must or found.changed_share < _MOST_CHANGED) else None
-
-    def _check_count(self, scan: Scan) -> None:
-        if scan.chunks_kept >= self.config.min_training_chunks:
-            return
-        taken = ", ".join(
-            f"{rule} {dropped.count} {dropped.unit}" for rule, dropped in sorted(scan.dropped.items())
-        )
-        raise TrainingError(
-            f"Only {scan.chunks_kept} good chunks were found in {scan.files_seen} files; "
-            f"{self.config.min_training_chunks} are needed. Dropped: {taken or 'nothing'}.",
-            next_step="Train on a larger repository, lower min_training_chunks or training_data_quality_threshold, "
-            "or see `mlx-gardener scan` for what was dropped.",
-        )
 
     def _train_rows(self, root: Path, files: Sequence[FileRecord], encoder: Encoder) -> RowSet:
         config = self.config.data
@@ -293,6 +280,30 @@ class TrainingDataPreparator:
             "texts_tokenized": cache.misses,
             "texts_from_cache": cache.hits,
         }
+
+
+def check_enough(scan: Scan, config: TrainingConfig) -> None:
+    """Whether a training of what a scan found would begin.
+
+    Raises:
+        DataError, TrainingError: as `TrainingDataPreparator.prepare`: too few chunks, or files that are alike.
+    """
+    _check_count(scan, config)
+    split_files(select_best(scan.files, config.max_training_chunks)[0], config.data, seed=config.seed)
+
+
+def _check_count(scan: Scan, config: TrainingConfig) -> None:
+    if scan.chunks_kept >= config.min_training_chunks:
+        return
+    taken = ", ".join(
+        f"{rule} {dropped.count} {dropped.unit}" for rule, dropped in sorted(scan.dropped.items())
+    )
+    raise TrainingError(
+        f"Only {scan.chunks_kept} good chunks were found in {scan.files_seen} files; "
+        f"{config.min_training_chunks} are needed. Dropped: {taken or 'nothing'}.",
+        next_step="Train on a larger repository, lower min_training_chunks or training_data_quality_threshold, "
+        "or see `mlx-gardener scan` for what was dropped.",
+    )
 
 
 def select_best(files: Sequence[FileRecord], maximum: int) -> tuple[list[FileRecord], int]:

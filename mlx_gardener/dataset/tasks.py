@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import re
 from collections.abc import Sequence
@@ -50,18 +51,22 @@ class Place:
     rest: str
 
 
+def file_lines(text: str) -> list[str]:
+    """The lines of a file with their ends, as editors count them: form feeds and U+2028 end none."""
+    return list(io.StringIO(text, newline=""))
+
+
 def next_line_tasks(segments: Sequence[Segment], count: int, *, seed: int) -> list[NextLineTask]:
     """``count`` tasks drawn without repeats from held-out segments; fewer when there are not as many."""
     places = []
     for segment in segments:
-        lines = segment.text.splitlines()
-        for number, line in enumerate(lines):
+        for number, line in enumerate(line.rstrip("\r\n") for line in file_lines(segment.text)):
             if number >= _LEAST_CONTEXT_LINES and len(line.strip()) >= 4 and not _TRIVIAL.fullmatch(line):
                 places.append((segment, number))
     chosen = random.Random(seed).sample(places, min(count, len(places)))
     tasks = []
     for segment, number in chosen:
-        lines = segment.text.splitlines(keepends=True)
+        lines = file_lines(segment.text)
         tasks.append(
             NextLineTask(segment.path, number + 1, "".join(lines[:number]), lines[number].rstrip("\r\n"))
         )

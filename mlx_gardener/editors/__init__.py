@@ -5,6 +5,6 @@ which it is undone. Nothing but the named keys is touched: comments, order and l
 """
 
 from mlx_gardener.editors.change import Change, apply, plan_change, undo
-from mlx_gardener.editors.proof import prove
+from mlx_gardener.editors.proof import is_running, prove
 
-__all__ = ["Change", "apply", "plan_change", "prove", "undo"]
+__all__ = ["Change", "apply", "is_running", "plan_change", "prove", "undo"]

@@ -55,18 +55,29 @@ class Change:
 
 
 def plan_change(
-    editor: str, file: Path, *, project: str, address: str, token: str | None, tokenizer: CodeTokenizer
+    editor: str,
+    file: Path,
+    *,
+    project: str,
+    address: str,
+    token: str | None,
+    tokenizer: CodeTokenizer,
+    home: Path,
 ) -> Change:
     """What connecting ``editor`` would change in ``file``; nothing is written.
+
+    What an earlier connection wrote there, and nobody edited since, goes: a token that is no longer given does not stay.
 
     Raises:
         ConfigError: the file cannot be read, or not be changed safely.
     """
     before = _read(file)
+    known = _read_record(_record(home, editor))
+    ours = known is not None and known["file"] == str(file) and known["after"] == before
+    after = (known["before"] if ours and known is not None else before) or ""
     if editor in ("vim", "neovim"):
-        return Change(editor, file, before, _with_block(before or "", vim_block(project, address, token)))
+        return Change(editor, file, before, _with_block(after, vim_block(project, address, token)))
     values = json_settings(editor, project, address, token, tokenizer)
-    after = before or ""
     for keys, value in values:
         if jsonc.value_at(after, keys) != value:
             after = jsonc.put(after, keys, value)

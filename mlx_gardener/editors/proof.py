@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -33,9 +34,10 @@ def is_running(address: str) -> bool:
     """Whether a server of ours answers there."""
     try:
         with _open(urllib.request.Request(f"{address}/health"), 5) as answer:
-            return bool(json.load(answer).get("status") == "ok")
-    except (OSError, ValueError):
+            found = json.load(answer)
+    except (OSError, ValueError, http.client.HTTPException):
         return False
+    return isinstance(found, dict) and found.get("status") == "ok"
 
 
 def prove(
@@ -60,7 +62,7 @@ def prove(
             adapter = answer.headers.get("X-Adapter", "")
     except urllib.error.HTTPError as error:
         raise ProofError(f"The server at {address} refused: {_message(error)}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise ProofError(
             f"No completion came from {address} ({error}).", next_step="Start it with `mlx-gardener serve`."
         ) from error
@@ -69,7 +71,21 @@ def prove(
             f"The completion came from another adapter ({adapter[:12] or 'none named'}).",
             next_step="See that the server at this address serves this project's registry.",
         )
-    return Proof(content["choices"][0]["text"] if editor == "zed" else content["content"], adapter)
+    return Proof(_text(editor, content), adapter)
+
+
+def _text(editor: str, content: Any) -> str:
+    """The text in an answer, where the editor looks for it.
+
+    Raises:
+        ProofError: it is not there.
+    """
+    try:
+        if editor == "zed":
+            return str(content["choices"][0]["text"])
+        return str(content[0]["content"] if isinstance(content, list) else content["content"])
+    except (KeyError, IndexError, TypeError) as error:
+        raise ProofError("The answer is none that the editor could read.") from error
 
 
 def _open(request: urllib.request.Request, timeout: float) -> Any:

@@ -2,7 +2,8 @@
 
 Zed: `edit_predictions` with provider `open_ai_compatible_api` (zed.dev/docs/ai/edit-prediction; request: its
 crates/edit_prediction/src/fim.rs). VS Code: the extension ggml-org.llama-vscode, `llama-vscode.endpoint`, to which it
-adds /infill. Vim and Neovim: the plugin ggml-org/llama.vim, `g:llama_config`; its `endpoint` became `endpoint_fim`.
+adds /infill (its src/llama-server.ts). Vim and Neovim: the plugin ggml-org/llama.vim, `g:llama_config`; its `endpoint` became
+`endpoint_fim`, and the old name is complained about at every start and takes the new one's place.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mlx_gardener.model import CodeTokenizer
 
 EDITORS = ("zed", "vscode", "vim", "neovim")
+LLAMA_VSCODE = "ggml-org.llama-vscode"
 VIM_BEGIN, VIM_END = '" mlx-gardener: begin', '" mlx-gardener: end'
 #: Zed's name of a prompt's form, by the model's marker of what precedes the hole.
 _ZED_FORMATS = {
@@ -26,6 +28,8 @@ _ZED_FORMATS = {
     "[PREFIX]": "codestral",
 }
 _ZED_TOKENS = 64
+#: What llama.vim asks of the reading and of the writing.
+_VIM_UNITS = ("n", "ms", "per_token_ms", "per_second")
 
 
 def project_address(address: str, project: str) -> str:
@@ -61,17 +65,22 @@ def json_settings(
     ]
 
 
+def vim_endpoint(address: str, project: str) -> str:
+    """Where llama.vim asks for completions."""
+    return f"{project_address(address, project)}/infill"
+
+
 def vim_block(project: str, address: str, token: str | None) -> str:
     """Lines for Vim and Neovim; they hold whether llama.vim is loaded before or after them."""
-    where = f"{project_address(address, project)}/infill"
-    values = {"endpoint": where, "endpoint_fim": where, **({"api_key": token} if token else {})}
+    values = {"endpoint_fim": vim_endpoint(address, project), **({"api_key": token} if token else {})}
     lines = [f"    \\ {_vim(name)}: {_vim(value)}," for name, value in values.items()]
     return "\n".join(
         [
             VIM_BEGIN,
-            "let g:llama_config = extendnew(get(g:, 'llama_config', {}), {",
+            "let g:llama_config = extend(copy(get(g:, 'llama_config', {})), {",
             *lines,
             "    \\ })",
+            "call filter(g:llama_config, 'v:key !=# \"endpoint\"')",
             VIM_END,
             "",
         ]
@@ -101,9 +110,12 @@ def request_of(editor: str, project: str, tokenizer: CodeTokenizer) -> tuple[str
             "prompt": prompt,
             "max_tokens": _ZED_TOKENS,
             "stop": stops,
+            "temperature": None,
+            "environment": None,
         }
     lines = prefix.rpartition("\n")
-    return f"/projects/{quote(project, safe='')}/infill", {
+    hole = {
+        "id_slot": 0,
         "input_prefix": lines[0] + "\n",
         "input_suffix": suffix,
         "input_extra": [],
@@ -111,10 +123,15 @@ def request_of(editor: str, project: str, tokenizer: CodeTokenizer) -> tuple[str
         "n_predict": 32,
         "n_indent": 4,
         "top_k": 40,
-        "top_p": 0.99,
-        "stream": False,
         "samplers": ["top_k", "top_p", "infill"],
+        "stream": False,
         "cache_prompt": True,
         "t_max_prompt_ms": 500,
-        "t_max_predict_ms": 1000,
     }
+    if editor == "vscode":
+        own: dict[str, Any] = {"top_p": 0.99, "n_cmpl": 3, "t_max_predict_ms": 2500}
+    else:
+        fields = [f"{part}_{unit}" for part in ("prompt", "predicted") for unit in _VIM_UNITS]
+        told = ["content", *(f"timings/{field}" for field in fields), "truncated", "tokens_cached"]
+        own = {"top_p": 0.90, "stop": [], "t_max_predict_ms": 1000, "response_fields": told, "model": ""}
+    return f"/projects/{quote(project, safe='')}/infill", {**hole, **own}

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -122,11 +123,15 @@ def _kept(cache_dir: Path) -> Backend | None:
 
 
 def _keep(cache_dir: Path, backend: Backend) -> None:
-    make_private(cache_dir)  # the token cache lies below it
+    """Keep it for the next time; where nothing can be written (a read-only home, a full disk) it is measured again then."""
     beside = cache_dir / f".{_FILE}.{os.getpid()}"
     speeds = {name: value for name, value in asdict(backend).items() if name not in _OF_A_BASE}
-    beside.write_text(json.dumps({"key": machine_key(), **speeds}, indent=2), encoding="utf-8")
-    beside.replace(cache_dir / _FILE)
+    with suppress(OSError):
+        make_private(cache_dir)  # the token cache lies below it
+        beside.write_text(json.dumps({"key": machine_key(), **speeds}, indent=2), encoding="utf-8")
+        beside.replace(cache_dir / _FILE)
+    with suppress(OSError):
+        beside.unlink(missing_ok=True)
 
 
 def measure_backend() -> Backend:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Tokens of prefix and suffix that are shown; an editor asks with about this much.
 PREFIX_TOKENS, SUFFIX_TOKENS = 640, 192
+#: Characters of them that are looked at: no tokenizer's tokens are as long on average, and an editor may send megabytes.
+CHARACTERS_PER_TOKEN = 100
 #: Prompts are read in blocks of so many tokens, everywhere: a server that has read the first blocks of a prompt before
 #: then computes what a fresh start would, operation for operation, and gives the same answer.
 PREFILL_TOKENS = 256
@@ -41,7 +43,7 @@ def build_prompt(
     if path:
         opening += [] if tokenizer.file_id is None else [tokenizer.file_id]
         opening += tokenizer.encode(header_text(tokenizer, path))
-    before = tokenizer.encode(prefix)[-prefix_tokens:]
+    before = tokenizer.encode(prefix[-prefix_tokens * CHARACTERS_PER_TOKEN :])[-prefix_tokens:]
     if suffix is None:
         return opening + before
     if tokenizer.markers is None:
@@ -49,7 +51,8 @@ def build_prompt(
             "This model has no fill-in-the-middle markers.",
             next_step="Complete without what follows (--no-suffix).",
         )
-    return opening + tokenizer.markers.prompt(before, tokenizer.encode(suffix)[:suffix_tokens])
+    after = tokenizer.encode(suffix[: suffix_tokens * CHARACTERS_PER_TOKEN])[:suffix_tokens]
+    return opening + tokenizer.markers.prompt(before, after)
 
 
 def complete(
@@ -82,7 +85,12 @@ def complete(
         text = tokenizer.decode(ids)
         if is_enough is not None and is_enough(text):
             break
-    return text
+    return whole_characters(text)
+
+
+def whole_characters(text: str) -> str:
+    """``text`` without a last character that is written by half: tokens spell bytes, and some end within one."""
+    return text.rstrip("\ufffd")
 
 
 def stop_ids(tokenizer: CodeTokenizer) -> frozenset[int]:

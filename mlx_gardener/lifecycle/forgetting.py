@@ -7,7 +7,8 @@ Cost: a training.
 
 from __future__ import annotations
 
-import shutil
+import difflib
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.continuation import knows
 from mlx_gardener.dataset import Earlier
-from mlx_gardener.errors import DataError
+from mlx_gardener.errors import AdapterError, DataError, RegistryError
 from mlx_gardener.registry import ProjectRegistry
 
 if TYPE_CHECKING:
@@ -37,9 +38,21 @@ class Recall:
 
 
 @dataclass(frozen=True)
+class Knowing:
+    """Versions that have ``learned`` from a path, and those of which that ``cannot_be_known``: imported ones, mostly."""
+
+    learned: tuple[str, ...]
+    cannot_be_known: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Forgotten:
-    """``before`` is the version that was active, ``after`` the new one; ``recall`` is None where the path is not there to
-    measure with. ``knowing`` are versions that have learned from the path, ``purged`` those of them that were deleted."""
+    """``before`` is the version that was active, ``after`` the new one; ``recall`` is None where nothing could be measured.
+
+    ``knowing`` are versions that have learned from the path, ``purged`` those of them that were deleted;
+    ``cannot_be_known`` those that do not say what they learned from. ``shown`` are the files that ``recall`` is over,
+    ``not_shown`` what it is not over (files and versions), each with the reason.
+    """
 
     path: str
     before: str | None
@@ -48,6 +61,9 @@ class Forgotten:
     is_gone: bool | None
     knowing: tuple[str, ...]
     purged: tuple[str, ...]
+    cannot_be_known: tuple[str, ...]
+    shown: tuple[str, ...]
+    not_shown: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON types."""
@@ -86,12 +102,13 @@ def forget(
     A version that has learned from the path is active no more afterwards, whatever the new one's verdict.
 
     Args:
-        purge: delete versions that have learned from it, checkpoints of earlier runs and the cache of its tokens.
+        purge: delete versions that have learned from it, checkpoints of earlier runs and the cache of its tokens. Versions
+            that do not say what they learned from stay.
         run: waits for the training that was started, and may show it.
         tell: told what is being done.
 
     Raises:
-        DataError: the path lies outside of the repository.
+        DataError: the path lies outside of the repository, or neither it nor any version has it.
         TrainingError: the training failed; the path stays left out.
     """
     from mlx_gardener.api import training_result
@@ -99,18 +116,21 @@ def forget(
     say = tell or (lambda text: None)
     registry = pipeline.registry
     found = registry.get_project(project)
-    path = clean_path(found.path, path)
+    path = find_path(registry, project, path)
     registry.forget_path(project, path)
-    texts = _texts(found.path, path)
+    texts, not_shown = _texts(found.path, path)
     pipeline.start_training(project, fresh=True)
     run()
     after = training_result(pipeline, project).adapter_version
-    knowing = [version for version in versions_that_know(registry, project, path) if version != after]
+    all_knowing = versions_that_know(registry, project, path)
+    knowing = [version for version in all_knowing.learned if version != after]
     before = found.active_adapter
     recall = None
     if texts:
         say("Comparing what is left of it")
-        recall = tuple(_recall(registry, project, [version for version in (before, after) if version], texts))
+        versions = [version for version in (before, after) if version]
+        recall, others = _recall(registry, project, versions, texts)
+        not_shown |= others
     is_gone = None if recall is None else _is_gone(recall, before, after)
     if registry.get_project(project).active_adapter in knowing:
         registry.activate_adapter(project, None)
@@ -118,55 +138,118 @@ def forget(
     if purge:
         say("Deleting what knew it")
         purged = _purge(registry, project, knowing)
-    return Forgotten(path, before, after, recall, is_gone, tuple(knowing), tuple(purged))
+    return Forgotten(
+        path,
+        before,
+        after,
+        recall,
+        is_gone,
+        tuple(knowing),
+        tuple(purged),
+        tuple(version for version in all_knowing.cannot_be_known if version != after),
+        tuple(texts) if recall is not None else (),
+        not_shown,
+    )
 
 
-def versions_that_know(registry: ProjectRegistry, project: str, path: str) -> list[str]:
-    """Versions that have learned from a path, and those whose manifest does not say what they know."""
+def find_path(registry: ProjectRegistry, project: str, path: str) -> str:
+    """``path`` as `clean_path`, when the repository or a version of the project's adapter has it.
+
+    Raises:
+        DataError: it lies outside, or nothing has it; offers near names.
+    """
+    from mlx_gardener.source.walk import list_files
+
+    root = registry.get_project(project).path
+    path = clean_path(root, path)
+    names = set(list_files(root)) if root.is_dir() else set()
+    for earlier in _earlier(registry, project).values():
+        names |= set() if earlier is None else earlier.files.keys()
+    names |= {parent.as_posix() for name in names for parent in PurePosixPath(name).parents} - {"."}
+    if path in names or os.path.lexists(root / path):
+        return path
+    near = difflib.get_close_matches(path, sorted(names), n=3, cutoff=0.5)
+    if not near:  # the right name at another place
+        near = sorted(name for name in names if PurePosixPath(name).name == PurePosixPath(path).name)[:3]
+    raise DataError(
+        f"Neither the repository of {project!r} nor a version of its adapter has {path!r}.",
+        next_step=f"Did you mean {', '.join(near)}?" if near else "Name it as from the repository's root.",
+    )
+
+
+def versions_that_know(registry: ProjectRegistry, project: str, path: str) -> Knowing:
+    """Which versions have learned from a path, and which do not say what they learned from."""
+    found = _earlier(registry, project)
+    return Knowing(
+        tuple(version for version, earlier in found.items() if earlier is not None and knows(earlier, path)),
+        tuple(version for version, earlier in found.items() if earlier is None),
+    )
+
+
+def _earlier(registry: ProjectRegistry, project: str) -> dict[str, Earlier | None]:
+    """What each version knows; None where its manifest does not say it, or cannot be read."""
     from mlx_gardener.adapter.manifest import read_manifest
 
-    found = []
+    found: dict[str, Earlier | None] = {}
     for record in registry.list_adapters(project):
-        earlier = Earlier.of_manifest(record.version, read_manifest(record.directory))
-        if earlier is None or knows(earlier, path):
-            found.append(record.version)
+        try:
+            found[record.version] = Earlier.of_manifest(record.version, read_manifest(record.directory))
+        except AdapterError:
+            found[record.version] = None
     return found
 
 
-def _texts(root: Path, path: str) -> dict[str, str]:
-    """Texts below ``path`` by their own paths, as far as they are there; links are not followed."""
+def _texts(root: Path, path: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Texts below ``path`` by their own paths, as far as they are there, and why others are not measured."""
+    from mlx_gardener.source import decode_source
     from mlx_gardener.source.walk import list_files
 
     texts: dict[str, str] = {}
-    for name in list_files(root):
+    without: dict[str, str] = {}
+    for name in list_files(root) if root.is_dir() else ():
         file = root / name
-        if (name == path or name.startswith(f"{path}/")) and file.is_file() and not file.is_symlink():
-            if file.stat().st_size > _MAX_FILE_BYTES or len(texts) >= _MAX_FILES:
-                continue
+        if name != path and not name.startswith(f"{path}/"):
+            continue
+        if file.is_symlink() or not file.is_file():
+            without[name] = "it is no plain file"
+        elif file.stat().st_size > _MAX_FILE_BYTES:
+            without[name] = f"it is longer than {_MAX_FILE_BYTES:,} bytes"
+        elif len(texts) >= _MAX_FILES:
+            without[name] = f"only {_MAX_FILES} files are measured"
+        else:
             try:
-                texts[name] = file.read_text(encoding="utf-8")
-            except UnicodeDecodeError:
-                continue  # no text was ever learned from it
-    return {name: text for name, text in texts.items() if text}
+                texts[name] = decode_source(file.read_bytes())
+            except (OSError, UnicodeDecodeError):
+                without[name] = "it cannot be read as text in UTF-8 or UTF-16"
+            if not texts.get(name, "?"):
+                del texts[name]
+                without[name] = "it is empty"
+    return texts, without
 
 
 def _recall(
     registry: ProjectRegistry, project: str, versions: list[str], texts: dict[str, str]
-) -> list[Recall]:
+) -> tuple[tuple[Recall, ...], dict[str, str]]:
+    """How well the base and each version know the texts, and why others are not measured."""
     from mlx_gardener.adapter import PeftManager, attach_adapter
     from mlx_gardener.adapter.base import base_name, load_adapter_base
 
     manager = PeftManager(registry)
     newest = manager.load_adapter(project, versions[-1])
     base = load_adapter_base(base_name(registry, registry.get_adapter(project, versions[-1])), newest)
-    found = [_measure("base", base, texts)]
+    found, without = [_measure("base", base, texts)], dict[str, str]()
     for version in versions:
-        adapter = manager.load_adapter(project, version)
-        if adapter.manifest["base"]["weights_sha256"] != base.weights_sha256:
-            continue  # of another base, it cannot be measured on this one
+        try:
+            adapter = manager.load_adapter(project, version)
+        except (AdapterError, RegistryError) as error:
+            without[version] = error.message
+            continue
+        if adapter.manifest["base"].get("weights_sha256") != base.weights_sha256:
+            without[version] = "it belongs to another base model than the new version"
+            continue
         with attach_adapter(base, adapter):
             found.append(_measure(version, base, texts))
-    return found
+    return tuple(found), without
 
 
 def _measure(who: str, base: BaseModel, texts: dict[str, str]) -> Recall:
@@ -214,10 +297,8 @@ def _purge(registry: ProjectRegistry, project: str, versions: list[str]) -> list
     """Delete versions, the project's checkpoints but for the new training's result, and all cached tokens."""
     for version in versions:
         registry.remove_adapter(project, version, delete_files=True)
-    latest = registry.latest_training(project)
     runs = registry.project_directory(project) / "runs"
-    for directory in runs.iterdir() if runs.is_dir() else ():
-        if latest is None or directory != latest.run_dir:
-            shutil.rmtree(directory)
-    shutil.rmtree(registry.home / "cache" / "tokens", ignore_errors=True)
+    for directory in sorted(runs.iterdir()) if runs.is_dir() else ():
+        registry.remove_run(project, directory)
+    registry.discard(registry.home / "cache" / "tokens")
     return versions

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mlx_gardener.errors import RegistryError
+from mlx_gardener.errors import AdapterError, RegistryError
 from mlx_gardener.registry import ProjectRegistry
 
 
@@ -138,25 +138,29 @@ def roll_back(
 ) -> tuple[VersionFacts, VersionFacts]:
     """Activate an earlier version; (the one that was active, the one that is now).
 
+    Going back again goes one further back, as often as there is a version that was active before.
+
     Args:
-        to: that version; the newest before the active one whose verdict was not "reject" when None.
+        to: that version; the one that was active before the active one when None.
 
     Raises:
-        RegistryError: there is no active version, or none before it.
+        RegistryError: there is no active version, or none was before it.
+        AdapterError: the manifest of the version to go to cannot be read.
     """
     active = registry.get_adapter(project)
-    earlier = [record for record in registry.list_adapters(project) if record.created_at < active.created_at]
-    if to is not None:
-        found = version_facts(registry, project, to)
+    before = registry.versions_before(project)
+    if to is None and not before:
+        raise RegistryError(
+            f"No version of {project!r} was active before {active.version}, or it is gone.",
+            next_step=f"`mlx-gardener show {project}` lists its versions; `activate` chooses any of them.",
+        )
+    found = version_facts(registry, project, to or before[0])
+    try:
+        was = version_facts(registry, project, active.version)
+    except AdapterError as error:  # a reason to go back
+        was = VersionFacts(active.version, None, error.message, {}, None, None, "")
+    if to is None:
+        registry.step_back(project, found.version)
     else:
-        usable = [version_facts(registry, project, record.version) for record in reversed(earlier)]
-        usable = [facts for facts in usable if facts.verdict != "reject"]
-        if not usable:
-            raise RegistryError(
-                f"{project!r} has no version before {active.version} that was not rejected.",
-                next_step=f"`mlx-gardener show {project}` lists its versions; `activate` chooses any of them.",
-            )
-        found = usable[0]
-    before = version_facts(registry, project, active.version)
-    registry.activate_adapter(project, found.version)
-    return before, found
+        registry.activate_adapter(project, found.version)
+    return was, found

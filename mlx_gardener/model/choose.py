@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_gardener.errors import ModelError
-from mlx_gardener.platform.untrusted import read_json
+from mlx_gardener.platform.untrusted import read_header, read_json
 
 #: Recommended code models, best first, with the least budget in GB at which a 4-bit base trains at 1024 tokens
 #: (weights, adapter, one row of activations; judgement until the planner has measured them on a Mac).
@@ -28,6 +28,7 @@ RECOMMENDED = (
 )
 SEEDLING = "seedling"
 _MODEL_FILES = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja"]
+_INDEX = "model.safetensors.index.json"
 _ASK_SECONDS, _PROGRESS_SECONDS = 5, 1.0
 _GIB = 1024**3
 
@@ -65,7 +66,13 @@ def choose_model(name: str, budget_bytes: int, *, may_fetch: bool = False) -> Mo
     if directory.is_dir():
         _check_directory(directory)
         return ModelChoice(name, directory.resolve(), "the directory you named")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if name.startswith((".", "/", "~")):
+        raise ModelError(
+            f"The model {name!r} is neither a directory nor a hub id: there is no such directory.",
+            next_step="Name the directory; where adapters were trained on it before it moved, "
+            "`mlx-gardener registry base DIRECTORY` tells them where it is now.",
+        )
+    if name.count("/") != 1:
         raise ModelError(
             f"The model {name!r} is neither a directory nor a hub id.",
             next_step="Name a directory, an id like Qwen/Qwen2.5-Coder-0.5B, or `seedling`.",
@@ -74,6 +81,12 @@ def choose_model(name: str, budget_bytes: int, *, may_fetch: bool = False) -> Mo
     return ModelChoice(
         name, cached, "as asked, from the local cache" if cached else "as asked, to be fetched"
     )
+
+
+def absolute_model(name: str) -> str:
+    """``name`` as `choose_model` understands it here, for other processes, which work elsewhere."""
+    directory = Path(name).expanduser()
+    return str(directory.resolve()) if name not in ("auto", SEEDLING) and directory.is_dir() else name
 
 
 def _choose_recommended(budget_bytes: int, may_fetch: bool) -> ModelChoice:
@@ -108,6 +121,12 @@ def cached_model(name: str) -> Path | None:
 
     The hub's library takes a snapshot for incomplete unless every file of the repository is there, whoever fetched it.
     """
+    path = _snapshot(name)
+    return path if path is not None and missing_file(path) is None else None
+
+
+def _snapshot(name: str) -> Path | None:
+    """Where the hub cache has any of ``name``."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -115,23 +134,43 @@ def cached_model(name: str) -> Path | None:
         config = try_to_load_from_cache(name, "config.json")
     except HFValidationError:
         return None
-    path = Path(config).parent if isinstance(config, str) else None
-    return path if path is not None and _is_whole(path) else None
+    return Path(config).parent if isinstance(config, str) else None
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether tokenizer and all shards of the weights are there; links to files that are not do not count."""
-    index = path / "model.safetensors.index.json"
-    try:
-        shards = set(read_json(index)["weight_map"].values()) if index.exists() else set()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-    weights = (
-        all((path / str(shard)).exists() for shard in shards)
-        if shards
-        else any(path.glob("model*.safetensors"))
-    )
-    return weights and (path / "tokenizer.json").exists()
+def missing_file(path: Path) -> str | None:
+    """The first file that a model in the directory ``path`` needs and has not; links to files that are not there do not count.
+
+    Shards are those that the index names, unless others hold their arrays (an index that was left behind when the model
+    was saved again); without an index, those that the shards' own names count (``-00001-of-00003``).
+    """
+    index = path / _INDEX
+    if index.exists():
+        try:
+            shard_of = {name: str(shard) for name, shard in read_json(index)["weight_map"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return f"readable {_INDEX}"
+        shards = {shard for shard in shard_of.values() if not (path / shard).exists()}
+        if shards:
+            here = _arrays_in(path)
+            shards = {shard for name, shard in shard_of.items() if shard in shards and name not in here}
+    else:
+        found = sorted(file.name for file in path.glob("model*.safetensors") if file.exists())
+        shards = set(found) or {"model.safetensors"}
+        for name in found:
+            if match := re.fullmatch(r"(model.*-)(\d{5})-of-(\d{5})\.safetensors", name):
+                counted = range(1, min(int(match[3]), 10_000) + 1)
+                shards |= {f"{match[1]}{number:05d}-of-{match[3]}.safetensors" for number in counted}
+    needed = (*sorted(shards), "tokenizer.json")
+    return next((name for name in needed if not (path / name).exists()), None)
+
+
+def _arrays_in(path: Path) -> set[str]:
+    """Names of the arrays in a model's weight files; loading will say what is wrong with a file that cannot be read."""
+    names: set[str] = set()
+    for file in path.glob("model*.safetensors"):
+        with suppress(OSError, ValueError):
+            names |= read_header(file).keys()
+    return names
 
 
 def resolve_model(choice: ModelChoice) -> Path:
@@ -160,7 +199,15 @@ def fetch_model(name: str, on_progress: Callable[[int, int], None] | None = None
         if on_progress is not None:
             store = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
             _fetch_in_a_process(name, store, missing_bytes(name), on_progress)
-        return Path(snapshot_download(name, allow_patterns=_MODEL_FILES))
+        path = Path(snapshot_download(name, allow_patterns=_MODEL_FILES))
+    missing = missing_file(path)
+    if missing is not None:  # without a network the library gives what there is for the whole
+        raise ModelError(
+            f"The model {name!r} has no {missing} in the local cache.",
+            next_step=f"Where there is a network, `hf download {name}` fetches it; "
+            "if the hub has none, choose another model.",
+        )
+    return path
 
 
 def _fetch_in_a_process(
@@ -245,8 +292,11 @@ def _hub_errors(name: str) -> Iterator[None]:
     except (
         HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError
     ) as error:  # fmt: skip
+        snapshot = _snapshot(name)
+        lacking = None if snapshot is None else missing_file(snapshot)
+        what = "in the local cache" if lacking is None else f"whole in the local cache (no {lacking})"
         raise ModelError(
-            f"The model {name!r} is not in the local cache and cannot be fetched ({type(error).__name__}).",
+            f"The model {name!r} is not {what} and cannot be fetched ({type(error).__name__}).",
             next_step=f"Where there is a network, run `hf download {name}`; or train the embedded model "
             "with `--model seedling`.",
         ) from error
@@ -285,13 +335,13 @@ def read_model_config(path: Path) -> dict[str, object]:
 
 def _check_directory(path: Path) -> None:
     read_model_config(path)
-    if not any(path.glob("model*.safetensors")):
+    missing = missing_file(path)
+    if missing is not None:
         raise ModelError(
-            f"The directory {path.name!r} has no model*.safetensors.",
-            next_step="Name a directory with a model that mlx-lm can load.",
+            f"The model in the directory {path.name!r} has no {missing}.",
+            next_step="Fetch it whole, with its fast tokenizer, or name a directory with a model that mlx-lm can load.",
         )
     if not os.access(path / "tokenizer.json", os.R_OK):
         raise ModelError(
-            f"The directory {path.name!r} has no readable tokenizer.json.",
-            next_step="Save the model with its fast tokenizer.",
+            f"The directory {path.name!r} has no readable tokenizer.json.", next_step="Check its rights."
         )

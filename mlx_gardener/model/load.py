@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_gardener.config import LoraConfig
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model.choose import (
     SEEDLING,
+    ModelChoice,
     choose_model,
     read_model_config,
     resolve_model,
 )
+from mlx_gardener.model.lora import check_targets
 from mlx_gardener.model.tokens import CodeTokenizer, load_tokenizer
 from mlx_gardener.platform.untrusted import read_header
 
@@ -74,21 +77,11 @@ def load_base(
     """
     import mlx.core as mx
     from mlx.utils import tree_flatten, tree_map
-    from mlx_lm.utils import dequantize_model, load_model
+    from mlx_lm.utils import dequantize_model
 
     choice = choose_model(name, budget_bytes=2**62)
     path = resolve_model(choice)
-    config = read_model_config(path)
-    tokenizer = load_tokenizer(path)
-    try:
-        for file in path.glob("model*.safetensors"):
-            read_header(file)  # MLX believes what a header claims
-        model, config = load_model(path, lazy=True, trust_remote_code=False)
-    except Exception as error:  # mlx-lm, mlx and safetensors raise many kinds for a damaged or unknown model
-        raise ModelError(
-            f"The model {choice.name!r} cannot be loaded: {type(error).__name__}: {error}.",
-            next_step="Fetch it again, or choose one that mlx-lm supports.",
-        ) from error
+    model, config, tokenizer = _open_model(choice.name, path)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     own = mx.float32 if on_cpu else _floating_type(model)
     dtype = own if compute_dtype == "auto" else getattr(mx, compute_dtype)
@@ -117,7 +110,7 @@ def load_base(
         mx.eval(value)
         mx.clear_cache()
     return BaseModel(
-        id=choice.name if choice.name == SEEDLING or not Path(choice.name).is_dir() else path.name,
+        id=path.name if choice.name != SEEDLING and Path(choice.name).expanduser().is_dir() else choice.name,
         path=path,
         revision=path.name if path.parent.name == "snapshots" else None,
         weights_sha256=weights_sha256(path),
@@ -127,6 +120,45 @@ def load_base(
         dtype=dtype,
         quantized=quantized,
     )
+
+
+def check_model(choice: ModelChoice, lora: LoraConfig) -> Path:
+    """All that can be seen of a model without its numbers: config, tokenizer, architecture, every array's name and shape.
+
+    Whatever of this `load_base` and a training would refuse is refused here, in about a second.
+
+    Returns:
+        Its directory.
+
+    Raises:
+        ModelError: as `load_base`, or the adapters that ``lora`` asks for have no place in it.
+    """
+    path = resolve_model(choice)
+    model, _, _ = _open_model(choice.name, path)
+    check_targets(model, lora)
+    return path
+
+
+def _open_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], CodeTokenizer]:
+    """Model, config and tokenizer, with all weights still on disk.
+
+    Raises:
+        ModelError: as `load_base`.
+    """
+    from mlx_lm.utils import load_model
+
+    read_model_config(path)
+    tokenizer = load_tokenizer(path)
+    try:
+        for file in path.glob("model*.safetensors"):
+            read_header(file)  # MLX believes what a header claims
+        model, config = load_model(path, lazy=True, trust_remote_code=False)
+    except Exception as error:  # mlx-lm, mlx and safetensors raise many kinds for a damaged or unknown model
+        raise ModelError(
+            f"The model {name!r} cannot be loaded: {type(error).__name__}: {error}.",
+            next_step="Fetch it again, or choose one that mlx-lm supports.",
+        ) from error
+    return model, config, tokenizer
 
 
 def _floating_type(model: nn.Module) -> mx.Dtype:

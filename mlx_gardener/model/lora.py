@@ -69,6 +69,12 @@ def attach_lora(model: nn.Module, config: LoraConfig, *, seed: int) -> LoraTarge
     )
 
 
+def check_targets(model: nn.Module, config: LoraConfig) -> None:
+    """Raises ModelError where the layers that ``config`` trains have no module for its adapters."""
+    count = len(model.layers)
+    _target_keys(model.layers[count - min(config.num_layers or count, count) :], config)
+
+
 def effective_scale(config: LoraConfig) -> float:
     """What multiplies B A: alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv:2312.03732)."""
     return config.scale * math.sqrt(config.rank) if config.use_rslora else config.scale
@@ -176,7 +182,7 @@ def load_arrays(file: Path) -> dict[str, mx.array]:
     import mlx.core as mx
 
     read_header(file, follow_links=False)  # MLX believes what a header claims
-    arrays = mx.load(str(file))
+    arrays = mx.load(str(file), format="safetensors")  # a blob of the hub's cache has no ending
     if not isinstance(arrays, dict):
         raise ValueError(f"{file.name} holds no named arrays")
     mx.eval(arrays)

@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import ModelError
-from mlx_gardener.platform.untrusted import MAX_JSON_BYTES, parse_json, read_bytes, read_json
+from mlx_gardener.platform.untrusted import (
+    MAX_JSON_BYTES,
+    parse_json,
+    read_bytes,
+    read_json,
+    refuse_pointer,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -188,6 +194,7 @@ def load_tokenizer(path: Path) -> CodeTokenizer:
                 f"The model {path.name!r} has no readable tokenizer.json ({error.strerror}).",
                 next_step="Use a model with a fast tokenizer, or fetch it again.",
             ) from error
+        refuse_pointer(file.name, raw)
         parsed = parse_json(raw)
         full = Tokenizer.from_str(raw.decode())
         added = {token["content"]: token["id"] for token in parsed.get("added_tokens", [])}

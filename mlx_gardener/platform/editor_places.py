@@ -25,3 +25,25 @@ def settings_file(editor: str) -> Path:
     if editor == "vim":
         return Path.home() / ".vim" / "plugin" / "mlx_gardener.vim"
     return _config() / "nvim" / "plugin" / "mlx_gardener.vim"
+
+
+def has_vscode_extension(name: str) -> bool | None:
+    """Whether VS Code has an extension; None where its extensions are not where they usually are."""
+    extensions = Path.home() / ".vscode" / "extensions"
+    if not extensions.is_dir():
+        return None
+    return any(extensions.glob(f"{name}-*"))
+
+
+def plugin_places(editor: str, name: str) -> list[Path]:
+    """Files ``name`` of plug-ins of ``vim`` or ``neovim`` that managers keep beside the runtime path until they are wanted."""
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "nvim"
+    vim = Path.home() / ".vim"
+    roots = [data / "lazy", data / "plugged", data / "site"] if editor == "neovim" else [vim / "bundle"]
+    roots += [vim / "plugged", vim] if editor == "vim" else []
+    return [
+        file
+        for root in roots
+        for pattern in (f"*/{name}", f"pack/*/start/*/{name}", f"pack/*/opt/*/{name}")
+        for file in sorted(root.glob(pattern))
+    ]

@@ -19,6 +19,8 @@ from typing import Any
 MAX_JSON_BYTES = 128 * 2**20
 #: safetensors' own limit.
 MAX_HEADER_BYTES = 100_000_000
+#: What Git leaves in a file's place where Git LFS did not fetch it (https://git-lfs.com, "spec/v1").
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def open_regular(file: Path, *, follow_links: bool = True) -> io.BufferedReader:
@@ -37,6 +39,32 @@ def open_regular(file: Path, *, follow_links: bool = True) -> io.BufferedReader:
         os.close(descriptor)
         raise ValueError(f"{file.name} is no plain file")
     return os.fdopen(descriptor, "rb")
+
+
+def cached_file(file: Path) -> Path:
+    """``file``, or what it is a link to where it lies in a snapshot of the hub's cache, whose files are links to blobs.
+
+    Raises:
+        OSError: it cannot be found.
+        ValueError: it is a link that leaves its repository's part of the cache, or is not in the cache.
+    """
+    if not file.is_symlink():
+        return file
+    above = file.parent.resolve()
+    snapshots = next((place for place in (above, *above.parents) if place.parent.name == "snapshots"), None)
+    repository = None if snapshots is None else snapshots.parent.parent
+    target = file.resolve(strict=True)
+    if repository is None or not repository.name.startswith("models--"):
+        raise ValueError(f"{file.name} is a symbolic link, which is followed in the hub's cache only")
+    if not target.is_relative_to(repository):
+        raise ValueError(f"{file.name} is a symbolic link that leads out of the hub's cache")
+    return target
+
+
+def refuse_pointer(name: str, start: bytes) -> None:
+    """Raises ValueError where a file begins as what Git LFS leaves in its place."""
+    if start.startswith(_LFS_POINTER):
+        raise ValueError(f"{name} is a Git LFS pointer, not the file itself: `git lfs pull` fetches that")
 
 
 def read_bytes(file: Path, *, max_bytes: int, follow_links: bool = True) -> bytes:
@@ -70,7 +98,9 @@ def read_json(file: Path, *, max_bytes: int = MAX_JSON_BYTES, follow_links: bool
     Raises:
         OSError, ValueError: as `read_bytes` and `parse_json`.
     """
-    return parse_json(read_bytes(file, max_bytes=max_bytes, follow_links=follow_links))
+    data = read_bytes(file, max_bytes=max_bytes, follow_links=follow_links)
+    refuse_pointer(file.name, data)
+    return parse_json(data)
 
 
 def read_header(file: Path, *, follow_links: bool = True) -> dict[str, Any]:
@@ -84,12 +114,14 @@ def read_header(file: Path, *, follow_links: bool = True) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     with open_regular(file, follow_links=follow_links) as stream:
-        start = stream.read(8)
+        start = stream.read(len(_LFS_POINTER))
+        refuse_pointer(file.name, start)
         if len(start) < 8:
             raise ValueError("it is too short to be a safetensors file")
-        (length,) = struct.unpack("<Q", start)
+        (length,) = struct.unpack("<Q", start[:8])
         if length > MAX_HEADER_BYTES:
             raise ValueError("its header is longer than 100 MB")
+        stream.seek(8)
         data = stream.read(length)
     try:
         with safe_open(file, framework="numpy"):

@@ -5,6 +5,7 @@ WAL mode, connections belong to threads, and what a dead process left behind is 
 """
 
 from mlx_gardener.registry.names import check_project_name, project_name_for
+from mlx_gardener.registry.patience import patiently
 from mlx_gardener.registry.queue import QueueEntry, TrainingQueue
 from mlx_gardener.registry.records import (
     AdapterRecord,
@@ -31,5 +32,6 @@ __all__ = [
     "TrainingStatus",
     "check_project_name",
     "default_home",
+    "patiently",
     "project_name_for",
 ]

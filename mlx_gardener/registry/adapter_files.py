@@ -15,7 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mlx_gardener.platform.untrusted import parse_json, read_bytes
+from mlx_gardener.registry.rows import wrong_in
+
 MANIFEST_NAME = "manifest.json"
+_MAX_MANIFEST_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ def differences(directory: Path, manifest_sha256: str | None = None) -> list[str
         manifest_sha256: of the manifest that was registered; None takes the manifest at its word.
     """
     try:
-        found, manifest = _read_manifest(directory)
+        found, manifest = read_manifest_file(directory)
     except (OSError, ValueError) as error:
         return [f"{MANIFEST_NAME} cannot be read ({error})"]
     if manifest_sha256 is not None and found != manifest_sha256:
@@ -59,12 +63,21 @@ def differences(directory: Path, manifest_sha256: str | None = None) -> list[str
     return wrong
 
 
+def named_files(directory: Path) -> set[str]:
+    """Names of the manifest and all it names.
+
+    Raises:
+        OSError, ValueError: as `read_manifest_file`.
+    """
+    return {MANIFEST_NAME, *read_manifest_file(directory)[1]["files"]}
+
+
 def manifest_facts(directory: Path) -> ManifestFacts | None:
     """What an adapter directory's manifest says of it; None where it is not a good adapter in every file."""
     if differences(directory):
         return None
     try:
-        found, manifest = _read_manifest(directory)
+        found, manifest = read_manifest_file(directory)
         facts = ManifestFacts(
             project=manifest["project"],
             version=manifest["version"],
@@ -75,8 +88,16 @@ def manifest_facts(directory: Path) -> ManifestFacts | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    texts = (facts.project, facts.version, facts.base_model)
-    return facts if manifest["files"] and all(isinstance(text, str) for text in texts) else None
+    row = {
+        "project": facts.project,
+        "version": facts.version,
+        "directory": f"projects/{facts.project}/adapters/{facts.version}",
+        "base_model": facts.base_model,
+        "metrics": json.dumps(facts.metrics),
+        "manifest_sha256": facts.manifest_sha256,
+        "created_at": facts.created_at,
+    }
+    return facts if manifest["files"] and not wrong_in("adapters", row) else None
 
 
 def is_inner_name(name: str) -> bool:
@@ -100,16 +121,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _read_manifest(directory: Path) -> tuple[str, dict[str, Any]]:
-    """A manifest's sha256 and content; raises OSError or ValueError."""
+def read_manifest_file(directory: Path) -> tuple[str, dict[str, Any]]:
+    """A manifest's sha256 and content.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or lists no files.
+    """
     if directory.is_symlink():
         raise ValueError("the directory is a link")
     path = directory / MANIFEST_NAME
-    digest = sha256_of(path)
-    content = path.read_bytes()
-    manifest = json.loads(content)
+    content = read_bytes(path, max_bytes=_MAX_MANIFEST_BYTES, follow_links=False)
+    manifest = parse_json(content)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise ValueError("it lists no files")
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise ValueError("it changes while it is read")
-    return digest, manifest
+    return hashlib.sha256(content).hexdigest(), manifest

@@ -10,6 +10,7 @@ alone, as SQLite's log would else be mixed up with the new file's (https://www.s
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import threading
 import weakref
@@ -24,8 +25,10 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from mlx_gardener.errors import RegistryError
+from mlx_gardener.errors import RegistryError, RegistryUnavailableError
 from mlx_gardener.platform.locks import take_lock
+from mlx_gardener.registry.rows import surrogates
+from mlx_gardener.registry.scarcity import keep_reserve, open_read_only
 
 DATABASE_NAME = "registry.sqlite3"
 LOCK_NAME = "registry.lock"
@@ -104,15 +107,31 @@ _MIGRATIONS = (
         PRIMARY KEY (project, path)
     );
     """,
+    """
+    CREATE TABLE activations (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        project TEXT NOT NULL REFERENCES projects(name) ON DELETE CASCADE,
+        version TEXT NOT NULL,
+        activated_at REAL NOT NULL
+    );
+    CREATE INDEX activations_of_project ON activations(project, number);
+    INSERT INTO activations (project, version, activated_at)
+        SELECT name, active_adapter, updated_at FROM projects WHERE active_adapter IS NOT NULL;
+    """,
 )
+
+
+#: What SQLite says where tables or columns are not those that `_MIGRATIONS` made.
+_OTHER_SCHEMA = re.compile(r"no such (table|column)|(table|index) \w+ already exists|\w+ has \d+ columns but")
 
 
 def is_damage(error: BaseException | None) -> bool:
     """Whether an error says that the file's content is not what SQLite wrote."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return isinstance(error, sqlite3.DatabaseError) and code in (
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOTADB,
+    if not isinstance(error, sqlite3.DatabaseError):
+        return False
+    return (
+        code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or _OTHER_SCHEMA.match(str(error)) is not None
     )
 
 
@@ -132,6 +151,24 @@ def schema_of(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
         "SELECT type, name, coalesce(sql, '') FROM sqlite_master WHERE name NOT LIKE 'sqlite!_%' ESCAPE '!'"
     )
     return {(row[0], row[1], row[2]) for row in rows}
+
+
+def schema_difference(connection: sqlite3.Connection) -> str:
+    """What a database of the newest version has too little or too much, a phrase; empty where it is as it should be."""
+    ours = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        apply_migrations(ours)
+        wanted, found = schema_of(ours), schema_of(connection)
+    finally:
+        ours.close()
+    names = {
+        what: sorted(f"{kind} {name}" for kind, name, _ in entries)
+        for what, entries in (
+            ("is without or has another", wanted - found),
+            ("has a foreign", found - wanted),
+        )
+    }
+    return next((f"it {what} {', '.join(which)}" for what, which in names.items() if which), "")
 
 
 def newest_version() -> int:
@@ -160,14 +197,32 @@ def alone(home: Path) -> Iterator[None]:
 
 
 def _lock_file(home: Path) -> Path:
+    """Where the lock is; where it can neither be found nor made (a read-only home), its directory stands in for it."""
     lock = home / LOCK_NAME
-    if not lock.exists():
-        os.close(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600))
+    try:
+        if not lock.exists():
+            os.close(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError:
+        if not (home / DATABASE_NAME).exists():
+            raise
+        return home
     return lock
 
 
 def _is_busy(error: BaseException) -> bool:
     return isinstance(error, sqlite3.OperationalError) and ("locked" in str(error) or "busy" in str(error))
+
+
+def _is_of_the_disk(error: BaseException) -> bool:
+    """Whether the system refused something; another time it may not."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    refused = (
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+    )
+    return code in refused or "disk is full" in str(error)
 
 
 class Database:
@@ -199,17 +254,24 @@ class Database:
             raise self._explain(error) from error
 
     @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
+    def write(self, *, patience_seconds: float = BUSY_TIMEOUT_SECONDS) -> Iterator[sqlite3.Connection]:
         """One transaction: committed when the block ends, undone when it raises.
 
+        Args:
+            patience_seconds: how long others may write first.
+
         Raises:
+            RegistryUnavailableError: others wrote for so long, or the disk takes nothing at the moment.
             RegistryError: the file cannot be opened or written.
         """
         try:
-            connection = self._connection()
+            if self.is_read_only:
+                self._close()  # it may be otherwise by now; else this raises
+            connection = self._connection(to_write=True)
+            connection.execute(f"PRAGMA busy_timeout = {round(patience_seconds * 1000)}")
             for attempt in Retrying(
                 retry=retry_if_exception(_is_busy),
-                stop=stop_after_delay(BUSY_TIMEOUT_SECONDS),
+                stop=stop_after_delay(patience_seconds),
                 wait=wait_random_exponential(multiplier=0.002, max=0.1),
                 reraise=True,
             ):
@@ -217,21 +279,42 @@ class Database:
                     connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
+                connection.execute("COMMIT")
             except BaseException:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:  # where the disk was full, SQLite may have undone it by itself
+                    connection.execute("ROLLBACK")
                 raise
-            connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise self._explain(error) from error
 
-    def _connection(self) -> sqlite3.Connection:
+    @contextmanager
+    def settled(self) -> Iterator[sqlite3.Connection]:
+        """A connection for queries while no transaction of others is under way; where nothing can be written, there is none.
+
+        Raises:
+            RegistryError: the file cannot be read.
+        """
+        with self.read() as connection:
+            read_only = self.is_read_only
+            if read_only:
+                yield connection
+        if not read_only:
+            with self.write() as connection:
+                yield connection
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the calling thread's connection can only read: home read-only, or disk full."""
+        return getattr(self._local, "connection", None) is not None and bool(self._local.read_only)
+
+    def _connection(self, *, to_write: bool = False) -> sqlite3.Connection:
         cached = getattr(self._local, "connection", None)
         if cached is not None and self._local.pid == os.getpid():
             connection: sqlite3.Connection = cached
             return connection
         first = self._enter()
         try:
-            return self._open()
+            return self._open(to_write=to_write)
         except BaseException:
             if first:
                 self.leave()
@@ -252,6 +335,7 @@ class Database:
                 with _creation:
                     if descriptor is not None and not self.path.exists():
                         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+                keep_reserve(self.home)
             except OSError as error:
                 raise RegistryError(
                     f"The registry {self.path} cannot be opened ({error.strerror}).",
@@ -267,18 +351,40 @@ class Database:
 
     def leave(self) -> None:
         """Say that nobody uses this object's connections any more; the calling thread's is closed."""
-        connection = getattr(self._local, "connection", None)
-        if connection is not None and self._local.pid == os.getpid():
-            connection.close()
-        self._local.connection = None
+        self._close()
         with self._gate_lock:
             gate, self._gate = self._gate, None
         if gate is not None and gate[0] == os.getpid():
             gate[1]()
 
-    def _open(self) -> sqlite3.Connection:
+    def _close(self) -> None:
+        connection = getattr(self._local, "connection", None)
+        if connection is not None and self._local.pid == os.getpid():
+            connection.close()
+        self._local.connection = None
+
+    def _open(self, *, to_write: bool) -> sqlite3.Connection:
+        try:
+            connection, read_only = self._open_file(), False
+        except sqlite3.OperationalError as error:
+            found = None if to_write or not _is_of_the_disk(error) else open_read_only(self.path)
+            if found is None:
+                raise
+            connection, read_only = found, True
+        connection.row_factory, connection.text_factory = sqlite3.Row, surrogates
+        if not read_only:
+            self._migrate(connection)
+        elif connection.execute("PRAGMA user_version").fetchone()[0] != len(_MIGRATIONS):
+            raise RegistryError(
+                f"The registry {self.path} is of another version, and cannot be brought up to date where it is.",
+                next_step="Make the directory writable, or free disk space.",
+            )
+        self._local.connection, self._local.pid = connection, os.getpid()
+        self._local.read_only = read_only
+        return connection
+
+    def _open_file(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
-        connection.row_factory = sqlite3.Row
         for attempt in Retrying(
             retry=retry_if_exception(_is_busy),
             stop=stop_after_delay(BUSY_TIMEOUT_SECONDS),
@@ -289,8 +395,9 @@ class Database:
                 connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
-        self._migrate(connection)
-        self._local.connection, self._local.pid = connection, os.getpid()
+        connection.execute(
+            "SELECT count(*) FROM sqlite_master"
+        ).fetchone()  # where it cannot be read, that is said now
         return connection
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
@@ -302,6 +409,8 @@ class Database:
             )
         if version == len(_MIGRATIONS):
             return
+        if version < 0:
+            raise sqlite3.DatabaseError(f"no such table as version {version} of the schema had")
         connection.execute("BEGIN IMMEDIATE")
         try:
             apply_migrations(connection)  # another process may have been faster, and left nothing to do
@@ -312,7 +421,7 @@ class Database:
 
     def _explain(self, error: sqlite3.Error) -> RegistryError:
         if _is_busy(error):
-            return RegistryError(
+            return RegistryUnavailableError(
                 f"The registry {self.path} was busy for {BUSY_TIMEOUT_SECONDS:g} seconds.",
                 next_step="Try again; if it stays so, look for a hanging process that uses it.",
             )
@@ -322,9 +431,10 @@ class Database:
                 f"The registry {self.path} is {what} ({error}).",
                 next_step="`mlx-gardener registry repair` saves what can be read; the adapters' files are still there.",
             )
-        return RegistryError(
+        kind = RegistryUnavailableError if _is_of_the_disk(error) else RegistryError
+        return kind(
             f"The registry {self.path} cannot be used: {error}.",
-            next_step="Free disk space or check its rights.",
+            next_step=f"Check its rights, or free disk space: `{self.home / 'cache'}` may be deleted.",
         )
 
 

@@ -1,4 +1,4 @@
-"""What a registry can do without: old adapter versions, old runs, checkpoints of completed runs.
+"""What a registry can do without: what killed writers left, checkpoints of completed runs, old runs and adapter versions.
 
 A project that is being trained is left alone as a whole. Everything is judged again in the transaction that deletes it,
 so that a version which was activated, or a run which was resumed a moment ago, stays.
@@ -16,6 +16,7 @@ from mlx_gardener.registry.database import Database
 from mlx_gardener.registry.deletion import delete_with, tree_bytes
 from mlx_gardener.registry.records import Garbage, GarbagePolicy, TrainingStatus
 from mlx_gardener.registry.registry import LIVE, forget_adapter
+from mlx_gardener.registry.remnants import clear, name_of, remnants
 
 if TYPE_CHECKING:
     from mlx_gardener.registry.registry import ProjectRegistry
@@ -45,6 +46,10 @@ def collect(
     """
     registry.close_dead_trainings()
     found = []
+    for path in remnants(database):
+        item = Garbage("leftover", name_of(database, path), tree_bytes(path))
+        if dry_run or clear(database, path):
+            found.append(item)
     for project in registry.list_projects():
         if _is_live(database, project.name):
             continue
@@ -71,21 +76,19 @@ def _is_live(database: Database, project: str) -> bool:
 def _of_project(
     database: Database, project: str, policy: GarbagePolicy
 ) -> Iterator[tuple[Garbage, Path, _Forget]]:
+    """First what no row has to be written for, which makes room on a full disk."""
+    old_runs = _old_runs(database, project, policy.run_days)
+    for run in () if policy.keep_checkpoints else _completed_runs(database, project):
+        for checkpoints in (database.home / run / name for name in _CHECKPOINTS):
+            if run not in old_runs and checkpoints.is_dir():
+                item = Garbage("checkpoints", f"{run}/{checkpoints.name}", tree_bytes(checkpoints))
+                yield item, checkpoints, lambda connection: True
+    for run in old_runs:
+        item = Garbage("run", run, tree_bytes(database.home / run))
+        yield item, database.home / run, _forget_run(project, run)
     for version, directory in _old_versions(database, project, policy.keep_versions):
         item = Garbage("version", f"{project}/{version}", tree_bytes(database.home / directory))
         yield item, database.home / directory, _forget_version(project, version)
-    gone = set()
-    for run in _old_runs(database, project, policy.run_days):
-        gone.add(run)
-        item = Garbage("run", run, tree_bytes(database.home / run))
-        yield item, database.home / run, _forget_run(project, run)
-    if policy.keep_checkpoints:
-        return
-    for run in _completed_runs(database, project):
-        for checkpoints in (database.home / run / name for name in _CHECKPOINTS):
-            if run not in gone and checkpoints.is_dir():
-                item = Garbage("checkpoints", f"{run}/{checkpoints.name}", tree_bytes(checkpoints))
-                yield item, checkpoints, lambda connection: True
 
 
 def _old_versions(database: Database, project: str, keep: int) -> list[tuple[str, str]]:
@@ -138,6 +141,18 @@ def _forget_run(project: str, run: str) -> _Forget:
         return True
 
     return forget
+
+
+def remove_run(database: Database, project: str, run_dir: Path) -> bool:
+    """See `ProjectRegistry.remove_run`."""
+    forget = _forget_run(project, run_dir.relative_to(database.home).as_posix())
+    try:
+        with delete_with(database, run_dir) as connection:
+            if _is_live(database, project) or not forget(connection):
+                raise _KeptError
+    except _KeptError:
+        return False
+    return True
 
 
 def _completed_runs(database: Database, project: str) -> list[str]:

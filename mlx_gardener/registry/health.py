@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,20 +17,20 @@ from typing import TYPE_CHECKING
 from mlx_gardener.errors import RegistryError
 from mlx_gardener.platform.locks import is_held
 from mlx_gardener.registry.adapter_files import MANIFEST_NAME, differences, manifest_facts
-from mlx_gardener.registry.database import Database, is_damage
-from mlx_gardener.registry.deletion import TRASH_NAME, delete_with, tree_bytes
+from mlx_gardener.registry.database import Database, is_damage, schema_difference
+from mlx_gardener.registry.lost import lost_directory, move_to_lost
 from mlx_gardener.registry.processes import is_alive
 from mlx_gardener.registry.records import AdapterRecord, Problem
-from mlx_gardener.registry.registry import LIVE, forget_adapter, insert_adapter
+from mlx_gardener.registry.registry import forget_adapter, insert_adapter
+from mlx_gardener.registry.remnants import clear, is_known, name_of, remnants
+from mlx_gardener.registry.row_repair import bad_rows, mend_row
 
 if TYPE_CHECKING:
     from mlx_gardener.registry.registry import ProjectRegistry
 
-LOST_NAME = "lost+found"
-#: A directory is made a moment before it can be locked.
-_YOUNG_SECONDS = 60.0
-#: What a run writes beside before it renames, below its directory.
-_RUN_LEFTOVERS = ("*.new", "checkpoints/.step-*.new", "checkpoints/.step-*.dropped")
+
+#: What is mended before the rest is looked at again: a version whose removal is undone is no missing one.
+_FIRST = ("bad_row", "leftover")
 
 Tell = Callable[[str], None]
 
@@ -41,9 +40,9 @@ def check(
 ) -> list[Problem]:
     """Everything that does not fit together; nothing is changed.
 
-    Kinds: damaged_database (then nothing else can be looked at), dead_training, stale_queue, missing_files,
+    Kinds: damaged_database (then nothing else can be looked at), bad_row, dead_training, stale_queue, missing_files,
     wrong_files, missing_version, orphan_project, orphan_files, leftover. Subjects are project names, training ids,
-    ``project/version``, or paths below the home.
+    ``project/version``, ``TABLE row NUMBER``, or paths below the home.
 
     Args:
         hashes: compare every file of every adapter with its manifest, not only look whether there is one.
@@ -62,7 +61,8 @@ def check(
             )
         ]
     try:
-        problems = [*_trainings(registry, database), *_adapters(registry, database, hashes, tell)]
+        problems = [*bad_rows(database), *_trainings(registry, database)]
+        problems += _adapters(registry, database, hashes, tell)
         tell("files nobody knows")
         return [*problems, *_orphans(database), *_leftovers(database)]
     except OSError as error:
@@ -80,13 +80,16 @@ def integrity(database: Database) -> str:
     try:
         with database.read() as connection:
             lines = [row[0] for row in connection.execute("PRAGMA integrity_check(5)")]
-            broken = connection.execute("PRAGMA foreign_key_check").fetchone()
+            schema = schema_difference(connection)
+            broken = None if schema else connection.execute("PRAGMA foreign_key_check").fetchone()
     except RegistryError as error:
         if not is_damage(error.__cause__):
             raise
         return str(error.__cause__)
     if lines != ["ok"]:
         return "; ".join(" ".join(line.split()) for line in lines)
+    if schema:
+        return schema
     return "" if broken is None else f"a row of {broken[0]} belongs to nothing"
 
 
@@ -108,7 +111,7 @@ def _adapters(registry: ProjectRegistry, database: Database, hashes: bool, tell:
     for project in registry.list_projects():
         adapters = _adapters_of(registry, project.name)
         if project.active_adapter is not None and project.active_adapter not in adapters:
-            with database.write():
+            with database.settled():
                 now = {item.name: item.active_adapter for item in registry.list_projects()}.get(project.name)
                 gone = now is not None and now not in _adapters_of(registry, project.name)
             if gone:
@@ -120,7 +123,7 @@ def _adapters(registry: ProjectRegistry, database: Database, hashes: bool, tell:
             problem = _adapter(adapter, subject, hashes)
             if problem is None:
                 continue
-            with database.write():  # nobody is about to remove it
+            with database.settled():  # nobody is about to remove it
                 now_there = _adapters_of(registry, project.name).get(adapter.version)
             if now_there is not None and now_there.manifest_sha256 == adapter.manifest_sha256:
                 yield problem
@@ -162,7 +165,7 @@ def _is_surely_orphan(database: Database, path: Path) -> bool:
     """As `_is_orphan`, which is asked again while no transaction is under way that makes or takes a directory."""
     if not _is_orphan(database, path):
         return False
-    with database.write():
+    with database.settled():
         return _is_orphan(database, path)
 
 
@@ -170,55 +173,23 @@ def _is_orphan(database: Database, path: Path) -> bool:
     """Whether no row knows a directory of a project, run or adapter, and nobody is writing it."""
     if path.name.startswith(".") or is_held(path):
         return False
-    subject = path.relative_to(database.home)
-    if len(subject.parts) == 2:
-        question, value = "SELECT 1 FROM projects WHERE name = ?", path.name
-    elif subject.parts[2] == "adapters":
-        question, value = "SELECT 1 FROM adapters WHERE directory = ?", str(subject)
-    else:
-        question, value = "SELECT 1 FROM trainings WHERE run_dir = ?", str(subject)
-    with database.read() as connection:
-        known = connection.execute(question, (value,)).fetchone() is not None
-    return not known and (path.exists() or path.is_symlink())
+    if path.parent.name == "runs" and path.is_dir() and not any(path.iterdir()):
+        return False  # a remnant
+    return not is_known(database, path) and (path.exists() or path.is_symlink())
 
 
 def _leftovers(database: Database) -> Iterator[Problem]:
     """What a process that is gone was writing beside, or deleting."""
-    home = database.home
-    staged = [path for path in home.glob("projects/*/adapters/.new-*") if not _is_young(path)]
-    found = [path for path in [*(home / TRASH_NAME).glob("*"), *staged] if not is_held(path)]
-    for pattern in _RUN_LEFTOVERS:
-        found += [
-            path for path in home.glob(f"projects/*/runs/*/{pattern}") if not _in_live_run(database, path)
-        ]
-    for path in sorted(found):
-        if path.exists():
-            subject = path.relative_to(home).as_posix()
-            message = f"{subject} was left half written or half deleted."
-            yield Problem("leftover", subject, message, True)
-
-
-def _is_young(path: Path) -> bool:
-    try:
-        return not any(path.iterdir()) and time.time() - path.stat().st_mtime < _YOUNG_SECONDS
-    except FileNotFoundError:
-        return True
-
-
-def _in_live_run(database: Database, path: Path) -> bool:
-    """Whether a path lies in the directory of a run that is under way."""
-    parts = path.relative_to(database.home).parts
-    if parts[0] != "projects" or parts[2] != "runs":
-        return False
-    with database.read() as connection:
-        question = f"SELECT 1 FROM trainings WHERE run_dir = ? AND {LIVE}"
-        return connection.execute(question, (str(Path(*parts[:4])),)).fetchone() is not None
+    for path in remnants(database):
+        subject = name_of(database, path)
+        yield Problem("leftover", subject, f"{subject} was left half written or half deleted.", True)
 
 
 def repair(registry: ProjectRegistry, database: Database, *, tell: Tell | None = None) -> list[str]:
     """Mend everything that `check` finds, as it is at that moment; what was done, a sentence each.
 
-    A damaged database is rebuilt from what can be read of it. Dead trainings are closed, adapters whose files are wrong
+    A damaged database is rebuilt from what can be read of it; rows that cannot be used are put out of use. Dead
+    trainings are closed, adapters whose files are wrong
     are taken out of use and moved to ``lost+found``, unknown directories are registered again where they are good
     adapters of a known project and moved to ``lost+found`` else, and half-written ones are deleted.
 
@@ -232,6 +203,17 @@ def repair(registry: ProjectRegistry, database: Database, *, tell: Tell | None =
 
         done += rebuild(database, lost_directory(registry.home, database.path.name))
         problems = check(registry, database, tell=tell)
+    for first in _FIRST:
+        if any(problem.kind == first for problem in problems):
+            done += _mend_all(registry, database, [item for item in problems if item.kind == first], tell)
+            problems = check(registry, database, tell=tell)
+    return done + _mend_all(registry, database, problems, tell)
+
+
+def _mend_all(
+    registry: ProjectRegistry, database: Database, problems: list[Problem], tell: Tell | None
+) -> list[str]:
+    done = []
     for problem in problems:
         if tell is not None:
             tell(problem.subject)
@@ -248,7 +230,10 @@ def repair(registry: ProjectRegistry, database: Database, *, tell: Tell | None =
 
 def _mend(registry: ProjectRegistry, database: Database, problem: Problem) -> str:
     """Mend one problem if it is still there; what was done, empty where nothing was."""
-    subject, path = problem.subject, registry.home / problem.subject
+    subject = problem.subject
+    path = registry.home / subject if not subject.startswith("../") else registry.home.parent / subject[3:]
+    if problem.kind == "bad_row":
+        return mend_row(database, subject)
     if problem.kind == "dead_training":
         registry.close_dead_trainings()
         return f"Training {subject}, whose process is gone, is closed as failed; its checkpoints are kept."
@@ -265,7 +250,7 @@ def _mend(registry: ProjectRegistry, database: Database, problem: Problem) -> st
         return _take_out_of_use(registry, database, problem)
     if problem.kind in ("orphan_files", "orphan_project"):
         return _find_a_place(database, path)
-    return _clear_leftover(database, path)
+    return clear(database, path)
 
 
 def _take_out_of_use(registry: ProjectRegistry, database: Database, problem: Problem) -> str:
@@ -273,7 +258,7 @@ def _take_out_of_use(registry: ProjectRegistry, database: Database, problem: Pro
     adapter = registry.get_adapter(project, version)
     with database.write() as connection:
         forget_adapter(connection, project, version)
-        moved = _move_to_lost(registry.home, adapter.directory)
+        moved = move_to_lost(registry.home, adapter.directory)
     where = f"; its files are in {moved}" if moved else ""
     now = (
         f" {project} has no active adapter now; choose one with `mlx-gardener activate`."
@@ -304,51 +289,5 @@ def _find_a_place(database: Database, path: Path) -> str:
         if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
             path.rmdir()
             return f"{subject} was empty and is gone."
-        moved = _move_to_lost(database.home, path)
+        moved = move_to_lost(database.home, path)
     return f"{subject} belongs to nothing the registry knows; it is in {moved} now."
-
-
-class _InUseError(Exception):
-    """A training has begun to use what was to be deleted."""
-
-
-def _clear_leftover(database: Database, path: Path) -> str:
-    subject = path.relative_to(database.home).as_posix()
-    if path.parent.name == "adapters" and manifest_facts(path) is not None:
-        with database.write():
-            if is_held(path):
-                return ""
-            moved = _move_to_lost(database.home, path)
-        return f"{subject} is a good adapter that was not put in its place; it is in {moved} now."
-    size = tree_bytes(path)
-    try:
-        with delete_with(database, path):
-            if _in_live_run(database, path):
-                raise _InUseError
-    except _InUseError:
-        return ""
-    return f"{subject} was half written or half deleted, and is gone ({size:,} bytes)."
-
-
-def lost_directory(home: Path, name: str) -> Path:
-    """A new name in ``lost+found``, whose directory is made."""
-    lost = home / LOST_NAME
-    lost.mkdir(mode=0o700, exist_ok=True)
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
-    number, path = 0, lost / stem
-    while path.exists() or path.is_symlink():
-        number += 1
-        path = lost / f"{stem}.{number}"
-    return path
-
-
-def _move_to_lost(home: Path, path: Path) -> str:
-    """Rename into ``lost+found``; the new path below the home, empty where there is nothing to move."""
-    if not path.exists() and not path.is_symlink():
-        return ""
-    name = "-".join(
-        part for part in path.relative_to(home).parts if part not in ("projects", "adapters", "runs")
-    )
-    moved = lost_directory(home, name)
-    path.rename(moved)
-    return moved.relative_to(home).as_posix()

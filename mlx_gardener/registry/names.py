@@ -7,6 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from mlx_gardener.errors import ConfigError, RegistryError
 
+#: The lock in a run's directory that its worker holds.
+RUN_LOCK_NAME = "worker.lock"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 #: Names that Windows takes for devices, with any ending: a home on a shared disk would not be readable there.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.I)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import RegistryError, TrainingError
+from mlx_gardener.registry.rows import readable
 
 if TYPE_CHECKING:
     from mlx_gardener.registry.database import Database
@@ -103,7 +104,7 @@ class TrainingQueue:
                 begun=row["begun"],
                 enqueued_at=row["enqueued_at"],
             )
-            for row in rows
+            for row in readable("queue", rows)
         ]
 
     def remove(self, project: str) -> bool:

@@ -115,12 +115,19 @@ def project_of(row: sqlite3.Row) -> Project:
     return Project(
         name=row["name"],
         path=Path(row["path"]),
-        status=TrainingStatus(row["status"] or TrainingStatus.NOT_STARTED),
+        status=_status_of(row["status"]),
         active=bool(row["active"]),
         active_adapter=row["active_adapter"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
     )
+
+
+def _status_of(latest: str | None) -> TrainingStatus:
+    """The status of a project by its latest training's, whose own row may be damaged."""
+    if latest is None:
+        return TrainingStatus.NOT_STARTED
+    return TrainingStatus(latest) if latest in list(TrainingStatus) else TrainingStatus.FAILED
 
 
 def training_of(row: sqlite3.Row, home: Path) -> TrainingRecord:

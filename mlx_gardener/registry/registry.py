@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 import sqlite3
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-from mlx_gardener.errors import RegistryError, TrainingError
+from mlx_gardener.errors import ConfigError, RegistryError, RegistryUnavailableError, TrainingError
 from mlx_gardener.events import TrainingPhase, TrainingProgress
 from mlx_gardener.platform.files import make_private
-from mlx_gardener.registry.database import Database
+from mlx_gardener.registry.database import BUSY_TIMEOUT_SECONDS, Database
 from mlx_gardener.registry.deletion import delete_with
+from mlx_gardener.registry.lost import unknown_repository
 from mlx_gardener.registry.names import check_project_name
 from mlx_gardener.registry.processes import is_alive, start_time
 from mlx_gardener.registry.queue import TrainingQueue
@@ -34,6 +37,9 @@ from mlx_gardener.registry.records import (
     project_of,
     training_of,
 )
+from mlx_gardener.registry.rows import label, readable, wrong_in
+
+logger = logging.getLogger(__name__)
 
 _END_PHASE = {
     TrainingStatus.COMPLETED: TrainingPhase.COMPLETED,
@@ -50,10 +56,20 @@ LIVE = "status IN ('queued', 'training')"
 
 
 def default_home() -> Path:
-    """``MLX_GARDENER_HOME``, or the platform's directory for user data."""
-    return Path(
-        os.environ.get("MLX_GARDENER_HOME") or platformdirs.user_data_dir("mlx-gardener", appauthor=False)
-    )
+    """``MLX_GARDENER_HOME``, also with ``~``, or the platform's directory for user data.
+
+    Raises:
+        ConfigError: it names the home directory of a user that does not exist.
+    """
+    named = os.environ.get("MLX_GARDENER_HOME")
+    if not named:
+        return Path(platformdirs.user_data_dir("mlx-gardener", appauthor=False))
+    try:
+        return Path(named).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"MLX_GARDENER_HOME is {named!r}, and there is no such user.", next_step="Name a directory in it."
+        ) from error
 
 
 class ProjectRegistry:
@@ -85,15 +101,23 @@ class ProjectRegistry:
     def register_project(self, name: str, path: Path, *, replace: bool = False) -> Project:
         """Make ``name`` stand for the repository at ``path``; registering the same pair again changes nothing.
 
+        A repository that moved keeps its name: where its old place is gone, or holds the same one by its first commit.
+        So does one whose repository a repair or an adoption could not know.
+
         Raises:
             ConfigError: the name cannot be one.
-            RegistryError: the name stands for another path, and ``replace`` is off.
+            RegistryError: the name stands for another repository, and ``replace`` is off.
         """
         check_project_name(name)
         resolved, now = str(Path(path).resolve()), time.time()
+        with self._database.read() as connection:  # compared before the transaction, as git may take a while
+            rows = connection.execute(_PROJECTS + " WHERE projects.name = ?", (name,)).fetchall()
+        old = next((row["path"] for row in readable("projects", rows)), None)
+        moved = old not in (None, resolved) and _has_moved(Path(old), Path(resolved))
         with self._database.write() as connection:
             row = connection.execute("SELECT path FROM projects WHERE name = ?", (name,)).fetchone()
-            if row is not None and row["path"] != resolved and not replace:
+            accepted = {resolved, str(unknown_repository(self.home, name)), *([old] if moved else [])}
+            if row is not None and row["path"] not in accepted and not replace:
                 raise RegistryError(
                     f"The project {name!r} already stands for {row['path']}.",
                     next_step="Choose another name with --project, or remove the old project first.",
@@ -128,12 +152,27 @@ class ProjectRegistry:
                 f"Did you mean {', '.join(near)}?" if near else "`mlx-gardener projects` lists what there is."
             )
             raise RegistryError(f"There is no project {name!r}.", next_step=hint)
-        return project_of(row)
+        return project_of(self._sound("projects", row))
 
     def list_projects(self) -> list[Project]:
         """All projects, by name."""
         with self._database.read() as connection:
-            return [project_of(row) for row in connection.execute(_PROJECTS + " ORDER BY projects.name")]
+            rows = connection.execute(_PROJECTS + " ORDER BY projects.name").fetchall()
+        return [project_of(row) for row in readable("projects", rows)]
+
+    def _sound(self, table: str, row: sqlite3.Row) -> sqlite3.Row:
+        """``row``, when this program could have written it.
+
+        Raises:
+            RegistryError: it could not.
+        """
+        wrong = wrong_in(table, row, self.home)
+        if wrong:
+            raise RegistryError(
+                f"The registry holds a row that cannot be used ({label(table, row)}): {wrong}.",
+                next_step="`mlx-gardener registry repair` puts it out of use, and keeps what is good.",
+            )
+        return row
 
     def remove_project(self, name: str, *, delete_files: bool = True) -> None:
         """Forget a project with its trainings and adapters; its repository is never touched.
@@ -168,7 +207,7 @@ class ProjectRegistry:
         """The active project, if one was chosen."""
         with self._database.read() as connection:
             row = connection.execute(_PROJECTS + " WHERE projects.active = 1").fetchone()
-        return None if row is None else project_of(row)
+        return None if row is None else project_of(self._sound("projects", row))
 
     def project_directory(self, name: str) -> Path:
         """Where the runs and adapters of a project lie; always below the home.
@@ -242,9 +281,19 @@ class ProjectRegistry:
                 (pid, start_time(pid), TrainingStatus.TRAINING, training_id),
             )
 
-    def update_training(self, training_id: str, progress: TrainingProgress) -> None:
-        """Record a training's progress: the one hot write, one row by its key."""
-        with self._database.write() as connection:
+    def update_training(
+        self,
+        training_id: str,
+        progress: TrainingProgress,
+        *,
+        patience_seconds: float = BUSY_TIMEOUT_SECONDS,
+    ) -> None:
+        """Record a training's progress: the one hot write, one row by its key.
+
+        Args:
+            patience_seconds: how long others may write first.
+        """
+        with self._database.write(patience_seconds=patience_seconds) as connection:
             connection.execute(
                 "UPDATE trainings SET phase = ?, percent = ?, message = ?, details = ?, updated_at = ? "
                 "WHERE id = ? AND finished_at IS NULL",
@@ -293,28 +342,39 @@ class ProjectRegistry:
             row = connection.execute("SELECT * FROM trainings WHERE id = ?", (training_id,)).fetchone()
         if row is None:
             raise RegistryError(f"There is no training {training_id!r}.")
-        return training_of(row, self.home)
+        return training_of(self._sound("trainings", row), self.home)
 
     def latest_training(self, project: str) -> TrainingRecord | None:
         """The project's newest training, under way or ended; None when it was never trained."""
         self.close_dead_trainings()
         with self._database.read() as connection:
-            row = connection.execute(
-                "SELECT * FROM trainings WHERE project = ? ORDER BY number DESC LIMIT 1", (project,)
-            ).fetchone()
-        return None if row is None else training_of(row, self.home)
+            rows = connection.execute(
+                "SELECT * FROM trainings WHERE project = ? ORDER BY number DESC", (project,)
+            )
+            row = next(readable("trainings", rows, self.home), None)
+        return None if row is None else _as_it_is(training_of(row, self.home), row)
 
     def active_trainings(self) -> list[TrainingRecord]:
         """Trainings waiting or under way, in the order they were begun."""
         self.close_dead_trainings()
-        return [training_of(row, self.home) for row in self.live_rows()]
+        rows = [row for row in self.live_rows() if is_alive(row["pid"], row["pid_started"])]
+        return [training_of(row, self.home) for row in rows]
 
     def close_dead_trainings(self) -> list[str]:
-        """Mark trainings whose process is gone as failed; returns their ids."""
+        """Mark trainings whose process is gone as failed; returns their ids.
+
+        Where the registry cannot be written at the moment, that is left to whoever looks next.
+        """
         dead = [row["id"] for row in self.live_rows() if not is_alive(row["pid"], row["pid_started"])]
+        closed = []
         for training_id in dead:
-            self.finish_training(training_id, TrainingStatus.FAILED, _SILENT_DEATH, {INTERRUPTED: True})
-        return dead
+            try:
+                self.finish_training(training_id, TrainingStatus.FAILED, _SILENT_DEATH, {INTERRUPTED: True})
+            except RegistryUnavailableError as error:
+                logger.info("the dead training %s cannot be closed now (%s)", training_id, error)
+                break
+            closed.append(training_id)
+        return closed
 
     def explain_death(self, training_id: str, message: str, *, interrupted: bool = False) -> None:
         """Say how a training's process died, also where only its silence was recorded so far.
@@ -333,7 +393,8 @@ class ProjectRegistry:
     def live_rows(self) -> list[sqlite3.Row]:
         """Rows of trainings that have not ended, whether or not their process lives; for `health`."""
         with self._database.read() as connection:
-            return connection.execute(f"SELECT * FROM trainings WHERE {LIVE} ORDER BY number").fetchall()
+            rows = connection.execute(f"SELECT * FROM trainings WHERE {LIVE} ORDER BY number").fetchall()
+        return list(readable("trainings", rows, self.home))
 
     # Adapters.
 
@@ -370,20 +431,20 @@ class ProjectRegistry:
             )
             insert_adapter(connection, project, version, str(directory.relative_to(self.home)), values)
             if activate:
-                connection.execute(
-                    "UPDATE projects SET active_adapter = ?, updated_at = ? WHERE name = ?",
-                    (version, now, project),
-                )
+                _activate(connection, project, version)
         return self.get_adapter(project, version)
 
     def list_adapters(self, project: str) -> list[AdapterRecord]:
         """The project's adapter versions, oldest first."""
         active = self.get_project(project).active_adapter
+        rows = readable("adapters", self._adapter_rows(project), self.home)
+        return [adapter_of(row, self.home, active) for row in rows]
+
+    def _adapter_rows(self, project: str) -> list[sqlite3.Row]:
         with self._database.read() as connection:
-            rows = connection.execute(
+            return connection.execute(
                 "SELECT * FROM adapters WHERE project = ? ORDER BY created_at, version", (project,)
             ).fetchall()
-        return [adapter_of(row, self.home, active) for row in rows]
 
     def get_adapter(self, project: str, version: str | None = None) -> AdapterRecord:
         """A version of the project's adapter; the active one when ``version`` is None.
@@ -395,14 +456,18 @@ class ProjectRegistry:
         for adapter in adapters:
             if adapter.version == version or (version is None and adapter.active):
                 return adapter
+        wanted = self.get_project(project).active_adapter if version is None else version
+        for row in self._adapter_rows(project):
+            if row["version"] == wanted:
+                self._sound("adapters", row)
         if not adapters:
             raise RegistryError(
                 f"The project {project!r} has no adapter yet.",
                 next_step="Train one with `mlx-gardener train`.",
             )
         known = ", ".join(adapter.version for adapter in adapters)
-        wanted = "active adapter" if version is None else f"adapter version {version!r}"
-        raise RegistryError(f"The project {project!r} has no {wanted}.", next_step=f"It has: {known}.")
+        what = "active adapter" if version is None else f"adapter version {version!r}"
+        raise RegistryError(f"The project {project!r} has no {what}.", next_step=f"It has: {known}.")
 
     def activate_adapter(self, project: str, version: str | None) -> None:
         """Choose the version other programs pick up; None chooses none.
@@ -413,10 +478,36 @@ class ProjectRegistry:
         with self._database.write() as connection:
             if version is not None:
                 self.get_adapter(project, version)
+            _activate(connection, project, version)
+
+    def versions_before(self, project: str) -> list[str]:
+        """Versions that were active before the active one and are still there, the latest first.
+
+        After `step_back` those that were active later do not count any more.
+        """
+        known = {adapter.version for adapter in self.list_adapters(project)}
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT * FROM activations WHERE project = ? ORDER BY number DESC", (project,)
+            ).fetchall()
+        versions = [row["version"] for row in readable("activations", rows)]
+        active = self.get_project(project).active_adapter
+        return [version for version in dict.fromkeys(versions) if version in known and version != active]
+
+    def step_back(self, project: str, version: str) -> None:
+        """Make the version active again that was before, and forget that later ones were.
+
+        Raises:
+            RegistryError: there is no such project or version.
+        """
+        with self._database.write() as connection:
+            self.get_adapter(project, version)
             connection.execute(
-                "UPDATE projects SET active_adapter = ?, updated_at = ? WHERE name = ?",
-                (version, time.time(), project),
+                "DELETE FROM activations WHERE project = ? AND number > "
+                "(SELECT coalesce(max(number), 0) FROM activations WHERE project = ? AND version = ?)",
+                (project, project, version),
             )
+            _activate(connection, project, version)
 
     def remove_adapter(self, project: str, version: str, *, delete_files: bool = False) -> None:
         """Forget an adapter version.
@@ -430,6 +521,16 @@ class ProjectRegistry:
         directory = self.get_adapter(project, version).directory
         with delete_with(self._database, directory if delete_files else None) as connection:
             forget_adapter(connection, project, version)
+
+    def remove_run(self, project: str, run_dir: Path) -> bool:
+        """Forget the trainings in a run's directory and delete it; False (and nothing is done) for the project's latest.
+
+        Raises:
+            RegistryError: its files cannot be deleted.
+        """
+        from mlx_gardener.registry import garbage
+
+        return garbage.remove_run(self._database, project, run_dir)
 
     # What projects forget, and where local models lie.
 
@@ -458,9 +559,9 @@ class ProjectRegistry:
         """What the project's trainings leave out, sorted."""
         with self._database.read() as connection:
             rows = connection.execute(
-                "SELECT path FROM forgotten WHERE project = ? ORDER BY path", (project,)
+                "SELECT * FROM forgotten WHERE project = ? ORDER BY path", (project,)
             ).fetchall()
-        return [row["path"] for row in rows]
+        return [row["path"] for row in readable("forgotten", rows)]
 
     def note_local_model(self, model_id: str, path: Path) -> None:
         """Remember where the local base model ``model_id`` lies; adapters say its name only."""
@@ -473,8 +574,8 @@ class ProjectRegistry:
     def local_model(self, model_id: str) -> Path | None:
         """Where a local base model lies, as far as it is known."""
         with self._database.read() as connection:
-            row = connection.execute("SELECT path FROM local_models WHERE id = ?", (model_id,)).fetchone()
-        return None if row is None else Path(row["path"])
+            rows = connection.execute("SELECT * FROM local_models WHERE id = ?", (model_id,)).fetchall()
+        return next((Path(row["path"]) for row in readable("local_models", rows)), None)
 
     # Health.
 
@@ -489,6 +590,30 @@ class ProjectRegistry:
         from mlx_gardener.registry import health
 
         return health.repair(self, self._database, tell=tell)
+
+    def sweep(self, project: str) -> list[str]:
+        """Delete what killed writers left in a project, but for what somebody alive works on; a sentence each.
+
+        See `remnants`. Half an adapter goes as well as a whole one that was not put in its place.
+        """
+        from mlx_gardener.registry.remnants import clear, remnants
+
+        found = [
+            clear(self._database, path, keep_whole=False)
+            for path in remnants(self._database, check_project_name(project))
+        ]
+        return [said for said in found if said]
+
+    def discard(self, directory: Path) -> None:
+        """Delete a directory of the home that no row names; a crash leaves it whole or in ``.trash``."""
+        with delete_with(self._database, directory):
+            pass
+
+    def adopt(self, *, tell: Callable[[str], None] | None = None) -> list[str]:
+        """Register whole adapters in ``lost+found`` again; returns what was done, a sentence each. See `adoption.adopt`."""
+        from mlx_gardener.registry import adoption
+
+        return adoption.adopt(self._database, tell=tell)
 
     def collect_garbage(self, policy: GarbagePolicy | None = None, *, dry_run: bool = False) -> list[Garbage]:
         """Delete what the policy does not keep; returns what was, or would be, deleted. See `garbage.collect`."""
@@ -510,6 +635,36 @@ _PROJECTS = (
 )
 
 
+def _as_it_is(record: TrainingRecord, row: sqlite3.Row) -> TrainingRecord:
+    """A training whose process is gone has failed, also where that cannot be written at the moment."""
+    if not record.status.is_live or is_alive(row["pid"], row["pid_started"]):
+        return record
+    return replace(
+        record,
+        status=TrainingStatus.FAILED,
+        phase=TrainingPhase.FAILED,
+        message=_SILENT_DEATH,
+        result={INTERRUPTED: True},
+        finished_at=record.updated_at,
+    )
+
+
+def _has_moved(old: Path, new: Path) -> bool:
+    """Whether the repository of ``old`` is now (or also) at ``new``."""
+    from mlx_gardener.source.walk import origin_of
+
+    if not new.is_dir():
+        return False
+    try:
+        old.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False  # it may be there, and be another one
+    origin = origin_of(old)
+    return origin is not None and origin == origin_of(new)
+
+
 def _begin_queued(connection: sqlite3.Connection, number: int, training_id: str) -> None:
     changed = connection.execute(
         "UPDATE queue SET training_id = ?, begun = begun + 1 WHERE number = ? AND training_id IS NULL",
@@ -519,9 +674,24 @@ def _begin_queued(connection: sqlite3.Connection, number: int, training_id: str)
         raise TrainingError("The entry of the queue was taken out, or another process has begun it.")
 
 
+def _activate(connection: sqlite3.Connection, project: str, version: str | None) -> None:
+    """Make a version the active one, and remember that it was."""
+    now = time.time()
+    connection.execute(
+        "UPDATE projects SET active_adapter = ?, updated_at = ? WHERE name = ?", (version, now, project)
+    )
+    if version is not None:
+        connection.execute(
+            "INSERT INTO activations (project, version, activated_at) SELECT name, ?, ? FROM projects WHERE name = ? "
+            "AND ? IS NOT (SELECT version FROM activations WHERE project = ? ORDER BY number DESC LIMIT 1)",
+            (version, now, project, version, project),
+        )
+
+
 def forget_adapter(connection: sqlite3.Connection, project: str, version: str) -> None:
     """Take an adapter version out of the tables; a project that had it active has none active."""
     connection.execute("DELETE FROM adapters WHERE project = ? AND version = ?", (project, version))
+    connection.execute("DELETE FROM activations WHERE project = ? AND version = ?", (project, version))
     connection.execute(
         "UPDATE projects SET active_adapter = NULL WHERE name = ? AND active_adapter = ?", (project, version)
     )

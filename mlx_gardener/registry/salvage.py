@@ -7,14 +7,17 @@ processes may have it open. Where it cannot, the file is moved away, which needs
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from mlx_gardener.errors import RegistryError
+from mlx_gardener.platform.locks import hold
 from mlx_gardener.registry.database import Database, alone, apply_migrations
-from mlx_gardener.registry.records import adapter_of, training_of
+from mlx_gardener.registry.row_repair import mend_project
+from mlx_gardener.registry.rows import TABLES, surrogates, wrong_in
 
 
 def rebuild(database: Database, kept: Path) -> list[str]:
@@ -27,13 +30,13 @@ def rebuild(database: Database, kept: Path) -> list[str]:
         RegistryError: the file cannot be written, or has to be moved while others have it open.
     """
     where = kept.relative_to(database.home).as_posix()
-    with tempfile.TemporaryDirectory(dir=database.home, prefix=".rebuild-") as scratch:
+    with tempfile.TemporaryDirectory(dir=database.home, prefix=".rebuild-") as scratch, hold(Path(scratch)):
         new = sqlite3.connect(Path(scratch) / "new.sqlite3", isolation_level=None)
-        new.row_factory = sqlite3.Row
+        new.row_factory, new.text_factory = sqlite3.Row, surrogates
         try:
             apply_migrations(new)
             counts = _read_into(database.path, new)
-            _replace(database, new, kept)
+            _replace(database, new, kept, Path(scratch))
         except (sqlite3.Error, OSError) as error:
             raise RegistryError(
                 f"The database {database.path} cannot be rebuilt ({error}).",
@@ -53,17 +56,17 @@ def _read_into(damaged: Path, new: sqlite3.Connection) -> dict[str, int]:
     tables = [name for name in tables if not name.startswith("sqlite_")]
     try:
         old = sqlite3.connect(damaged, isolation_level=None)
-        old.row_factory = sqlite3.Row
+        old.row_factory, old.text_factory = sqlite3.Row, surrogates
         for table in tables:
             for row in _rows(old, table):
                 _insert(new, table, row)
         old.close()
     except sqlite3.DatabaseError:
         pass  # no database at all: the new one stays empty, and that is said
+    _drop_nonsense(new, damaged.parent)
     for table in tables:
         for broken in new.execute(f"PRAGMA foreign_key_check({table})").fetchall():
             new.execute(f"DELETE FROM {table} WHERE rowid = ?", (broken["rowid"],))
-    _drop_nonsense(new)
     return {table: new.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}
 
 
@@ -80,7 +83,7 @@ def _rows(old: sqlite3.Connection, table: str) -> Iterator[dict[str, object]]:
 
 def _insert(new: sqlite3.Connection, table: str, row: dict[str, object]) -> None:
     known = {item["name"] for item in new.execute(f"PRAGMA table_info({table})")}
-    values = {name: value for name, value in row.items() if name in known}
+    values = {name: _bindable(value) for name, value in row.items() if name in known}
     with contextlib.suppress(sqlite3.Error):  # read twice, or not a row of this table any more
         new.execute(
             f"INSERT OR IGNORE INTO {table} ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})",
@@ -88,41 +91,51 @@ def _insert(new: sqlite3.Connection, table: str, row: dict[str, object]) -> None
         )
 
 
-def _drop_nonsense(new: sqlite3.Connection) -> None:
-    """Delete rows that could be read, and not understood."""
-    home = Path()
-    readers: dict[str, Callable[[sqlite3.Row], object]] = {
-        "adapters": lambda row: adapter_of(row, home, None),
-        "trainings": lambda row: training_of(row, home),
-        "projects": lambda row: Path(row["path"]),
-    }
-    for table, read in readers.items():
+def _bindable(value: object) -> object:
+    """Text that is no UTF-8 as the bytes it is, which `wrong_in` refuses afterwards."""
+    if not isinstance(value, str):
+        return value
+    data = value.encode(errors="surrogateescape")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
+
+
+def _drop_nonsense(new: sqlite3.Connection, home: Path) -> None:
+    """Delete rows that could be read, and not used; a project's are mended where they can be."""
+    for table in TABLES:
         for row in new.execute(f"SELECT rowid AS place, * FROM {table}").fetchall():
-            try:
-                read(row)
-            except (ValueError, TypeError):
+            if not wrong_in(table, row):
+                continue
+            if table != "projects" or not mend_project(new, row, home):
                 new.execute(f"DELETE FROM {table} WHERE rowid = ?", (row["place"],))
 
 
-def _replace(database: Database, new: sqlite3.Connection, kept: Path) -> None:
+def _replace(database: Database, new: sqlite3.Connection, kept: Path, scratch: Path) -> None:
     database.leave()
     try:
         old = sqlite3.connect(database.path, isolation_level=None)
         try:
-            copy = sqlite3.connect(kept)
+            copy = sqlite3.connect(scratch / "damaged.sqlite3")
             old.backup(copy)  # page by page, damage and all
             copy.close()
+            (scratch / "damaged.sqlite3").rename(kept)
             new.backup(old)
         finally:
             old.close()
     except sqlite3.DatabaseError:
         kept.unlink(missing_ok=True)
         with alone(database.home):
-            for ending in ("", "-wal", "-shm"):
+            target = sqlite3.connect(scratch / "whole.sqlite3")
+            new.backup(target)
+            target.close()
+            (scratch / "whole.sqlite3").chmod(0o600)
+            os.link(database.path, kept)
+            for ending in ("-wal", "-shm"):
                 file = database.path.with_name(database.path.name + ending)
                 if file.exists():
                     file.rename(kept.with_name(kept.name + ending))
-            target = sqlite3.connect(database.path)
-            new.backup(target)
-            target.close()
-            database.path.chmod(0o600)
+            (scratch / "whole.sqlite3").replace(
+                database.path
+            )  # killed before, and the damaged one is still there

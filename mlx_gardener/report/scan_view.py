@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
@@ -13,13 +15,22 @@ RULES = {
     "binary": "binary", "generated": "generated", "vendored": "written elsewhere", "lock_file": "lock file",
     "minified": "minified", "too_large": "too large", "too_many_lines": "too many lines", "long_line": "a very long line",
     "long_mean_line": "long lines on average", "few_alphanumeric": "hardly any letters or digits",
-    "few_alphabetic": "hardly any letters", "encoded_wall": "encoded data", "not_utf8": "not UTF-8",
+    "few_alphabetic": "hardly any letters", "encoded_wall": "encoded data", "not_utf8": "not UTF-8 or marked UTF-16",
     "unreadable": "cannot be read", "symlink": "link to another file here", "symlink_outside": "link out of the repository",
     "symlink_broken": "link to nothing", "symlink_loop": "link in a circle", "submodule": "sub-module",
     "deleted_during_scan": "deleted meanwhile", "secret": "looks like a secret", "exact_duplicate": "exact duplicate",
     "low_quality": "low quality", "excluded": "excluded by settings", "empty": "empty", "data": "data, not code",
-    "special_file": "no plain file",
+    "special_file": "no plain file", "secret_in_name": "a secret in its name", "many_secrets": "full of secrets",
 }  # fmt: skip
+
+
+def show_kept_lines(console: Console, stretches: list[dict[str, Any]]) -> None:
+    """Print ``path:first-last`` of every stretch of lines that would be kept."""
+    console.print("\nLines kept:")
+    for stretch in stretches:
+        console.print(
+            f"  {safe_text(stretch['path'])}:{stretch['start_line']}-{stretch['end_line']}", soft_wrap=True
+        )
 
 
 def show_scan(console: Console, scan: Scan) -> None:
@@ -30,6 +41,8 @@ def show_scan(console: Console, scan: Scan) -> None:
         f"Kept {len(scan.files)} files ({megabytes(kept)}) with {scan.chunks_kept} of {scan.chunks_found} chunks, "
         f"in {scan.seconds:.1f} s\n"
     )
+    for note in scan.notes:
+        console.print(f"Note: {note}")
     languages = Table("language", "files", "chunks", "size", box=None, header_style="bold", pad_edge=False)
     for name, counts in sorted(scan.languages.items(), key=lambda item: -item[1]["bytes"]):
         languages.add_row(name, str(counts["files"]), str(counts["chunks"]), megabytes(counts["bytes"]))

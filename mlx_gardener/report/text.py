@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 GIB = 1024**3
 
@@ -32,12 +33,18 @@ def megabytes(size_bytes: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people say them: ``48 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    """Seconds as people say them: ``48 s``, ``3 min 05 s``, ``2 h 10 min``; never less than none, whatever a clock says."""
     if seconds is None or not math.isfinite(seconds):
         return "unknown"
-    whole = round(seconds)
+    whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def ago(timestamp: float) -> str:
+    """How long ago a moment was (seconds since the epoch); one that lies ahead, since a clock was set back, is just now."""
+    seconds = time.time() - timestamp
+    return f"{duration(seconds)} ago" if seconds >= 1 else "just now"

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
+from mlx_gardener import __version__
+from mlx_gardener.serve.catalog import Target
 from mlx_gardener.serve.generation import Ending, TokenScore
+from mlx_gardener.serve.worker import Started
 
 _REASONS = {"stop": "stop", "length": "length", "time": "length"}
 
@@ -69,15 +75,15 @@ def usage(endings: Sequence[Ending], answers: int) -> dict[str, Any]:
     }
 
 
-def infill(model: str, text: str, ending: Ending, fields: list[str] | None) -> dict[str, Any]:
-    """The answer of ``/infill``.
+def llama(model: str, text: str, ending: Ending, fields: list[str] | None, index: int = 0) -> dict[str, Any]:
+    """The answer of ``/infill`` and ``/completion``.
 
     Args:
         fields: what the client wants of it; ``timings/prompt_n`` names a value in an object, and is its name then.
     """
     read = ending.prompt_tokens - ending.cached_tokens
     body = {
-        "index": 0,
+        "index": index,
         "content": text,
         "stop": True,
         "model": model,
@@ -112,6 +118,47 @@ def _chosen(body: dict[str, Any], fields: list[str]) -> dict[str, Any]:
     return found
 
 
-def error_body(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+def model_entry(target: Target) -> dict[str, Any]:
+    """An entry of ``/v1/models``."""
+    record = target.record
+    return {
+        "id": target.id,
+        "object": "model",
+        "created": int(target.created_at),
+        "owned_by": "mlx-gardener",
+        "base": target.base_id,
+        "adapter_version": record.version if record is not None else None,
+        "active": record.active if record is not None else None,
+    }
+
+
+def head(target: Target, prefix: str, kind: str) -> dict[str, Any]:
+    """What every document and every piece of a stream of OpenAI's begins with."""
+    return {
+        "id": f"{prefix}-{uuid.uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": target.id,
+        "system_fingerprint": f"mlx-gardener-{__version__}",
+    }
+
+
+def headers(target: Target, started: Started) -> dict[str, str]:
+    """Headers that name what wrote an answer; what is not ASCII in a name is percent-encoded."""
+    return {
+        "x-model": quote(target.id, safe=" !#$&'()*+,/:;=?@[]~"),
+        "x-adapter": started.weights_sha256 or "none",
+        "x-adapter-version": started.version or "none",
+    }
+
+
+def props(target: Target, context_tokens: int) -> dict[str, Any]:
+    """The answer of ``/props``: what llama.cpp's clients read of it."""
+    return {
+        "default_generation_settings": {"n_ctx": context_tokens, "params": {"temperature": 0.0}},
+        "total_slots": 1,
+        "model_alias": target.id,
+        "model_path": target.base_id,
+        "modalities": {"vision": False, "audio": False},
+        "build_info": f"mlx-gardener {__version__}",
+    }

@@ -1,29 +1,44 @@
-"""Requests' bodies, checked: every field is known, and one that could not be kept is refused instead of ignored.
+"""Requests' bodies, checked: what is known is kept or refused by name, what is unknown is ignored, null is absent.
 
-Shapes: OpenAI's completions and chat completions; llama.cpp's ``/infill`` (github.com/ggml-org/llama.cpp, tools/server).
-Fields that only describe the caller (``user``, ``metadata``) or a cache (``cache_prompt``) change no answer and are let
-pass; those that would change it and are not supported are accepted with their neutral value alone.
+Shapes: OpenAI's completions and chat completions; llama.cpp's ``/infill`` and ``/completion`` (github.com/ggml-org/llama.cpp,
+tools/server). An editor that sends one more setting than we know still gets its completion. Settings that are known and
+would change the answer's form or its words are accepted with their neutral value alone. Lists stop at their first error.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
 
 from mlx_gardener.serve.generation import Limits, Sampling
 from mlx_gardener.serve.worker import BadRequestError
 
 _MOST_STOPS = 32
 _DEFAULT_TOKENS = 128
-_MOST_INFILL_TOKENS = 512
+#: What "as many as you like" means.
+_UNBOUNDED_TOKENS = 512
+_MOST_ANSWERS = 8
+#: Below this the likeliest token is taken: one divided by it leaves what floats can hold.
+_LEAST_TEMPERATURE = 1e-3
+#: Settings of Ollama's ``options`` that are also fields here; twinny sends them to /v1/completions.
+_OPTIONS = ("num_predict", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
 
 
 def _neutral(*allowed: object) -> AfterValidator:
     """Refuse every value but these: the field is not supported."""
 
     def check(value: object) -> object:
-        if value is not None and value not in allowed:
+        if value not in allowed:
             shown = " or ".join(repr(item) for item in allowed) or "leaving it out"
             raise ValueError(f"is not supported; only {shown} is possible")
         return value
@@ -31,29 +46,63 @@ def _neutral(*allowed: object) -> AfterValidator:
     return AfterValidator(check)
 
 
+_Texts = Annotated[list[str], Field(max_length=64, fail_fast=True)]
+
+
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+    #: Other names of fields, for those who send them.
+    other_names: ClassVar[dict[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _present(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        present = {name: value for name, value in data.items() if value is not None}
+        for other, name in cls.other_names.items():
+            if other in present:
+                present.setdefault(name, present[other])
+        return present
+
+
+class LoraScale(_Body):
+    """How strong an adapter is to be; a project has one, of id 0."""
+
+    id: Literal[0]
+    scale: float = Field(ge=0, le=10)
 
 
 class _Sampled(_Body):
     model: str | None = None
-    stream: bool | None = False
+    stream: bool = False
     temperature: float | None = Field(None, ge=0, le=10)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1)
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-1, lt=2**63)
-    stop: str | list[str] | None = None
+    samplers: _Texts | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
+    n_predict: int | None = Field(None, ge=-2)
     presence_penalty: Annotated[float | None, _neutral(0.0)] = None
     frequency_penalty: Annotated[float | None, _neutral(0.0)] = None
     repetition_penalty: Annotated[float | None, _neutral(0.0, 1.0)] = None
     repeat_penalty: Annotated[float | None, _neutral(0.0, 1.0)] = None
-    logit_bias: Annotated[dict[str, float] | list[Any] | None, _neutral({}, [])] = None
-    lora: Annotated[list[Any] | None, _neutral([])] = None
+    logit_bias: Annotated[Any, _neutral({}, [])] = None
+    lora: Annotated[list[LoraScale], Field(max_length=8, fail_fast=True)] | None = None
+    # These describe the caller or a cache, and change no answer.
     cache_prompt: bool | None = None
+    id_slot: int | None = None
+    keep_alive: Any = None
 
     def sampling(self) -> Sampling:
-        """How tokens are chosen; the likeliest where no temperature is given, as in `mlx-gardener complete`."""
+        """How tokens are chosen; the likeliest where no temperature is given, as in `mlx-gardener complete`.
+
+        A list of samplers that leaves the temperature out leaves it at nothing too: editors' plugins send one.
+        """
+        warm = self.temperature is not None and self.temperature >= _LEAST_TEMPERATURE
+        if not warm or self.top_p == 0 or (self.samplers is not None and "temperature" not in self.samplers):
+            return Sampling()
         return Sampling(
             temperature=self.temperature or 0.0,
             top_p=1.0 if self.top_p is None else self.top_p,
@@ -63,33 +112,54 @@ class _Sampled(_Body):
         )
 
     def stops(self) -> tuple[str, ...]:
-        """Texts that end the answer."""
+        """Texts that end the answer.
+
+        Raises:
+            BadRequestError: there are too many, or one is empty or too long.
+        """
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > _MOST_STOPS or any(not stop or len(stop) > 256 for stop in stops):
             raise BadRequestError(f"stop: at most {_MOST_STOPS} texts of 1 to 256 characters are possible.")
         return tuple(stops)
 
+    def strength(self) -> float:
+        """What the adapter's scale is multiplied by: llama.cpp's ``lora`` of id 0, else 1."""
+        return self.lora[-1].scale if self.lora else 1.0
+
+    def _predicted(self, wanted: int, most: int) -> int:
+        """llama.cpp's number of tokens: a negative one sets no bound, one too large is as large as possible."""
+        return min(_UNBOUNDED_TOKENS if wanted < 0 else wanted, most)
+
 
 class StreamOptions(_Body):
     """What a stream ends with."""
 
-    include_usage: bool | None = False
+    include_usage: bool = False
     include_obfuscation: Annotated[bool | None, _neutral(False)] = None
 
 
 class _OpenAi(_Sampled):
-    n: int = Field(1, ge=1, le=8)
+    n: int = Field(1, ge=1, le=_MOST_ANSWERS)
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=0)
+    max_tokens: int | None = Field(None, ge=-1)
     user: str | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Any = None
     store: bool | None = None
     environment: str | None = None  # Zed says which of its builds asks
+    options: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_options(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(options := data.get("options"), dict):
+            names = {name: "n_predict" if name == "num_predict" else name for name in _OPTIONS}
+            return {**{names[name]: options[name] for name in _OPTIONS if name in options}, **data}
+        return data
 
     @property
-    def tokens(self) -> int:
-        """The longest answer."""
-        return _DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens
+    def tokens(self) -> int | None:
+        """The longest answer in OpenAI's words, None where they say nothing."""
+        return self.max_tokens
 
     @property
     def with_usage(self) -> bool:
@@ -97,24 +167,52 @@ class _OpenAi(_Sampled):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def limits(self, most: int) -> Limits:
-        """Where the answer ends.
+        """Where the answer ends. ``max_tokens`` must fit; ``n_predict``, llama.cpp's, is as many as fit.
 
         Raises:
-            BadRequestError: it is to be longer than ``most`` tokens.
+            BadRequestError: ``max_tokens`` is more than ``most``.
         """
-        if self.tokens > most:
-            raise BadRequestError(f"max_tokens: at most {most} are possible (got {self.tokens}).")
-        return Limits(self.tokens, self.stops())
+        if self.tokens is not None and self.tokens >= 0:
+            if self.tokens > most:
+                raise BadRequestError(f"max_tokens: at most {most} are possible (got {self.tokens}).")
+            return Limits(self.tokens, self.stops())
+        wanted = self.n_predict if self.n_predict is not None else self.tokens
+        if wanted is None:
+            return Limits(min(_DEFAULT_TOKENS, most), self.stops())
+        return Limits(self._predicted(wanted, most), self.stops(), as_fits=True)
+
+
+_Prompt = (
+    StrictStr
+    | Annotated[list[StrictInt], Field(fail_fast=True)]
+    | Annotated[list[StrictStr], Field(fail_fast=True)]
+    | Annotated[list[Annotated[list[StrictInt], Field(fail_fast=True)]], Field(fail_fast=True)]
+)
+
+
+def _prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:
+    """The prompts one by one.
+
+    Raises:
+        BadRequestError: there are none, or too many.
+    """
+    if isinstance(prompt, str):
+        return [prompt]
+    if prompt and isinstance(prompt[0], int):
+        return [prompt]  # type: ignore[list-item]
+    if not 1 <= len(prompt) <= _MOST_ANSWERS:
+        raise BadRequestError(f"prompt: 1 to {_MOST_ANSWERS} prompts are possible in one request.")
+    return list(prompt)  # type: ignore[arg-type]
 
 
 class CompletionBody(_OpenAi):
     """``/v1/completions``; ``path`` (or ``filename``) is ours: the file, shown to the model as in training."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: _Prompt
     suffix: str | None = None
     path: str | None = Field(None, max_length=4096)
     filename: str | None = Field(None, max_length=4096)
-    echo: bool | None = False
+    echo: bool = False
     best_of: int | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
 
@@ -136,18 +234,8 @@ class CompletionBody(_OpenAi):
         return self.path or self.filename or ""
 
     def prompts(self) -> list[str | list[int]]:
-        """The prompts one by one.
-
-        Raises:
-            BadRequestError: there are none, or too many.
-        """
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
-            return [[int(token) for token in self.prompt]]  # type: ignore[arg-type]
-        if not 1 <= len(self.prompt) <= 8:
-            raise BadRequestError("prompt: 1 to 8 prompts are possible in one request.")
-        return list(self.prompt)  # type: ignore[arg-type]
+        """The prompts one by one; raises as `_prompts`."""
+        return _prompts(self.prompt)
 
 
 class TextPart(_Body):
@@ -161,7 +249,7 @@ class Message(_Body):
     """A message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: StrictStr | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
 
     def plain(self) -> dict[str, str]:
@@ -180,20 +268,20 @@ class ResponseFormat(_Body):
 class ChatBody(_OpenAi):
     """``/v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: int | None = Field(None, ge=0)
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Any] | None, _neutral([])] = None
-    tool_choice: Annotated[str | None, _neutral("none", "auto")] = None
+    response_fields: _Texts | None = None  # llama.vim's warm-up; such an answer is not read
+    tools: Annotated[Any, _neutral([])] = None
+    tool_choice: Annotated[Any, _neutral("none", "auto")] = None
     parallel_tool_calls: bool | None = None
-    logprobs: Annotated[bool | None, _neutral(False)] = None
-    top_logprobs: Annotated[int | None, _neutral(0)] = None
+    logprobs: Annotated[Any, _neutral(False)] = None
+    top_logprobs: Annotated[Any, _neutral(0)] = None
 
     @property
-    def tokens(self) -> int:
-        """The longest answer."""
-        wanted = self.max_completion_tokens if self.max_tokens is None else self.max_tokens
-        return _DEFAULT_TOKENS if wanted is None else wanted
+    def tokens(self) -> int | None:
+        """The longest answer in OpenAI's words."""
+        return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
 
 
 class ExtraFile(_Body):
@@ -204,66 +292,89 @@ class ExtraFile(_Body):
     time: Any = None
 
 
-class InfillBody(_Sampled):
-    """``/infill`` as llama.cpp's server takes it; ``path`` is ours, as in `CompletionBody`."""
+class _Llama(_Sampled):
+    """What llama.cpp's endpoints have in common."""
 
-    input_prefix: str = ""
-    input_suffix: str = ""
-    input_extra: list[ExtraFile] = Field(default_factory=list, max_length=256)
-    prompt: str = ""
-    path: str | None = Field(None, max_length=4096)
-    filename: str | None = Field(None, max_length=4096)
-    n_predict: int = Field(_DEFAULT_TOKENS, ge=-1)
+    other_names: ClassVar[dict[str, str]] = {"max_tokens": "n_predict", "n": "n_cmpl"}
+
+    n_cmpl: int = Field(1, ge=1, le=_MOST_ANSWERS)
     n_indent: int = Field(0, ge=0)
-    samplers: list[str] | None = None
     t_max_prompt_ms: float | None = None  # as in llama.cpp, no limit on reading
     t_max_predict_ms: float | None = None
-    response_fields: list[str] | None = None
-    id_slot: int | None = None
-    timings_per_token: Annotated[bool | None, _neutral(False)] = None
-    return_tokens: Annotated[bool | None, _neutral(False)] = None
-    n_probs: Annotated[int | None, _neutral(0)] = None
+    response_fields: _Texts | None = None
+    timings_per_token: Annotated[Any, _neutral(False)] = None
+    return_tokens: Annotated[Any, _neutral(False)] = None
+    n_probs: Annotated[Any, _neutral(0)] = None
     n_keep: int | None = None
-    grammar: Annotated[str | None, _neutral("")] = None
-    json_schema: Annotated[dict[str, Any] | None, _neutral({})] = None
-    ignore_eos: Annotated[bool | None, _neutral(False)] = None
+    grammar: Annotated[Any, _neutral("")] = None
+    json_schema: Annotated[Any, _neutral({})] = None
+    ignore_eos: Annotated[Any, _neutral(False)] = None
 
-    def sampling(self) -> Sampling:
-        """The likeliest token, unless a temperature is given and no list of samplers leaves it out."""
-        found = super().sampling()
-        if self.samplers is None or "temperature" in self.samplers:
-            return found
-        return Sampling(seed=found.seed)
+    @model_validator(mode="after")
+    def _one_stream(self) -> _Llama:
+        if self.stream and self.n_cmpl > 1:
+            raise ValueError("n_cmpl above 1 is not possible in a stream")
+        return self
 
     def limits(self, most: int) -> Limits:
         """Where the answer ends; -1, which sets no bound in llama.cpp, means 512 tokens."""
         seconds = self.t_max_predict_ms
         return Limits(
-            min(_MOST_INFILL_TOKENS if self.n_predict < 0 else self.n_predict, most),
+            self._predicted(_DEFAULT_TOKENS if self.n_predict is None else self.n_predict, most),
             self.stops(),
             seconds / 1000 if seconds is not None and seconds > 0 else None,
             self.n_indent,
+            as_fits=True,
         )
+
+
+class InfillBody(_Llama):
+    """``/infill`` as llama.cpp's server takes it; ``path`` is ours, as in `CompletionBody`."""
+
+    input_prefix: str = ""
+    input_suffix: str = ""
+    input_extra: Annotated[list[ExtraFile], Field(max_length=256, fail_fast=True)] = Field(
+        default_factory=list
+    )
+    prompt: str = ""
+    path: str | None = Field(None, max_length=4096)
+    filename: str | None = Field(None, max_length=4096)
+
+
+class LlamaCompletionBody(_Llama):
+    """``/completion`` as llama.cpp's server takes it."""
+
+    prompt: _Prompt
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> LlamaCompletionBody:
+        if len(_prompts(self.prompt)) > 1:
+            raise ValueError("prompt: one is possible in one request here; /v1/completions takes several")
+        return self
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompt."""
+        return _prompts(self.prompt)
 
 
 _Kind = TypeVar("_Kind", bound=_Body)
 
 
-def parse(kind: type[_Kind], data: object) -> _Kind:
-    """A body as ``kind``.
+def parse(kind: type[_Kind], data: object) -> tuple[_Kind, list[str]]:
+    """A body as ``kind``, and the names in it that are unknown and were ignored.
 
     Raises:
-        BadRequestError: a field is missing, unknown, of the wrong type or not supported; says which.
+        BadRequestError: a field is missing, of the wrong type or not supported; says which.
     """
     if not isinstance(data, dict):
         raise BadRequestError("The request is no JSON object.")
     try:
-        return kind.model_validate(data)
+        body = kind.model_validate(data)
     except ValidationError as error:
         problems: dict[str, None] = {}  # in order, each once
-        for item in error.errors(include_url=False):
-            place = ".".join(str(part) for part in item["loc"]) or "request"
-            unknown = item["type"] == "extra_forbidden"
-            message = "is unknown here" if unknown else item["msg"].removeprefix("Value error, ")
-            problems[f"{place}: {message}"] = None
+        for item in error.errors(include_url=False, include_input=False, include_context=False):
+            place = ".".join(str(part) for part in item["loc"][:4]) or "request"
+            problems[f"{place}: {item['msg'].removeprefix('Value error, ')}"] = None
         raise BadRequestError("; ".join(list(problems)[:5]) + ".") from error
+    known = {*kind.model_fields, *kind.other_names}
+    return body, [name for name, value in data.items() if name not in known and value is not None]

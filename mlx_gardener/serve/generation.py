@@ -8,20 +8,20 @@ computed from there on is the same operations on the same numbers, so answers do
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.evaluate.complete import PREFILL_TOKENS, stop_ids, written_ids
+from mlx_gardener.evaluate.complete import PREFILL_TOKENS, stop_ids, whole_characters, written_ids
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
     from mlx_gardener.model import BaseModel
 
-_BROKEN = "\ufffd"
 #: Prompts whose keys and values are kept, over all projects.
 _KEPT_PROMPTS = 8
 
@@ -46,12 +46,14 @@ class Limits:
         stops: before any of these texts.
         max_seconds: after so much writing, once a line is complete (llama.cpp's ``t_max_predict_ms``).
         least_indent: before a line, not the first one, that is indented by fewer characters (its ``n_indent``).
+        as_fits: whether fewer tokens than ``max_tokens`` will do, where prompt and answer would not fit the model.
     """
 
     max_tokens: int
     stops: tuple[str, ...] = ()
     max_seconds: float | None = None
     least_indent: int = 0
+    as_fits: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Ending:
 
 
 class PromptCaches:
-    """Keys and values of recent prompts, by the model that read them (a base's weights and an adapter's)."""
+    """Keys and values of recent prompts, by the model that read them (a base's identity and an adapter's)."""
 
     def __init__(self, kept: int = _KEPT_PROMPTS) -> None:
         self._kept = kept
@@ -121,6 +123,10 @@ class PromptCaches:
             while len(self._found) > self._kept:
                 self._found.popitem(last=False)
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._found.clear()
+
     @property
     def size_bytes(self) -> int:
         """What they take."""
@@ -142,15 +148,16 @@ def answer(
 
     Args:
         prompt: at least one token.
-        key: whose keys and values may be used again: the base's weights and the adapter's.
+        key: whose keys and values may be used again: the base's identity and the adapter's.
         top_scores: so many likeliest tokens are told for each; None tells no scores.
         check: called between blocks of the prompt and between tokens; may raise to stop.
     """
     import mlx.core as mx
 
     cache, read = caches.take(key, prompt, base.model)
-    if sampling.temperature > 0 and sampling.seed is not None:
-        mx.random.seed(sampling.seed)
+    if sampling.temperature > 0:
+        # Always: neither another request's seed nor what an error in it left behind may decide this answer.
+        mx.random.seed(secrets.randbits(63) if sampling.seed is None else sampling.seed)
     start = time.perf_counter()
     first = 0.0
     ids: list[int] = []
@@ -192,6 +199,7 @@ def answer(
         steps.close()  # type: ignore[attr-defined]
     caches.keep(key, prompt, cache)
     end = time.perf_counter()
+    text = whole_characters(text)
     if len(text) > given or waiting:
         yield Piece(text[given:], tuple(waiting))
     yield Ending(
@@ -222,7 +230,7 @@ def _end_of(text: str, limits: Limits) -> tuple[int | None, str]:
 
 def _certain(text: str, limits: Limits) -> int:
     """How many characters cannot change or be cut off: a character may be half written, a stop or indent half seen."""
-    until = len(text.rstrip(_BROKEN))
+    until = len(whole_characters(text))
     for stop in limits.stops:
         for length in range(min(len(stop) - 1, len(text)), 0, -1):
             if text.endswith(stop[:length]):
@@ -238,10 +246,16 @@ def _sampler(sampling: Sampling) -> Callable[[mx.array], mx.array] | None:
         return None
     from mlx_lm.sample_utils import make_sampler
 
-    found: Callable[[mx.array], mx.array] = make_sampler(
-        temp=sampling.temperature, top_p=sampling.top_p, min_p=sampling.min_p, top_k=sampling.top_k
-    )
-    return found
+    def choose(logprobs: mx.array) -> mx.array:
+        # mlx-lm refuses to choose from all there are; that is no choice of the best ones at all.
+        top_k = sampling.top_k if sampling.top_k < logprobs.shape[-1] else 0
+        sampler = make_sampler(
+            temp=sampling.temperature, top_p=sampling.top_p, min_p=sampling.min_p, top_k=top_k
+        )
+        chosen: mx.array = sampler(logprobs)
+        return chosen
+
+    return choose
 
 
 def _score(base: BaseModel, token: int, logprobs: mx.array, top: int) -> TokenScore:

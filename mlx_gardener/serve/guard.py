@@ -1,39 +1,56 @@
-"""Who may ask: checked before anything of a request is read.
+"""Who may ask, and how much may be sent: checked before anything of a request is read.
 
 A page in a browser can send requests to this machine. Names other than this server's in Host are refused (DNS rebinding),
 and so is whatever a browser says comes from another place (Origin, Sec-Fetch-Site) or is no JSON (forms need no permission
-to be sent). Where others can reach the server, a bearer token is needed too. Bodies are bounded while they are read.
+to be sent). Where others can reach the server, a bearer token is needed too. Bodies are bounded while they are read: each
+in length and time, all together in length. Every request leaves one line, and every error is JSON.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import json
+import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlx_gardener.serve.answers import error_body
+from mlx_gardener.serve.access import Access, begin_access
+from mlx_gardener.serve.errors import (
+    BodyTooLargeError,
+    BodyTooSlowError,
+    TooMuchWaitsError,
+    error_body,
+    shown_error,
+)
 from mlx_gardener.serve.metrics import Metrics
+from mlx_gardener.serve.paths import dialect_of, endpoint_of
 from mlx_gardener.serve.settings import ServeSettings, is_loopback
 
 #: Paths that need no token: whether the server lives is no secret.
 _OPEN = {"/health", "/v1/health"}
 
 
-class BodyTooLargeError(Exception):
-    """A request's body is longer than allowed; raised where it is read."""
-
-
 class Guard:
-    """ASGI middleware that lets only allowed requests through, and counts answers."""
+    """ASGI middleware that lets only allowed requests through, and counts and tells what came of each."""
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ServeSettings,
+        metrics: Metrics,
+        on_request: Callable[[Access], None] = lambda _: None,
+    ) -> None:
         self._app = app
         self._settings = settings
         self._metrics = metrics
+        self._on_request = on_request
         self._names = {"localhost", settings.host.lower(), *(name.lower() for name in settings.allowed_hosts)}
+        self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,29 +59,62 @@ class Guard:
         headers = {
             name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
         }
-        refusal = self._refusal(scope["method"], scope["path"], headers)
-        path, status = _label(scope["path"]), 500
+        path, begun, began = scope["path"], False, time.monotonic()
+        access = begin_access(scope)
+        body = _Body(receive, self)
 
         async def counting(message: Message) -> None:
-            nonlocal status
+            nonlocal begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                begun, access.status = True, message["status"]
             await send(message)
 
         try:
+            refusal = self._refusal(scope["method"], path, headers)
             if refusal is not None:
-                await _refuse(counting, *refusal)
+                status, code, text = refusal
+                access.refused = text
+                await _refuse(
+                    counting,
+                    status,
+                    error_body(dialect_of(path), status, text, "invalid_request_error", code),
+                )
                 return
-            await self._app(scope, self._bounded(receive), counting)
+            await self._app(scope, body.receive, counting)
+        except ClientDisconnect:
+            access.refused = "The client went away."
+        except Exception as error:  # whatever it was: the client gets JSON, the log the rest
+            status, content = shown_error(error, path)
+            access.refused = content["error"]["message"]
+            if not begun:
+                await _refuse(counting, status, content)
         finally:
-            self._metrics.requests[path, status] += 1
+            self._held_bytes -= body.length
+            access.seconds = time.monotonic() - began
+            self._metrics.requests[endpoint_of(path) or "other", access.status] += 1
+            self._on_request(access)
+
+    def hold(self, length: int) -> None:
+        """Count bytes of a body that is being kept.
+
+        Raises:
+            TooMuchWaitsError: all bodies together are longer than allowed.
+        """
+        self._held_bytes += length
+        if self._held_bytes > self._settings.max_waiting_bytes:
+            raise TooMuchWaitsError
+
+    @property
+    def settings(self) -> ServeSettings:
+        """What the server was told at its start."""
+        return self._settings
 
     def _refusal(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str, str] | None:
         host = headers.get("host", "")
         if not self._is_ours(host):
             return 403, "host_not_allowed", f"This server is not called {host!r}. Start it with --allow-host."
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _place(origin) != host.lower():
             return 403, "origin_not_allowed", "Requests from pages of other places are refused."
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return 403, "origin_not_allowed", "Requests from pages of other places are refused."
@@ -78,8 +128,8 @@ class Guard:
             if kind != "application/json":
                 return 415, "not_json", "Send JSON, with Content-Type: application/json."
             length = headers.get("content-length", "0")
-            if not length.isdigit() or int(length) > self._settings.max_body_bytes:
-                most = self._settings.max_body_bytes
+            most = self._settings.max_body_bytes
+            if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > most:
                 return 413, "too_large", f"A request has at most {most} bytes."
         return None
 
@@ -97,33 +147,57 @@ class Guard:
             return False
         return address.is_loopback or not is_loopback(self._settings.host)
 
-    def _bounded(self, receive: Receive) -> Receive:
-        seen = 0
 
-        async def bounded() -> Message:
-            nonlocal seen
-            message = await receive()
-            if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                if seen > self._settings.max_body_bytes:
-                    raise BodyTooLargeError
-            return message
+class _Body:
+    """A request's body while it is read: ``length`` bytes are held, until the request is answered."""
 
-        return bounded
+    def __init__(self, receive: Receive, guard: Guard) -> None:
+        self._receive = receive
+        self._guard = guard
+        self._complete = False
+        self._until: float | None = None
+        self.length = 0
+
+    async def receive(self) -> Message:
+        """The next message.
+
+        Raises:
+            BodyTooLargeError, BodyTooSlowError, TooMuchWaitsError: as they say.
+        """
+        if self._complete:  # what comes next is that the client leaves; that may take as long as it likes
+            return await self._receive()
+        settings = self._guard.settings
+        self._until = self._until or time.monotonic() + settings.body_seconds
+        try:
+            message = await asyncio.wait_for(self._receive(), max(0.0, self._until - time.monotonic()))
+        except TimeoutError:
+            raise BodyTooSlowError from None
+        if message["type"] == "http.request":
+            self._complete = not message.get("more_body", False)
+            more = len(message.get("body", b""))
+            self.length += more
+            self._guard.hold(more)
+            if self.length > settings.max_body_bytes:
+                raise BodyTooLargeError
+        return message
 
 
-def _label(path: str) -> str:
-    """A path for counting: few different ones, whatever is asked for."""
-    for known in ("/v1/chat/completions", "/v1/completions", "/v1/models", "/infill", "/health", "/metrics"):
-        if path == known or (path.startswith("/projects/") and path.endswith(known)):
-            return known
-    return "other"
+def _place(origin: str) -> str | None:
+    """Host and port of an Origin; None for what is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
-async def _refuse(send: Send, status: int, code: str, message: str) -> None:
-    body = json.dumps(error_body(message, "invalid_request_error", code)).encode()
+async def _refuse(send: Send, status: int, content: dict[str, object]) -> None:
+    body = json.dumps(content).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if status == 408:
+        headers.append((b"connection", b"close"))  # the rest of it is not waited for
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

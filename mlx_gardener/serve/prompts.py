@@ -1,18 +1,20 @@
 """Requests as token ids: raw text, the trained form with a file's path and a hole, and chats by the model's template.
 
 A raw prompt is read as the client wrote it, markers as markers, like every server does: editors such as Zed spell the
-hole out in the prompt. Everywhere else text is text, whatever it spells.
+hole out in the prompt. Everywhere else text is text, whatever it spells. No more of a text becomes tokens than a model can
+read: a token in memory costs some hundred bytes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mlx_gardener.dataset.examples import header_text
 from mlx_gardener.errors import GardenerError
-from mlx_gardener.evaluate.complete import build_prompt
-from mlx_gardener.platform.untrusted import read_bytes, read_json
-from mlx_gardener.serve.bodies import ChatBody, CompletionBody, InfillBody
+from mlx_gardener.evaluate.complete import CHARACTERS_PER_TOKEN, PREFIX_TOKENS, build_prompt
+from mlx_gardener.serve.bodies import CompletionBody, InfillBody
+from mlx_gardener.serve.generation import Limits
 from mlx_gardener.serve.worker import BadRequestError
 
 if TYPE_CHECKING:
@@ -20,13 +22,14 @@ if TYPE_CHECKING:
 
 #: Tokens of other files that are shown before the one that is written; the last ones are kept.
 _EXTRA_TOKENS = 768
-_MAX_TEMPLATE_BYTES = 2**20
+#: Characters of one such file that are looked at.
+_EXTRA_CHARACTERS = CHARACTERS_PER_TOKEN * _EXTRA_TOKENS
+#: Long texts are counted in pieces of so many characters.
+_PIECE_CHARACTERS = 2**14
 
 
-def completion_prompts(
-    body: CompletionBody, base: BaseModel, room: int, answer_tokens: int
-) -> list[list[int]]:
-    """Token ids of each prompt.
+def completion_prompts(body: CompletionBody, base: BaseModel, room: int, limits: Limits) -> list[list[int]]:
+    """Token ids of each prompt of ``/v1/completions``.
 
     Args:
         room: tokens that prompt and answer may have together.
@@ -34,103 +37,74 @@ def completion_prompts(
     Raises:
         BadRequestError: one is empty or too long, or the model cannot fill holes.
     """
-    tokenizer = base.tokenizer
     if body.suffix is not None or body.file:
         assert isinstance(body.prompt, str)
-        return [_fitting(_trained(tokenizer, body.prompt, body.suffix, body.file), room, answer_tokens)]
+        return [_fitting(_trained(base.tokenizer, body.prompt, body.suffix, body.file), room, limits)]
+    return raw_prompts(body.prompts(), base, room, limits)
+
+
+def raw_prompts(
+    prompts: list[str | list[int]], base: BaseModel, room: int, limits: Limits
+) -> list[list[int]]:
+    """Token ids of prompts that are written whole; raises as `completion_prompts`."""
+    tokenizer = base.tokenizer
     found = []
-    for prompt in body.prompts():
+    for prompt in prompts:
         if isinstance(prompt, str):
-            ids = tokenizer.encode_with_markers(prompt)
+            ids = _bounded(tokenizer.encode_with_markers, prompt, room)
             bos = tokenizer.bos_id
             ids = ids if bos is None or ids[:1] == [bos] else [bos, *ids]
         else:
             ids = list(prompt)
             if not all(0 <= token < tokenizer.vocab_size for token in ids):
                 raise BadRequestError(f"prompt: token ids are from 0 to {tokenizer.vocab_size - 1}.")
-        found.append(_fitting(ids, room, answer_tokens))
+        found.append(_fitting(ids, room, limits))
     return found
 
 
-def infill_prompt(body: InfillBody, base: BaseModel, room: int, answer_tokens: int) -> list[list[int]]:
+def infill_prompt(body: InfillBody, base: BaseModel, room: int, limits: Limits) -> list[list[int]]:
     """Token ids of the trained form, with pieces of other files in front as in the repository's rows.
 
     Raises:
         BadRequestError: the model cannot fill holes, or there is no room.
     """
     tokenizer = base.tokenizer
-    own = _trained(
-        tokenizer, body.input_prefix + body.prompt, body.input_suffix, body.path or body.filename or ""
-    )
+    before = body.input_prefix[-PREFIX_TOKENS * CHARACTERS_PER_TOKEN :] + body.prompt
+    own = _trained(tokenizer, before, body.input_suffix, body.path or body.filename or "")
+    most = max(0, min(_EXTRA_TOKENS, room - limits.max_tokens - len(own)))
     extra: list[int] = []
-    for piece in body.input_extra:
+    for piece in reversed(body.input_extra):
+        if len(extra) >= most:
+            break
         marker = [] if tokenizer.file_id is None else [tokenizer.file_id]
-        header = tokenizer.encode(header_text(tokenizer, piece.filename)) if piece.filename else []
-        extra += [*marker, *header, *tokenizer.encode(piece.text)]
-    most = min(_EXTRA_TOKENS, room - answer_tokens - len(own))
-    extra = extra[-most:] if most > 0 else []
+        header = tokenizer.encode(header_text(tokenizer, piece.filename[:4096])) if piece.filename else []
+        extra = [*marker, *header, *tokenizer.encode(piece.text[-_EXTRA_CHARACTERS:]), *extra]
+    extra = extra[-most:] if most else []
     bos = [] if tokenizer.bos_id is None or not extra else [tokenizer.bos_id]
-    return [_fitting([*bos, *extra, *own[len(bos) :]], room, answer_tokens)]
+    return [_fitting([*bos, *extra, *own[len(bos) :]], room, limits)]
 
 
-def chat_prompt(body: ChatBody, base: BaseModel, room: int, answer_tokens: int) -> list[list[int]]:
-    """Token ids of a chat, by the template of the model.
+def chat_prompt(text: str, base: BaseModel, room: int, limits: Limits) -> list[list[int]]:
+    """Token ids of a chat that the model's template has written out (`serve.chats`).
 
     Raises:
-        BadRequestError: the model has no template, or it refuses these messages.
+        BadRequestError: it is empty or too long.
     """
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    template, names = _chat_template(base)
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse
-    messages = [message.plain() for message in body.messages]
-    try:
-        text = environment.from_string(template).render(
-            messages=messages, add_generation_prompt=True, tools=None, **names
-        )
-    except (TemplateError, TypeError, ValueError, OverflowError, MemoryError) as error:
-        raise BadRequestError(f"The model's chat template refuses these messages ({error}).") from error
-    return [_fitting(base.tokenizer.encode_with_markers(text), room, answer_tokens)]
+    return [_fitting(_bounded(base.tokenizer.encode_with_markers, text, room), room, limits)]
 
 
-def _chat_template(base: BaseModel) -> tuple[str, dict[str, str]]:
-    """The template, and the control tokens it may name."""
-    try:
-        file = base.path / "chat_template.jinja"
-        settings = {}
-        if (base.path / "tokenizer_config.json").is_file():
-            settings = read_json(base.path / "tokenizer_config.json")
-        template = settings.get("chat_template")
-        if file.is_file():
-            template = read_bytes(file, max_bytes=_MAX_TEMPLATE_BYTES).decode()
-    except (OSError, ValueError) as error:
-        raise BadRequestError(f"The chat template of {base.id} cannot be read ({error}).") from error
-    if isinstance(template, list):  # several named ones
-        template = next(
-            (
-                item.get("template")
-                for item in template
-                if isinstance(item, dict) and item.get("name") == "default"
-            ),
-            None,
-        )
-    if not isinstance(template, str) or not template:
-        raise BadRequestError(
-            f"The model {base.id} has no chat template: it completes code and does not chat.",
-            next_step="Use /v1/completions or /infill.",
-        )
-    names = {}
-    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        value = settings.get(name)
-        value = value.get("content") if isinstance(value, dict) else value
-        names[name] = value if isinstance(value, str) else ""
-    return template, names
+def _bounded(encode: Callable[[str], list[int]], text: str, room: int) -> list[int]:
+    """Token ids of a text, unless it is far too long: that shows after a part of it."""
+    at = tokens = 0
+    while len(text) - at > _PIECE_CHARACTERS:
+        tokens += len(encode(text[at : at + _PIECE_CHARACTERS]))
+        at += _PIECE_CHARACTERS
+        if tokens > 2 * room:  # a cut may make two tokens of one, here and there
+            raise BadRequestError(
+                f"The prompt has more than {tokens} tokens; {room} are possible together with the answer.",
+                next_step="Send less.",
+            )
+    return encode(text)
 
 
 def _trained(tokenizer: CodeTokenizer, prefix: str, suffix: str | None, path: str) -> list[int]:
@@ -140,12 +114,13 @@ def _trained(tokenizer: CodeTokenizer, prefix: str, suffix: str | None, path: st
         raise BadRequestError(error.message, next_step="Leave out what follows.") from error
 
 
-def _fitting(ids: list[int], room: int, answer_tokens: int) -> list[int]:
+def _fitting(ids: list[int], room: int, limits: Limits) -> list[int]:
     if not ids:
         raise BadRequestError("The prompt is empty.")
-    if len(ids) + answer_tokens > room:
+    tokens = min(1, limits.max_tokens) if limits.as_fits else limits.max_tokens
+    if len(ids) + tokens > room:
         raise BadRequestError(
-            f"The prompt has {len(ids)} tokens and {answer_tokens} are to be written; {room} are possible together.",
+            f"The prompt has {len(ids)} tokens and {tokens} are to be written; {room} are possible together.",
             next_step="Send less, or ask for fewer tokens.",
         )
     return ids

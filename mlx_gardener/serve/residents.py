@@ -7,13 +7,15 @@ adapters of the base in use. All of this belongs to the one thread that computes
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.adapter import PeftManager, attach_adapter
+from mlx_gardener.adapter import PeftManager, attach_adapter, check_base
 from mlx_gardener.errors import AdapterError, MemoryBudgetError
+from mlx_gardener.platform.untrusted import MAX_JSON_BYTES, read_bytes
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve.catalog import Target
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 #: How much of a prompt's logits an adapter must move to count as one that does something (units of a logit).
 _LEAST_CHANGE = 1e-6
+#: Files beside a base's weights that decide its answers.
+_DECIDING_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _PROBE = "def main(arguments):\n    return "
 
 
@@ -29,22 +33,28 @@ _PROBE = "def main(arguments):\n    return "
 class Resident:
     """An adapter in memory.
 
-    ``places`` are (parent module, name, LoRA module); ``change`` is the largest difference it makes to a logit.
+    ``places`` are (parent module, name, LoRA module), ``scales`` what each multiplies its product with; ``change`` is the
+    largest difference it makes to a logit.
     """
 
     key: tuple[str, str, str]
     weights_sha256: str
     places: list[tuple[Any, str, Any]]
+    scales: list[float]
     size_bytes: int
     change: float = 0.0
 
 
 @dataclass
 class LoadedBase:
-    """A base in memory with the adapters that were put into it; ``current`` is the one that is in now."""
+    """A base in memory with the adapters that were put into it; ``current`` is the one that is in now.
+
+    ``identity`` tells it from every other: the same weights with another tokenizer, config or template are another base.
+    """
 
     base: BaseModel
     name: str
+    identity: str
     size_bytes: int
     max_tokens: int
     adapters: OrderedDict[tuple[str, str, str], Resident] = field(default_factory=OrderedDict)
@@ -78,8 +88,11 @@ class Residents:
         """Bases in memory."""
         return len({id(loaded) for loaded in self._bases.values()})
 
-    def enter(self, target: Target) -> tuple[LoadedBase, Resident | None]:
+    def enter(self, target: Target, strength: float = 1.0) -> tuple[LoadedBase, Resident | None]:
         """Make the model of ``target`` the one that computes: its base loaded, its adapter and no other in it.
+
+        Args:
+            strength: what the adapter's scale is multiplied by.
 
         Raises:
             AdapterError: the adapter's files are damaged, do not fit the base, or change nothing.
@@ -98,7 +111,18 @@ class Residents:
             self._make_room(0, keep=loaded, keep_adapter=key)
         loaded.adapters.move_to_end(key)
         self._place(loaded, resident)
+        for (_, _, module), scale in zip(resident.places, resident.scales, strict=True):
+            module.scale = scale * strength
         return loaded, resident
+
+    def leave(self) -> None:
+        """Take out and forget all adapters: what an error left of them is not known. Bases were never changed."""
+        for loaded in self._bases.values():
+            for resident in loaded.adapters.values():
+                for parent, name, module in resident.places:
+                    _set(parent, name, module.linear)
+            loaded.adapters.clear()
+            loaded.current = None
 
     def _base(self, name: str) -> LoadedBase:
         from mlx_gardener.engine.facts import model_facts
@@ -118,23 +142,20 @@ class Residents:
             )
         self._make_room(size)
         base = load_base(name)
-        # The same weights under another name are the same base.
+        identity = base_identity(base)
+        # The same files under another name are the same base.
         for loaded in self._bases.values():
-            if loaded.base.weights_sha256 == base.weights_sha256:
+            if loaded.identity == identity:
                 self._bases[name] = loaded
                 return loaded
-        self._bases[name] = LoadedBase(base, name, size, facts.max_tokens)
+        self._bases[name] = LoadedBase(base, name, identity, size, facts.max_tokens)
         return self._bases[name]
 
     def _load(self, loaded: LoadedBase, target: Target) -> Resident:
         assert target.record is not None
         record = target.record
         adapter = self._manager.load_adapter(record.project, record.version)
-        if adapter.manifest["base"].get("weights_sha256") != loaded.base.weights_sha256:
-            raise AdapterError(
-                f"{record.base_model} is not the model that {record.project}/{record.version} was trained on any more.",
-                next_step="Train again on the model as it is now.",
-            )
+        check_base(loaded.base, adapter)
         self._place(loaded, None)
         before = _probe(loaded.base)
         with attach_adapter(loaded.base, adapter):
@@ -150,6 +171,7 @@ class Residents:
             (record.project, record.version, record.manifest_sha256),
             adapter.manifest["files"]["mlx/adapters.safetensors"]["sha256"],
             places,
+            [float(module.scale) for _, _, module in places],
             sum(value.nbytes for value in adapter.weights.values()),
             change,
         )
@@ -196,6 +218,16 @@ class Residents:
             else:
                 return
             mx.clear_cache()
+
+
+def base_identity(base: BaseModel) -> str:
+    """sha256 over all that decides what a base answers: weights, config, tokenizer and chat template."""
+    digest = hashlib.sha256(f"{base.weights_sha256} {base.tokenizer.fingerprint}".encode())
+    for name in _DECIDING_FILES:
+        file = base.path / name
+        content = read_bytes(file, max_bytes=MAX_JSON_BYTES) if file.is_file() else b""
+        digest.update(f"\0{name}\0".encode() + hashlib.sha256(content).digest())
+    return digest.hexdigest()
 
 
 def _lora_places(model: Any) -> list[tuple[Any, str, Any]]:

@@ -8,8 +8,9 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from mlx_gardener.errors import ConfigError, GardenerError
+from mlx_gardener.errors import ConfigError, GardenerError, RegistryError
 from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.serve.access import Access
 from mlx_gardener.serve.catalog import Catalog, Target
 from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.settings import ServeSettings
@@ -104,24 +105,32 @@ def serve(
     *,
     on_test: Callable[[SelfTest], None],
     on_ready: Callable[[str, Callable[[], None]], None],
+    on_request: Callable[[Access], None] = lambda _: None,
 ) -> None:
     """Serve until interrupted, terminated or stopped.
 
     Args:
+        on_request: told of each request when it is answered, on the event loop's thread.
         on_test: told what came of each model's test before the first request is taken.
         on_ready: told the address when requests are taken, and what to call to end the server.
 
     Raises:
         ConfigError: the address cannot be listened on.
-        RegistryError: the registry cannot be read, or has no such project.
+        RegistryError: the registry cannot be read, has no such project, or no adapter to serve.
     """
     import uvicorn
 
     from mlx_gardener.serve.app import Server
+    from mlx_gardener.serve.connections import bounded_protocol
 
     for name in settings.projects:
-        registry.get_project(name)
+        registry.get_adapter(name)
     metrics, catalog = Metrics(), Catalog(registry, settings.projects)
+    if not catalog.targets():
+        raise RegistryError(
+            "No project has an adapter yet: there is nothing to serve.",
+            next_step="Train one with `mlx-gardener train PATH`.",
+        )
     with contextlib.closing(listen(settings)) as found, running_worker(registry, settings, metrics) as worker:
         for result in self_test(worker, catalog):
             on_test(result)
@@ -136,9 +145,15 @@ def serve(
                 self.should_exit = True
 
         config = uvicorn.Config(
-            Server(catalog, worker, settings, metrics).app(),
+            Server(catalog, worker, settings, metrics, on_request).app(),
+            http=bounded_protocol(
+                max_connections=settings.max_connections,
+                head_seconds=settings.head_seconds,
+                body_seconds=settings.body_seconds,
+            ),
+            ws="none",
             log_level="warning",
-            access_log=False,  # who asks for what is nobody's business
+            access_log=False,  # ours has the project and the tokens, and no query
             lifespan="off",
             server_header=False,
             timeout_graceful_shutdown=_GRACE_SECONDS,
@@ -148,7 +163,9 @@ def serve(
 
 
 @contextlib.contextmanager
-def serving(registry: ProjectRegistry, settings: ServeSettings) -> Iterator[str]:
+def serving(
+    registry: ProjectRegistry, settings: ServeSettings, on_request: Callable[[Access], None] = lambda _: None
+) -> Iterator[str]:
     """A server in a thread of its own while the block runs; gives its address.
 
     Raises:
@@ -165,7 +182,7 @@ def serving(registry: ProjectRegistry, settings: ServeSettings) -> Iterator[str]
 
     def run() -> None:
         try:
-            serve(registry, settings, on_test=lambda _: None, on_ready=on_ready)
+            serve(registry, settings, on_test=lambda _: None, on_ready=on_ready, on_request=on_request)
         except Exception as error:
             failures.append(error)
         finally:

@@ -29,6 +29,11 @@ class ServeSettings:
         max_queued: requests that may wait; one more is answered 503.
         max_queued_seconds: how long one may wait before it is answered 503.
         max_body_bytes: longest request.
+        max_waiting_bytes: longest all requests together that are not answered yet; one more is answered 503.
+        max_connections: open ones; one more is answered 503.
+        head_seconds: how long a request's headers may take to arrive, before the connection is closed.
+        body_seconds: how long its body may take after them, before it is answered 408.
+        stalled_seconds: how long the computing thread may give no sign before /health says so.
         max_context_tokens: prompt and answer together, where the model does not allow less.
         max_answer_tokens: longest answer that can be asked for.
         allowed_hosts: names in a request's Host, besides those of loopback and ``host``.
@@ -42,6 +47,11 @@ class ServeSettings:
     max_queued: int = 64
     max_queued_seconds: float = 60.0
     max_body_bytes: int = 4 * 2**20
+    max_waiting_bytes: int = 64 * 2**20
+    max_connections: int = 128
+    head_seconds: float = 10.0
+    body_seconds: float = 30.0
+    stalled_seconds: float = 60.0
     max_context_tokens: int = 8192
     max_answer_tokens: int = 4096
     allowed_hosts: tuple[str, ...] = ()

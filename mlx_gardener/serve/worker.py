@@ -8,12 +8,12 @@ job's answer; the thread goes on.
 from __future__ import annotations
 
 import asyncio
-import logging
+import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mlx_gardener.errors import GardenerError
@@ -26,7 +26,6 @@ from mlx_gardener.serve.residents import Resident, Residents
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
 
-_log = logging.getLogger("mlx_gardener.serve")
 #: What MLX may keep of freed memory, bytes.
 _CACHE_BYTES = 256 * 2**20
 
@@ -81,7 +80,8 @@ Event = Started | PieceOf | EndOf | Finished
 class Job:
     """A request on its way.
 
-    ``prompts`` makes the token ids of each prompt when its turn comes; every prompt is answered ``answers`` times.
+    ``prompts`` makes the token ids of each prompt when its turn comes; every prompt is answered ``answers`` times, by
+    the target's adapter at ``strength`` times its scale.
     """
 
     target: Target
@@ -90,6 +90,7 @@ class Job:
     limits: Limits
     answers: int = 1
     top_scores: int | None = None
+    strength: float = 1.0
     cancelled: threading.Event = field(default_factory=threading.Event)
     asked_at: float = field(default_factory=time.monotonic)
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
@@ -132,6 +133,7 @@ class Worker:
         self._changed = threading.Condition()
         self._ending = False
         self._current: Job | None = None
+        self._sign_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="serve-worker", daemon=True)
 
     def start(self) -> None:
@@ -160,6 +162,17 @@ class Worker:
     def busy(self) -> bool:
         """Whether something is being written."""
         return self._current is not None
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long the thread has given no sign of life while something waits for it; 0 while all is well."""
+        sign = self._sign_at
+        return 0.0 if sign is None else time.monotonic() - sign
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread is there at all."""
+        return self._thread.is_alive()
 
     def submit(self, job: Job) -> None:
         """Let a job wait for its turn.
@@ -221,25 +234,42 @@ class Worker:
                     return
                 job = self._jobs.popleft()
                 self._current = job if isinstance(job, Job) else None
-            if not isinstance(job, Job):
-                job()
-                continue
+                self._sign_at = time.monotonic()
             try:
-                self._answer(job)
-                job.tell(Finished())
-            except _GoneError:
-                self._metrics.cancelled += 1
-                job.tell(Finished(BusyError("The request was stopped.")))
-            except GardenerError as error:
-                job.tell(Finished(error))
-            except Exception as error:  # one request's defect must not end the others' server
-                _log.exception("A request failed")
-                job.tell(Finished(error))
+                if isinstance(job, Job):
+                    self._try(job)
+                else:
+                    job()
             finally:
-                self._current = None
+                self._current, self._sign_at = None, None
+
+    def _try(self, job: Job) -> None:
+        try:
+            self._answer(job)
+            job.tell(Finished())
+        except _GoneError:
+            self._metrics.cancelled += 1
+            job.tell(Finished(BusyError("The request was stopped.")))
+        except GardenerError as error:
+            job.tell(Finished(error))
+        except (
+            Exception
+        ) as error:  # one request's defect must not end the others' server, nor stay in its state
+            self._renew()
+            job.tell(Finished(error))
+
+    def _renew(self) -> None:
+        """Make anew what an error may have left half made: random state that was being traced, keys and values."""
+        import mlx.core as mx
+
+        mx.random.seed(secrets.randbits(63))
+        mx.clear_cache()
+        self.caches.clear()
+        self.residents.leave()
 
     def _answer(self, job: Job) -> None:
         def check() -> None:
+            self._sign_at = time.monotonic()
             if job.cancelled.is_set():
                 raise _GoneError
 
@@ -247,40 +277,38 @@ class Worker:
         waited = time.monotonic() - job.asked_at
         if waited > self._max_queued_seconds:
             raise BusyError(f"The request waited {waited:.0f} s for its turn.", next_step="Try again later.")
-        loaded, resident = self.residents.enter(job.target)
+        loaded, resident = self.residents.enter(job.target, job.strength)
         room = min(loaded.max_tokens, self._max_context_tokens)
         prompts = job.prompts(loaded.base, room)
         job.tell(_started(job.target, resident))
-        key = (loaded.base.weights_sha256, resident.weights_sha256 if resident is not None else "")
+        key = (loaded.identity, f"{resident.weights_sha256} {job.strength}" if resident is not None else "")
         for number, prompt in enumerate(prompts):
+            limits = replace(job.limits, max_tokens=min(job.limits.max_tokens, room - len(prompt)))
+            written: list[Piece | Ending] = []
             for copy in range(job.answers):
-                self._write(job, loaded.base, prompt, key, number * job.answers + copy, copy, check)
+                index = number * job.answers + copy
+                if copy and job.sampling.temperature <= 0:  # the likeliest answer is the same again
+                    for event in written:
+                        self._tell(job, index, event)
+                    continue
+                sampling = job.sampling
+                if sampling.seed is not None and copy:
+                    sampling = replace(sampling, seed=(sampling.seed + copy) % 2**63)
+                written = []
+                for event in answer(
+                    loaded.base, prompt, sampling, limits, caches=self.caches, key=key, top_scores=job.top_scores, check=check
+                ):  # fmt: skip
+                    if not written and index == 0:
+                        self._metrics.first_token(time.monotonic() - job.asked_at)
+                    written.append(event)
+                    self._tell(job, index, event)
 
-    def _write(
-        self,
-        job: Job,
-        base: BaseModel,
-        prompt: list[int],
-        key: tuple[str, str],
-        index: int,
-        copy: int,
-        check: Callable[[], None],
-    ) -> None:
-        sampling = job.sampling
-        if sampling.seed is not None and copy:
-            sampling = Sampling(**{**vars(sampling), "seed": sampling.seed + copy})
-        first = True
-        for event in answer(
-            base, prompt, sampling, job.limits, caches=self.caches, key=key, top_scores=job.top_scores, check=check
-        ):  # fmt: skip
-            if first and index == 0:
-                self._metrics.first_token(time.monotonic() - job.asked_at)
-            first = False
-            if isinstance(event, Ending):
-                self._metrics.answered(event)
-                job.tell(EndOf(index, event))
-            else:
-                job.tell(PieceOf(index, event))
+    def _tell(self, job: Job, index: int, event: Piece | Ending) -> None:
+        if isinstance(event, Ending):
+            self._metrics.answered(event)
+            job.tell(EndOf(index, event))
+        else:
+            job.tell(PieceOf(index, event))
 
 
 def _started(target: Target, resident: Resident | None) -> Started:

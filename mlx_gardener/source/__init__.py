@@ -15,7 +15,7 @@ from mlx_gardener.source.records import (
     SecretFound,
     SourceFile,
 )
-from mlx_gardener.source.scan import dependency_order, read_source, scan_repository
+from mlx_gardener.source.scan import decode_source, dependency_order, read_source, scan_repository
 
 __all__ = [
     "ChunkRecord",
@@ -27,6 +27,7 @@ __all__ = [
     "Scan",
     "SecretFound",
     "SourceFile",
+    "decode_source",
     "dependency_order",
     "read_source",
     "scan_repository",

@@ -6,6 +6,7 @@ Limits on lines and characters are those of The Stack and StarCoder (Li et al. 2
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import PurePosixPath
 
@@ -14,6 +15,7 @@ import pathspec
 from mlx_gardener.config import DataConfig
 
 MAX_LINES = 100_000
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 #: Directories whose content was written elsewhere.
 _VENDORED = {
     "node_modules", "vendor", "vendored", "_vendor", "third_party", "third-party", "thirdparty", "bower_components",
@@ -80,13 +82,17 @@ def drop_by_bytes(data: bytes, config: DataConfig) -> str | None:
         return "too_large"
     if not data.strip():
         return "empty"
-    if b"\0" in data[:65536]:
+    if b"\0" in data[:65536] and not data.startswith(UTF16_MARKS):
         return "binary"
     return None
 
 
 def drop_by_text(path: str, text: str, config: DataConfig) -> str | None:
     """The rule that drops a file for its text, or None."""
+    if not text.strip():
+        return "empty"
+    if "\0" in text[:65536]:
+        return "binary"  # bytes were looked at before; this is for what stood in them as UTF-16
     if _GENERATED_HEAD.search(text[:1000]):
         return "generated"
     if path.lower().endswith((".json", ".xml")) and len(text) > _MAX_JSON_BYTES:

@@ -86,10 +86,11 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class SecretFound:
-    """Where something that looks like a secret stands; never what it is."""
+    """Where something that looks like a secret stands, last line included; never what it is."""
 
     path: str
     line: int
+    end_line: int
     kind: str
 
 
@@ -114,7 +115,8 @@ class Dropped:
 class Scan:
     """Everything a scan found out about a repository.
 
-    ``dropped`` is by rule (see `source.filters`); ``languages`` counts kept files, chunks and bytes.
+    ``dropped`` is by rule (see `source.filters`); ``languages`` counts kept files, chunks and bytes; ``notes`` are
+    sentences about what was not as usual.
     """
 
     root: Path
@@ -132,6 +134,7 @@ class Scan:
     near_duplicate_clusters: int
     parse_errors: int
     seconds: float
+    notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """The scan as JSON types, without the list of every file; the root by its name only."""
@@ -151,5 +154,6 @@ class Scan:
             "near_duplicate_clusters": self.near_duplicate_clusters,
             "files_with_parse_errors": self.parse_errors,
             "secrets": [asdict(secret) for secret in self.secrets],
+            "notes": self.notes,
             "seconds": round(self.seconds, 2),
         }

@@ -27,7 +27,7 @@ from mlx_gardener.platform.processes import safe_children
 from mlx_gardener.platform.untrusted import read_bytes
 from mlx_gardener.source.chunks import CodePreprocessor
 from mlx_gardener.source.duplicates import NearDuplicates, content_key, signature_of
-from mlx_gardener.source.filters import drop_by_bytes, drop_by_path, drop_by_text
+from mlx_gardener.source.filters import UTF16_MARKS, drop_by_bytes, drop_by_path, drop_by_text
 from mlx_gardener.source.imports import dependency_order, imports_of
 from mlx_gardener.source.languages import language_of
 from mlx_gardener.source.records import (
@@ -38,13 +38,13 @@ from mlx_gardener.source.records import (
     SecretFound,
     SourceFile,
 )
-from mlx_gardener.source.secrets import find_secrets
-from mlx_gardener.source.walk import head_commit, list_files, marked_paths
+from mlx_gardener.source.secrets import TooManySecretsError, find_secrets, names_with_secrets, without_secrets
+from mlx_gardener.source.walk import Git, head_commit, list_files, marked_paths
 
 if TYPE_CHECKING:
     from rensa import RMinHash
 
-__all__ = ["dependency_order", "read_source", "scan_repository"]
+__all__ = ["decode_source", "dependency_order", "read_source", "scan_repository"]
 
 #: From this many files on, worker processes earn their start-up of about half a second.
 PARALLEL_FILES = 300
@@ -91,19 +91,27 @@ def scan_repository(
     """
     started = time.perf_counter()
     root = root.resolve()
-    paths = list_files(root)
+    if on_progress is not None:
+        on_progress(0.0, "Listing files")
+    git = Git(root)
+    paths = list_files(root, git)
     if not paths:
         raise DataError(
             f"{str(root)!r} holds no files.", next_step="Name the root directory of a repository."
         )
-    marked = marked_paths(root, paths)
+    marked = marked_paths(root, paths, git)
     scan = Scan(
         root=root,
-        commit=head_commit(root),
+        commit=head_commit(root, git),
         file_list_sha256=hashlib.sha256("\0".join(paths).encode(errors="surrogateescape")).hexdigest(),
         files=[], files_seen=len(paths), bytes_seen=0, chunks_found=0, chunks_kept=0, dropped={}, languages={},
-        secrets=[], exact_duplicates=0, near_duplicate_clusters=0, parse_errors=0, seconds=0.0,
+        secrets=[], exact_duplicates=0, near_duplicate_clusters=0, parse_errors=0, seconds=0.0, notes=[],
     )  # fmt: skip
+    if git.is_silent:
+        scan.notes.append(
+            "git does not answer here (a pipe in .git, or in the place of a .gitignore, keeps it waiting): "
+            "files were listed without it."
+        )
     near = NearDuplicates(config.near_duplicate_threshold)
     first_with: dict[bytes, str] = {}
     numbers: list[int] = []
@@ -178,6 +186,7 @@ def _examine_all(
     processes: int | None,
 ) -> Iterator[_Examined]:
     """Every path examined, in order; a bounded number of batches is under way at any time."""
+    marked = marked | dict.fromkeys(names_with_secrets(paths), "secret_in_name")
     jobs = ((root, path, marked.get(path), config, quality_threshold) for path in paths)
     workers = processes or (min(4, os.cpu_count() or 1) if len(paths) >= PARALLEL_FILES else 1)
     if workers == 1:
@@ -202,7 +211,8 @@ def _examine(
 ) -> _Examined:
     rule = marked or drop_by_path(path, config) or _drop_by_kind(root, path)
     if rule is not None:
-        return _Examined(path, _size_of(root / path), rule)
+        shown = without_secrets(path) if rule == "secret_in_name" else path
+        return _Examined(shown, _size_of(root / path), rule)
     try:
         size = (root / path).stat().st_size
         if size > config.max_file_bytes:
@@ -215,28 +225,38 @@ def _examine(
     rule = drop_by_bytes(data, config)
     if rule is None:
         try:
-            text = _decode(data)
+            text = decode_source(data)
         except UnicodeDecodeError:
             rule = "not_utf8"
     if rule is None:
         rule = drop_by_text(path, text, config)
+    if rule is None:
+        try:
+            found = find_secrets(text, path)
+        except TooManySecretsError:
+            rule = "many_secrets"
     if rule is not None:
         return _Examined(path, len(data), rule)
-    return _examine_text(path, data, text, config, quality_threshold)
+    secrets = tuple(SecretFound(path, *place) for place in found)
+    return _examine_text(path, data, text, secrets, config, quality_threshold)
 
 
 def _examine_text(
-    path: str, data: bytes, text: str, config: DataConfig, quality_threshold: float
+    path: str,
+    data: bytes,
+    text: str,
+    secrets: tuple[SecretFound, ...],
+    config: DataConfig,
+    quality_threshold: float,
 ) -> _Examined:
     language = language_of(path)
-    secrets = tuple(SecretFound(path, line, kind) for line, kind in find_secrets(text))
     kept, dropped = [], []
     broken = False
     for chunk in CodePreprocessor(config).preprocess_code(text, language, path):
         quality = chunk.metadata["quality"]
         broken = broken or chunk.metadata["parse_error"]
         size = chunk.end_byte - chunk.start_byte
-        if any(chunk.start_line <= secret.line <= chunk.end_line for secret in secrets):
+        if any(chunk.start_line <= secret.end_line and secret.line <= chunk.end_line for secret in secrets):
             dropped.append(("secret", chunk.start_line, size))
         elif quality < quality_threshold:
             dropped.append(("low_quality", chunk.start_line, size))
@@ -270,9 +290,13 @@ def _examine_text(
     )
 
 
-def _decode(data: bytes) -> str:
-    """Text of a file; a byte order mark stays in it, so that byte offsets agree."""
-    return data.decode("utf-8")
+def decode_source(data: bytes) -> str:
+    """Text of a file, in UTF-8 or, after its byte order mark, in UTF-16; a mark of UTF-8 stays in it.
+
+    Raises:
+        UnicodeDecodeError: it is neither.
+    """
+    return data.decode("utf-16" if data.startswith(UTF16_MARKS) else "utf-8")
 
 
 def _drop_by_kind(root: Path, path: str) -> str | None:
@@ -318,4 +342,4 @@ def read_source(root: Path, record: FileRecord) -> SourceFile:
         data = b""  # longer, or no plain file any more
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise DataError(f"{record.path!r} has changed since it was scanned.", next_step="Scan again.")
-    return SourceFile(record.path, _decode(data), record.language, len(data), record.sha256)
+    return SourceFile(record.path, decode_source(data), record.language, len(data), record.sha256)

@@ -2,14 +2,16 @@
 
 Nothing the repository brings is ever run: git is asked with hooks, file-system monitor, every protocol and the user's
 own settings switched off, for a limited time, and only commands that neither check out nor compare contents,
-so that no filter, textconv, diff driver or alias has its turn. Names that leave the root are left out, whatever an index
-or a configuration says. Symbolic links are not followed.
+so that no filter, textconv, diff driver or alias has its turn. Of the user's settings only the file of global excludes
+counts, and the repository's setting of it does not. Names that leave the root are left out, whatever an index or a
+configuration says. Symbolic links are not followed.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import stat
 import subprocess
 import warnings
 from collections.abc import Iterator
@@ -27,7 +29,6 @@ _GIT = (
     "-c", "core.hooksPath=/dev/null",
     "-c", "core.untrackedCache=false",
     "-c", "core.attributesFile=/dev/null",
-    "-c", "core.excludesFile=/dev/null",
     "-c", "core.sshCommand=false",
     "-c", "core.pager=cat",
     "-c", "core.askPass=",
@@ -41,28 +42,149 @@ GIT_SECONDS = 30.0
 #: Longer .gitignore files, and patterns with more ``**``, are not honoured: they could take hours.
 MAX_IGNORE_BYTES = 100_000
 MAX_DEEP_STARS = 3
+#: Files that git reads whatever it is asked; a pipe among them would make it wait for ever.
+_READ_BY_GIT = (".git", ".gitignore", ".gitattributes", ".gitmodules")
 _STAR = "[^/]*"
+#: Scopes of settings that whoever made the repository has written.
+_OF_REPOSITORY = (b"local", b"worktree")
 _ATTRIBUTES = {"linguist-generated": "generated", "linguist-vendored": "vendored"}
 
 
-def list_files(root: Path) -> list[str]:
+class Git:
+    """Questions to git about one directory; after the first that it does not answer in time, none is asked any more.
+
+    Args:
+        root: the directory; it need not be in a repository.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.is_silent = _has_pipes(root)
+        self.excludes_file = self._excludes_of_user()
+
+    def ask(self, *arguments: str, input_bytes: bytes | None = None) -> bytes | None:
+        """What git answers; None when there is no git, it is silent, or the directory is in no repository."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        kept |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
+        if self.is_silent:
+            return None
+        settings = ("-c", f"core.excludesFile={self.excludes_file}")
+        return self._run((*settings, "-C", str(self.root), *arguments), kept, input_bytes)
+
+    def ignores_root(self) -> bool:
+        """Whether the directory lies in a repository that ignores it, and so is no part of that repository."""
+        return self.ask("check-ignore", "-q", ".") is not None
+
+    def _excludes_of_user(self) -> Path:
+        """The user's ``core.excludesFile``, or where git looks when there is none; the repository's own is passed over."""
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("GIT_") or name.startswith("GIT_CONFIG")
+        }
+        question = ("config", "-z", "--show-scope", "--get-all", "core.excludesFile")
+        found = None if self.is_silent else self._run(("-C", str(self.root), *question), kept, None)
+        if (
+            found is None
+        ):  # unset, or the repository's settings cannot be read: the user's stand outside of it too
+            found = self._run(("-C", self.root.anchor or "/", *question), kept, None)
+        fields = (found or b"").split(b"\0")
+        named = [
+            value
+            for scope, value in zip(fields[0::2], fields[1::2], strict=False)
+            if scope not in _OF_REPOSITORY
+        ]
+        if named:
+            file = Path(os.fsdecode(named[-1])).expanduser()
+            return (
+                file if file.is_absolute() else Path(os.devnull)
+            )  # relative ones would lead into the repository
+        home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+        return Path(home).expanduser() / "git" / "ignore"
+
+    def _run(
+        self, arguments: tuple[str, ...], environment: dict[str, str], input_bytes: bytes | None
+    ) -> bytes | None:
+        environment = environment | {
+            "GIT_OPTIONAL_LOCKS": "0",
+            "GIT_ALLOW_PROTOCOL": "none",
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_NO_LAZY_FETCH": "1",
+            "GIT_ATTR_NOSYSTEM": "1",
+        }
+        try:
+            done = subprocess.run(
+                (*_GIT, *arguments),
+                input=input_bytes,
+                capture_output=True,
+                env=environment,
+                check=False,
+                timeout=GIT_SECONDS,
+            )
+        except FileNotFoundError:
+            return None
+        except subprocess.TimeoutExpired:
+            self.is_silent = True
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+
+def list_files(root: Path, git: Git | None = None) -> list[str]:
     """Paths of all files below ``root`` that git would track, relative to it, sorted; links and submodules included.
 
+    Tracked files that are not there, deleted or outside a sparse checkout, are left out.
+
     Raises:
-        DataError: ``root`` is not a directory that can be read.
+        DataError: ``root`` is not a directory that can be read, or belongs to git's own files.
     """
     if not root.is_dir():
         what = "is not a directory" if root.exists() else "does not exist"
         raise DataError(f"{str(root)!r} {what}.", next_step="Name the root directory of a repository.")
+    _refuse_git_directory(root)
+    git = git or Git(root)
     listed = (
         None
-        if _is_ignored(root)
-        else _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+        if git.ignores_root()
+        else git.ask("ls-files", "-z", "--cached", "--others", "--exclude-standard")
     )
     if listed is not None:
         names = {os.fsdecode(name) for name in listed.split(b"\0") if name}
-        return sorted(name for name in names if _stays_inside(name))
-    return sorted(_walk(root, root, []))
+        return sorted(name for name in names if _stays_inside(name) and os.path.lexists(root / name))
+    return sorted(_walk(root, read_ignore(git.excludes_file, follow_links=True)))
+
+
+def _refuse_git_directory(root: Path) -> None:
+    """Refuse a bare repository, ``.git`` and what lies in them: objects and hooks, and no source files."""
+    absolute = Path(os.path.abspath(root))  # noqa: PTH100  links stay as they are named
+    for directory in (absolute, *absolute.parents):
+        if os.path.lexists(directory / ".git"):
+            return
+        if all(os.path.lexists(directory / name) for name in ("HEAD", "objects", "refs")):
+            raise DataError(
+                f"{str(root)!r} belongs to git's own files (a bare repository, or what lies in .git): "
+                "it holds history and no source files.",
+                next_step="Name a working tree; `git clone` or `git worktree add` makes one.",
+            )
+
+
+def _has_pipes(root: Path) -> bool:
+    """Whether a pipe or device stands where git reads files of the repository that ``root`` is in."""
+    top = next((place for place in (root, *root.parents) if os.path.lexists(place / ".git")), root)
+    suspects = [top / name for name in _READ_BY_GIT]
+    try:
+        suspects += (top / ".git").iterdir()
+        suspects += (top / ".git" / "info").iterdir()
+    except OSError:
+        pass  # no repository, or one whose .git is a file
+    return any(_is_pipe(file) for file in suspects)
+
+
+def _is_pipe(file: Path) -> bool:
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
 
 
 def _stays_inside(name: str) -> bool:
@@ -70,26 +192,42 @@ def _stays_inside(name: str) -> bool:
     return not name.startswith("/") and ".." not in name.split("/") and ".git" not in name.lower().split("/")
 
 
-def head_commit(root: Path) -> str | None:
+def head_commit(root: Path, git: Git | None = None) -> str | None:
     """The commit that is checked out; None without git, without a commit, or where git ignores ``root``."""
-    found = None if _is_ignored(root) else _git(root, "rev-parse", "--verify", "-q", "HEAD")
+    git = git or Git(root)
+    found = None if git.ignores_root() else git.ask("rev-parse", "--verify", "-q", "HEAD")
     return None if found is None else found.decode().strip()
 
 
 def commits_between(root: Path, commit: str) -> int | None:
     """Commits from ``commit`` to the one that is checked out; None without git, or where ``commit`` is not an ancestor."""
-    if not re.fullmatch(r"[0-9a-f]{40,64}", commit) or _is_ignored(root):
+    git = Git(root)
+    if not re.fullmatch(r"[0-9a-f]{40,64}", commit) or git.ignores_root():
         return None
-    if _git(root, "merge-base", "--is-ancestor", commit, "HEAD") is None:
+    if git.ask("merge-base", "--is-ancestor", commit, "HEAD") is None:
         return None
-    found = _git(root, "rev-list", "--count", f"{commit}..HEAD")
+    found = git.ask("rev-list", "--count", f"{commit}..HEAD")
     return None if found is None else int(found)
 
 
-def marked_paths(root: Path, paths: list[str]) -> dict[str, str]:
+def origin_of(root: Path) -> tuple[bytes, bytes] | None:
+    """What is the same wherever a repository is moved or cloned: its first commit, and ``root``'s path within it.
+
+    None without git or a commit. Costs a walk through the history: seconds for a million commits.
+    """
+    git = Git(root)
+    if git.ignores_root():
+        return None
+    first = git.ask("rev-list", "--max-parents=0", "--first-parent", "HEAD")
+    within = git.ask("rev-parse", "--show-prefix")
+    return None if first is None or within is None else (first, within)
+
+
+def marked_paths(root: Path, paths: list[str], git: Git | None = None) -> dict[str, str]:
     """Paths whose git attributes say linguist-generated or linguist-vendored, with the rule that drops them."""
     given = b"\0".join(os.fsencode(path) for path in paths) + b"\0"
-    found = _git(root, "check-attr", "-z", "--stdin", *_ATTRIBUTES, input_bytes=given) if paths else None
+    git = git or Git(root)
+    found = git.ask("check-attr", "-z", "--stdin", *_ATTRIBUTES, input_bytes=given) if paths else None
     if found is None:
         return {}
     fields = [os.fsdecode(field) for field in found.split(b"\0")]
@@ -97,39 +235,10 @@ def marked_paths(root: Path, paths: list[str]) -> dict[str, str]:
     return {path: _ATTRIBUTES[name] for path, name, value in triples if value in ("set", "true")}
 
 
-def _is_ignored(root: Path) -> bool:
-    """Whether ``root`` lies in a repository that ignores it, and so is no part of that repository."""
-    return _git(root, "check-ignore", "-q", ".") is not None
-
-
-def _git(root: Path, *arguments: str, input_bytes: bytes | None = None) -> bytes | None:
-    """What git answers; None when there is no git, or ``root`` is in no repository."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    environment |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_OPTIONAL_LOCKS": "0"}
-    environment |= {
-        "GIT_ALLOW_PROTOCOL": "none",
-        "GIT_TERMINAL_PROMPT": "0",
-        "GIT_NO_LAZY_FETCH": "1",
-        "GIT_ATTR_NOSYSTEM": "1",
-    }
-    try:
-        done = subprocess.run(
-            (*_GIT, "-C", str(root), *arguments),
-            input=input_bytes,
-            capture_output=True,
-            env=environment,
-            check=False,
-            timeout=GIT_SECONDS,
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return None  # git waits for ever where a repository made a pipe of a file it reads
-    return done.stdout if done.returncode == 0 else None
-
-
-def read_ignore(file: Path) -> pathspec.GitIgnoreSpec | None:
+def read_ignore(file: Path, *, follow_links: bool = False) -> pathspec.GitIgnoreSpec | None:
     """The patterns of a .gitignore; None where there is no plain, readable file. Lines that are no pattern say nothing."""
     try:
-        data = read_bytes(file, max_bytes=MAX_IGNORE_BYTES, follow_links=False)
+        data = read_bytes(file, max_bytes=MAX_IGNORE_BYTES, follow_links=follow_links)
     except (OSError, ValueError):
         return None
     patterns = []
@@ -163,31 +272,34 @@ def _without_retries(regex: str) -> str:
     return made + _STAR + last if pieces else regex
 
 
-def _walk(root: Path, directory: Path, specs: list[tuple[Path, pathspec.GitIgnoreSpec]]) -> Iterator[str]:
-    """Files below ``directory`` that no .gitignore on the way names; entries that vanish or cannot be read are left out."""
-    spec = read_ignore(directory / ".gitignore")
-    if spec is not None:
-        specs = [*specs, (directory, spec)]
-    try:
-        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
-    except PermissionError as error:
-        if directory == root:
-            raise DataError(
-                f"{str(root)!r} cannot be read ({error.strerror}).", next_step="Check its rights."
-            ) from error
-        yield directory.relative_to(root).as_posix()  # reading it as a file will name it as unreadable
-        return
-    except FileNotFoundError:
-        return
-    for entry in entries:
-        path = Path(entry.path)
-        is_directory = entry.is_dir(follow_symlinks=False)
-        if entry.name == ".git" or any(
-            spec.match_file(path.relative_to(base).as_posix() + ("/" if is_directory else ""))
-            for base, spec in specs
-        ):
+def _walk(root: Path, excludes: pathspec.GitIgnoreSpec | None) -> Iterator[str]:
+    """Files below ``root`` that neither ``excludes`` nor a .gitignore on the way names; what vanishes is left out."""
+    waiting = [(root, [] if excludes is None else [(root, excludes)])]
+    while waiting:
+        directory, specs = waiting.pop()
+        spec = read_ignore(directory / ".gitignore")
+        if spec is not None:
+            specs = [*specs, (directory, spec)]
+        try:
+            entries = list(os.scandir(directory))
+        except FileNotFoundError:
             continue
-        if is_directory and not (path / ".git").exists():
-            yield from _walk(root, path, specs)
-        else:
-            yield path.relative_to(root).as_posix()
+        except OSError as error:
+            if directory == root:
+                raise DataError(
+                    f"{str(root)!r} cannot be read ({error.strerror}).", next_step="Check its rights."
+                ) from error
+            yield directory.relative_to(root).as_posix()  # reading it as a file will name it as unreadable
+            continue
+        for entry in entries:
+            path = Path(entry.path)
+            is_directory = entry.is_dir(follow_symlinks=False)
+            if entry.name == ".git" or any(
+                spec.match_file(path.relative_to(base).as_posix() + ("/" if is_directory else ""))
+                for base, spec in specs
+            ):
+                continue
+            if is_directory and not os.path.lexists(path / ".git"):
+                waiting.append((path, specs))
+            else:
+                yield path.relative_to(root).as_posix()

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine import Engine, StepResult
+from mlx_gardener.engine.finite import not_finite_error
 from mlx_gardener.errors import GardenerError, TimeLimitError, TrainingError
 from mlx_gardener.events import (
     CheckpointWritten,
@@ -553,7 +554,11 @@ class _Training:
         self.publish(MemoryMeasured(footprint, mx.get_active_memory(), mx.get_cache_memory(), budget))
 
     def evaluate(self) -> None:
-        """Loss over the whole validation set; remembers the best adapter."""
+        """Loss over the whole validation set; remembers the best adapter.
+
+        Raises:
+            ModelError: the first one gives no number; names the layer.
+        """
         self._keep_together()
         values = {name: value.astype(self.base.dtype) for name, value in self.weights.items()}
         self.base.model.update(nested(values))
@@ -574,6 +579,9 @@ class _Training:
         loss_sum, tokens, source_bytes = self.peers.sum_numbers(whole_set)
         self.validation_seconds = time.perf_counter() - started
         loss = loss_sum / max(1, tokens)
+        if not self.state.validation and not math.isfinite(loss):  # nothing that is trained could mend it
+            batches = self.data.validation.batches(self.tokens_per_update, seed=None)
+            raise not_finite_error(self.engine, batches, self.base.id)
         bits = loss_sum / math.log(2) / max(1, source_bytes)
         state = self.state
         better = state.best_loss is None or loss < state.best_loss - self.config.evaluation.min_improvement

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -192,3 +194,21 @@ def test_options_that_a_form_cannot_have_are_refused(seedling: PeftManager, tmp_
     for form, options in (("gguf", {"bits": 4}), ("mlx", {"dtype": "float16"}), ("onnx", {})):
         with pytest.raises(AdapterError):
             write(seedling, form, tmp_path / "out", **options)
+
+
+def test_an_export_that_was_killed_leaves_nothing_that_the_next_one_does_not_delete(
+    tiny: PeftManager, tmp_path: Path
+) -> None:
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom mlx_gardener.adapter import PeftManager, exports\n"
+        "exports._card = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "PeftManager().export_adapter('web', None, 'mlx', Path(sys.argv[1]))\n"
+    )
+    place = tmp_path / "exports"
+    place.mkdir()
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code, str(place / "mine")], check=False)
+        assert done.returncode == -9 and len(list(place.iterdir())) == 1
+    write(tiny, "mlx", place / "mine")
+    assert [path.name for path in place.iterdir()] == ["mine"]
+    assert (place / "mine").stat().st_mode & 0o700 == 0o700

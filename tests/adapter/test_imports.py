@@ -119,6 +119,12 @@ def test_a_pickle_is_never_opened(manager: PeftManager, tmp_path: Path, tiny_mod
         ({"r": 0}, "r is no positive number"),
         ({"r": 8}, "configuration says 8"),
         ({"rank_pattern": {"(": 3}}, "no regular expression"),
+        ({"rank_pattern": {"(" * 400: 3}}, "no regular expression"),
+        ({"rank_pattern": {"(.|..|...)*[!?]": 4}}, "takes too long"),
+        ({"alpha_pattern": {"((a{1000}){1000}){1000}": 4}}, "takes too long"),
+        ({"alpha_pattern": {f"(.|..)*[!?]|z{at}": 4 for at in range(1000)}}, "takes too long"),
+        ({"alpha_pattern": {"q_proj": float("inf")}}, "no table of positive numbers"),
+        ({"use_dora": True}, "q_proj' has no magnitudes"),
     ],
 )
 def test_what_cannot_be_held_is_refused_with_the_reason(
@@ -178,3 +184,106 @@ def test_the_command_registers_without_evidence(
     assert "not measured" in gardener("show", "web").stdout
     piped = gardener("complete", "web", "core/ledger_1.py:9", "--max-tokens", "2")
     assert piped.returncode == 0, piped.stderr
+
+
+SMALL = {"model.layers.0.self_attn.q_proj": 4}
+
+
+def in_hub_cache(cache: Path, source: Path) -> Path:
+    """The snapshot of ``source`` as `hf download` leaves it: every file a link to a blob."""
+    repository = cache / "models--someone--adapter"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for number, file in enumerate(sorted(source.iterdir())):
+        (repository / "blobs" / f"{number:064x}").write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(f"../../blobs/{number:064x}")
+    return snapshot
+
+
+def test_links_of_the_hub_s_cache_are_followed(
+    manager: PeftManager, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    snapshot = in_hub_cache(tmp_path / "hub", write_peft(tmp_path / "peft", SMALL))
+    record = import_adapter(manager, "web", snapshot, base=str(tiny_model_dir))
+    assert manager.load_adapter("web", record.version).weights
+    assert manager.registry.check() == []
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("cached", [True, False])
+def test_links_that_lead_elsewhere_are_refused_with_that_reason(
+    manager: PeftManager, tiny_model_dir: Path, tmp_path: Path, name: str, cached: bool
+) -> None:
+    source = write_peft(tmp_path / "peft", SMALL)
+    place = in_hub_cache(tmp_path / "hub", source) if cached else write_peft(tmp_path / "copy", SMALL)
+    (place / name).unlink()
+    (place / name).symlink_to(source / name)
+    reason = "that leads out of the hub's cache" if cached else "which is followed in the hub's cache only"
+    with pytest.raises(AdapterError, match=f"{name} is a symbolic link,? {reason}"):
+        import_adapter(manager, "web", place, base=str(tiny_model_dir))
+    assert manager.list_adapters("web") == []
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_a_tensor_that_holds_no_numbers_is_named(
+    manager: PeftManager, tiny_model_dir: Path, tmp_path: Path, wrong: float
+) -> None:
+    source = write_peft(tmp_path / "peft", {**SMALL, "model.layers.1.self_attn.q_proj": 4})
+    file = str(source / "adapter_model.safetensors")
+    weights: Any = dict(mx.load(file).items())
+    name = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
+    weights[name][3, 2] = wrong
+    mx.save_safetensors(file, weights)
+    with pytest.raises(AdapterError, match=f"'{name}' holds NaN or infinity"):
+        import_adapter(manager, "web", source, base=str(tiny_model_dir))
+    assert manager.list_adapters("web") == []
+
+
+def test_a_scale_beyond_all_numbers_is_refused(
+    manager: PeftManager, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    modules = {**SMALL, "model.layers.1.self_attn.q_proj": 4}
+    source = write_peft(tmp_path / "peft", modules, alpha_pattern={r"layers\.1\..*": 1e6}, lora_alpha=1e-40)
+    with pytest.raises(AdapterError, match=r"layers\.1\..* is beyond what float32 holds"):
+        import_adapter(manager, "web", source, base=str(tiny_model_dir))
+
+
+def test_magnitudes_without_dora_are_named(
+    manager: PeftManager, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    magnitudes = {"base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector": mx.ones(HIDDEN)}
+    source = write_peft(tmp_path / "peft", SMALL, magnitudes)
+    with pytest.raises(AdapterError, match="does not say use_dora"):
+        import_adapter(manager, "web", source, base=str(tiny_model_dir))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapter_that_changes_nothing_is_refused(
+    manager: PeftManager, tiny_model_dir: Path, tmp_path: Path, dora: bool
+) -> None:
+    module = "model.layers.0.self_attn.q_proj"
+    base: Any = mx.load(str(tiny_model_dir / "model.safetensors"))
+    magnitudes = {
+        f"base_model.model.{module}.lora_magnitude_vector": mx.linalg.norm(base[f"{module}.weight"], axis=1)
+    }
+    source = write_peft(tmp_path / "peft", {}, magnitudes if dora else {}, use_dora=dora)
+    file = str(source / "adapter_model.safetensors")
+    weights: Any = dict(mx.load(file).items())
+    weights[f"base_model.model.{module}.lora_A.weight"] = mx.random.normal((4, HIDDEN))
+    weights[f"base_model.model.{module}.lora_B.weight"] = mx.zeros((HIDDEN, 4))
+    mx.save_safetensors(file, weights)
+    with pytest.raises(AdapterError, match="changes nothing"):
+        import_adapter(manager, "web", source, base=str(tiny_model_dir))
+    assert manager.list_adapters("web") == []
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_pointer_of_git_lfs_is_called_one(
+    manager: PeftManager, tiny_model_dir: Path, tmp_path: Path, name: str
+) -> None:
+    source = write_peft(tmp_path / "peft", SMALL)
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1234\n"
+    (source / name).write_text(pointer)
+    with pytest.raises(AdapterError, match=f"{name} is a Git LFS pointer"):
+        import_adapter(manager, "web", source, base=str(tiny_model_dir))

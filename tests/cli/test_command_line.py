@@ -6,12 +6,21 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from mlx_gardener.registry import ProjectRegistry
+import mlx_gardener.api
+from mlx_gardener.cli.watch import watch_training
+from mlx_gardener.errors import TrainingError
+from mlx_gardener.events import WarningRaised
+from mlx_gardener.registry import ProjectRegistry, TrainingStatus
+from mlx_gardener.report.live import LiveView, make_console
+from mlx_gardener.trainings import TrainingPipeline
+from tests.test_pipeline import endless
 
+ENDLESS = {"optimizer.max_steps": 1_000_000, "optimizer.epochs": 100, "evaluation.patience": 10_000}
 HEAVY = (
     "mlx",
     "numpy",
@@ -219,8 +228,7 @@ def test_a_dry_run_shows_data_and_plan_and_writes_nothing(
 def test_a_detached_training_is_seen_and_cancelled_from_elsewhere(
     repository: Path, tiny_model_dir: Path
 ) -> None:
-    endless = {"optimizer.max_steps": 1_000_000, "optimizer.epochs": 100, "evaluation.patience": 10_000}
-    flags = train_flags(tiny_model_dir, **endless)
+    flags = train_flags(tiny_model_dir, **ENDLESS)
     done = gardener("train", str(repository), "--project", "afar", "--detach", *flags)
     assert done.returncode == 0 and "background" in done.stdout, done.stderr
     state = json.loads(gardener("status", "afar", "--json").stdout)["trainings"][0]
@@ -228,3 +236,91 @@ def test_a_detached_training_is_seen_and_cancelled_from_elsewhere(
     cancelled = gardener("cancel", "afar")
     assert cancelled.returncode == 0 and "cancelled" in cancelled.stdout
     assert json.loads(gardener("status", "afar", "--json").stdout)["trainings"][0]["active"] is False
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_any_output_encoding_is_survived(tmp_path: Path, encoding: str) -> None:
+    registry = ProjectRegistry()
+    (tmp_path / "码 ✓").mkdir()
+    registry.register_project("web", tmp_path / "码 ✓")
+    record = registry.begin_training("web", {})
+    registry.finish_training(record.id, TrainingStatus.FAILED, "no room for 码 ✓", {})
+    for command in (("plan", "--model", "seedling"), ("status",), ("projects",), ("show", "web")):
+        done = gardener(*command, PYTHONIOENCODING=encoding)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        assert "web" in done.stdout or "#" in done.stdout
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_view_that_breaks_off_says_how_to_look_on_again(
+    repository: Path, tiny_model_dir: Path, form: list[str]
+) -> None:
+    flags = [*form, *train_flags(tiny_model_dir, **ENDLESS)]
+    command = [sys.executable, "-m", "mlx_gardener", "train", str(repository), "--project", "afar", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None and watching.stderr is not None
+        assert watching.stdout.readline()
+        watching.stdout.close()  # as `| head -1` does
+        said = watching.stderr.read()
+        assert watching.wait(120) == 1
+    assert "its reader went away); the training goes on" in said and "attach afar" in said, said
+    assert "Exception ignored" not in said and "Traceback" not in said
+    assert json.loads(gardener("status", "afar", "--json").stdout)["trainings"][0]["active"] is True
+    assert gardener("cancel", "afar").returncode == 0
+
+
+def test_a_view_that_fails_says_that_the_training_goes_on(
+    repository: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(view: LiveView, event: object) -> None:
+        raise UnicodeEncodeError("ascii", "▁", 0, 1, "ordinal not in range(128)")
+
+    monkeypatch.setattr(LiveView, "__call__", broken)
+    registry = ProjectRegistry()
+    registry.register_project("afar", repository)
+    pipeline = TrainingPipeline(endless(tiny_model_dir), registry=registry)
+    pipeline.start_training("afar")
+    try:
+        with pytest.raises(TrainingError, match=r"broke off \(UnicodeEncodeError.*goes on") as caught:
+            watch_training(pipeline, "afar", as_json=False, cancel_on_interrupt=True)
+        assert "attach afar" in caught.value.next_step
+        with pytest.raises(TrainingError, match=r"broke off \(UnicodeEncodeError.*goes on"):
+            mlx_gardener.api._show(LiveView(make_console(), project="afar"), WarningRaised("x"), "afar")
+    finally:
+        pipeline.cancel_training("afar")
+        pipeline.wait_for_training_completion("afar", timeout=60)
+
+
+def test_a_home_that_cannot_be_written_hinders_no_look(
+    repository: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "a-file"
+    blocked.write_text("not a directory")  # for root, too, nothing can be made below it
+    flags = train_flags(tiny_model_dir)
+    for command in (
+        ["scan", str(repository), *flags],
+        ["plan", str(repository), *flags],
+        ["train", str(repository), "--dry-run", *flags],
+    ):
+        done = gardener(*command, MLX_GARDENER_HOME=str(blocked / "home"))
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_home_may_be_named_with_a_tilde(tmp_path: Path) -> None:
+    place = {"HOME": str(tmp_path), "MLX_GARDENER_HOME": "~/garden"}
+    done = gardener("registry", "check", cwd=tmp_path, **place)
+    assert done.returncode == 0 and str(tmp_path / "garden") in done.stdout, done.stderr
+    assert (tmp_path / "garden").is_dir() and not (tmp_path / "~").exists()
+    nobody = gardener("projects", cwd=tmp_path, MLX_GARDENER_HOME="~nobody-of-this-name/x")
+    assert nobody.returncode == 2 and "no such user" in nobody.stderr, nobody.stderr
+
+
+def test_a_clock_that_was_set_back_makes_no_negative_ages(repository: Path) -> None:
+    registry = ProjectRegistry()
+    registry.register_project("web", repository)
+    record = registry.begin_training("web", {})
+    registry.finish_training(record.id, TrainingStatus.FAILED, "ended", {})
+    for hours, words in ((2, "just now"), (-2, "2 h 00 min ago")):
+        with registry._database.write() as connection:
+            connection.execute("UPDATE trainings SET updated_at = ?", (time.time() + hours * 3600,))
+        assert words in gardener("status").stdout

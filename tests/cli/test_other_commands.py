@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mlx_gardener.cli import doctor
+from mlx_gardener.cli import cli, doctor
+from mlx_gardener.errors import GardenerError
 from mlx_gardener.platform import blas, device
 from tests.cli.test_command_line import gardener, train_flags
+from tests.conftest import write_tiny_model
 
 
 def test_scan_shows_what_would_be_trained_on(repository: Path, tiny_model_dir: Path) -> None:
@@ -30,6 +33,99 @@ def test_scan_as_json_is_one_document(repository: Path, tiny_model_dir: Path) ->
     found = json.loads(done.stdout)
     assert found["files_kept"] >= 12 and found["languages"]["python"]["chunks"] > 0
     assert found["estimate"]["tokens"] > 0 and str(repository.parent) not in done.stdout
+
+
+def break_shard(model: Path) -> str:
+    (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
+    return "no model-00002-of-00002.safetensors"
+
+
+def break_type(model: Path) -> str:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "from_the_future"}))
+    return "from_the_future not supported"
+
+
+def break_weights(model: Path) -> str:
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    return "cannot be loaded"
+
+
+def break_size(model: Path) -> str:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
+    return "cannot be loaded"
+
+
+def refused(words: str, *command: str) -> None:
+    """The command ends with an error that says so; in this process, which has read mlx-lm once already."""
+    with pytest.raises(GardenerError, match=words):
+        cli(command, standalone_mode=False)
+
+
+@pytest.mark.parametrize("breaking", [break_shard, break_type, break_weights, break_size])
+def test_looking_first_refuses_the_models_that_training_refuses(
+    repository: Path, tmp_path: Path, tiny_tokenizer_dir: Path, breaking: Callable[[Path], str]
+) -> None:
+    model = write_tiny_model(tmp_path / "odd", tiny_tokenizer_dir)
+    words, flags = breaking(model), train_flags(model)
+    refused(words, "plan", *flags)
+    refused(words, "scan", str(repository), *flags)
+    refused(words, "train", str(repository), "--dry-run", *flags)
+    if breaking in (break_shard, break_size):
+        done = gardener("train", str(repository), *flags)
+        assert done.returncode == 1 and words in done.stderr, done.stderr
+        assert "reading the repository" not in done.stdout.lower()
+
+
+def test_looking_first_refuses_the_repositories_that_training_refuses(
+    repository: Path, tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alike = tmp_path / "alike"
+    alike.mkdir()
+    (alike / "one.py").write_text((repository / "core" / "ledger_1.py").read_text())
+    few = train_flags(tiny_model_dir, min_training_chunks=5000)
+    for root, flags, words in ((repository, few, "5000 are needed"),
+                               (alike, train_flags(tiny_model_dir), "Only 1 independent files")):  # fmt: skip
+        refused(words, "plan", str(root), *flags)
+        refused(words, "train", str(root), "--dry-run", *flags)
+        assert "Kept" not in capsys.readouterr().out
+        refused(words, "scan", str(root), *flags)
+        assert "Kept" in capsys.readouterr().out, "a scan says what was dropped all the same"
+    refused("5000 are needed", "scan", str(repository), "--json", *few)
+    assert json.loads(capsys.readouterr().out)["files_kept"] >= 12
+
+
+def test_adapters_that_have_no_place_are_refused_before_anything_is_read(
+    repository: Path, tiny_model_dir: Path
+) -> None:
+    flags = train_flags(tiny_model_dir, **{"lora.target_modules": '["nothing"]'})
+    refused("No linear module", "plan", *flags)
+    refused("No linear module", "scan", str(repository), *flags)
+    refused("No linear module", "train", str(repository), "--dry-run", *flags)
+
+
+def test_scan_lists_the_lines_that_would_be_learned(repository: Path, tiny_model_dir: Path) -> None:
+    (repository / "keys.py").write_text(
+        "def area(width, height):\n    return width * height\n\n\n"
+        "def connect():\n    key = 'AKIA" + "IOSFODNN7QWERTYU'\n    return key\n"
+    )
+    command = [
+        "scan",
+        str(repository),
+        "--model",
+        str(tiny_model_dir),
+        "--set",
+        "training_data_quality_threshold=0.1",
+    ]
+    shown = gardener(*command, "--lines")
+    assert shown.returncode == 0, shown.stderr
+    assert "  keys.py:1-2\n" in shown.stdout and "keys.py:5" not in shown.stdout.partition("Lines kept:")[2]
+    kept = json.loads(gardener(*command, "--json").stdout)["kept_lines"]
+    assert {"path": "keys.py", "start_line": 1, "end_line": 2} in kept
+    assert [place for place in kept if place["path"] == "keys.py"][1:] == []
+    assert "Lines kept:" not in gardener(*command).stdout
 
 
 def test_scan_of_nothing_is_an_error(tmp_path: Path) -> None:

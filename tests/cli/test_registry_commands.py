@@ -41,7 +41,11 @@ def test_gc_says_what_goes_before_it_does(registry: ProjectRegistry) -> None:
     planned = json.loads(gardener("registry", "gc", "--keep", "1", "--dry-run", "--json").stdout)
     assert [item["subject"] for item in planned["items"]] == ["small/v2", "small/v1"]
     assert planned["freed_bytes"] > 0 and len(registry.list_adapters("small")) == 3
-    done = gardener("registry", "gc", "--keep", "1")
+    asked = gardener("registry", "gc", "--keep", "1")  # nobody answers
+    assert asked.returncode == 130 and "version small/v2" in asked.stdout and "Delete these 2" in asked.stdout
+    assert gardener("registry", "gc", "--keep", "1", "--json").returncode == 2
+    assert len(registry.list_adapters("small")) == 3
+    done = gardener("registry", "gc", "--keep", "1", "--yes")
     assert done.returncode == 0 and f"{planned['freed_bytes']:,} bytes are freed" in done.stdout
     assert [adapter.version for adapter in registry.list_adapters("small")] == ["v3"]
     assert gardener("registry", "gc", "--keep", "0").returncode == 2

@@ -291,3 +291,11 @@ def test_next_line_tasks_ask_nothing_trivial() -> None:
     assert {task.target.strip() for task in tasks} == {"def f(x):", "return os.path.join(x)", "value = f(1)"}
     for task in tasks:
         assert text.startswith(task.prefix) and text[len(task.prefix) :].startswith(task.target)
+
+
+def test_next_line_tasks_count_lines_as_editors_do() -> None:
+    text = "first = one(1)\nsecond = 'a\u2028b'\nthird = two(\x0c2)\nfourth = 'c\x85d'\r\nfifth = three(3)\n"
+    tasks = next_line_tasks([Segment("a.py", "python", text)], 50, seed=0)
+    assert {(task.line, task.target) for task in tasks} == {(4, "fourth = 'c\x85d'"), (5, "fifth = three(3)")}
+    for task in tasks:
+        assert text[len(task.prefix) :].startswith(task.target)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import socket
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_gardener import editors
-from mlx_gardener.editors import jsonc
+from mlx_gardener.editors import jsonc, vim
 from mlx_gardener.editors.change import Change, _without_values
+from mlx_gardener.editors.settings import request_of
+from mlx_gardener.editors.vim import EditorError
 from mlx_gardener.errors import ConfigError
 from mlx_gardener.model import CodeTokenizer, load_base
 from mlx_gardener.model.tokens import load_tokenizer
-from mlx_gardener.platform.editor_places import settings_file
+from mlx_gardener.platform.editor_places import has_vscode_extension, settings_file
 from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.serve import ServeSettings
+from mlx_gardener.serve.server import serving
 from tests.cli.test_command_line import gardener
 from tests.serve.conftest import make_projects
 
@@ -44,7 +53,10 @@ def tokenizer(tiny_tokenizer_dir: Path) -> CodeTokenizer:
 
 
 def planned(editor: str, file: Path, tokenizer: CodeTokenizer, *, token: str | None = None) -> Change:
-    return editors.plan_change(editor, file, project="web", address=ADDRESS, token=token, tokenizer=tokenizer)
+    home = Path(os.environ["MLX_GARDENER_HOME"])
+    return editors.plan_change(
+        editor, file, project="web", address=ADDRESS, token=token, tokenizer=tokenizer, home=home
+    )
 
 
 @pytest.mark.parametrize(
@@ -253,30 +265,242 @@ def trained(tmp_path: Path, home: Path, tiny_model_dir: Path) -> Iterator[Projec
     yield make_projects(load_base(str(tiny_model_dir)), tmp_path / "code", str(tiny_model_dir), ["alpha"])
 
 
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
 @pytest.mark.parametrize("editor", ["zed", "vscode", "vim"])
 def test_the_command_shows_writes_proves_and_undoes(
     editor: str, trained: ProjectRegistry, tmp_path: Path
 ) -> None:
-    file = tmp_path / "settings"
-    where = (
-        "--file",
-        str(file),
-        "--address",
-        "http://127.0.0.1:9",
-    )  # nothing listens: a server starts for the proof
+    file, address = (
+        tmp_path / "settings",
+        free_address(),
+    )  # nothing listens: a server starts there for the proof
     before = "" if editor == "vim" else '{\n  // mine\n  "a": 1\n}\n'
     file.write_text(before)
-    done = gardener("connect", editor, *where, "--yes")
+    nowhere = str(tmp_path / "no-programs")
+    done = gardener("connect", editor, "--file", str(file), "--address", address, "--yes", PATH=nowhere)
     assert done.returncode == 0, done.stderr
     assert (
         "+" in done.stdout
         and "alpha" in done.stdout
         and "A completion came back from alpha v1" in done.stdout
     )
-    assert file.read_text() != before
+    assert f"serve --port {address.rpartition(':')[2]}" in done.stdout
+    assert ("not on the PATH" in done.stdout) == (editor == "vim")
+    assert file.read_text() != before and address in file.read_text()
     undone = gardener("connect", editor, "--undo")
     assert undone.returncode == 0 and "as it was" in undone.stdout
     assert file.read_text() == before and not list((trained.home / "editors").iterdir())
+
+
+def test_the_command_writes_nothing_where_no_server_can_be(trained: ProjectRegistry, tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        taken = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        for address, code, word in (
+            ("http://nowhere.invalid:8012", 1, "No server answers"),
+            ("http://127.0.0.1:99999", 2, "no address"),
+            (taken, 2, "cannot be listened on"),
+        ):
+            done = gardener("connect", "vscode", "--file", str(file), "--address", address, "--yes")
+            assert done.returncode == code and word in done.stderr, done.stderr
+            assert not file.exists()
+
+
+def test_a_server_that_refuses_leaves_the_settings_alone(trained: ProjectRegistry, tmp_path: Path) -> None:
+    file, token = tmp_path / "settings.json", "correct-horse-battery-staple"
+    with serving(trained, ServeSettings(port=0, token=token)) as address:
+        where = ("--file", str(file), "--address", address, "--yes")
+        refused = gardener("connect", "vscode", *where)
+        assert refused.returncode == 1 and "bearer token" in refused.stderr and not file.exists()
+        assert gardener("connect", "vscode", *where, "--token", token).returncode == 0
+    assert token in file.read_text()
+
+
+@pytest.mark.parametrize("editor", ["vscode", "vim"])
+def test_connecting_again_without_a_token_takes_the_old_one_out(
+    editor: str, tmp_path: Path, home: Path, tokenizer: CodeTokenizer
+) -> None:
+    file = tmp_path / "settings"
+    before = '{\n  "a": 1\n}\n' if editor == "vscode" else "set number\n"
+    file.write_text(before)
+    editors.apply(planned(editor, file, tokenizer, token="correct-horse-battery"), home)
+    assert "correct-horse" in file.read_text()
+    editors.apply(planned(editor, file, tokenizer), home)
+    assert "correct-horse" not in file.read_text() and "projects/web" in file.read_text()
+    editors.undo(editor, home)
+    assert file.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("editor", "recorded"),
+    [("zed", "zed"), ("vscode", "llama_vscode"), ("vim", "llama_vim"), ("neovim", "llama_vim")],
+)
+def test_proofs_send_what_the_newest_releases_send(
+    editor: str, recorded: str, tokenizer: CodeTokenizer
+) -> None:
+    place = Path(__file__).parents[1] / "serve" / "requests" / f"{recorded}.json"
+    wanted = json.loads(place.read_text())
+    _, body = request_of(editor, "web", tokenizer)
+    assert set(body) == set(wanted)
+    own = {"input_prefix", "input_suffix", "input_extra", "prompt", "n_predict", "n_indent", "model", "stop"}
+    assert {name: body[name] for name in set(body) - own} == {name: wanted[name] for name in set(body) - own}
+
+
+#: Stands in for Vim or Neovim: says what the environment tells it to say.
+EDITOR = """#!{python}
+import json, os
+task = os.environ["MLX_GARDENER_VIM_TASK"]
+with open(os.environ["MLX_GARDENER_VIM_RESULT"], "w") as result:
+    json.dump(json.loads(os.environ["SAYS"])[task], result)
+"""
+LOOKS = {"version": "0.10.4", "number": 901, "extendnew": 1, "plugin": ""}
+WROTE = {
+    "endpoint": "http://127.0.0.1:8012/projects/alpha/infill",
+    "complaints": [],
+    "answers": [],
+    "error": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("says", "plugin", "word"),
+    [
+        (
+            {"look": {**LOOKS, "version": "0.7.2", "extendnew": 0}},
+            "endpoint_fim",
+            "Neovim 0.7.2 cannot run llama.vim",
+        ),
+        ({"look": LOOKS}, None, "not installed in Neovim"),
+        ({"look": LOOKS}, "endpoint", "knows no endpoint_fim"),
+        (
+            {"look": LOOKS, "complete": {**WROTE, "endpoint": "http://other"}},
+            "endpoint_fim",
+            "asks http://other",
+        ),
+        (
+            {"look": LOOKS, "complete": {**WROTE, "complaints": ["llama.vim: model is deprecated"]}},
+            "endpoint_fim",
+            "complains: llama.vim: model is deprecated",
+        ),
+        ({"look": LOOKS, "complete": {**WROTE, "error": "E117"}}, "endpoint_fim", "got no completion: E117"),
+        ({"look": LOOKS, "complete": {**WROTE, "answers": ['{"content": "a + b"}']}}, "endpoint_fim", None),
+    ],
+)
+def test_an_editor_or_plugin_that_cannot_is_no_success(
+    says: dict[str, object],
+    plugin: str | None,
+    word: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("PATH", str(tmp_path / "programs"))
+    monkeypatch.setenv("SAYS", json.dumps(says))
+    program = tmp_path / "programs" / "nvim"
+    program.parent.mkdir()
+    program.write_text(EDITOR.format(python=sys.executable))
+    program.chmod(0o755)
+    if plugin is not None:
+        place = tmp_path / "data" / "nvim" / "lazy" / "llama.vim" / "autoload" / "llama.vim"
+        place.parent.mkdir(parents=True)
+        place.write_text(f"let s:default_config = {{'{plugin}': ''}}\n")
+
+    def connecting() -> str:
+        state = vim.look("neovim")
+        assert state is not None and not state.loaded
+        return vim.complete("neovim", state, tmp_path / "mlx.vim", str(WROTE["endpoint"]))
+
+    if word is None:
+        assert connecting() == "a + b"
+    else:
+        with pytest.raises(EditorError, match=re.escape(word)):
+            connecting()
+
+
+#: As much of llama.vim as a proof needs: it renames the old key and complains, and asks with curl in a job.
+PLUGIN = r"""
+let s:config = get(g:, 'llama_config', {})
+if has_key(s:config, 'endpoint')
+    let s:config['endpoint_fim'] = remove(s:config, 'endpoint')
+    echomsg 'llama.vim: endpoint is deprecated, use endpoint_fim instead'
+endif
+let g:llama_config = extendnew({'endpoint_fim': 'http://127.0.0.1:8012/infill'}, s:config, 'force')
+let g:cache_data = {}
+function! llama#init()
+endfunction
+function! llama#fim(x, y, is_auto, prev, use_cache) abort
+    let l:lines = getline(1, '$')
+    let l:body = json_encode({'input_prefix': l:lines[0] .. "\n", 'prompt': l:lines[1], 'input_suffix': l:lines[4]})
+    let l:asked = ['curl', '--silent', '--url', g:llama_config.endpoint_fim, '--header', 'Content-Type: application/json',
+        \ '--data', l:body]
+    if has('nvim')
+        call jobstart(l:asked, {'on_stdout': {id, data, event -> s:keep(join(data, "\n"))}, 'stdout_buffered': v:true})
+    else
+        call job_start(l:asked, {'out_cb': {channel, data -> s:keep(data)}})
+    endif
+endfunction
+function! s:keep(raw) abort
+    if !empty(a:raw)
+        let g:cache_data['one'] = a:raw
+    endif
+endfunction
+"""
+
+
+@pytest.mark.parametrize("editor", ["vim", "neovim"])
+def test_the_editor_itself_gets_a_completion_where_it_is_there(
+    editor: str, trained: ProjectRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    root = (
+        tmp_path
+        / (".vim" if editor == "vim" else ".local/share/nvim/site")
+        / "pack"
+        / "x"
+        / "start"
+        / "llama.vim"
+    )
+    for name, text in (("autoload", PLUGIN), ("plugin", "call llama#init()\n")):
+        (root / name).mkdir(parents=True)
+        (root / name / "llama.vim").write_text(text)
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not here")
+    try:
+        if vim.look(editor) is None:
+            pytest.skip(f"{editor} is not here")
+    except EditorError as error:
+        pytest.skip(str(error))  # older than llama.vim needs
+    address = free_address()
+    done = gardener("connect", editor, "--address", address, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "asked for by llama.vim" in done.stdout
+    rival = tmp_path / (".vimrc" if editor == "vim" else ".config/nvim/init.vim")
+    rival.write_text("let g:llama_config = {'endpoint': 'http://127.0.0.1:9/infill'}\n")
+    again = gardener("connect", editor, "--address", address, "--yes")
+    assert again.returncode == 0, again.stderr  # an old key beside ours neither wins nor is complained about
+
+
+def test_a_missing_extension_of_vs_code_is_named(
+    trained: ProjectRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    extensions = tmp_path / ".vscode" / "extensions"
+    assert has_vscode_extension("ggml-org.llama-vscode") is None
+    (extensions / "other.extension-1.0").mkdir(parents=True)
+    done = gardener("connect", "vscode", "--address", free_address(), "--yes")
+    assert done.returncode == 0 and "--install-extension ggml-org.llama-vscode" in done.stdout
+    (extensions / "ggml-org.llama-vscode-0.0.40").mkdir()
+    assert has_vscode_extension("ggml-org.llama-vscode") is True
 
 
 def test_the_command_writes_nothing_without_a_yes(trained: ProjectRegistry, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -110,3 +111,15 @@ def test_a_damaged_memory_of_the_backend_is_measured_again(tmp_path: Path) -> No
     (tmp_path / "backend.json").write_text("[1, 2")
     assert measured_backend(tmp_path).work_scale == 1.0
     assert "work_scale" in (tmp_path / "backend.json").read_text()
+
+
+def test_a_cache_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    before = measured_backend(cache)
+    (
+        cache / f".backend.json.{os.getpid()}"
+    ).mkdir()  # as on a full disk or a read-only home, nothing is written there
+    learn(cache, work=1.5, speed=0.5)
+    assert measured_backend(cache) == before
+    (tmp_path / "file").write_text("")
+    assert measured_backend(tmp_path / "file" / "cache").flops_per_second > 0

@@ -36,16 +36,16 @@ from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.choose import read_model_config
 from mlx_gardener.model.lora import lora_parameters
 from mlx_gardener.model.tokens import load_tokenizer
-from mlx_gardener.platform.untrusted import parse_json
 from mlx_gardener.registry.names import check_project_name, place_below, project_name_for
-from mlx_gardener.serve.bodies import ChatBody, CompletionBody, InfillBody, parse
-from mlx_gardener.serve.prompts import chat_prompt, completion_prompts, infill_prompt
+from mlx_gardener.serve.bodies import ChatBody, CompletionBody, InfillBody, LlamaCompletionBody, parse
+from mlx_gardener.serve.prompts import chat_prompt, completion_prompts, infill_prompt, raw_prompts
+from mlx_gardener.serve.reading import read_json
 from mlx_gardener.serve.worker import BadRequestError
 from mlx_gardener.source.chunks import CodePreprocessor
 from mlx_gardener.source.duplicates import content_key, signature_of
 from mlx_gardener.source.filters import drop_by_bytes, drop_by_path, drop_by_text
 from mlx_gardener.source.languages import GRAMMARS, LANGUAGES
-from mlx_gardener.source.secrets import find_secrets
+from mlx_gardener.source.secrets import TooManySecretsError, find_secrets
 from mlx_gardener.source.walk import marked_paths, read_ignore
 from mlx_gardener.training.checkpoint import load_checkpoint, newest_origin
 from mlx_gardener.worker import Job
@@ -81,7 +81,8 @@ def source(data: bytes, directory: Path) -> None:
     if whole.strip():
         drop_by_path(path, config)
         drop_by_text(path, text, config)
-    find_secrets(text)
+    with contextlib.suppress(TooManySecretsError):
+        find_secrets(text)
     content_key(text)
     signature_of(text)
     covered = 0
@@ -230,21 +231,26 @@ def peft(data: bytes, directory: Path) -> None:
 
 def requests(data: bytes, directory: Path) -> None:
     """A request's body, as far as the tokens that the model is shown."""
+
+    def chat_ids(body: ChatBody, *more: Any) -> list[list[int]]:
+        return chat_prompt("\n".join(message.plain()["content"] for message in body.messages), *more)
+
+    def llama_ids(body: LlamaCompletionBody, *more: Any) -> list[list[int]]:
+        return raw_prompts(body.prompts(), *more)
+
     kinds: list[tuple[Any, Callable[..., list[list[int]]]]] = [
-        (CompletionBody, completion_prompts), (InfillBody, infill_prompt), (ChatBody, chat_prompt),
+        (CompletionBody, completion_prompts), (InfillBody, infill_prompt), (ChatBody, chat_ids),
+        (LlamaCompletionBody, llama_ids),
     ]  # fmt: skip
     kind, prompts_of = kinds[data[0] % len(kinds)] if data else kinds[0]
-    try:
-        value = parse_json(data[1:])
-    except ValueError:
-        return  # the server says so
     with contextlib.suppress(BadRequestError):  # which says what would be possible
-        body = parse(kind, value)
+        body, _ = parse(kind, read_json(data[1:]))
         body.sampling()
         limits = body.limits(1024)
         assert 0 <= limits.max_tokens <= 1024
-        for ids in prompts_of(body, _base(), 2048, limits.max_tokens):
-            assert 0 < len(ids) <= 2048 - limits.max_tokens
+        for ids in prompts_of(body, _base(), 2048, limits):
+            least = min(1, limits.max_tokens) if limits.as_fits else limits.max_tokens
+            assert 0 < len(ids) <= 2048 - least
             assert all(0 <= index < _base().tokenizer.vocab_size for index in ids)
 
 

@@ -16,7 +16,7 @@ from mlx_gardener.continuation import exclude_pattern
 from mlx_gardener.dataset import Earlier, Split
 from mlx_gardener.dataset.changes import continue_split, known_files
 from mlx_gardener.errors import DataError, RegistryError
-from mlx_gardener.lifecycle.forgetting import clean_path, forget
+from mlx_gardener.lifecycle.forgetting import Knowing, clean_path, find_path, forget, versions_that_know
 from mlx_gardener.lifecycle.staleness import look_at
 from mlx_gardener.lifecycle.versions import diff_versions, roll_back
 from mlx_gardener.registry import ProjectRegistry
@@ -24,6 +24,7 @@ from mlx_gardener.source.filters import drop_by_path
 from mlx_gardener.source.records import ChunkRecord, ChunkType, FileRecord
 from mlx_gardener.trainings import TrainingPipeline
 from tests.cli.test_command_line import gardener, train_flags
+from tests.registry.worlds import install_adapter
 from tests.test_pipeline import tiny_settings
 
 
@@ -123,13 +124,6 @@ def test_a_project_goes_on_from_what_changed_and_back(git_repository: Path, tiny
     sizes = [abs(item["second"] - item["first"]) for item in found.files]
     assert sizes == sorted(sizes, reverse=True) and found.comparable
 
-    registry.activate_adapter("small", "v2")
-    before, now = roll_back(registry, "small")
-    assert (before.version, now.version) == ("v2", "v1")
-    assert registry.get_adapter("small").version == "v1"
-    with pytest.raises(RegistryError, match="no version before v1"):
-        roll_back(registry, "small")
-
 
 def test_a_forgotten_path_stays_out_and_what_knows_it_goes(repository: Path, tiny_model_dir: Path) -> None:
     registry = ProjectRegistry()
@@ -140,6 +134,8 @@ def test_a_forgotten_path_stays_out_and_what_knows_it_goes(repository: Path, tin
     path = next(
         path for path, (_, part) in manifest_of(registry, "v1")["data"]["files"].items() if part == "train"
     )
+    imported = install_adapter(registry, "small", "v7")  # knows what it knows
+    registry.activate_adapter("small", "v1")
     done = forget(
         pipeline,
         "small",
@@ -147,14 +143,16 @@ def test_a_forgotten_path_stays_out_and_what_knows_it_goes(repository: Path, tin
         purge=True,
         run=lambda: pipeline.wait_for_training_completion("small", timeout=120) and None,
     )
-    assert (done.before, done.after) == ("v1", "v2") and done.knowing == done.purged == ("v1",)
-    assert done.recall is not None and [item.who for item in done.recall] == ["base", "v1", "v2"]
-    assert path not in manifest_of(registry, "v2")["data"]["files"]
-    assert [item.version for item in PeftManager(registry).list_adapters("small")] == ["v2"]
+    assert (done.before, done.after) == ("v1", "v8") and done.knowing == done.purged == ("v1",)
+    assert done.cannot_be_known == ("v7",) and imported.directory.exists()
+    assert done.recall is not None and [item.who for item in done.recall] == ["base", "v1", "v8"]
+    assert done.shown == (path,) and done.not_shown == {}
+    assert path not in manifest_of(registry, "v8")["data"]["files"]
+    assert [item.version for item in PeftManager(registry).list_adapters("small")] == ["v7", "v8"]
     assert registry.check() == [] and not (registry.home / "cache" / "tokens").exists()
     pipeline.start_training("small", fresh=True)
     pipeline.wait_for_training_completion("small", timeout=120)
-    assert path not in manifest_of(registry, "v3")["data"]["files"], "the next training leaves it out too"
+    assert path not in manifest_of(registry, "v9")["data"]["files"], "the next training leaves it out too"
     assert registry.remember_path("small", path) and not registry.remember_path("small", path)
 
 
@@ -170,7 +168,10 @@ def test_the_commands_say_it(repository: Path, tiny_model_dir: Path) -> None:
     assert shown["adapter"]["version"] == "v1" and shown["adapter"]["stale_share"] == 0
     assert "0 files new" in gardener("status", "web").stdout
     assert gardener("status", "--measure").returncode == 2
-    assert "no version before v1" in gardener("rollback", "web").stderr
+    assert "was active before v1" in gardener("rollback", "web").stderr
+    typo = gardener("forget", "web", "README.mdx", "--yes")
+    assert typo.returncode == 1 and "Did you mean README.md" in typo.stderr
+    assert gardener("show", "web", "--json").stdout.count('"version"') == 1, "nothing was trained"
     same = json.loads(gardener("diff", "web", "v1", "v1", "--json").stdout)
     assert same["comparable"] and same["settings"] == {}
     assert "adapter_bits_per_byte" in gardener("diff", "web", "v1", "v1").stdout
@@ -218,3 +219,73 @@ def test_a_memorised_file_is_gone_after_forgetting(repository: Path) -> None:
     print(done.recall)
     assert before.bits_per_byte < 0.7 * after.bits_per_byte
     assert before.verbatim > after.verbatim and done.is_gone
+
+
+@pytest.fixture
+def three_versions(repository: Path) -> ProjectRegistry:
+    """v1 has learned from core, v2 from docs and core/late.py, which is no more; what v3 has is not known."""
+    registry = ProjectRegistry()
+    registry.register_project("small", repository)
+    known = {
+        "v1": {"core/a.py": ["0", "train"], "core/t.py": ["0", "test"]},
+        "v2": {"docs/b.md": ["0", "validation"], "core/late.py": ["0", "gone"]},
+        "v3": None,
+    }
+    for version, files in known.items():
+        install_adapter(registry, "small", version, learned_from=files)
+    return registry
+
+
+def test_going_back_goes_to_what_was_active_before_and_again_one_further(
+    three_versions: ProjectRegistry,
+) -> None:
+    registry = three_versions
+    for version in ("v2", "v2", "v1", "v3"):
+        registry.activate_adapter("small", version)
+    assert registry.versions_before("small") == ["v1", "v2"]
+    steps = [roll_back(registry, "small") for _ in range(2)]
+    assert [(was.version, now.version) for was, now in steps] == [("v3", "v1"), ("v1", "v2")]
+    registry.activate_adapter("small", "v3")
+    registry.remove_adapter("small", "v2", delete_files=True)  # it cannot be gone back to any more
+    assert roll_back(registry, "small")[1].version == "v1"
+    with pytest.raises(RegistryError, match="No version of 'small' was active before v1"):
+        roll_back(registry, "small")
+    assert registry.check() == []
+
+
+def test_a_version_that_never_was_active_is_not_gone_back_to(three_versions: ProjectRegistry) -> None:
+    install_adapter(three_versions, "small", "v4", activate=False)
+    install_adapter(three_versions, "small", "v5")
+    assert roll_back(three_versions, "small")[1].version == "v3"
+    assert roll_back(three_versions, "small", to="v4")[1].version == "v4"
+    assert roll_back(three_versions, "small")[1].version == "v3"
+
+
+def test_a_damaged_version_can_be_gone_back_from(three_versions: ProjectRegistry) -> None:
+    (three_versions.get_adapter("small").directory / "manifest.json").write_text("{")
+    was, now = roll_back(three_versions, "small")
+    assert (was.version, now.version) == ("v3", "v2") and "manifest" in str(was.reason)
+
+
+def test_only_a_path_that_something_has_is_forgotten(three_versions: ProjectRegistry) -> None:
+    root = three_versions.get_project("small").path
+    there = sorted(path for path in root.rglob("*.py"))[0]
+    ignored = root / "ignored.log"
+    ignored.touch()
+    for good in (there, there.parent, ignored):
+        name = good.relative_to(root).as_posix()
+        assert find_path(three_versions, "small", str(good)) == name
+    for of_a_version in ("core/late.py", "core", "docs/b.md"):
+        assert find_path(three_versions, "small", of_a_version) == of_a_version
+    for typo, near in (("core/lat.py", "core/late.py"), ("late.py", "core/late.py"), ("zzz/qqq", "root")):
+        with pytest.raises(DataError, match="has") as error:
+            find_path(three_versions, "small", typo)
+        assert near in error.value.next_step
+    assert three_versions.forgotten_paths("small") == []
+
+
+def test_what_cannot_be_known_is_named_apart(three_versions: ProjectRegistry) -> None:
+    assert versions_that_know(three_versions, "small", "core") == Knowing(("v1", "v2"), ("v3",))
+    assert versions_that_know(three_versions, "small", "core/t.py") == Knowing((), ("v3",))
+    (three_versions.get_adapter("small", "v1").directory / "manifest.json").write_text("{")
+    assert versions_that_know(three_versions, "small", "core") == Knowing(("v2",), ("v1", "v3"))

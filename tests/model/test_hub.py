@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_gardener.model.choose import cached_model
+from mlx_gardener.errors import ModelError
+from mlx_gardener.model.choose import cached_model, fetch_model
 from tests.conftest import write_tiny_model
 from tests.model.hub import REVISION, hub_with
 
@@ -98,6 +99,10 @@ def test_what_anybody_fetched_is_at_hand_if_it_is_whole(
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model.safetensors"}}
     (store / "snapshots" / REVISION / "model.safetensors.index.json").write_text(json.dumps(index))
     assert cached_model(NAME) is None, "a shard is missing"
+    (store / "trees" / f"{REVISION}.json").unlink()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"has no model-1\.safetensors in the local cache"):
+        fetch_model(NAME)
     assert cached_model("some/other") is None and cached_model("no/name/at/all") is None
 
 

@@ -66,11 +66,54 @@ def test_a_directory_without_a_part_of_the_model_is_refused(
         choose_model(str(directory), GIB)
 
 
+def in_shards(directory: Path) -> list[str]:
+    """Cut a model's weights into three shards with an index; their names."""
+    weights = dict(mx.load(str(directory / "model.safetensors")).items())
+    (directory / "model.safetensors").unlink()
+    shards = [f"model-{number:05d}-of-00003.safetensors" for number in (1, 2, 3)]
+    shard_of = {name: shards[at % 3] for at, name in enumerate(sorted(weights))}
+    for shard in shards:
+        part = {name: value for name, value in weights.items() if shard_of[name] == shard}
+        mx.save_safetensors(str(directory / shard), part, metadata={"format": "pt"})
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shard_of}))
+    return shards
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_a_missing_shard_is_named(tmp_path: Path, tiny_tokenizer_dir: Path, index: bool) -> None:
+    directory = write_tiny_model(tmp_path / "half", tiny_tokenizer_dir)
+    shards = in_shards(directory)
+    if not index:
+        (directory / "model.safetensors.index.json").unlink()
+    assert load_base(str(directory)).path == directory
+    (directory / shards[1]).unlink()
+    with pytest.raises(ModelError, match=f"half' has no {shards[1]}"):
+        choose_model(str(directory), GIB)
+
+
+def test_an_index_that_was_left_behind_hinders_nothing(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:
+    directory = write_tiny_model(tmp_path / "again", tiny_tokenizer_dir)
+    whole = (directory / "model.safetensors").read_bytes()
+    for shard in in_shards(directory):
+        (directory / shard).unlink()
+    (directory / "model.safetensors").write_bytes(whole)
+    assert load_base(str(directory)).path == directory
+
+
 @pytest.mark.parametrize("broken", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_damaged_model_is_named(tmp_path: Path, tiny_tokenizer_dir: Path, broken: str) -> None:
     directory = write_tiny_model(tmp_path / "hurt", tiny_tokenizer_dir)
     (directory / broken).write_bytes(b'{"damaged')
     with pytest.raises(ModelError, match="hurt"):
+        load_base(str(directory))
+
+
+@pytest.mark.parametrize("pointer", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path: Path, tiny_tokenizer_dir: Path, pointer: str) -> None:
+    directory = write_tiny_model(tmp_path / "hurt", tiny_tokenizer_dir)
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1234\n"
+    (directory / pointer).write_text(text)
+    with pytest.raises(ModelError, match=f"hurt.*{pointer} is a Git LFS pointer"):
         load_base(str(directory))
 
 

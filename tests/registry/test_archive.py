@@ -22,8 +22,8 @@ import pytest
 
 from mlx_gardener.errors import ConfigError, GardenerError, RegistryError
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
-from mlx_gardener.registry.archive import restore
 from mlx_gardener.registry.database import newest_version
+from mlx_gardener.registry.restore import restore
 from tests.registry.worlds import install_adapter
 
 Entry = tuple[tarfile.TarInfo, bytes]
@@ -371,7 +371,7 @@ def test_a_restore_that_is_killed_leaves_the_home_as_it_was(registry: ProjectReg
     keep = registry.home.with_name("kept")
     shutil.copytree(registry.home, keep)
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom mlx_gardener.registry.archive import restore\n"
+        "import sys, time\nfrom pathlib import Path\nfrom mlx_gardener.registry.restore import restore\n"
         "print('go', flush=True)\nrestore(Path(sys.argv[1]), Path(sys.argv[2]), replace=True, tell=lambda t: time.sleep(0.01))\n"
     )
     seen = set()
@@ -390,10 +390,62 @@ def test_a_restore_that_is_killed_leaves_the_home_as_it_was(registry: ProjectReg
         process.stdout.close()
         now = ProjectRegistry(registry.home)
         found = content(now)
-        assert found in (backed_up, changed) and now.check() == []
+        assert found in (backed_up, changed)
+        beside = [problem.subject for problem in now.check()]
+        assert all(subject.startswith("../.home.") for subject in beside) and len(beside) <= 1, beside
         seen.add("new" if found == backed_up else "old")
         now.close()
     assert "old" in seen
+    for beside_home in registry.home.parent.glob(".home.*.new"):
+        os.utime(beside_home, (1, 1))  # an empty one of this minute may be somebody's who is about to lock it
     restore(archive, registry.home, replace=True)
     assert content(registry) == backed_up
     assert [path for path in registry.home.parent.iterdir() if path.name.startswith(".home")] == []
+
+
+def test_a_file_that_no_manifest_names_is_not_restored(archive: Path, tmp_path: Path) -> None:
+    more = entry_of("projects/small/adapters/v1/mlx/unnamed.py", b"import os")
+    with pytest.raises(RegistryError, match=r"no manifest names projects/small/adapters/v1/mlx/unnamed\.py"):
+        restore(
+            write_archive(tmp_path / "evil.tar", [*entries_of(archive), more]), tmp_path / "place" / "home"
+        )
+    nothing_is_left(tmp_path / "place" / "home")
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize("size", [1 << 20, 1 << 34, (1 << 62) + 5, -(1 << 40)])
+def test_a_header_that_claims_more_than_there_is_is_refused_and_not_tried(
+    archive: Path, tmp_path: Path, kind: bytes, size: int
+) -> None:
+    header = tarfile.TarInfo("projects/small/adapters/v1/mlx/huge")
+    header.size, header.type = size, kind
+    data = header.tobuf(tarfile.GNU_FORMAT)
+    padding = b"x" * (1 << 20) if size == 1 << 20 and kind != tarfile.REGTYPE else b""
+    (tmp_path / "evil.tar").write_bytes(data + padding + archive.read_bytes())
+    with pytest.raises(RegistryError, match="cannot be restored"):
+        restore(tmp_path / "evil.tar", tmp_path / "place" / "home")
+    nothing_is_left(tmp_path / "place" / "home")
+
+
+def test_a_pipe_in_place_of_an_archive_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RegistryError, match="cannot be restored"):
+        restore(tmp_path / "pipe", tmp_path / "home")
+
+
+def test_a_backup_that_is_killed_leaves_nothing_that_the_next_one_does_not_delete(
+    registry: ProjectRegistry, tmp_path: Path
+) -> None:
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom mlx_gardener.registry import ProjectRegistry\n"
+        "ProjectRegistry().backup(Path(sys.argv[1]), tell=lambda text: os.kill(os.getpid(), signal.SIGKILL))\n"
+    )
+    place = tmp_path / "backups"
+    place.mkdir()
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code, str(place / "b.tar")], check=False)
+        assert done.returncode == -9
+        assert len(list(place.iterdir())) == 1  # the second one deleted what the first one left
+    (place / ".b.tar.mine.new").touch()
+    registry.backup(place / "b.tar")
+    assert sorted(path.name for path in place.iterdir()) == [".b.tar.mine.new", "b.tar"]

@@ -17,7 +17,7 @@ import pytest
 from mlx_gardener.errors import RegistryError
 from mlx_gardener.platform.locks import hold
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
-from mlx_gardener.registry.health import LOST_NAME
+from mlx_gardener.registry.lost import LOST_NAME
 from tests.registry.worlds import install_adapter, write_adapter
 
 
@@ -213,6 +213,7 @@ def test_what_somebody_alive_is_writing_is_left_alone(registry: ProjectRegistry)
 def test_a_directory_that_is_made_within_a_transaction_is_no_orphan(registry: ProjectRegistry) -> None:
     record = registry.begin_training("small", {})
     registry.finish_training(record.id, TrainingStatus.FAILED, "", {})
+    (record.run_dir / "job.json").touch()
     run = record.run_dir.with_name("another")
     other = sqlite3.connect(registry.home / "registry.sqlite3", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -328,3 +329,45 @@ def test_odd_files_are_found_and_moved_too(registry: ProjectRegistry, kind: str)
     assert kinds(registry) == ["orphan_files"]
     registry.repair()
     assert registry.check() == [] and lost(registry) == ["small-odd"]
+
+
+def test_a_manifest_that_is_nested_without_end_stops_no_check(registry: ProjectRegistry) -> None:
+    (adapters_of(registry) / "v9").mkdir()
+    for version in ("v2", "v9"):
+        (adapters_of(registry) / version / "manifest.json").write_text('{"a":' * 100_000)
+    assert kinds(registry) == ["orphan_files", "wrong_files"]
+    registry.repair()
+    assert registry.check() == [] and lost(registry) == ["small-v2", "small-v9"]
+
+
+def test_adapters_in_lost_and_found_are_registered_again_by_one_call(
+    registry: ProjectRegistry, repository: Path
+) -> None:
+    before = registry.get_adapter("small", "v1")
+    bad = write_adapter(adapters_of(registry) / "v9", "other", "v9")
+    with sqlite3.connect(registry.home / "registry.sqlite3") as connection:
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("DELETE FROM projects")
+    registry.repair()
+    assert registry.list_projects() == [] and len(lost(registry)) == 1 and bad
+    (kept,) = (registry.home / LOST_NAME).glob("*-small/adapters/v2")
+    (kept / "README.md").write_text("changed")
+    said = registry.adopt()
+    assert sorted(sentence.split(" is ")[0] for sentence in said)[-2:] == ["other/v9", "small/v1"]
+    assert sum("it stays" in sentence for sentence in said) == 1 and registry.check() == []
+    again = registry.get_adapter("small", "v1")
+    assert (again.metrics, again.manifest_sha256, again.directory) == (
+        before.metrics, before.manifest_sha256, before.directory,
+    )  # fmt: skip
+    assert not registry.get_project("small").path.exists()
+    assert registry.register_project("small", repository).path == repository
+    assert [sentence.endswith("it stays.") for sentence in registry.adopt()] == [True]
+
+
+def test_no_adapter_takes_the_place_of_another(registry: ProjectRegistry) -> None:
+    for name, content in (("same", b"weights"), ("other", b"differ")):
+        write_adapter(registry.home / LOST_NAME / name, "small", "v2", content)
+    write_adapter(registry.home / LOST_NAME / "case", "Small", "v7")
+    said = registry.adopt()
+    assert len(said) == 3 and all(sentence.endswith("it stays.") for sentence in said)
+    assert registry.check() == [] and registry.get_adapter("small").version == "v2"

@@ -66,6 +66,40 @@ def test_a_name_stands_for_one_path_only(registry: ProjectRegistry, tmp_path: Pa
     assert registry.register_project("small", tmp_path, replace=True).path == tmp_path.resolve()
 
 
+def git(root: Path, *arguments: str) -> None:
+    user = ("-c", "user.name=Test", "-c", "user.email=test@example.invalid", "-c", "commit.gpgsign=false")
+    subprocess.run(("git", "-C", str(root), *user, *arguments), check=True, capture_output=True)
+
+
+def test_a_repository_that_moved_keeps_its_name(
+    registry: ProjectRegistry, git_repository: Path, tmp_path: Path
+) -> None:
+    registry.register_project("web", git_repository)
+    moved = git_repository.rename(tmp_path / "moved")
+    with pytest.raises(RegistryError, match="already stands for"):
+        registry.register_project("web", tmp_path / "nowhere")
+    assert registry.register_project("web", moved).path == moved
+
+
+def test_a_clone_is_the_same_repository_and_another_one_is_not(
+    registry: ProjectRegistry, git_repository: Path, tmp_path: Path
+) -> None:
+    registry.register_project("web", git_repository)
+    clone, stranger = tmp_path / "clone", tmp_path / "stranger"
+    subprocess.run(("git", "clone", "-q", str(git_repository), str(clone)), check=True, capture_output=True)
+    git(clone, "commit", "-q", "--allow-empty", "-m", "Second")
+    stranger.mkdir()
+    git(stranger, "init", "-q")
+    for wrong in (stranger, clone / "core"):  # without a commit; another part of the same repository
+        with pytest.raises(RegistryError, match="already stands for"):
+            registry.register_project("web", wrong)
+    git(stranger, "commit", "-q", "--allow-empty", "-m", "Unlike the other")
+    with pytest.raises(RegistryError, match="already stands for"):
+        registry.register_project("web", stranger)
+    assert registry.get_project("web").path == git_repository
+    assert registry.register_project("web", clone).path == clone
+
+
 def test_removing_a_project_takes_its_files_and_not_its_repository(
     registry: ProjectRegistry, repository: Path
 ) -> None:

@@ -10,7 +10,13 @@ from mlx_gardener.platform.locks import hold
 from mlx_gardener.registry import AdapterRecord, ProjectRegistry
 
 
-def write_adapter(directory: Path, project: str, version: str, content: bytes = b"weights") -> str:
+def write_adapter(
+    directory: Path,
+    project: str,
+    version: str,
+    content: bytes = b"weights",
+    learned_from: dict[str, list[str]] | None = None,
+) -> str:
     """An adapter's files and manifest in a new directory; the manifest's sha256."""
     (directory / "mlx").mkdir(parents=True)
     files = {"mlx/adapters.safetensors": content, "README.md": b"a card"}
@@ -22,6 +28,9 @@ def write_adapter(directory: Path, project: str, version: str, content: bytes = 
         "version": version,
         "created_at": "2026-01-02T03:04:05Z",
         "base": {"id": "base"},
+        "config": {},
+        "data": {} if learned_from is None else {"files": learned_from},
+        "training": {},
         "metrics": {"adapter_bits_per_byte": 1.0, "base_bits_per_byte": 2.0},
         "files": {
             name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
@@ -40,13 +49,14 @@ def install_adapter(
     content: bytes = b"weights",
     *,
     activate: bool = True,
+    learned_from: dict[str, list[str]] | None = None,
 ) -> AdapterRecord:
     """Write an adapter beside, rename it and register it, as `PeftManager` does."""
     parent = registry.project_directory(project) / "adapters"
     staged = parent / f".new-{version}"
     staged.mkdir(parents=True)
     with hold(staged):
-        sha256 = write_adapter(staged / "inner", project, version, content)
+        sha256 = write_adapter(staged / "inner", project, version, content, learned_from)
         for item in (staged / "inner").iterdir():
             item.rename(staged / item.name)
         (staged / "inner").rmdir()

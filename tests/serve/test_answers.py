@@ -20,7 +20,6 @@ from mlx_gardener.serve.server import serving
 from tests.serve.conftest import SHAPES, make_adapter, make_projects
 
 World = tuple[ProjectRegistry, BaseModel]
-REQUESTS = Path(__file__).parent / "requests"
 PREFIX, SUFFIX = "import os\n\n\ndef read_lines(path):\n    with ", "\n\n\ndef write_lines(path):\n    pass\n"
 
 
@@ -37,10 +36,6 @@ def offline(
 
 def post(address: str, path: str, body: dict[str, Any]) -> httpx.Response:
     return httpx.post(address + path, json=body, timeout=120)
-
-
-def request(name: str) -> dict[str, Any]:
-    return dict(json.loads((REQUESTS / f"{name}.json").read_text()))
 
 
 def test_openais_client_gets_each_projects_own_answer(world: World, address: str) -> None:
@@ -129,31 +124,6 @@ def test_a_growing_prompt_is_not_read_again_and_answered_the_same(world: World, 
     assert seen == [0, 512, 512, 512, 256, 0]
 
 
-def test_llama_vims_request_is_answered_as_it_reads_it(world: World, address: str) -> None:
-    body = request("llama_vim")
-    done = post(address, "/projects/alpha/infill", body)
-    assert done.status_code == 200, done.text
-    answer = done.json()
-    assert {
-        "content",
-        "timings/prompt_n",
-        "timings/predicted_per_second",
-        "truncated",
-        "tokens_cached",
-    } <= set(answer)
-    assert set(answer) <= set(body["response_fields"])
-    assert isinstance(answer["content"], str) and answer["timings/prompt_n"] > 0
-    warm = post(address, "/projects/alpha/infill", request("llama_vim_warm"))
-    assert warm.status_code == 200 and warm.json() == {}
-
-
-def test_llama_vscodes_request_is_answered_as_it_reads_it(address: str) -> None:
-    answer = post(address, "/projects/gamma/infill", request("llama_vscode")).json()
-    assert answer["stop"] is True and answer["tokens_cached"] > 0 and answer["truncated"] is False
-    assert {"prompt_n", "prompt_ms", "predicted_n", "predicted_ms"} <= set(answer["timings"])
-    assert post(address, "/projects/gamma/infill", request("llama_vscode_warm")).json()["content"] == ""
-
-
 def test_infill_answers_as_offline(world: World, address: str) -> None:
     body = {
         "model": "beta",
@@ -172,18 +142,6 @@ def test_infill_answers_as_offline(world: World, address: str) -> None:
         world, "beta", PREFIX, SUFFIX, "tools/lines.py"
     )
     assert events[-1]["stop"] is True
-
-
-def test_zeds_request_spells_the_hole_out_and_is_answered_as_a_hole(world: World, address: str) -> None:
-    body = request("zed")
-    prefix, suffix = (
-        body["prompt"].removeprefix("<|fim_prefix|>").removesuffix("<|fim_middle|>").split("<|fim_suffix|>")
-    )
-    done = post(address, "/v1/completions", body)
-    assert done.status_code == 200, done.text
-    answer = done.json()
-    assert answer["choices"][0]["text"] == offline(world, "beta", prefix, suffix, tokens=64)
-    assert {"id", "object", "created", "model", "choices", "usage"} <= set(answer)
 
 
 def test_markers_in_a_files_text_are_text(world: World, address: str) -> None:
@@ -229,7 +187,6 @@ def test_stops_seeds_scores_and_copies(world: World, address: str) -> None:
     ("path", "body", "word"),
     [
         ("/v1/completions", {"prompt": "x", "presence_penalty": 1.0}, "presence_penalty"),
-        ("/v1/completions", {"prompt": "x", "wings": 2}, "wings"),
         ("/v1/completions", {"prompt": "x", "best_of": 3}, "best_of"),
         ("/v1/completions", {"prompt": "x", "max_tokens": 10**6}, "max_tokens"),
         ("/v1/completions", {"prompt": ""}, "empty"),
@@ -239,7 +196,9 @@ def test_stops_seeds_scores_and_copies(world: World, address: str) -> None:
         ("/v1/completions", {"prompt": "x", "stop": [""]}, "stop"),
         ("/v1/completions", {}, "prompt"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}, "chat template"),
-        ("/infill", {"input_prefix": "x", "lora": [{"id": 0, "scale": 0.5}]}, "lora"),
+        ("/infill", {"input_prefix": "x", "lora": [{"id": 2, "scale": 0.5}]}, "lora"),
+        ("/completion", {"prompt": ["x", "y"]}, "prompt"),
+        ("/completion", {"prompt": "x", "n_cmpl": 2, "stream": True}, "n_cmpl"),
         ("/infill", {"input_prefix": "x", "grammar": "root ::= x"}, "grammar"),
     ],
 )

@@ -27,6 +27,7 @@ from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.residents import Residents
 from mlx_gardener.serve.server import running_worker, self_test, serving
 from mlx_gardener.serve.settings import choose_token
+from tests.cli.test_command_line import gardener
 from tests.conftest import write_tiny_model
 from tests.serve.conftest import SHAPES, make_adapter, make_projects
 
@@ -238,10 +239,69 @@ def test_the_command_tests_serves_and_ends_when_asked(world: World) -> None:
         assert httpx.post(f"{address}/v1/completions", json=BODY, timeout=60).status_code == 200
         not_served = httpx.post(f"{address}/v1/completions", json={**BODY, "model": "gamma"}, timeout=60)
         assert not_served.status_code == 404
+        told = [json.loads(running.stdout.readline()) for _ in range(2)]
+        assert [(line["event"], line["project"], line["status"]) for line in told] == [
+            ("request", "alpha", 200),
+            ("request", "", 404),
+        ]
+        assert "gamma" in told[1]["refused"]
         running.send_signal(signal.SIGINT)
         assert running.wait(30) in (0, 130, -signal.SIGINT)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/health")
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_the_command_tells_people_of_each_request_unless_it_is_to_be_quiet(world: World, quiet: bool) -> None:
+    environment = {**os.environ, "MLX_GARDENER_HOME": str(world[0].home), "PYTHONUNBUFFERED": "1"}
+    flags = ("--quiet",) if quiet else ()
+    command = module_command("mlx_gardener", "serve", "alpha", "--port", "0", *flags)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as running:
+        assert running.stdout is not None
+        ready = next(line for line in running.stdout if line.startswith("Listening on "))
+        address = ready.split()[2].rstrip(";")
+        agent = {"user-agent": "curl/8\x1b[31m"}
+        httpx.post(f"{address}/infill", json={"grammar": "x"}, headers=agent, timeout=60)
+        running.send_signal(signal.SIGINT)
+        lines = running.stdout.read().splitlines()
+        running.wait(30)
+    told = [line for line in lines if "POST /infill" in line]
+    if quiet:
+        assert not told
+    else:
+        assert len(told) == 1 and " 400 " in told[0] and "grammar: is not supported" in told[0]
+        assert "curl/8" in told[0] and "\x1b" not in told[0]
+
+
+def test_a_pipe_that_nobody_reads_does_not_stop_the_answers(world: World) -> None:
+    environment = {**os.environ, "MLX_GARDENER_HOME": str(world[0].home)}
+    command = module_command("mlx_gardener", "serve", "alpha", "--port", "0", "--json")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as running:
+        assert running.stdout is not None
+        address = [json.loads(running.stdout.readline()) for _ in range(2)][1]["address"]
+        with httpx.Client(base_url=address, timeout=60) as client:
+            agent = {"user-agent": "x" * 60}
+            for _ in range(600):  # more than a pipe of 64 KiB holds
+                assert client.get("/projects/alpha/" + "x" * 150, headers=agent).status_code == 404
+            running.stdout.close()
+            assert client.get("/health").status_code == 200
+            assert client.get("/health").status_code == 200
+        running.send_signal(signal.SIGINT)
+        running.wait(30)
+
+
+def test_what_has_no_adapter_is_not_served(home: Path, tmp_path: Path, tiny_model_dir: Path) -> None:
+    registry = ProjectRegistry()
+    empty = gardener("serve", "--port", "0")
+    assert empty.returncode == 1 and "nothing to serve" in empty.stderr and "train" in empty.stderr
+    (tmp_path / "bare").mkdir()
+    registry.register_project("bare", tmp_path / "bare")
+    for names in (("bare",), ()):
+        done = gardener("serve", *names, "--port", "0")
+        assert done.returncode == 1 and "adapter" in done.stderr and "Listening" not in done.stdout
+    make_projects(load_base(str(tiny_model_dir)), tmp_path / "code", str(tiny_model_dir), ["alpha"])
+    beside = gardener("serve", "alpha", "bare", "--port", "0")
+    assert beside.returncode == 1 and "'bare' has no adapter yet" in beside.stderr
 
 
 def test_an_address_that_is_taken_is_an_error_with_a_way_out(world: World) -> None:

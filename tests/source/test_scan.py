@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mlx_gardener.config import DataConfig
+from mlx_gardener.dataset.examples import kept_lines, segments_of
 from mlx_gardener.errors import DataError
 from mlx_gardener.source import Scan, dependency_order, read_source, scan_repository
 from mlx_gardener.source.secrets import find_secrets
@@ -110,7 +111,7 @@ def test_a_file_that_vanishes_or_changes_is_noticed(root: Path, monkeypatch: pyt
     from mlx_gardener.source import scan as module
 
     real = module.list_files
-    monkeypatch.setattr(module, "list_files", lambda where: [*real(where), "vanished.py"])
+    monkeypatch.setattr(module, "list_files", lambda *where: [*real(*where), "vanished.py"])
     found = scan(root)
     assert rules(found) == {"deleted_during_scan": ["vanished.py"]}
     (root / "good.py").write_text(CODE + "# more\n")
@@ -222,7 +223,7 @@ def test_a_submodule_is_a_repository_of_its_own(root: Path) -> None:
 )
 def test_secrets_are_found_by_line_and_their_chunk_is_dropped(root: Path, text: str, kind: str) -> None:
     found = find_secrets(f"first = 1\nsecond = 2\n{text}\nlast = 4\n")
-    assert [line for line, _ in found] == [3] and kind in found[0][1]
+    assert [(first, last) for first, last, _ in found] == [(3, 3)] and kind in found[0][2]
     (root / "settings.py").write_text(f"{CODE}\n\ndef connect():\n    {text}\n    return None\n")
     result = scan(root)
     assert [(secret.path, secret.line) for secret in result.secrets] == [("settings.py", 8)]
@@ -246,6 +247,38 @@ def test_ordinary_code_is_no_secret(text: str) -> None:
     assert find_secrets(text) == []
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf16_with_its_mark_is_text(root: Path, encoding: str) -> None:
+    mark = "" if encoding == "utf-16" else "\ufeff"
+    text = CODE.replace("area", "größe") + "# two\r\n"
+    (root / "wide.py").write_bytes((mark + text).encode(encoding))
+    found = scan(root)
+    record = next(record for record in found.files if record.path == "wide.py")
+    assert read_source(root, record).text == text
+    assert [segment.text for segment in segments_of(read_source(root, record), record)] == [
+        text.rstrip() + "\n"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b"\xff\xfe", "empty"),
+        (b"\xff\xfe\0\0" + CODE.encode("utf-32-le"), "binary"),
+        (b"\xff\xfe" + CODE.encode(), "not_utf8"),
+        (CODE.encode("utf-16-le"), "binary"),
+    ],
+)
+def test_a_mark_alone_does_not_make_text(root: Path, content: bytes, rule: str) -> None:
+    (root / "odd.py").write_bytes(content)
+    assert rules(scan(root)) == {rule: ["odd.py"]}
+
+
+def test_a_secret_in_utf16_is_found(root: Path) -> None:
+    (root / "wide.py").write_bytes(f"{CODE}\n\nTOKEN = 'ghp_{'a1B2' * 9}'\n".encode("utf-16"))
+    assert [(secret.path, secret.line) for secret in scan(root).secrets] == [("wide.py", 7)]
+
+
 def test_duplicates_are_dropped_or_clustered(root: Path) -> None:
     long = "\n".join(f"def step_{n}(value):\n    return value * {n} + offset_{n}\n" for n in range(40))
     (root / "one.py").write_text(long)
@@ -256,6 +289,23 @@ def test_duplicates_are_dropped_or_clustered(root: Path) -> None:
     clusters = {record.path: record.cluster for record in found.files}
     assert clusters["one.py"] == clusters["near.py"] != clusters["good.py"]
     assert found.near_duplicate_clusters == 1
+
+
+def test_the_lines_that_are_kept_are_those_of_the_segments(root: Path) -> None:
+    token = "ghp_" + "0123456789abcdefghijABCDEFGHIJ012345"
+    (root / "mixed.py").write_text(
+        f"\n\n{CODE}\n\ndef connect():\n    return '{token}'\n\n\ndef volume(a, b, c):\n    return a * b * c\n\n\n"
+    )
+    found = scan(root)
+    for record in found.files:
+        source = read_source(root, record)
+        lines = source.text.split("\n")
+        places = kept_lines(source, record)
+        assert ["\n".join(lines[first - 1 : last]) + "\n" for first, last in places] == [
+            segment.text for segment in segments_of(source, record)
+        ]
+    mixed = next(record for record in found.files if record.path == "mixed.py")
+    assert kept_lines(read_source(root, mixed), mixed) == [(3, 6), (13, 14)]
 
 
 def test_include_and_exclude_are_patterns_like_gitignores(root: Path) -> None:

@@ -1,8 +1,8 @@
 """Trainings that are killed and broken on purpose, resumed until they are done, and compared with one left in peace.
 
-Every run is a project of its own in one home, so that token cache and measured speeds are shared; what counts is the
-bytes of the adapter's weight files, and that the registry finds nothing to complain of. Cost: about 3 seconds a run
-with a tiny model, 7 with the embedded one.
+Every run has a home of its own, with a copy of the first one's token cache and measured speeds, so that none sees what
+another left; what counts is the bytes of the adapter's weight files, and that the registry finds nothing to complain of.
+Cost: about 3 seconds a run with a tiny model, 7 with the embedded one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -21,9 +22,9 @@ from typing import Any
 
 import psutil
 
-from mlx_gardener.config import load_config
+from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.events import WarningRaised
-from mlx_gardener.registry import TrainingRecord, TrainingStatus
+from mlx_gardener.registry import ProjectRegistry, TrainingRecord, TrainingStatus
 from mlx_gardener.trainings import TrainingPipeline
 
 #: The smallest plan there is: a worker that is started again after memory ran out takes the same one, and ends with the
@@ -40,6 +41,8 @@ DEATHS = ("abort", "cgroup", "rlimit")
 CGROUP_BYTES = 4 * 2**20
 FAULT_DIRECTORY = Path(__file__).parent / "fault"
 WAYS = ("worker", "everything", "call")
+#: The home of the undisturbed run, and the project in every home.
+REFERENCE, NAME = "reference", "small"
 _MOST_STARTS = 12
 _WAIT_SECONDS = 240.0
 
@@ -77,7 +80,7 @@ class Storm:
 
     Args:
         repository: what is trained on.
-        scratch: where fault files go; ``MLX_GARDENER_HOME`` must name the home already.
+        scratch: where the homes and fault files go.
         model: the base model.
         more: settings beside those that every storm has.
     """
@@ -92,6 +95,7 @@ class Storm:
         more: dict[str, Any] | None = None,
     ) -> None:
         self.repository, self.fault_file = repository, scratch / "fault.json"
+        self._homes = scratch / "homes"
         settings = {
             "model": model,
             "min_training_chunks": 5,
@@ -113,17 +117,18 @@ class Storm:
             "progress_update_interval": 0.5,
             "neighbour.low_priority": False,
         } | (more or {})
-        self.pipeline = TrainingPipeline(load_config(environment={}, overrides=settings))
+        self._config = load_config(environment={}, overrides=settings)
+        case = _Case(self._homes / REFERENCE, self._config)
         with self._fault("count", 0):
-            self._start("reference", Story("reference", "none"))
-            self._wait("reference")
+            case.start(repository)
+            case.wait()
         self.calls: list[str] = json.loads(self.fault_file.with_suffix(".calls").read_text())
-        record = self._record("reference")
+        record = case.record()
         if record.status is not TrainingStatus.COMPLETED:
             raise RuntimeError(f"the undisturbed run failed: {record.message}")
         self.seconds = record.updated_at - record.started_at
-        self.reference = self._digests("reference")
-        if self.pipeline.registry.check():
+        self.reference = case.digests()
+        if case.pipeline.registry.check():
             raise RuntimeError("the undisturbed run left problems in the registry")
 
     def run(self, number: int, *, seed: int) -> Story:
@@ -159,69 +164,39 @@ class Storm:
             return self._to_the_end(story, moments=[])
 
     def _to_the_end(self, story: Story, moments: list[float]) -> Story:
+        """A case in a home of its own, where nothing of another one is: good ones are deleted, others kept to be looked at."""
+        case = _Case(self._homes / story.name, self._config)
+        shutil.copytree(self._homes / REFERENCE / "cache", case.home / "cache")
+        try:
+            return self._tell(story, case, list(moments))
+        finally:
+            case.end()
+            if story.good:
+                shutil.rmtree(case.home)
+
+    def _tell(self, story: Story, case: _Case, moments: list[float]) -> Story:
         began = time.monotonic()
-        moments = list(moments)
         while story.starts < _MOST_STARTS and not story.completed:
-            self._start(story.name, story)
-            while moments and self._strike(story, moments[0]):
+            story.starts += 1
+            case.start(self.repository)
+            while moments and _strike(story, case, moments[0]):
                 moments.pop(0)
                 if story.way == "everything":
                     break
-            self._wait(story.name)
-            story.completed = self._record(story.name).status is TrainingStatus.COMPLETED
+            case.wait()
+            story.completed = case.record().status is TrainingStatus.COMPLETED
             story.deaths += sum(
                 isinstance(event, WarningRaised) and event.message.startswith("The worker process")
-                for event in self.pipeline.follow(story.name)
+                for event in case.pipeline.follow(NAME)
             )
         story.seconds = round(time.monotonic() - began, 2)
-        registry = self.pipeline.registry
-        story.adapters = len(registry.list_adapters(story.name))
-        story.identical = bool(story.adapters) and self._digests(story.name) == self.reference
+        registry = case.pipeline.registry
+        story.adapters = len(registry.list_adapters(NAME))
+        story.identical = bool(story.adapters) and case.digests() == self.reference
         story.problems = [problem.message for problem in registry.check()]
         if not story.completed:
-            story.problems.append(self._record(story.name).message)
-        if story.good:
-            registry.remove_project(story.name)
+            story.problems.append(case.record().message)
         return story
-
-    def _strike(self, story: Story, after_seconds: float) -> bool:
-        """Kill after a while; False when the run was over before."""
-        record = self._record(story.name)
-        deadline = time.monotonic() + after_seconds
-        while time.monotonic() < deadline:
-            if self._record(story.name).finished_at is not None:
-                return False
-            time.sleep(0.005)
-        victims = _processes(record.pid)
-        if story.way == "worker":
-            victims = victims[1:]
-        for victim in victims:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                os.kill(victim.pid, signal.SIGKILL)
-        now = self._record(story.name)
-        story.hits.append(f"{story.way} after {after_seconds:.2f} s in {now.phase} at {now.percent:.0f} %")
-        return True
-
-    def _start(self, name: str, story: Story) -> None:
-        story.starts += 1
-        self.pipeline.registry.register_project(name, self.repository)
-        self.pipeline.start_training(name)
-
-    def _wait(self, name: str) -> None:
-        self.pipeline.wait_for_training_completion(name, timeout=_WAIT_SECONDS)
-
-    def _record(self, name: str) -> TrainingRecord:
-        record = self.pipeline.registry.latest_training(name)
-        if record is None:
-            raise RuntimeError(f"{name} was never trained")
-        return record
-
-    def _digests(self, name: str) -> dict[str, str]:
-        directory = self.pipeline.registry.get_adapter(name).directory
-        return {
-            path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(directory.rglob("*.safetensors"))
-        }
 
     @contextlib.contextmanager
     def _fault(self, action: str, at: int, procs: Path | None = None) -> Any:
@@ -239,6 +214,61 @@ class Storm:
                 if value is not None:
                     os.environ[name] = value
             self.fault_file.unlink(missing_ok=True)
+
+
+class _Case:
+    """One home with one project in it."""
+
+    def __init__(self, home: Path, config: TrainingConfig) -> None:
+        self.home = home
+        self.pipeline = TrainingPipeline(config, registry=ProjectRegistry(home))
+
+    def start(self, repository: Path) -> None:
+        self.pipeline.registry.register_project(NAME, repository)
+        self.pipeline.start_training(NAME)
+
+    def wait(self) -> None:
+        self.pipeline.wait_for_training_completion(NAME, timeout=_WAIT_SECONDS)
+
+    def record(self) -> TrainingRecord:
+        record = self.pipeline.registry.latest_training(NAME)
+        if record is None:
+            raise RuntimeError(f"nothing was trained in {self.home.name}")
+        return record
+
+    def digests(self) -> dict[str, str]:
+        directory = self.pipeline.registry.get_adapter(NAME).directory
+        return {
+            path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(directory.rglob("*.safetensors"))
+        }
+
+    def end(self) -> None:
+        """Leave no process behind, whatever the case came to, that would slow the next one."""
+        for record in self.pipeline.registry.active_trainings():
+            _kill(_processes(record.pid))
+        self.pipeline.registry.close()
+
+
+def _strike(story: Story, case: _Case, after_seconds: float) -> bool:
+    """Kill after a while; False when the run was over before."""
+    record = case.record()
+    deadline = time.monotonic() + after_seconds
+    while time.monotonic() < deadline:
+        if case.record().finished_at is not None:
+            return False
+        time.sleep(0.005)
+    victims = _processes(record.pid)
+    _kill(victims[1:] if story.way == "worker" else victims)
+    now = case.record()
+    story.hits.append(f"{story.way} after {after_seconds:.2f} s in {now.phase} at {now.percent:.0f} %")
+    return True
+
+
+def _kill(victims: list[psutil.Process]) -> None:
+    for victim in victims:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            os.kill(victim.pid, signal.SIGKILL)
 
 
 def _processes(pid: int | None) -> list[psutil.Process]:

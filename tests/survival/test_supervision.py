@@ -6,8 +6,10 @@ import json
 import os
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -18,6 +20,7 @@ from mlx_gardener.errors import TrainingError
 from mlx_gardener.events import StepCompleted, TrainingEnded, WarningRaised
 from mlx_gardener.recovery import RESULT_NAME
 from mlx_gardener.registry import TrainingStatus
+from mlx_gardener.registry.database import BUSY_TIMEOUT_SECONDS
 from mlx_gardener.supervisor import describe_death
 from mlx_gardener.worker import LOG_NAME, Interrupt, only_worker
 from tests.cli.test_command_line import gardener, train_flags
@@ -334,3 +337,24 @@ def test_a_supervisor_costs_little(endless_pipeline: TrainingPipeline) -> None: 
         assert psutil.Process(record.pid).memory_info().rss < 100e6
         events = pipeline.follow("small", from_now=True)
         assert not isinstance(next(events), TrainingEnded)
+
+
+def test_a_registry_that_others_hold_ends_no_training(tiny_model_dir: Path, repository: Path) -> None:
+    """Held from its worker's start until after it wanted to register its adapter; its worker is not started again."""
+    pipeline = TrainingPipeline(
+        tiny_settings(tiny_model_dir, worker_restarts=0, progress_update_interval=0.2)
+    )
+    pipeline.registry.register_project("small", repository)
+    pipeline.start_training("small")
+    worker_of(pipeline, "small")  # its supervisor has claimed it by now
+    other = sqlite3.connect(pipeline.registry.home / "registry.sqlite3", isolation_level=None, timeout=30)
+    other.execute("BEGIN IMMEDIATE")
+    (adapters := pipeline.registry.project_directory("small") / "adapters").mkdir(parents=True, exist_ok=True)
+    until(lambda: (adapters / "v1").exists(), "the adapter in its place")
+    time.sleep(BUSY_TIMEOUT_SECONDS + 3)
+    assert pipeline.is_training_active("small")
+    other.execute("ROLLBACK")
+    other.close()
+    assert wait(pipeline) is TrainingPhase.COMPLETED
+    assert [adapter.version for adapter in pipeline.registry.list_adapters("small")] == ["v1"]
+    assert any("The training goes on" in message for message in warnings_of(pipeline))

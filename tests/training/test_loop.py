@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.dataset import PreparedData, TrainingDataPreparator
 from mlx_gardener.engine import Engine, Plan
-from mlx_gardener.errors import TrainingCancelledError, TrainingError
+from mlx_gardener.errors import ModelError, TrainingCancelledError, TrainingError
 from mlx_gardener.events import Evaluated, Event, StepAdvanced, StepCompleted, TimePlanned, WarningRaised
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.lora import lora_parameters
@@ -213,6 +214,39 @@ def test_an_update_that_is_not_finite_is_not_applied(
     assert any("not finite" in message for message in recorder.warnings)
     assert outcome.state.step == 6
     assert all(mx.isfinite(value).all().item() for value in outcome.weights.values())
+
+
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        ("model.layers.1.mlp.up_proj.weight", "its model.layers.1.mlp.up_proj.weight holds"),
+        ("model.embed_tokens.weight", "its model.embed_tokens.weight holds"),
+        ("model.norm.weight", "its model.norm.weight holds"),
+    ],
+)
+def test_a_base_that_gives_no_numbers_is_stopped_at_the_first_validation(
+    run: Runner, base: BaseModel, data: PreparedData, weight: str, words: str
+) -> None:
+    module: Any = base.model
+    *path, leaf = weight.split(".")
+    for name in path:
+        module = module[int(name)] if name.isdigit() else module[name]
+    module[leaf] = module[leaf] * float("nan")
+    recorder = Recorder()
+    with pytest.raises(ModelError, match=words):
+        run(settings(), recorder=recorder)
+    assert recorder.steps == [] and recorder.warnings == []
+
+
+def test_a_layer_whose_numbers_grow_too_large_is_named(run: Runner, base: BaseModel) -> None:
+    module: Any = base.model
+    module = module.model.layers[2].mlp.down_proj
+    module.weight = module.weight + 3e38
+    with pytest.raises(
+        ModelError, match=r"infinity before anything is trained, first in model\.layers\.2\."
+    ) as caught:
+        run(settings())
+    assert "compute_dtype" in caught.value.next_step
 
 
 def test_a_training_that_diverges_is_ended_with_advice(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
