@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,19 +102,20 @@ def list_kept_lines(found: Scan, config: TrainingConfig) -> list[dict[str, Any]]
 
 
 def time_text(estimate: dict[str, Any]) -> str:
-    """``about 9 minutes to learn from 259,000 tokens at 1,543 tokens/s (estimated)``."""
+    """``about 9 minutes to learn from 259,000 tokens at 1,543 tokens/s (estimated from ...)``."""
     minutes = estimate["minutes"]
     time = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes:.0f} minutes"
     if minutes < 1.5:
         time = "a minute"
-    longer = (
-        ""
-        if minutes <= estimate["limit_minutes"]
-        else f", beyond the limit of {estimate['limit_minutes']:g} minutes (--timeout)"
-    )
+    within = ""
+    if estimate["epochs_in_limit"] < estimate["epochs"]:
+        within = (
+            f"; of its {estimate['epochs']:g} epochs about {estimate['epochs_in_limit']:.2g} fit into the limit of "
+            f"{estimate['limit_minutes']:g} minutes (--timeout), with a measured adapter at the end"
+        )
     return (
         f"about {time} to learn from {estimate['trained_tokens']:,} tokens at "
-        f"{estimate['tokens_per_second']:,.0f} tokens/s (estimated from this machine's matrix speed and past trainings){longer}"
+        f"{estimate['tokens_per_second']:,.0f} tokens/s ({estimate['speed_from']}){within}"
     )
 
 
@@ -131,6 +133,7 @@ def estimate_training(found: Scan, config: TrainingConfig, choice: ModelChoice, 
     from mlx_gardener.model import load_tokenizer
     from mlx_gardener.registry import default_home
     from mlx_gardener.source import read_source
+    from mlx_gardener.training.time_plan import OTHER_SHARE, VALIDATION_SHARE
 
     facts = model_facts(path)
     tokenizer = load_tokenizer(path)
@@ -152,12 +155,18 @@ def estimate_training(found: Scan, config: TrainingConfig, choice: ModelChoice, 
     trained = tokens * train_share * config.optimizer.epochs
     if config.optimizer.max_steps is not None:
         trained = min(trained, config.optimizer.max_steps * config.optimizer.tokens_per_update)
+    epoch = max(1.0, tokens * train_share)
+    limit = config.training_timeout_minutes * 60 or math.inf
+    fitting = (1 - OTHER_SHARE) * (1 - VALIDATION_SHARE) * limit * speed
     return {
         "model": choice.name,
         "model_reason": choice.reason,
         "tokens": tokens,
         "tokens_from": f"counted in {len(texts)} files" if size else "3.5 bytes a token assumed",
         "tokens_per_second": round(speed, 1),
+        "speed_from": plan.speed_from,
+        "epochs": round(trained / epoch, 3),
+        "epochs_in_limit": round(min(trained, fitting) / epoch, 3),
         "trained_tokens": int(trained),
         "minutes": round(trained / speed / 60, 3),
         "limit_minutes": config.training_timeout_minutes,

@@ -43,9 +43,6 @@ def kept_row_losses(
 
     Args:
         adapter: as for `base_topic`; "" also for one that changes nothing yet.
-
-    Raises:
-        OSError: what is new cannot be written.
     """
     topic = base_topic(base, "losses by document" if engine.per_document else "losses", adapter=adapter)
     keys = [_row_key(batch, row, by_document=engine.per_document) for row in range(len(batch.tokens))]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -50,14 +51,18 @@ def keep_scales(
 
 
 def _add(cache_dir: Path, key: str, value: dict[str, Any]) -> None:
+    """Keep a value; where nothing can be written it is seen again the next time."""
     known = _read(cache_dir)
     known.pop(key, None)
     known[key] = value
-    make_private(cache_dir)
     beside = cache_dir / f".{_FILE}.{os.getpid()}"
     kept = dict(list(known.items())[-_MOST:])
-    beside.write_text(json.dumps({"machine": machine_key(), "shapes": kept}), encoding="utf-8")
-    beside.replace(cache_dir / _FILE)
+    with suppress(OSError):
+        make_private(cache_dir)
+        beside.write_text(json.dumps({"machine": machine_key(), "shapes": kept}), encoding="utf-8")
+        beside.replace(cache_dir / _FILE)
+    with suppress(OSError):
+        beside.unlink(missing_ok=True)
 
 
 def known_backend(cache_dir: Path | None, facts: ModelFacts) -> Backend:

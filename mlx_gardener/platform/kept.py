@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,12 @@ class KeptValues:
         return kept if isinstance(kept, dict) else {}
 
     def add(self, topic: str, found: Mapping[str, Any]) -> None:
-        """Keep ``found`` (JSON types) beside what there is, whole or not at all.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Keep ``found`` (JSON types) beside what there is, whole or not at all; a full disk keeps nothing."""
         kept = self.read(topic) | dict(found)
-        make_private(self.directory)
         staged = self.directory / f".{topic}.{os.getpid()}.new"
-        write_private(staged, json.dumps(dict(list(kept.items())[-MOST:])))
-        staged.replace(self.directory / f"{topic}.json")
+        with suppress(OSError):
+            make_private(self.directory)
+            write_private(staged, json.dumps(dict(list(kept.items())[-MOST:])))
+            staged.replace(self.directory / f"{topic}.json")
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)

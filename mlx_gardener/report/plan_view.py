@@ -58,7 +58,7 @@ def show_plan(console: Console, plan: Plan, others: Sequence[tuple[int, Plan | N
     console.print(bar)
     console.print(
         f"\nAt a time: {rows_text(plan)}. Predicted peak {gigabytes(plan.predicted_peak_bytes)} of "
-        f"{gigabytes(plan.budget_bytes)}, about {plan.predicted_tokens_per_second:,.0f} tokens/s on this machine."
+        f"{gigabytes(plan.budget_bytes)}, about {plan.predicted_tokens_per_second:,.0f} tokens/s ({plan.speed_from or 'as this machine was measured'})."
     )
     for note in plan.notes:
         console.print(f"  {note}", highlight=False)
