@@ -59,7 +59,7 @@ def show_plan(console: Console, plan: Plan, others: Sequence[tuple[int, Plan | N
     source = plan.speed_from or "measured"
     console.print(
         f"\nAt a time: {rows_text(plan)}. Predicted peak {gigabytes(plan.predicted_peak_bytes)} of "
-        f"{gigabytes(plan.budget_bytes)}, about {plan.predicted_tokens_per_second:,.0f} tokens/s ({plan.speed_from or 'measured'})."
+        f"{gigabytes(plan.budget_bytes)}, about {plan.predicted_tokens_per_second:,.0f} tokens/s ({source})."
     )
     for note in plan.notes:
         console.print(f"  {note}", highlight=False)
