@@ -1,11 +1,12 @@
 """Predicted against measured peak memory, and the budget kept, over models, budgets and widths.
 
-    python benchmarks/memory_plan.py [--model seedling --model SHAPE:BITS:LAYERS ...]
+    python benchmarks/memory_plan.py [--model seedling --model SHAPE:BITS:LAYERS ...] [--busy 0 --busy 2]
 
 A model is ``seedling``, a directory, or a recorded shape with random weights (``qwen2.5-coder-0.5b:4:24``). Each cell is a process
 of its own that loads the model, checks the cut and takes optimiser steps on random rows as planned, and reports the
-most memory it ever took. A cell whose budget is refused is trained again with the least budget that the refusal names.
-What is compared is the prediction that a rehearsal corrected (`engine.rehearse`), and beside it the formula's alone.
+most memory it ever took; another process watches it every 20 ms, and ``--busy`` lets loops work beside it. A cell whose budget
+is refused is trained again with the least budget that the refusal names. What is compared is the prediction that a memory
+dry run corrected (`engine.rehearse`), and beside it the formula's alone.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import click
 from machine import bar, describe, save
+from outside import Outside, busy
 from quantized import SHAPES
 from shapes import write_shape
 
@@ -36,15 +39,23 @@ MODELS = (
 MOST_REFUSALS = 3
 
 
-def cell(model: str, budget: float, width: int, steps: int) -> dict[str, Any]:
-    """One process: the plan's prediction and the peak it measured, in bytes."""
+def cell(model: str, budget: float, width: int, steps: int, loops: int) -> dict[str, Any]:
+    """One process, with busy loops beside it: the plan's prediction, and its peak in bytes by its own and outside eyes."""
     script = Path(__file__).with_name("train_cell.py")
     command = [sys.executable, str(script), model, "--budget", str(budget), "--width", str(width)]
-    done = subprocess.run([*command, "--steps", str(steps)], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{model} {budget} GB, {width} tokens failed:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    with busy(loops), tempfile.TemporaryFile("w+") as told:
+        process = subprocess.Popen(
+            [*command, "--steps", str(steps)], stdout=subprocess.PIPE, stderr=told, text=True
+        )
+        with Outside(process.pid) as outside:
+            printed = process.communicate()[0]
+        if process.returncode:
+            told.seek(0)
+            raise RuntimeError(f"{model} {budget} GB, {width} tokens failed:\n{told.read()[-2000:]}")
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    if "measured_peak_bytes" in found:
+        found["measured_peak_bytes"] = max(found["measured_peak_bytes"], outside.highest)
+    return found | {"busy_loops": loops}
 
 
 def summary(machine: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any]:
@@ -99,20 +110,28 @@ def path_of(model: str) -> str:
 @click.option(
     "--steps", default=2, show_default=True, help="The second keeps the best adapter beside its own."
 )
+@click.option(
+    "--busy", "loads", multiple=True, type=int, default=(0,), show_default=True, help="Busy loops beside."
+)
 @click.option("--out", default="memory_plan", show_default=True, help="Name of the result file.")
 def main(
-    models: tuple[str, ...], budgets: tuple[float, ...], widths: tuple[int, ...], steps: int, out: str
+    models: tuple[str, ...],
+    budgets: tuple[float, ...],
+    widths: tuple[int, ...],
+    steps: int,
+    loads: tuple[int, ...],
+    out: str,
 ) -> None:
     """Measure every cell and write the result."""
     machine, cells = describe(), list[dict[str, Any]]()
     trained_with_least: set[tuple[str, int]] = set()
     paths = {model: path_of(model) for model in models}
-    for width, model, budget in product(widths, models, budgets):
+    for loops, width, model, budget in product(loads, widths, models, budgets):
         found = {
             "model": model,
             "budget_gb": budget,
             "width": width,
-            **cell(paths[model], budget, width, steps),
+            **cell(paths[model], budget, width, steps, loops),
         }
         cells.append(found)
         for _ in range(MOST_REFUSALS):  # by the formula, then perhaps by the rehearsal, which knows better
@@ -126,7 +145,7 @@ def main(
             if least is None or (model, width) in trained_with_least:
                 break
             found = {"model": model, "budget_gb": float(least[1]), "width": width, "least": True}
-            found |= cell(paths[model], float(least[1]), width, steps)
+            found |= cell(paths[model], float(least[1]), width, steps, loops)
             cells.append(found)
         if "refused" in found:
             continue

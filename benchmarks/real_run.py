@@ -14,67 +14,16 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import click
-import psutil
 from machine import RESULTS, bar, describe, save
+from outside import Outside, busy
 
 from mlx_gardener.journal import JOURNAL_NAME, read_journal
-from mlx_gardener.platform.footprint import process_footprint_bytes
-
-LOOK_SECONDS = 0.02
-
-
-@contextmanager
-def busy(loops: int) -> Iterator[None]:
-    """While this lasts so many processes work as hard as they can."""
-    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
-    try:
-        yield
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-
-
-class Outside:
-    """Looks at the worker's memory from another process, and keeps its highest."""
-
-    def __init__(self, parent: int) -> None:
-        self.highest, self.looks, self._parent, self._done = 0, 0, parent, threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop looking."""
-        self._done.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        worker: int | None = None
-        while not self._done.wait(LOOK_SECONDS):
-            try:
-                if worker is None:
-                    worker = self._find()
-                    continue
-                self.highest = max(self.highest, process_footprint_bytes(worker))
-                self.looks += 1
-            except psutil.Error:
-                worker = None
-
-    def _find(self) -> int | None:
-        for process in psutil.Process(self._parent).children(recursive=True):
-            if "mlx_gardener.worker" in process.cmdline():
-                return process.pid
-        self._done.wait(0.2)
-        return None
 
 
 def phases(events: list[Any]) -> dict[str, float]:
@@ -118,13 +67,12 @@ def main(
             stderr=subprocess.STDOUT,
             text=True,
         )
-        outside = Outside(process.pid)
         assert process.stdout is not None
-        for line in process.stdout:
-            lines.append((time.monotonic() - began, line.rstrip("\n")))
-            print(f"{lines[-1][0]:7.1f}  {lines[-1][1]}", flush=True)
-        code = process.wait()
-        outside.close()
+        with Outside(process.pid, "mlx_gardener.worker") as outside:
+            for line in process.stdout:
+                lines.append((time.monotonic() - began, line.rstrip("\n")))
+                print(f"{lines[-1][0]:7.1f}  {lines[-1][1]}", flush=True)
+            code = process.wait()
     seconds = time.monotonic() - began
     at = [0.0, *(moment for moment, _ in lines), seconds]
     silence = max(after - before for before, after in pairwise(at))

@@ -23,6 +23,8 @@ GIB = 1024**3
 ENOUGH_TOKENS = 4096
 #: A base that is read from disk must be this much faster than one in memory to be chosen (judgement).
 READING_COSTS = 0.4
+#: Numbers of layers on disk that are looked at: enough to leave less than a twelfth of the layers' weights unused.
+STREAMED_STEPS = 12
 #: Attention is computed in blocks of this many queries from this width on: below, MLX's own is as fast and as small.
 ATTENTION_BLOCK, ATTENTION_LEAST = 128, 1024
 
@@ -231,7 +233,9 @@ def _weight_choices(
         kinds = ["stored"]
     if pins.base_weights != "auto":
         kinds = [pins.base_weights] if quantized or pins.base_weights == "dense" else ["dense"]
-    streamed = _pinned(pins.streamed_layers, [0, layers // 4, layers // 2, 3 * layers // 4, layers])
+    steps = range(0, layers, max(1, layers // STREAMED_STEPS))
+    few = range(max(0, layers - 3), layers)  # one layer of a large model is much of a small budget
+    streamed = _pinned(pins.streamed_layers, [*steps, *few, layers])
     if config.lora.use_dora:  # DoRA looks at the norms of all weights in every step
         streamed = [count for count in streamed if not count]
     for kind in kinds:

@@ -105,9 +105,9 @@ def compare(
     )  # fmt: skip
     retriever = None
     if any(name.endswith("_bm25") for name in names):
-        room = min(config.evaluation.context_tokens, config.data.row_widths[-1])
+        room = min(survey.work.context_tokens, config.data.row_widths[-1])
         retriever = Retriever(training_chunks(data), base.tokenizer, limit_tokens=room)
-        survey.add_context(base, config, retriever)
+        survey.add_context(base, retriever)
     adapters = {"adapter": adapter} | ({} if control is None else {"control": control.adapter})
     findings, notes = Findings(), [*notes, *survey.notes]
     try:

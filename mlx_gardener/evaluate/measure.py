@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.config import TrainingConfig
+from mlx_gardener.config import EvaluationConfig, TrainingConfig
 from mlx_gardener.dataset import Batch, HoleTask, NextLineTask, RowSet
 from mlx_gardener.engine import Engine, base_topic, kept_row_losses
 from mlx_gardener.evaluate.complete import PREFIX_TOKENS, SUFFIX_TOKENS, build_prompt
@@ -33,6 +33,8 @@ _ROWS_SHARE, _GUARDS_SHARE = 0.4, 0.2
 _GUARD_TOKENS = 25_000
 #: What is measured however little time there is: rows and tasks of each kind.
 _FEWEST_ROWS, _FEWEST_TASKS = 4, 4
+#: The shortest row: an editor's question is no shorter (judgement).
+_SHORTEST = 256
 
 
 def prompt_sizes(config: TrainingConfig) -> tuple[int, int]:
@@ -45,13 +47,20 @@ def prompt_sizes(config: TrainingConfig) -> tuple[int, int]:
 class Work:
     """How much is done: rows measured and tasks of each kind in every arm, and why so many.
 
-    ``guard_share`` is the share of the guards' whole work.
+    Attributes:
+        row_tokens: of the windows that are measured.
+        context_tokens: of retrieved code, at most.
+        prompt_tokens: before and after a place, at most.
+        guard_share: the share of the guards' whole work.
     """
 
     rows: int
     next_line_tasks: int
     fim_tasks: int
     reason: str
+    row_tokens: int
+    context_tokens: int
+    prompt_tokens: tuple[int, int]
     guard_share: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
@@ -67,6 +76,7 @@ def decide_work(
     tasks: int | None,
     can_write: bool,
     can_fill: bool = True,
+    files: int = 1,
     forward_tokens: float = math.inf,
     written_cost: float = _FORWARDS_PER_WRITTEN_TOKEN,
 ) -> Work:
@@ -77,29 +87,29 @@ def decide_work(
         tasks: asked for by the user, of each kind; None for as many as the share allows.
         can_write: whether answers are generated at all.
         can_fill: whether the model has fill-in-the-middle markers.
+        files: held out; enough rows for all of them are better than long ones.
         forward_tokens: that may go forward in the time there is, for everything.
         written_cost: what a written token costs, in tokens that are read.
     """
     settings, width = config.evaluation, config.data.row_widths[-1]
     allowed = settings.time_share * _FORWARDS_PER_TRAINED_TOKEN * training_tokens
-    with_retrieval = sum(arm.endswith("_bm25") for arm in settings.arms)
-    plain = len(settings.arms) - with_retrieval
-    row = plain * width + with_retrieval * (2 * settings.context_tokens + 1.5 * width)
-    rows = max(settings.least_rows, int(allowed / 2 / row))
-    shown = sum(prompt_sizes(config))
-    prompt = shown + written_cost * settings.max_new_tokens
-    task = len(settings.arms) * prompt + with_retrieval * settings.context_tokens
+    kinds = 1 + can_fill
+    whole = _Sizes(width, settings.context_tokens, prompt_sizes(config))
+    row, task = whole.costs(settings, written_cost)
+    rows = min(windows, max(settings.least_rows, int(allowed / 2 / row)))
     fitting = max(settings.least_tasks, int(allowed / 2 / (2 * task)))
     why = f"{settings.time_share:.0%} of the work of {training_tokens:,} trained tokens"
     why += f", but at least {settings.least_tasks} tasks and {settings.least_rows} rows"
-    guard_share = 1.0
-    needed = min(rows, windows) * row + (1 + can_fill) * fitting * task + 2 * _GUARD_TOKENS
-    if tasks is None and needed > forward_tokens:
-        rows = max(_FEWEST_ROWS, int(_ROWS_SHARE * forward_tokens / row))
-        left = (1 - _ROWS_SHARE - _GUARDS_SHARE) * forward_tokens / (1 + can_fill)
-        fitting = min(fitting, max(_FEWEST_TASKS, int(left / task)))
+    guard_share, sizes = 1.0, whole
+    asked = min(fitting, max(settings.next_line_tasks, settings.fim_tasks))
+    if tasks is None and rows * row + kinds * asked * task + 2 * _GUARD_TOKENS > forward_tokens:
+        sizes, rows, fitting = _made_to_fit(whole, settings, forward_tokens, written_cost, kinds, files)
+        rows = min(rows, windows * width // sizes.row_tokens)
         guard_share = min(1.0, _GUARDS_SHARE * forward_tokens / (2 * _GUARD_TOKENS))
-        why = f"as many as fit into the time that is left, about {forward_tokens:,.0f} tokens forward"
+        why = (
+            f"as many as fit into the time that is left, about {forward_tokens:,.0f} tokens forward: stretches of "
+            f"{sizes.row_tokens} tokens, prompts of up to {sum(sizes.prompt_tokens)}"
+        )
     lines, holes = min(fitting, settings.next_line_tasks), min(fitting, settings.fim_tasks)
     if tasks is not None:
         lines = holes = tasks
@@ -107,7 +117,59 @@ def decide_work(
     if not can_write:
         lines = holes = 0
         why += "; no tasks, since weights read from disk for every token written would take hours"
-    return Work(min(rows, windows), lines, holes if can_fill else 0, why, guard_share)
+    return Work(
+        rows,
+        lines,
+        holes if can_fill else 0,
+        why,
+        sizes.row_tokens,
+        sizes.context_tokens,
+        sizes.prompt_tokens,
+        guard_share,
+    )
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Tokens of a row, of retrieved code, and before and after a place."""
+
+    row_tokens: int
+    context_tokens: int
+    prompt_tokens: tuple[int, int]
+
+    def costs(self, settings: EvaluationConfig, written_cost: float) -> tuple[float, float]:
+        """Tokens that go forward for a row and for a task, of all arms together."""
+        with_retrieval = sum(arm.endswith("_bm25") for arm in settings.arms)
+        arms = len(settings.arms)
+        in_halves = 2 * self.context_tokens + 1.5 * self.row_tokens
+        row = (arms - with_retrieval) * self.row_tokens + with_retrieval * in_halves
+        prompt = (
+            sum(self.prompt_tokens) + written_cost * settings.max_new_tokens / 2
+        )  # few write all they may
+        return row, arms * prompt + with_retrieval * self.context_tokens
+
+
+def _made_to_fit(
+    whole: _Sizes,
+    settings: EvaluationConfig,
+    forward_tokens: float,
+    written_cost: float,
+    kinds: int,
+    files: int,
+) -> tuple[_Sizes, int, int]:
+    """(sizes, rows, tasks of a kind): the longest rows and prompts of which enough fit; files count more than tokens do."""
+    for shrink in (1, 2, 4):
+        sizes = _Sizes(
+            max(_SHORTEST, whole.row_tokens // shrink),
+            min(whole.context_tokens, max(_SHORTEST // 2, whole.context_tokens // shrink)),
+            (whole.prompt_tokens[0] // shrink, whole.prompt_tokens[1] // shrink),
+        )
+        row, task = sizes.costs(settings, written_cost)
+        rows = int(_ROWS_SHARE * forward_tokens / row)
+        fitting = int((1 - _ROWS_SHARE - _GUARDS_SHARE) * forward_tokens / kinds / task)
+        if rows >= files and fitting >= settings.least_tasks:
+            break
+    return sizes, max(_FEWEST_ROWS, rows), max(_FEWEST_TASKS, fitting)
 
 
 @dataclass(frozen=True)
@@ -206,18 +268,32 @@ class Bench:
         return [known[key] for key in keys]
 
     def lines(
-        self, tasks: Tasks, retriever: Retriever | None, *, of: str, tell: Callable[[float], None]
+        self,
+        tasks: Tasks,
+        retriever: Retriever | None,
+        sizes: tuple[int, int],
+        *,
+        of: str,
+        tell: Callable[[float], None],
     ) -> list[Answer]:
-        """The next line of every task, with retrieved code in front where there is a retriever."""
-        sizes = prompt_sizes(self.config)
+        """The next line of every task, with retrieved code in front where there is a retriever.
+
+        Args:
+            sizes: tokens before and after the place, at most.
+        """
         prompts = [line_prompt(task, self.base.tokenizer, retriever, sizes) for task in tasks.lines]
         return self.answers(prompts, kind="line", of=of, tell=tell)
 
     def holes(
-        self, tasks: Tasks, retriever: Retriever | None, *, of: str, tell: Callable[[float], None]
+        self,
+        tasks: Tasks,
+        retriever: Retriever | None,
+        sizes: tuple[int, int],
+        *,
+        of: str,
+        tell: Callable[[float], None],
     ) -> list[Answer]:
         """What fills the hole of every task, likewise."""
-        sizes = prompt_sizes(self.config)
         prompts = [hole_prompt(task, self.base.tokenizer, retriever, sizes) for task in tasks.holes]
         return self.answers(prompts, kind="hole", of=of, tell=tell)
 

@@ -142,8 +142,8 @@ def _do(
     if kind == LOSSES:
         return bench.losses(survey.rows if retriever is None else survey.context_rows, tell, of=of)
     if kind == LINES:
-        return bench.lines(survey.tasks, retriever, of=of, tell=tell)
-    return bench.holes(survey.tasks, retriever, of=of, tell=tell)
+        return bench.lines(survey.tasks, retriever, survey.work.prompt_tokens, of=of, tell=tell)
+    return bench.holes(survey.tasks, retriever, survey.work.prompt_tokens, of=of, tell=tell)
 
 
 def _fingerprint(adapter: LoadedAdapter) -> str:
@@ -171,6 +171,7 @@ class Survey:
     context_rows: RowSet
     tasks: Tasks
     windows: list[Any]
+    widths: tuple[int, ...]
     sizes: dict[str, int]
     notes: list[str]
 
@@ -195,12 +196,17 @@ class Survey:
             tasks=tasks,
             can_write=can_write,
             can_fill=tokenizer.markers is not None,
+            files=len({segment.path for segment in data.test_segments}),
             forward_tokens=forward_tokens,
             written_cost=4 if base.quantized else 2,
         )
+        if work.row_tokens < widths[-1]:
+            widths = (work.row_tokens,)
+            windows = make_windows(data.test_segments, tokenizer, work.row_tokens)
         notes = []
         if len(windows) > work.rows:
-            notes.append(f"{work.rows} of {len(windows)} stretches of held-out code were measured.")
+            length = f" of {work.row_tokens} tokens" if work.row_tokens < config.data.row_widths[-1] else ""
+            notes.append(f"{work.rows} of {len(windows)} stretches of held-out code{length} were measured.")
         windows = draw_windows(windows, work.rows, seed=seed)
         if not can_write:
             notes.append("Nothing was generated: the base's weights are read from disk for every pass.")
@@ -218,7 +224,7 @@ class Survey:
             frozenset(defined),
         )
         rows = plain_rows(windows, tokenizer, widths)
-        return cls(work, rows, rows, asked, windows, _sizes(rows), notes)
+        return cls(work, rows, rows, asked, windows, widths, _sizes(rows), notes)
 
     def keep_what_was_done(self, missing: Sequence[str]) -> None:
         """Leave tasks out that not even base and adapter were asked."""
@@ -227,9 +233,9 @@ class Survey:
         if HOLES in missing:
             self.tasks = replace(self.tasks, holes=[])
 
-    def add_context(self, base: BaseModel, config: TrainingConfig, retriever: Retriever) -> None:
+    def add_context(self, base: BaseModel, retriever: Retriever) -> None:
         """Make the rows with retrieved code in front."""
-        self.context_rows = rows_with_context(self.windows, base.tokenizer, retriever, config.data.row_widths)
+        self.context_rows = rows_with_context(self.windows, base.tokenizer, retriever, self.widths)
 
 
 def _sizes(rows: RowSet) -> dict[str, int]:

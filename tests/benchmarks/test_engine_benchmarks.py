@@ -62,6 +62,15 @@ def test_adapters_of_different_budgets_are_equal(benchmark: Any) -> None:
     assert found[0]["final_loss"] == pytest.approx(found[1]["final_loss"], abs=1e-4)
 
 
+def test_a_real_base_s_shape_keeps_its_budget_beside_a_busy_loop(benchmark: Any, tmp_path: Path) -> None:
+    """SmolLM2's layers and vocabulary, fewer of the former; looked at from outside, as its owner would."""
+    plan = benchmark("memory_plan")
+    model = benchmark("shapes").write_shape("smollm2-135m", tmp_path, bits=None, layers=4)
+    found = plan.cell(str(model), 1.0, 256, 2, 1)
+    assert found["measured_peak_bytes"] <= 1.0 * 2**30, found
+    assert 0.75 <= found["measured_peak_bytes"] / found["predicted_peak_bytes"] <= 1.1, found
+
+
 def test_table_and_picture_are_made_of_the_kept_results(benchmark: Any) -> None:
     module = benchmark("run")
     found = module.results()

@@ -11,6 +11,7 @@ import pytest
 
 from mlx_gardener.config import load_config
 from mlx_gardener.engine import learn, make_plan, measured_backend, model_facts
+from mlx_gardener.engine.predict import least_budget_bytes, predicted
 from mlx_gardener.engine.speed import TWO_CORES
 from mlx_gardener.errors import ConfigError, MemoryBudgetError, ModelError
 from mlx_gardener.model import seedling_path
@@ -123,3 +124,31 @@ def test_a_cache_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     assert measured_backend(cache) == before
     (tmp_path / "file").write_text("")
     assert measured_backend(tmp_path / "file" / "cache").flops_per_second > 0
+
+
+@pytest.mark.parametrize("budget", [2, 4, 8])
+def test_no_plan_computes_again_what_the_budget_would_keep(
+    budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a tenth of the budget is unused only where a layer more of kept activations, or in memory, does not fit."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import plan_table
+
+    for name in plan_table.MODELS:
+        facts = plan_table.recorded_facts(plan_table.CONFIGS / f"{name}.json")
+        for width in (512, 1024, 2048):
+            config = load_config(
+                environment={}, overrides={"memory_limit_gb": budget, "data.row_widths": [width]}
+            )
+            try:
+                plan = make_plan(facts, config, config.memory_limit_bytes, plan_table.MAC_MINI_M4)
+            except MemoryBudgetError:
+                continue
+            if plan.predicted_peak_bytes >= 0.9 * plan.budget_bytes or plan.live_layers == facts.layers:
+                continue
+            if plan.live_layers + plan.streamed_layers < facts.layers:
+                more = replace(plan, live_layers=plan.live_layers + 1)
+            else:
+                more = replace(plan, streamed_layers=max(0, plan.streamed_layers - 1), words_on_disk=False)
+            needed = least_budget_bytes(predicted(more, facts, config, plan_table.MAC_MINI_M4))
+            assert needed > plan.budget_bytes, (name, width, plan)
