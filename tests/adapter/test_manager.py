@@ -160,7 +160,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(
     small = tmp_path / "small-disk"
     small.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=320k", "tmpfs", str(small)], capture_output=True, check=False
     )
     if mounted.returncode != 0:
         pytest.skip("this machine does not let tests mount a file system")

@@ -19,6 +19,7 @@ from mlx_gardener.source import Scan, scan_repository
 from mlx_gardener.source import walk as walk_module
 from mlx_gardener.source.walk import _without_retries, head_commit, list_files, marked_paths
 from tests.cli.test_command_line import gardener
+from tests.conftest import write_repository
 
 CODE = (
     "def measure(basket):\n    total = sum(item.weight for item in basket)\n    return total / len(basket)\n"
@@ -258,8 +259,7 @@ def test_patterns_without_retries_match_what_they_matched(line: str, paths: list
 
 
 def test_strange_names_and_contents_are_spelled_out(tmp_path: Path, home: Path) -> None:
-    root = tmp_path / "drawn"
-    root.mkdir()
+    root = write_repository(tmp_path / "drawn")  # enough code for a training, which a dry run asks for too
     names = [f"a{TRICKS}b.csv", "line\nbreak.lock", f"{TRICKS}.py"]
     for name in names:
         (root / name).write_text(CODE + f"api_key = 'q8Zx2Lw9Vt4Rb7Ny1Kc6Mf3'  # {TRICKS}\n")
@@ -311,7 +311,6 @@ def test_modules_that_lie_in_a_repository_are_not_imported(
 
     from mlx_gardener.source.scan import PARALLEL_FILES
     from tests.cli.test_command_line import train_flags
-    from tests.conftest import write_repository
 
     root, marker = write_repository(tmp_path / "modules"), tmp_path / "marker"
     trap = f"open({str(marker)!r}, 'a').write(__name__ + '\\n')\nraise ImportError('a trap')\n"
