@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 
 #: Updates from which a training's speed says something: the first ones are slower (judgement).
 STEPS_TO_LEARN_FROM = 8
+#: Seconds between two words about the same part of an evaluation.
+TELL_SECONDS = 0.5
 #: Seconds of updates from which the speed is that of the base on this machine (judgement).
 SECONDS_TO_LEARN_FROM = 60.0
 
@@ -344,10 +346,16 @@ def _measure(
     from mlx_gardener.evaluate import compare
     from mlx_gardener.evaluations import ANSWERS, find_control
 
-    began = time.monotonic()
+    began = told_at = time.monotonic()
+    told = ""
 
     def on_progress(share: float, message: str) -> None:
-        left = (time.monotonic() - began) * (1 - share) / share if share > 0.02 else None
+        nonlocal told, told_at
+        now = time.monotonic()
+        if message == told and now - told_at < TELL_SECONDS:
+            return  # it is asked after every token
+        told, told_at = message, now
+        left = (now - began) * (1 - share) / share if share > 0.02 else None
         run.tell(TrainingPhase.COMPLETING, 0.05 + 0.85 * share, message, eta_seconds=left)
 
     control, notes = None, list[str]()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_gardener.config import TrainingConfig, known_keys, load_config
+from mlx_gardener.config import TrainingConfig, known_keys, load_config, validate_config
 from mlx_gardener.errors import ConfigError
 
 
@@ -106,3 +106,10 @@ def test_the_settings_page_lists_every_setting_with_its_default() -> None:
         value = defaults[section][field] if section else defaults[key]
         text = value if isinstance(value, str) else "none" if value is None else json.dumps(value)
         assert shown == text, key
+
+
+def test_a_retired_setting_is_passed_over_and_said() -> None:
+    with pytest.warns(FutureWarning, match=r"evaluation.scales in the flags has no effect: .*docs/decisions.md"):
+        config = load_config(environment={}, overrides={"evaluation.scales": [0.5, 1.0]})
+    assert config == load_config(environment={})
+    assert validate_config({"evaluation": {"scales": [1.0]}}) == validate_config({}), "as in older manifests"

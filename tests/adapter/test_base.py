@@ -25,7 +25,7 @@ from tests.test_pipeline import endless, tiny_settings
 
 LORA = LoraConfig(rank=2)
 QUICK = {"evaluation.arms": ["base", "adapter"], "evaluation.least_tasks": 0, "evaluation.least_rows": 4,
-         "optimizer.max_steps": 1, "evaluation.scales": [1.0]}  # fmt: skip
+         "optimizer.max_steps": 1}  # fmt: skip
 
 
 @pytest.fixture
