@@ -109,7 +109,9 @@ def test_the_settings_page_lists_every_setting_with_its_default() -> None:
 
 
 def test_a_retired_setting_is_passed_over_and_said() -> None:
-    with pytest.warns(FutureWarning, match=r"evaluation.scales in the flags has no effect: .*docs/decisions.md"):
+    with pytest.warns(
+        FutureWarning, match=r"evaluation.scales in the flags has no effect: .*docs/decisions.md"
+    ):
         config = load_config(environment={}, overrides={"evaluation.scales": [0.5, 1.0]})
     assert config == load_config(environment={})
     assert validate_config({"evaluation": {"scales": [1.0]}}) == validate_config({}), "as in older manifests"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -115,21 +116,30 @@ def test_files_outside_a_sparse_checkout_are_not_called_deleted(root: Path) -> N
     assert list_files(root) == ["kept/code.py", "private.py"]
 
 
+@pytest.fixture
+def deep(root: Path) -> Iterator[Path]:
+    """The repository, and whatever tree it holds is gone afterwards: Python's own way to remove one does not go so deep."""
+    yield root
+    subprocess.run(["rm", "-rf", str(root)], check=True)
+
+
 @pytest.mark.parametrize("is_repository", [True, False])
-def test_a_tree_1300_directories_deep_is_read_to_its_end(root: Path, is_repository: bool) -> None:
+def test_a_tree_1300_directories_deep_is_read_to_its_end(deep: Path, is_repository: bool) -> None:
+    root = deep
     if not is_repository:
         (root / ".git").rename(root.parent / "away")
-    deep = root
+    here = root
     for _ in range(1300):  # pathlib's own way to make parents does not go so deep
-        deep = deep / "d"
-        deep.mkdir()
-    (deep / "end.py").write_text(CODE + "# the end\n")
+        here = here / "d"
+        here.mkdir()
+    (here / "end.py").write_text(CODE + "# the end\n")
     found = scan_repository(root, DataConfig(), quality_threshold=0.0, processes=1)
     assert [record.path.rsplit("/", 1)[-1] for record in found.files] == ["end.py", "good.py"]
     assert read_source(root, found.files[0]).text.endswith("# the end\n")
 
 
-def test_a_tree_deeper_than_paths_may_be_long_is_left_where_it_ends(root: Path) -> None:
+def test_a_tree_deeper_than_paths_may_be_long_is_left_where_it_ends(deep: Path) -> None:
+    root = deep
     (root / ".git").rename(root.parent / "away")
     here = os.open(root, os.O_RDONLY)
     for _ in range(60):
