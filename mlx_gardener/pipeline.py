@@ -261,6 +261,8 @@ def _train(
     """TRAINING: updates until the epochs are over or validation stops improving."""
     import mlx.core as mx
 
+    from mlx_gardener.evaluations import ANSWERS
+    from mlx_gardener.platform.kept import KeptValues
     from mlx_gardener.platform.processes import OthersWork
     from mlx_gardener.training import train as train_adapter
 
@@ -282,6 +284,7 @@ def _train(
         initial=parent.weights if parent is not None and data.continued_from else None,
         first_update=data.first_update,
         clock=run.clock,
+        store=KeptValues(run.registry.home / ANSWERS),
         peers=run.peers,
     )
     if engine.plan is plan:  # it never had to be made smaller

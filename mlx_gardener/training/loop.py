@@ -21,7 +21,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.engine import Engine, StepResult
+from mlx_gardener.engine import Engine, StepResult, kept_row_losses
 from mlx_gardener.engine.finite import not_finite_error
 from mlx_gardener.errors import GardenerError, TimeLimitError, TrainingError
 from mlx_gardener.events import (
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
 
     from mlx_gardener.dataset import Batch, RowSet
     from mlx_gardener.model import BaseModel
+    from mlx_gardener.platform.kept import KeptValues
 
 #: An update or a validation that takes longer tells its progress, every so many seconds.
 SLOW_SECONDS, TELL_SECONDS = 2.0, 1.0
@@ -149,6 +150,7 @@ def train(
     initial: dict[str, mx.array] | None = None,
     first_update: int = 0,
     clock: Clock | None = None,
+    store: KeptValues | None = None,
     peers: Peers | None = None,
 ) -> TrainOutcome:
     """Train an adapter on ``data.train``; the base is left without adapters again.
@@ -160,6 +162,7 @@ def train(
         initial: the adapter to begin with, by mlx-lm's names; a fresh one when None.
         first_update: updates on the same rows that ``initial`` has done: its epochs go on.
         clock: the run's time limit, within which the training leaves time for the evidence; none when None.
+        store: where the base's validation is kept between trainings, and looked for.
         peers: the processes that train together; this one alone when None.
 
     Raises:
@@ -179,6 +182,7 @@ def train(
             base, data, config, engine, publish, interrupt, checkpoint_dir, peers, clock or Clock()
         )
         run.state.first_update = first_update
+        run.store = store if initial is None and peers.size == 1 else None
         run.begin(resume=resume)
         stopped_because = run.to_the_end()
         return TrainOutcome(
@@ -218,6 +222,7 @@ class _Training:
         import mlx.core as mx
 
         self.clock = clock
+        self.store: KeptValues | None = None  # for what the base does alone
         self.base, self.data, self.config, self.engine = base, data, config, engine
         self.publish, self.interrupt, self.checkpoint_dir = publish, interrupt, checkpoint_dir
         self.peers = peers
@@ -576,8 +581,20 @@ class _Training:
                 except BudgetPassedError as passed:
                     self.neighbour.shrink(f"{passed} in the validation of step {self.state.step}")
 
-        loss_sum, tokens, source_bytes = self.peers.sum_numbers(whole_set)
-        self.validation_seconds = time.perf_counter() - started
+        loss_sum: float
+        tokens: float
+        source_bytes: float
+        if self.store is not None and self.state.step == 0:  # the adapter changes nothing yet
+            losses = [
+                kept_row_losses(self.engine, self.base, batch, self.store, between_segments=between)
+                for batch in validation
+            ]
+            loss_sum = math.fsum(loss for batch in losses for loss in batch)
+            tokens = sum(batch.loss_tokens for batch in validation)
+            source_bytes = sum(batch.source_bytes for batch in validation)
+        else:
+            loss_sum, tokens, source_bytes = self.peers.sum_numbers(whole_set)
+            self.validation_seconds = time.perf_counter() - started
         loss = loss_sum / max(1, tokens)
         if not self.state.validation and not math.isfinite(loss):  # nothing that is trained could mend it
             batches = self.data.validation.batches(self.tokens_per_update, seed=None)

@@ -17,6 +17,7 @@ from mlx_gardener.errors import ModelError, TrainingCancelledError, TrainingErro
 from mlx_gardener.events import Evaluated, Event, StepAdvanced, StepCompleted, TimePlanned, WarningRaised
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.lora import lora_parameters
+from mlx_gardener.platform.kept import KeptValues
 from mlx_gardener.training import TrainOutcome, loop, train
 from mlx_gardener.training.checkpoint import list_checkpoints
 from mlx_gardener.training.time_plan import Clock
@@ -86,6 +87,7 @@ def run(base: BaseModel, data: PreparedData, tmp_path: Path) -> Runner:
         rows: int = 2,
         clock: Clock | None = None,
         speed: float = 1e9,
+        store: KeptValues | None = None,
     ) -> TrainOutcome:
         recorder = recorder or Recorder()
         plan = Plan(
@@ -102,6 +104,7 @@ def run(base: BaseModel, data: PreparedData, tmp_path: Path) -> Runner:
             checkpoint_dir=tmp_path / directory,
             resume=resume,
             clock=clock,
+            store=store,
         )
 
     return go
@@ -372,3 +375,27 @@ def test_a_budget_that_the_process_passes_in_a_step_is_noticed_in_it(run: Runner
     outcome = run(settings(memory_limit_gb=limit), recorder=recorder, rows=4)
     assert any("GB" in text and "in step 3" in text for text in recorder.warnings), recorder.warnings
     assert outcome.state.step == 6 and all(math.isfinite(step.loss) for step in recorder.steps)
+
+
+def test_the_base_is_validated_once_for_all_trainings(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = KeptValues(tmp_path / "kept")
+    plain = run(settings(), directory="plain")
+    first = run(settings(), directory="first", store=store)
+    asked: list[int] = []
+    real = Engine.row_losses
+
+    def counted(engine: Engine, *args: object, **named: object) -> list[float]:
+        asked.append(1)
+        return real(engine, *args, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "row_losses", counted)
+    again = run(settings(), directory="again", store=store)
+    with_cache = len(asked)
+    asked.clear()
+    run(settings(), directory="without")
+    assert with_cache < len(asked)
+    assert same(plain, first) and same(first, again)
+    assert again.state.validation == first.state.validation
+    assert first.state.validation[0][1] == pytest.approx(plain.state.validation[0][1])
