@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig, validate_config
+from mlx_gardener.continuation import UNCHANGED_SINCE
 from mlx_gardener.errors import (
     GardenerError,
     PeersLostError,
@@ -264,6 +265,8 @@ def _work(
         tracker.start_heartbeat(config.progress_update_interval, _memory_now)
         result = _run(job, config, run_dir, registry, bus, tracker, interrupt)
         phase, status, message = TrainingPhase.COMPLETED, TrainingStatus.COMPLETED, "Done"
+        if version := result.get(UNCHANGED_SINCE):
+            message = f"Neither files nor settings have changed since {version}, so nothing was trained"
         if result.get(CANCELLED_LATE):
             phase, status = TrainingPhase.CANCELLED, TrainingStatus.CANCELLED
             message = (

@@ -109,6 +109,11 @@ def _show(error: Exception) -> NoReturn:
         if error.next_step:
             click.echo(f"  {safe_text(error.next_step)}", err=True)
         sys.exit(error.exit_code)
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f" ({os.fsdecode(error.filename)})"
+        click.echo(f"Error: The system refused: {safe_text(error.strerror + where)}.", err=True)
+        click.echo("  Run again with --debug to see at what.", err=True)
+        sys.exit(1)
     click.echo(f"Error: {type(error).__name__}: {safe_text(str(error))}", err=True)
     click.echo("  This is a defect of mlx-gardener. Run again with --debug to see where.", err=True)
     sys.exit(1)

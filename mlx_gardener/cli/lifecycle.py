@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlx_gardener.cli.asking import ask
 from mlx_gardener.cli.completion import complete_projects
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def forget(
     if not yes:
         what = ", ".join(knowing.learned) or "no version has learned from it"
         deleted = f", and delete what knows it ({what}) and all earlier runs" if purge else ""
-        click.confirm(f"Train {project} again without {safe_text(path)}{deleted}?", abort=True)
+        ask(f"Train {project} again without {safe_text(path)}{deleted}?")
     flags = {"model": model, **parse_settings(pairs)}
     latest = registry.latest_training(project)
     config = load_config(overrides=flags)

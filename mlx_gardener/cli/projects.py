@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mlx_gardener.cli.asking import ask
 from mlx_gardener.cli.completion import complete_projects
 
 
@@ -138,7 +139,7 @@ def remove(project: str, version: str | None, yes: bool) -> None:
         registry.get_project(project)
     what = f"adapter {version} of {project}" if version else f"{project} with all its adapters"
     if not yes:
-        click.confirm(f"Delete {what}?", abort=True)
+        ask(f"Delete {what}?")
     if version is not None:
         PeftManager(registry).delete_adapter(project, version)
     else:

@@ -225,8 +225,8 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     from mlx_gardener.cli.scan import estimate_training, scan_with_progress, time_text
     from mlx_gardener.continuation import as_trained
     from mlx_gardener.dataset.prepare import check_enough
-    from mlx_gardener.engine import known_backend, make_plan, model_facts
-    from mlx_gardener.model import check_model, choose_model
+    from mlx_gardener.engine import known_backend, look_ahead, make_plan
+    from mlx_gardener.model import choose_model
     from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.plan_view import show_plan
@@ -234,13 +234,12 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     from mlx_gardener.report.text import safe_text
 
     config = as_trained(config, root)
-    choice = choose_model(config.model, config.memory_limit_bytes)
-    place = check_model(choice, config.lora)
+    choice = choose_model(config.model, config.memory_limit_bytes, may_fetch=True)
+    place, facts = look_ahead(choice, config.lora)
     scan = scan_with_progress(root, config, silent=as_json)
     check_enough(scan, config)
-    facts = model_facts(place)
     plan = make_plan(facts, config, config.memory_limit_bytes, known_backend(default_home() / "cache", facts))
-    estimate = estimate_training(scan, config, choice, place)
+    estimate = estimate_training(scan, config, choice, place, facts)
     if as_json:
         click.echo(
             json.dumps(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -147,9 +148,21 @@ def watch_training(
 
 
 def _show_result(pipeline: TrainingPipeline, name: str, result: dict[str, Any], console: Any) -> None:
+    from mlx_gardener.continuation import UNCHANGED_SINCE
     from mlx_gardener.report.evidence_view import show_evidence
 
     adapter = pipeline.registry.get_adapter(name, result["adapter_version"])
+    if result.get(UNCHANGED_SINCE):
+        root = shlex.quote(str(pipeline.registry.get_project(name).path))
+        console.print(
+            f"Neither files nor settings have changed since {adapter.version} of {name} was trained: nothing was done.",
+            highlight=False,
+        )
+        console.print(
+            f"  Train all the same: mlx-gardener train {root} --fresh", highlight=False, soft_wrap=True
+        )
+        console.print(f"  What it is worth: mlx-gardener report {name}", highlight=False)
+        return
     show_evidence(console, result["evidence"])
     console.print(f"\nAdapter {adapter.version} of {name} is in the registry:", highlight=False)
     console.print(f"  {adapter.directory}", highlight=False, soft_wrap=True)
