@@ -57,6 +57,7 @@ CANCEL_POLL_SECONDS = 0.2
 #: With this a worker or a peer ends whose other ranks are gone; it could go on (EX_TEMPFAIL of sysexits.h).
 LOST_EXIT_CODE = os.EX_TEMPFAIL
 LOCK_NAME = RUN_LOCK_NAME
+_LOGGED_RESULT = ("adapter_version", UNCHANGED_SINCE, CANCELLED_LATE, INTERRUPTED)
 #: How long a worker waits for an earlier one in the same directory, which may be writing its last checkpoint.
 LOCK_WAIT_SECONDS = 120.0
 
@@ -346,7 +347,10 @@ def _memory_now() -> dict[str, Any]:
 
 
 def _log_event(event: Event) -> None:
-    logger.info("%s", json.dumps(event.to_json(), ensure_ascii=True))
+    told = event.to_json()
+    if isinstance(event, TrainingEnded):  # its evidence quotes source, which is the journal's alone
+        told["result"] = {key: event.result[key] for key in _LOGGED_RESULT if key in event.result}
+    logger.info("%s", json.dumps(told, ensure_ascii=True))
 
 
 def main() -> None:

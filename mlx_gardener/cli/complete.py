@@ -9,14 +9,16 @@ from pathlib import Path
 
 import click
 
-from mlx_gardener.cli.completion import complete_projects
+from mlx_gardener.cli.completion import complete_projects, complete_versions
 
 
 @click.command()
 @click.argument("project", shell_complete=complete_projects)
 @click.argument("place", required=False, metavar="[FILE:LINE]")
 @click.option("--base", "with_base", is_flag=True, help="Complete with the base model alone, to compare.")
-@click.option("--version", help="Adapter version; the active one by default.")
+@click.option(
+    "--version", shell_complete=complete_versions, help="Adapter version; the active one by default."
+)
 @click.option("--no-suffix", is_flag=True, help="Do not show the model what follows LINE.")
 @click.option("--max-tokens", type=click.IntRange(1, 1024), default=48, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")

@@ -8,16 +8,29 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlx_gardener.cli.completion import complete_models, complete_settings
+
 if TYPE_CHECKING:
     from mlx_gardener.engine import Plan
 
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path), required=False)
-@click.option("--model", help="auto, seedling, a hub id, or a directory. [default: auto]")
+@click.option(
+    "--model",
+    shell_complete=complete_models,
+    help="auto, seedling, a hub id, or a directory. [default: auto]",
+)
 @click.option("--budget", type=float, metavar="GB", help="Memory the training may take. [default: 4]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
-@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting, as in train.")
+@click.option(
+    "--set",
+    "pairs",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=complete_settings,
+    help="Any setting, as in train.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def plan(
     path: Path | None,

@@ -156,7 +156,7 @@ def backup(file: Path, force: bool) -> None:
 
 
 @registry.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path))
 @click.option("--replace", is_flag=True, help="Move a home that is not empty aside.")
 def restore(file: Path, replace: bool) -> None:
     """Put the registry that was backed up to FILE in place of this one, whole or not at all."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_gardener.cli.completion import complete_projects
+from mlx_gardener.cli.completion import complete_projects, complete_versions
 
 if TYPE_CHECKING:
     from mlx_gardener.registry import AdapterRecord, ProjectRegistry
@@ -18,7 +18,11 @@ PAGE_NAME = "report.html"
 
 @click.command()
 @click.argument("project", shell_complete=complete_projects)
-@click.option("--version", help="Adapter version; the active one, else the newest, by default.")
+@click.option(
+    "--version",
+    shell_complete=complete_versions,
+    help="Adapter version; the active one, else the newest, by default.",
+)
 @click.option("--open", "open_page", is_flag=True, help="Open the page in the web browser.")
 @click.option(
     "--output", type=click.Path(path_type=Path, dir_okay=False), help="Copy the page to this new file."

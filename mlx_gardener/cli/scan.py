@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlx_gardener.cli.completion import complete_models, complete_settings
+
 if TYPE_CHECKING:
     from mlx_gardener.config import TrainingConfig
     from mlx_gardener.engine import ModelFacts
@@ -18,10 +20,21 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path), default=".")
-@click.option("--model", help="auto, seedling, a hub id, or a directory. [default: auto]")
+@click.option(
+    "--model",
+    shell_complete=complete_models,
+    help="auto, seedling, a hub id, or a directory. [default: auto]",
+)
 @click.option("--budget", type=float, metavar="GB", help="Memory the training may take. [default: 4]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
-@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting, as in train.")
+@click.option(
+    "--set",
+    "pairs",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=complete_settings,
+    help="Any setting, as in train.",
+)
 @click.option("--lines", is_flag=True, help="List the lines that would be kept, file by file.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON document on stdout.")
 def scan(
@@ -37,11 +50,13 @@ def scan(
 
     Exit code 1 where a training would be refused, with its reason.
     """
+    from mlx_gardener.cli import show_error
     from mlx_gardener.cli.train import parse_settings
     from mlx_gardener.config import load_config
     from mlx_gardener.continuation import as_trained
     from mlx_gardener.dataset.prepare import check_enough
     from mlx_gardener.engine import look_ahead
+    from mlx_gardener.errors import GardenerError
     from mlx_gardener.model import choose_model
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.scan_view import show_kept_lines, show_scan
@@ -59,8 +74,14 @@ def scan(
     estimate = estimate_training(found, config, choice, place, facts)
     if as_json:
         told = {**found.to_json(), "kept_lines": list_kept_lines(found, config), "estimate": estimate}
+        try:
+            check_enough(found, config)
+        except GardenerError as error:
+            code = show_error(error, None)
+            told["error"] = {"message": error.message, "next_step": error.next_step, "exit_code": code}
         click.echo(json.dumps(told, indent=2))
-        check_enough(found, config)
+        if "error" in told:
+            raise click.exceptions.Exit(1)
         return
     console = make_console()
     show_scan(console, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -34,10 +35,12 @@ def attach(project: str, as_json: bool) -> None:
     "--lines", default=50, show_default=True, type=click.IntRange(min=0), help="Last lines to show."
 )
 @click.option("--follow", is_flag=True, help="Go on until the training has ended.")
-def logs(project: str, lines: int, follow: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Every line and event as JSON lines on stdout.")
+def logs(project: str, lines: int, follow: bool, as_json: bool) -> None:
     """Print what the worker of PROJECT's latest training logged."""
     from mlx_gardener.errors import TrainingError
     from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.log_view import LogReader, log_json
     from mlx_gardener.report.text import safe_text
     from mlx_gardener.worker import LOG_NAME
 
@@ -48,15 +51,22 @@ def logs(project: str, lines: int, follow: bool) -> None:
         raise TrainingError(
             f"Project {project!r} has never been trained.", next_step="Start with `mlx-gardener train`."
         )
+    reader = LogReader()
+
+    def shown(text: str) -> list[str]:
+        if as_json:
+            return [json.dumps(log_json(line)) for line in text.splitlines()]
+        return [safe_text(told) for line in text.splitlines() if (told := reader(line)) is not None]
+
     log = record.run_dir / LOG_NAME
     text, offset = _read(log, 0)
-    for line in text.splitlines()[-lines:] if lines else []:
-        click.echo(safe_text(line))
+    for line in shown(text)[-lines:] if lines else []:
+        click.echo(line)
     while follow:
         is_over = all(active.id != record.id for active in registry.active_trainings())
         text, offset = _read(log, offset)
-        for line in text.splitlines():
-            click.echo(safe_text(line))
+        for line in shown(text):
+            click.echo(line)
         if is_over:
             return
         time.sleep(_POLL_SECONDS)

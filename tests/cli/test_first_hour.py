@@ -137,3 +137,98 @@ def test_training_again_without_a_change_says_so_and_trains_nothing(
     assert "settings have (seed)" in other.replace("\n", " ") and versions() == ["v1", "v2"], other
     train("--fresh")
     assert versions() == ["v1", "v2", "v3"]
+
+
+def offered(*words: str) -> list[str]:
+    """What a shell is offered for the last word."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_gardener"],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "_MLX_GARDENER_COMPLETE": "bash_complete",
+            "COMP_WORDS": " ".join(("mlx-gardener", *words)),
+            "COMP_CWORD": str(len(words)),
+        },
+    )
+    assert not done.stderr, done.stderr
+    return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
+
+
+@pytest.mark.usefixtures("registry")
+def test_shells_offer_versions_settings_and_models() -> None:
+    for words in (("activate", "small"), ("eval", "small", "--version"), ("diff", "small", "v1")):
+        assert offered(*words, "v") == ["v1"], words
+    assert offered("activate", "nobody", "v") == []
+    assert "lora.rank=" in offered("train", "--set", "lora.r")
+    models = offered("scan", "--model", "s")
+    assert models == ["seedling"]
+    assert "mlx-community/Qwen2.5-Coder-3B-4bit" in offered("plan", "--model", "mlx")
+
+
+def test_what_is_being_trained_is_not_taken_out_of_the_queue(repository: Path) -> None:
+    registry = ProjectRegistry()
+    registry.register_project("small", repository)
+    entry = registry.queue.add("small", {}, budget_bytes=1)
+    registry.begin_training("small", {}, queue_number=entry.number)
+    done = gardener("queue", "remove", "small")
+    assert done.returncode == 1 and "is being trained" in done.stderr and "cancel small" in done.stderr
+    listed = json.loads(gardener("queue", "--json").stdout)
+    assert [row["project"] for row in listed["queue"]] == ["small"]
+    assert gardener("queue", "--json", "list").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("show", "nobody", "--json"), 1),
+        (("complete", "nobody", "--json"), 1),
+        (("eval", "nobody", "--json", "--tasks", "-5"), 2),
+        (("train", "/does/not/exist", "--json"), 1),
+        (("train", ".", "--json", "--set", "lora.rnk=3"), 2),
+        (("import", "small", "/does/not/exist", "--json"), 1),
+        (("import", "small", "/tmp", "--repository", "/does/not/exist", "--json"), 1),
+        (("registry", "gc", "--json"), 2),
+    ],
+)
+@pytest.mark.usefixtures("registry")
+def test_errors_are_json_where_json_is_asked_for(arguments: tuple[str, ...], code: int) -> None:
+    done = gardener(*arguments)
+    told = json.loads(done.stdout)
+    assert done.returncode == code == told["error"]["exit_code"], done.stderr
+    assert told["error"]["message"] in done.stderr and "Traceback" not in done.stderr
+    assert ("event" in told) == (arguments[0] == "train")
+
+
+@pytest.mark.usefixtures("registry")
+def test_old_names_of_options_work_and_say_so(tmp_path: Path) -> None:
+    for arguments, new in (
+        (("eval", "small", "--adapter", "v1"), "--adapter is --version now"),
+        (("rollback", "small", "--to", "v1"), "--to is VERSION now"),
+        (("train", str(tmp_path), "--from-adapter", "v1", "--fresh"), "--from-adapter is --from-version now"),
+        (("import", str(tmp_path), "--project", "small"), "--project is PROJECT, in front of PATH, now"),
+    ):
+        done = gardener(*arguments)
+        assert new in done.stderr and "No such option" not in done.stderr, done.stderr
+    twice = gardener("eval", "small", "--adapter", "v1", "--version", "v1")
+    assert twice.returncode == 2 and "give one of them" in twice.stderr
+
+
+def test_a_log_is_for_people_and_as_json_for_machines_and_quotes_no_source(
+    repository: Path, tiny_model_dir: Path
+) -> None:
+    flags = train_flags(tiny_model_dir)
+    done = gardener("train", str(repository), "--project", "small", *flags, "--json")
+    assert done.returncode == 0, done.stderr
+    ended = json.loads(done.stdout.splitlines()[-1])
+    assert "self." in json.dumps(ended["result"]["evidence"]), "events quote source, for the report"
+    record = ProjectRegistry().latest_training("small")
+    assert record is not None and "self." not in (record.run_dir / "worker.log").read_text()
+    shown = gardener("logs", "small", "--lines", "1000").stdout.splitlines()
+    assert len(shown) > 5 and not any("{" in line for line in shown), shown
+    assert max(map(len, shown)) < 300 and shown[-1].endswith("Training completed: Done (v1)"), shown
+    assert len(set(shown)) == len(shown) and any("Step 3 of 3" in line for line in shown)
+    told = [json.loads(line) for line in gardener("logs", "small", "--json").stdout.splitlines()]
+    assert told[-1]["event"] == "TrainingEnded" and told[-1]["result"]["adapter_version"] == "v1"
+    assert len(gardener("logs", "small", "--lines", "3").stdout.splitlines()) == 3

@@ -93,8 +93,11 @@ def test_looking_first_refuses_the_repositories_that_training_refuses(
         assert "Kept" not in capsys.readouterr().out
         refused(words, "scan", str(root), *flags)
         assert "Kept" in capsys.readouterr().out, "a scan says what was dropped all the same"
-    refused("5000 are needed", "scan", str(repository), "--json", *few)
-    assert json.loads(capsys.readouterr().out)["files_kept"] >= 12
+    assert cli(["scan", str(repository), "--json", *few], standalone_mode=False) == 1
+    told, said = capsys.readouterr()
+    shown = json.loads(told)
+    assert shown["files_kept"] >= 12 and "5000 are needed" in shown["error"]["message"]
+    assert shown["error"]["message"] in said
 
 
 def test_adapters_that_have_no_place_are_refused_before_anything_is_read(
