@@ -110,8 +110,11 @@ def already_trained(run: Run, parent: Parent | None, data: PreparedData) -> dict
     if why == UNCHANGED:
         others = _other_settings(run.config, parent.manifest)
         if not others:
-            record = run.registry.get_adapter(run.project.name, version)
-            told = {"metrics": dict(record.metrics), "evidence": parent.manifest["evidence"]}
+            made = run.registry.training_that_made(run.project.name, version)
+            known = (
+                parent.manifest if made is None else made.result
+            )  # the manifest's evidence quotes no source
+            told = {key: known[key] for key in ("metrics", "evidence", "training")}
             return {"adapter_version": version, **told, UNCHANGED_SINCE: version}
         why = f"no file has changed since, but settings have ({', '.join(others)})"
     run.publish(WarningRaised(f"Training begins from scratch, not from {version}: {why}."))

@@ -13,7 +13,7 @@ def agreed(question: str) -> bool:
         click.Abort: the question was interrupted.
     """
     try:
-        return click.confirm(question)
+        return click.confirm(question, err=True)
     except click.Abort as error:
         if isinstance(error.__context__, EOFError):
             raise click.UsageError(f"{question} Nobody is there to answer: say --yes.") from None

@@ -68,11 +68,9 @@ def _adapter(registry: ProjectRegistry, project: str, version: str | None) -> Ad
 
 
 def _evidence(registry: ProjectRegistry, record: AdapterRecord) -> dict[str, Any] | None:
-    """With its source texts, where the last training made this version; the manifest has it without."""
-    training = registry.latest_training(record.project)
-    if training is None or training.result.get("adapter_version") != record.version:
-        return None
-    return training.result.get("evidence")
+    """With its source texts, where the training that made this version is still there; the manifest has it without."""
+    training = registry.training_that_made(record.project, record.version)
+    return None if training is None else training.result.get("evidence")
 
 
 def _existing(page: Path, record: AdapterRecord) -> Path:

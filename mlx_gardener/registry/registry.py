@@ -355,6 +355,13 @@ class ProjectRegistry:
             row = next(readable("trainings", rows, self.home), None)
         return None if row is None else _as_it_is(training_of(row, self.home), row)
 
+    def training_that_made(self, project: str, version: str) -> TrainingRecord | None:
+        """The training that made a version; None for imports, and where `collect_garbage` took its run."""
+        with self._database.read() as connection:
+            rows = connection.execute("SELECT * FROM trainings WHERE project = ? ORDER BY number", (project,))
+            records = [training_of(row, self.home) for row in readable("trainings", rows, self.home)]
+        return next((item for item in records if item.result.get("adapter_version") == version), None)
+
     def active_trainings(self) -> list[TrainingRecord]:
         """Trainings waiting or under way, in the order they were begun."""
         self.close_dead_trainings()

@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from mlx_gardener.registry import ProjectRegistry, TrainingStatus
+import mlx_gardener
+from mlx_gardener.config import validate_config
+from mlx_gardener.registry import ProjectRegistry, TrainingRecord, TrainingStatus
+from mlx_gardener.trainings import TrainingPipeline
 from tests.cli.test_command_line import gardener, train_flags
 from tests.registry.worlds import install_adapter
+from tests.test_pipeline import tiny_settings
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ def test_a_question_that_nobody_can_answer_names_yes(
     registry: ProjectRegistry, arguments: tuple[str, ...]
 ) -> None:
     done = command(*arguments)
-    assert done.returncode == 2 and b"say --yes" in done.stderr, done.stderr
+    assert done.returncode == 2 and b"say --yes" in done.stderr and not done.stdout, done.stderr
     refused = command(*arguments, given=b"n\n")
     assert refused.returncode == 1 and b"Nothing was changed" in refused.stderr, refused.stderr
     assert [item.version for item in registry.list_adapters("small")] == ["v1"]
@@ -75,6 +79,29 @@ def test_a_completion_that_waits_for_a_terminal_says_so() -> None:
     os.close(ours)
 
 
+def test_continuing_takes_up_no_training_that_went_on_from_elsewhere(
+    registry: ProjectRegistry, tiny_model_dir: Path
+) -> None:
+    def pipeline(begin: str) -> TrainingPipeline:
+        return TrainingPipeline(tiny_settings(tiny_model_dir, continue_from=begin), registry=registry)
+
+    def interrupted(begin: str) -> TrainingRecord:
+        config = {**pipeline("auto").config.model_dump(mode="json"), "continue_from": begin}
+        record = registry.begin_training("small", config)
+        (record.run_dir / "checkpoints" / "step-1").mkdir(parents=True)
+        registry.finish_training(record.id, TrainingStatus.CANCELLED, "stopped", {})
+        return record
+
+    plain = interrupted("auto:v1")  # began anew, as nothing had changed, or went on by itself
+    for wish, taken in (("auto", plain.id), ("active", None), ("v1", None)):
+        found = pipeline(wish).unfinished_training("small")
+        assert (found and found.id) == taken, wish
+    asked = interrupted("v1")
+    for wish in ("auto", "active", "v1"):
+        found = pipeline(wish).unfinished_training("small")
+        assert found is not None and found.id == asked.id, wish
+
+
 @pytest.mark.usefixtures("registry")
 def test_what_the_system_says_comes_without_its_number() -> None:
     done = gardener("complete", "small", "nowhere.py:1")
@@ -105,6 +132,13 @@ def test_a_project_without_an_adapter_says_what_it_waits_for(
     assert "Its last training failed: `mlx-gardener status small`" in said()
 
 
+@pytest.mark.usefixtures("registry")
+def test_nothing_that_can_be_served_is_an_error() -> None:
+    done = gardener("serve", "small", "--port", "0")
+    assert done.returncode == 1 and "Nothing can be served: small" in done.stderr, done.stderr
+    assert "Listening" not in done.stdout
+
+
 def test_a_busy_project_names_attach(repository: Path, tiny_model_dir: Path) -> None:
     registry = ProjectRegistry()
     registry.register_project("small", repository)
@@ -131,6 +165,12 @@ def test_training_again_without_a_change_says_so_and_trains_nothing(
     registry.activate_adapter("small", "v1")  # whatever its evidence says
     again = train()
     assert "have changed since v1" in again and "--fresh" in again and versions() == ["v1"], again
+    page = json.loads(gardener("report", "small", "--json").stdout)
+    assert "self." in json.dumps(page["evidence"]), "with its source, as before"
+    last = registry.latest_training("small")
+    assert last is not None
+    config = validate_config({**last.config, "continue_from": "auto"})
+    assert mlx_gardener.train(repository, project="small", config=config).adapter_version == "v1"
     ended = json.loads(train("--json").splitlines()[-1])
     assert ended["result"]["unchanged_since"] == "v1" and "nothing was trained" in ended["message"]
     other = train(seed=5)
