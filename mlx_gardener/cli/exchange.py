@@ -79,7 +79,7 @@ def export(
 
 @click.command(name="import")
 @click.argument("project", shell_complete=complete_projects)
-@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.argument("path", required=False, metavar="PATH", type=click.Path(path_type=Path))
 @click.option("--project", "named", hidden=True)
 @click.option(
     "--repository",

@@ -153,12 +153,12 @@ def test_plan_of_a_repository_says_how_long_it_takes_as_it_is_set(
     shown = gardener(*command, "--set", "engine.micro_batch_rows=3")
     assert shown.returncode == 0, shown.stderr
     assert "3 rows of 512 tokens" in shown.stdout and "minute to learn from" in shown.stdout
-    assert "beyond the limit" not in shown.stdout
+    assert "fit into the limit" not in shown.stdout
     set_too = gardener("plan", "--json", "--set", f"model={tiny_model_dir}", "--set", "memory_limit_gb=3")
     assert json.loads(set_too.stdout)["model"] == str(tiny_model_dir)
     assert json.loads(set_too.stdout)["budget_bytes"] == 3 * 2**30
     long = gardener(*command, "--set", "training_timeout_minutes=0.0001", "--set", "optimizer.epochs=100")
-    assert "beyond the limit of 0.0001 minutes" in " ".join(long.stdout.split())
+    assert "fit into the limit of 0.0001 minutes" in " ".join(long.stdout.split())
     twice, short = (
         json.loads(gardener(*command, "--json", "--set", setting).stdout)["estimate"]
         for setting in ("optimizer.epochs=2", "optimizer.max_steps=1")
@@ -206,6 +206,8 @@ def test_a_trained_project_is_listed_used_exported_and_removed(
     place = f"{file.relative_to(repository)}:9"
     with_adapter = gardener("complete", "web", place, "--max-tokens", "4")
     assert with_adapter.returncode == 0, with_adapter.stderr
+    told = json.loads(gardener("complete", "web", place, "--max-tokens", "4", "--json").stdout)
+    assert told["text"] + "\n" == with_adapter.stdout and told["version"] == "v1"
     assert gardener("complete", "web", place, "--base", "--max-tokens", "4").returncode == 0
     piped = subprocess.run(
         [sys.executable, "-m", "mlx_gardener", "complete", "web", "--max-tokens", "4"],
