@@ -14,21 +14,40 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.errors import AdapterError, RegistryError
 from mlx_gardener.events import WarningRaised
+from mlx_gardener.recovery import Resume
 from mlx_gardener.registry import ProjectRegistry
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from mlx_gardener.dataset import Earlier
+    from mlx_gardener.dataset import Earlier, PreparedData
     from mlx_gardener.model import ModelChoice
     from mlx_gardener.pipeline import Run
 
 
+#: Settings that change nothing about what comes out: a training may go on with others.
+MAY_CHANGE = frozenset(
+    {
+        "training_timeout_minutes",
+        "progress_update_interval",
+        "checkpoint_interval_seconds",
+        "checkpoints_kept",
+        "worker_restarts",
+        "parallel",
+    }
+)
+#: What a training goes on from is decided when it begins, so a resumed one keeps it.
+DECIDED_AT_START = "continue_from"
+#: In a result: the version that is there already, as neither files nor settings have changed since it was trained.
+UNCHANGED_SINCE = "unchanged_since"
+
+
 @dataclass(frozen=True)
 class Parent:
-    """The version to go on from: the files it knows, its weights by mlx-lm's names, and whether it was asked for."""
+    """The version to go on from: the files it knows, its weights by mlx-lm's names, its manifest, and whether it was asked for."""
 
     earlier: Earlier
+    manifest: dict[str, Any]
     weights: dict[str, mx.array]
     is_asked: bool
 
@@ -70,11 +89,43 @@ def find_parent(run: Run, choice: ModelChoice) -> Parent | None:
         run.publish(WarningRaised(f"Training begins from scratch: {error.message}"))
         return None
     if why is None and earlier is not None:
-        return Parent(earlier, adapter.weights, is_asked)
+        return Parent(earlier, adapter.manifest, adapter.weights, is_asked)
     if is_asked:
         raise AdapterError(f"Training cannot go on from {version}: {why}.", next_step="Train with --fresh.")
     run.publish(WarningRaised(f"Training begins from scratch, not from {version}: {why}."))
     return None
+
+
+def already_trained(run: Run, parent: Parent | None, data: PreparedData) -> dict[str, Any] | None:
+    """The result that is there already, where training anew from the same files and settings would only repeat it.
+
+    Says why a training begins from scratch though there is a version to go on from.
+    """
+    from mlx_gardener.dataset.prepare import UNCHANGED
+
+    anew = data.summary.get("not_continued")
+    if parent is None or anew is None or run.resume is Resume.ALWAYS:
+        return None
+    version, why = parent.earlier.version, anew["why"]
+    if why == UNCHANGED:
+        others = _other_settings(run.config, parent.manifest)
+        if not others:
+            made = run.registry.training_that_made(run.project.name, version)
+            known = (
+                parent.manifest if made is None else made.result
+            )  # the manifest's evidence quotes no source
+            told = {key: known[key] for key in ("metrics", "evidence", "training")}
+            return {"adapter_version": version, **told, UNCHANGED_SINCE: version}
+        why = f"no file has changed since, but settings have ({', '.join(others)})"
+    run.publish(WarningRaised(f"Training begins from scratch, not from {version}: {why}."))
+    return None
+
+
+def _other_settings(config: TrainingConfig, manifest: dict[str, Any]) -> list[str]:
+    """Settings by which a training would give something else than the version of a manifest; the base is compared by its weights."""
+    mine, theirs = config.model_dump(mode="json"), manifest["config"]
+    compared = mine.keys() - MAY_CHANGE - {DECIDED_AT_START, "model"}
+    return sorted(key for key in compared if theirs.get(key) != mine[key])
 
 
 def _why_not(run: Run, choice: ModelChoice, manifest: dict[str, Any], earlier: Earlier | None) -> str | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.continuation import Parent, find_parent
+from mlx_gardener.continuation import Parent, already_trained, find_parent
 from mlx_gardener.errors import ModelError, TimeLimitError, TrainingCancelledError
 from mlx_gardener.events import (
     PHASE_PERCENT,
@@ -124,6 +124,9 @@ def run_training(run: Run) -> dict[str, Any]:
     choice = _initialize(run)
     parent = find_parent(run, choice)
     data = _prepare_data(run, choice, parent)
+    if (result := already_trained(run, parent, data)) is not None:
+        run.peers.leave(None)
+        return result
     earlier = look_for_checkpoints(run, choice, data)
     base, engine = _start_training(run, choice, earlier)
     resume = earlier is not None or run.resume is Resume.ALWAYS
@@ -138,6 +141,7 @@ def _initialize(run: Run) -> ModelChoice:
     run.tell(TrainingPhase.INITIALIZING, 0.0, "Choosing the base model")
     choice = choose_model(run.config.model, run.config.memory_limit_bytes, may_fetch=True)
     if choice.path is None:
+        run.tell(TrainingPhase.INITIALIZING, 0.0, f"Base model: {choice.name} ({choice.reason})")
         choice = _fetch(run, choice)
     check_model(choice, run.config.lora)  # before the repository is read, which may take longer
     run.tell(
@@ -161,7 +165,8 @@ def _fetch(run: Run, choice: ModelChoice) -> ModelChoice:
         run.tell(TrainingPhase.INITIALIZING, 0.9 * share, message)
 
     try:
-        return replace(choice, path=fetch_model(choice.name, on_progress))
+        path = fetch_model(choice.name, on_progress)
+        return replace(choice, path=path, reason=choice.reason.replace("to be fetched", "fetched"))
     except ModelError as error:
         if run.config.model != "auto":
             raise

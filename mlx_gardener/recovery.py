@@ -15,6 +15,7 @@ from mlx_gardener.config import TrainingConfig
 from mlx_gardener.errors import AdapterError, RegistryError
 from mlx_gardener.events import TrainingPhase, WarningRaised
 from mlx_gardener.platform.files import fsync_path, write_private
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_json
 from mlx_gardener.registry.names import is_version
 from mlx_gardener.registry.remnants import clear_run
@@ -115,7 +116,9 @@ def _kept_result(run: Run) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         run.publish(
-            WarningRaised(f"The {RESULT_NAME} of an earlier worker is damaged ({error}); passed over.")
+            WarningRaised(
+                f"The {RESULT_NAME} of an earlier worker is damaged ({reason_of(error)}); passed over."
+            )
         )
         return None
     usable = isinstance(result, dict) and is_version(result.get("adapter_version"))
@@ -154,5 +157,7 @@ def clear_away(run: Run) -> None:
                 run.registry.discard(adapters / result["adapter_version"])
     except (OSError, RegistryError) as error:
         run.publish(
-            WarningRaised(f"What an earlier training left half written could not be deleted ({error}).")
+            WarningRaised(
+                f"What an earlier training left half written could not be deleted ({reason_of(error)})."
+            )
         )

@@ -18,7 +18,7 @@ from typing import Any
 
 from mlx_gardener.adapter.base import model_place
 from mlx_gardener.config import TrainingConfig, load_config
-from mlx_gardener.continuation import decide_parent, without_forgotten
+from mlx_gardener.continuation import DECIDED_AT_START, MAY_CHANGE, decide_parent, without_forgotten
 from mlx_gardener.errors import GardenerError, TrainingError, TrainingTimeoutError
 from mlx_gardener.events import (
     Event,
@@ -45,19 +45,6 @@ from mlx_gardener.supervisor import bury, describe_death
 from mlx_gardener.worker import LOG_NAME, Job
 
 _POLL_SECONDS = 0.05
-#: Settings that change nothing about what comes out: a training may go on with others.
-_MAY_CHANGE = frozenset(
-    {
-        "training_timeout_minutes",
-        "progress_update_interval",
-        "checkpoint_interval_seconds",
-        "checkpoints_kept",
-        "worker_restarts",
-        "parallel",
-    }
-)
-#: What a training went on from is decided when it begins, so a resumed one keeps it.
-_DECIDED_AT_START = "continue_from"
 
 
 @dataclass
@@ -157,7 +144,11 @@ class TrainingPipeline:
         if not any((last.run_dir / CHECKPOINTS_NAME).glob("step-*")):
             return None
         mine = self._settings(project_name)
-        compared = mine.keys() - _MAY_CHANGE - {_DECIDED_AT_START}
+        wish = mine[DECIDED_AT_START]
+        is_asked = wish not in ("auto", "never") and not wish.startswith("auto:")
+        if is_asked and last.config.get(DECIDED_AT_START) != decide_parent(self.registry, project_name, wish):
+            return None  # it went on from another version, or from none
+        compared = mine.keys() - MAY_CHANGE - {DECIDED_AT_START}
         theirs = {**last.config, "model": model_place(self.registry, str(last.config.get("model")))}
         return last if all(theirs.get(key) == mine[key] for key in compared) else None
 
@@ -321,11 +312,11 @@ class TrainingPipeline:
     ) -> str:
         project = self._project(name)
         config = self._settings(name)
-        config[_DECIDED_AT_START] = (
-            "never" if fresh else decide_parent(self.registry, name, config[_DECIDED_AT_START])
+        config[DECIDED_AT_START] = (
+            "never" if fresh else decide_parent(self.registry, name, config[DECIDED_AT_START])
         )
         if resume_from is not None:
-            new = _MAY_CHANGE if mode is Resume.IF_SAME else {"training_timeout_minutes"}
+            new = MAY_CHANGE if mode is Resume.IF_SAME else {"training_timeout_minutes"}
             if self.config.parallel.is_wanted:
                 new = new | {"parallel"}
             config = {**resume_from.config, **{key: config[key] for key in new}}

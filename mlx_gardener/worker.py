@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig, validate_config
+from mlx_gardener.continuation import UNCHANGED_SINCE
 from mlx_gardener.errors import (
     GardenerError,
     PeersLostError,
@@ -56,6 +57,7 @@ CANCEL_POLL_SECONDS = 0.2
 #: With this a worker or a peer ends whose other ranks are gone; it could go on (EX_TEMPFAIL of sysexits.h).
 LOST_EXIT_CODE = os.EX_TEMPFAIL
 LOCK_NAME = RUN_LOCK_NAME
+_LOGGED_RESULT = ("adapter_version", UNCHANGED_SINCE, CANCELLED_LATE, INTERRUPTED)
 #: How long a worker waits for an earlier one in the same directory, which may be writing its last checkpoint.
 LOCK_WAIT_SECONDS = 120.0
 
@@ -264,6 +266,8 @@ def _work(
         tracker.start_heartbeat(config.progress_update_interval, _memory_now)
         result = _run(job, config, run_dir, registry, bus, tracker, interrupt)
         phase, status, message = TrainingPhase.COMPLETED, TrainingStatus.COMPLETED, "Done"
+        if version := result.get(UNCHANGED_SINCE):
+            message = f"Neither files nor settings have changed since {version}, so nothing was trained"
         if result.get(CANCELLED_LATE):
             phase, status = TrainingPhase.CANCELLED, TrainingStatus.CANCELLED
             message = (
@@ -343,7 +347,10 @@ def _memory_now() -> dict[str, Any]:
 
 
 def _log_event(event: Event) -> None:
-    logger.info("%s", json.dumps(event.to_json(), ensure_ascii=True))
+    told = event.to_json()
+    if isinstance(event, TrainingEnded):  # its evidence quotes source, which is the journal's alone
+        told["result"] = {key: event.result[key] for key in _LOGGED_RESULT if key in event.result}
+    logger.info("%s", json.dumps(told, ensure_ascii=True))
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from mlx_gardener.adapter.manifest import (
 from mlx_gardener.errors import AdapterError
 from mlx_gardener.platform.files import fsync_path, make_private, make_tree_private, write_private
 from mlx_gardener.platform.locks import hold
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.registry import AdapterRecord, ProjectRegistry, patiently
 from mlx_gardener.registry.database import BUSY_TIMEOUT_SECONDS
 
@@ -164,7 +165,7 @@ class PeftManager:
             except (OSError, RuntimeError) as error:
                 shutil.rmtree(staged, ignore_errors=True)
                 raise AdapterError(
-                    f"The adapter of {project!r} cannot be written ({error}).",
+                    f"The adapter of {project!r} cannot be written ({reason_of(error)}).",
                     next_step="Free disk space, then go on with `mlx-gardener train --resume`.",
                 ) from error
             try:

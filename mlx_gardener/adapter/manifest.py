@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import AdapterError
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import open_regular, read_json
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         manifest = read_json(directory / MANIFEST_NAME, max_bytes=_MAX_MANIFEST_BYTES, follow_links=False)
     except (OSError, ValueError) as error:
         raise AdapterError(
-            f"The adapter {directory.name!r} has no readable {MANIFEST_NAME} ({error}).",
+            f"The adapter {directory.name!r} has no readable {MANIFEST_NAME} ({reason_of(error)}).",
             next_step="Train again, or remove this version with `mlx-gardener remove`.",
         ) from error
     parts = {name: manifest.get(name) for name in _PARTS} if isinstance(manifest, dict) else {}
@@ -159,7 +160,7 @@ def verify_files(directory: Path, manifest: dict[str, Any]) -> None:
             same = sha256_of(path) == expected["sha256"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise AdapterError(
-                f"The file {name!r} of adapter {directory.name!r} cannot be read ({error}).",
+                f"The file {name!r} of adapter {directory.name!r} cannot be read ({reason_of(error)}).",
                 next_step="Train again.",
             ) from error
         if not same:
@@ -220,6 +221,7 @@ def load_adapter_directory(directory: Path, manifest: dict[str, Any] | None = No
         weights = load_arrays(file)
     except (OSError, ValueError, RuntimeError) as error:
         raise AdapterError(
-            f"The weights of adapter {directory.name!r} cannot be read ({error}).", next_step="Train again."
+            f"The weights of adapter {directory.name!r} cannot be read ({reason_of(error)}).",
+            next_step="Train again.",
         ) from error
     return LoadedAdapter(weights, settings, manifest or {}, directory)

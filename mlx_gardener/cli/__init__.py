@@ -1,8 +1,8 @@
 """The ``mlx-gardener`` command: one small file per command, loaded only when it is called.
 
 ``--help`` lists the commands from the table below without importing any of them, so it answers in well under 0.2 s.
-Errors are shown here and nowhere else: `GardenerError` as a sentence and its next step, exit code 2 for usage and 1
-for failure, a traceback only with ``--debug``.
+Errors are shown here and nowhere else: `GardenerError` as a sentence and its next step on stderr, with ``--json`` also as
+JSON on stdout, exit code 2 for usage and 1 for failure, a traceback only with ``--debug``. docs/cli.md has the rules.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -50,6 +50,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "completion": ("mlx_gardener.cli.completion:completion", "Print shell completion code."),
 }
 
+#: Commands whose --json is a line for each event; the others print one document.
+STREAMS = ("train", "attach", "logs", "serve")
+
 
 class CommandTable(click.Group):
     """A click group whose commands are imported on use, and the one place where errors are shown."""
@@ -77,41 +80,67 @@ class CommandTable(click.Group):
         replace_what_cannot_be_written(sys.stdout, sys.stderr)
         if not standalone_mode:
             return super().main(arguments, standalone_mode=False, **extra)
+        wanted = arguments[0] if arguments and "--json" in arguments[:end] else None
         try:
             code = super().main(arguments, standalone_mode=False, **extra)
         except Exception as error:
             if debug:
                 raise
-            _show(error)
+            code = show_error(error, wanted)
         except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            sys.exit(130)
+            code = show_error(click.Abort(), wanted)
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _show(error: Exception) -> NoReturn:
-    """Print ``error`` for people on stderr and exit with its code."""
-    if isinstance(error, click.exceptions.Abort):
-        click.echo("Interrupted.", err=True)
-        sys.exit(130)
-    if isinstance(error, click.ClickException):
-        error.show()
-        sys.exit(error.exit_code)
+def show_error(error: Exception, json_of: str | None) -> int:
+    """Print ``error`` for people on stderr, for machines on stdout where they asked for JSON; its exit code.
+
+    Args:
+        json_of: the command, where it was called with ``--json``.
+    """
     if isinstance(error, BrokenPipeError) or isinstance(error.__cause__, BrokenPipeError):
         # The reader went away (`| head`); point stdout at nothing so that the flush at exit stays quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):
-        sys.exit(1)
-    from mlx_gardener.report.text import safe_text
+        return 1
+    message, next_step, code = _told(error)
+    if isinstance(error, click.ClickException):
+        error.show()  # with its usage
+    else:
+        from mlx_gardener.report.text import safe_text
 
+        click.echo(("" if code == 130 else "Error: ") + safe_text(message), err=True)
+        if next_step:
+            click.echo(f"  {safe_text(next_step)}", err=True)
+    if json_of is not None:
+        import json
+
+        event = {"event": "Error"} if json_of in STREAMS else {}
+        told = {"message": message, "next_step": next_step, "exit_code": code}
+        click.echo(json.dumps({**event, "error": told}))
+    return code
+
+
+def _told(error: Exception) -> tuple[str, str, int]:
+    """Message, next step and exit code of an error."""
+    if isinstance(error, click.Abort):
+        return "Interrupted.", "", 130
+    if isinstance(error, click.ClickException):
+        return error.format_message(), "", error.exit_code
     if isinstance(error, GardenerError):
-        click.echo(f"Error: {safe_text(error.message)}", err=True)
-        if error.next_step:
-            click.echo(f"  {safe_text(error.next_step)}", err=True)
-        sys.exit(error.exit_code)
-    click.echo(f"Error: {type(error).__name__}: {safe_text(str(error))}", err=True)
-    click.echo("  This is a defect of mlx-gardener. Run again with --debug to see where.", err=True)
-    sys.exit(1)
+        return error.message, error.next_step, error.exit_code
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f" ({os.fsdecode(error.filename)})"
+        return (
+            f"The system refused: {error.strerror}{where}.",
+            "Run again with --debug to see at what.",
+            1,
+        )
+    return (
+        f"{type(error).__name__}: {error}",
+        "This is a defect of mlx-gardener. Run again with --debug to see where.",
+        1,
+    )
 
 
 @click.group(cls=CommandTable, context_settings={"help_option_names": ["-h", "--help"]})

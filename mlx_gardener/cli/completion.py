@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 @click.command()
@@ -23,6 +28,53 @@ def completion(shell: str) -> None:
     if kind is None:
         raise click.UsageError(f"There is no completion for {shell}.")
     click.echo(kind(cli, {}, "mlx-gardener", "_MLX_GARDENER_COMPLETE").source())
+
+
+def complete_versions(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Adapter versions of the project that was named, else of the one whose repository this is; the newest first."""
+    from pathlib import Path
+
+    from mlx_gardener.errors import GardenerError
+    from mlx_gardener.registry import ProjectRegistry
+
+    try:
+        registry = ProjectRegistry()
+        here = Path(ctx.params.get("path") or ".").resolve()
+        named = ctx.params.get("project")
+        first = ctx.command.params[0]
+        if named is None and first.name == "project" and ctx.args:
+            named = ctx.args[0]  # click reads no arguments where an option has no value yet
+        names = [named] if named else [item.name for item in registry.list_projects() if item.path == here]
+        versions = [item.version for name in names for item in registry.list_adapters(name)]
+    except GardenerError:
+        return []  # no such project, or an unreadable registry: the command itself will say so
+    return [version for version in reversed(versions) if version.startswith(incomplete)]
+
+
+def complete_settings(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Settings for ``--set``, up to their ``=``."""
+    from mlx_gardener.config import known_keys
+
+    return [f"{key}=" for key in sorted(known_keys()) if key.startswith(incomplete)]
+
+
+def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Base models: those with a name of their own, those in the hub's cache, the recommended ones; and directories."""
+    from pathlib import Path
+
+    from click.shell_completion import CompletionItem
+    from huggingface_hub import constants
+
+    from mlx_gardener.model.choose import RECOMMENDED, SEEDLING
+
+    if incomplete.startswith((".", "/", "~")):
+        return [CompletionItem(incomplete, type="dir")]
+    cached = sorted(
+        place.name.removeprefix("models--").replace("--", "/", 1)
+        for place in Path(constants.HF_HUB_CACHE).glob("models--*--*")
+    )
+    names = dict.fromkeys(("auto", SEEDLING, *cached, *(name for name, _ in RECOMMENDED)))
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 def complete_projects(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from mlx_gardener.cli.asking import agreed
 from mlx_gardener.cli.completion import complete_projects
 from mlx_gardener.errors import GardenerError
 
@@ -81,7 +82,7 @@ def connect(
     )
     if change.changes:
         click.echo(safe_lines(change.diff()))
-        if not yes and not click.confirm("Write this?"):
+        if not yes and not agreed("Write this?"):
             click.echo("Nothing was changed.")
             return
     else:

@@ -7,16 +7,23 @@ from pathlib import Path
 
 import click
 
-from mlx_gardener.cli.completion import complete_projects
+from mlx_gardener.cli.completion import complete_projects, complete_versions
+from mlx_gardener.cli.renamed import renamed
 
 _ARMS = ("base", "base_bm25", "adapter", "adapter_bm25", "control")
 
 
 @click.command(name="eval")
 @click.argument("project", shell_complete=complete_projects)
-@click.option("--adapter", "version", metavar="VERSION", help="Adapter version; the active one by default.")
 @click.option(
-    "--control", metavar="PROJECT", help="Whose adapter is the control; the newest other by default."
+    "--version", shell_complete=complete_versions, help="Adapter version; the active one by default."
+)
+@click.option("--adapter", hidden=True)
+@click.option(
+    "--control",
+    metavar="PROJECT",
+    shell_complete=complete_projects,
+    help="Whose adapter is the control; the newest other by default.",
 )
 @click.option("--tasks", type=click.IntRange(0, 1000), metavar="N", help="Tasks of each kind.")
 @click.option("--arms", metavar="ARM,ARM", help=f"Of {', '.join(_ARMS)}; the recorded ones by default.")
@@ -30,6 +37,7 @@ _ARMS = ("base", "base_bm25", "adapter", "adapter_bm25", "control")
 def evaluate(
     project: str,
     version: str | None,
+    adapter: str | None,
     control: str | None,
     tasks: int | None,
     arms: str | None,
@@ -49,6 +57,7 @@ def evaluate(
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.text import safe_text
 
+    version = renamed("--adapter", "--version", adapter, version)
     wanted = None if arms is None else tuple(arm.strip() for arm in arms.split(",") if arm.strip())
     if wanted is not None and (wrong := sorted(set(wanted) - set(_ARMS))):
         raise click.BadParameter(f"{', '.join(wrong)} is none of {', '.join(_ARMS)}", param_hint="--arms")

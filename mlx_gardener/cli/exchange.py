@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from mlx_gardener.cli.completion import complete_projects
+from mlx_gardener.cli.completion import complete_models, complete_projects, complete_versions
+from mlx_gardener.cli.renamed import renamed
 
 _FORMS = ("mlx", "peft", "fused", "gguf", "gguf-fused", "gguf-base", "modelfile")
 
@@ -16,9 +17,16 @@ _FORMS = ("mlx", "peft", "fused", "gguf", "gguf-fused", "gguf-base", "modelfile"
 @click.command()
 @click.argument("project", shell_complete=complete_projects)
 @click.argument("destination", type=click.Path(path_type=Path))
-@click.option("--version", help="Adapter version; the active one by default.")
+@click.option(
+    "--version", shell_complete=complete_versions, help="Adapter version; the active one by default."
+)
 @click.option("--form", type=click.Choice(_FORMS), default="mlx", show_default=True, help="See above.")
-@click.option("--base", metavar="MODEL", help="The base model, where it is not where it was trained.")
+@click.option(
+    "--base",
+    metavar="MODEL",
+    shell_complete=complete_models,
+    help="The base model, where it is not where it was trained.",
+)
 @click.option(
     "--bits", type=click.Choice(["4", "8"]), help="Quantise the fused form, if the adapter survives it."
 )
@@ -70,28 +78,49 @@ def export(
 
 
 @click.command(name="import")
-@click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--project", required=True, help="The project it belongs to.", shell_complete=complete_projects)
+@click.argument("project", shell_complete=complete_projects)
+@click.argument("path", required=False, metavar="PATH", type=click.Path(path_type=Path))
+@click.option("--project", "named", hidden=True)
 @click.option(
     "--repository",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Registers a new project.",
 )
-@click.option("--base", metavar="MODEL", help="The model it was trained on; what it names itself by default.")
+@click.option(
+    "--base",
+    metavar="MODEL",
+    shell_complete=complete_models,
+    help="The model it was trained on; what it names itself by default.",
+)
 @click.option("--activate", is_flag=True, help="Let other programs pick it up.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def import_(
-    path: Path, project: str, repository: Path | None, base: str | None, activate: bool, as_json: bool
+    project: str,
+    path: Path | None,
+    named: str | None,
+    repository: Path | None,
+    base: str | None,
+    activate: bool,
+    as_json: bool,
 ) -> None:
-    """Take the PEFT adapter in the directory PATH into the registry, as a new version without evidence.
+    """Take the PEFT adapter in the directory PATH into the registry, as a new version of PROJECT's without evidence.
 
     Only safetensors and JSON are read; pickled weights (adapter_model.bin) are refused.
     """
     from mlx_gardener.adapter import PeftManager
     from mlx_gardener.adapter.imports import import_adapter
+    from mlx_gardener.cli.train import existing_directory
 
+    if named is not None:  # until 0.2: import PATH --project PROJECT
+        if path is not None:
+            raise click.UsageError("Name the project once: import PROJECT PATH.")
+        path, project = Path(project), renamed("--project", "PROJECT, in front of PATH,", named, None)
+    if path is None:
+        raise click.UsageError("Missing argument 'PATH'.")
+    path = existing_directory(path, "Name the directory of a PEFT adapter.")
     manager = PeftManager()
     if repository is not None:
+        repository = existing_directory(repository, "Name the root directory of a repository.")
         manager.registry.register_project(project, repository)
     record = import_adapter(manager, project, path, base=base, activate=activate)
     if as_json:

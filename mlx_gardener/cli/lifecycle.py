@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlx_gardener.cli.completion import complete_projects
+from mlx_gardener.cli.asking import ask
+from mlx_gardener.cli.completion import (
+    complete_models,
+    complete_projects,
+    complete_settings,
+    complete_versions,
+)
+from mlx_gardener.cli.renamed import renamed
 
 if TYPE_CHECKING:
     from mlx_gardener.lifecycle.forgetting import Forgotten
@@ -25,15 +32,16 @@ def _line(facts: VersionFacts) -> str:
 
 @click.command()
 @click.argument("project", shell_complete=complete_projects)
-@click.option("--to", metavar="VERSION", help="This version, instead of the one that was active before.")
+@click.argument("version", required=False, shell_complete=complete_versions)
+@click.option("--to", hidden=True)
 @_JSON
-def rollback(project: str, to: str | None, as_json: bool) -> None:
-    """Activate the version of PROJECT's adapter that was active before the active one; again, and it goes one further."""
+def rollback(project: str, version: str | None, to: str | None, as_json: bool) -> None:
+    """Activate VERSION of PROJECT's adapter, by default the one that was active before; again, and it goes one further."""
     from mlx_gardener.lifecycle.versions import roll_back
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.text import safe_text
 
-    before, now = roll_back(ProjectRegistry(), project, to=to)
+    before, now = roll_back(ProjectRegistry(), project, to=renamed("--to", "VERSION", to, version))
     if as_json:
         click.echo(json.dumps({"project": project, "was": vars(before), "is": vars(now)}, indent=2))
         return
@@ -44,8 +52,8 @@ def rollback(project: str, to: str | None, as_json: bool) -> None:
 
 @click.command()
 @click.argument("project", shell_complete=complete_projects)
-@click.argument("first")
-@click.argument("second")
+@click.argument("first", shell_complete=complete_versions)
+@click.argument("second", shell_complete=complete_versions)
 @_JSON
 def diff(project: str, first: str, second: str, as_json: bool) -> None:
     """Compare the versions FIRST and SECOND of PROJECT's adapter: evidence, files that changed most, settings."""
@@ -91,8 +99,15 @@ def diff(project: str, first: str, second: str, as_json: bool) -> None:
 @click.option("--purge", is_flag=True, help="Delete versions, checkpoints and cached tokens that know it.")
 @click.option("--undo", is_flag=True, help="Let the next training read PATH again; trains nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--model", help="As in train.")
-@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting, as in train.")
+@click.option("--model", shell_complete=complete_models, help="As in train.")
+@click.option(
+    "--set",
+    "pairs",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=complete_settings,
+    help="Any setting, as in train.",
+)
 @_JSON
 def forget(
     project: str,
@@ -131,7 +146,7 @@ def forget(
     if not yes:
         what = ", ".join(knowing.learned) or "no version has learned from it"
         deleted = f", and delete what knows it ({what}) and all earlier runs" if purge else ""
-        click.confirm(f"Train {project} again without {safe_text(path)}{deleted}?", abort=True)
+        ask(f"Train {project} again without {safe_text(path)}{deleted}?")
     flags = {"model": model, **parse_settings(pairs)}
     latest = registry.latest_training(project)
     config = load_config(overrides=flags)

@@ -8,16 +8,29 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlx_gardener.cli.completion import complete_models, complete_settings
+
 if TYPE_CHECKING:
     from mlx_gardener.engine import Plan
 
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path), required=False)
-@click.option("--model", help="auto, seedling, a hub id, or a directory. [default: auto]")
+@click.option(
+    "--model",
+    shell_complete=complete_models,
+    help="auto, seedling, a hub id, or a directory. [default: auto]",
+)
 @click.option("--budget", type=float, metavar="GB", help="Memory the training may take. [default: 4]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
-@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting, as in train.")
+@click.option(
+    "--set",
+    "pairs",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=complete_settings,
+    help="Any setting, as in train.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def plan(
     path: Path | None,
@@ -36,9 +49,9 @@ def plan(
     from mlx_gardener.config import load_config
     from mlx_gardener.continuation import as_trained
     from mlx_gardener.dataset.prepare import check_enough
-    from mlx_gardener.engine import known_backend, make_plan, model_facts
+    from mlx_gardener.engine import known_backend, look_ahead, make_plan
     from mlx_gardener.errors import MemoryBudgetError
-    from mlx_gardener.model import check_model, choose_model
+    from mlx_gardener.model import choose_model
     from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.plan_view import show_plan
@@ -48,16 +61,15 @@ def plan(
     config = load_config(config_file, overrides={**flags, **parse_settings(pairs)})
     if path is not None:
         config = as_trained(config, path)
-    choice = choose_model(config.model, config.memory_limit_bytes)
-    place = check_model(choice, config.lora)
-    facts = model_facts(place)
+    choice = choose_model(config.model, config.memory_limit_bytes, may_fetch=True)
+    place, facts = look_ahead(choice, config.lora)
     backend = known_backend(default_home() / "cache", facts)
     chosen = make_plan(facts, config, config.memory_limit_bytes, backend)
     estimate = None
     if path is not None:
         found = scan_with_progress(path, config, silent=as_json)
         check_enough(found, config)
-        estimate = estimate_training(found, config, choice, place)
+        estimate = estimate_training(found, config, choice, place, facts)
     if as_json:
         shown = {"model": choice.name, "reason": choice.reason, **chosen.to_json()}
         if estimate is not None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from mlx_gardener.cli.completion import complete_projects
+from mlx_gardener.cli.asking import ask
+from mlx_gardener.cli.completion import complete_projects, complete_versions
 
 
 def _when(timestamp: float) -> str:
@@ -109,7 +110,7 @@ def show(project: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("project", shell_complete=complete_projects)
-@click.argument("version", required=False)
+@click.argument("version", required=False, shell_complete=complete_versions)
 def activate(project: str, version: str | None) -> None:
     """Make PROJECT the active one, and VERSION (if given) its active adapter."""
     from mlx_gardener.registry import ProjectRegistry
@@ -124,7 +125,7 @@ def activate(project: str, version: str | None) -> None:
 
 @click.command()
 @click.argument("project", shell_complete=complete_projects)
-@click.argument("version", required=False)
+@click.argument("version", required=False, shell_complete=complete_versions)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def remove(project: str, version: str | None, yes: bool) -> None:
     """Remove PROJECT with its trainings and adapters, or only VERSION of its adapter; the repository is not touched."""
@@ -138,7 +139,7 @@ def remove(project: str, version: str | None, yes: bool) -> None:
         registry.get_project(project)
     what = f"adapter {version} of {project}" if version else f"{project} with all its adapters"
     if not yes:
-        click.confirm(f"Delete {what}?", abort=True)
+        ask(f"Delete {what}?")
     if version is not None:
         PeftManager(registry).delete_adapter(project, version)
     else:

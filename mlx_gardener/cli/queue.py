@@ -14,14 +14,17 @@ _PROJECT = click.argument("project", shell_complete=complete_projects)
 
 
 @click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="The list as one JSON document on stdout.")
 @click.pass_context
-def queue(ctx: click.Context) -> None:
+def queue(ctx: click.Context, as_json: bool) -> None:
     """Trainings that wait for their turn; without a subcommand, list them.
 
     `mlx-gardener train --queue` puts a project in. Higher priorities come first, then what was put in first.
     """
     if ctx.invoked_subcommand is None:
-        ctx.invoke(list_queue)
+        ctx.invoke(list_queue, as_json=as_json)
+    elif as_json:
+        raise click.UsageError("--json before a subcommand means nothing; `queue list` takes it.")
 
 
 @queue.command("list")
@@ -131,12 +134,17 @@ def first(project: str) -> None:
 @queue.command()
 @_PROJECT
 def remove(project: str) -> None:
-    """Take PROJECT out; a training that was begun goes on (`mlx-gardener cancel` stops it)."""
+    """Take PROJECT out, where it waits; `mlx-gardener cancel` stops a training that was begun."""
     from mlx_gardener.errors import TrainingError
     from mlx_gardener.registry import ProjectRegistry
 
     registry = ProjectRegistry()
     registry.get_project(project)  # an unknown name is an error that offers near ones
-    if not registry.queue.remove(project):
+    if not registry.queue.remove_waiting(project):
+        if any(entry.project == project for entry in registry.queue.entries()):
+            raise TrainingError(
+                f"{project!r} waits no more: it is being trained.",
+                next_step=f"`mlx-gardener cancel {project}` stops it, and keeps a checkpoint.",
+            )
         raise TrainingError(f"{project!r} is not in the queue.", next_step="See `mlx-gardener queue list`.")
     click.echo(f"{project} is out of the queue.")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import click
 
+from mlx_gardener.cli.asking import ask
+
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 
@@ -129,7 +131,7 @@ def gc(keep: int, days: float, keep_checkpoints: bool, dry_run: bool, yes: bool,
             click.echo(f"{item.kind} {safe_text(item.subject)}: {item.size_bytes:,} bytes")
         if planned:
             total = sum(item.size_bytes for item in planned)
-            click.confirm(f"Delete these {len(planned)}, {total:,} bytes in all?", abort=True)
+            ask(f"Delete these {len(planned)}, {total:,} bytes in all?")
     found = opened.collect_garbage(policy, dry_run=dry_run)
     freed = sum(item.size_bytes for item in found)
     if as_json:
@@ -154,7 +156,7 @@ def backup(file: Path, force: bool) -> None:
 
 
 @registry.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path))
 @click.option("--replace", is_flag=True, help="Move a home that is not empty aside.")
 def restore(file: Path, replace: bool) -> None:
     """Put the registry that was backed up to FILE in place of this one, whole or not at all."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_gardener.cli.completion import complete_projects
+from mlx_gardener.cli.completion import complete_projects, complete_versions
 
 if TYPE_CHECKING:
     from mlx_gardener.registry import AdapterRecord, ProjectRegistry
@@ -18,7 +18,11 @@ PAGE_NAME = "report.html"
 
 @click.command()
 @click.argument("project", shell_complete=complete_projects)
-@click.option("--version", help="Adapter version; the active one, else the newest, by default.")
+@click.option(
+    "--version",
+    shell_complete=complete_versions,
+    help="Adapter version; the active one, else the newest, by default.",
+)
 @click.option("--open", "open_page", is_flag=True, help="Open the page in the web browser.")
 @click.option(
     "--output", type=click.Path(path_type=Path, dir_okay=False), help="Copy the page to this new file."
@@ -64,11 +68,9 @@ def _adapter(registry: ProjectRegistry, project: str, version: str | None) -> Ad
 
 
 def _evidence(registry: ProjectRegistry, record: AdapterRecord) -> dict[str, Any] | None:
-    """With its source texts, where the last training made this version; the manifest has it without."""
-    training = registry.latest_training(record.project)
-    if training is None or training.result.get("adapter_version") != record.version:
-        return None
-    return training.result.get("evidence")
+    """With its source texts, where the training that made this version is still there; the manifest has it without."""
+    training = registry.training_that_made(record.project, record.version)
+    return None if training is None else training.result.get("evidence")
 
 
 def _existing(page: Path, record: AdapterRecord) -> Path:

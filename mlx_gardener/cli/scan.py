@@ -9,22 +9,38 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlx_gardener.cli.completion import complete_models, complete_settings
+
 if TYPE_CHECKING:
     from mlx_gardener.config import TrainingConfig
+    from mlx_gardener.engine import ModelFacts
     from mlx_gardener.model import ModelChoice
     from mlx_gardener.source import Scan
 
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path), default=".")
-@click.option("--model", help="auto, seedling, a hub id, or a directory. [default: auto]")
+@click.option(
+    "--model",
+    shell_complete=complete_models,
+    help="auto, seedling, a hub id, or a directory. [default: auto]",
+)
+@click.option("--budget", type=float, metavar="GB", help="Memory the training may take. [default: 4]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
-@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting, as in train.")
+@click.option(
+    "--set",
+    "pairs",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=complete_settings,
+    help="Any setting, as in train.",
+)
 @click.option("--lines", is_flag=True, help="List the lines that would be kept, file by file.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON document on stdout.")
 def scan(
     path: Path,
     model: str | None,
+    budget: float | None,
     config_file: Path | None,
     pairs: tuple[str, ...],
     lines: bool,
@@ -34,30 +50,46 @@ def scan(
 
     Exit code 1 where a training would be refused, with its reason.
     """
+    from mlx_gardener.cli import show_error
     from mlx_gardener.cli.train import parse_settings
     from mlx_gardener.config import load_config
     from mlx_gardener.continuation import as_trained
     from mlx_gardener.dataset.prepare import check_enough
-    from mlx_gardener.model import check_model, choose_model
+    from mlx_gardener.engine import look_ahead
+    from mlx_gardener.errors import GardenerError
+    from mlx_gardener.model import choose_model
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.scan_view import show_kept_lines, show_scan
+    from mlx_gardener.report.text import safe_text
 
-    config = as_trained(load_config(config_file, overrides={"model": model, **parse_settings(pairs)}), path)
-    choice = choose_model(config.model, config.memory_limit_bytes)
-    place = check_model(choice, config.lora)
+    config = as_trained(
+        load_config(
+            config_file, overrides={"model": model, "memory_limit_gb": budget, **parse_settings(pairs)}
+        ),
+        path,
+    )
+    choice = choose_model(config.model, config.memory_limit_bytes, may_fetch=True)
+    place, facts = look_ahead(choice, config.lora)
     found = scan_with_progress(path, config, silent=as_json)
-    estimate = estimate_training(found, config, choice, place)
+    estimate = estimate_training(found, config, choice, place, facts)
     if as_json:
         told = {**found.to_json(), "kept_lines": list_kept_lines(found, config), "estimate": estimate}
+        try:
+            check_enough(found, config)
+        except GardenerError as error:
+            code = show_error(error, None)
+            told["error"] = {"message": error.message, "next_step": error.next_step, "exit_code": code}
         click.echo(json.dumps(told, indent=2))
-        check_enough(found, config)
+        if "error" in told:
+            raise click.exceptions.Exit(1)
         return
     console = make_console()
     show_scan(console, found)
     if lines:
         show_kept_lines(console, list_kept_lines(found, config))
+    console.print(f"\nBase model: {safe_text(choice.name)} ({safe_text(choice.reason)})", highlight=False)
     console.print(
-        f"\nWith {estimate['model']}: about {estimate['tokens']:,} tokens ({estimate['tokens_from']}), {time_text(estimate)}; "
+        f"With it: about {estimate['tokens']:,} tokens ({estimate['tokens_from']}), {time_text(estimate)}; "
         f"peak about {estimate['peak_bytes'] / 2**30:.2f} GB of {config.memory_limit_gb:g} GB"
     )
     check_enough(found, config)
@@ -119,23 +151,24 @@ def time_text(estimate: dict[str, Any]) -> str:
     )
 
 
-def estimate_training(found: Scan, config: TrainingConfig, choice: ModelChoice, path: Path) -> dict[str, Any]:
+def estimate_training(
+    found: Scan, config: TrainingConfig, choice: ModelChoice, path: Path, facts: ModelFacts
+) -> dict[str, Any]:
     """Tokens (measured on a sample of files), minutes and peak memory of a training on ``found``.
 
     Args:
-        path: the directory of the chosen model.
+        path, facts: of the chosen model, from `engine.look_ahead`.
 
     Raises:
         MemoryBudgetError: the model does not fit the budget.
     """
-    from mlx_gardener.engine import known_backend, make_plan, model_facts
+    from mlx_gardener.engine import known_backend, make_plan
     from mlx_gardener.errors import DataError
     from mlx_gardener.model import load_tokenizer
     from mlx_gardener.registry import default_home
     from mlx_gardener.source import read_source
     from mlx_gardener.training.time_plan import OTHER_SHARE, VALIDATION_SHARE
 
-    facts = model_facts(path)
     tokenizer = load_tokenizer(path)
     sample = sorted(found.files, key=lambda record: record.sha256)[:20]
     texts = []

@@ -36,7 +36,8 @@ def status(project: str | None, measure: bool, as_json: bool) -> None:
         rows.append(
             {
                 "project": name,
-                "active": name in active,
+                "is_training": name in active,
+                "active": name in active,  # its name until 0.2
                 "status": record.status.value if record else "not_started",
                 "phase": record.phase.value if record else None,
                 "progress_percent": record.percent if record else 0.0,

@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlx_gardener.cli.completion import (
+    complete_models,
+    complete_projects,
+    complete_settings,
+    complete_versions,
+)
+from mlx_gardener.cli.renamed import renamed
+
 if TYPE_CHECKING:
     from mlx_gardener.config import TrainingConfig
     from mlx_gardener.trainings import TrainingPipeline
@@ -28,8 +36,16 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path), default=".")
-@click.option("--project", help="Name in the registry; the directory's name by default.")
-@click.option("--model", help="auto, seedling, a hub id, or a directory. [default: auto]")
+@click.option(
+    "--project",
+    shell_complete=complete_projects,
+    help="Name in the registry; the directory's name by default.",
+)
+@click.option(
+    "--model",
+    shell_complete=complete_models,
+    help="auto, seedling, a hub id, or a directory. [default: auto]",
+)
 @click.option("--budget", type=float, metavar="GB", help="Memory the training may take. [default: 4]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
 @click.option("--epochs", type=float, help="Passes over the training part. [default: 3]")
@@ -41,7 +57,12 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
 )
 @click.option("--seed", type=int, help="Seed of everything random. [default: 0]")
 @click.option(
-    "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any other setting: data.fim_rate=0.5"
+    "--set",
+    "pairs",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=complete_settings,
+    help="Any other setting: data.fim_rate=0.5",
 )
 @click.option(
     "--hosts", metavar="A,B,...", help="Train together on these, this machine first (127.0.0.1,127.0.0.1)."
@@ -60,7 +81,13 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     is_flag=True,
     help="Go on from the active adapter with what changed since.",
 )
-@click.option("--from-adapter", metavar="VERSION", help="The same from another version.")
+@click.option(
+    "--from-version",
+    metavar="VERSION",
+    shell_complete=complete_versions,
+    help="The same from another version.",
+)
+@click.option("--from-adapter", hidden=True)
 @click.option("--detach", is_flag=True, help="Start in the background and return.")
 @click.option("--queue", "into_queue", is_flag=True, help="Let it wait for its turn in the background.")
 @click.option("--priority", type=click.IntRange(-100, 100), help="With --queue: higher ones come first.")
@@ -85,6 +112,7 @@ def train(
     resume: bool,
     fresh: bool,
     goes_on_from_active: bool,
+    from_version: str | None,
     from_adapter: str | None,
     detach: bool,
     into_queue: bool,
@@ -100,14 +128,15 @@ def train(
     A project that has an active adapter is trained on from it, on the files that are new or changed since and as many
     bytes of unchanged ones (data.replay_share), if base model and lora.* settings are the same and less than half of the
     training files' bytes changed; files keep the part (training, validation, test) they were in. Otherwise, and with
-    --fresh, training begins from scratch. --continue and --from-adapter make the other conditions errors.
+    --fresh, training begins from scratch. --continue and --from-version make the other conditions errors.
     """
-    if (goes_on_from_active or from_adapter) and (resume or fresh):
+    from_version = renamed("--from-adapter", "--from-version", from_adapter, from_version)
+    if (goes_on_from_active or from_version) and (resume or fresh):
         raise click.UsageError(
-            "--continue and --from-adapter begin a training; leave --resume and --fresh out."
+            "--continue and --from-version begin a training; leave --resume and --fresh out."
         )
-    if goes_on_from_active and from_adapter:
-        raise click.UsageError("Give --continue or --from-adapter, not both.")
+    if goes_on_from_active and from_version:
+        raise click.UsageError("Give --continue or --from-version, not both.")
     if resume and fresh:
         raise click.UsageError("--resume and --fresh contradict each other.")
     if into_queue and resume:
@@ -126,7 +155,7 @@ def train(
         "optimizer.max_steps": max_steps,
         "training_timeout_minutes": timeout,
         "seed": seed,
-        "continue_from": from_adapter or ("active" if goes_on_from_active else None),
+        "continue_from": from_version or ("active" if goes_on_from_active else None),
         "parallel.hosts": None if hosts is None else [host.strip() for host in hosts.split(",")],
         "parallel.hostfile": None if hostfile is None else str(hostfile.resolve()),
         "parallel.backend": backend,
@@ -135,7 +164,7 @@ def train(
     config = load_config(config_file, overrides=flags)
     if _follows(config, alone=detach or into_queue or config.parallel.is_wanted, dry_run=dry_run):
         return
-    root = _repository(path)
+    root = existing_directory(path, "Name the root directory of a repository.")
     if dry_run:
         _show_plan(root, config, as_json)
         return
@@ -189,8 +218,8 @@ def _follows(config: TrainingConfig, *, alone: bool, dry_run: bool) -> bool:
     return launched[0] > 0
 
 
-def _repository(path: Path) -> Path:
-    """The directory to read.
+def existing_directory(path: Path, next_step: str) -> Path:
+    """A directory that was named, as a whole path.
 
     Raises:
         DataError: there is no such directory.
@@ -199,7 +228,7 @@ def _repository(path: Path) -> Path:
 
     if not path.is_dir():
         what = "is not a directory" if path.exists() else "does not exist"
-        raise DataError(f"{str(path)!r} {what}.", next_step="Name the root directory of a repository.")
+        raise DataError(f"{str(path)!r} {what}.", next_step=next_step)
     return path.resolve()
 
 
@@ -225,8 +254,8 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     from mlx_gardener.cli.scan import estimate_training, scan_with_progress, time_text
     from mlx_gardener.continuation import as_trained
     from mlx_gardener.dataset.prepare import check_enough
-    from mlx_gardener.engine import known_backend, make_plan, model_facts
-    from mlx_gardener.model import check_model, choose_model
+    from mlx_gardener.engine import known_backend, look_ahead, make_plan
+    from mlx_gardener.model import choose_model
     from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.plan_view import show_plan
@@ -234,13 +263,12 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     from mlx_gardener.report.text import safe_text
 
     config = as_trained(config, root)
-    choice = choose_model(config.model, config.memory_limit_bytes)
-    place = check_model(choice, config.lora)
+    choice = choose_model(config.model, config.memory_limit_bytes, may_fetch=True)
+    place, facts = look_ahead(choice, config.lora)
     scan = scan_with_progress(root, config, silent=as_json)
     check_enough(scan, config)
-    facts = model_facts(place)
     plan = make_plan(facts, config, config.memory_limit_bytes, known_backend(default_home() / "cache", facts))
-    estimate = estimate_training(scan, config, choice, place)
+    estimate = estimate_training(scan, config, choice, place, facts)
     if as_json:
         click.echo(
             json.dumps(

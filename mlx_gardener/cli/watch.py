@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -33,10 +35,12 @@ def attach(project: str, as_json: bool) -> None:
     "--lines", default=50, show_default=True, type=click.IntRange(min=0), help="Last lines to show."
 )
 @click.option("--follow", is_flag=True, help="Go on until the training has ended.")
-def logs(project: str, lines: int, follow: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Every line and event as JSON lines on stdout.")
+def logs(project: str, lines: int, follow: bool, as_json: bool) -> None:
     """Print what the worker of PROJECT's latest training logged."""
     from mlx_gardener.errors import TrainingError
     from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.log_view import LogReader, log_json
     from mlx_gardener.report.text import safe_text
     from mlx_gardener.worker import LOG_NAME
 
@@ -47,15 +51,22 @@ def logs(project: str, lines: int, follow: bool) -> None:
         raise TrainingError(
             f"Project {project!r} has never been trained.", next_step="Start with `mlx-gardener train`."
         )
+    reader = LogReader()
+
+    def shown(text: str) -> list[str]:
+        if as_json:
+            return [json.dumps(log_json(line)) for line in text.splitlines()]
+        return [safe_text(told) for line in text.splitlines() if (told := reader(line)) is not None]
+
     log = record.run_dir / LOG_NAME
     text, offset = _read(log, 0)
-    for line in text.splitlines()[-lines:] if lines else []:
-        click.echo(safe_text(line))
+    for line in shown(text)[-lines:] if lines else []:
+        click.echo(line)
     while follow:
         is_over = all(active.id != record.id for active in registry.active_trainings())
         text, offset = _read(log, offset)
-        for line in text.splitlines():
-            click.echo(safe_text(line))
+        for line in shown(text):
+            click.echo(line)
         if is_over:
             return
         time.sleep(_POLL_SECONDS)
@@ -147,9 +158,21 @@ def watch_training(
 
 
 def _show_result(pipeline: TrainingPipeline, name: str, result: dict[str, Any], console: Any) -> None:
+    from mlx_gardener.continuation import UNCHANGED_SINCE
     from mlx_gardener.report.evidence_view import show_evidence
 
     adapter = pipeline.registry.get_adapter(name, result["adapter_version"])
+    if result.get(UNCHANGED_SINCE):
+        root = shlex.quote(str(pipeline.registry.get_project(name).path))
+        console.print(
+            f"Neither files nor settings have changed since {adapter.version} of {name} was trained: nothing was done.",
+            highlight=False,
+        )
+        console.print(
+            f"  Train all the same: mlx-gardener train {root} --fresh", highlight=False, soft_wrap=True
+        )
+        console.print(f"  What it is worth: mlx-gardener report {name}", highlight=False)
+        return
     show_evidence(console, result["evidence"])
     console.print(f"\nAdapter {adapter.version} of {name} is in the registry:", highlight=False)
     console.print(f"  {adapter.directory}", highlight=False, soft_wrap=True)

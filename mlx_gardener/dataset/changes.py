@@ -53,6 +53,11 @@ class Earlier:
         """Whether the time limit left some of its epochs undone."""
         return self.updates_done > 0
 
+    def is_same_as(self, split: Split) -> bool:
+        """Whether ``split`` has exactly the files that the version knows, unchanged."""
+        now = {record.path: record.sha256[:HASH_DIGITS] for name in _PARTS for record in getattr(split, name)}
+        return now == {path: digits for path, (digits, part) in self.files.items() if part != GONE}
+
     def is_new(self, record: FileRecord) -> bool:
         """Whether a file is new or has changed."""
         known = self.files.get(record.path)

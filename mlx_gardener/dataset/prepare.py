@@ -26,6 +26,8 @@ _SCAN_SHARE = 0.6
 _FILES_AT_ONCE = 64
 #: From this share of changed bytes on, "auto" begins anew: most of what the adapter knows is not there any more.
 _MOST_CHANGED = 0.5
+#: Why a training begins anew: there is nothing to go on with, and nothing to learn from that the version has not seen.
+UNCHANGED = "no file has changed since"
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,8 @@ class TrainingDataPreparator:
         ):
             parent, first_update = earlier, earlier.updates_done
             summary["continued_from"] = {"version": earlier.version, "updates_done": first_update}
+        if earlier is not None and parent is None:
+            summary["not_continued"] = {"version": earlier.version, "why": _why_anew(whole, earlier)}
         return PreparedData(
             train,
             validation,
@@ -280,6 +284,17 @@ class TrainingDataPreparator:
             "texts_tokenized": cache.misses,
             "texts_from_cache": cache.hits,
         }
+
+
+def _why_anew(fresh: Split, earlier: Earlier) -> str:
+    """Why a training begins anew though there is a version to go on from; `UNCHANGED` where there is nothing to go on with."""
+    if earlier.is_same_as(fresh):
+        return (
+            "its time limit ended it, and settings have changed since" if earlier.is_unfinished else UNCHANGED
+        )
+    if any(earlier.is_new(record) for record in fresh.train):
+        return "half of the code or more has changed since, or too few files would be left to measure on"
+    return "no file that it would learn from has changed since, only others or fewer"
 
 
 def check_enough(scan: Scan, config: TrainingConfig) -> None:

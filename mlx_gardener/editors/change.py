@@ -18,6 +18,7 @@ from mlx_gardener.editors import jsonc
 from mlx_gardener.editors.settings import VIM_BEGIN, VIM_END, json_settings, vim_block
 from mlx_gardener.errors import ConfigError
 from mlx_gardener.platform.files import make_private, write_private
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_bytes, read_json
 
 if TYPE_CHECKING:
@@ -206,7 +207,9 @@ def _read(file: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read ({error}).", next_step="Name another --file.") from error
+        raise ConfigError(
+            f"{file} cannot be read ({reason_of(error)}).", next_step="Name another --file."
+        ) from error
 
 
 def _write(file: Path, text: str) -> None:
@@ -238,7 +241,7 @@ def _read_record(record: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"The record of this connection cannot be read ({error}).",
+            f"The record of this connection cannot be read ({reason_of(error)}).",
             next_step="Take the settings out by hand.",
         ) from error
     return dict(known)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.editors.settings import request_of
 from mlx_gardener.errors import GardenerError
+from mlx_gardener.platform.reasons import reason_of
 
 if TYPE_CHECKING:
     from mlx_gardener.model import CodeTokenizer
@@ -64,7 +65,8 @@ def prove(
         raise ProofError(f"The server at {address} refused: {_message(error)}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise ProofError(
-            f"No completion came from {address} ({error}).", next_step="Start it with `mlx-gardener serve`."
+            f"No completion came from {address} ({reason_of(error)}).",
+            next_step="Start it with `mlx-gardener serve`.",
         ) from error
     if adapter != weights_sha256:
         raise ProofError(

@@ -4,6 +4,7 @@ In: a base model with adapters, a batch, a plan. Out: the batch's loss and the a
 speed and memory, never the result.
 """
 
+from mlx_gardener.engine.ahead import look_ahead
 from mlx_gardener.engine.facts import ModelFacts, facts_of, model_facts
 from mlx_gardener.engine.kept import base_topic, kept_row_losses
 from mlx_gardener.engine.load import load_engine
@@ -27,6 +28,7 @@ __all__ = [
     "known_backend",
     "learn",
     "load_engine",
+    "look_ahead",
     "make_plan",
     "measured_backend",
     "model_facts",

@@ -13,6 +13,7 @@ from typing import Any
 
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model.choose import read_model_config
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_header
 
 _LAYER_NAME = re.compile(r"\.(?:layers|h|blocks)\.(\d{1,6})\.")
@@ -102,7 +103,7 @@ def facts_of(name: str, config: Mapping[str, Any], weights: Iterator[tuple[str, 
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(
-            f"The config.json of {name!r} lacks a size ({error}).",
+            f"The config.json of {name!r} lacks a size ({reason_of(error)}).",
             next_step="Choose a model that mlx-lm supports.",
         ) from error
 
@@ -143,6 +144,6 @@ def _entries(path: Path, bits: int | None) -> Iterator[tuple[str, int, int]]:
                 yield name, size, stored
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
-                f"The weight file {file.name} of {path.name!r} is damaged ({error}).",
+                f"The weight file {file.name} of {path.name!r} is damaged ({reason_of(error)}).",
                 next_step="Fetch it again.",
             ) from error

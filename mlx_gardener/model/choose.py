@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_gardener.errors import ModelError
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_header, read_json
 
 #: Recommended code models, best first, with the least budget in GB at which a 4-bit base trains at 1024 tokens
@@ -27,7 +28,8 @@ RECOMMENDED = (
     ("mlx-community/Qwen2.5-Coder-0.5B-4bit", 2.0),
 )
 SEEDLING = "seedling"
-_MODEL_FILES = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja"]
+_DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja"]
+_MODEL_FILES = ["model*.safetensors", *_DESCRIPTION]
 _INDEX = "model.safetensors.index.json"
 _ASK_SECONDS, _PROGRESS_SECONDS = 5, 1.0
 _GIB = 1024**3
@@ -53,10 +55,11 @@ def choose_model(name: str, budget_bytes: int, *, may_fetch: bool = False) -> Mo
     Args:
         name: ``auto``, ``seedling``, a local directory, or a hub id.
         budget_bytes: what the training may take; only ``auto`` looks at it.
-        may_fetch: whether ``auto`` may choose a model that is not here yet, after asking the hub for it.
+        may_fetch: ask the hub for the size of a model that is not here yet; without, ``auto`` chooses none of those.
 
     Raises:
-        ModelError: the name is a directory without a model, or neither a directory nor a hub id.
+        ModelError: the name is a directory without a model, or neither a directory nor a hub id; or the hub was to be
+            asked, and has it not.
     """
     if name == "auto":
         return _choose_recommended(budget_bytes, may_fetch)
@@ -78,9 +81,10 @@ def choose_model(name: str, budget_bytes: int, *, may_fetch: bool = False) -> Mo
             next_step="Name a directory, an id like Qwen/Qwen2.5-Coder-0.5B, or `seedling`.",
         )
     cached = cached_model(name)
-    return ModelChoice(
-        name, cached, "as asked, from the local cache" if cached else "as asked, to be fetched"
-    )
+    if cached is not None:
+        return ModelChoice(name, cached, "as asked, from the local cache")
+    size = f"{missing_bytes(name) / 1e9:.1f} GB " if may_fetch else ""
+    return ModelChoice(name, None, f"as asked; {size}to be fetched")
 
 
 def absolute_model(name: str) -> str:
@@ -210,6 +214,37 @@ def fetch_model(name: str, on_progress: Callable[[int, int], None] | None = None
     return path
 
 
+def fetch_description(name: str) -> Path:
+    """Fetch a model's config and tokenizer from the hub, some megabytes, and leave its weights there.
+
+    Raises:
+        ModelError: as `fetch_model`.
+    """
+    with _hub_errors(name):
+        from huggingface_hub import snapshot_download
+
+        with _without_bars():
+            return Path(snapshot_download(name, allow_patterns=_DESCRIPTION, etag_timeout=_ASK_SECONDS))
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """The hub's library draws nothing while this lasts."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    quiet = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not quiet:
+            enable_progress_bars()
+
+
 def _fetch_in_a_process(
     name: str, store: Path, missing: int, on_progress: Callable[[int, int], None]
 ) -> None:
@@ -249,21 +284,11 @@ def missing_bytes(name: str) -> int:
     """
     with _hub_errors(name):
         from huggingface_hub import constants, snapshot_download
-        from huggingface_hub.utils import (
-            are_progress_bars_disabled,
-            disable_progress_bars,
-            enable_progress_bars,
-        )
 
-        quiet = are_progress_bars_disabled()
-        disable_progress_bars()
-        try:
+        with _without_bars():
             files = snapshot_download(
                 name, allow_patterns=_MODEL_FILES, dry_run=True, etag_timeout=_ASK_SECONDS
             )
-        finally:
-            if not quiet:
-                enable_progress_bars()
         missing = sum(file.file_size for file in files if file.will_download)
         place = Path(constants.HF_HUB_CACHE)
     while not place.exists():
@@ -296,10 +321,31 @@ def _hub_errors(name: str) -> Iterator[None]:
         lacking = None if snapshot is None else missing_file(snapshot)
         what = "in the local cache" if lacking is None else f"whole in the local cache (no {lacking})"
         raise ModelError(
-            f"The model {name!r} is not {what} and cannot be fetched ({type(error).__name__}).",
+            f"The model {name!r} is not {what} and cannot be fetched ({_reason(error)}).",
             next_step=f"Where there is a network, run `hf download {name}`; or train the embedded model "
             "with `--model seedling`.",
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why the hub's library did not give a model, in words: its own errors are long, and name its classes."""
+    from huggingface_hub import errors
+
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, errors.OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE forbids to ask the hub"
+        if isinstance(at, errors.GatedRepoError):
+            return "the hub gives it only to accounts that accepted its terms: `hf auth login`"
+        if isinstance(at, errors.RepositoryNotFoundError):
+            return "the hub has no such model, or none for you: `hf auth login`"
+        if isinstance(at, errors.HfHubHTTPError):
+            return f"the hub answers {at.response.status_code}"
+        if isinstance(at, errors.HFValidationError):
+            return "it is no name of a model"
+        at = at.__cause__
+    system = isinstance(error, OSError) and error.errno is not None
+    return reason_of(error) if system else "the hub cannot be reached"
 
 
 def read_model_config(path: Path) -> dict[str, object]:
@@ -312,7 +358,7 @@ def read_model_config(path: Path) -> dict[str, object]:
         config = read_json(path / "config.json")
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"The model {path.name!r} has no usable config.json ({error}).",
+            f"The model {path.name!r} has no usable config.json ({reason_of(error)}).",
             next_step="Fetch the model again, or choose another.",
         ) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):

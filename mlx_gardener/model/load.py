@@ -23,6 +23,7 @@ from mlx_gardener.model.choose import (
 )
 from mlx_gardener.model.lora import check_targets
 from mlx_gardener.model.tokens import CodeTokenizer, load_tokenizer
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_header
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _open_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], CodeT
         model, config = load_model(path, lazy=True, trust_remote_code=False)
     except Exception as error:  # mlx-lm, mlx and safetensors raise many kinds for a damaged or unknown model
         raise ModelError(
-            f"The model {name!r} cannot be loaded: {type(error).__name__}: {error}.",
+            f"The model {name!r} cannot be loaded ({reason_of(error)}).",
             next_step="Fetch it again, or choose one that mlx-lm supports.",
         ) from error
     return model, config, tokenizer

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import ModelError
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import (
     MAX_JSON_BYTES,
     parse_json,
@@ -243,7 +244,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
         settings = read_json(file)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"The tokenizer_config.json of {path.name!r} is damaged ({error}).",
+            f"The tokenizer_config.json of {path.name!r} is damaged ({reason_of(error)}).",
             next_step="Fetch the model again.",
         ) from error
     return dict(settings) if isinstance(settings, dict) else {}

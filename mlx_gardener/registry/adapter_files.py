@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import parse_json, read_bytes
 from mlx_gardener.registry.rows import wrong_in
 
@@ -45,7 +46,7 @@ def differences(directory: Path, manifest_sha256: str | None = None) -> list[str
     try:
         found, manifest = read_manifest_file(directory)
     except (OSError, ValueError) as error:
-        return [f"{MANIFEST_NAME} cannot be read ({error})"]
+        return [f"{MANIFEST_NAME} cannot be read ({reason_of(error)})"]
     if manifest_sha256 is not None and found != manifest_sha256:
         return [f"{MANIFEST_NAME} is not the one that was written"]
     wrong = []
@@ -59,7 +60,7 @@ def differences(directory: Path, manifest_sha256: str | None = None) -> list[str
         except FileNotFoundError:
             wrong.append(f"{name!r} is gone")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            wrong.append(f"{name!r} cannot be read ({error})")
+            wrong.append(f"{name!r} cannot be read ({reason_of(error)})")
     return wrong
 
 

@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any
 from mlx_gardener.errors import ConfigError, RegistryError
 from mlx_gardener.platform.beside import staged_beside
 from mlx_gardener.platform.files import fsync_path
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.registry.adapter_files import MANIFEST_NAME, is_inner_name, read_manifest_file
 from mlx_gardener.registry.database import DATABASE_NAME, Database
 from mlx_gardener.registry.row_repair import bad_rows
@@ -85,7 +86,7 @@ def backup(
             return size
     except (OSError, sqlite3.Error) as error:
         raise RegistryError(
-            f"The backup {str(file)!r} cannot be written ({error}).",
+            f"The backup {str(file)!r} cannot be written ({reason_of(error)}).",
             next_step="Free disk space, or name another place.",
         ) from error
 

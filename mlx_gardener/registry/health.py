@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from mlx_gardener.errors import RegistryError
 from mlx_gardener.platform.locks import is_held
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.registry.adapter_files import MANIFEST_NAME, differences, manifest_facts
 from mlx_gardener.registry.database import Database, is_damage, schema_difference
 from mlx_gardener.registry.lost import lost_directory, move_to_lost
@@ -67,7 +68,8 @@ def check(
         return [*problems, *_orphans(database), *_leftovers(database)]
     except OSError as error:
         raise RegistryError(
-            f"The files in {registry.home} cannot be looked at ({error}).", next_step="Check their rights."
+            f"The files in {registry.home} cannot be looked at ({reason_of(error)}).",
+            next_step="Check their rights.",
         ) from error
 
 

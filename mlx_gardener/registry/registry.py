@@ -6,6 +6,7 @@ import difflib
 import json
 import logging
 import os
+import shlex
 import sqlite3
 import time
 import uuid
@@ -268,7 +269,7 @@ class ProjectRegistry:
                 self.get_project(project)  # was there at first
                 raise TrainingError(
                     f"{project!r} is already being trained.",
-                    next_step=f"Watch it with `mlx-gardener status {project}`, or stop it with `cancel`.",
+                    next_step=f"`mlx-gardener attach {project}` shows it, `mlx-gardener cancel {project}` stops it.",
                 ) from error
             raise
         return self.get_training(training_id)
@@ -353,6 +354,13 @@ class ProjectRegistry:
             )
             row = next(readable("trainings", rows, self.home), None)
         return None if row is None else _as_it_is(training_of(row, self.home), row)
+
+    def training_that_made(self, project: str, version: str) -> TrainingRecord | None:
+        """The training that made a version; None for imports, and where `collect_garbage` took its run."""
+        with self._database.read() as connection:
+            rows = connection.execute("SELECT * FROM trainings WHERE project = ? ORDER BY number", (project,))
+            records = [training_of(row, self.home) for row in readable("trainings", rows, self.home)]
+        return next((item for item in records if item.result.get("adapter_version") == version), None)
 
     def active_trainings(self) -> list[TrainingRecord]:
         """Trainings waiting or under way, in the order they were begun."""
@@ -462,12 +470,24 @@ class ProjectRegistry:
                 self._sound("adapters", row)
         if not adapters:
             raise RegistryError(
-                f"The project {project!r} has no adapter yet.",
-                next_step="Train one with `mlx-gardener train`.",
+                f"The project {project!r} has no adapter yet.", next_step=self._way_to_an_adapter(project)
             )
         known = ", ".join(adapter.version for adapter in adapters)
         what = "active adapter" if version is None else f"adapter version {version!r}"
         raise RegistryError(f"The project {project!r} has no {what}.", next_step=f"It has: {known}.")
+
+    def _way_to_an_adapter(self, project: str) -> str:
+        """What a project without an adapter waits for, in a sentence."""
+        if any(record.project == project for record in self.active_trainings()):
+            return f"It is being trained: `mlx-gardener attach {project}` shows it."
+        if any(entry.project == project for entry in self.queue.entries()):
+            return "It waits for its training: `mlx-gardener queue list` shows its place."
+        last = self.latest_training(project)
+        train = f"Train one with `mlx-gardener train {shlex.quote(str(self.get_project(project).path))}`."
+        ended = {TrainingStatus.FAILED: "failed", TrainingStatus.CANCELLED: "was cancelled"}
+        if last is None or last.status not in ended:
+            return train
+        return f"Its last training {ended[last.status]}: `mlx-gardener status {project}` says why. {train}"
 
     def activate_adapter(self, project: str, version: str | None) -> None:
         """Choose the version other programs pick up; None chooses none.

@@ -22,6 +22,7 @@ from typing import IO, Any
 from mlx_gardener.errors import ConfigError, RegistryError
 from mlx_gardener.platform.beside import staged_beside
 from mlx_gardener.platform.files import fsync_path
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import open_regular, parse_json
 from mlx_gardener.registry.adapter_files import differences, is_inner_name, named_files
 from mlx_gardener.registry.archive import FORMAT, FORMAT_VERSION, INDEX_NAME, Tell, no_words
@@ -81,7 +82,7 @@ def restore(file: Path, home: Path, *, replace: bool = False, tell: Tell | None 
             return _put_in_place(staged, home)
     except OSError as error:
         raise RegistryError(
-            f"The backup {str(file)!r} cannot be restored ({error}).",
+            f"The backup {str(file)!r} cannot be restored ({reason_of(error)}).",
             next_step="Check its path, rights and disk space.",
         ) from error
 

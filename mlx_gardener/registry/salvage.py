@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mlx_gardener.errors import RegistryError
 from mlx_gardener.platform.locks import hold
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.registry.database import Database, alone, apply_migrations
 from mlx_gardener.registry.row_repair import mend_project
 from mlx_gardener.registry.rows import TABLES, surrogates, wrong_in
@@ -39,7 +40,7 @@ def rebuild(database: Database, kept: Path) -> list[str]:
             _replace(database, new, kept, Path(scratch))
         except (sqlite3.Error, OSError) as error:
             raise RegistryError(
-                f"The database {database.path} cannot be rebuilt ({error}).",
+                f"The database {database.path} cannot be rebuilt ({reason_of(error)}).",
                 next_step="Free disk space, or restore a backup: `mlx-gardener registry restore`.",
             ) from error
         finally:

@@ -116,7 +116,7 @@ def serve(
 
     Raises:
         ConfigError: the address cannot be listened on.
-        RegistryError: the registry cannot be read, has no such project, or no adapter to serve.
+        RegistryError: the registry cannot be read, has no such project, or no adapter to serve that passes its test.
     """
     import uvicorn
 
@@ -132,8 +132,15 @@ def serve(
             next_step="Train one with `mlx-gardener train PATH`.",
         )
     with contextlib.closing(listen(settings)) as found, running_worker(registry, settings, metrics) as worker:
+        tests = []
         for result in self_test(worker, catalog):
             on_test(result)
+            tests.append(result)
+        if tests and all(result.problem is not None for result in tests):
+            raise RegistryError(
+                f"Nothing can be served: {tests[0].model}: {tests[0].problem}",
+                next_step="Train it again, or serve another project.",
+            )
 
         class Uvicorn(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:

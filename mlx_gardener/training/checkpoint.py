@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.errors import TrainingError
 from mlx_gardener.model.lora import load_arrays
 from mlx_gardener.platform.files import fsync_path, make_private, private
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import open_regular, read_json
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep: int) -> Pa
     except (OSError, RuntimeError) as error:
         shutil.rmtree(staged, ignore_errors=True)
         raise TrainingError(
-            f"The checkpoint of step {step} cannot be written ({error}).",
+            f"The checkpoint of step {step} cannot be written ({reason_of(error)}).",
             next_step="Free disk space, then go on with `mlx-gardener train --resume`.",
         ) from error
     known = list_checkpoints(directory)
@@ -148,7 +149,7 @@ def load_checkpoint(directory: Path, *, fingerprint: str, warn: Callable[[str], 
             checkpoint = _read(path)
         except _DAMAGE as error:
             warn(
-                f"The checkpoint {path.name} is damaged ({error}) and was passed over for the one before it."
+                f"The checkpoint {path.name} is damaged ({reason_of(error)}) and was passed over for the one before it."
             )
             continue
         if checkpoint.state.fingerprint != fingerprint:
@@ -183,7 +184,7 @@ def set_aside(directory: Path) -> Path:
         directory.rename(aside)
     except OSError as error:
         raise TrainingError(
-            f"The checkpoints of an earlier training cannot be moved away ({error}).",
+            f"The checkpoints of an earlier training cannot be moved away ({reason_of(error)}).",
             next_step="Free disk space, then train again.",
         ) from error
     return aside

@@ -232,7 +232,7 @@ def test_a_detached_training_is_seen_and_cancelled_from_elsewhere(
     done = gardener("train", str(repository), "--project", "afar", "--detach", *flags)
     assert done.returncode == 0 and "background" in done.stdout, done.stderr
     state = json.loads(gardener("status", "afar", "--json").stdout)["trainings"][0]
-    assert state["active"] is True
+    assert state["active"] is True and state["is_training"] is True
     cancelled = gardener("cancel", "afar")
     assert cancelled.returncode == 0 and "cancelled" in cancelled.stdout
     assert json.loads(gardener("status", "afar", "--json").stdout)["trainings"][0]["active"] is False

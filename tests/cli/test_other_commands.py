@@ -93,8 +93,11 @@ def test_looking_first_refuses_the_repositories_that_training_refuses(
         assert "Kept" not in capsys.readouterr().out
         refused(words, "scan", str(root), *flags)
         assert "Kept" in capsys.readouterr().out, "a scan says what was dropped all the same"
-    refused("5000 are needed", "scan", str(repository), "--json", *few)
-    assert json.loads(capsys.readouterr().out)["files_kept"] >= 12
+    assert cli(["scan", str(repository), "--json", *few], standalone_mode=False) == 1
+    told, said = capsys.readouterr()
+    shown = json.loads(told)
+    assert shown["files_kept"] >= 12 and "5000 are needed" in shown["error"]["message"]
+    assert shown["error"]["message"] in said
 
 
 def test_adapters_that_have_no_place_are_refused_before_anything_is_read(
@@ -203,6 +206,8 @@ def test_a_trained_project_is_listed_used_exported_and_removed(
     place = f"{file.relative_to(repository)}:9"
     with_adapter = gardener("complete", "web", place, "--max-tokens", "4")
     assert with_adapter.returncode == 0, with_adapter.stderr
+    told = json.loads(gardener("complete", "web", place, "--max-tokens", "4", "--json").stdout)
+    assert told["text"] + "\n" == with_adapter.stdout and told["version"] == "v1"
     assert gardener("complete", "web", place, "--base", "--max-tokens", "4").returncode == 0
     piped = subprocess.run(
         [sys.executable, "-m", "mlx_gardener", "complete", "web", "--max-tokens", "4"],

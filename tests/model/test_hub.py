@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,40 @@ def test_auto_fetches_the_best_model_that_fits_and_shows_how_far_it_is(
     assert f"Fetching {NAME}: 0 of" in said
     manifest = json.loads(next((tmp_path / "home").rglob("manifest.json")).read_text())
     assert manifest["base"]["id"] == NAME
+
+
+def test_looking_first_names_the_model_and_the_figures_of_the_training_and_fetches_no_weights(
+    tmp_path: Path, repository: Path, model: Path
+) -> None:
+    def told(*command: str) -> dict[str, Any]:
+        environment = os.environ | {f"MLX_GARDENER_{name}": value for name, value in SETTINGS.items()}
+        environment |= {"HF_HOME": str(tmp_path / "hub"), "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+        run = (sys.executable, "-m", "mlx_gardener", *command, "--json")
+        done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-3000:]
+        shown: dict[str, Any] = json.loads(done.stdout)
+        return shown
+
+    def figures() -> list[dict[str, Any]]:
+        return [
+            told("scan", str(repository))["estimate"],
+            told("train", str(repository), "--dry-run")["estimate"],
+            told("plan", str(repository))["estimate"],
+            told("plan", "--model", NAME)["predicted_parts"],
+        ]
+
+    with hub_with(NAME, model) as address:
+        before = figures()
+        assert all(estimate.pop("model") == NAME for estimate in before[:3])
+        reasons = {estimate.pop("model_reason") for estimate in before[:3]}
+        assert reasons == {"the best recommended model that fits the budget; 0.0 GB to be fetched"}
+        assert not list((tmp_path / "hub").rglob("*.safetensors"))
+        script = f"from mlx_gardener.model.choose import fetch_model\nfetch_model({NAME!r})"
+        run_with_hub(script, tmp_path, address)
+        after = figures()
+    assert all(estimate.pop("model") == NAME for estimate in after[:3])
+    assert all("in the local cache" in estimate.pop("model_reason") for estimate in after[:3])
+    assert before == after
 
 
 def test_auto_takes_the_embedded_model_where_the_hub_has_not_what_fits(tmp_path: Path, model: Path) -> None:

@@ -270,7 +270,7 @@ def test_a_terminal_that_is_closed_loses_nothing_and_others_can_look_on(
     assert told[-1]["event"] == "TrainingEnded" and told[-1]["phase"] == "completed"
     logged = gardener("logs", "small", "--lines", "3")
     assert logged.returncode == 0 and len(logged.stdout.splitlines()) == 3
-    assert "TrainingEnded" in gardener("logs", "small").stdout
+    assert "Training completed: Done (v1)" in gardener("logs", "small").stdout
 
 
 def test_a_notebook_whose_kernel_is_killed_loses_nothing(tiny_model_dir: Path, repository: Path) -> None:

@@ -1,0 +1,81 @@
+"""A model before it is fetched: its tokenizer, and the facts that decide memory and speed, without its weights.
+
+In: a chosen model. Out: a directory with its config and tokenizer, and its facts. Cost: a second for a model that is here,
+as `model.check_model`; config and tokenizer, some megabytes, for one that is still on the hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.config import LoraConfig
+from mlx_gardener.engine.facts import ModelFacts, facts_of, model_facts
+from mlx_gardener.errors import ModelError
+from mlx_gardener.model import ModelChoice, check_model
+from mlx_gardener.model.choose import cached_model, fetch_description, read_model_config
+from mlx_gardener.model.lora import check_targets
+from mlx_gardener.platform.reasons import reason_of
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+
+def look_ahead(choice: ModelChoice, lora: LoraConfig) -> tuple[Path, ModelFacts]:
+    """The directory with a model's config and tokenizer, and its facts; what a training would refuse is refused.
+
+    Raises:
+        ModelError: as `check_model`; of a model that is not here, damaged weights are seen only when they are.
+    """
+    if choice.path is not None or cached_model(choice.name) is not None:
+        path = check_model(choice, lora)
+        return path, model_facts(path)
+    path = fetch_description(choice.name)
+    config = read_model_config(path)
+    try:
+        model = _without_weights(config)
+        weights = list(_arrays(model, config))
+    except Exception as error:  # mlx-lm raises many kinds for a config that it does not know
+        raise ModelError(
+            f"The model {choice.name!r} cannot be loaded ({reason_of(error)}).",
+            next_step="Choose one that mlx-lm supports.",
+        ) from error
+    check_targets(model, lora)
+    return path, facts_of(path.name, config, iter(weights))
+
+
+def _without_weights(config: dict[str, Any]) -> nn.Module:
+    """mlx-lm's module for a config, quantised as it says; MLX makes none of its arrays until somebody asks for them."""
+    import mlx.nn as nn
+    from mlx_lm.utils import _get_classes
+
+    model_class, arguments = _get_classes(config)
+    model: nn.Module = model_class(arguments.from_dict(config))
+    if quantization := config.get("quantization"):
+        nn.quantize(
+            model,
+            group_size=quantization["group_size"],
+            bits=quantization["bits"],
+            mode=quantization.get("mode", "affine"),
+            class_predicate=lambda path, module: quantization.get(path, hasattr(module, "to_quantized")),
+        )
+    return model
+
+
+def _arrays(model: nn.Module, config: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
+    """(name, parameters, stored bytes) of every array, as `facts` counts those of weight files."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    bits = (config.get("quantization") or {}).get("bits")
+    kind = str(config.get("torch_dtype") or config.get("dtype") or "")
+    float_bytes = 4 if "float32" in kind else 2
+    for name, value in tree_flatten(model.parameters()):
+        stored = value.size * (float_bytes if mx.issubdtype(value.dtype, mx.floating) else value.itemsize)
+        parameters = value.size
+        if bits and value.dtype == mx.uint32:
+            parameters = value.size * 32 // bits
+        elif bits and name.endswith((".scales", ".biases")):
+            parameters = 0
+        yield name, parameters, stored

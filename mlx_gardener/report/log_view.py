@@ -1,0 +1,98 @@
+"""What a worker logged, for people and for machines: lines of ``worker.log`` in, lines to print out. Cost: nothing.
+
+A line is ``2026-01-02 03:04:05,678 INFO mlx_gardener.worker: ...``, where an event of the run follows as JSON, or whatever
+else a library or the system wrote; that is shown as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from mlx_gardener.events import (
+    CheckpointWritten,
+    DataPrepared,
+    Evaluated,
+    Event,
+    PlanChosen,
+    ProgressChanged,
+    TimePlanned,
+    TrainingEnded,
+    WarningRaised,
+    event_from_json,
+)
+from mlx_gardener.report.text import gigabytes
+from mlx_gardener.report.time_view import time_line
+
+_LINE = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d),\d{3} ([A-Z]+) ([\w.]+): (.*)")
+
+
+class LogReader:
+    """Makes a line for people of each line of a log; remembers the last one, since progress is told again and again."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, line: str) -> str | None:
+        """The line to show; None where it says nothing new."""
+        found = _LINE.fullmatch(line)
+        if found is None:
+            return line
+        _, clock, level, _, message = found.groups()
+        event = _event(message)
+        told = (message if level == "INFO" else f"{level}: {message}") if event is None else _told(event)
+        if told is None or told == self._last:
+            return None
+        self._last = told
+        return f"{clock}  {told}"
+
+
+def log_json(line: str) -> dict[str, Any]:
+    """A line as JSON types: an event as it was published, everything else as a ``Log``."""
+    found = _LINE.fullmatch(line)
+    if found is None:
+        return {"event": "Log", "message": line}
+    day, clock, level, logger, message = found.groups()
+    event = _event(message)
+    if event is not None:
+        return event.to_json()
+    return {"event": "Log", "time": f"{day}T{clock}", "level": level, "logger": logger, "message": message}
+
+
+def _event(message: str) -> Event | None:
+    if not message.startswith('{"event"'):
+        return None
+    try:
+        return event_from_json(json.loads(message))
+    except ValueError:  # of another version, or cut off: it is shown as it stands
+        return None
+
+
+def _told(event: Event) -> str | None:
+    """An event in a line; None for those that another one tells as well."""
+    match event:
+        case ProgressChanged():
+            return f"{event.progress_percent:3.0f} %  {event.message}"
+        case DataPrepared(summary):
+            return (
+                f"Data: {summary['chunks_kept']:,} chunks of {summary['files_kept']:,} files, "
+                f"{summary['train_loss_tokens']:,} tokens to learn from"
+            )
+        case PlanChosen(plan):
+            peak, budget = gigabytes(plan["predicted_peak_bytes"]), gigabytes(plan["budget_bytes"])
+            return f"Plan: {peak} of {budget}"
+        case TimePlanned(plan):
+            return time_line(plan)
+        case Evaluated():
+            best = ", the best so far" if event.is_best else ""
+            return f"Validation at step {event.step}: {event.bits_per_byte:.4f} bits per byte{best}"
+        case CheckpointWritten():
+            return f"Checkpoint of step {event.step} written"
+        case WarningRaised():
+            return f"Warning: {event.message}"
+        case TrainingEnded():
+            version = event.result.get("adapter_version")
+            return f"Training {event.phase.value}: {event.message}" + (f" ({version})" if version else "")
+        case _:
+            return None

@@ -1,0 +1,274 @@
+"""What somebody meets in the first hour: questions nobody answers, waits, projects without an adapter, nothing to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mlx_gardener
+from mlx_gardener.config import validate_config
+from mlx_gardener.registry import ProjectRegistry, TrainingRecord, TrainingStatus
+from mlx_gardener.trainings import TrainingPipeline
+from tests.cli.test_command_line import gardener, train_flags
+from tests.registry.worlds import install_adapter
+from tests.test_pipeline import tiny_settings
+
+
+@pytest.fixture
+def registry(repository: Path) -> ProjectRegistry:
+    """A registry with the project ``small``, which has an adapter that cannot be loaded."""
+    made = ProjectRegistry()
+    made.register_project("small", repository)
+    install_adapter(made, "small", "v1")
+    made.activate_adapter("small", "v1")
+    return made
+
+
+def command(*arguments: str, given: bytes | None = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "mlx_gardener", *arguments], input=given, capture_output=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [("remove", "small"), ("remove", "small", "v1"), ("forget", "small", "core")]
+)
+def test_a_question_that_nobody_can_answer_names_yes(
+    registry: ProjectRegistry, arguments: tuple[str, ...]
+) -> None:
+    done = command(*arguments)
+    assert done.returncode == 2 and b"say --yes" in done.stderr and not done.stdout, done.stderr
+    refused = command(*arguments, given=b"n\n")
+    assert refused.returncode == 1 and b"Nothing was changed" in refused.stderr, refused.stderr
+    assert [item.version for item in registry.list_adapters("small")] == ["v1"]
+    assert registry.forgotten_paths("small") == []
+
+
+@pytest.mark.usefixtures("registry")
+def test_code_to_go_on_with_is_asked_for_where_there_is_none() -> None:
+    done = command("complete", "small")
+    assert done.returncode == 2 and b"FILE:LINE" in done.stderr and b"defect" not in done.stderr, done.stderr
+    binary = command("complete", "small", given=b"def caf\xe9")
+    assert binary.returncode == 1 and b"no UTF-8 text, as byte 7" in binary.stderr, binary.stderr
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-m", "mlx_gardener", "complete", "small"],
+        capture_output=True,
+    )
+    assert closed.returncode == 2 and b"FILE:LINE" in closed.stderr, closed.stderr
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_completion_that_waits_for_a_terminal_says_so() -> None:
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "mlx_gardener", "complete", "small"],
+        stdin=theirs,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    ) as waiting:
+        os.close(theirs)
+        assert waiting.stderr is not None
+        assert b"Ctrl-D" in waiting.stderr.readline()
+        os.write(ours, b"\x04")
+        assert waiting.wait(60) == 2
+    os.close(ours)
+
+
+def test_continuing_takes_up_no_training_that_went_on_from_elsewhere(
+    registry: ProjectRegistry, tiny_model_dir: Path
+) -> None:
+    def pipeline(begin: str) -> TrainingPipeline:
+        return TrainingPipeline(tiny_settings(tiny_model_dir, continue_from=begin), registry=registry)
+
+    def interrupted(begin: str) -> TrainingRecord:
+        config = {**pipeline("auto").config.model_dump(mode="json"), "continue_from": begin}
+        record = registry.begin_training("small", config)
+        (record.run_dir / "checkpoints" / "step-1").mkdir(parents=True)
+        registry.finish_training(record.id, TrainingStatus.CANCELLED, "stopped", {})
+        return record
+
+    plain = interrupted("auto:v1")  # began anew, as nothing had changed, or went on by itself
+    for wish, taken in (("auto", plain.id), ("active", None), ("v1", None)):
+        found = pipeline(wish).unfinished_training("small")
+        assert (found and found.id) == taken, wish
+    asked = interrupted("v1")
+    for wish in ("auto", "active", "v1"):
+        found = pipeline(wish).unfinished_training("small")
+        assert found is not None and found.id == asked.id, wish
+
+
+@pytest.mark.usefixtures("registry")
+def test_what_the_system_says_comes_without_its_number() -> None:
+    done = gardener("complete", "small", "nowhere.py:1")
+    assert done.returncode == 1 and "(No such file or directory)" in done.stderr, done.stderr
+    offline = gardener("plan", "--model", "some/model", HF_HUB_OFFLINE="1")
+    assert offline.returncode == 1 and "HF_HUB_OFFLINE forbids" in offline.stderr, offline.stderr
+    for said in (done.stderr, offline.stderr):
+        assert "Errno" not in said and "Error(" not in said.replace("Error:", "")
+
+
+@pytest.mark.parametrize("name", ["complete", "report", "export", "serve"])
+def test_a_project_without_an_adapter_says_what_it_waits_for(
+    repository: Path, tmp_path: Path, name: str
+) -> None:
+    registry = ProjectRegistry()
+    registry.register_project("small", repository)
+    more = [str(tmp_path / "out")] if name == "export" else []
+
+    def said() -> str:
+        done = gardener(name, "small", *more)
+        assert done.returncode == 1 and "has no adapter yet" in done.stderr, done.stderr
+        return done.stderr
+
+    assert f"mlx-gardener train {repository}" in said()
+    record = registry.begin_training("small", {})
+    assert "attach small" in said() and "train " + str(repository) not in said()
+    registry.finish_training(record.id, TrainingStatus.FAILED, "no room", {})
+    assert "Its last training failed: `mlx-gardener status small`" in said()
+
+
+@pytest.mark.usefixtures("registry")
+def test_nothing_that_can_be_served_is_an_error() -> None:
+    done = gardener("serve", "small", "--port", "0")
+    assert done.returncode == 1 and "Nothing can be served: small" in done.stderr, done.stderr
+    assert "Listening" not in done.stdout
+
+
+def test_a_busy_project_names_attach(repository: Path, tiny_model_dir: Path) -> None:
+    registry = ProjectRegistry()
+    registry.register_project("small", repository)
+    registry.begin_training("small", {})
+    done = gardener("train", str(repository), "--project", "small", *train_flags(tiny_model_dir))
+    assert done.returncode == 1 and "attach small" in done.stderr and "cancel small" in done.stderr
+
+
+def test_training_again_without_a_change_says_so_and_trains_nothing(
+    repository: Path, tiny_model_dir: Path
+) -> None:
+    registry = ProjectRegistry()
+
+    def train(*more: str, **settings: object) -> str:
+        flags = train_flags(tiny_model_dir, **settings)
+        done = gardener("train", str(repository), "--project", "small", *more, *flags)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def versions() -> list[str]:
+        return sorted(item.version for item in registry.list_adapters("small"))
+
+    train()
+    registry.activate_adapter("small", "v1")  # whatever its evidence says
+    again = train()
+    assert "have changed since v1" in again and "--fresh" in again and versions() == ["v1"], again
+    page = json.loads(gardener("report", "small", "--json").stdout)
+    assert "self." in json.dumps(page["evidence"]), "with its source, as before"
+    last = registry.latest_training("small")
+    assert last is not None
+    config = validate_config({**last.config, "continue_from": "auto"})
+    assert mlx_gardener.train(repository, project="small", config=config).adapter_version == "v1"
+    ended = json.loads(train("--json").splitlines()[-1])
+    assert ended["result"]["unchanged_since"] == "v1" and "nothing was trained" in ended["message"]
+    other = train(seed=5)
+    assert "settings have (seed)" in other.replace("\n", " ") and versions() == ["v1", "v2"], other
+    train("--fresh")
+    assert versions() == ["v1", "v2", "v3"]
+
+
+def offered(*words: str) -> list[str]:
+    """What a shell is offered for the last word."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_gardener"],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "_MLX_GARDENER_COMPLETE": "bash_complete",
+            "COMP_WORDS": " ".join(("mlx-gardener", *words)),
+            "COMP_CWORD": str(len(words)),
+        },
+    )
+    assert not done.stderr, done.stderr
+    return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
+
+
+@pytest.mark.usefixtures("registry")
+def test_shells_offer_versions_settings_and_models() -> None:
+    for words in (("activate", "small"), ("eval", "small", "--version"), ("diff", "small", "v1")):
+        assert offered(*words, "v") == ["v1"], words
+    assert offered("activate", "nobody", "v") == []
+    assert "lora.rank=" in offered("train", "--set", "lora.r")
+    models = offered("scan", "--model", "s")
+    assert models == ["seedling"]
+    assert "mlx-community/Qwen2.5-Coder-3B-4bit" in offered("plan", "--model", "mlx")
+
+
+def test_what_is_being_trained_is_not_taken_out_of_the_queue(repository: Path) -> None:
+    registry = ProjectRegistry()
+    registry.register_project("small", repository)
+    entry = registry.queue.add("small", {}, budget_bytes=1)
+    registry.begin_training("small", {}, queue_number=entry.number)
+    done = gardener("queue", "remove", "small")
+    assert done.returncode == 1 and "is being trained" in done.stderr and "cancel small" in done.stderr
+    listed = json.loads(gardener("queue", "--json").stdout)
+    assert [row["project"] for row in listed["queue"]] == ["small"]
+    assert gardener("queue", "--json", "list").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("show", "nobody", "--json"), 1),
+        (("complete", "nobody", "--json"), 1),
+        (("eval", "nobody", "--json", "--tasks", "-5"), 2),
+        (("train", "/does/not/exist", "--json"), 1),
+        (("train", ".", "--json", "--set", "lora.rnk=3"), 2),
+        (("import", "small", "/does/not/exist", "--json"), 1),
+        (("import", "small", "/tmp", "--repository", "/does/not/exist", "--json"), 1),
+        (("registry", "gc", "--json"), 2),
+    ],
+)
+@pytest.mark.usefixtures("registry")
+def test_errors_are_json_where_json_is_asked_for(arguments: tuple[str, ...], code: int) -> None:
+    done = gardener(*arguments)
+    told = json.loads(done.stdout)
+    assert done.returncode == code == told["error"]["exit_code"], done.stderr
+    assert told["error"]["message"] in done.stderr and "Traceback" not in done.stderr
+    assert ("event" in told) == (arguments[0] == "train")
+
+
+@pytest.mark.usefixtures("registry")
+def test_old_names_of_options_work_and_say_so(tmp_path: Path) -> None:
+    for arguments, new in (
+        (("eval", "small", "--adapter", "v1"), "--adapter is --version now"),
+        (("rollback", "small", "--to", "v1"), "--to is VERSION now"),
+        (("train", str(tmp_path), "--from-adapter", "v1", "--fresh"), "--from-adapter is --from-version now"),
+        (("import", str(tmp_path), "--project", "small"), "--project is PROJECT, in front of PATH, now"),
+    ):
+        done = gardener(*arguments)
+        assert new in done.stderr and "No such option" not in done.stderr, done.stderr
+    twice = gardener("eval", "small", "--adapter", "v1", "--version", "v1")
+    assert twice.returncode == 2 and "give one of them" in twice.stderr
+
+
+def test_a_log_is_for_people_and_as_json_for_machines_and_quotes_no_source(
+    repository: Path, tiny_model_dir: Path
+) -> None:
+    flags = train_flags(tiny_model_dir)
+    done = gardener("train", str(repository), "--project", "small", *flags, "--json")
+    assert done.returncode == 0, done.stderr
+    ended = json.loads(done.stdout.splitlines()[-1])
+    assert "self." in json.dumps(ended["result"]["evidence"]), "events quote source, for the report"
+    record = ProjectRegistry().latest_training("small")
+    assert record is not None and "self." not in (record.run_dir / "worker.log").read_text()
+    shown = gardener("logs", "small", "--lines", "1000").stdout.splitlines()
+    assert len(shown) > 5 and not any("{" in line for line in shown), shown
+    assert max(map(len, shown)) < 300 and shown[-1].endswith("Training completed: Done (v1)"), shown
+    assert len(set(shown)) == len(shown) and any("Step 3 of 3" in line for line in shown)
+    told = [json.loads(line) for line in gardener("logs", "small", "--json").stdout.splitlines()]
+    assert told[-1]["event"] == "TrainingEnded" and told[-1]["result"]["adapter_version"] == "v1"
+    assert len(gardener("logs", "small", "--lines", "3").stdout.splitlines()) == 3
