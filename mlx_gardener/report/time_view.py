@@ -18,6 +18,11 @@ def time_line(plan: Mapping[str, Any]) -> str:
     at = f"{plan['pace']['update_seconds']:.2g} s an update, {plan['pace']['source']}"
     if plan["limit_seconds"] is None:
         return f"Time: no limit; about {duration(plan['training_seconds'])} for {epochs} ({at})"
+    if plan["validations"] is None:
+        return (
+            f"Time: about {duration(plan['training_seconds'])} training {epochs}, within the limit of "
+            f"{duration(plan['limit_seconds'])} ({at})"
+        )
     return (
         f"Time: of {duration(plan['limit_seconds'])}, {duration(plan['used_seconds'])} reading and dry run, "
         f"{duration(plan['training_seconds'])} training {epochs}, {duration(plan['evidence_seconds'])} evidence ({at})"
