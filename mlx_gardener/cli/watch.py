@@ -150,10 +150,10 @@ def _show_result(pipeline: TrainingPipeline, name: str, result: dict[str, Any], 
     from mlx_gardener.report.evidence_view import show_evidence
 
     adapter = pipeline.registry.get_adapter(name, result["adapter_version"])
-    show_evidence(console, result["evidence"])
+    show_evidence(console, result["evidence"], project=name, training=result.get("training"))
     console.print(f"\nAdapter {adapter.version} of {name} is in the registry:", highlight=False)
     console.print(f"  {adapter.directory}", highlight=False, soft_wrap=True)
     console.print(
-        "  mlx/ loads with mlx-lm, peft/ with Hugging Face PEFT; report.html shows the run.", highlight=False
+        "  mlx/ loads with mlx-lm, peft/ with Hugging Face PEFT; report.html shows the run:", highlight=False
     )
-    console.print(f"  Try it: mlx-gardener complete {name} FILE:LINE", highlight=False)
+    console.print(f"  mlx-gardener report {name} --version {adapter.version} --open", highlight=False)
