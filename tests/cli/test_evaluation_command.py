@@ -45,7 +45,13 @@ def test_an_adapter_is_evaluated_again_without_touching_its_files(
 
     shown = gardener("eval", "small", "--arms", "base,adapter", "--tasks", "2")
     assert shown.returncode == 0, shown.stderr
-    for words in ("bits per byte", "Forgetting", "Memorisation", "Kept as evaluations/"):
+    for words in (
+        "bits per byte",
+        "is not forgotten",
+        "known by heart",
+        "What to do now",
+        "Kept as evaluations/",
+    ):
         assert words in shown.stdout
     assert "retrieval" not in shown.stdout
 
