@@ -239,7 +239,7 @@ _INNER: dict[str, dict[str, tuple[type, ...]]] = {
         "plan.evidence_seconds": (int, float, type(None)),
         "plan.updates": (int,),
         "plan.steps_per_epoch": (int,),
-        "plan.validations": (int, type(None)),
+        "plan.all_updates": (int,),
         "plan.pace.update_seconds": (int, float),
         "plan.pace.source": (str,),
     },

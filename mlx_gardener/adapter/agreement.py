@@ -50,8 +50,8 @@ class Agreement:
     def sentence(self) -> str:
         """The figures for people."""
         return (
-            f"The adapter moves logits by {self.effect:.4f} (rms on real text); the export is off by {self.error:.2g}, "
-            f"{self.share:.2%} of that, and keeps {self.kept:.1%} of the effect."
+            f"Loaded back and compared on real text: the export changes the base as the adapter does to within "
+            f"{self.share:.2%}, and keeps {self.kept:.1%} of its effect (logits: {self.effect:.4f} rms, off by {self.error:.2g})."
         )
 
     def to_json(self) -> dict[str, float]:

@@ -81,7 +81,7 @@ def evaluate(
         return
     console = make_console()
     shown = done.evidence.to_json(with_source=True)
-    show_evidence(console, shown)
+    show_evidence(console, shown, project=done.project)
     show_details(console, shown)
     console.print(
         safe_text(f"Kept as {done.file.parent.name}/{done.file.name} beside {project}/{done.version}.")

@@ -56,15 +56,20 @@ def export(
     What was written is loaded back and compared with the adapter on real text; where it does not agree it is refused.
     """
     from mlx_gardener.adapter import PeftManager
+    from mlx_gardener.adapter.base import base_name
     from mlx_gardener.adapter.exports import export_adapter
+    from mlx_gardener.report.export_view import next_command
+    from mlx_gardener.report.story import as_sentence
     from mlx_gardener.report.text import safe_text
+
+    manager = PeftManager()
 
     def tell(text: str) -> None:
         if sys.stderr.isatty():
             click.echo(f"{text} ...", err=True)
 
     done = export_adapter(
-        PeftManager(), project, version, form, destination, base=base, bits=None if bits is None else int(bits),
+        manager, project, version, form, destination, base=base, bits=None if bits is None else int(bits),
         dtype=dtype, tell=tell,
     )  # fmt: skip
     if as_json:
@@ -74,7 +79,10 @@ def export(
         return
     click.echo(f"Wrote the {form} form to {safe_text(str(done.directory))}.")
     for line in (*(() if done.agreement is None else (done.agreement.sentence(),)), *done.notes):
-        click.echo(safe_text(line))
+        click.echo(safe_text(as_sentence(line)))
+    model = base or base_name(manager.registry, manager.registry.get_adapter(project, version))
+    command = next_command(form, done.directory, project=project, base=model)
+    click.echo(f"Next: {safe_text(command)}")
 
 
 @click.command(name="import")

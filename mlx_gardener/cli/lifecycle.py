@@ -19,15 +19,8 @@ from mlx_gardener.cli.renamed import renamed
 
 if TYPE_CHECKING:
     from mlx_gardener.lifecycle.forgetting import Forgotten
-    from mlx_gardener.lifecycle.versions import VersionFacts
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-
-
-def _line(facts: VersionFacts) -> str:
-    bits = facts.metrics.get("adapter_bits_per_byte")
-    measured = "" if bits is None else f"{bits:.4f} bits per byte; "
-    return f"{facts.version}: {measured}{facts.verdict or 'no evidence'}. {facts.reason or ''}".rstrip()
 
 
 @click.command()
@@ -39,6 +32,7 @@ def rollback(project: str, version: str | None, to: str | None, as_json: bool) -
     """Activate VERSION of PROJECT's adapter, by default the one that was active before; again, and it goes one further."""
     from mlx_gardener.lifecycle.versions import roll_back
     from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.diff_view import version_line
     from mlx_gardener.report.text import safe_text
 
     before, now = roll_back(ProjectRegistry(), project, to=renamed("--to", "VERSION", to, version))
@@ -46,8 +40,8 @@ def rollback(project: str, version: str | None, to: str | None, as_json: bool) -
         click.echo(json.dumps({"project": project, "was": vars(before), "is": vars(now)}, indent=2))
         return
     click.echo(f"{now.version} of {project} is active, {before.version} was.")
-    click.echo(f"was {safe_text(_line(before))}")
-    click.echo(f"is  {safe_text(_line(now))}")
+    click.echo(f"Was {safe_text(version_line(before))}")
+    click.echo(f"Is  {safe_text(version_line(now))}")
 
 
 @click.command()
@@ -57,40 +51,16 @@ def rollback(project: str, version: str | None, to: str | None, as_json: bool) -
 @_JSON
 def diff(project: str, first: str, second: str, as_json: bool) -> None:
     """Compare the versions FIRST and SECOND of PROJECT's adapter: evidence, files that changed most, settings."""
-    from rich.table import Table
-
     from mlx_gardener.lifecycle.versions import diff_versions
     from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.diff_view import show_diff
     from mlx_gardener.report.live import make_console
-    from mlx_gardener.report.text import safe_text
 
     found = diff_versions(ProjectRegistry(), project, first, second)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
         return
-    console = make_console()
-    for facts in (found.first, found.second):
-        console.print(safe_text(_line(facts)), highlight=False)
-    if found.note is not None:
-        console.print(found.note, highlight=False)
-    table = Table(
-        "metric", found.first.version, found.second.version, "change", box=None, header_style="bold"
-    )
-    for name, (one, two) in found.metrics.items():
-        change = "" if one is None or two is None else f"{two - one:+.4f}"
-        table.add_row(
-            safe_text(name), *("" if value is None else f"{value:.4f}" for value in (one, two)), change
-        )
-    console.print(table)
-    if found.files:
-        files = Table(
-            "bits per byte of", found.first.version, found.second.version, box=None, header_style="bold"
-        )
-        for item in found.files[:10]:
-            files.add_row(safe_text(item["path"]), f"{item['first']:.4f}", f"{item['second']:.4f}")
-        console.print(files)
-    for name, (one, two) in found.settings.items():
-        console.print(safe_text(f"{name}: {one} -> {two}"), highlight=False)
+    show_diff(make_console(), found)
 
 
 @click.command()

@@ -94,7 +94,7 @@ def show(project: str, as_json: bool) -> None:
     if not adapters:
         console.print(f"No adapter yet. Train one with `mlx-gardener train {safe_text(str(found.path))}`.")
         return
-    table = Table("", "version", "made", "base", "bits per byte", "was", box=None, header_style="bold")
+    table = Table("", "version", "made", "base", "bits per byte", "base alone", box=None, header_style="bold")
     for item in adapters:
         table.add_row(
             "*" if item.active else "",

@@ -39,7 +39,8 @@ def report(project: str, version: str | None, open_page: bool, output: Path | No
     registry = ProjectRegistry()
     record = _adapter(registry, project, version)
     page = record.directory / PAGE_NAME
-    evidence = _evidence(registry, record) or read_manifest(record.directory).get("evidence")
+    known = _latest_result(registry, record) or read_manifest(record.directory)
+    evidence = known.get("evidence")
     if output is not None:
         _copy(_existing(page, record), output)
     if as_json:
@@ -49,9 +50,12 @@ def report(project: str, version: str | None, open_page: bool, output: Path | No
         console = make_console()
         console.print(f"{project} {record.version}, an adapter of {safe_text(record.base_model)}")
         if evidence:
-            show_evidence(console, evidence)
+            show_evidence(console, evidence, project=project, training=known.get("training"))
         else:
-            console.print("It was never evaluated.")
+            console.print(
+                f"It was never measured: `mlx-gardener eval {project} --adapter {record.version}` does that.",
+                soft_wrap=True,
+            )
         where = output or (page if page.is_file() else None)
         console.print(f"Page: {safe_text(str(where)) if where else 'none'}", soft_wrap=True)
     if open_page:
@@ -67,10 +71,10 @@ def _adapter(registry: ProjectRegistry, project: str, version: str | None) -> Ad
     return registry.get_adapter(project, version)
 
 
-def _evidence(registry: ProjectRegistry, record: AdapterRecord) -> dict[str, Any] | None:
-    """With its source texts, where the training that made this version is still there; the manifest has it without."""
+def _latest_result(registry: ProjectRegistry, record: AdapterRecord) -> dict[str, Any] | None:
+    """With the evidence's source texts, where the training that made this version is still there; the manifest has it without."""
     training = registry.training_that_made(record.project, record.version)
-    return None if training is None else training.result.get("evidence")
+    return None if training is None else training.result
 
 
 def _existing(page: Path, record: AdapterRecord) -> Path:

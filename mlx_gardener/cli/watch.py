@@ -173,10 +173,10 @@ def _show_result(pipeline: TrainingPipeline, name: str, result: dict[str, Any], 
         )
         console.print(f"  What it is worth: mlx-gardener report {name}", highlight=False)
         return
-    show_evidence(console, result["evidence"])
+    show_evidence(console, result["evidence"], project=name, training=result.get("training"))
     console.print(f"\nAdapter {adapter.version} of {name} is in the registry:", highlight=False)
     console.print(f"  {adapter.directory}", highlight=False, soft_wrap=True)
     console.print(
-        "  mlx/ loads with mlx-lm, peft/ with Hugging Face PEFT; report.html shows the run.", highlight=False
+        "  mlx/ loads with mlx-lm, peft/ with Hugging Face PEFT; report.html shows the run:", highlight=False
     )
-    console.print(f"  Try it: mlx-gardener complete {name} FILE:LINE", highlight=False)
+    console.print(f"  mlx-gardener report {name} --version {adapter.version} --open", highlight=False)

@@ -19,7 +19,16 @@ from mlx_gardener.dataset import PreparedData
 from mlx_gardener.engine import Engine
 from mlx_gardener.errors import TimeLimitError, TrainingCancelledError
 from mlx_gardener.evaluate import guards
-from mlx_gardener.evaluate.evidence import ARM_TITLES, Arm, Comparison, Evidence, Guard, Power, Sample
+from mlx_gardener.evaluate.evidence import (
+    ARM_TITLES,
+    Arm,
+    Comparison,
+    Evidence,
+    Guard,
+    Power,
+    Sample,
+    power_note,
+)
 from mlx_gardener.evaluate.measure import ArmResult, Bench, Scores, Tasks, line_of, score
 from mlx_gardener.evaluate.metrics import bits_per_byte, edit_similarity
 from mlx_gardener.evaluate.retrieval import Retriever, training_chunks
@@ -261,12 +270,7 @@ def _guards(
 
 def _power(main: Change) -> Power:
     needed = files_needed(main)
-    if needed is None:
-        note = "No difference was seen, so no number of files would show one."
-    elif needed <= main.files:
-        note = f"{needed} files like these are enough for an effect of this size with 80 % power; there were {main.files}."
-    else:
-        note = f"To be sure of an effect of this size with 80 % power, {needed} files would be needed; there were {main.files}."
+    note = power_note(main.files, needed, told_apart=not main.spans_zero)
     return Power("bits_per_byte", round(main.change, 5), main.files, needed, note)
 
 

@@ -83,6 +83,25 @@ class Power:
     note: str
 
 
+def power_note(files_seen: int, files_needed: int | None, *, told_apart: bool) -> str:
+    """Whether the files were enough for the change that was seen, in one sentence.
+
+    Args:
+        files_needed: to be sure of it with 80 % power.
+        told_apart: whether its interval leaves zero out; where it does not, more files are needed, whatever the rule of
+            thumb for ``files_needed`` says of so few.
+    """
+    seen = f"{files_seen} unseen file{'s' * (files_seen != 1)}"
+    were = "was" if files_seen == 1 else "were"
+    if files_needed is None:
+        return f"In {seen} no difference was seen at all."
+    if told_apart and files_needed <= files_seen:
+        return f"There {were} {seen}; about {files_needed} are enough to see a change of this size."
+    if told_apart or files_needed > files_seen:
+        return f"There {were} {seen}; to be sure of a change of this size about {files_needed:,} like these are needed."
+    return f"There {were} only {seen}: too few to be sure of a change of this size."
+
+
 def fewer(change: float) -> str:
     """A relative change in words."""
     return f"{abs(change):.1%} {'fewer' if change < 0 else 'more'}"
@@ -128,18 +147,20 @@ class Evidence:
         """The verdict in one sentence."""
         found = self.metrics
         if not found:
-            return "It was not measured on files that it never saw; `mlx-gardener eval` does that."
+            return "Nothing was measured on files that it never saw; `mlx-gardener eval PROJECT` does that."
         low, high = found["bits_per_byte_change_low"], found["bits_per_byte_change_high"]
         files = f"{len(self.files)} file{'s' * (len(self.files) != 1)}"
         told = (
-            f"On {files} it never saw the adapter needs {fewer(found['bits_per_byte_change'])} bits "
+            f"On {files} that it never saw the adapter needs {fewer(found['bits_per_byte_change'])} bits "
             f"per byte than the base (95 % interval of the change {low:+.1%} to {high:+.1%})"
         )
         if self.failed_guards:
             return f"{told}, but {' and '.join(guard.reason for guard in self.failed_guards)}."
         retrieval = self._change("base_bm25", "adapter")
         if retrieval is not None and retrieval.high < 0:
-            return f"{told}, but the base with retrieved context needs {fewer(retrieval.change)} than the adapter."
+            return f"{told}, but the base with retrieved code in front of the prompt needs {fewer(retrieval.change)} than the adapter."
+        if low <= 0 <= high:
+            return f"{told}: chance explains that as well."
         return f"{told}."
 
     def _change(self, arm: str, against: str) -> Comparison | None:

@@ -103,7 +103,7 @@ def memorisation(
             "memorisation", False, round(test_gain - 2 * max(0.0, validation_gain), 5), limit, reason
         )
     if places < _LEAST_PLACES:
-        return Guard("memorisation", True, None, limit, "no or too few places were continued to judge by")
+        return Guard("memorisation", True, None, limit, "too few places were continued to judge by")
     heart = shares["adapter_train"] - shares["adapter_held_out"]
     seen = shares["adapter_held_out"] - shares["base_held_out"]
     worst = max(heart, seen)
@@ -130,6 +130,6 @@ def parse_ok(change: Change | None, limit: float) -> Guard:
         not failed,
         round(change.change, 5),
         limit,
-        f"filled holes that parse changed by {100 * change.change:+.1f} points (95 % interval "
-        f"{100 * change.low:+.1f} to {100 * change.high:+.1f})",
+        f"the share of filled holes that parse changed by {100 * change.change:+.1f} points (95 % interval "
+        f"{100 * change.low:+.1f} to {100 * change.high:+.1f}{'; chance explains that as well' * change.spans_zero})",
     )

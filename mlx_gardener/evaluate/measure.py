@@ -99,7 +99,9 @@ def decide_work(
     rows = min(windows, max(settings.least_rows, int(allowed / 2 / row)))
     fitting = max(settings.least_tasks, int(allowed / 2 / (2 * task)))
     why = f"{settings.time_share:.0%} of the work of {training_tokens:,} trained tokens"
-    why += f", but at least {settings.least_tasks} tasks and {settings.least_rows} rows"
+    why += (
+        f", but at least {settings.least_tasks} tasks and {settings.least_rows} rows where there are as many"
+    )
     guard_share, sizes = 1.0, whole
     asked = min(fitting, max(settings.next_line_tasks, settings.fim_tasks))
     if tasks is None and rows * row + kinds * asked * task + 2 * _GUARD_TOKENS > forward_tokens:

@@ -8,6 +8,7 @@ the engine computes. On Metal and CUDA the base keeps its own type.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,6 @@ def load_base(
     """
     import mlx.core as mx
     from mlx.utils import tree_flatten, tree_map
-    from mlx_lm.utils import dequantize_model
 
     choice = choose_model(name, budget_bytes=2**62)
     path = resolve_model(choice)
@@ -94,6 +94,8 @@ def load_base(
     )
     quantized = "quantization" in config
     if quantized and (base_weights == "dense" or (base_weights == "auto" and on_cpu)):
+        from mlx_lm.utils import dequantize_model
+
         model = dequantize_model(model)
         quantized = False
     model.freeze()
@@ -146,7 +148,9 @@ def _open_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], CodeT
     Raises:
         ModelError: as `load_base`.
     """
-    from mlx_lm.utils import load_model
+    with warnings.catch_warnings():  # in a notebook, of progress bars that are not shown
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from mlx_lm.utils import load_model
 
     read_model_config(path)
     tokenizer = load_tokenizer(path)

@@ -10,30 +10,29 @@ from typing import Any
 
 from rich.console import Console
 
-from mlx_gardener.report.text import safe_text
+from mlx_gardener.report.story import changes
+from mlx_gardener.report.text import counted, safe_text
 
 
 def show_details(console: Console, evidence: dict[str, Any]) -> None:
-    """Print what the arms' differences are, how much was done and what was left out, of ``Evidence.to_json()``."""
-    titles = {arm["name"]: arm["title"] for arm in evidence["arms"]}
-    for found in evidence["comparisons"]:
-        if found["metric"] == "bits_per_byte":
-            arms = f"{titles[found['arm']]} against {titles[found['against']]}"
-            interval = f"95 % interval {found['low']:+.1%} to {found['high']:+.1%}"
-            console.print(
-                safe_text(
-                    f"{arms}: {found['change']:+.1%} bits per byte ({interval}, {found['files']} files)"
-                )
-            )
+    """Print what the arms' differences are and how much was done, of ``Evidence.to_json()``."""
+    found = [item for item in changes(evidence) if item.metric == "bits_per_byte"]
+    if found:
+        console.print(
+            "\nChange of bits per byte between the arms, with 95 % intervals (below zero is better):"
+        )
+    for item in found:
+        console.print(
+            safe_text(f"  {item.sides}: {item.value} ({item.interval}; {counted(item.files, 'file')})")
+        )
     console.print()
     if (sweep := evidence.get("scale_sweep")) is not None:
-        console.print(f"scale: {sweep['chosen']:g} of the trained one, chosen on the validation part")
+        console.print(f"Scale: {sweep['chosen']:g} of the trained one, chosen on the validation part.")
     if work := evidence["work"]:
         console.print(
-            f"work: {work['rows']} rows, {work['next_line_tasks']} next lines, {work['fim_tasks']} holes ({work['reason']})"
+            f"Work: {counted(work['rows'], 'row')}, {counted(work['next_line_tasks'], 'next line')} and "
+            f"{counted(work['fim_tasks'], 'hole')} ({work['reason']})."
         )
-    for note in evidence["notes"]:
-        console.print(safe_text(note))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from mlx_gardener.events import Event, MemoryMeasured, StepCompleted
-from mlx_gardener.report import story
+from mlx_gardener.report import advice, story
 from mlx_gardener.report.code import CSS as CODE_CSS
 from mlx_gardener.report.model_card import environment
 from mlx_gardener.report.plan_view import PART_COLOURS, PARTS
@@ -27,7 +27,8 @@ from mlx_gardener.report.svg import (
     stacked_bar,
     variables,
 )
-from mlx_gardener.report.text import GIB
+from mlx_gardener.report.text import GIB, counted, file_size
+from mlx_gardener.report.time_view import time_line
 
 _DARK = "--ink:#e6edf3;--paper:#0d1117;--panel:#161b22;--rule:#3d444d;--muted:#9198a1;"
 
@@ -41,10 +42,14 @@ def render_report_html(facts: dict[str, Any], *, events: Sequence[Event]) -> str
         events: of the run; memory over time is drawn from them.
     """
     shown = (
-        evidence_parts(facts["evidence"]) | run_parts(facts, events) | data_parts(facts) | recipe_parts(facts)
+        evidence_parts(facts["evidence"], project=facts["project"], training=facts["training"])
+        | run_parts(facts, events)
+        | data_parts(facts)
+        | recipe_parts(facts)
     )
     contents = [
         ("evidence", "Evidence", True),
+        ("words", "What the words mean", True),
         ("gains", "Where it helps", shown["language_gains"] or shown["directory_gains"]),
         ("samples", "Side by side", shown["samples"]),
         ("training", "Training", True),
@@ -71,14 +76,20 @@ def styles(scope: str) -> dict[str, Markup]:
     return {"style": Markup(style), "dark": Markup(variables(dark=True) + _DARK)}
 
 
-def evidence_parts(evidence: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that is shown of the evidence."""
+def evidence_parts(
+    evidence: Mapping[str, Any], *, project: str, training: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that is shown of the evidence; ``project`` and ``training`` are for what to do next."""
     by_language, by_directory = story.language_gains(evidence), story.directory_gains(evidence)
     found = story.changes(evidence)
     sweep = evidence.get("scale_sweep")
     files = sorted(evidence["files"], key=lambda file: -file["bytes"])
     return {
-        "headline": story.headline(evidence["verdict"]),
+        "headline": advice.headline(evidence),
+        "meaning": advice.meaning(evidence),
+        "steps": advice.next_steps(evidence, project, training=training),
+        "power": advice.power(evidence),
+        "glossary": advice.GLOSSARY,
         "guards": story.guards(evidence),
         "remarks": story.remarks(evidence),
         "arms_table": story.arms_table(evidence),
@@ -99,7 +110,7 @@ def evidence_parts(evidence: Mapping[str, Any]) -> dict[str, Any]:
         "sweep_chart": Markup(_sweep_chart(sweep)) if sweep else "",
         "language_gains": by_language,
         "directory_gains": by_directory,
-        "most_gain": max((abs(gain.change) for gain in by_language + by_directory), default=0.0),
+        "most_gain": _scale_end(by_language + by_directory),
         "samples": story.best_and_worst(evidence),
         "files_table": story.Table(
             ("unseen file", "bytes", "base", "adapter"),
@@ -114,6 +125,12 @@ def evidence_parts(evidence: Mapping[str, Any]) -> dict[str, Any]:
             ),
         ),
     }
+
+
+def _scale_end(found: Sequence[story.Gain]) -> float:
+    """What half of a bar stands for: a round share, never so little that a change of no account fills it."""
+    most = max((abs(gain.change) for gain in found), default=0.0)
+    return next((end for end in (0.1, 0.2, 0.5, 1.0) if most <= end), most)
 
 
 def _metric_title(metric: str) -> str:
@@ -173,6 +190,7 @@ def run_parts(facts: Mapping[str, Any], events: Sequence[Event]) -> dict[str, An
         "memory_chart": Markup(memory_chart(events, plan)),
         "memory_parts": parts,
         "memory_bar": Markup(memory_bar(plan)) if parts else "",
+        "time_told": time_line(facts["training"]["time_plan"]) if facts["training"].get("time_plan") else "",
     }
 
 
@@ -242,14 +260,14 @@ def data_parts(facts: Mapping[str, Any]) -> dict[str, Any]:
     rows = [
         (
             RULES.get(rule, rule.replace("_", " ")),
-            f"{item['count']} {item['unit']}",
-            *((f"{item['bytes'] / 1000:,.0f} kB", ", ".join(item["examples"][:2])) if with_examples else ()),
+            counted(item["count"], item["unit"]),
+            *((file_size(item["bytes"]), ", ".join(item["examples"][:2])) if with_examples else ()),
         )
         for rule, item in sorted(dropped.items(), key=lambda pair: -pair[1].get("bytes", pair[1]["count"]))
     ]
     if summary.get("chunks_over_maximum"):
         cells = ("", "") if with_examples else ()
-        rows.append(("over max_training_chunks", f"{summary['chunks_over_maximum']} chunks", *cells))
+        rows.append(("over max_training_chunks", counted(summary["chunks_over_maximum"], "chunk"), *cells))
     columns = ("because", "count", "size", "for example") if with_examples else ("because", "count")
     split = summary.get("split") or {}
     return {

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -33,7 +34,7 @@ from mlx_gardener.events import (
     TrainingPhase,
     WarningRaised,
 )
-from mlx_gardener.report.text import duration, gigabytes, safe_text
+from mlx_gardener.report.text import counted, duration, gigabytes, safe_text
 from mlx_gardener.report.time_view import time_line
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -107,6 +108,7 @@ class LiveView:
         self._printed_at = 0.0
         self._printed_phase: TrainingPhase | None = None
         self._printed = ""
+        self._plan: dict[str, Any] = {}
 
     def __enter__(self) -> LiveView:
         if self._live is not None:
@@ -134,11 +136,7 @@ class LiveView:
         if isinstance(event, DataPrepared):
             self._line(_data_line(event))
         elif isinstance(event, PlanChosen):
-            rows = ", ".join(f"{rows} x {width}" for width, rows in event.plan["rows_of_width"].items())
-            peak = gigabytes(event.plan["predicted_peak_bytes"])
-            self._line(f"Plan: {rows} tokens at a time, {peak} of {gigabytes(event.plan['budget_bytes'])}")
-            for note in event.plan["notes"]:
-                self._line(f"  {note}")
+            self._print_plan(event.plan)
         elif isinstance(event, TimePlanned):
             self._line(time_line(event.plan))
         elif isinstance(event, WarningRaised):
@@ -185,6 +183,21 @@ class LiveView:
     def _line(self, text: str, style: str = "") -> None:
         self.console.print(Text(safe_text(text), style=style), soft_wrap=True)
 
+    def _print_plan(self, plan: dict[str, Any]) -> None:
+        """The first plan whole; of one that takes its place, as after the dry run, what is other."""
+        rows = ", ".join(f"{rows} x {width}" for width, rows in plan["rows_of_width"].items())
+        memory = f"{gigabytes(plan['predicted_peak_bytes'])} of {gigabytes(plan['budget_bytes'])}"
+        before, self._plan = self._plan, plan
+        if not before:
+            self._line(f"Plan: {rows} tokens at a time, a peak of about {memory}")
+        elif before["rows_of_width"] == plan["rows_of_width"]:
+            self._line(f"Plan corrected: a peak of about {memory}")
+        else:
+            self._line(f"Plan corrected: {rows} tokens at a time, a peak of about {memory}")
+        for note in plan["notes"]:
+            if note not in before.get("notes", ()):
+                self._line(f"  {note}")
+
     def render(self) -> RenderableType:
         """The panel as it stands now."""
         width = max(30, min(self.console.width - 4, 100))
@@ -229,8 +242,8 @@ def _data_line(event: DataPrepared) -> str:
         name for name, _ in sorted(found["languages"].items(), key=lambda item: -item[1]["bytes"])[:3]
     )
     return (
-        f"Data: {found['chunks_kept']} chunks of {found['files_kept']} files ({languages}), "
-        f"{found['train_loss_tokens']:,} tokens to learn from, {found['padding_fraction']:.1%} padding"
+        f"Data: {counted(found['chunks_kept'], 'chunk')} of {counted(found['files_kept'], 'file')} ({languages}), "
+        f"{counted(found['train_loss_tokens'], 'token')} to learn from, {found['padding_fraction']:.1%} padding"
     )
 
 

@@ -7,10 +7,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mlx_gardener.report import story
+from mlx_gardener.report import advice, story
 from mlx_gardener.report.code import highlight_code
 from mlx_gardener.report.svg import change_bar
-from mlx_gardener.report.text import duration, gigabytes, safe_lines
+from mlx_gardener.report.text import counted, duration, gigabytes, safe_lines
 
 _environment: Environment | None = None
 
@@ -27,11 +27,13 @@ def environment() -> Environment:
             lstrip_blocks=True,
         )
         _environment.filters |= {
-            "percent": lambda value: f"{value:+.1%}",
+            "percent": lambda value: f"{value:+.1%}" if abs(value) >= 0.0005 else "0.0%",
             "lines": lambda value: safe_lines(str(value)),
             "code": highlight_code,
+            "similarity": story.similarity,
             "change_bar": lambda change, most: Markup(change_bar(change, most=most)),
             "gigabytes": gigabytes,
+            "counted": counted,
             "duration": duration,
         }
     return _environment
@@ -47,5 +49,9 @@ def render_model_card(facts: dict[str, Any]) -> str:
     changes = [change for change in story.changes(evidence) if change.metric == "bits_per_byte"]
     template = environment().get_template("model_card.md")
     return template.render(
-        facts, table=story.arms_table(evidence), changes=changes, guards=story.guards(evidence)
+        facts,
+        headline=advice.headline(evidence)[0],
+        table=story.arms_table(evidence),
+        changes=changes,
+        guards=story.guards(evidence),
     )

@@ -59,7 +59,9 @@ def result_html(result: TrainingResult) -> str:
         "plan": manifest.get("plan") or {},
         "data": manifest.get("data") or {},
     }
-    parts = evidence_parts(result.evidence) | run_parts(facts, result.events)
+    parts = evidence_parts(result.evidence, project=result.project, training=result.training) | run_parts(
+        facts, result.events
+    )
     if facts["data"]:
         parts |= data_parts(facts)
     return environment().get_template("notebook.html").render(facts, **parts, **styles(".mlx-gardener"))

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mlx_gardener.report.text import megabytes, safe_text
+from mlx_gardener.report.text import counted, file_size, safe_text
 from mlx_gardener.source.records import Scan
 
 #: Rules of `source.filters`, in words.
@@ -36,16 +36,18 @@ def show_kept_lines(console: Console, stretches: list[dict[str, Any]]) -> None:
 def show_scan(console: Console, scan: Scan) -> None:
     """Print a scan."""
     kept = sum(record.size_bytes for record in scan.files)
-    console.print(f"{safe_text(scan.root.name)}: {scan.files_seen} files, {megabytes(scan.bytes_seen)}")
     console.print(
-        f"Kept {len(scan.files)} files ({megabytes(kept)}) with {scan.chunks_kept} of {scan.chunks_found} chunks, "
-        f"in {scan.seconds:.1f} s\n"
+        f"{safe_text(scan.root.name)}: {counted(scan.files_seen, 'file')}, {file_size(scan.bytes_seen)}"
+    )
+    console.print(
+        f"Kept {counted(len(scan.files), 'file')} ({file_size(kept)}) with {scan.chunks_kept:,} of "
+        f"{counted(scan.chunks_found, 'chunk')}; read in {scan.seconds:.1f} s\n"
     )
     for note in scan.notes:
         console.print(f"Note: {note}")
     languages = Table("language", "files", "chunks", "size", box=None, header_style="bold", pad_edge=False)
     for name, counts in sorted(scan.languages.items(), key=lambda item: -item[1]["bytes"]):
-        languages.add_row(name, str(counts["files"]), str(counts["chunks"]), megabytes(counts["bytes"]))
+        languages.add_row(name, str(counts["files"]), str(counts["chunks"]), file_size(counts["bytes"]))
     console.print(languages)
     if scan.dropped:
         dropped = Table(
@@ -54,19 +56,28 @@ def show_scan(console: Console, scan: Scan) -> None:
         for rule, item in sorted(scan.dropped.items(), key=lambda pair: -pair[1].bytes):
             examples = ", ".join(safe_text(place) for place in item.examples[:2])
             dropped.add_row(
-                RULES.get(rule, rule), f"{item.count} {item.unit}", megabytes(item.bytes), examples
+                RULES.get(rule, rule), counted(item.count, item.unit), file_size(item.bytes), examples
             )
         console.print()
         console.print(dropped)
-    console.print(
-        f"\nDuplicates: {scan.exact_duplicates} exact, {scan.near_duplicate_clusters} clusters of near ones "
-        "(kept on one side of the split)"
-    )
+    console.print(f"\n{_duplicates(scan)}")
     if scan.secrets:
         console.print(
-            f"\nPossible secrets in {len(scan.secrets)} places; the chunks around them are left out:"
+            f"\nPossible secrets in {counted(len(scan.secrets), 'place')}; the chunks around them are left out:"
         )
         for secret in scan.secrets[:20]:
             console.print(f"  {safe_text(secret.path)}:{secret.line}  {secret.kind}")
         if len(scan.secrets) > 20:
             console.print(f"  and {len(scan.secrets) - 20} more (--json lists all)")
+
+
+def _duplicates(scan: Scan) -> str:
+    """What became of text that is there more than once."""
+    if not scan.exact_duplicates and not scan.near_duplicate_clusters:
+        return "Duplicates: none."
+    exact = f"{counted(scan.exact_duplicates, 'exact one')} left out"
+    near = counted(scan.near_duplicate_clusters, "group")
+    return (
+        f"Duplicates: {exact}; {near} of files that are nearly the same, each kept together, so that no test file has a "
+        "twin among the training files."
+    )

@@ -11,41 +11,33 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-#: Verdict: headline, and the sign it is recognised by without colour.
-VERDICTS = {
-    "promote": ("It helped.", "✓"),
-    "inconclusive": ("No clear difference.", "≈"),
-    "reject": ("It did not help; the adapter is kept but not activated.", "✗"),
-    "unmeasured": ("Not measured yet.", "·"),
-}
 #: Metric: title, how it is written, and whether less of it is better.
 METRICS: dict[str, tuple[str, Callable[[float], str], bool]] = {
     "bits_per_byte": ("bits per byte", lambda value: f"{value:.4f}", True),
     "next_line_exact": ("next line exactly right", lambda value: f"{value:.1%}", False),
     "next_line_similarity": ("next line, similarity", lambda value: f"{value:.1%}", False),
     "fim_exact": ("hole filled exactly right", lambda value: f"{value:.1%}", False),
-    "fim_parse_ok": ("filled hole still parses", lambda value: f"{value:.1%}", False),
+    "fim_parse_ok": ("file with filled hole parses", lambda value: f"{value:.1%}", False),
     "identifier_f1": ("the repository's names, F1", lambda value: f"{value:.1%}", False),
     "stop_rate": ("stops by itself", lambda value: f"{value:.1%}", False),
 }
 ARMS = {
     "base": "base",
-    "base_bm25": "base + BM25",
+    "base_bm25": "base + retrieval",
     "adapter": "adapter",
-    "adapter_bm25": "adapter + BM25",
+    "adapter_bm25": "adapter + retrieval",
     "control": "control",
 }
 GUARDS = {
-    "forgetting": "Forgetting: code of other projects",
-    "memorisation": "Memorisation: training text word for word",
-    "parse_ok": "Completions that parse",
+    "forgetting": "Other projects' code is not forgotten",
+    "memorisation": "Training files are not known by heart",
+    "parse_ok": "Filled holes still parse",
 }
+#: Kinds of samples.
+KINDS = {"fim": "hole to fill", "next_line": "next line"}
 _MOST_GROUPS = 10
-
-
-def headline(verdict: str) -> tuple[str, str]:
-    """A verdict's sentence and sign."""
-    return VERDICTS.get(verdict, (verdict.capitalize() + ".", "·"))
+#: Half a point of similarity: less would be shown as none.
+_SEEN = 0.005
 
 
 def arms(evidence: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
@@ -122,6 +114,12 @@ class Change:
         return f"{ARMS.get(self.arm, self.arm)} against {ARMS.get(self.against, self.against)}"
 
     @property
+    def told(self) -> str:
+        """``adapter against base -7.0% (95 % interval -9.0% to -5.0%)``; points are said."""
+        points = "" if self.unit == "relative" else " points"
+        return f"{self.sides} {self.value}{points} (95 % interval {self.interval})"
+
+    @property
     def better(self) -> bool | None:
         """Whether the whole interval is better or worse; None where it spans zero."""
         less_is_better = METRICS[self.metric][2] if self.metric in METRICS else False
@@ -162,21 +160,53 @@ def remarks(evidence: Mapping[str, Any]) -> list[str]:
         sides = {item.arm, item.against}
         adapter_better = item.better if item.arm == "adapter" or item.better is None else not item.better
         if sides == {"adapter", "base_bm25"} and adapter_better is False:
-            said.append(f"Retrieval alone did better in {what}: {item.sides} {item.value} ({item.interval}).")
+            said.append(f"Retrieval alone did better in {what}: {item.told}.")
+        if sides == {"adapter", "base"} and adapter_better is False and item.metric != "bits_per_byte":
+            said.append(f"The adapter did worse in {what}: {item.told}.")
         if sides == {"adapter", "control"} and adapter_better is not True:
             said.append(
-                f"In {what} an adapter of another repository did not clearly worse: {item.sides} {item.value} "
-                f"({item.interval})."
+                f"In {what} an adapter of another repository (the control) did not do clearly worse: {item.told}."
             )
     return said
 
 
-def guards(evidence: Mapping[str, Any]) -> list[tuple[str, bool, str]]:
-    """Title, passed and reason of every guard."""
+@dataclass(frozen=True)
+class GuardShown:
+    """A guard for people; ``state`` is "passed", "failed", or "unclear" where it says neither."""
+
+    title: str
+    state: str
+    reason: str
+
+    @property
+    def sign(self) -> str:
+        """What it is recognised by without colour."""
+        return {"passed": "✓", "failed": "✗"}.get(self.state, "?")
+
+
+def guards(evidence: Mapping[str, Any]) -> list[GuardShown]:
+    """Every guard. One that was not measured, or fell by more than its limit where chance explains that, is unclear."""
     return [
-        (GUARDS.get(guard["name"], guard["name"]), bool(guard["passed"]), str(guard.get("reason", "")))
+        GuardShown(
+            GUARDS.get(guard["name"], guard["name"]),
+            _state(guard),
+            as_sentence(str(guard.get("reason") or "")),
+        )
         for guard in evidence.get("guards") or ()
     ]
+
+
+def _state(guard: Mapping[str, Any]) -> str:
+    if not guard["passed"]:
+        return "failed"
+    measured = guard.get("measured")
+    fell = guard["name"] == "parse_ok" and measured is not None and measured < -guard["limit"]
+    return "unclear" if measured is None or fell else "passed"
+
+
+def as_sentence(text: str) -> str:
+    """``text`` with a capital and a full stop; "" stays."""
+    return text if not text else text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 @dataclass(frozen=True)
@@ -239,7 +269,10 @@ def directory_gains(evidence: Mapping[str, Any]) -> list[Gain]:
 
 
 def best_and_worst(evidence: Mapping[str, Any], most: int = 3) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    """Samples under headings: where the adapter gained most, where it lost most; as they are where gains are not known."""
+    """Samples under headings: where the adapter came closer to what stands there than the base, and where less close.
+
+    Those whose similarity did not change, as it is shown, are neither; where gains are not known, all are as they are.
+    """
     samples = list(evidence.get("samples") or ())
     if not samples:
         return []
@@ -247,8 +280,16 @@ def best_and_worst(evidence: Mapping[str, Any], most: int = 3) -> list[tuple[str
         return [("Side by side", samples)]
     ordered = sorted(samples, key=lambda sample: -sample["gain"])
     parts = [
-        ("Best changes", [sample for sample in ordered if sample["gain"] > 0][:most]),
-        ("Worst changes", [sample for sample in reversed(ordered) if sample["gain"] < 0][:most]),
+        ("Where the adapter gained most", [sample for sample in ordered if sample["gain"] >= _SEEN][:most]),
+        ("Where it lost most", [sample for sample in reversed(ordered) if sample["gain"] <= -_SEEN][:most]),
     ]
     found = [(title, some) for title, some in parts if some]
-    return found or [("No change in any sample", ordered[:most])]
+    return found or [("In no sample did base and adapter differ", ordered[:most])]
+
+
+def similarity(sample: Mapping[str, Any]) -> str:
+    """``similarity +62 points``: the adapter's against the base's; "" where it is not known."""
+    gain = sample.get("gain")
+    if not isinstance(gain, int | float):
+        return ""
+    return f"similarity {100 * gain:+.0f} points" if abs(gain) >= _SEEN else "same similarity"

@@ -93,6 +93,18 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [at * step for at in range(first, last + 1)]
 
 
+def labelled(values: Sequence[float], *, times: float = 1, sign: str = "") -> list[tuple[float, str]]:
+    """Each of `ticks` with its number (``times`` it), to as many decimals as it takes to tell them apart."""
+    step = min((abs(times * (b - a)) for a, b in pairwise(values)), default=0.0)
+    decimals = min(12, max(0, -math.floor(math.log10(step) + 1e-9))) if step > 0 else 3
+    shown = [f"{times * value:{sign},.{decimals}f}" for value in values]
+    zero = f"{0:{sign},.{decimals}f}"
+    return [
+        (value, "0" if label in (zero, zero.replace("+", "-"), f"-{zero}") else label)
+        for value, label in zip(values, shown, strict=True)
+    ]
+
+
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The finite points; of more than a few hundred, the mean of each stretch."""
     points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
@@ -141,15 +153,15 @@ def line_chart(
         )
 
     parts = [text(4, legend_height + 10, y_label)]
-    for value in ticks(y_low, y_high):
+    for value, label in labelled(ticks(y_low, y_high)):
         _, y = place(x_low, value)
         parts += [
             line(left, y, WIDTH - right, y, more='opacity=".2"'),
-            text(left - 6, y + 4, f"{value:.4g}", anchor="end"),
+            text(left - 6, y + 4, label, anchor="end"),
         ]
-    for value in ticks(x_low, x_high, 6):
+    for value, label in labelled(ticks(x_low, x_high, 6)):
         x, y = place(value, y_low)
-        parts += [line(x, y, x, y + 4, more='opacity=".5"'), text(x, y + 16, f"{value:.4g}", anchor="middle")]
+        parts += [line(x, y, x, y + 4, more='opacity=".5"'), text(x, y + 16, label, anchor="middle")]
     parts.append(text((left + WIDTH - right) / 2, height - 5, x_label, anchor="middle"))
     if mark is not None:
         x, _ = place(mark, y_low)
@@ -198,7 +210,8 @@ def interval_plot(
     """
     if not rows:
         return ""
-    left, right, top, step, bottom = 140, 14, 8, 40, 38
+    longest = max(max(len(name), len(f"against {against}")) for name, against, *_ in rows)
+    left, right, top, step, bottom = min(200.0, max(100.0, 12 + 6.4 * longest)), 14, 8, 40, 38
     height = top + step * len(rows) + bottom
     low = min(0.0, *(row[3] for row in rows))
     high = max(0.0, *(row[4] for row in rows))
@@ -210,11 +223,11 @@ def interval_plot(
 
     end = height - bottom
     parts = []
-    for at in ticks(low, high, 5):
+    for at, label in labelled(ticks(low, high, 5), times=100, sign="+"):
         x = x_of(at)
         parts += [
             line(x, top, x, end, more='opacity=".15"'),
-            text(x, end + 15, f"{100 * at:+.3g}" if at else "0", anchor="middle"),
+            text(x, end + 15, label, anchor="middle"),
         ]
     parts.append(line(x_of(0), top, x_of(0), end, more='stroke-width="1.5"'))
     better, worse = ("← better", "worse →") if better_below else ("← worse", "better →")
@@ -265,7 +278,7 @@ def stacked_bar(
 
 
 def change_bar(change: float, *, most: float) -> str:
-    """A change left (less) or right (more) of zero, ``most`` being the length of half of the bar; for a cell."""
+    """A change left (less) or right (more) of zero, ``most`` being what half of the bar stands for; for a cell."""
     length = 45 * min(1.0, abs(change) / most) if most > 0 else 0.0
     x = 50 - length if change < 0 else 50.0
     shade = colour("green" if change < 0 else "red")

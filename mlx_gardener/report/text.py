@@ -27,9 +27,16 @@ def gigabytes(size_bytes: float) -> str:
     return f"{size_bytes / GIB:.2f} GB"
 
 
-def megabytes(size_bytes: float) -> str:
-    """Bytes as MB of 10^6, as files are counted."""
-    return f"{size_bytes / 1e6:.1f} MB"
+def file_size(size_bytes: float) -> str:
+    """Bytes as files are counted, in B, kB of 1000 or MB of 10^6: what is there is never shown as nothing."""
+    if size_bytes < 1000:
+        return f"{size_bytes:.0f} B"
+    return f"{size_bytes / 1e3:.0f} kB" if size_bytes < 999_500 else f"{size_bytes / 1e6:.1f} MB"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 chunk``, ``12,345 chunks``; the noun may come in the plural, too, as the scan's units do."""
+    return f"{count:,} {noun.removesuffix('s')}{'s' * (count != 1)}"
 
 
 def duration(seconds: float | None) -> str:
@@ -40,7 +47,7 @@ def duration(seconds: float | None) -> str:
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
+        return f"{whole // 60} min {whole % 60:02d} s" if whole % 60 else f"{whole // 60} min"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 

@@ -219,7 +219,10 @@ def test_a_trained_project_is_listed_used_exported_and_removed(
     assert gardener("complete", "web", "no-line").returncode == 2
 
     target = tmp_path / "out"
-    assert gardener("export", "web", str(target), "--form", "peft").returncode == 0
+    exported = gardener("export", "web", str(target), "--form", "peft")
+    assert exported.returncode == 0
+    last = exported.stdout.splitlines()[-1]
+    assert last.startswith("Next: PeftModel.from_pretrained(") and str(target) in last
     assert (target / "adapter_model.safetensors").exists()
     assert gardener("export", "web", str(target)).returncode == 1
 

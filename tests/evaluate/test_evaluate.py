@@ -29,7 +29,7 @@ def evidence(low: float, high: float) -> Evidence:
 )
 def test_the_verdict_needs_the_whole_interval_on_one_side(low: float, high: float, verdict: str) -> None:
     assert evidence(low, high).verdict == verdict
-    assert "On 1 file it never saw" in evidence(low, high).reason
+    assert "On 1 file that it never saw" in evidence(low, high).reason
 
 
 def test_an_interval_that_touches_zero_from_below_is_not_shown_as_an_improvement() -> None:

@@ -56,8 +56,8 @@ def test_a_failing_guard_blocks_a_promotion_and_gives_the_reason() -> None:
 
 
 def test_the_reason_says_where_retrieval_wins() -> None:
-    assert "retrieved context" in evidence(high=-0.1, retrieval=-0.2).reason
-    assert "retrieved context" not in evidence(high=-0.1, retrieval=0.2).reason
+    assert "retrieved code" in evidence(high=-0.1, retrieval=-0.2).reason
+    assert "retrieved code" not in evidence(high=-0.1, retrieval=0.2).reason
 
 
 def test_training_files_by_heart_are_flagged() -> None:

@@ -174,7 +174,7 @@ def test_the_commands_say_it(repository: Path, tiny_model_dir: Path) -> None:
     assert gardener("show", "web", "--json").stdout.count('"version"') == 1, "nothing was trained"
     same = json.loads(gardener("diff", "web", "v1", "v1", "--json").stdout)
     assert same["comparable"] and same["settings"] == {}
-    assert "adapter_bits_per_byte" in gardener("diff", "web", "v1", "v1").stdout
+    assert "adapter: bits per byte" in gardener("diff", "web", "v1", "v1").stdout
     assert gardener("forget", "web", "../outside", "--yes").returncode == 1
     assert gardener("forget", "web", "README.md", "--undo").returncode == 1
     ProjectRegistry().forget_path("web", "core")

@@ -58,7 +58,7 @@ def full_evidence() -> dict[str, Any]:
     }  # fmt: skip
     return {
         "verdict": "promote",
-        "reason": "On 23 files it never saw the adapter needs 19.8% fewer bits per byte than the base "
+        "reason": "On 23 files that it never saw the adapter needs 19.8% fewer bits per byte than the base "
         "(95 % interval of the change -25.1% to -10.3%).",
         "metrics": metrics,
         "next_line_tasks": 60,

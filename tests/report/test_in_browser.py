@@ -18,7 +18,8 @@ import pytest
 from mlx_gardener.report import render_report_html
 from tests.report.facts import full_events, full_facts
 
-WIDTHS = (360, 768, 1280)
+WIDTHS = (360, 400, 768, 1280)
+PHONE = 400  # up to this width nothing may need a scroll of its own
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next((found for name in _NAMES if (found := shutil.which(name))), None)
 FLAGS = (
@@ -50,11 +51,16 @@ def frames(directory: Path, page: str) -> Path:
         const inside = frame.contentDocument, root = inside.documentElement;
         const small = [...inside.querySelectorAll('p, td, th, pre, li, h2, figcaption, summary')]
           .filter(one => parseFloat(frame.contentWindow.getComputedStyle(one).fontSize) < 12).length;
-        return {width: root.clientWidth, needs: root.scrollWidth, paper: frame.contentWindow.getComputedStyle(inside.body)
+        const hidden = [...inside.querySelectorAll('tbody td, tbody th, pre, p, li, dd, figure, .scroll, .command, .stacks svg')]
+          .filter(one => one.getBoundingClientRect().right > root.clientWidth + 1 || one.scrollWidth > one.clientWidth + 1
+            || (one.matches('.stacks *') && !one.closest('svg *') && one.getBoundingClientRect().width === 0))
+          .map(one => one.outerHTML.slice(0, 200));
+        return {hidden, width: root.clientWidth, needs: root.scrollWidth, paper: frame.contentWindow.getComputedStyle(inside.body)
           .backgroundColor, small, mode: inside.compatMode,
           asked: frame.contentWindow.performance.getEntriesByType('resource').map(one => one.name)};
       });
-      document.body.innerHTML = '<pre id=seen>' + JSON.stringify(seen) + '</pre>';
+      document.body.innerHTML = '<pre id=seen></pre>';
+      document.getElementById('seen').textContent = JSON.stringify(seen);
     });"""
     file = directory / "frames.html"
     file.write_text(f"<!doctype html><body>{shown}<script>{script}</script></body>", encoding="utf-8")
@@ -79,6 +85,7 @@ def test_the_page_fits_every_width_and_asks_for_nothing(tmp_path: Path, scheme: 
     for one in seen:
         assert one["needs"] <= one["width"], f"scrolls sideways at {one['width']}"
         assert one["asked"] == [], "the page fetches nothing"
+        assert one["width"] > PHONE or one["hidden"] == [], "all columns, bars and lines are seen"
         assert one["paper"] == paper and one["mode"] == "CSS1Compat" and one["small"] == 0, one
     # The browser's own pages complain too, on a slow machine.
     console = [

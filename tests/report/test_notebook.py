@@ -120,7 +120,14 @@ def test_a_result_tells_the_story_also_where_its_adapter_is_gone(tmp_path: Path)
         tuple(full_events()),
     )
     page = result._repr_html_()
-    for told in ("It helped.", "adapter + BM25", "✗ failed", "Best changes", "Worst changes", "process"):
+    for told in (
+        "It helped.",
+        "adapter + retrieval",
+        "✗ failed",
+        "Where the adapter gained most",
+        "Where it lost most",
+        "process",
+    ):
         assert told in page, told
     assert "<img" not in page and "<script" not in page and "\x1b" not in page
     assert "data-jp-theme-light" in page and "vscode-dark" in page

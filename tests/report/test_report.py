@@ -26,9 +26,9 @@ from mlx_gardener.report.evidence_view import show_evidence
 from mlx_gardener.report.jsonl import JsonLines
 from mlx_gardener.report.live import LiveView, sparkline
 from mlx_gardener.report.recipe import all_settings, train_command
-from mlx_gardener.report.story import best_and_worst, directory_gains, language_gains, remarks
-from mlx_gardener.report.svg import COLOURS, line_chart, loss_chart, ticks
-from mlx_gardener.report.text import duration, safe_lines, safe_text
+from mlx_gardener.report.story import best_and_worst, directory_gains, guards, language_gains, remarks
+from mlx_gardener.report.svg import COLOURS, labelled, line_chart, loss_chart, ticks
+from mlx_gardener.report.text import counted, duration, file_size, safe_lines, safe_text
 from tests.report.facts import full_events, full_evidence, full_facts
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07<script>alert(1)</script>\nnext"
@@ -165,13 +165,14 @@ def test_all_arms_guards_and_the_best_and_worst_are_shown_in_the_terminal() -> N
     show_evidence(Console(file=stream, width=120, markup=False), full_evidence())
     text = stream.getvalue()
     for told in (
-        "adapter + BM25",
+        "retrieval",
         "control",
         "1.5544",
-        "✗ Memorisation",
-        "Best changes",
-        "Worst changes",
-        "31 files",
+        "✗ failed: Training files are not known by heart.",
+        "? unclear: Filled holes still parse.",
+        "Where the adapter gained most",
+        "Where it lost most",
+        "about 31 like these",
     ):
         assert told in text, told
     assert "\x1b" not in text and "harbor.js" not in text, "one best and one worst sample"
@@ -228,13 +229,15 @@ def test_the_whole_story_is_told_and_nothing_of_it_can_steer_or_run() -> None:
         and "\u202e" not in page
     )
     for told in (
-        "It helped.", "adapter + BM25", "1.1502", "✗ failed", "Retrieval alone did better in next line exactly right",
-        "31 files would be needed", "1.25 was chosen", "planned peak", "hidden states kept for the way back",
-        "AWS Access Key", "settings.py:3", "Best changes", "Worst changes", "By language", "By directory",
+        "It helped.", "adapter + retrieval", "1.1502", "✗ failed", "Retrieval alone did better in next line exactly right",
+        "about 31 like these are needed", "1.25 was chosen", "planned peak", "hidden states kept for the way back",
+        "AWS Access Key", "settings.py:3", "Where the adapter gained most", "Where it lost most", "By language", "By directory",
         "--set lora.rank=8", "--seed 3", "ab" * 32, "12" * 32, "mlx 0.32.4", "6 of 24 layers are read from disk",
     ):  # fmt: skip
         assert told in page, told
-    assert page.index("It helped.") < page.index("<h2"), "the verdict comes first"
+    assert page.index("It helped.") < page.index("What to do now") < page.index("<h2"), (
+        "the verdict comes first"
+    )
     assert '<span class="y-k">class</span>' in page, "code has syntax colour"
     assert page.count("<title>") > 6 and page.count("<caption>") > 6 and "<th scope=" in page
 
@@ -276,10 +279,10 @@ def test_gains_are_weighted_by_bytes_and_grouped_where_paths_differ() -> None:
 
 
 def test_best_and_worst_are_what_gained_and_lost_most() -> None:
-    samples = [{"path": "x", "gain": gain} for gain in (0.1, -0.5, 0.9, 0.0, -0.1)]
+    samples = [{"path": "x", "gain": gain} for gain in (0.1, -0.5, 0.9, 0.0, 0.004, -0.001, -0.1)]
     (best, gained), (worst, lost) = best_and_worst({"samples": samples})
-    assert (best, [item["gain"] for item in gained]) == ("Best changes", [0.9, 0.1])
-    assert (worst, [item["gain"] for item in lost]) == ("Worst changes", [-0.5, -0.1])
+    assert (best, [item["gain"] for item in gained]) == ("Where the adapter gained most", [0.9, 0.1])
+    assert (worst, [item["gain"] for item in lost]) == ("Where it lost most", [-0.5, -0.1])
 
 
 def test_a_losing_comparison_is_said_whichever_side_is_named_first() -> None:
@@ -327,12 +330,18 @@ def test_every_colour_of_text_has_enough_contrast() -> None:
 def test_the_model_card_says_what_it_is_and_how_to_load_it() -> None:
     card = render_model_card(FACTS)
     assert card.startswith("---\nbase_model: seedling") and "--adapter-path mlx" in card
-    assert "1.5000 | 1.2000" in card and "**Promote.**" in card
+    assert "1.5000 | 1.2000" in card and "**It helped.**" in card
     assert "alert(1)" not in card, "no source text and no file names in the card"
     full = render_model_card({**FACTS, "evidence": full_evidence()})
-    assert "| on code it never saw | base | base + BM25 | adapter | adapter + BM25 | control |\n|---|" in full
+    assert (
+        "| on code it never saw | base | base + retrieval | adapter | adapter + retrieval | control |\n|---|"
+        in full
+    )
     assert "- adapter against control, bits per byte: -22.5% (95 % interval -27.0% to -13.0%)." in full
-    assert "A guard failed, `report.html` says why: Memorisation" in full and "Forgetting" not in full
+    assert (
+        "A guard failed, `report.html` says why: Training files are not known by heart" in full
+        and "not forgotten" not in full
+    )
     assert "owned" not in full
 
 
@@ -365,3 +374,96 @@ def test_a_result_displays_itself_in_a_notebook() -> None:
 
     html = TrainingResult("<b>", "v1", Path("x"), METRICS, EVIDENCE, FACTS["training"])._repr_html_()  # type: ignore[arg-type]
     assert "<svg" in html and "&lt;b&gt;" in html and "1.2000" in html
+
+
+def test_the_first_screen_says_what_it_means_and_what_to_do() -> None:
+    for verdict, told in (
+        ("promote", "mlx-gardener complete demo FILE:LINE"),
+        ("inconclusive", "--fresh --epochs 6 --timeout 0"),
+        ("reject", "mlx-gardener show demo"),
+        ("unmeasured", "mlx-gardener eval demo"),
+    ):
+        facts = full_facts()
+        facts["evidence"] |= {"verdict": verdict, "guards": []}
+        page = render_report_html(facts, events=[])
+        first = page[page.index("<main>") : page.index("<nav")]
+        assert "What to do now" in first and told in first, verdict
+
+
+def test_the_words_of_the_evidence_are_explained() -> None:
+    page = render_report_html(full_facts(), events=[])
+    terms = re.findall(r"<dt>(.*?)</dt>", page)
+    for word in ("bits per byte", "retrieval (BM25)", "control", "F1", "base", "adapter"):
+        assert word in terms
+
+
+def test_the_times_and_what_was_cut_off_are_on_the_page() -> None:
+    facts = full_facts()
+    facts["evidence"]["notes"] = ["Not measured, as the time was over: holes."]
+    facts["training"] |= {
+        "stopped_because": "the time limit, after 120 of 512 updates",
+        "time_plan": {
+            "limit_seconds": 1800.0, "used_seconds": 70.0, "training_seconds": 1325.0, "evidence_seconds": 390.0,
+            "updates": 120, "all_updates": 512, "steps_per_epoch": 171, "validations": 4, "validation_tokens": 4000,
+            "pace": {"update_seconds": 10.2, "forward_tokens_per_second": 250.0, "source": "as the last updates took"},
+        },
+    }  # fmt: skip
+    page = render_report_html(facts, events=[])
+    for told in (
+        "as the time was over: holes", "22 min 05 s for training", "120 of 512 updates fit", "--timeout 0", "eval demo",
+    ):  # fmt: skip
+        assert told in page, told
+
+
+def test_what_chance_may_explain_gets_no_tick() -> None:
+    fell = {"name": "parse_ok", "passed": True, "measured": -0.167, "limit": 0.05, "reason": "it fell"}
+    states = [
+        guard.state
+        for guard in guards(
+            {
+                "guards": [
+                    fell,
+                    {**fell, "measured": None},
+                    {**fell, "measured": 0.1},
+                    {**fell, "passed": False},
+                ]
+            }
+        )
+    ]
+    assert states == ["unclear", "unclear", "passed", "failed"]
+    assert guards({"guards": [fell]})[0].reason == "It fell."
+
+
+def test_the_numbers_of_an_axis_differ() -> None:
+    for low, high in ((1.23401, 1.23409), (12_340.0, 12_345.0), (0.0, 1e-6), (-0.2, 0.3), (1e6, 1e6 + 3)):
+        labels = [label for _, label in labelled(ticks(low, high))]
+        assert len(set(labels)) == len(labels) > 1, labels
+    assert [label for _, label in labelled([-0.1, 0.0, 0.1], times=100, sign="+")] == ["-10", "0", "+10"]
+
+
+def test_a_bar_is_as_long_as_its_change() -> None:
+    def lengths(*adapters: float) -> list[float]:
+        facts = full_facts()
+        facts["evidence"]["files"] = [
+            {"path": f"d{at}/x.py", "language": "python", "bytes": 10, "base_bits_per_byte": 1.0, "adapter_bits_per_byte": bits}
+            for at, bits in enumerate(adapters)
+        ]  # fmt: skip
+        page = render_report_html(facts, events=[])
+        by_directory = page[page.index("By directory") :]
+        return [float(found) for found in re.findall(r'y="2" width="([\d.]+)" height="8"', by_directory)]
+
+    assert lengths(0.999, 0.999) == [0.5, 0.5], (
+        "a tenth of a per cent is a hundredth of the ten that fill a side"
+    )
+    small, large = lengths(0.98, 0.82)
+    assert large == pytest.approx(9 * small, abs=0.5)
+
+
+def test_counts_and_sizes_read_as_people_say_them() -> None:
+    assert [counted(count, "chunk") for count in (0, 1, 2, 1234)] == [
+        "0 chunks", "1 chunk", "2 chunks", "1,234 chunks",
+    ]  # fmt: skip
+    assert counted(1, "files") == "1 file"
+    assert [file_size(size) for size in (0, 40, 4_200, 999_600, 1_500_000)] == [
+        "0 B", "40 B", "4 kB", "1.0 MB", "1.5 MB",
+    ]  # fmt: skip

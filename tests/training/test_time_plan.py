@@ -58,11 +58,11 @@ def test_updates_of_an_earlier_worker_count() -> None:
 def test_the_line_for_people_names_every_part() -> None:
     told = time_line(planned(30).to_json())
     for part in (
-        "30 min 00 s",
-        "reading and dry run",
-        "updates =",
-        "epochs",
-        "evidence",
-        "10 s an update, seen",
+        "Time: of 30 min, ",
+        " for reading and the dry run, ",
+        " for training, ",
+        " for the evidence. ",
+        " of 330 updates fit (",
+        " epochs) at 10 s an update, seen",
     ):
         assert part in told

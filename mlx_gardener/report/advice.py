@@ -1,0 +1,228 @@
+"""What a verdict means and what to do now, in plain words: page, notebook and terminal say the same.
+
+In: ``Evidence.to_json()`` of this version or an older one; of a run also what its training did. Out: sentences and the
+commands that follow them, and a glossary of the words that evidence cannot do without. Cost: nothing to speak of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_gardener.evaluate.evidence import power_note
+from mlx_gardener.report.story import changes
+
+#: Verdict: headline, and the sign it is recognised by without colour.
+VERDICTS = {
+    "promote": ("It helped.", "✓"),
+    "inconclusive": ("No clear difference.", "≈"),
+    "reject": ("It made things worse.", "✗"),
+    "unmeasured": ("Not measured yet.", "·"),
+}
+#: Why an adapter that a guard failed is not used.
+_FAILED = {
+    "forgetting": "it got much worse at other projects' code",
+    "memorisation": "it repeats its training files word for word, or has seen the files it was tested on",
+    "parse_ok": "what it fills in parses less often",
+}
+#: Words that the evidence uses: term and what it means.
+GLOSSARY = (
+    ("base", "The model as it was before training."),
+    ("adapter", "The base with what it learned from this repository."),
+    (
+        "retrieval (BM25)",
+        "Nothing is trained: pieces of the repository that share words with the place (ranked by BM25, a standard search "
+        "formula) are put in front of the prompt. It is what an adapter has to beat to be worth its training.",
+    ),
+    (
+        "control",
+        "The base with an adapter of another repository. Where it gains as much, the gain is practice with code and not "
+        "knowledge of this repository.",
+    ),
+    (
+        "bits per byte",
+        "How well the model predicts code that it has not seen: so many bits it would need to write down a byte of it. Less "
+        "is better, and models with other tokenizers can be compared.",
+    ),
+    (
+        "95 % interval",
+        "The range in which the change would lie in 95 of 100 such measurements. Where it includes zero, chance explains "
+        "the change as well.",
+    ),
+    ("next line", "The model writes the next line of an unseen file; compared with the line that stands there."),
+    ("similarity", "How much of a line is the same: 100 % is the line itself, letter by letter."),
+    ("hole", "A piece is taken out of an unseen file, and the model fills it in from what is around it."),
+    (
+        "F1",
+        "Whether the right names of this repository are written: 100 % is all of them and no wrong ones, 0 % is none.",
+    ),
+    ("stops by itself", "The model ends what it fills in, instead of writing on until it is cut off."),
+    ("guard", "Something that must not happen, however much better the rest became. One that fails keeps an adapter from use."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something to do: why or what, and the commands for it."""
+
+    text: str
+    commands: tuple[str, ...] = ()
+
+
+def headline(evidence: Mapping[str, Any]) -> tuple[str, str]:
+    """A verdict's sentence and sign."""
+    verdict = str(evidence["verdict"])
+    if verdict == "reject" and _failed(evidence) and not _is_loss(evidence):
+        return "Not put to use: a check failed.", "✗"
+    if verdict == "promote" and _is_clearly_better(evidence, "base_bm25", "adapter"):
+        return "It helped, but retrieval alone helped more.", "✓"
+    return VERDICTS.get(verdict, (verdict.capitalize() + ".", "·"))
+
+
+def meaning(evidence: Mapping[str, Any]) -> str:
+    """What the verdict says about the adapter, for somebody who never saw one."""
+    verdict, failed = evidence["verdict"], _failed(evidence)
+    if verdict == "promote":
+        return (
+            "On files of this repository that it was not trained on, the adapter predicts the code better than the base "
+            "model alone, by more than chance explains."
+        )
+    if verdict == "inconclusive":
+        return (
+            "On files of this repository that it was not trained on, the adapter cannot be told from the base model alone: "
+            "chance explains the difference as well. It can be used; nothing proves that it helps."
+        )
+    if verdict == "reject" and failed and not _is_loss(evidence):
+        reasons = " and ".join(_FAILED.get(name, name.replace("_", " ")) for name in failed)
+        return f"A training's adapter like this one is kept, but not put to use, because {reasons}."
+    if verdict == "reject":
+        return (
+            "On files of this repository that it was not trained on, the adapter predicts the code worse than the base "
+            "model alone. A training's adapter like this one is kept, but not put to use."
+        )
+    return (
+        "Nothing says yet whether the adapter helps. It can be used, but it was not compared with its base."
+    )
+
+
+def next_steps(
+    evidence: Mapping[str, Any], project: str = "PROJECT", *, training: Mapping[str, Any] | None = None
+) -> list[Step]:
+    """What to do now, the most useful first.
+
+    Args:
+        project: for the commands.
+        training: ``TrainOutcome.to_json()``, where it is known: whether time ended it.
+    """
+    verdict = evidence["verdict"]
+    steps: list[Step] = []
+    if verdict == "unmeasured":
+        steps.append(Step("Measure it:", (f"mlx-gardener eval {project}",)))
+    if verdict in ("promote", "inconclusive", "unmeasured"):
+        use = "Use it" if verdict == "promote" else "Try it and judge for yourself"
+        steps.append(
+            Step(
+                f"{use}: in the terminal, or in your editor (also vscode, vim, neovim):",
+                (
+                    f"mlx-gardener complete {project} FILE:LINE",
+                    "mlx-gardener serve",
+                    f"mlx-gardener connect zed --project {project}",
+                ),
+            )
+        )
+    if verdict == "reject":
+        steps.append(
+            Step("Leave it: the version before it, if there is one, goes on being used:", (f"mlx-gardener show {project}",))
+        )  # fmt: skip
+    steps += _retrieval(evidence)
+    longer = _longer(project, training or {})
+    if longer is not None and verdict != "reject":
+        steps.append(longer)
+    if verdict == "reject":
+        steps.append(
+            Step(
+                "Train more gently (fewer epochs, a smaller learning rate), or on a larger base:",
+                (
+                    f"mlx-gardener train . --project {project} --fresh --epochs 1",
+                    f"mlx-gardener train . --project {project} --fresh --learning-rate 0.0001",
+                    f"mlx-gardener train . --project {project} --fresh --model auto --budget 8",
+                ),
+            )
+        )
+    elif verdict == "inconclusive":
+        steps.append(
+            Step(
+                "Or make the difference larger: more epochs, or a larger base. In a small repository too few files can be "
+                "held out to show a small one.",
+                (
+                    f"mlx-gardener train . --project {project} --fresh --epochs 6 --timeout 0",
+                    f"mlx-gardener train . --project {project} --fresh --model auto --budget 8",
+                ),
+            )
+        )
+    if verdict != "unmeasured" and any(
+        str(note).startswith("Not measured") for note in evidence.get("notes") or ()
+    ):
+        steps.append(Step("Measure what was cut off:", (f"mlx-gardener eval {project}",)))  # fmt: skip
+    return steps
+
+
+def power(evidence: Mapping[str, Any]) -> str:
+    """Whether the files were enough, in one sentence; "" where it was not looked at."""
+    found = evidence.get("power") or {}
+    if not found:
+        return ""
+    if "files_seen" not in found:
+        return str(found.get("note") or "")
+    told_apart = evidence["verdict"] != "inconclusive" or found.get("metric") != "bits_per_byte"
+    return power_note(found["files_seen"], found.get("files_needed"), told_apart=told_apart)
+
+
+def _failed(evidence: Mapping[str, Any]) -> list[str]:
+    return [guard["name"] for guard in evidence.get("guards") or () if not guard["passed"]]
+
+
+def _is_loss(evidence: Mapping[str, Any]) -> bool:
+    low = (evidence.get("metrics") or {}).get("bits_per_byte_change_low")
+    return isinstance(low, int | float) and low > 0
+
+
+def _is_clearly_better(evidence: Mapping[str, Any], arm: str, against: str) -> bool:
+    """Whether an arm's bits per byte are fewer than another's by more than chance explains."""
+    for item in changes(evidence):
+        if item.metric == "bits_per_byte" and (item.arm, item.against) == (arm, against):
+            return item.better is True
+        if item.metric == "bits_per_byte" and (item.against, item.arm) == (arm, against):
+            return item.better is False
+    return False
+
+
+def _retrieval(evidence: Mapping[str, Any]) -> list[Step]:
+    """Retrieval is worth having where it clearly gains: with the adapter, or instead of it."""
+    how = (
+        "let your editor send related code along with the prompt, as llama.vim and llama.vscode do (docs/serve.md, "
+        "input_extra)"
+    )
+    if evidence["verdict"] == "reject":
+        if _is_clearly_better(evidence, "base_bm25", "base"):
+            return [Step(f"Use retrieval with the base alone, which clearly helped: {how}.")]
+        return []
+    if _is_clearly_better(evidence, "base_bm25", "adapter"):
+        return [Step(f"Retrieval alone did better than the adapter, so try it as well: {how}.")]
+    if _is_clearly_better(evidence, "adapter_bm25", "adapter"):
+        return [Step(f"Add retrieval; both together did better than the adapter alone: {how}.")]
+    return []
+
+
+def _longer(project: str, training: Mapping[str, Any]) -> Step | None:
+    """To train on, where the time limit ended a training before its last update."""
+    plan = training.get("time_plan") or {}
+    done, whole = training.get("steps", 0), plan.get("all_updates") or training.get("total_steps", 0)
+    if not str(training.get("stopped_because", "")).startswith("the time limit") or done >= whole:
+        return None
+    return Step(
+        f"Train longer: the time limit ended the training after {done:,} of {whole:,} updates. The same command goes on "
+        "with the others; 0 minutes is no limit:",
+        (f"mlx-gardener train . --project {project} --timeout 0",),
+    )

@@ -1,0 +1,80 @@
+"""Two versions of an adapter beside each other in the terminal: what both have is compared, what one lacks is said once."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from mlx_gardener.lifecycle.versions import VersionFacts, VersionsDiff
+from mlx_gardener.report.story import METRICS, as_sentence
+from mlx_gardener.report.text import counted, safe_text
+
+_MOST_FILES = 10
+
+
+def version_line(facts: VersionFacts) -> str:
+    """``v1: promote, 1.2043 bits per byte. On 23 files ...``."""
+    bits = facts.metrics.get("adapter_bits_per_byte")
+    measured = "" if bits is None else f", {bits:.4f} bits per byte"
+    return f"{facts.version}: {facts.verdict or 'not measured'}{measured}. {facts.reason or ''}".rstrip()
+
+
+def show_diff(console: Console, found: VersionsDiff) -> None:
+    """Print a comparison."""
+    first, second = found.first.version, found.second.version
+    for facts in (found.first, found.second):
+        console.print(safe_text(version_line(facts)), highlight=False)
+    if found.note is not None:
+        console.print(as_sentence(found.note), highlight=False)
+    figures = [
+        (name, one, two) for name, (one, two) in found.metrics.items() if one is not None and two is not None
+    ]
+    if figures:
+        table = Table("metric", first, second, "change", box=None, header_style="bold", pad_edge=False)
+        for name, one, two in figures:
+            table.add_row(safe_text(_title(name)), f"{one:.4f}", f"{two:.4f}", f"{two - one:+.4f}")
+        console.print()
+        console.print(table)
+    if found.files:
+        files = Table(
+            "bits per byte of", first, second, "change", box=None, header_style="bold", pad_edge=False
+        )
+        for item in found.files[:_MOST_FILES]:
+            one, two = item["first"], item["second"]
+            files.add_row(safe_text(item["path"]), f"{one:.4f}", f"{two:.4f}", f"{two - one:+.4f}")
+        console.print()
+        console.print(files)
+        if len(found.files) > _MOST_FILES:
+            console.print(f"and {counted(len(found.files) - _MOST_FILES, 'file')} that changed less", highlight=False)  # fmt: skip
+    _show_settings(console, found)
+
+
+def _title(name: str) -> str:
+    """``adapter_bits_per_byte`` as ``adapter: bits per byte``."""
+    arm, _, metric = name.partition("_")
+    return f"{arm}: {METRICS[metric][0]}" if metric in METRICS else name.replace("_", " ")
+
+
+def _show_settings(console: Console, found: VersionsDiff) -> None:
+    """The settings that differ; those that only one version knows, as of an imported one, are counted."""
+    lacking = {found.first.version: 0, found.second.version: 0}
+    for one, two in found.settings.values():
+        if one is None or two is None:
+            lacking[found.first.version if one is None else found.second.version] += 1
+    alone = {version: count for version, count in lacking.items() if count > 5}
+    if found.settings:
+        console.print()
+    for name, (one, two) in found.settings.items():
+        hidden = (one is None and found.first.version in alone) or (two is None and found.second.version in alone)  # fmt: skip
+        if not hidden:
+            console.print(safe_text(f"{name}: {_value(one)} -> {_value(two)}"), highlight=False)
+    for version, count in alone.items():
+        console.print(
+            f"{counted(count, 'setting')} of the other's training cannot be compared: {version} does not know its own, as "
+            "imported adapters do not.",
+            highlight=False,
+        )  # fmt: skip
+
+
+def _value(value: object) -> str:
+    return "not set" if value is None else str(value)

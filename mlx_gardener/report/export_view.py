@@ -1,0 +1,31 @@
+"""What to type after an export, so that the program it was made for loads it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+
+def next_command(form: str, directory: Path, *, project: str, base: str) -> str:
+    """The command for an export.
+
+    Args:
+        form: of `adapter.exports.FORMS`.
+        directory: that it was written to.
+        project: names Ollama's model.
+        base: the base model's id or directory.
+    """
+    from mlx_gardener.model.choose import SEEDLING, seedling_path
+
+    base = str(seedling_path()) if base == SEEDLING else base
+    place, model = shlex.quote(str(directory)), shlex.quote(base)
+    prompt = '--prompt "def "'
+    return {
+        "mlx": f"mlx_lm.generate --model {model} --adapter-path {place} {prompt}",
+        "peft": f'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{directory}")',
+        "fused": f"mlx_lm.generate --model {place} {prompt}",
+        "gguf": f"llama-cli -m BASE.gguf --lora {place}/adapter.gguf  # BASE.gguf: --form gguf-base writes it",
+        "gguf-fused": f"llama-cli -m {place}/model.gguf",
+        "gguf-base": f"llama-cli -m {place}/model.gguf --lora ADAPTER.gguf  # ADAPTER.gguf: --form gguf writes it",
+        "modelfile": f"cd {place} && ollama create {shlex.quote(project.lower())} -f Modelfile",
+    }[form]

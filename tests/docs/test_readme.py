@@ -1,0 +1,62 @@
+"""The README is short, leads to every page, and says what a stranger needs before the first command."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.docs.commands import PAGES, ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+_LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
+
+
+def test_the_readme_links_every_page_of_the_docs() -> None:
+    linked = {target for target in _LINK.findall(README) if target.startswith("docs/")}
+    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= linked
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_links_is_there(page: Path) -> None:
+    for target in _LINK.findall(page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_readme_is_at_most_two_screens() -> None:
+    assert len(README.splitlines()) <= 100
+
+
+def test_the_readme_says_how_it_comes_and_goes_and_where_data_lie() -> None:
+    for told in (
+        "pipx install .", "pipx uninstall mlx-gardener", "MLX_GARDENER_HOME", "~/.local/share/mlx-gardener",
+        "~/Library/Application Support/mlx-gardener", "of disk", "network", "![",
+    ):  # fmt: skip
+        assert told in README, told
+
+
+def test_the_sample_in_the_readme_is_what_is_printed_today() -> None:
+    """Its lines that are no figures come from the texts that are tested."""
+    texts = "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "report" / "texts").glob("*.txt")
+    )
+    sample = README.split("```text\n")[1].split("```")[0]
+    for line in (
+        "✓ It helped.", "What to do now", "- Use it: in the terminal, or in your editor (also vscode, vim, neovim):",
+        "✓ passed: Other projects' code is not forgotten. On other projects' code it",
+    ):  # fmt: skip
+        assert line in sample and line in texts, line
+
+
+def test_the_quickstart_ends_with_where_its_adapter_is_found() -> None:
+    """What it prints at its end is a line that a shell can take, also where a directory has a space."""
+    last = (ROOT / "scripts" / "quickstart").read_text(encoding="utf-8").rstrip().splitlines()[-1]
+    environment = os.environ | {"MLX_GARDENER_HOME": "/some where/home"}
+    printed = subprocess.run(("bash", "-c", last), env=environment, capture_output=True, text=True, check=True).stdout  # fmt: skip
+    home = subprocess.run(
+        ("bash", "-c", f'{printed}\nprintf "%s" "$MLX_GARDENER_HOME"'), env=os.environ, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert home == "/some where/home"

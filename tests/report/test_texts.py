@@ -1,0 +1,254 @@
+"""What people read, word for word, against files that a person has read: ``texts/*.txt``.
+
+``python -m tests.report.test_texts`` writes them anew; read what changed before it is committed.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mlx_gardener.evaluate.evidence import power_note
+from mlx_gardener.events import PlanChosen, TimePlanned
+from mlx_gardener.lifecycle.versions import VersionFacts, VersionsDiff
+from mlx_gardener.report.arms_view import show_details
+from mlx_gardener.report.diff_view import show_diff
+from mlx_gardener.report.evidence_view import show_evidence
+from mlx_gardener.report.export_view import next_command
+from mlx_gardener.report.live import LiveView
+from mlx_gardener.report.scan_view import show_scan
+from mlx_gardener.source.records import Dropped, Scan
+from tests.report.facts import GIB, HOSTILE, full_evidence
+
+TEXTS = Path(__file__).parent / "texts"
+
+
+def evidence(verdict: str, change: tuple[float, float, float], **more: Any) -> dict[str, Any]:
+    """The full evidence, without what is hostile, with another verdict."""
+    found = full_evidence()
+    middle, low, high = change
+    figures = {
+        "bits_per_byte_change": middle,
+        "bits_per_byte_change_low": low,
+        "bits_per_byte_change_high": high,
+    }
+    found["metrics"] |= figures
+    found["samples"] = [item for item in found["samples"] if item["path"] != HOSTILE]
+    found["guards"] = [
+        {"name": "forgetting", "passed": True, "measured": 0.026, "limit": 0.1,
+         "reason": "on other projects' code it needs 2.6% more bits per byte (at most 10.0% more allowed)"},
+        {"name": "memorisation", "passed": True, "measured": 0.0, "limit": 0.25,
+         "reason": "it continues 0% of the places in training files word for word and 0% in held-out files (at most 25% more "
+         "allowed)"},
+        {"name": "parse_ok", "passed": True, "measured": -0.167, "limit": 0.05,
+         "reason": "the share of filled holes that parse changed by -16.7 points (95 % interval -87.0 to +71.0; chance explains "
+         "that as well)"},
+    ]  # fmt: skip
+    found["power"] = {
+        "metric": "bits_per_byte",
+        "effect": middle,
+        "files_seen": 23,
+        "files_needed": 9,
+        "note": "",
+    }
+    found["comparisons"] = [
+        {**item, "change": middle, "low": low, "high": high}
+        if (item["arm"], item["against"], item["metric"]) == ("adapter", "base", "bits_per_byte") else item
+        for item in found["comparisons"]
+    ]  # fmt: skip
+    return found | {"verdict": verdict} | more
+
+
+def promoted() -> dict[str, Any]:
+    return evidence("promote", (-0.198, -0.251, -0.103))
+
+
+def few_files() -> dict[str, Any]:
+    """Two files, of which a rule of thumb says that they are enough."""
+    return evidence(
+        "inconclusive", (-0.05, -0.87, 0.71),
+        reason="On 2 files that it never saw the adapter needs 5.0% fewer bits per byte than the base (95 % interval of the "
+        "change -87.0% to +71.0%): chance explains that as well.",
+        power={"metric": "bits_per_byte", "effect": -0.05, "files_seen": 2, "files_needed": 2, "note": ""},
+    )  # fmt: skip
+
+
+def lost() -> dict[str, Any]:
+    return evidence(
+        "reject", (0.06, 0.02, 0.1),
+        reason="On 23 files that it never saw the adapter needs 6.0% more bits per byte than the base (95 % interval of the "
+        "change +2.0% to +10.0%).",
+    )  # fmt: skip
+
+
+def by_heart() -> dict[str, Any]:
+    """Far better, but for a guard."""
+    found = evidence("reject", (-0.198, -0.251, -0.103))
+    told = "it continues 60% of the places in training files word for word and 5% in held-out files (at most 25% more allowed)"
+    found["guards"][1] |= {"passed": False, "measured": 0.55, "reason": told}
+    return found | {"reason": f"{found['reason'][:-1]}, but {told}."}
+
+
+def unmeasured() -> dict[str, Any]:
+    return {
+        "verdict": "unmeasured",
+        "reason": "Nothing was measured on files that it never saw; `mlx-gardener eval PROJECT` does that.",
+        "metrics": {}, "files": [], "samples": [], "arms": [], "comparisons": [], "guards": [], "power": None,
+        "notes": ["Not measured, as the time was over: bits per byte, next lines, holes."],
+    }  # fmt: skip
+
+
+def cut() -> dict[str, Any]:
+    """The time limit left the arms with retrieval and the control unmeasured."""
+    found = promoted()
+    found["arms"] = [arm for arm in found["arms"] if arm["name"] in ("base", "adapter")]
+    found["comparisons"] = [
+        item for item in found["comparisons"] if (item["arm"], item["against"]) == ("adapter", "base")
+    ]
+    note = "Not measured, as the time was over: forgetting and memorisation, bits per byte with retrieval."
+    return found | {"guards": found["guards"][2:], "notes": [note], "samples": []}
+
+
+def retrieval_wins() -> dict[str, Any]:
+    found = promoted()
+    for item in found["comparisons"]:
+        if (item["arm"], item["against"], item["metric"]) == ("adapter", "base_bm25", "bits_per_byte"):
+            item |= {"change": 0.14, "low": 0.05, "high": 0.19}
+    return found | {"samples": []}
+
+
+TIME_PLAN = {
+    "limit_seconds": 1800.0, "used_seconds": 70.2, "training_seconds": 1325.0, "evidence_seconds": 390.0, "updates": 120,
+    "all_updates": 512, "steps_per_epoch": 171, "validations": 4, "validation_tokens": 4000,
+    "pace": {"update_seconds": 10.2, "forward_tokens_per_second": 250.0, "source": "as the last updates took"},
+}  # fmt: skip
+CUT_TRAINING = {
+    "steps": 120,
+    "stopped_because": "the time limit, after 120 of 512 updates",
+    "time_plan": TIME_PLAN,
+}
+EVIDENCE = {
+    "promoted": promoted, "few_files": few_files, "lost": lost, "by_heart": by_heart, "unmeasured": unmeasured,
+    "cut": cut, "retrieval_wins": retrieval_wins,
+}  # fmt: skip
+
+
+def printed(show: Any) -> str:
+    """What ``show`` prints on a console of 80 columns, without spaces at the ends of lines."""
+    console = Console(file=io.StringIO(), width=80, markup=False, highlight=False)
+    show(console)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.split("\n"))
+
+
+def evidence_text(name: str) -> str:
+    training = CUT_TRAINING if name in ("unmeasured", "cut") else None
+    return printed(lambda console: show_evidence(console, EVIDENCE[name](), project="web", training=training))
+
+
+def details_text() -> str:
+    work = {
+        "rows": 29,
+        "next_line_tasks": 1,
+        "fim_tasks": 12,
+        "reason": "20% of the work of 531 trained tokens",
+    }
+    return printed(lambda console: show_details(console, promoted() | {"work": work}))
+
+
+def scan_text() -> str:
+    scan = Scan(
+        root=Path("/somewhere/web"), commit=None, file_list_sha256="", files=[], files_seen=1, bytes_seen=812,
+        chunks_found=1, chunks_kept=1, dropped={"lock_file": Dropped("files", 1, 300, ["uv.lock"])},
+        languages={"python": {"files": 1, "chunks": 1, "bytes": 512}}, secrets=[], exact_duplicates=1,
+        near_duplicate_clusters=2, parse_errors=0, seconds=0.1, notes=[],
+    )  # fmt: skip
+    return printed(lambda console: show_scan(console, scan))
+
+
+def plan_text() -> str:
+    """The plan, the same after the dry run, and the times: with a limit that cuts, one that does not, and none."""
+    plan = {"rows_of_width": {"512": 2}, "predicted_peak_bytes": int(0.43 * GIB), "budget_bytes": 4 * GIB,
+            "notes": ["all layers are computed once: the whole step is one graph"]}  # fmt: skip
+    whole = TIME_PLAN | {
+        "updates": 128,
+        "all_updates": 128,
+        "training_seconds": 90.0,
+        "evidence_seconds": 1600.0,
+    }
+
+    def show(console: Console) -> None:
+        with LiveView(console, project="web") as view:
+            view(PlanChosen(plan))
+            view(PlanChosen(plan | {"predicted_peak_bytes": GIB // 2}))
+            view(TimePlanned(TIME_PLAN))
+            view(TimePlanned(whole))
+            view(TimePlanned(whole | {"limit_seconds": None, "evidence_seconds": None}))
+
+    return printed(show)
+
+
+def imported_diff() -> str:
+    """v2 was imported: it has neither evidence nor settings but its rank."""
+    settings: dict[str, list[Any]] = {f"setting.{number}": [number, None] for number in range(62)}
+    found = VersionsDiff(
+        VersionFacts("v1", "promote", "On 23 files that it never saw it needs fewer.", {"adapter_bits_per_byte": 1.2}, None, None, ""),
+        VersionFacts("v2", None, None, {}, None, None, ""),
+        {"adapter_bits_per_byte": [1.2, None]}, [], settings | {"lora.rank": [16, 8]}, False, "One of them has no evidence.",
+    )  # fmt: skip
+    return printed(lambda console: show_diff(console, found))
+
+
+def trained_diff() -> str:
+    facts = [
+        VersionFacts(name, "promote", "It needs fewer.", {"adapter_bits_per_byte": bits}, None, None, "")
+        for name, bits in (("v1", 1.2), ("v2", 1.1))
+    ]
+    files = [{"path": f"src/{number}.py", "first": 1.5 - number / 100, "second": 1.2} for number in range(11)]
+    found = VersionsDiff(
+        *facts, {"adapter_bits_per_byte": [1.2, 1.1], "bits_per_byte_change": [-0.1, -0.2]}, files,
+        {"lora.rank": [16, 8], "optimizer.max_steps": [None, 100]}, True, None,
+    )  # fmt: skip
+    return printed(lambda console: show_diff(console, found))
+
+
+def export_text() -> str:
+    forms = ("mlx", "peft", "fused", "gguf", "gguf-fused", "gguf-base", "modelfile")
+    return "".join(
+        f"{form}: {next_command(form, Path('/some where/out'), project='Web', base='Qwen/Qwen2.5-Coder-0.5B')}\n"
+        for form in forms
+    )
+
+
+MADE = {
+    **{name: lambda name=name: evidence_text(name) for name in EVIDENCE},
+    "details": details_text, "scan": scan_text, "plan": plan_text, "diff_imported": imported_diff,
+    "diff_trained": trained_diff, "export": export_text,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_text_is_the_one_that_was_read(name: str) -> None:
+    assert MADE[name]() == (TEXTS / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def test_no_verdict_contradicts_what_stands_below_it() -> None:
+    """Too few files are never called enough, and no tick stands beside a fall that chance alone may explain."""
+    for name in EVIDENCE:
+        text = evidence_text(name)
+        if "No clear difference" in text:
+            assert "are enough" not in text
+        for line in text.splitlines():
+            assert not (line.startswith("✓ passed") and "-16.7" in line)
+    for seen in (1, 2, 16):
+        assert "enough" not in power_note(seen, 1, told_apart=False)
+
+
+if __name__ == "__main__":
+    TEXTS.mkdir(exist_ok=True)
+    for made_name, make in MADE.items():
+        (TEXTS / f"{made_name}.txt").write_text(make(), encoding="utf-8")
