@@ -20,35 +20,76 @@ _preload_blas()
 _return_freed_buffers()
 
 _PUBLIC = {
-    "TrainingPipeline": "mlx_gardener.trainings",
+    "Completion": "mlx_gardener.commands",
+    "PlanResult": "mlx_gardener.commands",
+    "ScanResult": "mlx_gardener.commands",
     "TrainingResult": "mlx_gardener.api",
+    "cancel_project_training": "mlx_gardener.api",
+    "complete": "mlx_gardener.commands",
+    "evaluate_adapter": "mlx_gardener.commands",
+    "export": "mlx_gardener.commands",
+    "get_project_training_progress": "mlx_gardener.api",
+    "get_training_pipeline": "mlx_gardener.api",
+    "is_project_training_active": "mlx_gardener.api",
+    "plan": "mlx_gardener.commands",
+    "scan": "mlx_gardener.commands",
+    "start_project_training": "mlx_gardener.api",
     "train": "mlx_gardener.api",
     "watch_training": "mlx_gardener.api",
-    "get_training_pipeline": "mlx_gardener.api",
-    "start_project_training": "mlx_gardener.api",
-    "get_project_training_progress": "mlx_gardener.api",
-    "is_project_training_active": "mlx_gardener.api",
-    "cancel_project_training": "mlx_gardener.api",
+    "TrainingPipeline": "mlx_gardener.trainings",
+    "DataConfig": "mlx_gardener.config",
+    "EngineConfig": "mlx_gardener.config",
+    "EvaluationConfig": "mlx_gardener.config",
+    "LoraConfig": "mlx_gardener.config",
+    "NeighbourConfig": "mlx_gardener.config",
+    "OptimizerConfig": "mlx_gardener.config",
+    "ParallelConfig": "mlx_gardener.config",
     "TrainingConfig": "mlx_gardener.config",
     "load_config": "mlx_gardener.config",
+    "CheckpointWritten": "mlx_gardener.events",
+    "DataPrepared": "mlx_gardener.events",
+    "Evaluated": "mlx_gardener.events",
+    "Event": "mlx_gardener.events",
+    "EventBus": "mlx_gardener.events",
+    "EventCallback": "mlx_gardener.events",
+    "MemoryMeasured": "mlx_gardener.events",
+    "PlanChosen": "mlx_gardener.events",
+    "ProgressChanged": "mlx_gardener.events",
+    "StepAdvanced": "mlx_gardener.events",
+    "StepCompleted": "mlx_gardener.events",
+    "TimePlanned": "mlx_gardener.events",
+    "TrainingEnded": "mlx_gardener.events",
     "TrainingPhase": "mlx_gardener.events",
     "TrainingProgress": "mlx_gardener.events",
-    "EventBus": "mlx_gardener.events",
+    "WarningRaised": "mlx_gardener.events",
+    "ProgressCallback": "mlx_gardener.progress",
     "TrainingProgressTracker": "mlx_gardener.progress",
     "TrainingDataPreparator": "mlx_gardener.dataset",
-    "CodePreprocessor": "mlx_gardener.source",
-    "CodeChunk": "mlx_gardener.source",
     "ChunkType": "mlx_gardener.source",
+    "CodeChunk": "mlx_gardener.source",
+    "CodePreprocessor": "mlx_gardener.source",
+    "Scan": "mlx_gardener.source",
     "PeftManager": "mlx_gardener.adapter",
+    "Export": "mlx_gardener.adapter.exports",
+    "Plan": "mlx_gardener.engine",
+    "Evaluation": "mlx_gardener.evaluations",
+    "AdapterRecord": "mlx_gardener.registry",
+    "Project": "mlx_gardener.registry",
     "ProjectRegistry": "mlx_gardener.registry",
-    "GardenerError": "mlx_gardener.errors",
-    "TrainingError": "mlx_gardener.errors",
-    "DataError": "mlx_gardener.errors",
-    "ModelError": "mlx_gardener.errors",
-    "MemoryBudgetError": "mlx_gardener.errors",
+    "TrainingRecord": "mlx_gardener.registry",
+    "TrainingStatus": "mlx_gardener.registry",
     "AdapterError": "mlx_gardener.errors",
-    "RegistryError": "mlx_gardener.errors",
     "ConfigError": "mlx_gardener.errors",
+    "DataError": "mlx_gardener.errors",
+    "GardenerError": "mlx_gardener.errors",
+    "MemoryBudgetError": "mlx_gardener.errors",
+    "ModelError": "mlx_gardener.errors",
+    "RegistryError": "mlx_gardener.errors",
+    "TimeLimitError": "mlx_gardener.errors",
+    "TrainingCancelledError": "mlx_gardener.errors",
+    "TrainingError": "mlx_gardener.errors",
+    "TrainingInterruptedError": "mlx_gardener.errors",
+    "TrainingTimeoutError": "mlx_gardener.errors",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]
@@ -69,6 +110,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:  # what type checkers and editors see; the same names as _PUBLIC
     from mlx_gardener.adapter import PeftManager as PeftManager
+    from mlx_gardener.adapter.exports import Export as Export
     from mlx_gardener.api import TrainingResult as TrainingResult
     from mlx_gardener.api import cancel_project_training as cancel_project_training
     from mlx_gardener.api import get_project_training_progress as get_project_training_progress
@@ -77,9 +119,25 @@ if TYPE_CHECKING:  # what type checkers and editors see; the same names as _PUBL
     from mlx_gardener.api import start_project_training as start_project_training
     from mlx_gardener.api import train as train
     from mlx_gardener.api import watch_training as watch_training
+    from mlx_gardener.commands import Completion as Completion
+    from mlx_gardener.commands import PlanResult as PlanResult
+    from mlx_gardener.commands import ScanResult as ScanResult
+    from mlx_gardener.commands import complete as complete
+    from mlx_gardener.commands import evaluate_adapter as evaluate_adapter
+    from mlx_gardener.commands import export as export
+    from mlx_gardener.commands import plan as plan
+    from mlx_gardener.commands import scan as scan
+    from mlx_gardener.config import DataConfig as DataConfig
+    from mlx_gardener.config import EngineConfig as EngineConfig
+    from mlx_gardener.config import EvaluationConfig as EvaluationConfig
+    from mlx_gardener.config import LoraConfig as LoraConfig
+    from mlx_gardener.config import NeighbourConfig as NeighbourConfig
+    from mlx_gardener.config import OptimizerConfig as OptimizerConfig
+    from mlx_gardener.config import ParallelConfig as ParallelConfig
     from mlx_gardener.config import TrainingConfig as TrainingConfig
     from mlx_gardener.config import load_config as load_config
     from mlx_gardener.dataset import TrainingDataPreparator as TrainingDataPreparator
+    from mlx_gardener.engine import Plan as Plan
     from mlx_gardener.errors import AdapterError as AdapterError
     from mlx_gardener.errors import ConfigError as ConfigError
     from mlx_gardener.errors import DataError as DataError
@@ -87,13 +145,37 @@ if TYPE_CHECKING:  # what type checkers and editors see; the same names as _PUBL
     from mlx_gardener.errors import MemoryBudgetError as MemoryBudgetError
     from mlx_gardener.errors import ModelError as ModelError
     from mlx_gardener.errors import RegistryError as RegistryError
+    from mlx_gardener.errors import TimeLimitError as TimeLimitError
+    from mlx_gardener.errors import TrainingCancelledError as TrainingCancelledError
     from mlx_gardener.errors import TrainingError as TrainingError
+    from mlx_gardener.errors import TrainingInterruptedError as TrainingInterruptedError
+    from mlx_gardener.errors import TrainingTimeoutError as TrainingTimeoutError
+    from mlx_gardener.evaluations import Evaluation as Evaluation
+    from mlx_gardener.events import CheckpointWritten as CheckpointWritten
+    from mlx_gardener.events import DataPrepared as DataPrepared
+    from mlx_gardener.events import Evaluated as Evaluated
+    from mlx_gardener.events import Event as Event
     from mlx_gardener.events import EventBus as EventBus
+    from mlx_gardener.events import EventCallback as EventCallback
+    from mlx_gardener.events import MemoryMeasured as MemoryMeasured
+    from mlx_gardener.events import PlanChosen as PlanChosen
+    from mlx_gardener.events import ProgressChanged as ProgressChanged
+    from mlx_gardener.events import StepAdvanced as StepAdvanced
+    from mlx_gardener.events import StepCompleted as StepCompleted
+    from mlx_gardener.events import TimePlanned as TimePlanned
+    from mlx_gardener.events import TrainingEnded as TrainingEnded
     from mlx_gardener.events import TrainingPhase as TrainingPhase
     from mlx_gardener.events import TrainingProgress as TrainingProgress
+    from mlx_gardener.events import WarningRaised as WarningRaised
+    from mlx_gardener.progress import ProgressCallback as ProgressCallback
     from mlx_gardener.progress import TrainingProgressTracker as TrainingProgressTracker
+    from mlx_gardener.registry import AdapterRecord as AdapterRecord
+    from mlx_gardener.registry import Project as Project
     from mlx_gardener.registry import ProjectRegistry as ProjectRegistry
+    from mlx_gardener.registry import TrainingRecord as TrainingRecord
+    from mlx_gardener.registry import TrainingStatus as TrainingStatus
     from mlx_gardener.source import ChunkType as ChunkType
     from mlx_gardener.source import CodeChunk as CodeChunk
     from mlx_gardener.source import CodePreprocessor as CodePreprocessor
+    from mlx_gardener.source import Scan as Scan
     from mlx_gardener.trainings import TrainingPipeline as TrainingPipeline

@@ -1,7 +1,7 @@
 """The same as `TrainingPipeline` for scripts and notebooks: functions over one shared pipeline, and `train`.
 
-`train` blocks until the adapter is there and returns a `TrainingResult` that displays itself in a notebook;
-`watch_training` gives the same events to ``async for``.
+`train` blocks until the adapter is there and returns a `TrainingResult` that displays itself in a notebook, and completes,
+is evaluated and exported (`mlx_gardener.commands`); `watch_training` gives events to ``async for``. See docs/python.md.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.config import TrainingConfig, load_config
+from mlx_gardener.commands import Completion, complete, evaluate_adapter, export, settings_of
+from mlx_gardener.config import ArmName, TrainingConfig
 from mlx_gardener.errors import TrainingError
 from mlx_gardener.events import Event, MemoryMeasured, StepCompleted, TrainingProgress
 from mlx_gardener.progress import ProgressCallback
 from mlx_gardener.registry import TrainingStatus, project_name_for
-from mlx_gardener.trainings import TrainingPipeline
+from mlx_gardener.trainings import TrainingPipeline, check_repository
 
 if TYPE_CHECKING:
+    from mlx_gardener.adapter.exports import Export
+    from mlx_gardener.evaluations import Evaluation
     from mlx_gardener.report.live import LiveView
     from mlx_gardener.report.notebook import NotebookView
 
@@ -29,12 +32,18 @@ _pipeline: TrainingPipeline | None = None
 _pipeline_lock = threading.Lock()
 
 
-def get_training_pipeline() -> TrainingPipeline:
-    """The pipeline that the module-level functions share; made on first use."""
+def get_training_pipeline(config: TrainingConfig | None = None) -> TrainingPipeline:
+    """The pipeline that the module-level functions share; made on first use.
+
+    Args:
+        config: settings of the trainings that it starts from now on; those it has, at first the defaults, when None.
+    """
     global _pipeline
     with _pipeline_lock:
         if _pipeline is None:
-            _pipeline = TrainingPipeline()
+            _pipeline = TrainingPipeline(config)
+        elif config is not None:
+            _pipeline.use(config)
         return _pipeline
 
 
@@ -77,6 +86,64 @@ class TrainingResult:
         """Short, and without the directory: notebooks keep it beside the display, and notebooks are shared."""
         return f"<TrainingResult {self.project} {self.adapter_version}: {self.evidence['verdict']}>"
 
+    def complete(
+        self,
+        prefix: str,
+        suffix: str | None = None,
+        *,
+        path: str = "",
+        with_adapter: bool = True,
+        max_tokens: int = 48,
+    ) -> Completion:
+        """`complete` with this adapter."""
+        return complete(
+            self.project,
+            prefix,
+            suffix,
+            path=path,
+            version=self.adapter_version,
+            with_adapter=with_adapter,
+            max_tokens=max_tokens,
+        )
+
+    def evaluate(
+        self,
+        *,
+        control: str | None = None,
+        tasks: int | None = None,
+        arms: Sequence[ArmName] | None = None,
+        on_progress: Callable[[float, str], None] | None = None,
+    ) -> Evaluation:
+        """`evaluate_adapter` of this adapter."""
+        return evaluate_adapter(
+            self.project,
+            self.adapter_version,
+            control=control,
+            tasks=tasks,
+            arms=arms,
+            on_progress=on_progress,
+        )
+
+    def export(
+        self,
+        destination: str | Path,
+        form: str = "mlx",
+        *,
+        base: str | None = None,
+        bits: int | None = None,
+        dtype: str = "auto",
+    ) -> Export:
+        """`export` of this adapter."""
+        return export(
+            self.project,
+            destination,
+            form,
+            version=self.adapter_version,
+            base=base,
+            bits=bits,
+            dtype=dtype,
+        )
+
     def _repr_html_(self) -> str:
         from mlx_gardener.report.notebook import result_html
 
@@ -106,14 +173,17 @@ def train(
         settings: `TrainingConfig` fields (``model="seedling", lora={"rank": 8}``).
 
     Raises:
-        GardenerError: the training failed; says why and what to do.
         ConfigError: a setting is unknown or impossible.
+        DataError: the repository is not there, or gives too little to train on.
+        ModelError: the base model cannot be found, fetched or used.
+        MemoryBudgetError: the base does not train within the budget; ``least_bytes`` would do.
+        TrainingError: the training failed, or somebody cancelled it (`TrainingCancelledError`).
+        GardenerError: whatever else ended it; says why and what to do.
     """
-    if config is not None and settings:
-        raise TypeError("give either config or single settings, not both")
-    pipeline = TrainingPipeline(config or load_config(overrides=settings))
-    name = project or project_name_for(Path(path))
-    pipeline.registry.register_project(name, Path(path))
+    pipeline = TrainingPipeline(settings_of(config, settings))
+    root = check_repository(Path(path))
+    name = project or project_name_for(root)
+    pipeline.registry.register_project(name, root)
     pipeline.start_training(name, fresh=fresh)
     seen: list[Event] = []
     shown = on_event is None if show_progress is None else show_progress
@@ -158,12 +228,17 @@ def training_result(
     """The result of the project's latest training, with what was seen of its memory.
 
     Raises:
-        TrainingError: it failed or was cancelled; carries the reason.
+        GardenerError: what ended it early, as its worker raised it.
+        TrainingError: the project is unknown or was never trained.
     """
     pipeline.wait_for_training_completion(project_name)
+    if (error := pipeline.get_training_error(project_name)) is not None:
+        raise error
     record = pipeline.registry.latest_training(project_name)
-    if record is None or record.status is not TrainingStatus.COMPLETED:
-        raise TrainingError(record.message if record else f"Project {project_name!r} has never been trained.")
+    if record is None or record.status is not TrainingStatus.COMPLETED:  # another one has begun meanwhile
+        raise TrainingError(
+            f"The training of {project_name!r} is not completed.", next_step="Wait for it again."
+        )
     adapter = pipeline.registry.get_adapter(project_name, record.result["adapter_version"])
     return TrainingResult(
         project=project_name,

@@ -13,7 +13,7 @@ import tomllib
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -30,8 +30,37 @@ RETIRED = {
 ArmName = Literal["base", "base_bm25", "adapter", "adapter_bm25", "control"]
 
 
-class _Section(BaseModel):
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
+
+
+class _SectionType(ModelMetaclass):
+    """Makes sections: impossible values are a `ConfigError`, as everywhere here.
+
+    Pydantic makes sections within sections without calling it, so that one error tells all that is wrong.
+    """
+
+    if not TYPE_CHECKING:  # the sections keep their own signatures
+
+        def __call__(cls, /, **values: Any) -> Any:
+            try:
+                return super().__call__(**values)
+            except ValidationError as error:
+                raise _config_error(error) from error
+
+
+class _Section(BaseModel, metaclass=_SectionType):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @classmethod
+    def model_validate(cls, obj: Any, **how: Any) -> Self:
+        """Pydantic's, but that it raises `ConfigError`."""
+        try:
+            return super().model_validate(obj, **how)
+        except ValidationError as error:
+            raise _config_error(error) from error
 
 
 class LoraConfig(_Section):
@@ -214,7 +243,7 @@ class ParallelConfig(_Section):
 
 
 class TrainingConfig(_Section):
-    """Everything a training can be told; validated once, then never changed.
+    """Everything a training can be told; validated once (`ConfigError` says all that is wrong), then never changed.
 
     ``continue_from`` is the adapter version that a training begins with, and goes on from with what changed since:
     "auto" (the active one, where that makes sense), "active", a version, or "never". A training that has begun
@@ -285,20 +314,24 @@ def validate_config(values: Mapping[str, Any]) -> TrainingConfig:
         ConfigError: a key is unknown or a value is impossible.
     """
     _reject_unknown(values, "the settings")
-    try:
-        return TrainingConfig.model_validate(_without_retired(values))
-    except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            place = ".".join(
-                str(part) for part in item["loc"] if not str(part).startswith(("literal", "tuple"))
-            )
-            message = item["msg"].removeprefix("Value error, ")
-            problems.append(f"{place}: {message} (got {item['input']!r})" if place else message)
-        raise ConfigError(
-            "These settings are not usable: " + "; ".join(dict.fromkeys(problems)) + ".",
-            next_step="Correct them in the file, environment or flag they came from.",
-        ) from error
+    return TrainingConfig.model_validate(_without_retired(values))
+
+
+def _config_error(error: ValidationError) -> ConfigError:
+    """All that pydantic found wrong, as one error in this package's words."""
+    problems = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal", "tuple")))
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            known = [name for key in known_keys() for name in (key, key.rpartition(".")[2])]
+            near = difflib.get_close_matches(place, known, n=1, cutoff=0.5)
+            message = "there is no such setting" + (f", did you mean {near[0]!r}?" if near else "")
+        problems.append(f"{place}: {message} (got {item['input']!r})" if place else message)
+    return ConfigError(
+        "These settings are not usable: " + "; ".join(dict.fromkeys(problems)) + ".",
+        next_step="Correct them where they came from: the call, a file, the environment or a flag.",
+    )
 
 
 def _layers(

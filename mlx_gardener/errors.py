@@ -1,10 +1,50 @@
 """Every error a user can meet: what happened, to which thing, and what to do next.
 
 ``GardenerError`` carries the next step apart from the message, so that the command line can set it on its own line.
-``exit_code`` is 2 where the user's input is at fault (usage), 1 where the work failed.
+``exit_code`` is 2 where the user's input is at fault (usage), 1 where the work failed. Message and next step speak of the
+command line's flags; ``str(error)``, which is what Python shows, speaks of settings and arguments (`in_python`). Errors
+cross from worker processes to whoever waits as JSON, with their class and fields.
 """
 
 from __future__ import annotations
+
+import math
+import re
+from typing import Any, ClassVar
+
+#: What the command line's flags are called in Python. Commands in backticks stay: they can be typed as they are.
+_IN_PYTHON = (
+    (r"the flags\b", "the given settings"),
+    (r"`mlx-gardener train(?: --resume)?`", "`mlx_gardener.train(...)`"),
+    (r"--set ", ""),
+    (r"--budget ([\d.]*\d)", r"memory_limit_gb=\1"),
+    (r"--bits (\d)", r"bits=\1"),
+    (r"--dtype (\w+\d+)", r'dtype="\1"'),
+    (r"`--model ([\w./-]+)`", r'`model="\1"`'),
+    (r"--fresh\b", "fresh=True"),
+    (r"--no-suffix\b", "suffix=None"),
+    (r"--budget\b", "memory_limit_gb"),
+    (r"--timeout\b", "training_timeout_minutes"),
+    (r"--learning-rate\b", "optimizer.learning_rate"),
+    (r"--epochs\b", "optimizer.epochs"),
+    (r"--max-steps\b", "optimizer.max_steps"),
+    (r"--rank\b", "lora.rank"),
+    (r"--hosts?\b", "parallel.hosts"),
+    (r"--hostfile\b", "parallel.hostfile"),
+    (r"--backend\b", "parallel.backend"),
+    (r"--(model|project|base|bits|dtype|control|seed|version|tasks|arms)\b", r"\1"),
+    (r"--config\b", "file"),
+)
+_COMMAND = re.compile(r"(`(?!mlx-gardener train(?: --resume)?`)[\w.]*mlx[-.]\w+[^`]*`)")
+
+
+def in_python(text: str) -> str:
+    """``text`` with Python's settings and arguments in the place of the command line's flags."""
+    parts = _COMMAND.split(text)
+    for at in range(0, len(parts), 2):
+        for flag, name in _IN_PYTHON:
+            parts[at] = re.sub(flag, name, parts[at])
+    return "".join(parts)
 
 
 class GardenerError(Exception):
@@ -16,6 +56,8 @@ class GardenerError(Exception):
     """
 
     exit_code = 1
+    #: Attributes besides message and next step, which cross from a worker to whoever waits.
+    fields: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, message: str, *, next_step: str = "") -> None:
         super().__init__(message)
@@ -23,7 +65,19 @@ class GardenerError(Exception):
         self.next_step = next_step
 
     def __str__(self) -> str:
+        return in_python(self.in_terminal)
+
+    @property
+    def in_terminal(self) -> str:
+        """Message and next step in the command line's words."""
         return f"{self.message} {self.next_step}".strip()
+
+    def to_json(self) -> dict[str, Any]:
+        """The error as JSON types; `error_from_json` makes it again, as the nearest class of this module."""
+        kind = next(cls for cls in type(self).__mro__ if cls.__module__ == __name__)
+        values = {name: getattr(self, name) for name in self.fields}
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        return {"class": kind.__name__, "message": self.message, "next_step": self.next_step, **finite}
 
 
 class TrainingError(GardenerError):
@@ -69,6 +123,8 @@ class MemoryBudgetError(GardenerError):
         least_bytes: that budget, where it is known.
     """
 
+    fields = ("least_bytes",)
+
     def __init__(self, message: str, *, next_step: str = "", least_bytes: float = float("inf")) -> None:
         super().__init__(message, next_step=next_step)
         self.least_bytes = least_bytes
@@ -90,3 +146,15 @@ class ConfigError(GardenerError):
     """A setting is unknown or has an impossible value."""
 
     exit_code = 2
+
+
+def error_from_json(values: object, *, otherwise: str) -> GardenerError:
+    """The error that `GardenerError.to_json` wrote; a `TrainingError` that says ``otherwise`` where it is none."""
+    known = globals().get(str(values.get("class"))) if isinstance(values, dict) else None
+    if not (isinstance(values, dict) and isinstance(known, type) and issubclass(known, GardenerError)):
+        return TrainingError(otherwise)
+    message, next_step = values.get("message"), values.get("next_step")
+    fields = {name: values[name] for name in known.fields if isinstance(values.get(name), int | float)}
+    if not (isinstance(message, str) and isinstance(next_step, str)):
+        return TrainingError(otherwise)
+    return known(message, next_step=next_step, **fields)

@@ -179,7 +179,7 @@ class WarningRaised(Event):
 
 @dataclass(frozen=True)
 class TrainingEnded(Event):
-    """The last event of a run. ``result`` holds adapter version and metrics when completed, else is empty."""
+    """The last event of a run. ``result`` holds adapter version and metrics when completed, the error when not."""
 
     phase: TrainingPhase
     message: str
@@ -295,13 +295,14 @@ def event_from_json(values: dict[str, Any]) -> Event:
         raise ValueError(f"event {name} has unexpected fields: {error}") from error
 
 
-Subscriber = Callable[[Event], None]
+#: What is called with every event.
+EventCallback = Callable[[Event], None]
 
 
 class _Mailbox:
     """One subscriber: a bounded queue and the thread that empties it."""
 
-    def __init__(self, callback: Subscriber, name: str, capacity: int) -> None:
+    def __init__(self, callback: EventCallback, name: str, capacity: int) -> None:
         self.callback = callback
         self.name = name
         self.capacity = capacity
@@ -368,7 +369,9 @@ class EventBus:
         self._lock = threading.Lock()
         self._next_key = 0
 
-    def subscribe(self, callback: Subscriber, *, name: str = "", capacity: int = 1000) -> Callable[[], None]:
+    def subscribe(
+        self, callback: EventCallback, *, name: str = "", capacity: int = 1000
+    ) -> Callable[[], None]:
         """Call ``callback(event)`` for every later event; returns the function that ends it.
 
         Args:

@@ -187,7 +187,7 @@ def main() -> None:
         logger.info("%s", error)
     except GardenerError as error:
         logger.error("%s", error)
-        _say(f"error {' '.join(str(error).split())}")
+        _say(f"error {' '.join(error.in_terminal.split())}")
         _exit(os.EX_TEMPFAIL if isinstance(error, PeersLostError) else 1)
     _exit(0)
 

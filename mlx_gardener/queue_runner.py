@@ -105,7 +105,7 @@ class QueueRunner:
         except GardenerError as error:
             if any(record.project == entry.project for record in self._registry.active_trainings()):
                 return False  # somebody began it in between
-            self._tell(f"{entry.project} cannot be trained: {error}")
+            self._tell(f"{entry.project} cannot be trained: {error.in_terminal}")
             self._registry.queue.done(entry)
             return False
         self._pipelines[entry.project] = pipeline  # its thread settles a supervisor's death without a word

@@ -17,6 +17,7 @@ from mlx_gardener.events import TrainingPhase, WarningRaised
 from mlx_gardener.platform.files import fsync_path, write_private
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_json
+from mlx_gardener.registry.names import CHECKPOINTS_NAME as CHECKPOINTS_NAME
 from mlx_gardener.registry.names import is_version
 from mlx_gardener.registry.remnants import clear_run
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from mlx_gardener.pipeline import Run
     from mlx_gardener.training.checkpoint import Origin
 
-CHECKPOINTS_NAME = "checkpoints"
 RESULT_NAME = "result.json"
 #: In a run's result: it was cancelled when the adapter was trained, and the adapter is registered.
 CANCELLED_LATE = "cancelled_late"

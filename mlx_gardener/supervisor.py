@@ -28,6 +28,7 @@ from mlx_gardener.journal import JOURNAL_NAME, JournalWriter
 from mlx_gardener.platform.processes import how_it_ended, module_command
 from mlx_gardener.recovery import CHECKPOINTS_NAME, Resume
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus, patiently
+from mlx_gardener.registry.names import what_is_kept
 from mlx_gardener.worker import LOG_NAME, LOST_EXIT_CODE, Job, says_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,8 @@ def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
         try:
             code, lost = _run_ranks(run_dir, parallel, asked_to_end)
         except GardenerError as error:  # the other ranks cannot be had
-            bury(registry, job.training_id, f"{error} {_advice(run_dir)}", interrupted=True)
+            told = f"{error.in_terminal} {what_is_kept(run_dir)}"
+            bury(registry, job.training_id, told, interrupted=True, error=error)
             return TrainingStatus.FAILED
         record = patiently(registry.get_training, job.training_id)
         if record.finished_at is not None:
@@ -81,7 +83,7 @@ def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
             bury(
                 registry,
                 job.training_id,
-                f"{why} (see `mlx-gardener logs {job.project}`). {_advice(run_dir)}",
+                f"{why} (see `mlx-gardener logs {job.project}`). {what_is_kept(run_dir)}",
                 interrupted=bool(asked_to_end),
             )
             return TrainingStatus.FAILED
@@ -114,19 +116,21 @@ def bury(
     *,
     cancelled: bool = False,
     interrupted: bool = False,
+    error: GardenerError | None = None,
 ) -> None:
     """Record in registry and journal that a training ended whose processes could not say so.
 
     Args:
         cancelled: somebody had wished so.
         interrupted: it may just go on; it was not the training that failed.
+        error: what ended it, where that is known.
 
     Raises:
         RegistryError: the registry cannot be written.
     """
     if cancelled:
         patiently(registry.finish_training, training_id, TrainingStatus.CANCELLED, message, {})
-    patiently(lambda: registry.explain_death(training_id, message, interrupted=interrupted))
+    patiently(lambda: registry.explain_death(training_id, message, interrupted=interrupted, error=error))
     record = patiently(registry.get_training, training_id)
     _tell(
         record.run_dir,
@@ -180,12 +184,6 @@ def _run_worker(
 
 def _checkpoints(run_dir: Path) -> frozenset[str]:
     return frozenset(path.name for path in (run_dir / CHECKPOINTS_NAME).glob("step-*"))
-
-
-def _advice(run_dir: Path) -> str:
-    if _checkpoints(run_dir):
-        return "Its last checkpoint is kept: go on with `mlx-gardener train --resume`."
-    return "There is no checkpoint yet: start again."
 
 
 def _plan_for_next(run_dir: Path, out_of_memory: bool, who_goes: str) -> str:

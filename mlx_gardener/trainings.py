@@ -14,12 +14,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mlx_gardener.adapter.base import model_place
 from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.continuation import DECIDED_AT_START, MAY_CHANGE, decide_parent, without_forgotten
-from mlx_gardener.errors import GardenerError, TrainingError, TrainingTimeoutError
+from mlx_gardener.errors import DataError, GardenerError, TrainingError, TrainingTimeoutError
 from mlx_gardener.events import (
     Event,
     EventBus,
@@ -32,7 +33,7 @@ from mlx_gardener.model.choose import absolute_model
 from mlx_gardener.platform.files import private
 from mlx_gardener.platform.processes import module_command
 from mlx_gardener.progress import ProgressCallback, progress_of
-from mlx_gardener.recovery import CHECKPOINTS_NAME, Resume
+from mlx_gardener.recovery import Resume
 from mlx_gardener.registry import (
     Project,
     ProjectRegistry,
@@ -41,6 +42,7 @@ from mlx_gardener.registry import (
     TrainingStatus,
     patiently,
 )
+from mlx_gardener.registry.names import has_checkpoint, what_is_kept
 from mlx_gardener.supervisor import bury, describe_death
 from mlx_gardener.worker import LOG_NAME, Job
 
@@ -67,11 +69,14 @@ class TrainingPipeline:
     def __init__(
         self, config: TrainingConfig | None = None, *, registry: ProjectRegistry | None = None
     ) -> None:
-        self.config = config or load_config()
-        self.config = self.config.model_copy(update={"model": absolute_model(self.config.model)})
+        self.use(config or load_config())
         self.registry = registry or ProjectRegistry()
         self._watched: dict[str, _Watched] = {}
         self._lock = threading.Lock()
+
+    def use(self, config: TrainingConfig) -> None:
+        """Take ``config`` for the trainings started from now on; those under way keep theirs."""
+        self.config = config.model_copy(update={"model": absolute_model(config.model)})
 
     def start_training(
         self,
@@ -94,6 +99,7 @@ class TrainingPipeline:
 
         Raises:
             TrainingError: there is no such project, or it is being trained, in this process or any other.
+            DataError: its repository is not where it was.
         """
         earlier = None if fresh else self.unfinished_training(project_name)
         mode = Resume.NEVER if earlier is None else Resume.IF_SAME
@@ -141,7 +147,7 @@ class TrainingPipeline:
             return None
         if last.result.get("adapter_version"):
             return None  # cancelled while its adapter was measured
-        if not any((last.run_dir / CHECKPOINTS_NAME).glob("step-*")):
+        if not has_checkpoint(last.run_dir):
             return None
         mine = self._settings(project_name)
         wish = mine[DECIDED_AT_START]
@@ -173,7 +179,7 @@ class TrainingPipeline:
         if last.status is TrainingStatus.COMPLETED:
             raise TrainingError(
                 f"The last training of {project_name!r} was completed, so there is nothing to resume.",
-                next_step="Start a new one without --resume.",
+                next_step="Start a new one with `mlx-gardener train`.",
             )
         return self._start(project_name, progress_callback, resume_from=last, mode=Resume.ALWAYS)
 
@@ -185,6 +191,17 @@ class TrainingPipeline:
         """
         record = self.registry.latest_training(self._project(project_name).name)
         return None if record is None else _progress_of_record(record)
+
+    def get_training_error(self, project_name: str) -> GardenerError | None:
+        """What ended the project's latest training early, as its worker raised it: `MemoryBudgetError`, `DataError`, ...
+
+        None where it was completed, goes on, or there was none.
+
+        Raises:
+            TrainingError: there is no such project.
+        """
+        record = self.registry.latest_training(self._project(project_name).name)
+        return None if record is None else record.error
 
     def is_training_active(self, project_name: str) -> bool:
         """Whether the project is being trained, by this process or any other.
@@ -311,6 +328,7 @@ class TrainingPipeline:
         fresh: bool = False,
     ) -> str:
         project = self._project(name)
+        check_repository(project.path)
         config = self._settings(name)
         config[DECIDED_AT_START] = (
             "never" if fresh else decide_parent(self.registry, name, config[DECIDED_AT_START])
@@ -380,7 +398,7 @@ class TrainingPipeline:
                 return False
             if self.registry.get_training(record.id).finished_at is None:
                 how = describe_death(process.returncode, out_of_memory=False).replace("worker", "supervisor")
-                message = f"{how}. Go on with `mlx-gardener train --resume`."
+                message = f"{how}. {what_is_kept(record.run_dir)}"
                 bury(self.registry, record.id, message, interrupted=True)
             return True
 
@@ -389,6 +407,18 @@ class TrainingPipeline:
             bus.publish(event)
         process.wait()  # it has said its last word; who waits for the end may count on its being gone
         bus.close()
+
+
+def check_repository(path: Path) -> Path:
+    """``path`` in full, where a repository can be read there.
+
+    Raises:
+        DataError: there is no such directory.
+    """
+    if not path.is_dir():
+        what = "is not a directory" if path.exists() else "does not exist"
+        raise DataError(f"{str(path)!r} {what}.", next_step="Name the root directory of a repository.")
+    return path.resolve()
 
 
 def _progress_of_record(record: TrainingRecord) -> TrainingProgress:

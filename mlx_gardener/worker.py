@@ -43,7 +43,8 @@ from mlx_gardener.platform.untrusted import read_json
 from mlx_gardener.progress import TrainingProgressTracker
 from mlx_gardener.recovery import CANCELLED_LATE, Resume
 from mlx_gardener.registry import INTERRUPTED, ProjectRegistry, TrainingStatus, patiently
-from mlx_gardener.registry.names import RUN_LOCK_NAME
+from mlx_gardener.registry.names import RUN_LOCK_NAME, has_checkpoint, what_is_kept
+from mlx_gardener.registry.records import ERROR, LEFT_NOTHING
 
 if TYPE_CHECKING:
     from mlx_gardener.training.time_plan import Clock
@@ -177,14 +178,11 @@ class Interrupt:
             if time.monotonic() >= deadline:
                 self._reason = TimeLimitError(
                     f"The training reached its time limit of {self._timeout_minutes:g} minutes.",
-                    next_step="Its checkpoint is kept: go on with `mlx-gardener train --resume`, with a longer "
-                    "--timeout if needed.",
+                    next_step="Allow a longer --timeout.",
                 )
                 return
             if (why := self._must_end()) is not None:
-                self._reason = TrainingInterruptedError(
-                    why, next_step="Its checkpoint is kept: go on with `mlx-gardener train --resume`."
-                )
+                self._reason = TrainingInterruptedError(why)
                 return
             try:
                 cancelled = self._registry.cancel_requested(self._training_id)
@@ -192,10 +190,7 @@ class Interrupt:
                 logger.exception("the registry could not be asked for a wish to cancel; asking again")
                 continue
             if cancelled:
-                self._reason = TrainingCancelledError(
-                    "The training was cancelled.",
-                    next_step="Its checkpoint is kept: go on with `mlx-gardener train --resume`.",
-                )
+                self._reason = TrainingCancelledError("The training was cancelled.")
                 return
 
 
@@ -277,21 +272,24 @@ def _work(
     except PeersLostError as error:
         if config.parallel.is_wanted:
             raise
-        result = {INTERRUPTED: True}
-        phase, status, message = TrainingPhase.FAILED, TrainingStatus.FAILED, str(error)
+        result = {INTERRUPTED: True, **_told(error, run_dir)}
+        phase, status, message = TrainingPhase.FAILED, TrainingStatus.FAILED, error.in_terminal
     except TrainingCancelledError as error:
-        phase, status, message = TrainingPhase.CANCELLED, TrainingStatus.CANCELLED, str(error)
+        result = _told(error, run_dir)
+        phase, status, message = TrainingPhase.CANCELLED, TrainingStatus.CANCELLED, error.in_terminal
     except TrainingInterruptedError as error:
-        result = {INTERRUPTED: True}
-        phase, status, message = TrainingPhase.FAILED, TrainingStatus.FAILED, str(error)
+        result = {INTERRUPTED: True, **_told(error, run_dir)}
+        phase, status, message = TrainingPhase.FAILED, TrainingStatus.FAILED, error.in_terminal
     except GardenerError as error:
         logger.exception("the training failed")
-        phase, status, message = TrainingPhase.FAILED, TrainingStatus.FAILED, str(error)
+        result = _told(error, run_dir)
+        phase, status, message = TrainingPhase.FAILED, TrainingStatus.FAILED, error.in_terminal
     except Exception as error:  # the last place where a run's defect can be told to the people watching it
         if says_out_of_memory(f"{type(error).__name__}: {error}"):
             raise MemoryError(str(error)) from error  # not a defect: the supervisor tries again with less
         logger.exception("the training failed unexpectedly")
         message = f"{type(error).__name__}: {error} (see {LOG_NAME} in the run's directory)"
+        result = _told(TrainingError(message), run_dir)
         phase, status = TrainingPhase.FAILED, TrainingStatus.FAILED
     finally:
         tracker.stop_heartbeat()
@@ -302,6 +300,16 @@ def _work(
     bus.publish(TrainingEnded(phase, message, result))
     bus.close(timeout_seconds=10.0)
     return phase
+
+
+def _told(error: GardenerError, run_dir: Path) -> dict[str, Any]:
+    """What a run's result says of the error that ended it: its class and fields, and whether it left nothing behind.
+
+    Where it was stopped, and did not fail by itself, its next step says what of it is kept.
+    """
+    if isinstance(error, TrainingCancelledError | TrainingInterruptedError | TimeLimitError):
+        error.next_step = f"{what_is_kept(run_dir)} {error.next_step}".strip()
+    return {ERROR: error.to_json(), LEFT_NOTHING: not has_checkpoint(run_dir)}
 
 
 def _run(

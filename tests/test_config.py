@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mlx_gardener.config import TrainingConfig, known_keys, load_config, validate_config
+from mlx_gardener.config import LoraConfig, TrainingConfig, known_keys, load_config, validate_config
 from mlx_gardener.errors import ConfigError
 
 
@@ -115,3 +116,27 @@ def test_a_retired_setting_is_passed_over_and_said() -> None:
         config = load_config(environment={}, overrides={"evaluation.scales": [0.5, 1.0]})
     assert config == load_config(environment={})
     assert validate_config({"evaluation": {"scales": [1.0]}}) == validate_config({}), "as in older manifests"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: TrainingConfig(memory_limit=1), "did you mean 'memory_limit_gb'"),  # type: ignore[call-arg]
+        (lambda: TrainingConfig(lora={"rnk": 1}), "did you mean 'lora.rank'"),  # type: ignore[arg-type]
+        (lambda: LoraConfig(rnk=1), "did you mean 'rank'"),  # type: ignore[call-arg]
+        (lambda: LoraConfig(rank=0), "rank: Input should be greater"),
+        (lambda: TrainingConfig(memory_limit_gb=-1, lora={"rank": 0}), "memory_limit_gb: .*; lora.rank: "),  # type: ignore[arg-type]
+        (lambda: TrainingConfig.model_validate({"seed": "seven"}), "seed: "),
+    ],
+)
+def test_a_configuration_made_directly_raises_the_error_of_this_package(
+    make: Callable[[], object], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make()
+
+
+def test_sections_made_directly_are_what_they_were_given() -> None:
+    config = TrainingConfig(lora=LoraConfig(rank=3), seed=5)
+    assert (config.lora.rank, config.seed) == (3, 5) and config == TrainingConfig.model_validate(config)
+    assert config.model_copy(update={"seed": 6}).seed == 6

@@ -118,7 +118,7 @@ def _models() -> Finding:
         load_tokenizer(seedling_path())
         choice = choose_model("auto", 4 * 2**30)
     except GardenerError as error:
-        return Finding("models", False, str(error), "Install mlx-gardener again.")
+        return Finding("models", False, error.in_terminal, "Install mlx-gardener again.")
     return Finding("models", True, f"--model auto takes {choice.name} ({choice.reason})")
 
 

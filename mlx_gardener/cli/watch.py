@@ -98,6 +98,7 @@ def watch_training(
     """
     from mlx_gardener.errors import GardenerError, TrainingCancelledError, TrainingError
     from mlx_gardener.events import Event, TrainingEnded, TrainingPhase
+    from mlx_gardener.registry.names import has_checkpoint
     from mlx_gardener.report.jsonl import JsonLines
     from mlx_gardener.report.live import LiveView, make_console
 
@@ -144,10 +145,12 @@ def watch_training(
         ) from error
     end = ended[-1]
     if stopped and end.phase is TrainingPhase.CANCELLED:
-        click.echo(
-            f"The training of {name} is stopped; its checkpoint is kept, and the same command goes on.",
-            err=True,
+        record = pipeline.registry.latest_training(name)
+        kept = record is not None and has_checkpoint(record.run_dir)
+        left = (
+            "its checkpoint is kept, and the same command goes on" if kept else "there was no checkpoint yet"
         )
+        click.echo(f"The training of {name} is stopped; {left}.", err=True)
         raise click.exceptions.Exit(130)
     if end.phase is TrainingPhase.CANCELLED:
         raise TrainingCancelledError(end.message)

@@ -126,9 +126,9 @@ class TrainingDataPreparator:
             must_continue: go on from it however much has changed; nothing is an error.
 
         Raises:
-            DataError: it cannot be read, or does not split.
-            TrainingError: fewer chunks than ``min_training_chunks`` pass; says how many were found and what took them. Or
-                nothing changed since ``earlier``, and ``must_continue``.
+            DataError: it cannot be read or does not split, or fewer chunks than ``min_training_chunks`` pass; says how many
+                were found and what took them.
+            TrainingError: nothing changed since ``earlier``, and ``must_continue``.
         """
         scan = scan_repository(
             root,
@@ -301,7 +301,7 @@ def check_enough(scan: Scan, config: TrainingConfig) -> None:
     """Whether a training of what a scan found would begin.
 
     Raises:
-        DataError, TrainingError: as `TrainingDataPreparator.prepare`: too few chunks, or files that are alike.
+        DataError: as `TrainingDataPreparator.prepare`: too few chunks, or files that are alike.
     """
     _check_count(scan, config)
     split_files(select_best(scan.files, config.max_training_chunks)[0], config.data, seed=config.seed)
@@ -313,7 +313,7 @@ def _check_count(scan: Scan, config: TrainingConfig) -> None:
     taken = ", ".join(
         f"{rule} {dropped.count} {dropped.unit}" for rule, dropped in sorted(scan.dropped.items())
     )
-    raise TrainingError(
+    raise DataError(
         f"Only {scan.chunks_kept} good chunks were found in {scan.files_seen} files; "
         f"{config.min_training_chunks} are needed. Dropped: {taken or 'nothing'}.",
         next_step="Train on a larger repository, lower min_training_chunks or training_data_quality_threshold, "

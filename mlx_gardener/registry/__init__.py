@@ -8,6 +8,7 @@ from mlx_gardener.registry.names import check_project_name, project_name_for
 from mlx_gardener.registry.patience import patiently
 from mlx_gardener.registry.queue import QueueEntry, TrainingQueue
 from mlx_gardener.registry.records import (
+    INTERRUPTED,
     AdapterRecord,
     Garbage,
     GarbagePolicy,
@@ -16,7 +17,7 @@ from mlx_gardener.registry.records import (
     TrainingRecord,
     TrainingStatus,
 )
-from mlx_gardener.registry.registry import INTERRUPTED, ProjectRegistry, default_home
+from mlx_gardener.registry.registry import ProjectRegistry, default_home
 
 __all__ = [
     "INTERRUPTED",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from mlx_gardener.registry.database import Database
 from mlx_gardener.registry.deletion import delete_with, tree_bytes
+from mlx_gardener.registry.names import CHECKPOINTS_NAME
 from mlx_gardener.registry.records import Garbage, GarbagePolicy, TrainingStatus
 from mlx_gardener.registry.registry import LIVE, forget_adapter
 from mlx_gardener.registry.remnants import clear, name_of, remnants
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 _DAY_SECONDS = 86_400.0
 #: Below a run's directory; the second one holds those of a training that began anew.
-_CHECKPOINTS = ("checkpoints", "checkpoints.old")
+_CHECKPOINTS = (CHECKPOINTS_NAME, f"{CHECKPOINTS_NAME}.old")
 
 #: Whether something is still to go, asked in the transaction, which then takes it out of the tables.
 _Forget = Callable[[sqlite3.Connection], bool]

@@ -9,6 +9,8 @@ from mlx_gardener.errors import ConfigError, RegistryError
 
 #: The lock in a run's directory that its worker holds.
 RUN_LOCK_NAME = "worker.lock"
+#: Where the checkpoints of a run lie in its directory.
+CHECKPOINTS_NAME = "checkpoints"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 #: Names that Windows takes for devices, with any ending: a home on a shared disk would not be readable there.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.I)
@@ -41,6 +43,18 @@ def project_name_for(path: Path) -> str:
 def is_version(name: object) -> bool:
     """Whether ``name`` is one that adapter versions have: v1, v2, ..."""
     return isinstance(name, str) and _VERSION.fullmatch(name) is not None
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a run left a checkpoint that a training can go on from."""
+    return any((run_dir / CHECKPOINTS_NAME).glob("step-*"))
+
+
+def what_is_kept(run_dir: Path) -> str:
+    """What of a run that ended early can be gone on with, a sentence for people."""
+    if has_checkpoint(run_dir):
+        return "Its last checkpoint is kept: go on with `mlx-gardener train --resume`."
+    return "There is no checkpoint yet: start again."
 
 
 def place_below(home: Path, recorded: str, project: str) -> Path:

@@ -9,8 +9,22 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from mlx_gardener.errors import (
+    GardenerError,
+    TrainingCancelledError,
+    TrainingError,
+    TrainingInterruptedError,
+    error_from_json,
+)
 from mlx_gardener.events import TrainingPhase
 from mlx_gardener.registry.names import place_below
+
+#: In the result of a training that ended early: the error that ended it (`GardenerError.to_json`).
+ERROR = "error"
+#: In the result of a training that its process's end stopped, not a reason of its own: it may just go on.
+INTERRUPTED = "interrupted"
+#: In the result of a training that failed: whether it did so before its first checkpoint.
+LEFT_NOTHING = "left_nothing"
 
 
 class TrainingStatus(StrEnum):
@@ -31,7 +45,11 @@ class TrainingStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Project:
-    """A repository known by a name. ``status`` is that of its latest training."""
+    """A repository known by a name.
+
+    ``status`` is that of its latest training, apart from failed ones that took nothing away: a project with an active
+    adapter has one still, and one whose training was refused before it began stands where it stood.
+    """
 
     name: str
     path: Path
@@ -44,7 +62,10 @@ class Project:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """One training of one project. ``percent`` is of the whole run, 0 to 100; ``pid`` is the worker's."""
+    """One training of one project. ``percent`` is of the whole run, 0 to 100; ``pid`` is the worker's.
+
+    ``result`` holds adapter version, metrics and evidence when completed, and the error when it ended early.
+    """
 
     id: str
     project: str
@@ -60,6 +81,17 @@ class TrainingRecord:
     started_at: float
     updated_at: float
     finished_at: float | None
+
+    @property
+    def error(self) -> GardenerError | None:
+        """What ended it early, with its class and fields; None where nothing did."""
+        if self.status not in (TrainingStatus.FAILED, TrainingStatus.CANCELLED):
+            return None
+        if ERROR in self.result:
+            return error_from_json(self.result[ERROR], otherwise=self.message)
+        if self.status is TrainingStatus.CANCELLED:
+            return TrainingCancelledError(self.message)
+        return (TrainingInterruptedError if self.result.get(INTERRUPTED) else TrainingError)(self.message)
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,25 @@ from typing import Any
 
 import platformdirs
 
-from mlx_gardener.errors import ConfigError, RegistryError, RegistryUnavailableError, TrainingError
+from mlx_gardener.errors import (
+    ConfigError,
+    GardenerError,
+    RegistryError,
+    RegistryUnavailableError,
+    TrainingError,
+)
 from mlx_gardener.events import TrainingPhase, TrainingProgress
 from mlx_gardener.platform.files import make_private
 from mlx_gardener.registry.database import BUSY_TIMEOUT_SECONDS, Database
 from mlx_gardener.registry.deletion import delete_with
 from mlx_gardener.registry.lost import unknown_repository
-from mlx_gardener.registry.names import check_project_name
+from mlx_gardener.registry.names import check_project_name, what_is_kept
 from mlx_gardener.registry.processes import is_alive, start_time
 from mlx_gardener.registry.queue import TrainingQueue
 from mlx_gardener.registry.records import (
+    ERROR,
+    INTERRUPTED,
+    LEFT_NOTHING,
     AdapterRecord,
     Garbage,
     GarbagePolicy,
@@ -47,11 +56,7 @@ _END_PHASE = {
     TrainingStatus.FAILED: TrainingPhase.FAILED,
     TrainingStatus.CANCELLED: TrainingPhase.CANCELLED,
 }
-_SILENT_DEATH = (
-    "Its process ended without a word. Its last checkpoint is kept: go on with `mlx-gardener train --resume`."
-)
-#: In the result of a training that its process's end stopped, not a reason of its own: it may just go on.
-INTERRUPTED = "interrupted"
+_SILENT_DEATH = "Its process ended without a word."
 #: Trainings that wait or are under way.
 LIVE = "status IN ('queued', 'training')"
 
@@ -99,7 +104,7 @@ class ProjectRegistry:
 
     # Projects.
 
-    def register_project(self, name: str, path: Path, *, replace: bool = False) -> Project:
+    def register_project(self, name: str, path: str | Path, *, replace: bool = False) -> Project:
         """Make ``name`` stand for the repository at ``path``; registering the same pair again changes nothing.
 
         A repository that moved keeps its name: where its old place is gone, or holds the same one by its first commit.
@@ -373,29 +378,40 @@ class ProjectRegistry:
 
         Where the registry cannot be written at the moment, that is left to whoever looks next.
         """
-        dead = [row["id"] for row in self.live_rows() if not is_alive(row["pid"], row["pid_started"])]
+        dead = [row for row in self.live_rows() if not is_alive(row["pid"], row["pid_started"])]
         closed = []
-        for training_id in dead:
+        for row in dead:
+            message = _silent_death(self.home / row["run_dir"])
             try:
-                self.finish_training(training_id, TrainingStatus.FAILED, _SILENT_DEATH, {INTERRUPTED: True})
+                self.finish_training(row["id"], TrainingStatus.FAILED, message, {INTERRUPTED: True})
             except RegistryUnavailableError as error:
-                logger.info("the dead training %s cannot be closed now (%s)", training_id, error)
+                logger.info("the dead training %s cannot be closed now (%s)", row["id"], error)
                 break
-            closed.append(training_id)
+            closed.append(row["id"])
         return closed
 
-    def explain_death(self, training_id: str, message: str, *, interrupted: bool = False) -> None:
+    def explain_death(
+        self,
+        training_id: str,
+        message: str,
+        *,
+        interrupted: bool = False,
+        error: GardenerError | None = None,
+    ) -> None:
         """Say how a training's process died, also where only its silence was recorded so far.
 
         Args:
             interrupted: whether it may just go on; it was not the training that failed.
+            error: what ended it, where that is known.
         """
-        result = {INTERRUPTED: True} if interrupted else {}
+        result: dict[str, Any] = {INTERRUPTED: True} if interrupted else {}
+        if error is not None:
+            result[ERROR] = error.to_json()
         self.finish_training(training_id, TrainingStatus.FAILED, message, result)
         with self._database.write() as connection:
             connection.execute(
-                "UPDATE trainings SET message = ? WHERE id = ? AND message = ?",
-                (message, training_id, _SILENT_DEATH),
+                "UPDATE trainings SET message = ? WHERE id = ? AND substr(message, 1, ?) = ?",
+                (message, training_id, len(_SILENT_DEATH), _SILENT_DEATH),
             )
 
     def live_rows(self) -> list[sqlite3.Row]:
@@ -650,9 +666,15 @@ class ProjectRegistry:
 
 _PROJECTS = (
     "SELECT projects.*, CASE WHEN EXISTS (SELECT 1 FROM queue WHERE project = projects.name AND training_id IS NULL) "
-    "THEN 'queued' ELSE (SELECT status FROM trainings WHERE project = projects.name ORDER BY number DESC LIMIT 1) END "
-    "AS status FROM projects"
+    "THEN 'queued' ELSE (SELECT status FROM trainings WHERE project = projects.name AND NOT (status = 'failed' AND "
+    "(projects.active_adapter IS NOT NULL OR "
+    f"CASE WHEN json_valid(result) THEN coalesce(json_extract(result, '$.{LEFT_NOTHING}'), 0) ELSE 0 END)) "
+    "ORDER BY number DESC LIMIT 1) END AS status FROM projects"
 )
+
+
+def _silent_death(run_dir: Path) -> str:
+    return f"{_SILENT_DEATH} {what_is_kept(run_dir)}"
 
 
 def _as_it_is(record: TrainingRecord, row: sqlite3.Row) -> TrainingRecord:
@@ -663,7 +685,7 @@ def _as_it_is(record: TrainingRecord, row: sqlite3.Row) -> TrainingRecord:
         record,
         status=TrainingStatus.FAILED,
         phase=TrainingPhase.FAILED,
-        message=_SILENT_DEATH,
+        message=_silent_death(record.run_dir),
         result={INTERRUPTED: True},
         finished_at=record.updated_at,
     )

@@ -124,7 +124,9 @@ def _result(found: dict[str, Any]) -> str:
     if "adapter_version" in found and _name(found["adapter_version"]):
         return "has an adapter_version that is none"
     wrong = [
-        name for name in ("metrics", "evidence", "training") if not isinstance(found.get(name, {}), dict)
+        name
+        for name in ("metrics", "evidence", "training", "error")
+        if not isinstance(found.get(name, {}), dict)
     ]
     return f"has a {wrong[0]} that is none" if wrong else ""
 

@@ -57,15 +57,15 @@ def error_body(dialect: Dialect, status: int, message: str, kind: str, code: str
 
 def shown_error(error: Exception, path: str) -> tuple[int, dict[str, Any]]:
     """Status and body for what went wrong with a request of ``path``; a defect is logged and not shown."""
+    said = error.in_terminal if isinstance(error, GardenerError) else str(error)
     for kind, status, name, code in _STATUS:
         if isinstance(error, kind):
-            message = _MESSAGES.get(type(error)) or str(error)
+            message = _MESSAGES.get(type(error)) or said
             return status, error_body(dialect_of(path), status, message, name, code)
-    message = str(error)
     if not isinstance(error, GardenerError):
         _log.error("A request of %r failed", path, exc_info=error)
-        message = "A defect of mlx-gardener; its log says more."
-    return 500, error_body(dialect_of(path), 500, message, "server_error", "internal")
+        said = "A defect of mlx-gardener; its log says more."
+    return 500, error_body(dialect_of(path), 500, said, "server_error", "internal")
 
 
 def no_such_path(path: str, method: str, allowed: str | None) -> tuple[int, dict[str, Any]]:

@@ -72,7 +72,7 @@ def _test(worker: Worker, target: Target) -> SelfTest:
     try:
         worker.run(enter)
     except GardenerError as error:
-        problem = str(error)
+        problem = error.in_terminal
     change = changes[0] if changes else 0.0
     return SelfTest(target.id, target.base_id, target.record.version, change, problem)
 

@@ -11,10 +11,13 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gardener.config import DataConfig
 from mlx_gardener.errors import DataError
+from mlx_gardener.platform.untrusted import read_bytes
+from mlx_gardener.source.filters import decode_source
 from mlx_gardener.source.imports import imports_of
 from mlx_gardener.source.languages import language_of, parser_for
 from mlx_gardener.source.quality import complexity_of, quality_of
@@ -75,9 +78,28 @@ class CodePreprocessor:
     def __init__(self, config: DataConfig | None = None) -> None:
         self.config = config or DataConfig()
 
-    def preprocess_file(self, path: str, code: str) -> list[CodeChunk]:
-        """The chunks of a file; its language follows from its name."""
-        return self.preprocess_code(code, language_of(path), path)
+    def preprocess_file(self, path: str | Path, code: str | None = None) -> list[CodeChunk]:
+        """The chunks of a file; its language follows from its name.
+
+        Args:
+            code: what is in it; read from the file when None.
+
+        Raises:
+            DataError: it cannot be read, is larger than ``data.max_file_bytes``, or is no text.
+        """
+        name = path.as_posix() if isinstance(path, Path) else path
+        return self.preprocess_code(self._read(name) if code is None else code, language_of(name), name)
+
+    def _read(self, path: str) -> str:
+        try:
+            return decode_source(read_bytes(Path(path), max_bytes=self.config.max_file_bytes))
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path!r} is no text in UTF-8 or UTF-16.", next_step="Name a file of code."
+            ) from error
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise DataError(f"{path!r} cannot be read ({why}).", next_step="Name a file of code.") from error
 
     def preprocess_code(self, code: str, language: str, path: str = "") -> list[CodeChunk]:
         """The chunks of ``code``; a language without a grammar gives blocks.

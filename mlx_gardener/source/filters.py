@@ -55,6 +55,15 @@ _NOT_DIGITS = re.compile(r"\D+")
 _ENCODED_RUN = re.compile(r"[A-Za-z0-9+/=]{120,}|(?:\\x[0-9a-fA-F]{2}){40,}|(?:0x[0-9a-fA-F]{1,8},?\s*){60,}")
 
 
+def decode_source(data: bytes) -> str:
+    """Text of a file, in UTF-8 or, after its byte order mark, in UTF-16; a mark of UTF-8 stays in it.
+
+    Raises:
+        UnicodeDecodeError: it is neither.
+    """
+    return data.decode("utf-16" if data.startswith(UTF16_MARKS) else "utf-8")
+
+
 def drop_by_path(path: str, config: DataConfig) -> str | None:
     """The rule that drops a file for its path alone, or None."""
     pure = PurePosixPath(path)

@@ -27,7 +27,7 @@ from mlx_gardener.platform.processes import safe_children
 from mlx_gardener.platform.untrusted import read_bytes
 from mlx_gardener.source.chunks import CodePreprocessor
 from mlx_gardener.source.duplicates import NearDuplicates, content_key, signature_of
-from mlx_gardener.source.filters import UTF16_MARKS, drop_by_bytes, drop_by_path, drop_by_text
+from mlx_gardener.source.filters import decode_source, drop_by_bytes, drop_by_path, drop_by_text
 from mlx_gardener.source.imports import dependency_order, imports_of
 from mlx_gardener.source.languages import language_of
 from mlx_gardener.source.records import (
@@ -288,15 +288,6 @@ def _examine_text(
         secrets=secrets,
         parse_error=broken,
     )
-
-
-def decode_source(data: bytes) -> str:
-    """Text of a file, in UTF-8 or, after its byte order mark, in UTF-16; a mark of UTF-8 stays in it.
-
-    Raises:
-        UnicodeDecodeError: it is neither.
-    """
-    return data.decode("utf-16" if data.startswith(UTF16_MARKS) else "utf-8")
 
 
 def _drop_by_kind(root: Path, path: str) -> str | None:

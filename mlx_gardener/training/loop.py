@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine import Engine, StepResult, kept_row_losses
 from mlx_gardener.engine.finite import not_finite_error
-from mlx_gardener.errors import GardenerError, TimeLimitError, TrainingError
+from mlx_gardener.errors import GardenerError, MemoryBudgetError, TimeLimitError, TrainingError
 from mlx_gardener.events import (
     CheckpointWritten,
     Evaluated,
@@ -481,7 +481,7 @@ class _Training:
         """This rank's part of a step, by a smaller plan where memory runs out.
 
         Raises:
-            TrainingError: memory runs out with the smallest plan too.
+            MemoryBudgetError: memory runs out with the smallest plan too.
         """
         while True:
             try:
@@ -498,7 +498,7 @@ class _Training:
                 if not _is_out_of_memory(error):
                     raise
                 if not self.neighbour.shrink(f"memory ran out in step {step}"):
-                    raise TrainingError(
+                    raise MemoryBudgetError(
                         f"Memory ran out in step {step}, with the smallest plan too ({error}).",
                         next_step="Close other programs, narrow data.row_widths, or use a smaller --model.",
                     ) from error

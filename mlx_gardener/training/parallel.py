@@ -170,7 +170,7 @@ class Peers:
         """Tell the others that this rank cannot go on, where they do not know it yet; they raise `OtherRankError`."""
         if self.size == 1 or self._over:
             return
-        problem = str(error) if isinstance(error, GardenerError) else "it ended"
+        problem = error.in_terminal if isinstance(error, GardenerError) else "it ended"
         with suppress(OtherRankError, PeersLostError):  # what was told comes back, or they are gone already
             self._gather(b"", problem=problem)
 
@@ -246,10 +246,7 @@ class Peers:
             mx.eval(result)
         except RuntimeError as error:
             self._over = True  # MLX would hang at a second try
-            raise PeersLostError(
-                f"Another rank is gone ({error}).",
-                next_step="A checkpoint is kept: the same command goes on.",
-            ) from error
+            raise PeersLostError(f"Another rank is gone ({error}).") from error
         return result
 
 

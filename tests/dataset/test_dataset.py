@@ -13,7 +13,7 @@ from mlx_gardener.dataset import PreparedData, TrainingDataPreparator, next_line
 from mlx_gardener.dataset.cache import TokenCache
 from mlx_gardener.dataset.examples import Encoder, Segment, choose_span, make_examples, pieces_of
 from mlx_gardener.dataset.rows import Document, pack
-from mlx_gardener.errors import DataError, TrainingError
+from mlx_gardener.errors import DataError
 from mlx_gardener.model import CodeTokenizer, load_tokenizer
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.source import ChunkType, FileRecord
@@ -246,7 +246,7 @@ def test_whole_documents_stay_whole_and_split_ones_lose_one_target_a_cut() -> No
 
 def test_too_few_chunks_says_what_took_them(prepare, repository: Path) -> None:  # type: ignore[no-untyped-def]
     (repository / "blob.bin").write_bytes(b"\0" * 100)
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises(DataError) as caught:
         prepare(repository, min_training_chunks=4000)
     assert "4000 are needed" in caught.value.message and "binary 1 files" in caught.value.message
     assert "min_training_chunks" in caught.value.next_step

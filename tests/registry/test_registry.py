@@ -156,7 +156,7 @@ def test_the_training_of_a_dead_process_is_closed_and_the_project_free_again(
     ).stdout.strip()
     assert registry.active_trainings() == []
     closed = registry.get_training(dead)
-    assert closed.status is TrainingStatus.FAILED and "--resume" in closed.message
+    assert closed.status is TrainingStatus.FAILED and "no checkpoint yet" in closed.message
     registry.explain_death(dead, "It was ended by signal 9.")
     assert registry.get_training(dead).message == "It was ended by signal 9."
     registry.explain_death(dead, "Another story")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from mlx_gardener.config import DataConfig
 from mlx_gardener.errors import DataError
 from mlx_gardener.source import ChunkType, CodePreprocessor
 from mlx_gardener.source.languages import GRAMMARS
@@ -118,3 +121,28 @@ def test_dependencies_are_the_imports_a_chunk_uses() -> None:
 def test_code_that_is_no_text_is_refused() -> None:
     with pytest.raises(DataError, match="not valid Unicode"):
         CodePreprocessor().preprocess_code("x = '\ud800'", "python")
+
+
+def test_a_file_is_read_from_its_path(tmp_path: Path) -> None:
+    file = tmp_path / "greeting.py"
+    file.write_text("def greet(name):\n    return f'Grüße, {name}'\n")
+    for path in (file, str(file)):
+        (chunk,) = CodePreprocessor().preprocess_file(path)
+        assert chunk.metadata["name"] == "greet" and "Grüße" in chunk.content
+        assert chunk.file_path == str(file) and chunk.language == "python"
+    file.write_text("x = 'ü'\n", encoding="utf-16")
+    assert "ü" in CodePreprocessor().preprocess_file(file)[0].content
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "No such file"), (b"x = 1\n" * 100, "longer"), (b"\xff\xfe\xff", "no text")]
+)
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it(
+    tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    file = tmp_path / "x.py"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.py") as caught:
+        CodePreprocessor(DataConfig(max_file_bytes=500)).preprocess_file(file)
+    assert words in caught.value.message

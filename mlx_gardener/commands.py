@@ -1,0 +1,279 @@
+"""What the commands `scan`, `plan`, `complete`, `eval` and `export` do, as functions with one result each.
+
+In: paths, projects by name, settings given singly or as one `TrainingConfig`. Out: small frozen results; nothing is printed.
+Cost: as the commands; every completion loads base and adapter anew. `mlx_gardener.api` holds `train` and the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.config import ArmName, TrainingConfig, load_config
+from mlx_gardener.continuation import as_trained
+from mlx_gardener.errors import ConfigError, DataError
+from mlx_gardener.forecast import estimate_training
+from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.trainings import check_repository
+
+if TYPE_CHECKING:
+    from mlx_gardener.adapter.exports import Export
+    from mlx_gardener.engine import ModelFacts, Plan
+    from mlx_gardener.evaluations import Evaluation
+    from mlx_gardener.model import ModelChoice
+    from mlx_gardener.source import Scan
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What a repository would be trained on, and what that would take.
+
+    Attributes:
+        scan: what is kept, what is dropped and why, and where secrets are.
+        estimate: model, tokens, tokens_per_second, epochs, minutes, peak_bytes and where they come from.
+        refusal: what a training would be refused with; None where it would not be.
+    """
+
+    scan: Scan
+    estimate: dict[str, Any]
+    refusal: DataError | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as JSON types, without the list of every file."""
+        refusal = None if self.refusal is None else self.refusal.to_json()
+        return {**self.scan.to_json(), "estimate": self.estimate, "refusal": refusal}
+
+
+def scan(path: str | Path = ".", *, config: TrainingConfig | None = None, **settings: Any) -> ScanResult:
+    """Read the repository at ``path`` as a training would, without training or writing anything.
+
+    Args:
+        config: all settings; or leave it and give single ones as ``settings``.
+
+    Raises:
+        ConfigError: a setting is unknown or impossible.
+        DataError: the repository cannot be read.
+        ModelError: the base model cannot be found or used.
+        MemoryBudgetError: it does not train within the budget.
+    """
+    from mlx_gardener.dataset.prepare import check_enough
+
+    wanted, choice, place, facts = _chosen(path, settings_of(config, settings))
+    found = _scanned(path, wanted)
+    try:
+        check_enough(found, wanted)
+        refusal = None
+    except DataError as error:
+        refusal = error
+    return ScanResult(found, estimate_training(found, wanted, choice, place, facts), refusal)
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """How a memory budget would be used for a model.
+
+    Attributes:
+        model: the base that would be trained, and ``reason`` why it was chosen.
+        plan: what the budget is used for, in bytes, and what is traded for it.
+        estimate: what a training of the repository would take, as in `ScanResult`; None without one.
+    """
+
+    model: str
+    reason: str
+    plan: Plan
+    estimate: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as JSON types."""
+        return {"model": self.model, "reason": self.reason, **self.plan.to_json(), "estimate": self.estimate}
+
+
+def plan(
+    path: str | Path | None = None, *, config: TrainingConfig | None = None, **settings: Any
+) -> PlanResult:
+    """How the memory budget would be used; with the repository at ``path`` also how long a training would take.
+
+    Args:
+        config: all settings; or leave it and give single ones as ``settings``.
+
+    Raises:
+        ConfigError: a setting is unknown or impossible.
+        DataError: the repository cannot be read, or gives too little to train on.
+        ModelError: the base model cannot be found or used.
+        MemoryBudgetError: it does not train within the budget; ``least_bytes`` would do.
+    """
+    from mlx_gardener.dataset.prepare import check_enough
+    from mlx_gardener.engine import known_backend, make_plan
+    from mlx_gardener.registry import default_home
+
+    wanted, choice, place, facts = _chosen(path, settings_of(config, settings))
+    chosen = make_plan(
+        facts, wanted, wanted.memory_limit_bytes, known_backend(default_home() / "cache", facts)
+    )
+    estimate = None
+    if path is not None:
+        found = _scanned(path, wanted)
+        check_enough(found, wanted)
+        estimate = estimate_training(found, wanted, choice, place, facts)
+    return PlanResult(choice.name, choice.reason, chosen, estimate)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote: ``text``, by the ``version`` of the project's adapter, None for its base alone."""
+
+    text: str
+    project: str
+    version: str | None
+    base_model: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def complete(
+    project: str,
+    prefix: str,
+    suffix: str | None = None,
+    *,
+    path: str = "",
+    version: str | None = None,
+    with_adapter: bool = True,
+    max_tokens: int = 48,
+) -> Completion:
+    """What ``project``'s adapter writes between ``prefix`` and ``suffix``, greedily.
+
+    Every call loads the base and the adapter anew; `mlx-gardener serve` keeps them for many.
+
+    Args:
+        suffix: what follows; passed over where the base was not made for that.
+        path: the file's path in the repository, shown to the model as in training.
+        version: of the adapter; the active one when None.
+        with_adapter: False completes with the base alone, to compare.
+        max_tokens: at most so many are written, from 1 to 1024.
+
+    Raises:
+        RegistryError: there is no such project or version.
+        AdapterError: the adapter's files are damaged or do not fit the base.
+        ModelError: the base is not there.
+        ConfigError: ``max_tokens`` is impossible.
+    """
+    from mlx_gardener.adapter import PeftManager, attach_adapter
+    from mlx_gardener.adapter.base import base_name, load_adapter_base
+    from mlx_gardener.evaluate import complete as complete_code
+
+    if not 1 <= max_tokens <= 1024:
+        raise ConfigError(f"max_tokens is {max_tokens}.", next_step="Choose from 1 to 1024.")
+    registry = ProjectRegistry()
+    record = registry.get_adapter(project, version)
+    adapter = PeftManager(registry).load_adapter(project, record.version)
+    base = load_adapter_base(base_name(registry, record), adapter)
+    if base.tokenizer.markers is None:
+        suffix = None
+    with attach_adapter(base, adapter) if with_adapter else nullcontext():
+        text = complete_code(base, prefix, suffix, path=path, max_new_tokens=max_tokens)
+    return Completion(text, project, record.version if with_adapter else None, record.base_model)
+
+
+def evaluate_adapter(
+    project: str,
+    version: str | None = None,
+    *,
+    control: str | None = None,
+    tasks: int | None = None,
+    arms: Sequence[ArmName] | None = None,
+    on_progress: Callable[[float, str], None] | None = None,
+) -> Evaluation:
+    """Measure an adapter on files that its training never saw, as `mlx-gardener eval` does.
+
+    Args:
+        version: of the adapter; the active one when None.
+        control: the project whose adapter is the control; the newest fitting one of any other when None.
+        tasks: of each kind, instead of as many as the time share allows.
+        arms: what is compared; those of the training when None.
+        on_progress: told the share done (0 to 1) and a line for people.
+
+    Raises:
+        ConfigError: an arm is unknown.
+        RegistryError: there is no such project or version.
+        AdapterError: the adapter's files, the base or the control do not fit.
+        DataError: the repository cannot be read, or holds no files any more that were not trained on.
+    """
+    from mlx_gardener import evaluations
+
+    tell = on_progress or (lambda share, message: None)
+    return evaluations.evaluate_adapter(
+        ProjectRegistry(),
+        project,
+        version,
+        control=control,
+        tasks=tasks,
+        arms=None if arms is None else tuple(arms),
+        on_progress=tell,
+    )
+
+
+def export(
+    project: str,
+    destination: str | Path,
+    form: str = "mlx",
+    *,
+    version: str | None = None,
+    base: str | None = None,
+    bits: int | None = None,
+    dtype: str = "auto",
+) -> Export:
+    """Write an adapter to the new directory ``destination``, in a form that another program loads.
+
+    Args:
+        form: mlx, peft, fused, gguf, gguf-fused, gguf-base or modelfile (docs/adapters.md).
+        version: of the adapter; the active one when None.
+        base: the base model's directory or hub id, where it is not where it was trained.
+        bits: 4 or 8 quantises the form fused, if the adapter survives it.
+        dtype: floats of merged models: auto, float32, bfloat16 or float16.
+
+    Raises:
+        AdapterError: the form is unknown or cannot hold this adapter, what was written does not agree with it, or the
+            destination exists or cannot be written.
+        ModelError: the form needs the base, which is not there.
+        RegistryError: there is no such project or version.
+    """
+    from mlx_gardener.adapter import PeftManager
+    from mlx_gardener.adapter.exports import export_adapter
+
+    return export_adapter(
+        PeftManager(), project, version, form, Path(destination), base=base, bits=bits, dtype=dtype
+    )
+
+
+def settings_of(config: TrainingConfig | None, settings: dict[str, Any]) -> TrainingConfig:
+    """``config``, or defaults, environment and single ``settings``.
+
+    Raises:
+        ConfigError: a setting is unknown or impossible.
+    """
+    if config is not None and settings:
+        raise TypeError("give either config or single settings, not both")
+    return config or load_config(overrides=settings)
+
+
+def _chosen(
+    path: str | Path | None, config: TrainingConfig
+) -> tuple[TrainingConfig, ModelChoice, Path, ModelFacts]:
+    """The settings as a training of ``path`` would have them, its base, where that lies, and its facts."""
+    from mlx_gardener.engine import look_ahead
+    from mlx_gardener.model import choose_model
+
+    if path is not None:
+        config = as_trained(config, check_repository(Path(path)))
+    choice = choose_model(config.model, config.memory_limit_bytes, may_fetch=True)
+    return config, choice, *look_ahead(choice, config.lora)
+
+
+def _scanned(path: str | Path, config: TrainingConfig) -> Scan:
+    from mlx_gardener.source import scan_repository
+
+    return scan_repository(Path(path), config.data, quality_threshold=config.training_data_quality_threshold)
