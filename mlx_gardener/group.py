@@ -89,7 +89,7 @@ def _read_hostfile(path: Path) -> list[Host]:
             f"The host file {path.name} cannot be read ({error.strerror}).",
             next_step="Name another --hostfile.",
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ConfigError(
             f"The host file {path.name} is not one of mlx.launch's: {error}.",
             next_step='It is a JSON list of {"ssh": NAME, "ips": [ADDRESS]}; `mlx.distributed_config` writes one.',

@@ -171,7 +171,8 @@ def test_a_damaged_adapter_is_an_error_and_never_the_base(
     home: Path, tmp_path: Path, tiny_model_dir: Path
 ) -> None:
     base = load_base(str(tiny_model_dir))
-    registry = make_projects(base, tmp_path / "code", str(tiny_model_dir), ["alpha"])
+    # With nothing but damaged adapters the server would not begin.
+    registry = make_projects(base, tmp_path / "code", str(tiny_model_dir), ["alpha", "beta"])
     weights = registry.get_adapter("alpha").directory / "mlx" / "adapters.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     with serving(registry, ServeSettings(port=0)) as address:

@@ -316,7 +316,7 @@ def test_hosts_come_from_a_list_or_from_a_host_file_of_mlx_launch(tmp_path: Path
         hosts_of(ParallelConfig(hosts=(HERE, "no-such-host.invalid")))
     with pytest.raises(GardenerError, match="MPI starts"):
         Group(ParallelConfig(hosts=(HERE, HERE), backend="mpi"), tmp_path)
-    with pytest.raises(ValueError, match="no name or address"):
+    with pytest.raises(ConfigError, match="no name or address"):
         ParallelConfig(hosts=(HERE, "-oProxyCommand=x"))
 
 
