@@ -37,8 +37,9 @@ SLICE_ARRAYS = 5
 #: Freed buffers kept for reuse, as a share of the work. All of them together earn 4 % of the speed; with 0.35 of the work,
 #: the peak was that of the work and 0.1 to 0.8 of the cache, which nothing predicts.
 CACHE_SHARE = 0.1
-#: Shares of the budget that a plan may use by the formula alone, and after a rehearsal; the rest is for what they miss.
-HEADROOM, MARGIN = 0.92, 0.95
+#: Shares of the budget that a plan may use by the formula alone, and after a rehearsal; the rest is for what they miss: with
+#: SmolLM2-135M, all layers kept, a training took 1.07 of what its dry run foretold.
+HEADROOM, MARGIN = 0.92, 0.90
 
 
 @dataclass(frozen=True)
