@@ -53,7 +53,10 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
 @click.option("--learning-rate", type=float, help="Peak learning rate; fitted to the base by default.")
 @click.option("--max-steps", type=int, help="At most this many optimiser updates.")
 @click.option(
-    "--timeout", type=float, metavar="MINUTES", help="Time limit, kept with a checkpoint. [default: 30]"
+    "--timeout",
+    type=float,
+    metavar="MINUTES",
+    help="Time limit; a measured adapter is there by then. 0: none. [default: 30]",
 )
 @click.option("--seed", type=int, help="Seed of everything random. [default: 0]")
 @click.option(
