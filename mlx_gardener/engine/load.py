@@ -18,7 +18,7 @@ from mlx_gardener.engine.backprop import BetweenSegments
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan, Scales
 from mlx_gardener.engine.planner import lighter_plan, make_plan
-from mlx_gardener.engine.predict import predicted
+from mlx_gardener.engine.predict import heaviest_width, predicted
 from mlx_gardener.engine.rehearse import TrialTooLargeError, is_tried_at_once, trial_of
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.step import Engine
@@ -62,7 +62,8 @@ def load_engine(
     rehearse = rehearse and config.engine.rehearse
     budget, wanted = config.memory_limit_bytes, plan
     error: MemoryBudgetError | None = None
-    if rehearse and is_tried_at_once(plan) and _is_tight(plan, facts, config, backend):
+    width = heaviest_width(plan, facts, config, backend)
+    if rehearse and is_tried_at_once(plan, width) and _is_tight(plan, facts, config, backend):
         plan = lighter_plan(plan, facts, config, 0, backend) or plan
     is_lightest_first = plan is not wanted
     while True:
@@ -133,7 +134,7 @@ def _load(model: str, plan: Plan, config: TrainingConfig) -> BaseModel:
 
 def _is_tight(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend) -> bool:
     """Whether a trial of the plan could go beyond the budget."""
-    trial = predicted(trial_of(plan), facts, config, backend)
+    trial = predicted(trial_of(plan, heaviest_width(plan, facts, config, backend)), facts, config, backend)
     return trial.predicted_peak_bytes + _DOUBT * trial.predicted_parts["work"] > plan.budget_bytes
 
 

@@ -272,7 +272,7 @@ def notes_of(plan: Plan, facts: ModelFacts, config: TrainingConfig, *, whole: bo
     if plan.dequantize:
         yield "weights stay quantised in memory and become floats block by block: this backend multiplies only floats fast"
     if plan.live_layers >= layers:
-        yield "all layers are computed once: the whole step is one graph"
+        yield "all layers are computed once"
     elif plan.live_layers:
         yield f"{layers - plan.live_layers} of {layers} layers are computed twice, to keep the budget"
     else:

@@ -20,7 +20,7 @@ from mlx_gardener.engine.backprop import BetweenSegments
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import AS_FORETOLD, Plan, Scales
 from mlx_gardener.engine.planner import make_plan, notes_of, too_large
-from mlx_gardener.engine.predict import Measured, least_budget_bytes, predicted, work_parts
+from mlx_gardener.engine.predict import Measured, heaviest_width, least_budget_bytes, predicted, work_parts
 from mlx_gardener.engine.seen import keep_scales, kept_scales
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.step import Engine
@@ -98,7 +98,7 @@ def rehearsed(
                 scales = replace(scales, speed=1.0)  # a training tells more than a dry run
             was_tried = scales is None
             if scales is None:
-                tried = _tried(plan, whole=whole)
+                tried = _tried(plan, heaviest_width(plan, facts, config, backend), whole=whole)
                 scales = _measure(engine, tried, weights, plan, facts, config, backend, base, between)
                 if cache_dir is not None:
                     keep_scales(cache_dir, facts, plan, config, scales)
@@ -190,8 +190,7 @@ def _measure(
 
     planned, limit = engine.plan, mx.set_cache_limit(0)
     mx.clear_cache()
-    width = max(tried.rows_of_width)
-    rows = tried.rows_of_width[width]
+    ((width, rows),) = tried.rows_of_width.items()
     calls, live = engine.calls, min(tried.live_layers, engine.calls)
     enough = calls + 1 + max(0, live - 1) + _TRIED_AGAIN
     engine.plan = tried
@@ -265,32 +264,31 @@ def _believed(scale: float) -> float:
     return min(_MOST_SCALE, max(_LEAST_SCALE, scale))
 
 
-def is_tried_at_once(plan: Plan) -> bool:
-    """Whether the first trial takes all rows, as they cannot be halved."""
-    width = max(plan.rows_of_width)
+def is_tried_at_once(plan: Plan, width: int) -> bool:
+    """Whether the first trial, of rows of this width, takes all of them, as they cannot be halved."""
     return plan.rows_of_width[width] <= max(plan.lanes, 1)
 
 
-def trial_of(plan: Plan, rows: int | None = None, *, whole: bool = False) -> Plan:
-    """What is tried of a plan: rows of the widest width, and few layers with kept activations.
+def trial_of(plan: Plan, width: int, rows: int | None = None, *, whole: bool = False) -> Plan:
+    """What is tried of a plan: rows of one width, and few layers with kept activations.
 
     Args:
+        width: tokens; that of the rows that take most.
         rows: so many of them; all where None.
     """
-    width = max(plan.rows_of_width)
     rows = plan.rows_of_width[width] if rows is None else rows
     live = plan.live_layers if whole else min(plan.live_layers, _TRIED_LIVE)
     return replace(plan, rows_of_width={width: rows}, live_layers=live)
 
 
-def _tried(plan: Plan, *, whole: bool) -> Plan:
+def _tried(plan: Plan, width: int, *, whole: bool) -> Plan:
     """The trial of a plan: half of its rows, at least one for each lane; what they take grows with them, or by less.
 
     Rows stay as wide as they are, since attention takes another way in narrow ones; lanes that have nothing to do would
     take no memory.
     """
-    rows = plan.rows_of_width[max(plan.rows_of_width)]
-    return trial_of(plan, rows if whole else min(rows, max(plan.lanes, (rows + 1) // 2)), whole=whole)
+    rows = plan.rows_of_width[width]
+    return trial_of(plan, width, rows if whole else min(rows, max(plan.lanes, (rows + 1) // 2)), whole=whole)
 
 
 def _batch(rows: int, width: int, vocab: int) -> Batch:
