@@ -39,6 +39,24 @@ def phases(events: list[Any]) -> dict[str, float]:
     return {name: round(end - at, 1) for (name, at), end in zip(order, ends, strict=True)}
 
 
+def forecast_bar(times: list[Any], training: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an update was foretold to take before the first one, beside what they took."""
+    steps = training.get("steps", 0) - training.get("first_update", 0)
+    if not times or steps <= 0:
+        return []
+    pace, took = times[0]["pace"], training["seconds"] / steps
+    off = pace["update_seconds"] / took - 1
+    after_one = pace["source"].startswith("seen in a training")
+    return [
+        bar(
+            f"seconds of an update, {pace['source']}", "seen at the end",
+            "within 15 %" if after_one else "said, and planned anew",
+            f"{pace['update_seconds']:.1f} s foretold, {took:.1f} s seen ({off:+.0%})",
+            abs(off) <= 0.15 or not after_one,
+        )
+    ]  # fmt: skip
+
+
 @click.command()
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.argument("model")
@@ -105,6 +123,7 @@ def main(
         ),
         bar("phases other than training", "all time", "at most a quarter",
             f"{others / sum(spent.values()):.0%}", others <= 0.25 * sum(spent.values())),
+        *forecast_bar(times, result.get("training", {})),
         bar("silence of the output", "10 s", "none longer", f"{silence:.1f} s at most", silence <= 10),
     ]  # fmt: skip
     found = {
