@@ -108,8 +108,11 @@ def compare(
 
     names = [arm for arm in ARM_TITLES if arm in config.evaluation.arms and (arm != "control" or control)]
     tokens = math.inf if math.isinf(seconds) else _SURE * seconds * forward_tokens_per_second
+    measured = config.evaluation.model_copy(
+        update={"arms": tuple(names)}
+    )  # no time is kept for an arm that is not there
     survey = Survey.make(
-        base, data, config, training_tokens, tasks,
+        base, data, config.model_copy(update={"evaluation": measured}), training_tokens, tasks,
         can_write=engine.streamed is None, forward_tokens=tokens,
     )  # fmt: skip
     retriever = None

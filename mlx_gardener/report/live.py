@@ -38,8 +38,8 @@ from mlx_gardener.report.text import counted, duration, gigabytes, safe_text
 from mlx_gardener.report.time_view import time_line
 
 _BARS = "▁▂▃▄▅▆▇█"
-#: In a log: seconds between two lines, and the longest silence.
-_PLAIN_SECONDS, _SILENT_SECONDS = 5.0, 9.0
+#: In a log: seconds between two lines.
+_PLAIN_SECONDS = 5.0
 #: What a run does in each phase, in words.
 PHASES = {
     TrainingPhase.INITIALIZING: "choosing a model",
@@ -107,7 +107,6 @@ class LiveView:
         self._run = RunSoFar()
         self._printed_at = 0.0
         self._printed_phase: TrainingPhase | None = None
-        self._printed = ""
         self._plan: dict[str, Any] = {}
 
     def __enter__(self) -> LiveView:
@@ -166,7 +165,7 @@ class LiveView:
         elif isinstance(event, ProgressChanged) and event.message.startswith("Base model:"):
             self._line(event.message)
         elif self._live is None and isinstance(event, ProgressChanged) and self._is_news(event):
-            self._printed_at, self._printed = time.monotonic(), event.message
+            self._printed_at = time.monotonic()
             eta = event.details.get("eta_seconds")
             left_text = f", {duration(eta)} left in it" if isinstance(eta, int | float) else ""
             self._line(f"{event.progress_percent:3.0f} %  {event.message}{left_text}")
@@ -177,8 +176,7 @@ class LiveView:
         """Whether a log wants a line about it: something new, or a sign of life; updates have lines of their own."""
         if event.phase is TrainingPhase.TRAINING or event.phase.is_final:
             return False
-        silent = time.monotonic() - self._printed_at
-        return silent >= (_PLAIN_SECONDS if event.message != self._printed else _SILENT_SECONDS)
+        return time.monotonic() - self._printed_at >= _PLAIN_SECONDS
 
     def _line(self, text: str, style: str = "") -> None:
         self.console.print(Text(safe_text(text), style=style), soft_wrap=True)
