@@ -76,8 +76,9 @@ if TYPE_CHECKING:
 SLOW_SECONDS, TELL_SECONDS = 2.0, 1.0
 #: A run whose loss is not finite this many updates in a row has diverged.
 MAX_REJECTED_UPDATES = 3
-#: Updates whose median foretells the next ones, and from how many on (the first is slower).
-_UPDATES_REMEMBERED, _UPDATES_TO_LEARN_FROM = 9, 3
+#: Updates whose median foretells the next ones, and from how many on (the first is slower), or from how many seconds of them:
+#: a minute of one says more than was foretold.
+_UPDATES_REMEMBERED, _UPDATES_TO_LEARN_FROM, _SECONDS_TO_LEARN_FROM = 9, 3, 60.0
 #: So many times the updates are worth another plan, or another word about it.
 _MORE = 1.1
 
@@ -314,14 +315,19 @@ class _Training:
 
     def _keep_to_the_time(self) -> None:
         """Do fewer updates where they take longer than was foretold; more, early on, where they take less."""
-        if math.isinf(self.time_plan.limit_seconds) or len(self.update_seconds) < _UPDATES_TO_LEARN_FROM:
+        if math.isinf(self.time_plan.limit_seconds):
+            return
+        if (
+            len(self.update_seconds) < _UPDATES_TO_LEARN_FROM
+            and sum(self.update_seconds) < _SECONDS_TO_LEARN_FROM
+        ):
             return
         update, before = median(self.update_seconds), self.total_steps
         forward = self.time_plan.pace.forward_tokens_per_second
         if self.validation_seconds is not None:
             forward = self.validation.total_tokens / max(1e-9, self.validation_seconds)
         plan = self._time_plan(Pace(update, forward, "as the last updates took"))
-        is_early = self.state.step <= before / 3
+        is_early = self.state.step <= max(_UPDATES_TO_LEARN_FROM, before / 3)
         if plan.updates < before or (plan.updates > _MORE * before and is_early):
             if (
                 not self.time_plan.is_short or plan.is_short

@@ -39,6 +39,34 @@ done.set()
         assert first.split(", ")[1].startswith("disk ")
 
 
+@pytest.mark.skipif(
+    not Path("/proc/self/autogroup").exists(), reason="cores are not shared out among sessions here"
+)
+def test_a_run_in_a_session_of_its_own_lowers_that_session_and_no_terminal_s() -> None:
+    code = """
+from mlx_gardener.platform.priority import lower_priority
+print(lower_priority())
+print(open("/proc/self/autogroup").read())
+"""
+    command = [sys.executable, "-c", code]
+    own = subprocess.run(command, capture_output=True, text=True, check=True, start_new_session=True).stdout
+    assert "session nice 10" in own and "nice 10\n" in own.splitlines(keepends=True)[1]
+    # As in a terminal, whose shell began the session: what else runs there keeps its share.
+    below = [
+        sys.executable,
+        "-c",
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])",
+    ]
+    shell = subprocess.run(
+        ["sh", "-c", '"$0" "$@"; true', *below],
+        capture_output=True,
+        text=True,
+        check=True,
+        start_new_session=True,
+    ).stdout
+    assert "session" not in shell and shell.splitlines()[1].endswith("nice 0")
+
+
 def test_what_is_lower_already_stays_so() -> None:
     code = """
 import os

@@ -350,6 +350,20 @@ def test_a_training_that_is_slower_than_foretold_does_fewer_updates_and_validate
     assert "time limit" in outcome.stopped_because
 
 
+def test_a_training_of_one_update_goes_on_where_that_one_took_less_than_was_foretold(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    hours = Hours(recorder, update=70.0, validation=5.0)
+    monkeypatch.setattr(loop.time, "perf_counter", hours.used_seconds)
+    monkeypatch.setattr(loop._Training, "update_took", lambda self, seconds: self.update_seconds.append(70.0))
+    config = settings(**{"optimizer.max_steps": None, "optimizer.epochs": 20})
+    outcome = run(config, recorder=recorder, clock=Clock(1000.0, hours.used_seconds), speed=0.5)
+    plans = [event.plan for event in recorder.events if isinstance(event, TimePlanned)]
+    assert plans[0]["updates"] == 1 and outcome.state.step > 4
+    assert hours.used_seconds() < 1000.0
+
+
 def test_without_a_limit_nothing_is_cut(run: Runner) -> None:
     outcome = run(settings())
     assert not outcome.ended_by_time and not outcome.time_plan.is_short and outcome.state.step == 6
