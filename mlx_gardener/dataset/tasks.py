@@ -57,13 +57,17 @@ def file_lines(text: str) -> list[str]:
 
 
 def next_line_tasks(segments: Sequence[Segment], count: int, *, seed: int) -> list[NextLineTask]:
-    """``count`` tasks drawn without repeats from held-out segments; fewer when there are not as many."""
+    """``count`` tasks drawn without repeats from held-out segments; fewer when there are not as many.
+
+    The first of them are those that a smaller ``count`` draws.
+    """
     places = []
     for segment in segments:
         for number, line in enumerate(line.rstrip("\r\n") for line in file_lines(segment.text)):
             if number >= _LEAST_CONTEXT_LINES and len(line.strip()) >= 4 and not _TRIVIAL.fullmatch(line):
                 places.append((segment, number))
-    chosen = random.Random(seed).sample(places, min(count, len(places)))
+    random.Random(seed).shuffle(places)
+    chosen = places[:count]
     tasks = []
     for segment, number in chosen:
         lines = file_lines(segment.text)

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 _CONTEXT_LINES = 8
 #: The share of the time that work is planned for: generation and attention are foretold by the speed of plain rows.
 _SURE = 0.8
+#: Where so much of the time is left, in shares of what was used, more rows and tasks are worth another round.
+_WORTH_A_ROUND = 0.25
 #: (arm, against) of every comparison of bits per byte that is made where both arms are there.
 _PAIRS = (
     ("adapter", "base"),
@@ -99,7 +101,8 @@ def compare(
     Raises:
         AdapterError: an adapter does not fit the base.
     """
-    ends = time.monotonic() + seconds
+    began = time.monotonic()
+    ends = began + seconds
 
     def asked() -> None:
         interrupt()
@@ -117,25 +120,45 @@ def compare(
     )  # fmt: skip
     retriever = None
     if any(name.endswith("_bm25") for name in names):
-        room = min(survey.work.context_tokens, config.data.row_widths[-1])
-        retriever = Retriever(training_chunks(data), base.tokenizer, limit_tokens=room)
+        longest = min(survey.work.context_tokens, config.data.row_widths[-1])
+        retriever = Retriever(training_chunks(data), base.tokenizer, limit_tokens=longest)
         survey.add_context(base, retriever)
     adapters = {"adapter": adapter} | ({} if control is None else {"control": control.adapter})
-    findings, notes = Findings(), [*notes, *survey.notes]
+    findings, notes = Findings(), list(notes)
+    bench = Bench(base, engine, config, KeptValues(cache_dir), asked)
     try:
-        measure_all(
-            Bench(base, engine, config, KeptValues(cache_dir), asked), survey, data, adapters, names, retriever,
-            findings, on_progress=on_progress,
-        )  # fmt: skip
+        measure_all(bench, survey, data, adapters, names, retriever, findings, on_progress=on_progress)
+        while (room := _room_for_more(began, ends)) > 0:
+            bigger = survey.with_more(1 + room, base, data, config)
+            if bigger is None:
+                break
+            if retriever is not None:
+                bigger.add_context(base, retriever)
+            more = Findings()  # what was measured before comes from the store
+
+            def tell(share: float, line: str, before: float = 1 / (1 + room)) -> None:
+                on_progress(before + (1 - before) * share, line)
+
+            measure_all(bench, bigger, data, adapters, names, retriever, more, on_progress=tell)
+            survey, findings = bigger, more
     except (TimeLimitError, TrainingCancelledError) as error:
         why = "it was cancelled" if isinstance(error, TrainingCancelledError) else "the time was over"
-        notes.append(f"Not measured, as {why}: {', '.join(findings.missing)}.")
+        if findings.missing:
+            notes.append(f"Not measured, as {why}: {', '.join(findings.missing)}.")
+    notes = [*survey.notes, *notes]
     survey.keep_what_was_done(findings.missing)
     if "adapter" not in findings.results:
         return Evidence({}, (), (), 0, work=survey.work.to_json(), notes=tuple(notes))
     return _evidence(
         findings, data, survey, config, control=control, trained_on_test=trained_on_test, notes=notes
     )
+
+
+def _room_for_more(began: float, ends: float) -> float:
+    """How much more can be done in the time that is left, as a share of what was done; 0 where it is not worth it."""
+    now = time.monotonic()
+    room = _SURE * (ends - now) / max(1e-3, now - began)
+    return 0.0 if math.isinf(ends) or room < _WORTH_A_ROUND else room
 
 
 def _evidence(

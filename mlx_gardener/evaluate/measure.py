@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import EvaluationConfig, TrainingConfig
@@ -129,6 +129,24 @@ def decide_work(
         sizes.prompt_tokens,
         guard_share,
     )
+
+
+def more_work(work: Work, wanted: Work, factor: float, row_tokens: int) -> Work | None:
+    """``factor`` times the rows and tasks of ``work``, of the same length; None where none are wanted beyond those.
+
+    Args:
+        wanted: what is done where time does not press.
+        row_tokens: of its rows.
+    """
+    more = replace(
+        work,
+        rows=max(work.rows, min(int(factor * work.rows), wanted.rows * row_tokens // work.row_tokens)),
+        next_line_tasks=max(
+            work.next_line_tasks, min(int(factor * work.next_line_tasks), wanted.next_line_tasks)
+        ),
+        fim_tasks=max(work.fim_tasks, min(int(factor * work.fim_tasks), wanted.fim_tasks)),
+    )
+    return None if more == work else more
 
 
 @dataclass(frozen=True)

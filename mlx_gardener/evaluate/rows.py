@@ -48,7 +48,10 @@ def make_windows(segments: Sequence[Segment], tokenizer: CodeTokenizer, width: i
 
 
 def draw_windows(windows: Sequence[Window], count: int, *, seed: int) -> list[Window]:
-    """``count`` windows, from every file in turn; all where there are no more. In their order."""
+    """``count`` windows, from every file in turn; all where there are no more. In their order.
+
+    Those that a smaller ``count`` draws are among them.
+    """
     if len(windows) <= count:
         return list(windows)
     choose = random.Random(f"{seed}\0windows")

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.adapter import LoadedAdapter, attach_adapter
@@ -21,7 +22,7 @@ from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import PreparedData, RowSet, continuation_places, hole_tasks, next_line_tasks
 from mlx_gardener.dataset.examples import Segment, header_text
 from mlx_gardener.evaluate import guards
-from mlx_gardener.evaluate.measure import ArmResult, Bench, Tasks, Work, decide_work, part_of
+from mlx_gardener.evaluate.measure import ArmResult, Bench, Tasks, Work, decide_work, more_work, part_of
 from mlx_gardener.evaluate.retrieval import Retriever, training_segments
 from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
 
@@ -164,9 +165,15 @@ def _attached(base: BaseModel, adapter: LoadedAdapter | None) -> AbstractContext
 
 @dataclass
 class Survey:
-    """Rows and tasks, the same for every arm."""
+    """Rows and tasks, the same for every arm.
+
+    Attributes:
+        wanted: the work where time does not press.
+        notes: what readers of the evidence should know; ``said`` are those that do not depend on ``work``.
+    """
 
     work: Work
+    wanted: Work
     rows: RowSet
     context_rows: RowSet
     tasks: Tasks
@@ -174,6 +181,7 @@ class Survey:
     widths: tuple[int, ...]
     sizes: dict[str, int]
     notes: list[str]
+    said: Sequence[str]
 
     @classmethod
     def make(
@@ -187,31 +195,43 @@ class Survey:
         can_write: bool,
         forward_tokens: float,
     ) -> Survey:
-        widths, tokenizer, seed = config.data.row_widths, base.tokenizer, config.seed
-        windows = make_windows(data.test_segments, tokenizer, widths[-1])
-        work = decide_work(
+        decide = partial(
+            decide_work,
             config,
             training_tokens=training_tokens,
-            windows=len(windows),
+            windows=len(make_windows(data.test_segments, base.tokenizer, config.data.row_widths[-1])),
             tasks=tasks,
             can_write=can_write,
-            can_fill=tokenizer.markers is not None,
+            can_fill=base.tokenizer.markers is not None,
             files=len({segment.path for segment in data.test_segments}),
-            forward_tokens=forward_tokens,
             written_cost=4 if base.quantized else 2,
         )
-        if work.row_tokens < widths[-1]:
-            widths = (work.row_tokens,)
-            windows = make_windows(data.test_segments, tokenizer, work.row_tokens)
         notes = []
-        if len(windows) > work.rows:
-            length = f" of {work.row_tokens} tokens" if work.row_tokens < config.data.row_widths[-1] else ""
-            notes.append(f"{work.rows} of {len(windows)} stretches of held-out code{length} were measured.")
-        windows = draw_windows(windows, work.rows, seed=seed)
         if not can_write:
             notes.append("Nothing was generated: the base's weights are read from disk for every pass.")
-        if tokenizer.markers is None and can_write:
+        if base.tokenizer.markers is None and can_write:
             notes.append("No holes were filled: the model has no fill-in-the-middle markers.")
+        return cls.draw(decide(forward_tokens=forward_tokens), decide(), base, data, config, notes)
+
+    @classmethod
+    def draw(
+        cls,
+        work: Work,
+        wanted: Work,
+        base: BaseModel,
+        data: PreparedData,
+        config: TrainingConfig,
+        notes: Sequence[str],
+    ) -> Survey:
+        """The rows and tasks of ``work``; those of less work are among them."""
+        widths, tokenizer, seed = config.data.row_widths, base.tokenizer, config.seed
+        if work.row_tokens < widths[-1]:
+            widths = (work.row_tokens,)
+        windows = make_windows(data.test_segments, tokenizer, work.row_tokens)
+        length = f" of {work.row_tokens} tokens" if work.row_tokens < config.data.row_widths[-1] else ""
+        drawn = f"{work.rows} of {len(windows)} stretches of held-out code{length} were measured."
+        sampled = [drawn] if len(windows) > work.rows else []
+        windows = draw_windows(windows, work.rows, seed=seed)
         defined = {
             name
             for record in data.scan.files
@@ -224,7 +244,14 @@ class Survey:
             frozenset(defined),
         )
         rows = plain_rows(windows, tokenizer, widths)
-        return cls(work, rows, rows, asked, windows, widths, _sizes(rows), notes)
+        return cls(work, wanted, rows, rows, asked, windows, widths, _sizes(rows), [*sampled, *notes], notes)
+
+    def with_more(
+        self, factor: float, base: BaseModel, data: PreparedData, config: TrainingConfig
+    ) -> Survey | None:
+        """This with ``factor`` times the rows and tasks, as far as they are wanted; None where none more are."""
+        work = more_work(self.work, self.wanted, factor, config.data.row_widths[-1])
+        return None if work is None else Survey.draw(work, self.wanted, base, data, config, self.said)
 
     def keep_what_was_done(self, missing: Sequence[str]) -> None:
         """Leave tasks out that not even base and adapter were asked."""

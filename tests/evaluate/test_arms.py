@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -234,10 +235,23 @@ def test_one_that_is_cut_at_once_is_unmeasured(world: World) -> None:
     assert "eval" in found.reason and found.to_json()["verdict"] == "unmeasured"
 
 
-def test_the_work_fits_into_the_time_that_is_left(world: World) -> None:
+def test_the_work_fits_into_the_time_that_is_left(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_ten_minutes() -> Evidence:
+        return world.evidence(
+            world.random_adapter(0.05), training_tokens=10**6, seconds=600.0, forward_tokens_per_second=20.0
+        )
+
     roomy = world.evidence(world.random_adapter(0.05), training_tokens=10**6)
-    tight = world.evidence(
-        world.random_adapter(0.05), training_tokens=10**6, seconds=600.0, forward_tokens_per_second=20.0
+    used = in_ten_minutes()  # of a base that is much faster than was foretold
+    monkeypatch.setattr(
+        sys.modules["mlx_gardener.evaluate.compare"], "_room_for_more", lambda began, ends: 0.0
     )
+    tight = in_ten_minutes()
+    # What time is left is used for more of the same, with the same work in every arm.
+    assert used.work["rows"] > tight.work["rows"]
+    assert used.work["row_tokens"] == tight.work["row_tokens"] and not any(
+        "Not measured" in note for note in used.notes
+    )
+    assert {len(arm.metrics) for arm in used.arms} == {len(used.arms[0].metrics)}
     assert tight.work["rows"] < roomy.work["rows"] and tight.work["guard_share"] < 1
     assert "fit into the time" in tight.work["reason"] and tight.metrics
