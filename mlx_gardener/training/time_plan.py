@@ -18,7 +18,8 @@ from typing import Any
 OTHER_SHARE, LEAST_EVIDENCE_SHARE = 0.25, 0.05
 #: Writing, registering and the report: measured, some seconds with SmolLM2-135M; kept free for a busy machine (judgement).
 FINISH_SECONDS = 15.0
-#: Where time is short: validations after the one at the start, and the share of the training's time for all of them.
+#: Where time is short: validations after the one at the start, and the share of the training's time for all of them; fewer of
+#: them, but one, where a base is so slow that the shortest ones would take more.
 VALIDATIONS, VALIDATION_SHARE = 4, 0.1
 #: Tokens that a validation has at least, where there are as many (judgement).
 LEAST_VALIDATION_TOKENS = 2048
@@ -147,14 +148,11 @@ def plan_time(
             pace,
         )
     left = max(0.0, limit - used - wished - FINISH_SECONDS)
-    validations = 1 + VALIDATIONS if not done_validations else max(1, 1 + VALIDATIONS - done_validations)
-    each = min(
-        validation_tokens,
-        max(
-            LEAST_VALIDATION_TOKENS,
-            int(VALIDATION_SHARE * left / validations * pace.forward_tokens_per_second),
-        ),
-    )
+    for_all = VALIDATION_SHARE * left * pace.forward_tokens_per_second  # tokens
+    shortest = min(validation_tokens, LEAST_VALIDATION_TOKENS)
+    after_start = min(VALIDATIONS, max(1, int(for_all / shortest) + done_validations - 1))
+    validations = max(1, 1 + after_start - done_validations)  # still to do
+    each = min(validation_tokens, max(shortest, int(for_all / validations)))
     for_validation = validations * each / pace.forward_tokens_per_second
     fitting = max(0 if done_updates else 1, int((left - for_validation) / pace.update_seconds))
     return TimePlan(
@@ -165,7 +163,7 @@ def plan_time(
         min(all_updates, done_updates + fitting),
         all_updates,
         steps_per_epoch,
-        VALIDATIONS,
+        after_start,
         each,
         pace,
     )

@@ -51,6 +51,16 @@ def test_a_short_limit_is_shared_out(minutes: float, update: float, used: float)
         assert (plan.updates + 1) * update + validations > plan.training_seconds
 
 
+def test_a_slow_base_is_validated_less_often_but_at_the_start_and_the_end() -> None:
+    quick, slow = planned(60, update=20.0), planned(60, update=400.0, forward=10.0)
+    assert quick.validations == 4 and slow.validations == 1 and slow.validation_tokens == 2048
+    assert slow.updates == 5
+    later = planned(
+        60, used=1300.0, update=400.0, forward=10.0, done_updates=2, done_validations=1, other_seconds=60
+    )
+    assert later.validations == 1 and later.updates == 5
+
+
 def test_updates_of_an_earlier_worker_count() -> None:
     assert planned(30, done_updates=50).updates == planned(30).updates + 50
 
