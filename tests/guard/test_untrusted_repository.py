@@ -319,7 +319,7 @@ def test_a_secret_in_the_repositorys_or_the_models_own_name_is_not_kept_nor_lear
     with_it = [path for path in kept if secret in path.name or secret.encode() in path.read_bytes()]
     assert not [path for path in with_it if path in given]
     # Where the model is stands in the settings of the run, which are the owner's alone.
-    assert {path.name for path in with_it} <= {"job.json", "events.jsonl", "worker.log"}
+    assert {path.name for path in with_it} <= {"job.json", "state.json", "events.jsonl", "worker.log"}
     assert all(f"proj-{secret}".encode() not in path.read_bytes() for path in with_it)
     assert f"proj-{secret}" not in done.stdout + done.stderr
     named = gardener("train", str(root), "--project", f"p-{secret}", *train_flags(model))
