@@ -183,8 +183,8 @@ def train(
     pipeline = TrainingPipeline(settings_of(config, settings))
     root = check_repository(Path(path))
     name = project or project_name_for(root)
-    pipeline.registry.register_project(name, root)
-    pipeline.start_training(name, fresh=fresh)
+    with pipeline.registry.registering(name, root):
+        pipeline.start_training(name, fresh=fresh)
     seen: list[Event] = []
     shown = on_event is None if show_progress is None else show_progress
     with _view(name) if shown else nullcontext() as view:

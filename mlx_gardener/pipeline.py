@@ -457,5 +457,6 @@ def _register(
         extra_files={"report.html": render_report_html(shown, events=events).encode()},
         activate=evidence.verdict != "reject",
         patience_seconds=PATIENCE_SECONDS,
+        training_id=run.training_id,
     )
     return result

@@ -166,7 +166,8 @@ def _run_worker(
 ) -> int:
     """One worker, from its start to its end; returns its exit code. SIGTERM is passed on to it."""
     process = subprocess.Popen(
-        module_command("mlx_gardener.worker", str(run_dir)), env={**os.environ, **(environment or {})}
+        module_command("mlx_gardener.worker", str(run_dir), str(os.getpid())),
+        env={**os.environ, **(environment or {})},
     )
     if group is not None:
         group.watch(process)
@@ -220,12 +221,15 @@ def _out_of_memory_kills() -> int:
 
 
 def main() -> None:
-    """Entry point of the supervisor; exit code 0 when completed or cancelled, 1 when failed."""
+    """Entry point of the supervisor; exit code 0 when completed or cancelled, 1 when failed or closed by others before it came."""
     os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     run_dir, registry = Path(sys.argv[1]), ProjectRegistry()
     training_id = Job.read(run_dir).training_id
-    patiently(registry.claim_training, training_id, os.getpid())
+    if not patiently(registry.claim_training, training_id, os.getpid()):
+        # Whoever asked for it died before it could say whose it is: it counts as dead, and another one may have begun.
+        logger.error("training %s was closed before it was begun", training_id)
+        sys.exit(1)
     sys.exit(1 if supervise(run_dir, registry) is TrainingStatus.FAILED else 0)
 
 

@@ -1,9 +1,10 @@
-"""The process a run lives in: ``python -m mlx_gardener.worker RUN_DIR``, started by `mlx_gardener.supervisor`.
+"""The process a run lives in: ``python -m mlx_gardener.worker RUN_DIR SUPERVISOR_PID``, started by `mlx_gardener.supervisor`.
 
 In: ``job.json`` in the run's directory. Out: events in the run's journal, progress in the registry, checkpoints, and in
 the end an adapter. A process of its own, so that an abort in the backend or the kernel's out-of-memory killer ends the
 worker and not the notebook, service or terminal that asked for it. It holds a lock on the run's directory for as long
-as it lives, so that no two workers ever write there.
+as it lives, so that no two workers ever write there, and ends with its supervisor, whenever that died: from then on
+the training counts as dead, and another one may begin.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ CANCEL_POLL_SECONDS = 0.2
 #: With this a worker or a peer ends whose other ranks are gone; it could go on (EX_TEMPFAIL of sysexits.h).
 LOST_EXIT_CODE = os.EX_TEMPFAIL
 LOCK_NAME = RUN_LOCK_NAME
+_SUPERVISOR_GONE = "The process that watched over the training is gone."
 _LOGGED_RESULT = ("adapter_version", UNCHANGED_SINCE, CANCELLED_LATE, INTERRUPTED)
 #: How long a worker waits for an earlier one in the same directory, which may be writing its last checkpoint.
 LOCK_WAIT_SECONDS = 120.0
@@ -195,24 +197,29 @@ class Interrupt:
 
 
 def work(
-    run_dir: Path, registry: ProjectRegistry, *, must_end: Callable[[], str | None] = lambda: None
+    run_dir: Path, registry: ProjectRegistry, supervisor: int, *, must_end: Callable[[], str | None]
 ) -> TrainingPhase:
     """Do the job in ``run_dir`` to its end, whatever that is, and say so in the registry and the journal.
 
     Args:
+        supervisor: the process id of the parent that watches over the training.
         must_end: see `Interrupt`.
 
     Returns:
         The final phase: COMPLETED, CANCELLED or FAILED.
 
     Raises:
-        TrainingError: the job cannot be read, or another worker holds the directory.
+        TrainingError: the job cannot be read, another worker holds the directory, or the supervisor is gone already.
         RegistryError: the registry cannot be written.
         PeersLostError: another rank is gone, and the supervisor starts them all again.
         MemoryError: memory ran out where no smaller plan could be taken; a new worker may have more luck.
     """
     with only_worker(run_dir):
-        return _work(Job.read(run_dir), run_dir, registry, must_end)
+        job = Job.read(run_dir)
+        # Asked after reading: where the supervisor is gone, the job may be the next training's by now.
+        if os.getppid() != supervisor:
+            raise TrainingError(_SUPERVISOR_GONE, next_step="Train again.")
+        return _work(job, run_dir, registry, must_end)
 
 
 @contextmanager
@@ -296,8 +303,10 @@ def _work(
         if interrupt is not None:
             interrupt.close()
     tracker.update_progress(phase, 100.0, message)
-    patiently(registry.finish_training, job.training_id, status, message, result)
-    bus.publish(TrainingEnded(phase, message, result))
+    if patiently(registry.finish_training, job.training_id, status, message, result):
+        bus.publish(TrainingEnded(phase, message, result))
+    else:  # who took it for dead has said its end, and the journal may be the next training's by now
+        logger.warning("the training was closed by others before: %s", message)
     bus.close(timeout_seconds=10.0)
     return phase
 
@@ -367,21 +376,25 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
-    supervisor = os.getppid()
+    # By its number, and not whoever is the parent now: it may have died while this process was still importing.
+    run_dir, supervisor = Path(sys.argv[1]), int(sys.argv[2])
 
     def must_end() -> str | None:
         if asked:
             return "The system asked the training to end."
         if os.getppid() != supervisor:
-            return "The process that watched over the training is gone."
+            return _SUPERVISOR_GONE
         return None
 
     try:
-        phase = work(Path(sys.argv[1]), ProjectRegistry(), must_end=must_end)
+        phase = work(run_dir, ProjectRegistry(), supervisor, must_end=must_end)
         code = 1 if phase is TrainingPhase.FAILED else 0
     except PeersLostError as error:
         logger.error("%s", error)
         code = LOST_EXIT_CODE
+    except TrainingError as error:  # nothing was begun
+        logger.error("%s", error)
+        code = 1
     if launched_rank(os.environ) is not None:  # MLX waits for ranks that are gone when a group is taken down
         logging.shutdown()
         os._exit(code)

@@ -65,6 +65,7 @@ class StagedAdapter:
         extra_files: dict[str, bytes] | None = None,
         activate: bool = True,
         patience_seconds: float = BUSY_TIMEOUT_SECONDS,
+        training_id: str | None = None,
     ) -> AdapterRecord:
         """Complete the adapter, put it in its place and register it.
 
@@ -74,10 +75,11 @@ class StagedAdapter:
             extra_files: more files, by name.
             activate: whether other programs pick this version up from now on.
             patience_seconds: how long the registry is asked again where it cannot be written.
+            training_id: see `ProjectRegistry.add_adapter`.
 
         Raises:
             AdapterError: a file cannot be written; nothing is left behind.
-            RegistryError: it cannot be registered; nothing is left behind.
+            RegistryError, TrainingError: it cannot be registered; nothing is left behind.
         """
         try:
             write_private(self.directory / "README.md", model_card)
@@ -112,6 +114,7 @@ class StagedAdapter:
                 metrics=details.metrics,
                 manifest_sha256=manifest_sha256,
                 activate=activate,
+                training_id=training_id,
             )
 
         try:

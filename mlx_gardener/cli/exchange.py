@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -129,8 +130,8 @@ def import_(
     manager = PeftManager()
     if repository is not None:
         repository = existing_directory(repository, "Name the root directory of a repository.")
-        manager.registry.register_project(project, repository)
-    record = import_adapter(manager, project, path, base=base, activate=activate)
+    with nullcontext() if repository is None else manager.registry.registering(project, repository):
+        record = import_adapter(manager, project, path, base=base, activate=activate)
     if as_json:
         click.echo(
             json.dumps(

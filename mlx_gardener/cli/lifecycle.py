@@ -102,7 +102,7 @@ def forget(
     from mlx_gardener.lifecycle.forgetting import forget as forget_path
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.text import safe_text
-    from mlx_gardener.trainings import TrainingPipeline
+    from mlx_gardener.trainings import TrainingPipeline, check_repository
 
     registry = ProjectRegistry()
     root = registry.get_project(project).path
@@ -111,6 +111,7 @@ def forget(
             raise DataError(f"{path!r} was not forgotten in {project!r}.")
         click.echo(f"Trainings of {project} read {safe_text(path)} again.")
         return
+    check_repository(root)
     path = find_path(registry, project, path)
     knowing = versions_that_know(registry, project, path)
     if not yes:

@@ -181,20 +181,21 @@ def train(
     name = project or project_name_for(root)
     known = {item.name: item.path for item in pipeline.registry.list_projects()}
     before = known.get(name, root)
-    pipeline.registry.register_project(name, root)
+    with pipeline.registry.registering(name, root):
+        goes_on = resume or (not fresh and pipeline.unfinished_training(name) is not None)
+        if into_queue:
+            entry = pipeline.enqueue_training(name, priority=priority or 0, fresh=fresh)
+        elif resume:
+            pipeline.resume_training(name)
+        else:
+            pipeline.start_training(name, fresh=fresh)
     if before not in (root, unknown_repository(pipeline.registry.home, name)):
         click.echo(
             f"{name} moved here from {safe_text(str(before))}; it goes on as the same project.", err=True
         )
     if into_queue:
-        entry = pipeline.enqueue_training(name, priority=priority or 0, fresh=fresh)
         _announce_place(pipeline, entry.number, name, as_json)
         return
-    goes_on = resume or (not fresh and pipeline.unfinished_training(name) is not None)
-    if resume:
-        pipeline.resume_training(name)
-    else:
-        pipeline.start_training(name, fresh=fresh)
     if detach:
         _announce(name, as_json, goes_on)
         return

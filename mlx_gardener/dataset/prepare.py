@@ -144,7 +144,7 @@ class TrainingDataPreparator:
         whole, split = (split, split) if going_on is None else (going_on.whole, going_on.split)
         cache = TokenCache(self.cache_dir, self.tokenizer)
         try:
-            encoder = Encoder(cache, repository=scan.root.name)
+            encoder = Encoder(cache, repository=scan.name)
             train = self._train_rows(scan.root, split.train, encoder)
             validation = self._evaluation_rows(scan.root, split.validation, encoder)[0]
             test, test_segments = self._evaluation_rows(scan.root, split.test, encoder)

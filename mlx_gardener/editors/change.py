@@ -1,15 +1,14 @@
 """A change of an editor's settings file: planned as text, applied whole, recorded, undone.
 
 The record (0600, in the home) has the file as it was. Undoing puts that back byte for byte; where the file was edited since,
-only what is still as it was written here is taken out again, and the rest is left and told.
+only what is still as it was written here is taken out again, and the rest is left and told. What a killed one leaves beside
+the settings goes with the next one.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.editors import jsonc
 from mlx_gardener.editors.settings import VIM_BEGIN, VIM_END, json_settings, vim_block
 from mlx_gardener.errors import ConfigError
-from mlx_gardener.platform.files import make_private, write_private
+from mlx_gardener.platform.beside import replace_file, sweep_beside
+from mlx_gardener.platform.files import make_private
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_bytes, read_json
 
@@ -65,13 +65,14 @@ def plan_change(
     tokenizer: CodeTokenizer,
     home: Path,
 ) -> Change:
-    """What connecting ``editor`` would change in ``file``; nothing is written.
+    """What connecting ``editor`` would change in ``file``; nothing is written, and what a killed connection left is swept.
 
     What an earlier connection wrote there, and nobody edited since, goes: a token that is no longer given does not stay.
 
     Raises:
         ConfigError: the file cannot be read, or not be changed safely.
     """
+    sweep_beside(file.resolve())
     before = _read(file)
     known = _read_record(_record(home, editor))
     ours = known is not None and known["file"] == str(file) and known["after"] == before
@@ -95,7 +96,12 @@ def apply(change: Change, home: Path) -> None:
         raise ConfigError(f"{change.file} was edited meanwhile.", next_step="Connect again.")
     record = _record(home, change.editor)
     known = _read_record(record)
-    again = known is not None and known["file"] == str(change.file) and known["after"] == change.before
+    again = (
+        known is not None
+        and known["file"] == str(change.file)
+        # As it was before, where the connection was killed before it wrote.
+        and change.before in (known["after"], known["before"])
+    )
     if known is not None and not again:
         raise ConfigError(
             f"{change.editor} is connected already, and its settings were edited since or lie elsewhere.",
@@ -109,7 +115,8 @@ def apply(change: Change, home: Path) -> None:
     }
     try:
         make_private(record.parent)
-        write_private(record, json.dumps(content, ensure_ascii=False))  # first: what is written can be undone
+        # First: what is written can be undone.
+        replace_file(record, json.dumps(content, ensure_ascii=False).encode(), mode=0o600)
         _write(change.file, change.after)
     except OSError as error:
         if known is None:
@@ -131,6 +138,7 @@ def undo(editor: str, home: Path) -> tuple[Path, list[str]]:
     if known is None:
         raise ConfigError(f"{editor} is not connected.", next_step="There is nothing to undo.")
     file = Path(known["file"])
+    sweep_beside(file.resolve())
     left: list[str] = []
     now = _read(file)
     try:
@@ -139,7 +147,7 @@ def undo(editor: str, home: Path) -> tuple[Path, list[str]]:
                 file.unlink()
             else:
                 _write(file, known["before"])
-        elif now is not None:
+        elif now not in (None, known["before"]):
             if editor in ("vim", "neovim"):
                 text = _without_block(now, known["after"])
             else:
@@ -216,18 +224,7 @@ def _write(file: Path, text: str) -> None:
     """Replace a file at once, where links lead, with the rights it had."""
     place = file.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
-    staged = Path(name)
-    try:
-        with open(descriptor, "wb") as stream:
-            stream.write(text.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        staged.chmod(place.stat().st_mode & 0o777 if place.exists() else 0o644)
-        staged.replace(place)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
+    replace_file(place, text.encode(), mode=place.stat().st_mode & 0o777 if place.exists() else 0o644)
 
 
 def _record(home: Path, editor: str) -> Path:

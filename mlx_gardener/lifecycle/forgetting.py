@@ -108,8 +108,8 @@ def forget(
         tell: told what is being done.
 
     Raises:
-        DataError: the path lies outside of the repository, or neither it nor any version has it.
-        TrainingError: the training failed; the path stays left out.
+        DataError: the path lies outside of the repository, neither it nor any version has it, or the repository is gone.
+        TrainingError: the project is being trained; or the training failed, and the path stays left out.
     """
     from mlx_gardener.api import training_result
 
@@ -117,9 +117,15 @@ def forget(
     registry = pipeline.registry
     found = registry.get_project(project)
     path = find_path(registry, project, path)
-    registry.forget_path(project, path)
     texts, not_shown = _texts(found.path, path)
-    pipeline.start_training(project, fresh=True)
+    was_forgotten = path in registry.forgotten_paths(project)
+    registry.forget_path(project, path)  # before the training, which leaves out what is recorded here
+    try:
+        pipeline.start_training(project, fresh=True)
+    except BaseException:
+        if not was_forgotten:
+            registry.remember_path(project, path)
+        raise
     run()
     after = training_result(pipeline, project).adapter_version
     all_knowing = versions_that_know(registry, project, path)

@@ -112,8 +112,9 @@ def load_base(
     for value in sorted(wanted, key=lambda value: -value.nbytes):
         mx.eval(value)
         mx.clear_cache()
+    is_directory = choice.name != SEEDLING and Path(choice.name).expanduser().is_dir()
     return BaseModel(
-        id=path.name if choice.name != SEEDLING and Path(choice.name).expanduser().is_dir() else choice.name,
+        id=_shown_name(path) if is_directory else choice.name,
         path=path,
         revision=path.name if path.parent.name == "snapshots" else None,
         weights_sha256=weights_sha256(path),
@@ -123,6 +124,13 @@ def load_base(
         dtype=dtype,
         quantized=quantized,
     )
+
+
+def _shown_name(path: Path) -> str:
+    """A directory's name, as manifests may have it."""
+    from mlx_gardener.source.secrets import without_secrets
+
+    return without_secrets(path.name)
 
 
 def check_model(choice: ModelChoice, lora: LoraConfig) -> Path:

@@ -1,10 +1,13 @@
 """A directory to write something in that is renamed to its place when it is whole, and that no crash leaves for ever.
 
+`replace_file` does so for a single file of others, as an editor's settings.
+
 It lies beside the place, locked by whoever writes; the next one with the same place deletes what nobody holds.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -13,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mlx_gardener.platform.files import fsync_path, private
 from mlx_gardener.platform.locks import hold, is_held
 
 #: A directory is made a moment before it can be locked.
@@ -29,8 +33,7 @@ def staged_beside(place: Path, *, mode: int = 0o700) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made.
     """
-    for leftover in left_beside(place):
-        shutil.rmtree(leftover, ignore_errors=True)
+    sweep_beside(place)
     staged = place.parent / f".{place.name}.{uuid.uuid4().hex[:8]}.new"
     staged.mkdir(mode=mode)
     try:
@@ -38,6 +41,29 @@ def staged_beside(place: Path, *, mode: int = 0o700) -> Iterator[Path]:
             yield staged
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def sweep_beside(place: Path) -> None:
+    """Delete what `left_beside` finds; what cannot be deleted is in nobody's way."""
+    for leftover in left_beside(place):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def replace_file(place: Path, content: bytes, *, mode: int) -> None:
+    """Write a file whole or not at all, with exactly the rights ``mode``; it is on disk when this returns.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with staged_beside(place) as directory:
+        staged = directory / "file"
+        with open(staged, "wb", opener=private) as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        staged.chmod(mode)
+        staged.replace(place)
+        fsync_path(place.parent)
 
 
 def left_beside(place: Path) -> list[Path]:

@@ -33,11 +33,21 @@ def check_project_name(name: str) -> str:
 
 
 def project_name_for(path: Path) -> str:
-    """A good project name for a directory: its own name, with everything unusual made a hyphen."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).resolve().name).strip("-.")[:64].rstrip(".-")
+    """A good project name for a directory: its own name, with everything unusual made a hyphen, and no secret in it."""
+    own = Path(path).resolve().name
+    if holds_secret(own):
+        return "project"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", own).strip("-.")[:64].rstrip(".-")
     if _DEVICE.fullmatch(name):
         return f"{name.replace('.', '-')[:56].rstrip('-')}-project"
     return name or "project"
+
+
+def holds_secret(name: str) -> bool:
+    """Whether a name seems to hold a secret: names stand in manifests, reports and logs, and are given away with them."""
+    from mlx_gardener.source.secrets import without_secrets
+
+    return without_secrets(name) != name
 
 
 def is_version(name: object) -> bool:

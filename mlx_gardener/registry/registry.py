@@ -10,7 +10,8 @@ import shlex
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from mlx_gardener.platform.files import make_private
 from mlx_gardener.registry.database import BUSY_TIMEOUT_SECONDS, Database
 from mlx_gardener.registry.deletion import delete_with
 from mlx_gardener.registry.lost import unknown_repository
-from mlx_gardener.registry.names import check_project_name, what_is_kept
+from mlx_gardener.registry.names import check_project_name, holds_secret, what_is_kept
 from mlx_gardener.registry.processes import is_alive, start_time
 from mlx_gardener.registry.queue import TrainingQueue
 from mlx_gardener.registry.records import (
@@ -111,13 +112,18 @@ class ProjectRegistry:
         So does one whose repository a repair or an adoption could not know.
 
         Raises:
-            ConfigError: the name cannot be one.
+            ConfigError: the name cannot be one, or is new and seems to hold a secret.
             RegistryError: the name stands for another repository, and ``replace`` is off.
         """
         check_project_name(name)
         resolved, now = str(Path(path).resolve()), time.time()
         with self._database.read() as connection:  # compared before the transaction, as git may take a while
             rows = connection.execute(_PROJECTS + " WHERE projects.name = ?", (name,)).fetchall()
+        if not rows and holds_secret(name):
+            raise ConfigError(
+                "This project name seems to hold a secret, and names stand in manifests, reports and logs.",
+                next_step="Choose another name with --project.",
+            )
         old = next((row["path"] for row in readable("projects", rows)), None)
         moved = old not in (None, resolved) and _has_moved(Path(old), Path(resolved))
         with self._database.write() as connection:
@@ -142,6 +148,35 @@ class ProjectRegistry:
                 (name, resolved, now, now),
             )
         return self.get_project(name)
+
+    @contextmanager
+    def registering(self, name: str, path: str | Path) -> Iterator[Project]:
+        """`register_project` for what the block begins with it; where the block raises, the registry is as it was before.
+
+        A project that has a training, an adapter or a place in the queue by then stays.
+
+        Raises:
+            ConfigError, RegistryError: as `register_project`.
+        """
+        with self._database.read() as connection:
+            row = connection.execute("SELECT path FROM projects WHERE name = ?", (name,)).fetchone()
+        project = self.register_project(name, path)
+        try:
+            yield project
+        except BaseException:
+            if row is not None:
+                with self._database.write() as connection:
+                    connection.execute("UPDATE projects SET path = ? WHERE name = ?", (row["path"], name))
+            elif not self._is_used(name):
+                self.remove_project(name)
+            raise
+
+    def _is_used(self, project: str) -> bool:
+        with self._database.read() as connection:
+            return any(
+                connection.execute(f"SELECT 1 FROM {table} WHERE project = ?", (project,)).fetchone()
+                for table in ("trainings", "adapters", "queue")
+            )
 
     def get_project(self, name: str) -> Project:
         """The project called ``name``.
@@ -279,13 +314,14 @@ class ProjectRegistry:
             raise
         return self.get_training(training_id)
 
-    def claim_training(self, training_id: str, pid: int) -> None:
-        """Make the worker process ``pid`` the owner of a training."""
+    def claim_training(self, training_id: str, pid: int) -> bool:
+        """Make the process ``pid`` the owner of a training; False (and nothing is done) where it is closed."""
         with self._database.write() as connection:
-            connection.execute(
+            claimed = connection.execute(
                 "UPDATE trainings SET pid = ?, pid_started = ?, status = ? WHERE id = ? AND finished_at IS NULL",
                 (pid, start_time(pid), TrainingStatus.TRAINING, training_id),
             )
+            return claimed.rowcount > 0
 
     def update_training(
         self,
@@ -315,15 +351,16 @@ class ProjectRegistry:
 
     def finish_training(
         self, training_id: str, status: TrainingStatus, message: str, result: dict[str, Any]
-    ) -> None:
-        """Close a training as completed, failed or cancelled; what is closed stays as it is."""
+    ) -> bool:
+        """Close a training as completed, failed or cancelled; False where it is closed, and stays as it is."""
         now, completed = time.time(), status is TrainingStatus.COMPLETED
         with self._database.write() as connection:
-            connection.execute(
+            closed = connection.execute(
                 "UPDATE trainings SET status = ?, phase = ?, message = ?, result = ?, updated_at = ?, finished_at = ?, "
                 "percent = CASE WHEN ? THEN 100.0 ELSE percent END WHERE id = ? AND finished_at IS NULL",
                 (status, _END_PHASE[status], message, json.dumps(result), now, now, completed, training_id),
             )
+            return closed.rowcount > 0
 
     def request_cancel(self, training_id: str) -> None:
         """Leave the wish that a training stop; its worker asks for it several times a second."""
@@ -433,16 +470,21 @@ class ProjectRegistry:
         manifest_sha256: str,
         activate: bool = True,
         created_at: float | None = None,
+        training_id: str | None = None,
     ) -> AdapterRecord:
         """Record an adapter version whose files are in place below the home.
 
         Until then whoever puts them there locks the directory (`platform.locks.hold`), or `repair` may step in.
 
+        Doing it twice does no more than doing it once.
+
         Args:
             created_at: seconds since the epoch; now when None.
+            training_id: the training that made it, which must be the project's newest.
 
         Raises:
-            RegistryError: the version is recorded already, or there is no such project.
+            RegistryError: the version is recorded already, with another manifest, or there is no such project.
+            TrainingError: another training of the project has begun since, as this one was taken for dead.
         """
         self.get_project(project)
         now = time.time()
@@ -453,7 +495,10 @@ class ProjectRegistry:
                 manifest_sha256,
                 now if created_at is None else created_at,
             )
-            insert_adapter(connection, project, version, str(directory.relative_to(self.home)), values)
+            if training_id is not None:
+                _refuse_older(connection, project, training_id)
+            if not _is_recorded(connection, project, version, manifest_sha256):
+                insert_adapter(connection, project, version, str(directory.relative_to(self.home)), values)
             if activate:
                 _activate(connection, project, version)
         return self.get_adapter(project, version)
@@ -714,6 +759,27 @@ def _begin_queued(connection: sqlite3.Connection, number: int, training_id: str)
     )
     if not changed.rowcount:
         raise TrainingError("The entry of the queue was taken out, or another process has begun it.")
+
+
+def _is_recorded(connection: sqlite3.Connection, project: str, version: str, manifest_sha256: str) -> bool:
+    return (
+        connection.execute(
+            "SELECT 1 FROM adapters WHERE project = ? AND version = ? AND manifest_sha256 = ?",
+            (project, version, manifest_sha256),
+        ).fetchone()
+        is not None
+    )
+
+
+def _refuse_older(connection: sqlite3.Connection, project: str, training_id: str) -> None:
+    newest = connection.execute(
+        "SELECT id FROM trainings WHERE project = ? ORDER BY number DESC LIMIT 1", (project,)
+    ).fetchone()
+    if newest is None or newest["id"] != training_id:
+        raise TrainingError(
+            f"Another training of {project!r} has begun since, so the adapter of this one is not registered.",
+            next_step=f"`mlx-gardener attach {project}` shows the other one.",
+        )
 
 
 def _activate(connection: sqlite3.Connection, project: str, version: str | None) -> None:

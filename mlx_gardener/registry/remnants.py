@@ -13,6 +13,7 @@ it. A backup and an export lie outside of the home, where nobody could look for 
 | an evaluation of an adapter | ``projects/P/adapters/V/evaluations/*.new`` | it is young |
 | remove, gc, forget | ``.trash/*`` | it is locked |
 | repair of a damaged database | ``.rebuild-*`` | it is locked |
+| connecting an editor | ``editors/.*.new`` | it is locked, or empty and young |
 | caches | ``cache/answers/.*.new``, ``cache/.backend.json.*`` | it is young |
 | restore | ``.HOME.XXXXXXXX.new`` beside the home | it is locked, or empty and young |
 """
@@ -40,6 +41,8 @@ from mlx_gardener.registry.registry import LIVE
 _IN_RUN = ("*.new", "checkpoints/.step-*", "checkpoints.old/.step-*")
 #: Files that are written in one go and renamed, beside whose directory nobody has a lock.
 _FILES = ("projects/*/adapters/*/evaluations/*.new", "cache/answers/.*.new", "cache/.backend.json.*")
+#: Directories that their writers lock.
+_LOCKED = (".rebuild-*", "editors/.*.new")
 _YOUNG_FILE_SECONDS = 600.0
 
 
@@ -65,7 +68,8 @@ def remnants(database: Database, project: str = "*") -> list[Path]:
     found += [path for path in projects.glob(f"{project}/runs/*") if _is_empty(path)]
     if project == "*":
         found += [path for path in home.glob(f"{TRASH_NAME}/*") if not is_held(path)]
-        found += [path for path in home.glob(".rebuild-*") if not is_held(path) and not is_young(path)]
+        for pattern in _LOCKED:
+            found += [path for path in home.glob(pattern) if not is_held(path) and not is_young(path)]
         found += [path for pattern in _FILES for path in home.glob(pattern) if _is_old(path)]
         found += left_beside(home)
     return sorted(path for path in found if not _is_in_use(database, path) and os.path.lexists(path))

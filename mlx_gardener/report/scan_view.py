@@ -20,7 +20,7 @@ RULES = {
     "symlink_broken": "link to nothing", "symlink_loop": "link in a circle", "submodule": "sub-module",
     "deleted_during_scan": "deleted meanwhile", "secret": "looks like a secret", "exact_duplicate": "exact duplicate",
     "low_quality": "low quality", "excluded": "excluded by settings", "empty": "empty", "data": "data, not code",
-    "special_file": "no plain file", "secret_in_name": "a secret in its name", "many_secrets": "full of secrets",
+    "special_file": "no plain file", "secret_in_name": "a secret in its name", "many_secrets": "full of secrets or their names",
 }  # fmt: skip
 
 
@@ -36,9 +36,7 @@ def show_kept_lines(console: Console, stretches: list[dict[str, Any]]) -> None:
 def show_scan(console: Console, scan: Scan) -> None:
     """Print a scan."""
     kept = sum(record.size_bytes for record in scan.files)
-    console.print(
-        f"{safe_text(scan.root.name)}: {counted(scan.files_seen, 'file')}, {file_size(scan.bytes_seen)}"
-    )
+    console.print(f"{safe_text(scan.name)}: {counted(scan.files_seen, 'file')}, {file_size(scan.bytes_seen)}")
     console.print(
         f"Kept {counted(len(scan.files), 'file')} ({file_size(kept)}) with {scan.chunks_kept:,} of "
         f"{counted(scan.chunks_found, 'chunk')}; read in {scan.seconds:.1f} s\n"

@@ -61,7 +61,7 @@ def _stretch_at(
         return at, _last_of(lines, bodies, at)
     if is_mark and _FOOT.search(line):
         return _first_of(lines, bodies, at, least), at
-    if b":" in line and _HEX_HEAD.search(line):
+    if line.rstrip().endswith(b":") and _HEX_HEAD.search(line):
         end = at
         while end + 1 < len(lines) and (not lines[end + 1].strip() or _HEX_BODY.search(lines[end + 1])):
             end += 1

@@ -7,6 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from mlx_gardener.source.secrets import without_secrets
+
 
 class ChunkType(StrEnum):
     """What kind of code a chunk is."""
@@ -136,10 +138,15 @@ class Scan:
     seconds: float
     notes: list[str]
 
+    @property
+    def name(self) -> str:
+        """The root's own name, as training and manifests may have it: ``(secret)`` where it holds one."""
+        return without_secrets(self.root.name)
+
     def to_json(self) -> dict[str, Any]:
         """The scan as JSON types, without the list of every file; the root by its name only."""
         return {
-            "repository": self.root.name,
+            "repository": self.name,
             "commit": self.commit,
             "file_list_sha256": self.file_list_sha256,
             "files_seen": self.files_seen,

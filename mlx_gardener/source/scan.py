@@ -97,7 +97,8 @@ def scan_repository(
     paths = list_files(root, git)
     if not paths:
         raise DataError(
-            f"{str(root)!r} holds no files.", next_step="Name the root directory of a repository."
+            f"{without_secrets(str(root))!r} holds no files.",
+            next_step="Name the root directory of a repository.",
         )
     marked = marked_paths(root, paths, git)
     scan = Scan(

@@ -11,6 +11,7 @@ import binascii
 import math
 import re
 from collections import Counter
+from functools import lru_cache
 from itertools import pairwise
 
 _PASSWORDS = {"password", "passwd", "passwort", "passphrase", "pass", "pwd", "secret", "secrets", "credential", "credentials",
@@ -130,6 +131,7 @@ def words_of(name: bytes) -> list[str]:
     return [word.lower() for word in _NAME_PART.findall(name.decode(errors="replace"))]
 
 
+@lru_cache(maxsize=4096)  # files say the same names again and again
 def kind_of_name(name: bytes) -> str | None:
     """What kind of secret a name announces: a password, a key, credentials in base64 ("auth"), or none."""
     words = words_of(name)

@@ -22,6 +22,7 @@ from pathspec.pattern import RegexPattern
 
 from mlx_gardener.errors import DataError
 from mlx_gardener.platform.untrusted import read_bytes
+from mlx_gardener.source.secrets import without_secrets
 
 _GIT = (
     "git",
@@ -139,7 +140,9 @@ def list_files(root: Path, git: Git | None = None) -> list[str]:
     """
     if not root.is_dir():
         what = "is not a directory" if root.exists() else "does not exist"
-        raise DataError(f"{str(root)!r} {what}.", next_step="Name the root directory of a repository.")
+        raise DataError(
+            f"{without_secrets(str(root))!r} {what}.", next_step="Name the root directory of a repository."
+        )
     _refuse_git_directory(root)
     git = git or Git(root)
     listed = (
@@ -161,7 +164,7 @@ def _refuse_git_directory(root: Path) -> None:
             return
         if all(os.path.lexists(directory / name) for name in ("HEAD", "objects", "refs")):
             raise DataError(
-                f"{str(root)!r} belongs to git's own files (a bare repository, or what lies in .git): "
+                f"{without_secrets(str(root))!r} belongs to git's own files (a bare repository, or what lies in .git): "
                 "it holds history and no source files.",
                 next_step="Name a working tree; `git clone` or `git worktree add` makes one.",
             )
@@ -287,7 +290,8 @@ def _walk(root: Path, excludes: pathspec.GitIgnoreSpec | None) -> Iterator[str]:
         except OSError as error:
             if directory == root:
                 raise DataError(
-                    f"{str(root)!r} cannot be read ({error.strerror}).", next_step="Check its rights."
+                    f"{without_secrets(str(root))!r} cannot be read ({error.strerror}).",
+                    next_step="Check its rights.",
                 ) from error
             yield directory.relative_to(root).as_posix()  # reading it as a file will name it as unreadable
             continue

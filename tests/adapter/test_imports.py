@@ -179,6 +179,7 @@ def test_the_command_registers_without_evidence(
     arguments = ("import", str(source), "--project", "web", "--repository", str(repository))
     named = gardener(*arguments)
     assert named.returncode == 1 and "--base" in named.stderr
+    assert json.loads(gardener("projects", "--json").stdout) == {"projects": []}, "nothing is half done"
     done = gardener(*arguments, "--base", str(tiny_model_dir), "--activate")
     assert done.returncode == 0 and "without evidence" in done.stdout, done.stderr
     assert "not measured" in gardener("show", "web").stdout

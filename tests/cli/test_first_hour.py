@@ -140,6 +140,13 @@ def test_nothing_that_can_be_served_is_an_error() -> None:
     assert "Listening" not in done.stdout
 
 
+def test_what_cannot_begin_registers_no_project(repository: Path) -> None:
+    for option in ("--resume", "--continue"):
+        refused = gardener("train", str(repository), "--project", "small", "--model", "seedling", option)
+        assert refused.returncode == 1, refused.stderr
+        assert ProjectRegistry().list_projects() == []
+
+
 def test_a_busy_project_names_attach(repository: Path, tiny_model_dir: Path) -> None:
     registry = ProjectRegistry()
     registry.register_project("small", repository)

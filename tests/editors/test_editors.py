@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
 import socket
 import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -321,6 +323,58 @@ def test_a_server_that_refuses_leaves_the_settings_alone(trained: ProjectRegistr
         assert refused.returncode == 1 and "bearer token" in refused.stderr and not file.exists()
         assert gardener("connect", "vscode", *where, "--token", token).returncode == 0
     assert token in file.read_text()
+
+
+@pytest.mark.parametrize("killed_at", range(1, 5))
+def test_a_connection_that_is_killed_leaves_nothing_and_is_done_again(
+    killed_at: int, tmp_path: Path, home: Path, tokenizer: CodeTokenizer
+) -> None:
+    """Before and after the record's renaming, and before and after the settings'."""
+    file = tmp_path / "own" / "settings.json"
+    file.parent.mkdir()
+    file.write_bytes(VSCODE.encode())
+    change = planned("vscode", file, tokenizer)
+    code = f"""
+import os, pathlib, pickle, signal, sys
+from mlx_gardener import editors
+calls, real = 0, pathlib.Path.replace
+
+def replace(*arguments):
+    global calls
+    calls += 1
+    if calls * 2 - 1 == {killed_at}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done = real(*arguments)
+    if calls * 2 == {killed_at}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+pathlib.Path.replace = replace
+editors.apply(pickle.loads({pickle.dumps(change)!r}), pathlib.Path({str(home)!r}))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert (file.read_bytes() == VSCODE.encode()) == (killed_at < 4)
+    for left in (*file.parent.iterdir(), *(home / "editors").iterdir()):
+        os.utime(left, (0, 0))  # an empty directory may be one that is just being begun
+    again = planned("vscode", file, tokenizer)
+    assert [path.name for path in file.parent.iterdir()] == ["settings.json"]
+    assert again.changes == (killed_at < 4)
+    editors.apply(again, home)
+    assert [path.name for path in (home / "editors").iterdir()] == ["vscode.json"]
+    assert ADDRESS in file.read_text()
+    assert editors.undo("vscode", home) == (file, [])
+    assert file.read_bytes() == VSCODE.encode() and not list((home / "editors").iterdir())
+
+
+def test_a_connection_that_was_never_written_is_undone(
+    tmp_path: Path, home: Path, tokenizer: CodeTokenizer
+) -> None:
+    file = tmp_path / "settings.json"
+    file.write_bytes(VSCODE.encode())
+    editors.apply(planned("vscode", file, tokenizer), home)
+    file.write_bytes(VSCODE.encode())
+    assert editors.undo("vscode", home) == (file, [])
+    assert file.read_bytes() == VSCODE.encode()
 
 
 @pytest.mark.parametrize("editor", ["vscode", "vim"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import unicodedata
 from pathlib import Path
@@ -294,6 +295,38 @@ def assert_draws_nothing(text: str) -> None:
     """No control, format or separator characters but line ends and blanks; no lone surrogates."""
     bad = {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c != "\n"}
     assert not bad, f"{bad!r} would steer a terminal"
+
+
+def test_a_secret_in_the_repositorys_or_the_models_own_name_is_not_kept_nor_learned(
+    tmp_path: Path, tiny_model_dir: Path, home: Path
+) -> None:
+    """The registry alone knows where they are: rows name places, and are never given away with an adapter."""
+    from mlx_gardener.registry.database import DATABASE_NAME
+    from tests.cli.test_command_line import train_flags
+
+    secret = "AKIA" + "Q3EGNJWKZ5RTY7UP"
+    above = tmp_path / f"work-{secret}"
+    root = write_repository(above / f"proj-{secret}")
+    model = above / f"model-{secret}"
+    shutil.copytree(tiny_model_dir, model)
+    scan = scan_repository(root, DataConfig(), quality_threshold=0.0)
+    assert scan.name == scan.to_json()["repository"] == "(secret)", "this is what rows begin with, too"
+    done = gardener("train", str(root), *train_flags(model), "--set", "data.repository_row_share=1")
+    assert done.returncode == 0, done.stderr
+    kept = [path for path in home.rglob("*") if path.is_file() and not path.name.startswith(DATABASE_NAME)]
+    assert {"manifest.json", "README.md", "report.html", "events.jsonl"} <= {path.name for path in kept}
+    given = [path for path in kept if path.is_relative_to(home / "projects" / "project" / "adapters")]
+    with_it = [path for path in kept if secret in path.name or secret.encode() in path.read_bytes()]
+    assert not [path for path in with_it if path in given]
+    # Where the model is stands in the settings of the run, which are the owner's alone.
+    assert {path.name for path in with_it} <= {"job.json", "state.json", "events.jsonl", "worker.log"}
+    assert all(f"proj-{secret}".encode() not in path.read_bytes() for path in with_it)
+    assert f"proj-{secret}" not in done.stdout + done.stderr
+    named = gardener("train", str(root), "--project", f"p-{secret}", *train_flags(model))
+    assert named.returncode == 2 and "seems to hold a secret" in named.stderr and secret not in named.stderr
+    empty = above / "empty"
+    empty.mkdir()
+    assert secret not in gardener("scan", str(empty), "--model", "seedling").stderr
 
 
 def test_what_git_says_of_attributes_names_only_what_was_asked(root: Path) -> None:

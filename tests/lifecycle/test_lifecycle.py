@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,24 @@ import pytest
 
 from mlx_gardener.adapter import PeftManager
 from mlx_gardener.adapter.manifest import read_manifest
+from mlx_gardener.cli.lifecycle import _told
 from mlx_gardener.config import load_config
 from mlx_gardener.continuation import exclude_pattern
 from mlx_gardener.dataset import Earlier, Split
 from mlx_gardener.dataset.changes import continue_split, known_files
-from mlx_gardener.errors import DataError, RegistryError
-from mlx_gardener.lifecycle.forgetting import Knowing, clean_path, find_path, forget, versions_that_know
+from mlx_gardener.errors import DataError, GardenerError, RegistryError
+from mlx_gardener.lifecycle.forgetting import (
+    Forgotten,
+    Knowing,
+    Recall,
+    clean_path,
+    find_path,
+    forget,
+    versions_that_know,
+)
 from mlx_gardener.lifecycle.staleness import look_at
 from mlx_gardener.lifecycle.versions import diff_versions, roll_back
-from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.source.filters import drop_by_path
 from mlx_gardener.source.records import ChunkRecord, ChunkType, FileRecord
 from mlx_gardener.trainings import TrainingPipeline
@@ -282,6 +292,62 @@ def test_only_a_path_that_something_has_is_forgotten(three_versions: ProjectRegi
             find_path(three_versions, "small", typo)
         assert near in error.value.next_step
     assert three_versions.forgotten_paths("small") == []
+
+
+def test_forgetting_records_nothing_where_it_is_refused(
+    three_versions: ProjectRegistry, tiny_model_dir: Path
+) -> None:
+    root = three_versions.get_project("small").path
+    training = three_versions.begin_training("small", {})
+
+    def refused(word: str) -> None:
+        with pytest.raises(GardenerError, match=word):
+            forget(
+                TrainingPipeline(tiny_settings(tiny_model_dir), registry=three_versions),
+                "small",
+                "core/late.py",
+                run=lambda: None,
+            )
+        assert three_versions.forgotten_paths("small") == []
+
+    refused("already being trained")
+    three_versions.finish_training(training.id, TrainingStatus.CANCELLED, "", {})
+    root.rename(root.with_name("elsewhere"))
+    refused("does not exist")
+    said = gardener("forget", "small", "core/late.py", "--yes")
+    assert said.returncode == 1 and "does not exist" in said.stderr
+    three_versions.forget_path("small", "core/late.py")
+    with pytest.raises(GardenerError):
+        forget(
+            TrainingPipeline(tiny_settings(tiny_model_dir), registry=three_versions),
+            "small",
+            "core/late.py",
+            run=lambda: None,
+        )
+    assert three_versions.forgotten_paths("small") == ["core/late.py"], "what was left out before still is"
+
+
+def test_the_summary_says_what_was_and_was_not_shown() -> None:
+    recall = (Recall("base", 4.0, 0.0), Recall("v1", 1.0, 0.75), Recall("v2", 3.9, 0.0))
+    done = Forgotten(
+        "core", "v1", "v2", recall, True, ("v1",), (), ("v7",), ("core/a.py",), {"core/b.bin": "it is empty"}
+    )
+    assert list(_told(done, purge=False)) == [
+        "  base: 4.0000 bits per byte on it, 0% of places verbatim",
+        "  v1: 1.0000 bits per byte on it, 75% of places verbatim",
+        "  v2: 3.9000 bits per byte on it, 0% of places verbatim",
+        "It is gone: over 1 file of it, v2 goes on verbatim no more often than the base, or half as often as before.",
+        "Not measured: core/b.bin: it is empty.",
+        "These versions have learned from it, and are kept without --purge: v1.",
+        "Whether these versions have learned from it cannot be known, and they are kept: v7.",
+    ]
+    unseen = replace(done, recall=None, is_gone=None, knowing=(), cannot_be_known=(), not_shown={})
+    assert list(_told(unseen, purge=True)) == [
+        "It was not shown that it is gone: nothing of it is in the repository that could be measured.",
+        "Deleted: earlier runs and cached tokens.",
+        "No version before had learned from it.",
+    ]
+    assert any("It is NOT gone" in said for said in _told(replace(done, is_gone=False), purge=True))
 
 
 def test_what_cannot_be_known_is_named_apart(three_versions: ProjectRegistry) -> None:

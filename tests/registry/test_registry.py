@@ -17,6 +17,7 @@ from mlx_gardener.errors import ConfigError, RegistryError, TrainingError
 from mlx_gardener.events import TrainingPhase, TrainingProgress
 from mlx_gardener.registry import (
     ProjectRegistry,
+    TrainingRecord,
     TrainingStatus,
     check_project_name,
     project_name_for,
@@ -98,6 +99,25 @@ def test_a_clone_is_the_same_repository_and_another_one_is_not(
         registry.register_project("web", stranger)
     assert registry.get_project("web").path == git_repository
     assert registry.register_project("web", clone).path == clone
+
+
+def test_a_project_is_registered_only_where_what_it_is_for_begins(
+    registry: ProjectRegistry, repository: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError), registry.registering("other", tmp_path):
+        raise TrainingError("no")
+    assert [project.name for project in registry.list_projects()] == ["small"]
+    moved = repository.rename(tmp_path / "moved")
+    with pytest.raises(TrainingError), registry.registering("small", moved):
+        assert registry.get_project("small").path == moved
+        raise TrainingError("no")
+    assert registry.get_project("small").path == repository
+    with registry.registering("other", tmp_path) as made:
+        assert made.path == tmp_path
+    with pytest.raises(TrainingError), registry.registering("third", tmp_path):
+        registry.begin_training("third", {})
+        raise TrainingError("it was begun")
+    assert [project.name for project in registry.list_projects()] == ["other", "small", "third"]
 
 
 def test_removing_a_project_takes_its_files_and_not_its_repository(
@@ -223,6 +243,49 @@ def test_a_version_that_is_not_there_is_not_activated(registry: ProjectRegistry)
     assert registry.get_project("small").active_adapter == "v1"
     with pytest.raises(RegistryError, match="no project"):
         registry.set_active_project("nobody")
+
+
+def test_a_version_is_recorded_once_however_often_it_is_told(registry: ProjectRegistry) -> None:
+    directory = registry.project_directory("small") / "adapters" / "v1"
+
+    def add(manifest_sha256: str) -> None:
+        registry.add_adapter(
+            "small", "v1", directory, base_model="b", metrics={}, manifest_sha256=manifest_sha256
+        )
+
+    add("0" * 64)
+    add("0" * 64)
+    with pytest.raises(RegistryError):
+        add("1" * 64)
+    assert [adapter.manifest_sha256 for adapter in registry.list_adapters("small")] == ["0" * 64]
+
+
+def test_a_training_that_was_taken_for_dead_registers_nothing_once_another_has_begun(
+    registry: ProjectRegistry,
+) -> None:
+    adapters = registry.project_directory("small") / "adapters"
+
+    def add(version: str, training: TrainingRecord) -> None:
+        registry.add_adapter(
+            "small",
+            version,
+            adapters / version,
+            base_model="b",
+            metrics={},
+            manifest_sha256="0" * 64,
+            training_id=training.id,
+        )
+
+    first = registry.begin_training("small", {})
+    assert registry.finish_training(first.id, TrainingStatus.FAILED, "silent", {})
+    assert not registry.finish_training(first.id, TrainingStatus.COMPLETED, "Done", {})
+    assert not registry.claim_training(first.id, os.getpid())
+    add("v1", first)  # nothing else has begun: it is better to have it than not
+    second = registry.begin_training("small", {})
+    with pytest.raises(TrainingError, match="Another training of 'small' has begun since"):
+        add("v2", first)
+    add("v3", second)
+    assert [adapter.version for adapter in registry.list_adapters("small")] == ["v1", "v3"]
 
 
 def test_a_file_that_is_no_database_is_named(home: Path) -> None:

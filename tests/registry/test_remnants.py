@@ -58,6 +58,7 @@ IN_HOME = [
     ".trash/v0-0badcafe/README.md",
     ".trash/projects+small+adapters+v0-0badcafe/README.md",
     ".rebuild-abc/new.sqlite3",
+    "editors/.vscode.json.0badcafe.new/file",
     "cache/answers/.key.new",
     "cache/.backend.json.17",
     "../.home.0badcafe.new/registry.sqlite3",

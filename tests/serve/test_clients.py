@@ -89,6 +89,7 @@ def test_who_asks_for_the_likeliest_gets_the_same_as_offline(
         ("twinny_llamacpp", "/projects/beta/completion", streamed_content, 64),
         ("twinny_openai_compatible", "/v1/completions", streamed_text, 12),
         ("twinny_default", "/projects/beta/v1/completions", streamed_text, 12),
+        ("llm_ls", "/v1/completions", text, 60),
     ],
 )
 def test_who_asks_for_a_temperature_gets_an_answer_within_its_limit(
@@ -101,6 +102,14 @@ def test_who_asks_for_a_temperature_gets_an_answer_within_its_limit(
     written = read(answer)
     assert 0 < len(world[1].tokenizer.encode(written)) <= most
     assert read(post(address, path, body)) == written  # a seed decides it
+
+
+def test_every_recorded_request_is_sent_by_a_test() -> None:
+    source = (
+        Path(__file__).read_text() + (Path(__file__).parents[1] / "editors" / "test_editors.py").read_text()
+    )
+    recorded = {file.stem for file in REQUESTS.glob("*.json")}
+    assert recorded and {name for name in recorded if f'"{name}"' not in source} == set()
 
 
 def test_llama_vscode_gets_a_list_of_as_many_answers_as_it_asks_for(world: World, address: str) -> None:

@@ -126,6 +126,17 @@ def test_no_line_of_a_private_key_is_learned_wherever_it_stands(
     assert all(f"what {before} says of 249" in kept for before in (0, 31, 121))  # no file is given up whole
 
 
+@pytest.mark.parametrize("kind", keys())
+def test_every_line_of_a_key_is_found_at_every_offset(kind: str) -> None:
+    key = keys()[kind]
+    for before in range(0, 700, 3):
+        lines = [f"option_{n}: value of option {n}" for n in range(before)]
+        found = touched("\n".join([*lines, *key, "", *QUIET]), "values.yaml")
+        wanted = {before + at for at, line in enumerate(key, start=1) if line}
+        assert wanted <= found, f"{kind} after {before} lines"
+        assert not found & set(range(1, before + 1)), "nothing before it is taken"
+
+
 def test_certificates_and_public_keys_are_no_private_keys() -> None:
     m = Maker(3)
     for name in ("CERTIFICATE", "PUBLIC KEY", "PGP PUBLIC KEY BLOCK"):
@@ -172,6 +183,25 @@ def test_a_file_full_of_secrets_is_dropped_whole_and_says_so(tmp_path: Path) -> 
     assert found.dropped["many_secrets"].examples == ["dump.yaml"]
 
 
+def test_a_file_made_of_names_of_secrets_is_given_up_and_one_that_speaks_of_them_is_not(
+    tmp_path: Path,
+) -> None:
+    """A megabyte of such lines took 3 s; code about secrets is looked at to its end."""
+    names = "".join(f"otp: a{n} is a name\n" for n in range(45_000))
+    with pytest.raises(TooManySecretsError):
+        find_secrets(names, "names.yaml")
+    (tmp_path / "names.yaml").write_text(names)
+    about = "".join(
+        f"def check_password_{n}(password, token):\n    return verify(token, password, key={n})\n\n"
+        for n in range(4_000)
+    )
+    assert find_secrets(about, "about.py") == []
+    (tmp_path / "about.py").write_text(about)
+    found = scan(tmp_path)
+    assert [record.path for record in found.files] == ["about.py"]
+    assert found.dropped["many_secrets"].examples == ["names.yaml"]
+
+
 #: Each took the earlier rules from 6 s to for ever, or takes a scanner that is quadratic in something so long.
 HOSTILE = {
     "spaces after a name": "password" + " " * 900 + "\n",
@@ -185,6 +215,12 @@ HOSTILE = {
     "feet of keys": ("ab\n" * 10 + f"-----END {PRIVATE}-----\n") * 4_000,
     "one long word": "A1b2" * 60_000,
     "form feeds": "\x0c" * 200_000,
+    "short lines that speak of secrets": "".join(f"otp: a{n}\n" for n in range(90_000)),
+    "many names in a line": (":".join(f"a{n}" for n in range(230)) + " key=aaaa\n") * 900,
+    "words after names": "".join(f"t{n}_token a{n}bcdef\n" for n in range(44_000)),
+    "data of a Kubernetes secret": "kind: Secret\ndata:\n" + "  key: {{a}}b\n" * 70_000,
+    "users in commands": " -u a:bcdeff" * 83_000,
+    "names and values apart": "name: abcd\nvalue: abcdef\n" * 39_000,
 }
 
 

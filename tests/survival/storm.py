@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -198,22 +199,28 @@ class Storm:
             story.problems.append(case.record().message)
         return story
 
-    @contextlib.contextmanager
-    def _fault(self, action: str, at: int, procs: Path | None = None) -> Any:
-        """While this lasts, the next worker has the fault."""
-        chosen = {"action": action, "at": at} | ({"procs": str(procs)} if procs else {})
-        self.fault_file.write_text(json.dumps(chosen))
-        paths = [str(FAULT_DIRECTORY), *(path for path in sys.path if path)]
-        before = {name: os.environ.get(name) for name in ("PYTHONPATH", "GARDENER_TEST_FAULT")}
-        os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "GARDENER_TEST_FAULT": str(self.fault_file)}
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name, None)
-                if value is not None:
-                    os.environ[name] = value
-            self.fault_file.unlink(missing_ok=True)
+    def _fault(
+        self, action: str, at: int, procs: Path | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        return fault(self.fault_file, action, at, procs)
+
+
+@contextlib.contextmanager
+def fault(file: Path, action: str, at: int = 0, procs: Path | None = None) -> Iterator[None]:
+    """While this lasts, the next worker (for "orphan" its supervisor) has the fault, which ``file`` tells it."""
+    chosen = {"action": action, "at": at} | ({"procs": str(procs)} if procs else {})
+    file.write_text(json.dumps(chosen))
+    paths = [str(FAULT_DIRECTORY), *(path for path in sys.path if path)]
+    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "GARDENER_TEST_FAULT")}
+    os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "GARDENER_TEST_FAULT": str(file)}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        file.unlink(missing_ok=True)
 
 
 class _Case:

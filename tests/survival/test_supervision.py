@@ -18,14 +18,15 @@ import pytest
 from mlx_gardener import TrainingPhase, TrainingPipeline
 from mlx_gardener.errors import TrainingError
 from mlx_gardener.events import StepCompleted, TrainingEnded, WarningRaised
-from mlx_gardener.recovery import RESULT_NAME
+from mlx_gardener.platform.processes import module_command
+from mlx_gardener.recovery import RESULT_NAME, Resume
 from mlx_gardener.registry import TrainingStatus
 from mlx_gardener.registry.database import BUSY_TIMEOUT_SECONDS
 from mlx_gardener.supervisor import describe_death
-from mlx_gardener.worker import LOG_NAME, Interrupt, only_worker
+from mlx_gardener.worker import LOG_NAME, Interrupt, Job, only_worker
 from tests.cli.test_command_line import gardener, train_flags
 from tests.survival.memory_cgroup import memory_cgroup
-from tests.survival.storm import CGROUP_BYTES
+from tests.survival.storm import CGROUP_BYTES, fault
 from tests.test_pipeline import (
     WAIT,
     _alive,
@@ -137,6 +138,49 @@ def test_a_worker_whose_supervisor_dies_stops_with_a_checkpoint(endless_pipeline
     until(lambda: not _alive(worker), "the worker's end")
     assert wait(pipeline) is TrainingPhase.FAILED
     assert any((record.run_dir / "checkpoints").glob("step-*"))
+
+
+def test_a_worker_whose_supervisor_died_while_it_was_starting_trains_nothing(
+    tiny_model_dir: Path, repository: Path, tmp_path: Path
+) -> None:
+    """It took whoever was its parent then for its supervisor, trained to the end, and registered beside the next training."""
+    pipeline = TrainingPipeline(tiny_settings(tiny_model_dir))
+    pipeline.registry.register_project("small", repository)
+    with fault(tmp_path / "fault.json", "orphan"):
+        pipeline.start_training("small")
+        assert wait(pipeline) is TrainingPhase.FAILED
+    record = pipeline.registry.latest_training("small")
+    assert record is not None
+    until(lambda: not _works_in(record.run_dir), "the end of the worker that is left")
+    assert "watched over the training is gone" in (record.run_dir / LOG_NAME).read_text()
+    assert not pipeline.registry.list_adapters("small")
+    pipeline.start_training("small")
+    assert wait(pipeline) is TrainingPhase.COMPLETED
+    assert [adapter.version for adapter in pipeline.registry.list_adapters("small")] == ["v1"]
+
+
+def _works_in(run_dir: Path) -> bool:
+    """Whether any process was started with a run's directory."""
+    return any(
+        str(run_dir) in (process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])
+    )
+
+
+def test_a_supervisor_that_comes_after_its_training_was_closed_trains_nothing(
+    tiny_model_dir: Path, repository: Path
+) -> None:
+    """Who asked for it was killed before it could say whose it is, and the next one took it for dead."""
+    pipeline = TrainingPipeline(tiny_settings(tiny_model_dir))
+    registry = pipeline.registry
+    registry.register_project("small", repository)
+    record = registry.begin_training("small", pipeline.config.model_dump(mode="json"))
+    Job(record.id, "small", record.config, Resume.NEVER, 0).write(record.run_dir)
+    registry.finish_training(record.id, TrainingStatus.FAILED, "Its process ended without a word.", {})
+    late = subprocess.run(
+        module_command("mlx_gardener.supervisor", str(record.run_dir)), capture_output=True, text=True
+    )
+    assert late.returncode == 1 and "closed before it was begun" in late.stderr
+    assert not registry.list_adapters("small")
 
 
 def test_a_shutdown_ends_a_training_with_a_checkpoint(endless_pipeline: TrainingPipeline) -> None:  # noqa: F811

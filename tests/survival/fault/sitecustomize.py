@@ -3,9 +3,9 @@
 ``GARDENER_TEST_FAULT`` names a JSON file: ``{"action": ..., "at": n}``. The calls counted are writes of Python files,
 fsync, rename, replace, mkdir, MLX's own writing of safetensors and commits of SQLite. Actions are errors of the call
 (ENOSPC, EIO, short), deaths in it (kill, abort), and memory that runs out from it on: "cgroup", by the kernel's killer in
-the cgroup whose ``cgroup.procs`` is under "procs", and "rlimit", where no further mapping is granted. The file is deleted
-when the fault happens, so that the next worker lives; how many calls there were is written beside it. Nothing of this
-is in the package.
+the cgroup whose ``cgroup.procs`` is under "procs", and "rlimit", where no further mapping is granted. "orphan" is none of
+a worker: its supervisor is killed as soon as it has started it. The file is deleted when the fault happens, so that the
+next worker lives; how many calls there were is written beside it. Nothing of this is in the package.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 import resource
 import signal
 import sqlite3
+import subprocess
 import sys
 import threading
 from importlib import import_module
@@ -151,7 +152,21 @@ def install(fault: Fault) -> None:
     mx.save_safetensors = save
 
 
-if "mlx_gardener.worker" in sys.orig_argv and "GARDENER_TEST_FAULT" in os.environ:
+def die_after_starting_a_worker(file: Path) -> None:
+    class LastStart(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, command: Any, **options: Any) -> None:
+            super().__init__(command, **options)
+            if "mlx_gardener.worker" in command:
+                file.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    subprocess.Popen = LastStart  # type: ignore[misc]
+
+
+if "GARDENER_TEST_FAULT" in os.environ:
     chosen = Path(os.environ["GARDENER_TEST_FAULT"])
-    if chosen.exists():
+    is_orphan = chosen.exists() and json.loads(chosen.read_text())["action"] == "orphan"
+    if "mlx_gardener.worker" in sys.orig_argv and chosen.exists() and not is_orphan:
         install(Fault(chosen))
+    if "mlx_gardener.supervisor" in sys.orig_argv and is_orphan:
+        die_after_starting_a_worker(chosen)
