@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.adapter import LoadedAdapter, attach_adapter
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import PreparedData, RowSet, continuation_places, hole_tasks, next_line_tasks
-from mlx_gardener.dataset.examples import Segment, header_text
+from mlx_gardener.dataset.examples import Excerpt, header_text
 from mlx_gardener.evaluate import guards
 from mlx_gardener.evaluate.measure import ArmResult, Bench, Tasks, Work, decide_work, part_of
-from mlx_gardener.evaluate.retrieval import Retriever, training_segments
+from mlx_gardener.evaluate.retrieval import Retriever, training_excerpts
 from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def measure_all(
         on_progress: told the share done (0 to 1) and a line for people.
     """
     stages = list(stages_of(names, survey.tasks))
-    trained = training_segments(data)
+    trained = training_excerpts(data)
     findings.missing[:] = [stage.title for stage in stages]
     parts = sum(len(stage.arms) for stage in stages)
     fingerprints = {name: _fingerprint(adapter) for name, adapter in adapters.items()}
@@ -188,7 +188,7 @@ class Survey:
         forward_tokens: float,
     ) -> Survey:
         widths, tokenizer, seed = config.data.row_widths, base.tokenizer, config.seed
-        windows = make_windows(data.test_segments, tokenizer, widths[-1])
+        windows = make_windows(data.test_excerpts, tokenizer, widths[-1])
         work = decide_work(
             config,
             training_tokens=training_tokens,
@@ -196,13 +196,13 @@ class Survey:
             tasks=tasks,
             can_write=can_write,
             can_fill=tokenizer.markers is not None,
-            files=len({segment.path for segment in data.test_segments}),
+            files=len({excerpt.path for excerpt in data.test_excerpts}),
             forward_tokens=forward_tokens,
             written_cost=4 if base.quantized else 2,
         )
         if work.row_tokens < widths[-1]:
             widths = (work.row_tokens,)
-            windows = make_windows(data.test_segments, tokenizer, work.row_tokens)
+            windows = make_windows(data.test_excerpts, tokenizer, work.row_tokens)
         notes = []
         if len(windows) > work.rows:
             length = f" of {work.row_tokens} tokens" if work.row_tokens < config.data.row_widths[-1] else ""
@@ -219,8 +219,8 @@ class Survey:
             for name in re.findall(r"[^\W\d]\w{2,}", chunk.name)
         }
         asked = Tasks(
-            next_line_tasks(data.test_segments, work.next_line_tasks, seed=seed),
-            hole_tasks(data.test_segments, work.fim_tasks, seed=seed),
+            next_line_tasks(data.test_excerpts, work.next_line_tasks, seed=seed),
+            hole_tasks(data.test_excerpts, work.fim_tasks, seed=seed),
             frozenset(defined),
         )
         rows = plain_rows(windows, tokenizer, widths)
@@ -262,7 +262,7 @@ class Checks:
 def check(
     bench: Bench,
     data: PreparedData,
-    trained: Sequence[Segment],
+    trained: Sequence[Excerpt],
     plan: Survey,
     *,
     of: str,
@@ -287,9 +287,9 @@ def check(
     asked = places_asked if bench.engine.streamed is None else 0
     shares = []
     places = 0
-    for number, segments in enumerate((trained, data.test_segments)):
+    for number, excerpts in enumerate((trained, data.test_excerpts)):
         found = continuation_places(
-            segments, asked, least_rest=8 * guards.CONTINUED_TOKENS, seed=config.seed + number
+            excerpts, asked, least_rest=8 * guards.CONTINUED_TOKENS, seed=config.seed + number
         )
         opening = [index for index in (tokenizer.bos_id, tokenizer.file_id) if index is not None]
         pairs = [

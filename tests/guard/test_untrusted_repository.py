@@ -274,7 +274,7 @@ def test_strange_names_and_contents_are_spelled_out(tmp_path: Path, home: Path) 
 def test_logs_messages_and_completions_are_spelled_out(tmp_path: Path, home: Path) -> None:
     from mlx_gardener.registry import ProjectRegistry, TrainingStatus
     from mlx_gardener.report.text import safe_lines
-    from mlx_gardener.worker import LOG_NAME
+    from mlx_gardener.runs.job import LOG_NAME
 
     place = tmp_path / f"trick{TRICKS}"
     place.mkdir()

@@ -59,6 +59,7 @@ IN_HOME = [
     ".trash/projects+small+adapters+v0-0badcafe/README.md",
     ".rebuild-abc/new.sqlite3",
     "cache/answers/.key.new",
+    "cache/.dry_runs.json.123",
     "cache/.backend.json.17",
     "../.home.0badcafe.new/registry.sqlite3",
 ]

@@ -18,15 +18,15 @@ import pytest
 from mlx_gardener import TrainingPhase, TrainingPipeline
 from mlx_gardener.errors import TrainingError
 from mlx_gardener.events import StepCompleted, TrainingEnded, WarningRaised
-from mlx_gardener.recovery import RESULT_NAME
 from mlx_gardener.registry import TrainingStatus
 from mlx_gardener.registry.database import BUSY_TIMEOUT_SECONDS
-from mlx_gardener.supervisor import describe_death
-from mlx_gardener.worker import LOG_NAME, Interrupt, only_worker
+from mlx_gardener.runs.interrupt import Interrupt
+from mlx_gardener.runs.job import LOG_NAME
+from mlx_gardener.runs.recovery import RESULT_NAME
+from mlx_gardener.runs.supervisor import describe_death
+from mlx_gardener.runs.worker import only_worker
 from tests.cli.test_command_line import gardener, train_flags
-from tests.survival.memory_cgroup import memory_cgroup
-from tests.survival.storm import CGROUP_BYTES
-from tests.test_pipeline import (
+from tests.runs.test_manager import (
     WAIT,
     _alive,
     endless,
@@ -36,6 +36,8 @@ from tests.test_pipeline import (
     until,
     worker_of,
 )
+from tests.survival.memory_cgroup import memory_cgroup
+from tests.survival.storm import CGROUP_BYTES
 
 
 def warnings_of(pipeline: TrainingPipeline) -> list[str]:

@@ -151,7 +151,7 @@ def install(fault: Fault) -> None:
     mx.save_safetensors = save
 
 
-if "mlx_gardener.worker" in sys.orig_argv and "GARDENER_TEST_FAULT" in os.environ:
+if "mlx_gardener.runs.worker" in sys.orig_argv and "GARDENER_TEST_FAULT" in os.environ:
     chosen = Path(os.environ["GARDENER_TEST_FAULT"])
     if chosen.exists():
         install(Fault(chosen))
