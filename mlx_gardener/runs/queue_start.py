@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 
 from filelock import FileLock, Timeout
 
+from mlx_gardener.platform.processes import module_command
 from mlx_gardener.registry import ProjectRegistry
 
 LOCK_NAME = "queue.lock"
@@ -36,7 +36,7 @@ def ensure_runner(registry: ProjectRegistry) -> bool:
     descriptor = os.open(registry.home / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         subprocess.Popen(
-            [sys.executable, "-m", "mlx_gardener.runs.queue_runner"],
+            module_command("mlx_gardener.runs.queue_runner"),
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=descriptor,
