@@ -141,7 +141,7 @@ def evaluate_all(*, only_kept: bool) -> dict[str, Any]:
     Args:
         only_kept: leave out repositories that have not been evaluated yet.
     """
-    from mlx_gardener.evaluations import evaluate_adapter
+    from mlx_gardener.evaluate.registered import evaluate_adapter
     from mlx_gardener.registry import ProjectRegistry
 
     registry = ProjectRegistry()

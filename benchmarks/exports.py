@@ -91,9 +91,9 @@ def make_adapter(repository: Path, trained: Path | None) -> None:
 
 def exported(scratch: Path) -> dict[str, dict[str, Any]]:
     """Figures by form; a refusal by its sentence."""
-    from mlx_gardener.adapter import PeftManager
     from mlx_gardener.adapter.exports import export_adapter
     from mlx_gardener.errors import AdapterError
+    from mlx_gardener.registry import ProjectRegistry
 
     wanted: dict[str, dict[str, Any]] = {
         "mlx": {}, "peft": {}, "gguf": {}, "fused": {}, "fused 8 bits": {"bits": 8}, "fused 4 bits": {"bits": 4},
@@ -103,7 +103,7 @@ def exported(scratch: Path) -> dict[str, dict[str, Any]]:
     for name, options in wanted.items():
         try:
             done = export_adapter(
-                PeftManager(),
+                ProjectRegistry(),
                 "exports",
                 "v1",
                 name.partition(" ")[0],

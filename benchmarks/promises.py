@@ -34,8 +34,8 @@ def help_seconds() -> float:
 def update_latencies(count: int) -> list[float]:
     """Seconds of ``count`` progress updates, each with its registry write, and a callback that is called for all."""
     from mlx_gardener.events import TrainingPhase
-    from mlx_gardener.progress import TrainingProgressTracker
     from mlx_gardener.registry import ProjectRegistry, TrainingStatus
+    from mlx_gardener.runs.progress import TrainingProgressTracker
 
     registry = ProjectRegistry()
     registry.register_project("latency", Path.cwd())

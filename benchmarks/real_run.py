@@ -23,7 +23,7 @@ import click
 from machine import RESULTS, bar, describe, save
 from outside import Outside, busy
 
-from mlx_gardener.journal import JOURNAL_NAME, read_journal
+from mlx_gardener.runs.journal import JOURNAL_NAME, read_journal
 
 
 def phases(events: list[Any]) -> dict[str, float]:
@@ -92,7 +92,7 @@ def main(
             text=True,
         )
         assert process.stdout is not None
-        with Outside(process.pid, "mlx_gardener.worker") as outside:
+        with Outside(process.pid, "mlx_gardener.runs.worker") as outside:
             for line in process.stdout:
                 lines.append((time.monotonic() - began, line.rstrip("\n")))
                 print(f"{lines[-1][0]:7.1f}  {lines[-1][1]}", flush=True)

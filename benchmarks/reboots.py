@@ -26,8 +26,8 @@ from machine import bar, describe, save
 
 from mlx_gardener import TrainingPipeline
 from tests.conftest import write_repository, write_tiny_model, write_tiny_tokenizer
+from tests.runs.test_manager import tiny_settings
 from tests.survival.reboots import adapters_of, kill_everything, work_through
-from tests.test_pipeline import tiny_settings
 
 #: Seconds after which something hangs.
 MOST_SECONDS = 1800.0
@@ -65,7 +65,7 @@ def main(projects: int, reboots: int, seed: int) -> None:
         pipeline = TrainingPipeline(tiny_settings(model, **settings))
         registry = pipeline.registry
         try:
-            with mock.patch("mlx_gardener.queue_runner.ensure_runner", lambda registry: False):
+            with mock.patch("mlx_gardener.runs.manager.ensure_runner", lambda registry: False):
                 for name in names:  # nobody works on them before all are there
                     registry.register_project(name, repository)
                     pipeline.enqueue_training(name)

@@ -13,30 +13,29 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.platform.blas import preload as _preload_blas
 from mlx_gardener.platform.heap import return_freed_buffers as _return_freed_buffers
-
-__version__ = "0.1.0"
+from mlx_gardener.platform.version import __version__
 
 _preload_blas()
 _return_freed_buffers()
 
 _PUBLIC = {
-    "Completion": "mlx_gardener.commands",
-    "PlanResult": "mlx_gardener.commands",
-    "ScanResult": "mlx_gardener.commands",
+    "Completion": "mlx_gardener.api.commands",
+    "PlanResult": "mlx_gardener.api.commands",
+    "ScanResult": "mlx_gardener.api.commands",
     "TrainingResult": "mlx_gardener.api",
     "cancel_project_training": "mlx_gardener.api",
-    "complete": "mlx_gardener.commands",
-    "evaluate_adapter": "mlx_gardener.commands",
-    "export": "mlx_gardener.commands",
+    "complete": "mlx_gardener.api.commands",
+    "evaluate_adapter": "mlx_gardener.api.commands",
+    "export": "mlx_gardener.api.commands",
     "get_project_training_progress": "mlx_gardener.api",
     "get_training_pipeline": "mlx_gardener.api",
     "is_project_training_active": "mlx_gardener.api",
-    "plan": "mlx_gardener.commands",
-    "scan": "mlx_gardener.commands",
+    "plan": "mlx_gardener.api.commands",
+    "scan": "mlx_gardener.api.commands",
     "start_project_training": "mlx_gardener.api",
     "train": "mlx_gardener.api",
     "watch_training": "mlx_gardener.api",
-    "TrainingPipeline": "mlx_gardener.trainings",
+    "TrainingPipeline": "mlx_gardener.runs.manager",
     "DataConfig": "mlx_gardener.config",
     "EngineConfig": "mlx_gardener.config",
     "EvaluationConfig": "mlx_gardener.config",
@@ -62,8 +61,8 @@ _PUBLIC = {
     "TrainingPhase": "mlx_gardener.events",
     "TrainingProgress": "mlx_gardener.events",
     "WarningRaised": "mlx_gardener.events",
-    "ProgressCallback": "mlx_gardener.progress",
-    "TrainingProgressTracker": "mlx_gardener.progress",
+    "ProgressCallback": "mlx_gardener.runs.progress",
+    "TrainingProgressTracker": "mlx_gardener.runs.progress",
     "TrainingDataPreparator": "mlx_gardener.dataset",
     "ChunkType": "mlx_gardener.source",
     "CodeChunk": "mlx_gardener.source",
@@ -72,7 +71,7 @@ _PUBLIC = {
     "PeftManager": "mlx_gardener.adapter",
     "Export": "mlx_gardener.adapter.exports",
     "Plan": "mlx_gardener.engine",
-    "Evaluation": "mlx_gardener.evaluations",
+    "Evaluation": "mlx_gardener.evaluate.registered",
     "AdapterRecord": "mlx_gardener.registry",
     "Project": "mlx_gardener.registry",
     "ProjectRegistry": "mlx_gardener.registry",
@@ -119,14 +118,14 @@ if TYPE_CHECKING:  # what type checkers and editors see; the same names as _PUBL
     from mlx_gardener.api import start_project_training as start_project_training
     from mlx_gardener.api import train as train
     from mlx_gardener.api import watch_training as watch_training
-    from mlx_gardener.commands import Completion as Completion
-    from mlx_gardener.commands import PlanResult as PlanResult
-    from mlx_gardener.commands import ScanResult as ScanResult
-    from mlx_gardener.commands import complete as complete
-    from mlx_gardener.commands import evaluate_adapter as evaluate_adapter
-    from mlx_gardener.commands import export as export
-    from mlx_gardener.commands import plan as plan
-    from mlx_gardener.commands import scan as scan
+    from mlx_gardener.api.commands import Completion as Completion
+    from mlx_gardener.api.commands import PlanResult as PlanResult
+    from mlx_gardener.api.commands import ScanResult as ScanResult
+    from mlx_gardener.api.commands import complete as complete
+    from mlx_gardener.api.commands import evaluate_adapter as evaluate_adapter
+    from mlx_gardener.api.commands import export as export
+    from mlx_gardener.api.commands import plan as plan
+    from mlx_gardener.api.commands import scan as scan
     from mlx_gardener.config import DataConfig as DataConfig
     from mlx_gardener.config import EngineConfig as EngineConfig
     from mlx_gardener.config import EvaluationConfig as EvaluationConfig
@@ -150,7 +149,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; the same names as _PUBL
     from mlx_gardener.errors import TrainingError as TrainingError
     from mlx_gardener.errors import TrainingInterruptedError as TrainingInterruptedError
     from mlx_gardener.errors import TrainingTimeoutError as TrainingTimeoutError
-    from mlx_gardener.evaluations import Evaluation as Evaluation
+    from mlx_gardener.evaluate.registered import Evaluation as Evaluation
     from mlx_gardener.events import CheckpointWritten as CheckpointWritten
     from mlx_gardener.events import DataPrepared as DataPrepared
     from mlx_gardener.events import Evaluated as Evaluated
@@ -167,15 +166,15 @@ if TYPE_CHECKING:  # what type checkers and editors see; the same names as _PUBL
     from mlx_gardener.events import TrainingPhase as TrainingPhase
     from mlx_gardener.events import TrainingProgress as TrainingProgress
     from mlx_gardener.events import WarningRaised as WarningRaised
-    from mlx_gardener.progress import ProgressCallback as ProgressCallback
-    from mlx_gardener.progress import TrainingProgressTracker as TrainingProgressTracker
     from mlx_gardener.registry import AdapterRecord as AdapterRecord
     from mlx_gardener.registry import Project as Project
     from mlx_gardener.registry import ProjectRegistry as ProjectRegistry
     from mlx_gardener.registry import TrainingRecord as TrainingRecord
     from mlx_gardener.registry import TrainingStatus as TrainingStatus
+    from mlx_gardener.runs.manager import TrainingPipeline as TrainingPipeline
+    from mlx_gardener.runs.progress import ProgressCallback as ProgressCallback
+    from mlx_gardener.runs.progress import TrainingProgressTracker as TrainingProgressTracker
     from mlx_gardener.source import ChunkType as ChunkType
     from mlx_gardener.source import CodeChunk as CodeChunk
     from mlx_gardener.source import CodePreprocessor as CodePreprocessor
     from mlx_gardener.source import Scan as Scan
-    from mlx_gardener.trainings import TrainingPipeline as TrainingPipeline

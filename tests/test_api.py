@@ -9,7 +9,7 @@ import pytest
 import mlx_gardener
 from mlx_gardener import ProjectRegistry, TrainingPhase, TrainingStatus
 from mlx_gardener.registry.names import what_is_kept
-from tests.test_pipeline import WAIT, TrainingPipeline, tiny_settings
+from tests.runs.test_manager import WAIT, TrainingPipeline, tiny_settings
 
 
 @pytest.fixture

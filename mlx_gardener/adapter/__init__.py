@@ -4,7 +4,8 @@ In: LoRA weights by mlx-lm's names. Out: a directory in the registry. Only safet
 """
 
 from mlx_gardener.adapter.base import base_name, check_base
-from mlx_gardener.adapter.manager import PeftManager, StagedAdapter, attach_adapter
+from mlx_gardener.adapter.loaded import attach_adapter
+from mlx_gardener.adapter.manager import PeftManager, StagedAdapter
 from mlx_gardener.adapter.manifest import LoadedAdapter, ManifestDetails, load_adapter_directory
 
 __all__ = [

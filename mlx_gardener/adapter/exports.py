@@ -33,15 +33,16 @@ from mlx_gardener.adapter.gguf_files import (
     write_gguf_adapter,
     write_gguf_model,
 )
+from mlx_gardener.adapter.loaded import attach_adapter, load_registered
 from mlx_gardener.adapter.manifest import LoadedAdapter
 from mlx_gardener.adapter.modelfile import render_modelfile
 from mlx_gardener.errors import AdapterError, ModelError
 from mlx_gardener.platform.beside import staged_beside
+from mlx_gardener.registry import ProjectRegistry
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from mlx_gardener.adapter.manager import PeftManager
 
 #: What each form is, for --help and cards.
 FORMS = {
@@ -68,7 +69,7 @@ class Export:
 
 
 def export_adapter(
-    manager: PeftManager,
+    registry: ProjectRegistry,
     project: str,
     version: str | None,
     form: str,
@@ -101,16 +102,16 @@ def export_adapter(
         raise AdapterError("Only the form fused is quantised, to 4 or 8 bits.", next_step="Leave --bits out.")
     if dtype != "auto" and form not in _MODELS:
         raise AdapterError(f"The form {form} holds the adapter as it is.", next_step="Leave --dtype out.")
-    record = manager.registry.get_adapter(project, version)
-    adapter = manager.load_adapter(project, record.version)
+    record = registry.get_adapter(project, version)
+    adapter = load_registered(registry, project, record.version)
     if destination.exists():
         raise AdapterError(f"{str(destination)!r} exists already.", next_step="Name a new directory.")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with staged_beside(destination, mode=0o777) as staged:
             work = _Work(
-                adapter, form, base or base_name(manager.registry, record), base is not None, bits, dtype, staged,
-                manager.registry.get_project(project).path, tell or (lambda text: None),
+                adapter, form, base or base_name(registry, record), base is not None, bits, dtype, staged,
+                registry.get_project(project).path, tell or (lambda text: None),
             )  # fmt: skip
             agreement = work.write_and_compare()
             (staged / "README.md").write_text(_card(adapter, form, agreement, work), encoding="utf-8")
@@ -223,7 +224,6 @@ class _Work:
         return self._agreed(compare_logits(plain, adapted, self._logits(again, tokens)), 1e-3)
 
     def _model(self) -> Agreement | None:
-        from mlx_gardener.adapter.manager import attach_adapter
         from mlx_gardener.model import load_base
 
         with_adapter = self.form != "gguf-base"
@@ -278,7 +278,6 @@ class _Work:
         return tokens, spent_logits(base, tokens), self._logits(self.adapter, tokens)
 
     def _logits(self, adapter: LoadedAdapter, tokens: np.ndarray) -> np.ndarray:
-        from mlx_gardener.adapter.manager import attach_adapter
 
         base = load_adapter_base(self.base, self.adapter, lazy=True)
         with attach_adapter(base, adapter):

@@ -317,8 +317,9 @@ def import_adapter(
         ModelError: the base cannot be found.
         RegistryError: there is no such project.
     """
-    from mlx_gardener.adapter.manifest import ManifestDetails, sha256_of
+    from mlx_gardener.adapter.manifest import ManifestDetails
     from mlx_gardener.model import load_base
+    from mlx_gardener.platform.untrusted import sha256_of
 
     manager.registry.get_project(project)
     adapter = read_peft(directory)

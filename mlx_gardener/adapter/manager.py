@@ -15,21 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.adapter.base import note_base
+from mlx_gardener.adapter.exports import export_adapter
 from mlx_gardener.adapter.forms import has_peft_form, write_mlx_form, write_peft_form
+from mlx_gardener.adapter.loaded import load_registered
 from mlx_gardener.adapter.manifest import (
     MANIFEST_NAME,
     LoadedAdapter,
     ManifestDetails,
     load_adapter_directory,
     make_manifest,
-    read_manifest,
-    sha256_of,
-    verify_files,
 )
 from mlx_gardener.errors import AdapterError
 from mlx_gardener.platform.files import fsync_path, make_private, make_tree_private, write_private
 from mlx_gardener.platform.locks import hold
 from mlx_gardener.platform.reasons import reason_of
+from mlx_gardener.platform.untrusted import sha256_of
 from mlx_gardener.registry import AdapterRecord, ProjectRegistry, patiently
 from mlx_gardener.registry.database import BUSY_TIMEOUT_SECONDS
 
@@ -198,15 +198,7 @@ class PeftManager:
             AdapterError: a file is missing or is not the one that was written.
             RegistryError: there is no such project or version.
         """
-        record = self.registry.get_adapter(project, version)
-        manifest = read_manifest(record.directory)
-        if sha256_of(record.directory / MANIFEST_NAME) != record.manifest_sha256:
-            raise AdapterError(
-                f"The manifest of {project}/{record.version} is not the one that was written.",
-                next_step="Train again, or restore the file from a backup.",
-            )
-        verify_files(record.directory, manifest)
-        return load_adapter_directory(record.directory, manifest)
+        return load_registered(self.registry, project, version)
 
     def unload_adapter(self, base: BaseModel) -> None:
         """Take any adapter out of a base model."""
@@ -234,43 +226,7 @@ class PeftManager:
         self, project: str, version: str | None, form: str, destination: Path, **options: Any
     ) -> Path:
         """Write one form of an adapter to a new directory; see `exports.export_adapter`, which has the options."""
-        from mlx_gardener.adapter.exports import export_adapter
-
-        return export_adapter(self, project, version, form, destination, **options).directory
-
-
-@contextmanager
-def attach_adapter(base: BaseModel, adapter: LoadedAdapter) -> Iterator[None]:
-    """``base.model`` with ``adapter`` in it, for the length of the block.
-
-    Raises:
-        AdapterError: the adapter's modules or shapes do not fit the base.
-    """
-    from mlx_lm.tuner.utils import linear_to_lora_layers
-
-    from mlx_gardener.errors import ModelError
-    from mlx_gardener.model.lora import detach_lora, set_lora_parameters
-
-    settings = adapter.settings
-    try:
-        lora = {**settings["lora_parameters"], "keys": set(settings["lora_parameters"]["keys"])}
-        linear_to_lora_layers(
-            base.model, settings["num_layers"], lora, use_dora=settings["fine_tune_type"] == "dora"
-        )
-        set_lora_parameters(
-            base.model, {name: value.astype(base.dtype) for name, value in adapter.weights.items()}
-        )
-    except (ModelError, ValueError, KeyError, TypeError) as error:
-        detach_lora(base.model)
-        raise AdapterError(
-            f"The adapter {adapter.directory.name!r} does not fit {base.id} ({error}).",
-            next_step="Use the base model it was trained on; its manifest names it.",
-        ) from error
-    base.model.eval()
-    try:
-        yield
-    finally:
-        detach_lora(base.model)
+        return export_adapter(self.registry, project, version, form, destination, **options).directory
 
 
 def _next_version(parent: Path, registry: ProjectRegistry, project: str) -> str:

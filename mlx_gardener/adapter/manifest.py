@@ -5,7 +5,6 @@ Nothing in it names a place on this machine, and no source text goes into it.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import platform
 import time
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import AdapterError
 from mlx_gardener.platform.reasons import reason_of
-from mlx_gardener.platform.untrusted import open_regular, read_json
+from mlx_gardener.platform.untrusted import read_json, sha256_of
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -92,16 +91,6 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue  # run from a checkout that is not installed
     return found
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a plain file's content, in hexadecimal.
-
-    Raises:
-        OSError, ValueError: it cannot be read, or is a link or no plain file.
-    """
-    with open_regular(path, follow_links=False) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

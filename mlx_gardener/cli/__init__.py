@@ -14,9 +14,9 @@ from typing import Any
 
 import click
 
-from mlx_gardener import __version__
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.platform.encoding import replace_what_cannot_be_written
+from mlx_gardener.platform.version import __version__
 
 #: command -> (module and function, one line of help); the order is the order of ``--help``.
 COMMANDS: dict[str, tuple[str, str]] = {

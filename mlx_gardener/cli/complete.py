@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from mlx_gardener.cli.completion import complete_projects, complete_versions
+from mlx_gardener.cli.options import as_json_option
 
 
 @click.command()
@@ -21,7 +22,7 @@ from mlx_gardener.cli.completion import complete_projects, complete_versions
 )
 @click.option("--no-suffix", is_flag=True, help="Do not show the model what follows LINE.")
 @click.option("--max-tokens", type=click.IntRange(1, 1024), default=48, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@as_json_option
 def complete(
     project: str,
     place: str | None,

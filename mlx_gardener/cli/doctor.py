@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 
 import click
 
+from mlx_gardener.cli.options import as_json_option
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -23,7 +25,7 @@ _SLOW_GFLOPS = 30.0
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@as_json_option
 def doctor(as_json: bool) -> None:
     """Check speed, memory, backend, models and registry, and say what to do about what is wrong."""
     from mlx_gardener.report.text import safe_text

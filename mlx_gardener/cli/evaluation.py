@@ -50,7 +50,7 @@ def evaluate(
     kept beside the adapter and changes nothing about it. Running again is cheaper: the base's answers are kept.
     """
     from mlx_gardener.errors import DataError
-    from mlx_gardener.evaluations import evaluate_adapter
+    from mlx_gardener.evaluate.registered import evaluate_adapter
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.arms_view import progress_line, show_details
     from mlx_gardener.report.evidence_view import show_evidence

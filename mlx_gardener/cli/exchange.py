@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from mlx_gardener.cli.completion import complete_models, complete_projects, complete_versions
+from mlx_gardener.cli.options import as_json_option, existing_directory
 from mlx_gardener.cli.renamed import renamed
 
 _FORMS = ("mlx", "peft", "fused", "gguf", "gguf-fused", "gguf-base", "modelfile")
@@ -38,7 +39,7 @@ _FORMS = ("mlx", "peft", "fused", "gguf", "gguf-fused", "gguf-base", "modelfile"
     show_default=True,
     help="Floats of merged models; auto is the base's own.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@as_json_option
 def export(
     project: str,
     destination: Path,
@@ -56,21 +57,21 @@ def export(
 
     What was written is loaded back and compared with the adapter on real text; where it does not agree it is refused.
     """
-    from mlx_gardener.adapter import PeftManager
     from mlx_gardener.adapter.base import base_name
     from mlx_gardener.adapter.exports import export_adapter
+    from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.export_view import next_command
     from mlx_gardener.report.story import as_sentence
     from mlx_gardener.report.text import safe_text
 
-    manager = PeftManager()
+    registry = ProjectRegistry()
 
     def tell(text: str) -> None:
         if sys.stderr.isatty():
             click.echo(f"{text} ...", err=True)
 
     done = export_adapter(
-        manager, project, version, form, destination, base=base, bits=None if bits is None else int(bits),
+        registry, project, version, form, destination, base=base, bits=None if bits is None else int(bits),
         dtype=dtype, tell=tell,
     )  # fmt: skip
     if as_json:
@@ -81,7 +82,7 @@ def export(
     click.echo(f"Wrote the {form} form to {safe_text(str(done.directory))}.")
     for line in (*(() if done.agreement is None else (done.agreement.sentence(),)), *done.notes):
         click.echo(safe_text(as_sentence(line)))
-    model = base or base_name(manager.registry, manager.registry.get_adapter(project, version))
+    model = base or base_name(registry, registry.get_adapter(project, version))
     command = next_command(form, done.directory, project=project, base=model)
     click.echo(f"Next: {safe_text(command)}")
 
@@ -102,7 +103,7 @@ def export(
     help="The model it was trained on; what it names itself by default.",
 )
 @click.option("--activate", is_flag=True, help="Let other programs pick it up.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@as_json_option
 def import_(
     project: str,
     path: Path | None,
@@ -118,7 +119,6 @@ def import_(
     """
     from mlx_gardener.adapter import PeftManager
     from mlx_gardener.adapter.imports import import_adapter
-    from mlx_gardener.cli.train import existing_directory
 
     if named is not None:  # until 0.2: import PATH --project PROJECT
         if path is not None:

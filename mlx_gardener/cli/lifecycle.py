@@ -12,25 +12,23 @@ from mlx_gardener.cli.asking import ask
 from mlx_gardener.cli.completion import (
     complete_models,
     complete_projects,
-    complete_settings,
     complete_versions,
 )
+from mlx_gardener.cli.options import as_json_option, parse_settings, settings_option
 from mlx_gardener.cli.renamed import renamed
 
 if TYPE_CHECKING:
     from mlx_gardener.lifecycle.forgetting import Forgotten
-
-_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 
 @click.command()
 @click.argument("project", shell_complete=complete_projects)
 @click.argument("version", required=False, shell_complete=complete_versions)
 @click.option("--to", hidden=True)
-@_JSON
+@as_json_option
 def rollback(project: str, version: str | None, to: str | None, as_json: bool) -> None:
     """Activate VERSION of PROJECT's adapter, by default the one that was active before; again, and it goes one further."""
-    from mlx_gardener.lifecycle.versions import roll_back
+    from mlx_gardener.adapter.versions import roll_back
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.diff_view import version_line
     from mlx_gardener.report.text import safe_text
@@ -48,10 +46,10 @@ def rollback(project: str, version: str | None, to: str | None, as_json: bool) -
 @click.argument("project", shell_complete=complete_projects)
 @click.argument("first", shell_complete=complete_versions)
 @click.argument("second", shell_complete=complete_versions)
-@_JSON
+@as_json_option
 def diff(project: str, first: str, second: str, as_json: bool) -> None:
     """Compare the versions FIRST and SECOND of PROJECT's adapter: evidence, files that changed most, settings."""
-    from mlx_gardener.lifecycle.versions import diff_versions
+    from mlx_gardener.adapter.versions import diff_versions
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.diff_view import show_diff
     from mlx_gardener.report.live import make_console
@@ -70,15 +68,8 @@ def diff(project: str, first: str, second: str, as_json: bool) -> None:
 @click.option("--undo", is_flag=True, help="Let the next training read PATH again; trains nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--model", shell_complete=complete_models, help="As in train.")
-@click.option(
-    "--set",
-    "pairs",
-    multiple=True,
-    metavar="KEY=VALUE",
-    shell_complete=complete_settings,
-    help="Any setting, as in train.",
-)
-@_JSON
+@settings_option
+@as_json_option
 def forget(
     project: str,
     path: str,
@@ -94,7 +85,6 @@ def forget(
     Settings are those of the project's last training. A version that has learned from PATH stays, unless --purge, but is
     active no more. An imported version does not say what it learned from: it is named, and stays.
     """
-    from mlx_gardener.cli.train import parse_settings
     from mlx_gardener.cli.watch import watch_training
     from mlx_gardener.config import load_config, validate_config
     from mlx_gardener.errors import DataError
@@ -102,7 +92,7 @@ def forget(
     from mlx_gardener.lifecycle.forgetting import forget as forget_path
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.text import safe_text
-    from mlx_gardener.trainings import TrainingPipeline, check_repository
+    from mlx_gardener.runs.manager import TrainingPipeline, check_repository
 
     registry = ProjectRegistry()
     root = registry.get_project(project).path

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlx_gardener.cli.completion import complete_models, complete_settings
+from mlx_gardener.cli.options import (
+    as_json_option,
+    budget_option,
+    config_option,
+    model_option,
+    parse_settings,
+    settings_option,
+)
 
 if TYPE_CHECKING:
     from mlx_gardener.engine import Plan
@@ -16,22 +23,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path), required=False)
-@click.option(
-    "--model",
-    shell_complete=complete_models,
-    help="auto, seedling, a hub id, or a directory. [default: auto]",
-)
-@click.option("--budget", type=float, metavar="GB", help="Memory the training may take. [default: 4]")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
-@click.option(
-    "--set",
-    "pairs",
-    multiple=True,
-    metavar="KEY=VALUE",
-    shell_complete=complete_settings,
-    help="Any setting, as in train.",
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@model_option
+@budget_option
+@config_option
+@settings_option
+@as_json_option
 def plan(
     path: Path | None,
     model: str | None,
@@ -44,32 +40,29 @@ def plan(
 
     With the repository at PATH also how long a training on it would take. What `train` would refuse is refused.
     """
-    from mlx_gardener.cli.scan import estimate_training, scan_with_progress, time_text
-    from mlx_gardener.cli.train import parse_settings
+    from mlx_gardener.cli.scan import scan_with_progress, time_text
     from mlx_gardener.config import load_config
-    from mlx_gardener.continuation import as_trained
     from mlx_gardener.dataset.prepare import check_enough
-    from mlx_gardener.engine import known_backend, look_ahead, make_plan
+    from mlx_gardener.engine import prepare_model
     from mlx_gardener.errors import MemoryBudgetError
-    from mlx_gardener.model import choose_model
     from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.plan_view import show_plan
     from mlx_gardener.report.text import safe_text
+    from mlx_gardener.runs.forecast import estimate_training
+    from mlx_gardener.runs.parent import as_trained
 
     flags = {"model": model, "memory_limit_gb": budget}
     config = load_config(config_file, overrides={**flags, **parse_settings(pairs)})
     if path is not None:
         config = as_trained(config, path)
-    choice = choose_model(config.model, config.memory_limit_bytes, may_fetch=True)
-    place, facts = look_ahead(choice, config.lora)
-    backend = known_backend(default_home() / "cache", facts)
-    chosen = make_plan(facts, config, config.memory_limit_bytes, backend)
+    prepared = prepare_model(config, default_home() / "cache", ahead=True)
+    choice, chosen = prepared.choice, prepared.plan(config)
     estimate = None
     if path is not None:
         found = scan_with_progress(path, config, silent=as_json)
         check_enough(found, config)
-        estimate = estimate_training(found, config, choice, place, facts)
+        estimate = estimate_training(found, config, prepared)
     if as_json:
         shown = {"model": choice.name, "reason": choice.reason, **chosen.to_json()}
         if estimate is not None:
@@ -81,7 +74,7 @@ def plan(
         other = config.memory_limit_bytes + gigabytes * 2**30
         if other > 0:
             try:
-                others.append((other, make_plan(facts, config, other, backend)))
+                others.append((other, prepared.plan(config, other)))
             except MemoryBudgetError:
                 others.append((other, None))
     console = make_console()

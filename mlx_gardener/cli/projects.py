@@ -10,6 +10,7 @@ import click
 
 from mlx_gardener.cli.asking import ask
 from mlx_gardener.cli.completion import complete_projects, complete_versions
+from mlx_gardener.cli.options import as_json_option
 
 
 def _when(timestamp: float) -> str:
@@ -22,7 +23,7 @@ def _figure(metrics: dict[str, Any], name: str) -> str:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@as_json_option
 def projects(as_json: bool) -> None:
     """List the projects in the registry; * marks the active one."""
     from rich.table import Table
@@ -57,7 +58,7 @@ def projects(as_json: bool) -> None:
 
 @click.command()
 @click.argument("project", shell_complete=complete_projects)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@as_json_option
 def show(project: str, as_json: bool) -> None:
     """Show PROJECT and the versions of its adapter; * marks the version other programs pick up."""
     from rich.table import Table

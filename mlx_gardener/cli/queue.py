@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mlx_gardener.cli.completion import complete_projects
+from mlx_gardener.cli.options import as_json_option
 
 _PROJECT = click.argument("project", shell_complete=complete_projects)
 
@@ -28,11 +29,11 @@ def queue(ctx: click.Context, as_json: bool) -> None:
 
 
 @queue.command("list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@as_json_option
 def list_queue(as_json: bool = False) -> None:
     """List what waits and what is being trained, in order."""
-    from mlx_gardener.queue_runner import is_running
     from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.runs.queue_start import is_running
 
     registry = ProjectRegistry()
     rows: list[dict[str, Any]] = []
@@ -89,9 +90,9 @@ def _show(rows: list[dict[str, Any]]) -> None:
 @click.option("--forever", is_flag=True, help="Wait for more when the queue is empty.")
 def run(budget: float | None, forever: bool) -> None:
     """Work on the queue in this terminal until it is empty; Ctrl-C leaves trainings under way alone."""
-    from mlx_gardener.queue_runner import QueueRunner
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.text import safe_text
+    from mlx_gardener.runs.queue_runner import QueueRunner
 
     runner = QueueRunner(
         ProjectRegistry(),

@@ -11,8 +11,7 @@ from pathlib import Path
 import click
 
 from mlx_gardener.cli.asking import ask
-
-_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+from mlx_gardener.cli.options import as_json_option
 
 
 @contextmanager
@@ -36,7 +35,7 @@ def registry() -> None:
 
 
 @registry.command()
-@_JSON
+@as_json_option
 @click.option("--quick", is_flag=True, help="Do not read every adapter to compare its hashes.")
 @click.pass_context
 def check(ctx: click.Context, as_json: bool, quick: bool) -> None:
@@ -60,7 +59,7 @@ def check(ctx: click.Context, as_json: bool, quick: bool) -> None:
 
 
 @registry.command()
-@_JSON
+@as_json_option
 def repair(as_json: bool) -> None:
     """Mend what `check` finds. What could be a good adapter is never deleted, but kept in lost+found in the home."""
     from mlx_gardener.registry import ProjectRegistry
@@ -76,7 +75,7 @@ def repair(as_json: bool) -> None:
 
 
 @registry.command()
-@_JSON
+@as_json_option
 def adopt(as_json: bool) -> None:
     """Register whole adapters in lost+found again, as of the projects that their manifests name; none becomes active."""
     from mlx_gardener.registry import ProjectRegistry
@@ -110,7 +109,7 @@ def adopt(as_json: bool) -> None:
 @click.option("--keep-checkpoints", is_flag=True, help="Keep the checkpoints of completed runs too.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_JSON
+@as_json_option
 def gc(keep: int, days: float, keep_checkpoints: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Delete leftovers of killed processes, checkpoints of completed runs, old runs and old adapter versions.
 
@@ -173,7 +172,7 @@ def restore(file: Path, replace: bool) -> None:
 
 @registry.command()
 @click.argument("model")
-@_JSON
+@as_json_option
 def base(model: str, as_json: bool) -> None:
     """Say where a base model is now: MODEL is the directory it was moved to, or a hub id.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_gardener.cli.completion import complete_projects, complete_versions
+from mlx_gardener.cli.options import as_json_option
 
 if TYPE_CHECKING:
     from mlx_gardener.registry import AdapterRecord, ProjectRegistry
@@ -27,7 +28,7 @@ PAGE_NAME = "report.html"
 @click.option(
     "--output", type=click.Path(path_type=Path, dir_okay=False), help="Copy the page to this new file."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@as_json_option
 def report(project: str, version: str | None, open_page: bool, output: Path | None, as_json: bool) -> None:
     """Show what the evidence says about PROJECT's adapter, and where its page is."""
     from mlx_gardener.adapter.manifest import read_manifest

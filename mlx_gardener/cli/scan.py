@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlx_gardener.cli.completion import complete_models, complete_settings
-from mlx_gardener.forecast import estimate_training as estimate_training
-from mlx_gardener.forecast import list_kept_lines
+from mlx_gardener.cli.options import (
+    budget_option,
+    config_option,
+    model_option,
+    parse_settings,
+    settings_option,
+)
+from mlx_gardener.runs.forecast import estimate_training, list_kept_lines
 
 if TYPE_CHECKING:
     from mlx_gardener.config import TrainingConfig
@@ -19,21 +24,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path), default=".")
-@click.option(
-    "--model",
-    shell_complete=complete_models,
-    help="auto, seedling, a hub id, or a directory. [default: auto]",
-)
-@click.option("--budget", type=float, metavar="GB", help="Memory the training may take. [default: 4]")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
-@click.option(
-    "--set",
-    "pairs",
-    multiple=True,
-    metavar="KEY=VALUE",
-    shell_complete=complete_settings,
-    help="Any setting, as in train.",
-)
+@model_option
+@budget_option
+@config_option
+@settings_option
 @click.option("--lines", is_flag=True, help="List the lines that would be kept, file by file.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON document on stdout.")
 def scan(
@@ -50,16 +44,15 @@ def scan(
     Exit code 1 where a training would be refused, with its reason.
     """
     from mlx_gardener.cli import show_error
-    from mlx_gardener.cli.train import parse_settings
     from mlx_gardener.config import load_config
-    from mlx_gardener.continuation import as_trained
     from mlx_gardener.dataset.prepare import check_enough
-    from mlx_gardener.engine import look_ahead
+    from mlx_gardener.engine import prepare_model
     from mlx_gardener.errors import GardenerError
-    from mlx_gardener.model import choose_model
+    from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.scan_view import show_kept_lines, show_scan
     from mlx_gardener.report.text import safe_text
+    from mlx_gardener.runs.parent import as_trained
 
     config = as_trained(
         load_config(
@@ -67,10 +60,9 @@ def scan(
         ),
         path,
     )
-    choice = choose_model(config.model, config.memory_limit_bytes, may_fetch=True)
-    place, facts = look_ahead(choice, config.lora)
+    prepared = prepare_model(config, default_home() / "cache", ahead=True)
     found = scan_with_progress(path, config, silent=as_json)
-    estimate = estimate_training(found, config, choice, place, facts)
+    estimate = estimate_training(found, config, prepared)
     if as_json:
         told = {**found.to_json(), "kept_lines": list_kept_lines(found, config), "estimate": estimate}
         try:
@@ -82,7 +74,7 @@ def scan(
         if "error" in told:
             raise click.exceptions.Exit(1)
         return
-    console = make_console()
+    console, choice = make_console(), prepared.choice
     show_scan(console, found)
     if lines:
         show_kept_lines(console, list_kept_lines(found, config))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_gardener.cli.completion import complete_projects
+from mlx_gardener.cli.options import as_json_option
 
 if TYPE_CHECKING:
     from mlx_gardener.lifecycle.staleness import Staleness
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("project", required=False, shell_complete=complete_projects)
 @click.option("--measure", is_flag=True, help="With PROJECT: bits per byte of its adapter on the new code.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@as_json_option
 def status(project: str | None, measure: bool, as_json: bool) -> None:
     """Show the latest training of PROJECT, or of every project; of PROJECT also how stale its adapter is."""
     if measure and project is None:
@@ -106,7 +107,7 @@ def cancel(project: str, timeout: float) -> None:
     """Stop the training of PROJECT; its checkpoint is kept."""
     from mlx_gardener.errors import TrainingError
     from mlx_gardener.report.text import safe_text
-    from mlx_gardener.trainings import TrainingPipeline
+    from mlx_gardener.runs.manager import TrainingPipeline
 
     pipeline = TrainingPipeline()
     if not pipeline.cancel_training(project):

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from mlx_gardener.cli.completion import (
-    complete_models,
     complete_projects,
     complete_settings,
     complete_versions,
+)
+from mlx_gardener.cli.options import (
+    budget_option,
+    config_option,
+    existing_directory,
+    model_option,
+    parse_settings,
 )
 from mlx_gardener.cli.renamed import renamed
 
 if TYPE_CHECKING:
     from mlx_gardener.config import TrainingConfig
-    from mlx_gardener.trainings import TrainingPipeline
-
-
-def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """``("lora.rank=8",)`` as ``{"lora.rank": 8}``; values are read as TOML, else as text."""
-    from mlx_gardener.config import parse_value
-
-    settings = {}
-    for pair in pairs:
-        key, found, text = pair.partition("=")
-        if not found:
-            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--set")
-        settings[key.strip()] = parse_value(text.strip())
-    return settings
+    from mlx_gardener.runs.manager import TrainingPipeline
 
 
 @click.command()
@@ -41,13 +34,9 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     shell_complete=complete_projects,
     help="Name in the registry; the directory's name by default.",
 )
-@click.option(
-    "--model",
-    shell_complete=complete_models,
-    help="auto, seedling, a hub id, or a directory. [default: auto]",
-)
-@click.option("--budget", type=float, metavar="GB", help="Memory the training may take. [default: 4]")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
+@model_option
+@budget_option
+@config_option
 @click.option("--epochs", type=float, help="Passes over the training part. [default: 3]")
 @click.option("--rank", type=int, help="LoRA rank. [default: 16]")
 @click.option("--learning-rate", type=float, help="Peak learning rate; fitted to the base by default.")
@@ -175,7 +164,7 @@ def train(
     from mlx_gardener.registry import project_name_for
     from mlx_gardener.registry.lost import unknown_repository
     from mlx_gardener.report.text import safe_text
-    from mlx_gardener.trainings import TrainingPipeline
+    from mlx_gardener.runs.manager import TrainingPipeline
 
     pipeline = TrainingPipeline(config)
     name = project or project_name_for(root)
@@ -208,7 +197,7 @@ def _follows(config: TrainingConfig, *, alone: bool, dry_run: bool) -> bool:
     """Whether `mlx.launch` started this as a rank other than 0, which then has done its part."""
     import os
 
-    from mlx_gardener.group import launched_rank
+    from mlx_gardener.runs.ranks import launched_rank
 
     launched = launched_rank(os.environ)
     if launched is None:
@@ -216,24 +205,10 @@ def _follows(config: TrainingConfig, *, alone: bool, dry_run: bool) -> bool:
     if alone:
         raise click.UsageError("Under mlx.launch, --hosts, --hostfile, --detach and --queue mean nothing.")
     if launched[0] and not dry_run:
-        from mlx_gardener.peer import follow_launched
+        from mlx_gardener.runs.rank import follow_launched
 
         follow_launched(launched[1], config.parallel.connect_seconds)
     return launched[0] > 0
-
-
-def existing_directory(path: Path, next_step: str) -> Path:
-    """A directory that was named, as a whole path.
-
-    Raises:
-        DataError: there is no such directory.
-    """
-    from mlx_gardener.errors import DataError
-
-    if not path.is_dir():
-        what = "is not a directory" if path.exists() else "does not exist"
-        raise DataError(f"{str(path)!r} {what}.", next_step=next_step)
-    return path.resolve()
 
 
 def _announce(name: str, as_json: bool, goes_on: bool) -> None:
@@ -255,24 +230,24 @@ def _announce_place(pipeline: TrainingPipeline, number: int, name: str, as_json:
 
 def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     """What `train` would do, without doing or writing any of it."""
-    from mlx_gardener.cli.scan import estimate_training, scan_with_progress, time_text
-    from mlx_gardener.continuation import as_trained
+    from mlx_gardener.cli.scan import scan_with_progress, time_text
     from mlx_gardener.dataset.prepare import check_enough
-    from mlx_gardener.engine import known_backend, look_ahead, make_plan
-    from mlx_gardener.model import choose_model
+    from mlx_gardener.engine import prepare_model
     from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.plan_view import show_plan
     from mlx_gardener.report.scan_view import show_scan
     from mlx_gardener.report.text import safe_text
+    from mlx_gardener.runs.forecast import estimate_training
+    from mlx_gardener.runs.parent import as_trained
 
     config = as_trained(config, root)
-    choice = choose_model(config.model, config.memory_limit_bytes, may_fetch=True)
-    place, facts = look_ahead(choice, config.lora)
+    prepared = prepare_model(config, default_home() / "cache", ahead=True)
+    choice = prepared.choice
     scan = scan_with_progress(root, config, silent=as_json)
     check_enough(scan, config)
-    plan = make_plan(facts, config, config.memory_limit_bytes, known_backend(default_home() / "cache", facts))
-    estimate = estimate_training(scan, config, choice, place, facts)
+    plan = prepared.plan(config)
+    estimate = estimate_training(scan, config, prepared)
     if as_json:
         click.echo(
             json.dumps(

@@ -14,7 +14,7 @@ import click
 from mlx_gardener.cli.completion import complete_projects
 
 if TYPE_CHECKING:
-    from mlx_gardener.trainings import TrainingPipeline
+    from mlx_gardener.runs.manager import TrainingPipeline
 
 _POLL_SECONDS = 0.2
 
@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.2
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
 def attach(project: str, as_json: bool) -> None:
     """Watch the latest training of PROJECT from its start on; Ctrl-C ends the watching, not the training."""
-    from mlx_gardener.trainings import TrainingPipeline
+    from mlx_gardener.runs.manager import TrainingPipeline
 
     watch_training(TrainingPipeline(), project, as_json=as_json, cancel_on_interrupt=False)
 
@@ -42,7 +42,7 @@ def logs(project: str, lines: int, follow: bool, as_json: bool) -> None:
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.log_view import LogReader, log_json
     from mlx_gardener.report.text import safe_text
-    from mlx_gardener.worker import LOG_NAME
+    from mlx_gardener.runs.job import LOG_NAME
 
     registry = ProjectRegistry()
     registry.get_project(project)  # an unknown name is an error that offers near ones
@@ -161,8 +161,8 @@ def watch_training(
 
 
 def _show_result(pipeline: TrainingPipeline, name: str, result: dict[str, Any], console: Any) -> None:
-    from mlx_gardener.continuation import UNCHANGED_SINCE
     from mlx_gardener.report.evidence_view import show_evidence
+    from mlx_gardener.runs.parent import UNCHANGED_SINCE
 
     adapter = pipeline.registry.get_adapter(name, result["adapter_version"])
     if result.get(UNCHANGED_SINCE):

@@ -30,7 +30,7 @@ MIDDLE_CHARACTERS = (8, 600)
 
 
 @dataclass(frozen=True)
-class Segment:
+class Excerpt:
     """A stretch of a file that passed the filters whole."""
 
     path: str
@@ -48,15 +48,15 @@ class Example:
     middle: str | None
 
 
-def segments_of(source: SourceFile, record: FileRecord) -> list[Segment]:
+def excerpts_of(source: SourceFile, record: FileRecord) -> list[Excerpt]:
     """The stretches of a file between what was dropped from it; whole lines, blank ones kept."""
     data = source.text.encode()
     texts = (data[start:end].decode(errors="replace") for start, end in _kept_stretches(data, record))
-    return [Segment(record.path, record.language, text.rstrip() + "\n") for text in texts]
+    return [Excerpt(record.path, record.language, text.rstrip() + "\n") for text in texts]
 
 
 def kept_lines(source: SourceFile, record: FileRecord) -> list[tuple[int, int]]:
-    """First and last line, counted from 1, of every segment of a file."""
+    """First and last line, counted from 1, of every excerpt of a file."""
     data = source.text.encode()
     return [
         (data.count(b"\n", 0, start) + 1, data.count(b"\n", 0, start + len(data[start:end].rstrip())) + 1)
@@ -96,27 +96,27 @@ def _best_cut(text: str, start: int, most: int) -> int:
 
 
 def make_examples(
-    segments: Sequence[Segment], config: DataConfig, *, can_fill: bool, seed: int
+    excerpts: Sequence[Excerpt], config: DataConfig, *, can_fill: bool, seed: int
 ) -> Iterator[Example]:
-    """Every piece of every segment as one example: with probability ``fim_rate`` with a hole, else left to right.
+    """Every piece of every excerpt as one example: with probability ``fim_rate`` with a hole, else left to right.
 
     Args:
         can_fill: whether the model has fill-in-the-middle markers.
-        seed: decides pieces, kinds and spans; each segment has its own stream, so that a changed file changes no other.
+        seed: decides pieces, kinds and spans; each excerpt has its own stream, so that a changed file changes no other.
     """
-    for segment in segments:
-        choose = random.Random(f"{seed}\0{segment.path}\0{len(segment.text)}")
+    for excerpt in excerpts:
+        choose = random.Random(f"{seed}\0{excerpt.path}\0{len(excerpt.text)}")
         width = choose.choice(config.row_widths)
         limit = int((width - 40) * CHARACTERS_PER_TOKEN * 0.85)
-        for piece in pieces_of(segment.text, limit):
+        for piece in pieces_of(excerpt.text, limit):
             span = None
             if can_fill and choose.random() < config.fim_rate:
-                span = choose_span(piece, segment.language, config, choose)
+                span = choose_span(piece, excerpt.language, config, choose)
             if span is None:
-                yield Example(segment.path, piece, "", None)
+                yield Example(excerpt.path, piece, "", None)
             else:
                 start, end = span
-                yield Example(segment.path, piece[:start], piece[end:], piece[start:end])
+                yield Example(excerpt.path, piece[:start], piece[end:], piece[start:end])
 
 
 def choose_span(
@@ -201,14 +201,14 @@ class Encoder:
                 result.append(self._fill(header, prefix, suffix, middle, loss_on_context))
         return result
 
-    def repository_document(self, segments: Sequence[Segment]) -> Document:
+    def repository_document(self, excerpts: Sequence[Excerpt]) -> Document:
         """Files one after another, in the model's repository format; targets are the files' texts and their ends."""
         import numpy as np
 
         texts = [
             text
-            for segment in segments
-            for text in (header_text(self._tokenizer, segment.path), segment.text)
+            for excerpt in excerpts
+            for text in (header_text(self._tokenizer, excerpt.path), excerpt.text)
         ]
         encoded = iter(self._cache.encode_many([self._repository + "\n", *texts]))
         name = next(encoded)
@@ -216,19 +216,19 @@ class Encoder:
         parts: list[tuple[np.ndarray, bool]] = []
         if marker:
             parts.append((np.concatenate([np.array(marker, dtype=np.int32), name]), False))
-        for _ in segments:
+        for _ in excerpts:
             parts += [(self._header(next(encoded)), False), (next(encoded), True)]
         parts.append((np.array([self._tokenizer.eos_id], dtype=np.int32), True))
         return self._document(parts, splittable=True)
 
-    def windows(self, segment: Segment, width: int) -> list[Document]:
-        """A segment for evaluation: windows of at most ``width`` tokens, each opened by the path; every token a target."""
-        header, tokens = self._cache.encode_many([header_text(self._tokenizer, segment.path), segment.text])
+    def windows(self, excerpt: Excerpt, width: int) -> list[Document]:
+        """An excerpt for evaluation: windows of at most ``width`` tokens, each opened by the path; every token a target."""
+        header, tokens = self._cache.encode_many([header_text(self._tokenizer, excerpt.path), excerpt.text])
         opening = self._header(header)
         room = width - len(opening)
         return [
             self._document(
-                [(opening, False), (tokens[at : at + room], True)], splittable=False, path=segment.path
+                [(opening, False), (tokens[at : at + room], True)], splittable=False, path=excerpt.path
             )
             for at in range(0, len(tokens), room)
         ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset.cache import TokenCache
 from mlx_gardener.dataset.changes import Continuation, Earlier, continue_split, known_files
-from mlx_gardener.dataset.examples import Encoder, Segment, make_examples, segments_of
+from mlx_gardener.dataset.examples import Encoder, Excerpt, excerpts_of, make_examples
 from mlx_gardener.dataset.rows import Document, RowSet, bucket, pack
 from mlx_gardener.dataset.split import Split, split_files
 from mlx_gardener.errors import DataError, TrainingError
@@ -43,7 +43,7 @@ class PreparedData:
     test: RowSet
     split: Split
     scan: Scan
-    test_segments: tuple[Segment, ...]
+    test_excerpts: tuple[Excerpt, ...]
     data_sha256: str
     summary: dict[str, Any]
     files: dict[str, list[str]]
@@ -147,7 +147,7 @@ class TrainingDataPreparator:
             encoder = Encoder(cache, repository=scan.name)
             train = self._train_rows(scan.root, split.train, encoder)
             validation = self._evaluation_rows(scan.root, split.validation, encoder)[0]
-            test, test_segments = self._evaluation_rows(scan.root, split.test, encoder)
+            test, test_excerpts = self._evaluation_rows(scan.root, split.test, encoder)
         finally:
             cache.close()
         if not len(train) or not len(validation) or not len(test):
@@ -183,7 +183,7 @@ class TrainingDataPreparator:
             test,
             split,
             scan,
-            tuple(test_segments),
+            tuple(test_excerpts),
             digest,
             summary,
             known_files(whole, parent),
@@ -212,16 +212,16 @@ class TrainingDataPreparator:
         in_repository_rows = {
             record.path for record in ordered if choose.random() < config.repository_row_share
         }
-        run: list[Segment] = []
+        run: list[Excerpt] = []
         for at in range(0, len(ordered), _FILES_AT_ONCE):
-            segments: list[Segment] = []
+            excerpts: list[Excerpt] = []
             for record in ordered[at : at + _FILES_AT_ONCE]:
                 self._interrupt()
                 found = self._read(root, record)
-                (run if record.path in in_repository_rows else segments).extend(found)
+                (run if record.path in in_repository_rows else excerpts).extend(found)
             examples = list(
                 make_examples(
-                    segments, config, can_fill=self.tokenizer.markers is not None, seed=self.config.seed
+                    excerpts, config, can_fill=self.tokenizer.markers is not None, seed=self.config.seed
                 )
             )
             documents += encoder.documents(examples, loss_on_context=config.fim_loss_on_context)
@@ -233,19 +233,19 @@ class TrainingDataPreparator:
 
     def _evaluation_rows(
         self, root: Path, files: Sequence[FileRecord], encoder: Encoder
-    ) -> tuple[RowSet, list[Segment]]:
+    ) -> tuple[RowSet, list[Excerpt]]:
         widths = self.config.data.row_widths
-        segments: list[Segment] = []
+        excerpts: list[Excerpt] = []
         for record in files:
             self._interrupt()
-            segments += self._read(root, record)
-        documents = [document for segment in segments for document in encoder.windows(segment, widths[-1])]
-        return bucket(documents, (widths[0] // 2, *widths), pad_id=self.tokenizer.pad_id), segments
+            excerpts += self._read(root, record)
+        documents = [document for excerpt in excerpts for document in encoder.windows(excerpt, widths[-1])]
+        return bucket(documents, (widths[0] // 2, *widths), pad_id=self.tokenizer.pad_id), excerpts
 
-    def _read(self, root: Path, record: FileRecord) -> list[Segment]:
-        """A file's segments; one that changed or vanished since the scan is counted and left out."""
+    def _read(self, root: Path, record: FileRecord) -> list[Excerpt]:
+        """A file's excerpts; one that changed or vanished since the scan is counted and left out."""
         try:
-            return segments_of(read_source(root, record), record)
+            return excerpts_of(read_source(root, record), record)
         except DataError:
             self._lost.append(record.path)
             return []

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlx_gardener.dataset.examples import Segment
+from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.source.languages import parser_for
 
 #: Nothing is learned from lines that anybody would guess: blanks, braces, imports, three characters.
@@ -56,58 +56,58 @@ def file_lines(text: str) -> list[str]:
     return list(io.StringIO(text, newline=""))
 
 
-def next_line_tasks(segments: Sequence[Segment], count: int, *, seed: int) -> list[NextLineTask]:
+def next_line_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> list[NextLineTask]:
     """``count`` tasks drawn without repeats from held-out segments; fewer when there are not as many.
 
     The first of them are those that a smaller ``count`` draws.
     """
     places = []
-    for segment in segments:
-        for number, line in enumerate(line.rstrip("\r\n") for line in file_lines(segment.text)):
+    for excerpt in excerpts:
+        for number, line in enumerate(line.rstrip("\r\n") for line in file_lines(excerpt.text)):
             if number >= _LEAST_CONTEXT_LINES and len(line.strip()) >= 4 and not _TRIVIAL.fullmatch(line):
-                places.append((segment, number))
+                places.append((excerpt, number))
     random.Random(seed).shuffle(places)
     chosen = places[:count]
     tasks = []
-    for segment, number in chosen:
-        lines = file_lines(segment.text)
+    for excerpt, number in chosen:
+        lines = file_lines(excerpt.text)
         tasks.append(
-            NextLineTask(segment.path, number + 1, "".join(lines[:number]), lines[number].rstrip("\r\n"))
+            NextLineTask(excerpt.path, number + 1, "".join(lines[:number]), lines[number].rstrip("\r\n"))
         )
     return tasks
 
 
-def hole_tasks(segments: Sequence[Segment], count: int, *, seed: int) -> list[HoleTask]:
+def hole_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> list[HoleTask]:
     """``count`` holes drawn without repeats, evenly by place; fewer where few files parse without errors."""
     choose = random.Random(f"{seed}\0holes")
-    parsed = [segment for segment in segments if _parses(segment)]
-    weights = [len(segment.text) for segment in parsed]
+    parsed = [excerpt for excerpt in excerpts if _parses(excerpt)]
+    weights = [len(excerpt.text) for excerpt in parsed]
     found: dict[tuple[str, int, int], HoleTask] = {}
     for _ in range(8 * count if parsed else 0):
         if len(found) == count:
             break
-        segment = choose.choices(parsed, weights)[0]
-        span = _node_at(segment, choose)
+        excerpt = choose.choices(parsed, weights)[0]
+        span = _node_at(excerpt, choose)
         if span is None:
             continue
         start, end = span
-        data = segment.text.encode()
+        data = excerpt.text.encode()
         prefix, target, suffix = data[:start].decode(), data[start:end].decode(), data[end:].decode()
-        task = HoleTask(segment.path, segment.language, prefix.count("\n") + 1, prefix, target, suffix)
-        found.setdefault((segment.path, start, end), task)
+        task = HoleTask(excerpt.path, excerpt.language, prefix.count("\n") + 1, prefix, target, suffix)
+        found.setdefault((excerpt.path, start, end), task)
     return list(found.values())
 
 
-def _parses(segment: Segment) -> bool:
-    parser = parser_for(segment.language)
-    return parser is not None and not parser.parse(segment.text.encode()).root_node.has_error
+def _parses(excerpt: Excerpt) -> bool:
+    parser = parser_for(excerpt.language)
+    return parser is not None and not parser.parse(excerpt.text.encode()).root_node.has_error
 
 
-def _node_at(segment: Segment, choose: random.Random) -> tuple[int, int] | None:
+def _node_at(excerpt: Excerpt, choose: random.Random) -> tuple[int, int] | None:
     """The largest named node around a random byte that is no longer than a drawn length; bytes."""
-    parser = parser_for(segment.language)
+    parser = parser_for(excerpt.language)
     assert parser is not None
-    data = segment.text.encode()
+    data = excerpt.text.encode()
     at, most = choose.randrange(len(data)), choose.randint(*_HOLE_CHARACTERS)
     tree = parser.parse(data)
     node = tree.root_node.named_descendant_for_byte_range(at, at)
@@ -122,12 +122,12 @@ def _node_at(segment: Segment, choose: random.Random) -> tuple[int, int] | None:
 
 
 def continuation_places(
-    segments: Sequence[Segment], count: int, *, least_rest: int, seed: int
+    excerpts: Sequence[Excerpt], count: int, *, least_rest: int, seed: int
 ) -> list[Place]:
     """``count`` line ends drawn without repeats, with lines before and at least ``least_rest`` characters after."""
     choices = []
-    for segment in segments:
-        ends = [match.start() for match in re.finditer(r"\n", segment.text)][_LEAST_CONTEXT_LINES - 1 :]
-        choices += [(segment, end) for end in ends if len(segment.text) - end >= least_rest]
+    for excerpt in excerpts:
+        ends = [match.start() for match in re.finditer(r"\n", excerpt.text)][_LEAST_CONTEXT_LINES - 1 :]
+        choices += [(excerpt, end) for end in ends if len(excerpt.text) - end >= least_rest]
     chosen = random.Random(f"{seed}\0places").sample(choices, min(count, len(choices)))
-    return [Place(segment.path, segment.text[:end], segment.text[end:]) for segment, end in chosen]
+    return [Place(excerpt.path, excerpt.text[:end], excerpt.text[end:]) for excerpt, end in chosen]

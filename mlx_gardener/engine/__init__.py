@@ -10,6 +10,7 @@ from mlx_gardener.engine.kept import base_topic, kept_row_losses
 from mlx_gardener.engine.load import load_engine
 from mlx_gardener.engine.plan import Plan
 from mlx_gardener.engine.planner import make_plan
+from mlx_gardener.engine.prepared import PreparedModel, prepare_model
 from mlx_gardener.engine.seen import keep_training, known_backend
 from mlx_gardener.engine.speed import Backend, learn, measured_backend
 from mlx_gardener.engine.step import Engine, StepResult
@@ -20,6 +21,7 @@ __all__ = [
     "Engine",
     "ModelFacts",
     "Plan",
+    "PreparedModel",
     "StepResult",
     "base_topic",
     "facts_of",
@@ -33,4 +35,5 @@ __all__ = [
     "measured_backend",
     "model_facts",
     "prepare_engine",
+    "prepare_model",
 ]

@@ -12,52 +12,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.engine.split import Key, Wiring, arrays_of, filled, marked, segments_of, standing_in
+from mlx_gardener.engine.batch import MicroBatch, Pulse, Weights
+from mlx_gardener.engine.call_graph import Key, Wiring, arrays_of, filled, marked, segments_of, standing_in
+from mlx_gardener.engine.executor import Executor
 from mlx_gardener.engine.tail import Tail, cross_entropy
 from mlx_gardener.model.lora import nested
 
 if TYPE_CHECKING:
     import mlx.core as mx
-    import numpy as np
-
-    from mlx_gardener.engine.step import Engine
-
-Weights = dict[str, "mx.array"]
-#: Told the share of a step that is done, 0 to 1, between its segments, and again within a long one; may raise to end the step.
-BetweenSegments = Callable[[float], None]
-
-
-class Pulse:
-    """Counts segments, and tells the share of them that is done."""
-
-    def __init__(self, tell: BetweenSegments | None, segments: int) -> None:
-        self._tell, self._segments, self._done, self._share = tell, max(1, segments), 0, 0.0
-
-    def __call__(self) -> None:
-        """A segment begins."""
-        self._share = min(1.0, self._done / self._segments)
-        self._done += 1
-        self.again()
-
-    def again(self) -> None:
-        """Tell the same share again, within a segment that takes long."""
-        if self._tell is not None:
-            self._tell(self._share)
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Rows that are computed at once, from ``first_row`` of the batch on; all (rows, width)."""
-
-    first_row: int
-    tokens: np.ndarray
-    loss_mask: np.ndarray
-    document_ids: np.ndarray
-
-    @property
-    def loss_tokens(self) -> int:
-        """Positions that are targets."""
-        return int(self.loss_mask[:, 1:].sum())
 
 
 @dataclass
@@ -76,7 +38,7 @@ class Passage:
         between: told of every segment; may raise.
     """
 
-    def __init__(self, engine: Engine, weights: Weights, part: MicroBatch, between: Pulse) -> None:
+    def __init__(self, engine: Executor, weights: Weights, part: MicroBatch, between: Pulse) -> None:
         import mlx.core as mx
 
         self.engine, self.weights, self.between = engine, weights, between

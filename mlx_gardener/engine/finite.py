@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.engine.split import CannotSplit, arrays_of, layer_list, standing_in
+from mlx_gardener.engine.call_graph import CannotSplit, arrays_of, layer_list, standing_in
 from mlx_gardener.engine.step import Engine
 from mlx_gardener.errors import ModelError
 
@@ -65,9 +65,9 @@ def _place(engine: Engine, batch: Batch) -> tuple[str, list[str]]:
                 found.append((names[number], wrong_weights(layer, f"{names[number]}.")))
         return result
 
-    for part in engine._micro_batches(batch):
+    for part in engine.micro_batches(batch):
         inputs = mx.array(part.tokens[:, :-1])
-        with engine._computing(part, 0, 0), standing_in(layers, on_call):
+        with engine.computing(part, 0, 0), standing_in(layers, on_call):
             if words is None:
                 engine.model(inputs)
             else:

@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mlx_gardener.engine.backprop import BetweenSegments
+from mlx_gardener.engine.batch import BetweenSegments
 from mlx_gardener.engine.step import Engine
 from mlx_gardener.platform.kept import KeptValues
 

@@ -122,3 +122,17 @@ class Plan:
         values = asdict(self)
         values["rows_of_width"] = {str(width): rows for width, rows in self.rows_of_width.items()}
         return values
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Plan | None:
+        """The plan that `to_json` wrote; None where another version wrote it."""
+        try:
+            rows = {int(width): rows for width, rows in values["rows_of_width"].items()}
+            read = {
+                "rows_of_width": rows,
+                "notes": tuple(values["notes"]),
+                "scales": Scales(**values["scales"]),
+            }
+            return cls(**{**values, **read})
+        except (TypeError, KeyError, ValueError, AttributeError):
+            return None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.engine.backprop import BetweenSegments
+from mlx_gardener.engine.batch import BetweenSegments
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import AS_FORETOLD, Plan, Scales
 from mlx_gardener.engine.planner import make_plan, notes_of, too_large

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener import __version__
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan, Scales
 from mlx_gardener.engine.speed import Backend, machine_key, measured_backend
-from mlx_gardener.platform.files import make_private
+from mlx_gardener.platform.files import make_private, write_whole
 from mlx_gardener.platform.untrusted import read_json
+from mlx_gardener.platform.version import __version__
 
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
@@ -55,14 +54,11 @@ def _add(cache_dir: Path, key: str, value: dict[str, Any]) -> None:
     known = _read(cache_dir)
     known.pop(key, None)
     known[key] = value
-    beside = cache_dir / f".{_FILE}.{os.getpid()}"
     kept = dict(list(known.items())[-_MOST:])
     with suppress(OSError):
         make_private(cache_dir)
-        beside.write_text(json.dumps({"machine": machine_key(), "shapes": kept}), encoding="utf-8")
-        beside.replace(cache_dir / _FILE)
-    with suppress(OSError):
-        beside.unlink(missing_ok=True)
+        told = json.dumps({"machine": machine_key(), "shapes": kept})
+        write_whole(cache_dir / _FILE, told, lasting=False)
 
 
 def known_backend(cache_dir: Path | None, facts: ModelFacts) -> Backend:

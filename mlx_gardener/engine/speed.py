@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlx_gardener.engine.plan import AS_FORETOLD, Scales
 from mlx_gardener.platform.device import backend as backend_kind
-from mlx_gardener.platform.files import make_private
+from mlx_gardener.platform.files import make_private, write_whole
 from mlx_gardener.platform.untrusted import read_json
 
 #: Read speed of a Mac mini's internal disk and of a page cache differ tenfold; this is on the slow side (judgement).
@@ -124,14 +124,11 @@ def _kept(cache_dir: Path) -> Backend | None:
 
 def _keep(cache_dir: Path, backend: Backend) -> None:
     """Keep it for the next time; where nothing can be written (a read-only home, a full disk) it is measured again then."""
-    beside = cache_dir / f".{_FILE}.{os.getpid()}"
     speeds = {name: value for name, value in asdict(backend).items() if name not in _OF_A_BASE}
     with suppress(OSError):
         make_private(cache_dir)  # the token cache lies below it
-        beside.write_text(json.dumps({"key": machine_key(), **speeds}, indent=2), encoding="utf-8")
-        beside.replace(cache_dir / _FILE)
-    with suppress(OSError):
-        beside.unlink(missing_ok=True)
+        told = json.dumps({"key": machine_key(), **speeds}, indent=2)
+        write_whole(cache_dir / _FILE, told, lasting=False)
 
 
 def measure_backend() -> Backend:

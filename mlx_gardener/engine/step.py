@@ -14,39 +14,16 @@ rows: the plan changes memory and speed, never the result.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from mlx_gardener.engine.backprop import BetweenSegments, MicroBatch, Passage, Pulse, Weights
-from mlx_gardener.engine.lanes import cpu_stream
-from mlx_gardener.engine.operations import Operations, operations
-from mlx_gardener.engine.split import (
-    CannotSplit,
-    Wiring,
-    arrays_of,
-    learn_wiring,
-    map_arrays,
-)
-from mlx_gardener.model.lora import nested
-from mlx_gardener.platform.blas import blas_threads
+from mlx_gardener.engine.backprop import Passage
+from mlx_gardener.engine.batch import BetweenSegments, Pulse, Weights
+from mlx_gardener.engine.executor import Executor
 
 if TYPE_CHECKING:
-    import mlx.core as mx
-    import mlx.nn as nn
-
     from mlx_gardener.dataset import Batch
-    from mlx_gardener.engine.plan import Plan
-    from mlx_gardener.engine.stream import StreamedWeights
-    from mlx_gardener.engine.words import Words
-
-#: Rows at once where nothing is differentiated, for each of a training step's: a layer's own work forward is less than half
-#: of that with its gradient, and nothing is kept for later.
-FORWARD_ROWS = 2
-#: Rows of at least so many blocks of queries are taken in blocks where nothing is differentiated.
-FORWARD_BLOCKS = 2
 
 
 @dataclass(frozen=True)
@@ -58,46 +35,8 @@ class StepResult:
     gradients: Weights
 
 
-class Engine:
-    """A base model cut into segments, and the plan by which it computes losses and gradients.
-
-    Args:
-        model: a frozen base, with or without adapters; adapters may come and go.
-        plan: may be replaced between steps (``engine.plan = smaller``).
-        dtype: what adapters are cast to on their way into the model.
-        streamed: reads the weights of layers that are not kept in memory; None when all are.
-        words: embedding and head, where the head is taken in slices of the vocabulary.
-        per_document: whether documents packed into a row see only themselves.
-
-    Attributes:
-        whole_because: why the model is taken whole, as one segment; None when it is cut.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        plan: Plan,
-        *,
-        dtype: mx.Dtype,
-        streamed: StreamedWeights | None = None,
-        words: Words | None = None,
-        per_document: bool = False,
-    ) -> None:
-        import mlx.core as mx
-
-        self.model, self.plan, self.dtype = model, plan, dtype
-        self.streamed, self.words, self.per_document = streamed, words, per_document
-        self.wiring: Wiring | None = None
-        self.whole_because: str | None = None
-        self.streams = [cpu_stream(f"lane {lane}") for lane in range(plan.lanes)] if plan.lanes > 1 else []
-        try:
-            self.wiring = learn_wiring(model, mx.zeros((2, 7), dtype=mx.int32))
-        except CannotSplit as error:
-            self.take_whole(str(error))
-
-    def take_whole(self, because: str) -> None:
-        """Compute the model as one segment from now on."""
-        self.wiring, self.whole_because = None, because
+class Engine(Executor):
+    """A base model cut into segments, and the plan by which it computes losses and gradients; `Executor` says from what."""
 
     def loss_and_gradients(
         self,
@@ -122,11 +61,11 @@ class Engine:
         gradients: Weights = {name: mx.zeros_like(value) for name, value in weights.items()}
         self.model.train()
         self.put_adapters(weights)
-        parts = list(self._micro_batches(batch))
+        parts = list(self.micro_batches(batch))
         pulse = Pulse(between_segments, len(parts) * (2 * self.calls + 1))
         try:
             for part in parts:
-                with self._computing(part, seed, first_row):
+                with self.computing(part, seed, first_row):
                     total += Passage(self, weights, part, pulse).loss_and_gradients(gradients)
                 count += part.loss_tokens
         finally:
@@ -138,10 +77,10 @@ class Engine:
         """Loss of each row of ``batch`` in nats, summed over its loss-bearing tokens; no gradients."""
         self.model.eval()
         losses: list[float] = []
-        parts = list(self._micro_batches(batch, forward_only=True))
+        parts = list(self.micro_batches(batch, forward_only=True))
         pulse = Pulse(between_segments, len(parts) * self.calls)
         for part in parts:
-            with self._computing(part, 0, 0, forward_only=True):
+            with self.computing(part, 0, 0, forward_only=True):
                 losses += Passage(self, {}, part, pulse).row_losses()
         return losses
 
@@ -155,116 +94,3 @@ class Engine:
             count += batch.loss_tokens
             source_bytes += batch.source_bytes
         return total, count, source_bytes
-
-    def put_adapters(self, weights: Weights) -> None:
-        """Give the model's adapters these values, in the type they compute in."""
-        self.model.update(nested({name: value.astype(self.dtype) for name, value in weights.items()}))
-
-    @property
-    def calls(self) -> int:
-        """Layer calls in a forward pass, after each of which a step may be ended; 1 for a model that is taken whole."""
-        return 1 if self.wiring is None else self.wiring.calls
-
-    def _micro_batches(self, batch: Batch, *, forward_only: bool = False) -> Iterator[MicroBatch]:
-        rows, width = batch.tokens.shape
-        size = self.plan.rows_for(width)
-        if forward_only and self.wiring is not None:
-            size *= FORWARD_ROWS
-        for start in range(0, rows, size):
-            here = slice(start, start + size)
-            yield MicroBatch(start, batch.tokens[here], batch.loss_mask[here], batch.document_ids[here])
-
-    @contextmanager
-    def _computing(
-        self, part: MicroBatch, seed: int, first_row: int, *, forward_only: bool = False
-    ) -> Iterator[None]:
-        """The plan's operations and threads, for one micro-batch."""
-        import mlx.nn as nn
-
-        self._operations = replace(
-            self._plain_operations(forward_only=forward_only),
-            document_ids=part.document_ids[:, :-1] if self.per_document else None,
-            row_seeds=tuple(_mix(seed, first_row + part.first_row + row) for row in range(len(part.tokens))),
-            dropouts={
-                id(module): number
-                for number, (_, module) in enumerate(self.model.named_modules())
-                if isinstance(module, nn.Dropout)
-            },
-        )
-        with operations(self._operations), self._threads(self.lanes(len(part.tokens))):
-            yield
-
-    def _plain_operations(self, *, forward_only: bool) -> Operations:
-        plan = self.plan
-        # A row of a planned width is read without its last token.
-        least = max(0, plan.attention_least - 1)
-        if (
-            forward_only
-        ):  # causal blocks leave out half of the exponentials, which a gradient's sums would eat up
-            least = min(least, FORWARD_BLOCKS * plan.attention_block)
-        return Operations(plan.attention_block, least, plan.dequantize, forward_only=forward_only)
-
-    @contextmanager
-    def reading(self, lanes: int, *, in_blocks: bool = False) -> Iterator[None]:
-        """The plan's operations and threads, for calls of the model that only read and write text.
-
-        Args:
-            lanes: streams that the caller computes on.
-            in_blocks: share each product with quantised weights among all streams; for one lane.
-        """
-        chosen = self._plain_operations(forward_only=True)
-        if in_blocks:
-            chosen, lanes = replace(chosen, product_streams=tuple(self.streams)), len(self.streams)
-        with operations(chosen), self._threads(lanes):
-            yield
-
-    @contextmanager
-    def _threads(self, lanes: int) -> Iterator[None]:
-        """Threads of BLAS while ``lanes`` streams compute; all where one does."""
-        if lanes <= 1:
-            yield
-            return
-        with blas_threads(max(1, (os.cpu_count() or 1) // lanes)):
-            yield
-
-    @contextmanager
-    def tail_threads(self) -> Iterator[None]:
-        """Threads of BLAS while the tail is computed: it uses all streams, however few the rows."""
-        with self._threads(len(self.streams)):
-            yield
-
-    def lanes(self, rows: int) -> int:
-        """Streams that ``rows`` are shared among."""
-        return max(1, min(len(self.streams), rows))
-
-    def run_layer(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Any:
-        """A layer's own code on all rows, shared among the lanes: MLX's CPU backend has one thread per stream."""
-        import mlx.core as mx
-
-        lanes = self.lanes(rows)
-        if lanes == 1:
-            return layer(*args, **kwargs)
-        results, everything = [], replace(self._operations)
-        cuts = [rows * lane // lanes for lane in range(lanes + 1)]
-        for stream, start, stop in zip(self.streams, cuts[:-1], cuts[1:], strict=False):
-            here = slice(start, stop)
-
-            def own_rows(array: mx.array, here: slice = here) -> mx.array:
-                return array[here] if _has_rows(array, rows) else array
-
-            with mx.stream(stream):
-                own_args, own_kwargs = map_arrays(own_rows, (args, kwargs))
-                self._operations.take_rows(everything, here)
-                results.append(layer(*own_args, **own_kwargs))
-        self._operations.take_rows(everything, slice(None))
-        parts = [iter(arrays_of(result)) for result in results]
-        return map_arrays(lambda _: mx.concatenate([next(part) for part in parts]), results[0])
-
-
-def _has_rows(array: mx.array, rows: int) -> bool:
-    """Whether the first axis of an argument counts rows; a square mask counts positions."""
-    return array.ndim > 1 and array.shape[0] == rows and not (array.ndim == 2 and array.shape[1] == rows)
-
-
-def _mix(seed: int, number: int) -> int:
-    return (seed * 1_000_003 + number + 1) % 2**63

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.engine.split import Wiring, tail_logits
+from mlx_gardener.engine.call_graph import Wiring, tail_logits
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gardener.config import LoraConfig, TrainingConfig
-from mlx_gardener.engine.backprop import BetweenSegments
+from mlx_gardener.engine.batch import BetweenSegments
+from mlx_gardener.engine.call_graph import CannotSplit, layer_list
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan
 from mlx_gardener.engine.planner import make_plan
 from mlx_gardener.engine.rehearse import rehearsed
 from mlx_gardener.engine.seen import keep_checked, was_checked
 from mlx_gardener.engine.speed import Backend
-from mlx_gardener.engine.split import CannotSplit, layer_list
 from mlx_gardener.engine.step import Engine
 from mlx_gardener.engine.stream import StreamedWeights
 from mlx_gardener.errors import ModelError

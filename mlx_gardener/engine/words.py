@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_gardener.engine.split import CannotSplit
+from mlx_gardener.engine.call_graph import CannotSplit
 from mlx_gardener.platform.untrusted import read_header
 
 if TYPE_CHECKING:

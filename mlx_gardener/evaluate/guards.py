@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from mlx_gardener.config import EvaluationConfig
 from mlx_gardener.dataset import Place
-from mlx_gardener.dataset.examples import Segment
+from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.evaluate.evidence import Guard, fewer
 from mlx_gardener.evaluate.generate import Answer
 from mlx_gardener.evaluate.metrics import bits_per_byte
@@ -33,11 +33,11 @@ _BELIEVED_EXCESS = 0.1
 _LEAST_PLACES = 8
 
 
-def other_code() -> list[Segment]:
+def other_code() -> list[Excerpt]:
     """The sample of other projects' code that the package ships."""
     directory = files("mlx_gardener.evaluate") / "other_code"
     return [
-        Segment(item.name, language_of(item.name), item.read_text(encoding="utf-8"))
+        Excerpt(item.name, language_of(item.name), item.read_text(encoding="utf-8"))
         for item in sorted(directory.iterdir(), key=lambda item: item.name)
         if language_of(item.name) != "text" and item.name != "__init__.py"
     ]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mlx_gardener.dataset import PreparedData
-from mlx_gardener.dataset.examples import Segment, header_text, segments_of
+from mlx_gardener.dataset.examples import Excerpt, excerpts_of, header_text
 from mlx_gardener.errors import DataError
 from mlx_gardener.source import read_source
 
@@ -100,15 +100,15 @@ class Retriever:
         return [*marker, *self._tokenizer.encode(header_text(self._tokenizer, path) + text.rstrip() + "\n")]
 
 
-def training_segments(data: PreparedData) -> list[Segment]:
+def training_excerpts(data: PreparedData) -> list[Excerpt]:
     """The text of the training part; files that changed since the scan are left out, as they were from the rows."""
-    segments: list[Segment] = []
+    excerpts: list[Excerpt] = []
     for record in data.split.train:
         try:
-            segments += segments_of(read_source(data.scan.root, record), record)
+            excerpts += excerpts_of(read_source(data.scan.root, record), record)
         except DataError:
             continue  # counted when the rows were made (files_changed_while_reading)
-    return segments
+    return excerpts
 
 
 def training_chunks(data: PreparedData) -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """Held-out code as rows: windows of files, plain or with retrieved code in front, with the same tokens as targets.
 
-In: segments of held-out files. Out: `RowSet`s. Where the test part is larger than the work allows, windows are drawn, one
+In: excerpts of held-out files. Out: `RowSet`s. Where the test part is larger than the work allows, windows are drawn, one
 from each file in turn, so that all files stay in: what can be concluded depends on files more than on windows.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlx_gardener.dataset.examples import Segment, header_text
+from mlx_gardener.dataset.examples import Excerpt, header_text
 from mlx_gardener.dataset.rows import Document, RowSet, bucket
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a held-out file: ``tokens[start:end]`` of its segment's ids are targets, ``header`` is shown before."""
+    """A stretch of a held-out file: ``tokens[start:end]`` of its excerpt's ids are targets, ``header`` is shown before."""
 
     path: str
     header: tuple[int, ...]
@@ -32,16 +32,16 @@ class Window:
     end: int
 
 
-def make_windows(segments: Sequence[Segment], tokenizer: CodeTokenizer, width: int) -> list[Window]:
+def make_windows(excerpts: Sequence[Excerpt], tokenizer: CodeTokenizer, width: int) -> list[Window]:
     """All windows of at most ``width`` tokens, header included; together every token once."""
     windows = []
     opening = [index for index in (tokenizer.bos_id, tokenizer.file_id) if index is not None]
-    for segment in segments:
-        header = (*opening, *tokenizer.encode(header_text(tokenizer, segment.path)))
-        tokens = tuple(tokenizer.encode(segment.text))
+    for excerpt in excerpts:
+        header = (*opening, *tokenizer.encode(header_text(tokenizer, excerpt.path)))
+        tokens = tuple(tokenizer.encode(excerpt.text))
         room = max(1, width - len(header))
         windows += [
-            Window(segment.path, header, tokens, at, min(at + room, len(tokens)))
+            Window(excerpt.path, header, tokens, at, min(at + room, len(tokens)))
             for at in range(0, len(tokens), room)
         ]
     return windows

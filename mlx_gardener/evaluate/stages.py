@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.adapter import LoadedAdapter, attach_adapter
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import PreparedData, RowSet, continuation_places, hole_tasks, next_line_tasks
-from mlx_gardener.dataset.examples import Segment, header_text
+from mlx_gardener.dataset.examples import Excerpt, header_text
 from mlx_gardener.evaluate import guards
 from mlx_gardener.evaluate.measure import ArmResult, Bench, Tasks, Work, decide_work, more_work, part_of
-from mlx_gardener.evaluate.retrieval import Retriever, training_segments
+from mlx_gardener.evaluate.retrieval import Retriever, training_excerpts
 from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def measure_all(
         on_progress: told the share done (0 to 1) and a line for people.
     """
     stages = list(stages_of(names, survey.tasks))
-    trained = training_segments(data)
+    trained = training_excerpts(data)
     findings.missing[:] = [stage.title for stage in stages]
     parts = sum(len(stage.arms) for stage in stages)
     fingerprints = {name: _fingerprint(adapter) for name, adapter in adapters.items()}
@@ -199,11 +199,11 @@ class Survey:
             decide_work,
             config,
             training_tokens=training_tokens,
-            windows=len(make_windows(data.test_segments, base.tokenizer, config.data.row_widths[-1])),
+            windows=len(make_windows(data.test_excerpts, base.tokenizer, config.data.row_widths[-1])),
             tasks=tasks,
             can_write=can_write,
             can_fill=base.tokenizer.markers is not None,
-            files=len({segment.path for segment in data.test_segments}),
+            files=len({excerpt.path for excerpt in data.test_excerpts}),
             written_cost=4 if base.quantized else 2,
         )
         notes = []
@@ -227,7 +227,7 @@ class Survey:
         widths, tokenizer, seed = config.data.row_widths, base.tokenizer, config.seed
         if work.row_tokens < widths[-1]:
             widths = (work.row_tokens,)
-        windows = make_windows(data.test_segments, tokenizer, work.row_tokens)
+        windows = make_windows(data.test_excerpts, tokenizer, work.row_tokens)
         length = f" of {work.row_tokens} tokens" if work.row_tokens < config.data.row_widths[-1] else ""
         drawn = f"{work.rows} of {len(windows)} stretches of held-out code{length} were measured."
         sampled = [drawn] if len(windows) > work.rows else []
@@ -239,8 +239,8 @@ class Survey:
             for name in re.findall(r"[^\W\d]\w{2,}", chunk.name)
         }
         asked = Tasks(
-            next_line_tasks(data.test_segments, work.next_line_tasks, seed=seed),
-            hole_tasks(data.test_segments, work.fim_tasks, seed=seed),
+            next_line_tasks(data.test_excerpts, work.next_line_tasks, seed=seed),
+            hole_tasks(data.test_excerpts, work.fim_tasks, seed=seed),
             frozenset(defined),
         )
         rows = plain_rows(windows, tokenizer, widths)
@@ -289,7 +289,7 @@ class Checks:
 def check(
     bench: Bench,
     data: PreparedData,
-    trained: Sequence[Segment],
+    trained: Sequence[Excerpt],
     plan: Survey,
     *,
     of: str,
@@ -314,9 +314,9 @@ def check(
     asked = places_asked if bench.engine.streamed is None else 0
     shares = []
     places = 0
-    for number, segments in enumerate((trained, data.test_segments)):
+    for number, excerpts in enumerate((trained, data.test_excerpts)):
         found = continuation_places(
-            segments, asked, least_rest=8 * guards.CONTINUED_TOKENS, seed=config.seed + number
+            excerpts, asked, least_rest=8 * guards.CONTINUED_TOKENS, seed=config.seed + number
         )
         opening = [index for index in (tokenizer.bos_id, tokenizer.file_id) if index is not None]
         pairs = [

@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.continuation import knows
 from mlx_gardener.dataset import Earlier
 from mlx_gardener.errors import AdapterError, DataError, RegistryError
 from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.runs.manager import TrainingPipeline, completed_training
+from mlx_gardener.runs.parent import knows
 
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
-    from mlx_gardener.trainings import TrainingPipeline
 
 #: Places tried, tokens shown before each and tokens that must follow exactly.
 PLACES, SHOWN_TOKENS, VERBATIM_TOKENS = 24, 48, 12
@@ -111,8 +111,6 @@ def forget(
         DataError: the path lies outside of the repository, neither it nor any version has it, or the repository is gone.
         TrainingError: the project is being trained; or the training failed, and the path stays left out.
     """
-    from mlx_gardener.api import training_result
-
     say = tell or (lambda text: None)
     registry = pipeline.registry
     found = registry.get_project(project)
@@ -127,7 +125,7 @@ def forget(
             registry.remember_path(project, path)
         raise
     run()
-    after = training_result(pipeline, project).adapter_version
+    after = completed_training(pipeline, project).result["adapter_version"]
     all_knowing = versions_that_know(registry, project, path)
     knowing = [version for version in all_knowing.learned if version != after]
     before = found.active_adapter

@@ -7,6 +7,7 @@ the umask; what a user exports follows the umask.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -52,6 +53,31 @@ def write_private(file: Path, content: str | bytes) -> None:
     with open(file, "wb", opener=private) as stream:
         os.fchmod(stream.fileno(), 0o600)
         stream.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_whole(place: Path, content: str | bytes, *, lasting: bool = True) -> None:
+    """Write a file of 0600 beside its place and rename it there: whoever reads it sees the old one or the new one, whole.
+
+    Writers that are killed leave ``.NAME.PID.new`` (`registry.remnants`).
+
+    Args:
+        lasting: whether it must be there after a power cut; it then is on disk when this returns.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+    """
+    staged = place.with_name(f".{place.name}.{os.getpid()}.new")
+    try:
+        write_private(staged, content)
+        if lasting:
+            fsync_path(staged)
+        staged.replace(place)
+        if lasting:
+            fsync_path(place.parent)
+    except OSError:
+        with suppress(OSError):  # the first error is the one to tell
+            staged.unlink(missing_ok=True)
+        raise
 
 
 def make_tree_private(directory: Path) -> None:

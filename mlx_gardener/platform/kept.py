@@ -7,14 +7,13 @@ it added. Cost: a file is read and written whole; with `MOST` values of answers'
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_gardener.platform.files import make_private, write_private
+from mlx_gardener.platform.files import make_private, write_whole
 from mlx_gardener.platform.untrusted import read_json
 
 #: Values of a topic; the oldest go first.
@@ -38,10 +37,7 @@ class KeptValues:
     def add(self, topic: str, found: Mapping[str, Any]) -> None:
         """Keep ``found`` (JSON types) beside what there is, whole or not at all; a full disk keeps nothing."""
         kept = self.read(topic) | dict(found)
-        staged = self.directory / f".{topic}.{os.getpid()}.new"
         with suppress(OSError):
             make_private(self.directory)
-            write_private(staged, json.dumps(dict(list(kept.items())[-MOST:])))
-            staged.replace(self.directory / f"{topic}.json")
-        with suppress(OSError):
-            staged.unlink(missing_ok=True)
+            newest = dict(list(kept.items())[-MOST:])
+            write_whole(self.directory / f"{topic}.json", json.dumps(newest), lasting=False)

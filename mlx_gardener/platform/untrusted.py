@@ -7,6 +7,7 @@ made of them. Cost: a header's parse, milliseconds however large the file.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -39,6 +40,17 @@ def open_regular(file: Path, *, follow_links: bool = True) -> io.BufferedReader:
         os.close(descriptor)
         raise ValueError(f"{file.name} is no plain file")
     return os.fdopen(descriptor, "rb")
+
+
+def sha256_of(file: Path) -> str:
+    """sha256 of a plain file's content, in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read, or is a link.
+        ValueError: it is no plain file.
+    """
+    with open_regular(file, follow_links=False) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def cached_file(file: Path) -> Path:

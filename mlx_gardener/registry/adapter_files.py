@@ -8,15 +8,13 @@ from __future__ import annotations
 import calendar
 import hashlib
 import json
-import os
-import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlx_gardener.platform.reasons import reason_of
-from mlx_gardener.platform.untrusted import parse_json, read_bytes
+from mlx_gardener.platform.untrusted import parse_json, read_bytes, sha256_of
 from mlx_gardener.registry.rows import wrong_in
 
 MANIFEST_NAME = "manifest.json"
@@ -106,20 +104,6 @@ def is_inner_name(name: str) -> bool:
     pure = PurePosixPath(name)
     plain = bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and pure.as_posix() == name
     return plain and name.isprintable() and "\\" not in name and ":" not in name
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a plain file's content, in hexadecimal.
-
-    Raises:
-        OSError: it cannot be read, or is a link.
-        ValueError: it is no plain file.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("it is no plain file")
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_manifest_file(directory: Path) -> tuple[str, dict[str, Any]]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from mlx_gardener.errors import RegistryError
 from mlx_gardener.platform.files import make_private
 from mlx_gardener.registry.adapter_files import MANIFEST_NAME, ManifestFacts, manifest_facts
+from mlx_gardener.registry.adapter_rows import insert_adapter
 from mlx_gardener.registry.database import Database
 from mlx_gardener.registry.lost import LOST_NAME, unknown_repository
-from mlx_gardener.registry.registry import insert_adapter
 
 #: A project's directory in ``lost+found`` holds adapters two levels further down.
 _DEPTHS = ("*", "*/adapters/*")

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from mlx_gardener.errors import ConfigError, RegistryError
 from mlx_gardener.platform.beside import staged_beside
@@ -28,9 +28,6 @@ from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.registry.adapter_files import MANIFEST_NAME, is_inner_name, read_manifest_file
 from mlx_gardener.registry.database import DATABASE_NAME, Database
 from mlx_gardener.registry.row_repair import bad_rows
-
-if TYPE_CHECKING:
-    from mlx_gardener.registry.registry import ProjectRegistry
 
 INDEX_NAME = "index.json"
 FORMAT = "mlx-gardener-backup"
@@ -45,9 +42,7 @@ def no_words(text: str) -> None:
     """Nobody listens."""
 
 
-def backup(
-    registry: ProjectRegistry, database: Database, file: Path, *, replace: bool, tell: Tell | None = None
-) -> int:
+def backup(database: Database, file: Path, *, replace: bool, tell: Tell | None = None) -> int:
     """Write an archive, whole or not at all; trainings may go on meanwhile and are not in it.
 
     Args:
@@ -63,7 +58,7 @@ def backup(
         RegistryError: an adapter is damaged, or something cannot be read or written.
     """
     file = Path(file).absolute()
-    if file.resolve().is_relative_to(registry.home.resolve()):
+    if file.resolve().is_relative_to(database.home.resolve()):
         raise ConfigError(
             f"{str(file)!r} lies in the registry's home.", next_step="Name a place outside of it."
         )
@@ -78,7 +73,7 @@ def backup(
         with staged_beside(file) as scratch:
             staged = scratch / file.name
             for attempt in range(_TRIES):
-                if _write(registry, database, staged, tell or no_words, last=attempt == _TRIES - 1):
+                if _write(database, staged, tell or no_words, last=attempt == _TRIES - 1):
                     break
             size = staged.stat().st_size
             staged.replace(file)
@@ -91,7 +86,7 @@ def backup(
         ) from error
 
 
-def _write(registry: ProjectRegistry, database: Database, staged: Path, tell: Tell, *, last: bool) -> bool:
+def _write(database: Database, staged: Path, tell: Tell, *, last: bool) -> bool:
     """One try; False when an adapter was removed meanwhile."""
     snapshot = staged.with_name(f"snapshot-{DATABASE_NAME}")
     snapshot.unlink(missing_ok=True)
@@ -102,7 +97,7 @@ def _write(registry: ProjectRegistry, database: Database, staged: Path, tell: Te
         _add(tar, DATABASE_NAME, snapshot, index)
         for directory, manifest_sha256 in adapters:
             tell(directory)
-            wrong = _add_adapter(tar, registry.home, directory, index) or _compare(
+            wrong = _add_adapter(tar, database.home, directory, index) or _compare(
                 index, directory, manifest_sha256
             )
             if not wrong:

@@ -10,17 +10,14 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from mlx_gardener.registry.adapter_rows import forget_adapter
 from mlx_gardener.registry.database import Database
 from mlx_gardener.registry.deletion import delete_with, tree_bytes
 from mlx_gardener.registry.names import CHECKPOINTS_NAME
-from mlx_gardener.registry.records import Garbage, GarbagePolicy, TrainingStatus
-from mlx_gardener.registry.registry import LIVE, forget_adapter
+from mlx_gardener.registry.records import LIVE, Garbage, GarbagePolicy, TrainingStatus
 from mlx_gardener.registry.remnants import clear, name_of, remnants
-
-if TYPE_CHECKING:
-    from mlx_gardener.registry.registry import ProjectRegistry
+from mlx_gardener.registry.tables import Tables
 
 _DAY_SECONDS = 86_400.0
 #: Below a run's directory; the second one holds those of a training that began anew.
@@ -34,9 +31,7 @@ class _KeptError(Exception):
     """It is needed after all."""
 
 
-def collect(
-    registry: ProjectRegistry, database: Database, policy: GarbagePolicy, *, dry_run: bool
-) -> list[Garbage]:
+def collect(registry: Tables, database: Database, policy: GarbagePolicy, *, dry_run: bool) -> list[Garbage]:
     """Delete what ``policy`` does not keep.
 
     Args:

@@ -12,23 +12,19 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mlx_gardener.errors import RegistryError
 from mlx_gardener.platform.locks import is_held
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.registry.adapter_files import MANIFEST_NAME, differences, manifest_facts
+from mlx_gardener.registry.adapter_rows import forget_adapter, insert_adapter
 from mlx_gardener.registry.database import Database, is_damage, schema_difference
 from mlx_gardener.registry.lost import lost_directory, move_to_lost
 from mlx_gardener.registry.processes import is_alive
 from mlx_gardener.registry.records import AdapterRecord, Problem
-from mlx_gardener.registry.registry import forget_adapter, insert_adapter
 from mlx_gardener.registry.remnants import clear, is_known, name_of, remnants
 from mlx_gardener.registry.row_repair import bad_rows, mend_row
-
-if TYPE_CHECKING:
-    from mlx_gardener.registry.registry import ProjectRegistry
-
+from mlx_gardener.registry.tables import Tables
 
 #: What is mended before the rest is looked at again: a version whose removal is undone is no missing one.
 _FIRST = ("bad_row", "leftover")
@@ -37,7 +33,7 @@ Tell = Callable[[str], None]
 
 
 def check(
-    registry: ProjectRegistry, database: Database, *, hashes: bool = True, tell: Tell | None = None
+    registry: Tables, database: Database, *, hashes: bool = True, tell: Tell | None = None
 ) -> list[Problem]:
     """Everything that does not fit together; nothing is changed.
 
@@ -95,7 +91,7 @@ def integrity(database: Database) -> str:
     return "" if broken is None else f"a row of {broken[0]} belongs to nothing"
 
 
-def _trainings(registry: ProjectRegistry, database: Database) -> Iterator[Problem]:
+def _trainings(registry: Tables, database: Database) -> Iterator[Problem]:
     for row in registry.live_rows():
         if not is_alive(row["pid"], row["pid_started"]):
             message = f"Training {row['id']} of {row['project']} has no living process."
@@ -109,7 +105,7 @@ def _trainings(registry: ProjectRegistry, database: Database) -> Iterator[Proble
         yield Problem("stale_queue", row["project"], message, True)
 
 
-def _adapters(registry: ProjectRegistry, database: Database, hashes: bool, tell: Tell) -> Iterator[Problem]:
+def _adapters(registry: Tables, database: Database, hashes: bool, tell: Tell) -> Iterator[Problem]:
     for project in registry.list_projects():
         adapters = _adapters_of(registry, project.name)
         if project.active_adapter is not None and project.active_adapter not in adapters:
@@ -141,7 +137,7 @@ def _adapter(adapter: AdapterRecord, subject: str, hashes: bool) -> Problem | No
     return Problem("wrong_files", subject, f"In the adapter {subject}, {wrong[0]}{more}.", True)
 
 
-def _adapters_of(registry: ProjectRegistry, project: str) -> dict[str, AdapterRecord]:
+def _adapters_of(registry: Tables, project: str) -> dict[str, AdapterRecord]:
     try:
         return {adapter.version: adapter for adapter in registry.list_adapters(project)}
     except RegistryError:
@@ -187,7 +183,7 @@ def _leftovers(database: Database) -> Iterator[Problem]:
         yield Problem("leftover", subject, f"{subject} was left half written or half deleted.", True)
 
 
-def repair(registry: ProjectRegistry, database: Database, *, tell: Tell | None = None) -> list[str]:
+def repair(registry: Tables, database: Database, *, tell: Tell | None = None) -> list[str]:
     """Mend everything that `check` finds, as it is at that moment; what was done, a sentence each.
 
     A damaged database is rebuilt from what can be read of it; rows that cannot be used are put out of use. Dead
@@ -212,9 +208,7 @@ def repair(registry: ProjectRegistry, database: Database, *, tell: Tell | None =
     return done + _mend_all(registry, database, problems, tell)
 
 
-def _mend_all(
-    registry: ProjectRegistry, database: Database, problems: list[Problem], tell: Tell | None
-) -> list[str]:
+def _mend_all(registry: Tables, database: Database, problems: list[Problem], tell: Tell | None) -> list[str]:
     done = []
     for problem in problems:
         if tell is not None:
@@ -230,7 +224,7 @@ def _mend_all(
     return done
 
 
-def _mend(registry: ProjectRegistry, database: Database, problem: Problem) -> str:
+def _mend(registry: Tables, database: Database, problem: Problem) -> str:
     """Mend one problem if it is still there; what was done, empty where nothing was."""
     subject = problem.subject
     path = registry.home / subject if not subject.startswith("../") else registry.home.parent / subject[3:]
@@ -255,7 +249,7 @@ def _mend(registry: ProjectRegistry, database: Database, problem: Problem) -> st
     return clear(database, path)
 
 
-def _take_out_of_use(registry: ProjectRegistry, database: Database, problem: Problem) -> str:
+def _take_out_of_use(registry: Tables, database: Database, problem: Problem) -> str:
     project, _, version = problem.subject.partition("/")
     adapter = registry.get_adapter(project, version)
     with database.write() as connection:

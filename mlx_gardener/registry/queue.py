@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,6 @@ from mlx_gardener.registry.rows import readable
 
 if TYPE_CHECKING:
     from mlx_gardener.registry.database import Database
-    from mlx_gardener.registry.registry import ProjectRegistry
 
 PRIORITIES = range(-100, 101)
 
@@ -50,11 +50,14 @@ class QueueEntry:
 class TrainingQueue:
     """The queue of a registry; safe under many threads and processes.
 
+    Args:
+        check_project: raises `RegistryError` where there is no project of a name.
+
     Every method raises `RegistryError` when the database cannot be read or written.
     """
 
-    def __init__(self, registry: ProjectRegistry, database: Database) -> None:
-        self._registry, self._database = registry, database
+    def __init__(self, database: Database, check_project: Callable[[str], object]) -> None:
+        self._database, self._check_project = database, check_project
 
     def add(
         self,
@@ -71,7 +74,7 @@ class TrainingQueue:
             TrainingError: it is in the queue already.
             RegistryError: there is no such project.
         """
-        self._registry.get_project(project)
+        self._check_project(project)
         try:
             with self._database.write() as connection:
                 connection.execute(

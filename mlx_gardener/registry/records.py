@@ -43,6 +43,10 @@ class TrainingStatus(StrEnum):
         return self in (TrainingStatus.QUEUED, TrainingStatus.TRAINING)
 
 
+#: The same as a condition of SQL.
+LIVE = "status IN ('queued', 'training')"
+
+
 @dataclass(frozen=True)
 class Project:
     """A repository known by a name.

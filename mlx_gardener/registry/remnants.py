@@ -14,7 +14,7 @@ it. A backup and an export lie outside of the home, where nobody could look for 
 | remove, gc, forget | ``.trash/*`` | it is locked |
 | repair of a damaged database | ``.rebuild-*`` | it is locked |
 | connecting an editor | ``editors/.*.new`` | it is locked, or empty and young |
-| caches | ``cache/answers/.*.new``, ``cache/.backend.json.*`` | it is young |
+| caches | ``cache/answers/.*.new``, ``cache/.*.json.*`` | it is young |
 | restore | ``.HOME.XXXXXXXX.new`` beside the home | it is locked, or empty and young |
 """
 
@@ -36,11 +36,11 @@ from mlx_gardener.registry.database import Database
 from mlx_gardener.registry.deletion import TRASH_NAME, delete_with, origin_of, tree_bytes
 from mlx_gardener.registry.lost import move_to_lost
 from mlx_gardener.registry.names import RUN_LOCK_NAME
-from mlx_gardener.registry.registry import LIVE
+from mlx_gardener.registry.records import LIVE
 
 _IN_RUN = ("*.new", "checkpoints/.step-*", "checkpoints.old/.step-*")
 #: Files that are written in one go and renamed, beside whose directory nobody has a lock.
-_FILES = ("projects/*/adapters/*/evaluations/*.new", "cache/answers/.*.new", "cache/.backend.json.*")
+_FILES = ("projects/*/adapters/*/evaluations/*.new", "cache/answers/.*.new", "cache/.*.json.*")
 #: Directories that their writers lock.
 _LOCKED = (".rebuild-*", "editors/.*.new")
 _YOUNG_FILE_SECONDS = 600.0

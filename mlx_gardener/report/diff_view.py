@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from mlx_gardener.lifecycle.versions import VersionFacts, VersionsDiff
+from mlx_gardener.adapter.versions import VersionFacts, VersionsDiff
 from mlx_gardener.report.story import METRICS, as_sentence
 from mlx_gardener.report.text import counted, safe_text
 

@@ -1,6 +1,6 @@
 """What a worker logged, for people and for machines: lines of ``worker.log`` in, lines to print out. Cost: nothing.
 
-A line is ``2026-01-02 03:04:05,678 INFO mlx_gardener.worker: ...``, where an event of the run follows as JSON, or whatever
+A line is ``2026-01-02 03:04:05,678 INFO mlx_gardener.runs.worker: ...``, where an event of the run follows as JSON, or whatever
 else a library or the system wrote; that is shown as it is.
 """
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from markupsafe import Markup, escape
 
@@ -30,9 +31,6 @@ from mlx_gardener.report.model_card import environment
 from mlx_gardener.report.svg import colour, thinned
 from mlx_gardener.report.text import duration, gigabytes, safe_text
 
-if TYPE_CHECKING:
-    from mlx_gardener.api import TrainingResult
-
 _UPDATE_SECONDS = 0.5
 
 
@@ -43,7 +41,24 @@ def in_notebook() -> bool:
     return shell is not None and getattr(shell, "kernel", None) is not None
 
 
-def result_html(result: TrainingResult) -> str:
+class Shown(Protocol):
+    """What `result_html` shows of a training: its adapter, and how that was made (`mlx_gardener.api.TrainingResult`)."""
+
+    @property
+    def project(self) -> str: ...
+    @property
+    def adapter_version(self) -> str: ...
+    @property
+    def directory(self) -> Path: ...
+    @property
+    def evidence(self) -> dict[str, Any]: ...
+    @property
+    def training(self) -> dict[str, Any]: ...
+    @property
+    def events(self) -> Sequence[Event]: ...
+
+
+def result_html(result: Shown) -> str:
     """A block of HTML for ``_repr_html_``; plan and data are read from the adapter's manifest, where it still is."""
     from mlx_gardener.adapter.manifest import read_manifest
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from mlx_gardener import __version__
+from mlx_gardener.platform.version import __version__
 from mlx_gardener.serve.catalog import Target
 from mlx_gardener.serve.generation import Ending, TokenScore
 from mlx_gardener.serve.worker import Started

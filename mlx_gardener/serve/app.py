@@ -15,9 +15,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
-from mlx_gardener import __version__
 from mlx_gardener.model.choose import choose_model, resolve_model
 from mlx_gardener.platform.footprint import process_footprint_bytes
+from mlx_gardener.platform.version import __version__
 from mlx_gardener.serve import answers, prompts, streams
 from mlx_gardener.serve.access import Access, access_of
 from mlx_gardener.serve.bodies import (
@@ -36,7 +36,7 @@ from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.paths import ENDPOINTS
 from mlx_gardener.serve.reading import read_json
 from mlx_gardener.serve.settings import ServeSettings
-from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, Job, PieceOf, Worker
+from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, PieceOf, QueuedRequest, Worker
 
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
@@ -283,10 +283,10 @@ class Server:
         prepare: Callable[[BaseModel, int, Limits], list[list[int]]],
         count: int,
         top_scores: int | None = None,
-    ) -> Job:
+    ) -> QueuedRequest:
         """What the worker is to do; ``prepare`` makes the prompts' token ids when its turn comes."""
         limits = body.limits(self._settings.max_answer_tokens)
-        return Job(
+        return QueuedRequest(
             target,
             lambda base, room: prepare(base, room, limits),
             body.sampling(),
@@ -310,7 +310,7 @@ class Server:
     async def _document(
         self,
         request: Request,
-        job: Job,
+        job: QueuedRequest,
         head: dict[str, Any],
         choice: Callable[[int, str, list[TokenScore], Ending], dict[str, Any]],
     ) -> Response:
@@ -327,7 +327,7 @@ class Server:
     async def _stream(
         self,
         request: Request,
-        job: Job,
+        job: QueuedRequest,
         head: dict[str, Any],
         choice: Callable[[int, str, list[TokenScore], Ending | None], dict[str, Any]],
         opening: Callable[[int], list[dict[str, Any]]],
@@ -387,6 +387,6 @@ def _told_error(request: Request, error: Exception) -> dict[str, Any]:
     return content
 
 
-def _count(access: Access, endings: list[Ending], job: Job) -> None:
+def _count(access: Access, endings: list[Ending], job: QueuedRequest) -> None:
     access.prompt_tokens = sum(ending.prompt_tokens for ending in endings[:: job.answers])
     access.written_tokens = sum(ending.written_tokens for ending in endings)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from mlx_gardener.serve.generation import Ending, TokenScore
-from mlx_gardener.serve.worker import BusyError, EndOf, Finished, Job, PieceOf, Started, Worker
+from mlx_gardener.serve.worker import BusyError, EndOf, Finished, PieceOf, QueuedRequest, Started, Worker
 
 _Result = TypeVar("_Result")
 
@@ -23,7 +23,12 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, lines: AsyncIterator[dict[str, Any]], job: Job, headers: dict[str, str], *, closing: str | None
+        self,
+        lines: AsyncIterator[dict[str, Any]],
+        job: QueuedRequest,
+        headers: dict[str, str],
+        *,
+        closing: str | None,
     ) -> None:
         super().__init__(headers={**headers, "cache-control": "no-store"})
         del self.headers["content-length"]
@@ -55,7 +60,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def started(request: Request, worker: Worker, job: Job) -> Started:
+async def started(request: Request, worker: Worker, job: QueuedRequest) -> Started:
     """Queue a job and wait until its answer begins; a client that goes away meanwhile takes it out again.
 
     Raises:
@@ -70,7 +75,7 @@ async def started(request: Request, worker: Worker, job: Job) -> Started:
 
 
 async def whole(
-    request: Request, worker: Worker, job: Job
+    request: Request, worker: Worker, job: QueuedRequest
 ) -> tuple[Started, list[str], list[list[TokenScore]], list[Ending]]:
     """Everything of a job: texts, scores and ends of its answers in order.
 
@@ -105,7 +110,7 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _unless_gone(request: Request, job: Job, work: Awaitable[_Result]) -> _Result:
+async def _unless_gone(request: Request, job: QueuedRequest, work: Awaitable[_Result]) -> _Result:
     """The result of ``work``, unless the client goes away first: then the job is stopped."""
     gone = asyncio.create_task(_gone(request.receive))
     working = asyncio.ensure_future(work)

@@ -1,6 +1,6 @@
 """The one thread that computes, and the bounded queue before it.
 
-HTTP handlers put a `Job` in and await its events; the thread takes jobs in their order, puts the right adapter in and
+HTTP handlers put a `QueuedRequest` in and await its events; the thread takes jobs in their order, puts the right adapter in and
 writes. A job whose client is gone is dropped from the queue, or stopped within a token. What goes wrong in a job is that
 job's answer; the thread goes on.
 """
@@ -73,11 +73,11 @@ class Finished:
     error: Exception | None = None
 
 
-Event = Started | PieceOf | EndOf | Finished
+Reply = Started | PieceOf | EndOf | Finished
 
 
 @dataclass
-class Job:
+class QueuedRequest:
     """A request on its way.
 
     ``prompts`` makes the token ids of each prompt when its turn comes; every prompt is answered ``answers`` times, by
@@ -93,10 +93,10 @@ class Job:
     strength: float = 1.0
     cancelled: threading.Event = field(default_factory=threading.Event)
     asked_at: float = field(default_factory=time.monotonic)
-    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[Reply] = field(default_factory=asyncio.Queue)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: Reply) -> None:
         """Hand an event to the handler that awaits it, from the computing thread."""
         try:
             self.loop.call_soon_threadsafe(self.events.put_nowait, event)
@@ -129,10 +129,10 @@ class Worker:
         self._max_queued_seconds = max_queued_seconds
         self._max_context_tokens = max_context_tokens
         self._metrics = metrics
-        self._jobs: deque[Job | Callable[[], None]] = deque()
+        self._jobs: deque[QueuedRequest | Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._ending = False
-        self._current: Job | None = None
+        self._current: QueuedRequest | None = None
         self._sign_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="serve-worker", daemon=True)
 
@@ -144,7 +144,7 @@ class Worker:
         """Refuse what waits, end what is being written, and wait for the thread."""
         with self._changed:
             self._ending = True
-            waiting = [job for job in self._jobs if isinstance(job, Job)]
+            waiting = [job for job in self._jobs if isinstance(job, QueuedRequest)]
             self._jobs.clear()
             if self._current is not None:
                 self._current.cancelled.set()
@@ -174,7 +174,7 @@ class Worker:
         """Whether the thread is there at all."""
         return self._thread.is_alive()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: QueuedRequest) -> None:
         """Let a job wait for its turn.
 
         Raises:
@@ -184,7 +184,9 @@ class Worker:
             if self._ending:
                 raise BusyError("The server is shutting down.")
             self._jobs = deque(
-                other for other in self._jobs if not (isinstance(other, Job) and other.cancelled.is_set())
+                other
+                for other in self._jobs
+                if not (isinstance(other, QueuedRequest) and other.cancelled.is_set())
             )
             if len(self._jobs) >= self._max_queued:
                 raise BusyError(
@@ -233,17 +235,17 @@ class Worker:
                 if self._ending:
                     return
                 job = self._jobs.popleft()
-                self._current = job if isinstance(job, Job) else None
+                self._current = job if isinstance(job, QueuedRequest) else None
                 self._sign_at = time.monotonic()
             try:
-                if isinstance(job, Job):
+                if isinstance(job, QueuedRequest):
                     self._try(job)
                 else:
                     job()
             finally:
                 self._current, self._sign_at = None, None
 
-    def _try(self, job: Job) -> None:
+    def _try(self, job: QueuedRequest) -> None:
         try:
             self._answer(job)
             job.tell(Finished())
@@ -267,7 +269,7 @@ class Worker:
         self.caches.clear()
         self.residents.leave()
 
-    def _answer(self, job: Job) -> None:
+    def _answer(self, job: QueuedRequest) -> None:
         def check() -> None:
             self._sign_at = time.monotonic()
             if job.cancelled.is_set():
@@ -303,7 +305,7 @@ class Worker:
                     written.append(event)
                     self._tell(job, index, event)
 
-    def _tell(self, job: Job, index: int, event: Piece | Ending) -> None:
+    def _tell(self, job: QueuedRequest, index: int, event: Piece | Ending) -> None:
         if isinstance(event, Ending):
             self._metrics.answered(event)
             job.tell(EndOf(index, event))

@@ -23,7 +23,7 @@ from mlx_gardener.errors import TrainingError
 from mlx_gardener.model.lora import load_arrays
 from mlx_gardener.platform.files import fsync_path, make_private, private
 from mlx_gardener.platform.reasons import reason_of
-from mlx_gardener.platform.untrusted import open_regular, read_json
+from mlx_gardener.platform.untrusted import read_json, sha256_of
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -271,9 +271,7 @@ def _read(path: Path) -> Checkpoint:
     written = _read_state(path)
     for name in _ARRAYS:
         file = path / f"{name}.safetensors"
-        with open_regular(file, follow_links=False) as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != written["files"][file.name]:
+        if sha256_of(file) != written["files"][file.name]:
             raise ValueError(f"{file.name} has another sha256 than was written")
     state = TrainState(**written["state"])
     whole = all(isinstance(number, int) for number in (state.step, state.updates_per_loss))

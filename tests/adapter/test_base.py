@@ -16,12 +16,12 @@ from mlx_gardener.events import StepCompleted
 from mlx_gardener.model import load_base
 from mlx_gardener.model.choose import choose_model
 from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.runs.manager import TrainingPipeline
 from mlx_gardener.serve.catalog import Catalog
-from mlx_gardener.trainings import TrainingPipeline
 from tests.cli.test_command_line import gardener, train_flags
 from tests.conftest import write_tiny_model
+from tests.runs.test_manager import endless, tiny_settings
 from tests.serve.conftest import make_adapter
-from tests.test_pipeline import endless, tiny_settings
 
 LORA = LoraConfig(rank=2)
 QUICK = {"evaluation.arms": ["base", "adapter"], "evaluation.least_tasks": 0, "evaluation.least_rows": 4,

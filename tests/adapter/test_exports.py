@@ -54,7 +54,7 @@ def seedling(repository: Path) -> PeftManager:
 
 
 def write(manager: PeftManager, form: str, place: Path, **options: object) -> Export:
-    return export_adapter(manager, "web", None, form, place, **options)  # type: ignore[arg-type]
+    return export_adapter(manager.registry, "web", None, form, place, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("form", ["mlx", "peft", "gguf"])

@@ -57,7 +57,7 @@ def test_llama_cpp_gives_the_same_logits(
     manager = project_with(load_base(name), repository, LoraConfig(rank=8), size=0.05)
     for form in ("gguf-base", "gguf-fused", "gguf"):
         options = {} if form == "gguf" else {"dtype": "float32"}
-        export_adapter(manager, "web", None, form, tmp_path / form, **options)  # type: ignore[arg-type]
+        export_adapter(manager.registry, "web", None, form, tmp_path / form, **options)  # type: ignore[arg-type]
     base = load_base(name)
     ids = base.tokenizer.encode((repository / "web").glob("*.js").__next__().read_text())[:96]
     plain, adapted = (mlx_logits(manager, name, ids, adapted=flag) for flag in (False, True))
@@ -79,7 +79,7 @@ def test_llama_cpp_gives_the_same_logits(
 def test_llama_cpp_splits_text_as_the_model_was_trained(repository: Path, tmp_path: Path) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
     manager = project_with(load_base("seedling"), repository, LoraConfig(rank=4))
-    export_adapter(manager, "web", None, "gguf-base", tmp_path / "out")
+    export_adapter(manager.registry, "web", None, "gguf-base", tmp_path / "out")
     llama = llama_cpp.Llama(str(tmp_path / "out" / "model.gguf"), vocab_only=True, verbose=False)
     tokenizer = load_base("seedling").tokenizer
     for file in sorted(repository.rglob("*.py")):

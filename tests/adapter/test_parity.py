@@ -94,7 +94,7 @@ def test_ours_mlx_lm_and_peft_give_the_same_logits(
         peft = hf(torch.tensor(ids)).logits.numpy()
 
     target = registry.home / "fused"
-    export_adapter(manager, "parity", None, "fused", target, dtype="float32")
+    export_adapter(manager.registry, "parity", None, "fused", target, dtype="float32")
     with torch.no_grad():
         merged = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)(torch.tensor(ids))
     print(f"fused in Transformers {relative(ours, merged.logits.numpy()):.1e}")

@@ -17,8 +17,8 @@ from mlx_gardener.errors import TrainingError
 from mlx_gardener.events import WarningRaised
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.report.live import LiveView, make_console
-from mlx_gardener.trainings import TrainingPipeline
-from tests.test_pipeline import endless
+from mlx_gardener.runs.manager import TrainingPipeline
+from tests.runs.test_manager import endless
 
 ENDLESS = {"optimizer.max_steps": 1_000_000, "optimizer.epochs": 100, "evaluation.patience": 10_000}
 HEAVY = (

@@ -14,10 +14,10 @@ import pytest
 import mlx_gardener
 from mlx_gardener.config import validate_config
 from mlx_gardener.registry import ProjectRegistry, TrainingRecord, TrainingStatus
-from mlx_gardener.trainings import TrainingPipeline
+from mlx_gardener.runs.manager import TrainingPipeline
 from tests.cli.test_command_line import gardener, train_flags
 from tests.registry.worlds import install_adapter
-from tests.test_pipeline import tiny_settings
+from tests.runs.test_manager import tiny_settings
 
 
 @pytest.fixture

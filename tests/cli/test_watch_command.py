@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from mlx_gardener.registry import TrainingStatus
-from mlx_gardener.trainings import TrainingPipeline
+from mlx_gardener.runs.manager import TrainingPipeline
 from tests.cli.test_command_line import train_flags
-from tests.test_pipeline import WAIT, steps_done, until
+from tests.runs.test_manager import WAIT, steps_done, until
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from mlx_gardener.config import DataConfig, TrainingConfig, load_config
 from mlx_gardener.dataset import PreparedData, TrainingDataPreparator, next_line_tasks, split_files
 from mlx_gardener.dataset.cache import TokenCache
-from mlx_gardener.dataset.examples import Encoder, Segment, choose_span, make_examples, pieces_of
+from mlx_gardener.dataset.examples import Encoder, Excerpt, choose_span, make_examples, pieces_of
 from mlx_gardener.dataset.rows import Document, pack
 from mlx_gardener.errors import DataError
 from mlx_gardener.model import CodeTokenizer, load_tokenizer
@@ -132,13 +132,13 @@ def test_every_kept_byte_of_the_test_part_is_a_target_exactly_once(  # type: ign
     prepare, repository: Path, tokenizer: CodeTokenizer
 ) -> None:
     data = prepare(repository)
-    expected = sum(len(segment.text.encode()) for segment in data.test_segments)
+    expected = sum(len(excerpt.text.encode()) for excerpt in data.test_excerpts)
     assert data.test.source_bytes == expected > 0
     spelled = "".join(
         tokenizer.decode(batch.tokens[0][batch.loss_mask[0]].tolist())
         for batch in data.test.batches(1, seed=None)
     )
-    assert sorted(spelled) == sorted("".join(segment.text for segment in data.test_segments))
+    assert sorted(spelled) == sorted("".join(excerpt.text for excerpt in data.test_excerpts))
 
 
 def test_test_files_are_in_no_other_part(prepare, repository: Path, tokenizer: CodeTokenizer) -> None:  # type: ignore[no-untyped-def]
@@ -198,12 +198,12 @@ def test_spans_lie_inside_the_text_in_every_language(language: str) -> None:
 def test_a_hole_and_its_surroundings_are_the_piece(tokenizer: CodeTokenizer) -> None:
     text = "".join(f"def step_{n}(value):\n    return value * {n} + 'é'\n\n\n" for n in range(400))
     examples = list(
-        make_examples([Segment("a.py", "python", text)], DataConfig(fim_rate=0.5), can_fill=True, seed=0)
+        make_examples([Excerpt("a.py", "python", text)], DataConfig(fim_rate=0.5), can_fill=True, seed=0)
     )
     assert "".join(item.prefix + (item.middle or "") + item.suffix for item in examples) == text
     kinds = {item.middle is None for item in examples}
     assert kinds == {True, False}
-    alone = list(make_examples([Segment("a.py", "python", text)], DataConfig(), can_fill=False, seed=0))
+    alone = list(make_examples([Excerpt("a.py", "python", text)], DataConfig(), can_fill=False, seed=0))
     assert all(item.middle is None for item in alone)
 
 
@@ -287,7 +287,7 @@ def test_next_line_tasks_ask_nothing_trivial() -> None:
     text = (
         "import os\n\n\ndef f(x):\n    {\n    }\n    # note\n    return os.path.join(x)\n\n\nvalue = f(1)\n"
     )
-    tasks = next_line_tasks([Segment("a.py", "python", text)], 50, seed=0)
+    tasks = next_line_tasks([Excerpt("a.py", "python", text)], 50, seed=0)
     assert {task.target.strip() for task in tasks} == {"def f(x):", "return os.path.join(x)", "value = f(1)"}
     for task in tasks:
         assert text.startswith(task.prefix) and text[len(task.prefix) :].startswith(task.target)
@@ -295,7 +295,7 @@ def test_next_line_tasks_ask_nothing_trivial() -> None:
 
 def test_next_line_tasks_count_lines_as_editors_do() -> None:
     text = "first = one(1)\nsecond = 'a\u2028b'\nthird = two(\x0c2)\nfourth = 'c\x85d'\r\nfifth = three(3)\n"
-    tasks = next_line_tasks([Segment("a.py", "python", text)], 50, seed=0)
+    tasks = next_line_tasks([Excerpt("a.py", "python", text)], 50, seed=0)
     assert {(task.line, task.target) for task in tasks} == {(4, "fourth = 'c\x85d'"), (5, "fifth = three(3)")}
     for task in tasks:
         assert text[len(task.prefix) :].startswith(task.target)

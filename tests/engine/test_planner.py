@@ -118,7 +118,7 @@ def test_a_cache_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     before = measured_backend(cache)
     (
-        cache / f".backend.json.{os.getpid()}"
+        cache / f".backend.json.{os.getpid()}.new"
     ).mkdir()  # as on a full disk or a read-only home, nothing is written there
     learn(cache, work=1.5, speed=0.5)
     assert measured_backend(cache) == before

@@ -16,7 +16,7 @@ from mlx_gardener.engine.operations import Operations, operations
 from mlx_gardener.engine.speed import TWO_CORES
 from mlx_gardener.engine.verify import largest_difference, split_problem
 from mlx_gardener.model import BaseModel, load_base
-from tests.engine.test_split import with_adapters
+from tests.engine.test_call_graph import with_adapters
 from tests.engine.test_step import batch
 
 

@@ -10,10 +10,10 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_gardener.engine import tail as tails
-from mlx_gardener.engine.split import CannotSplit
+from mlx_gardener.engine.call_graph import CannotSplit
 from mlx_gardener.engine.verify import largest_difference
 from mlx_gardener.engine.words import Words
-from tests.engine.test_split import TOLERANCE, batch, engine, with_adapters
+from tests.engine.test_call_graph import TOLERANCE, batch, engine, with_adapters
 from tests.engine.test_stream import prepared, write_again
 from tests.engine.zoo import VOCAB, tiny_model
 

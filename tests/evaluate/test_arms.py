@@ -26,7 +26,7 @@ from mlx_gardener.model.lora import adapter_settings, attach_lora, detach_lora, 
 from mlx_gardener.training import train
 from mlx_gardener.training.checkpoint import list_checkpoints
 from tests.conftest import write_repository
-from tests.test_pipeline import tiny_settings
+from tests.runs.test_manager import tiny_settings
 
 
 class World:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlx_gardener.config import load_config
-from mlx_gardener.dataset.examples import Segment
+from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.engine import Engine, Plan
 from mlx_gardener.evaluate import measure
 from mlx_gardener.evaluate.generate import Answer
@@ -65,11 +65,11 @@ def test_another_kind_or_length_and_an_adapters_answers_are_their_own(
 def test_losses_are_kept_and_say_how_far_they_are_within_a_batch(
     bench: Bench, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    segments = [
-        Segment(path.name, "python", path.read_text()) for path in sorted(repository.rglob("*.py"))[:2]
+    excerpts = [
+        Excerpt(path.name, "python", path.read_text()) for path in sorted(repository.rglob("*.py"))[:2]
     ]
     tokenizer = bench.base.tokenizer
-    rows = plain_rows(make_windows(segments, tokenizer, 64), tokenizer, (32, 64))
+    rows = plain_rows(make_windows(excerpts, tokenizer, 64), tokenizer, (32, 64))
     shares: list[float] = []
     found = bench.losses(rows, shares.append, of="")
     batches = rows.update_count(bench.config.optimizer.tokens_per_update)

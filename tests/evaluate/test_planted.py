@@ -72,8 +72,8 @@ def test_copies_stay_on_one_side_of_the_split(world: World) -> None:
     trained = text_of(world.data.train, world)
     heads = [
         text
-        for segment in world.data.test_segments
-        for text in re.findall(r'"""Everything about.*', segment.text)
+        for excerpt in world.data.test_excerpts
+        for text in re.findall(r'"""Everything about.*', excerpt.text)
     ]
     assert heads and not [head for head in heads if head in trained]
 

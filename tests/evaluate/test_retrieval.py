@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_gardener.dataset.examples import Segment
+from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.dataset.tasks import continuation_places, hole_tasks
 from mlx_gardener.evaluate.metrics import parses
 from mlx_gardener.evaluate.retrieval import Retriever, code_words
@@ -56,7 +56,7 @@ def test_nothing_that_is_asked_for_is_part_of_the_query(tokenizer: CodeTokenizer
     context = retriever.context
     retriever.context = lambda path, before: (seen.append(before), context(path, before))[1]  # type: ignore[method-assign]
     text = "".join(f"value_{n} = {n}\n" for n in range(80))
-    windows = make_windows([Segment("a.py", "python", text)], tokenizer, 128)
+    windows = make_windows([Excerpt("a.py", "python", text)], tokenizer, 128)
     rows_with_context(windows, tokenizer, retriever, (64, 128))
     assert seen[0] == "" and len(seen) == 2 * len(windows)
     place = 0
@@ -68,8 +68,8 @@ def test_nothing_that_is_asked_for_is_part_of_the_query(tokenizer: CodeTokenizer
 
 def test_rows_with_context_have_the_same_targets_as_plain_ones(tokenizer: CodeTokenizer) -> None:
     text = "".join(f"def height_{n}(hour):\n    return TideTable({n}).height_at(hour)\n" for n in range(40))
-    segments = [Segment("a.py", "python", text), Segment("b.py", "python", text[:200])]
-    windows = make_windows(segments, tokenizer, 128)
+    excerpts = [Excerpt("a.py", "python", text), Excerpt("b.py", "python", text[:200])]
+    windows = make_windows(excerpts, tokenizer, 128)
     plain = plain_rows(windows, tokenizer, (64, 128))
     rich = rows_with_context(windows, tokenizer, Retriever(CHUNKS, tokenizer, limit_tokens=96), (64, 128))
     assert plain.source_bytes == rich.source_bytes == len(text.encode()) + len(text[:200].encode())
@@ -77,8 +77,8 @@ def test_rows_with_context_have_the_same_targets_as_plain_ones(tokenizer: CodeTo
 
 
 def test_drawn_windows_come_from_every_file(tokenizer: CodeTokenizer) -> None:
-    segments = [Segment(f"{n}.py", "python", f"value = {n}\n" * 60) for n in range(5)]
-    windows = make_windows(segments, tokenizer, 64)
+    excerpts = [Excerpt(f"{n}.py", "python", f"value = {n}\n" * 60) for n in range(5)]
+    windows = make_windows(excerpts, tokenizer, 64)
     drawn = draw_windows(windows, 7, seed=1)
     assert len(drawn) == 7 and {window.path for window in drawn} == {f"{n}.py" for n in range(5)}
     assert drawn == draw_windows(windows, 7, seed=1) and draw_windows(windows, 10_000, seed=1) == windows
@@ -86,17 +86,17 @@ def test_drawn_windows_come_from_every_file(tokenizer: CodeTokenizer) -> None:
 
 def test_holes_are_syntax_nodes_of_files_that_parse() -> None:
     text = "".join(f"def area_{n}(width, height):\n    return width * height + {n}\n\n" for n in range(20))
-    segments = [Segment("a.py", "python", text), Segment("b.py", "python", "def broken(:\n    pass\n" * 20)]
-    tasks = hole_tasks(segments, 10, seed=2)
+    excerpts = [Excerpt("a.py", "python", text), Excerpt("b.py", "python", "def broken(:\n    pass\n" * 20)]
+    tasks = hole_tasks(excerpts, 10, seed=2)
     assert len(tasks) == 10 and {task.path for task in tasks} == {"a.py"}
     assert all(task.prefix + task.target + task.suffix == text for task in tasks)
-    assert tasks == hole_tasks(segments, 10, seed=2)
+    assert tasks == hole_tasks(excerpts, 10, seed=2)
     assert parses(text, "python") and not parses(text + "def (", "python")
 
 
 def test_places_to_continue_have_lines_before_and_enough_after() -> None:
     text = "line of text\n" * 30
-    places = continuation_places([Segment("a.txt", "text", text)], 8, least_rest=100, seed=0)
+    places = continuation_places([Excerpt("a.txt", "text", text)], 8, least_rest=100, seed=0)
     assert len(places) == 8
     assert all(place.prefix + place.rest == text and place.rest.startswith("\n") for place in places)
     assert all(place.prefix.count("\n") >= 2 and len(place.rest) >= 100 for place in places)

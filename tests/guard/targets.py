@@ -31,12 +31,13 @@ from mlx_gardener.editors.change import _without_values
 from mlx_gardener.engine.facts import model_facts
 from mlx_gardener.engine.speed import _kept
 from mlx_gardener.errors import GardenerError
-from mlx_gardener.journal import read_journal
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.choose import read_model_config
 from mlx_gardener.model.lora import lora_parameters
 from mlx_gardener.model.tokens import load_tokenizer
 from mlx_gardener.registry.names import check_project_name, place_below, project_name_for
+from mlx_gardener.runs.job import Job
+from mlx_gardener.runs.journal import read_journal
 from mlx_gardener.serve.bodies import ChatBody, CompletionBody, InfillBody, LlamaCompletionBody, parse
 from mlx_gardener.serve.prompts import chat_prompt, completion_prompts, infill_prompt, raw_prompts
 from mlx_gardener.serve.reading import read_json
@@ -48,7 +49,6 @@ from mlx_gardener.source.languages import GRAMMARS, LANGUAGES
 from mlx_gardener.source.secrets import TooManySecretsError, find_secrets
 from mlx_gardener.source.walk import marked_paths, read_ignore
 from mlx_gardener.training.checkpoint import load_checkpoint, newest_origin
-from mlx_gardener.worker import Job
 
 Target = Callable[[bytes, Path], None]
 
@@ -161,7 +161,7 @@ def checkpoint(data: bytes, directory: Path) -> None:
 
 def _look_at_checkpoint(directory: Path) -> None:
     from mlx_gardener.config import TrainingConfig
-    from mlx_gardener.recovery import plan_of
+    from mlx_gardener.runs.recovery import plan_of
 
     with may_refuse():
         found = newest_origin(directory)

@@ -16,11 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_gardener.config import DataConfig
+from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.source import Scan, scan_repository
 from mlx_gardener.source import walk as walk_module
 from mlx_gardener.source.walk import _without_retries, head_commit, list_files, marked_paths
 from tests.cli.test_command_line import gardener
 from tests.conftest import write_repository
+from tests.runs.test_manager import until
 
 CODE = (
     "def measure(basket):\n    total = sum(item.weight for item in basket)\n    return total / len(basket)\n"
@@ -275,7 +277,7 @@ def test_strange_names_and_contents_are_spelled_out(tmp_path: Path, home: Path) 
 def test_logs_messages_and_completions_are_spelled_out(tmp_path: Path, home: Path) -> None:
     from mlx_gardener.registry import ProjectRegistry, TrainingStatus
     from mlx_gardener.report.text import safe_lines
-    from mlx_gardener.worker import LOG_NAME
+    from mlx_gardener.runs.job import LOG_NAME
 
     place = tmp_path / f"trick{TRICKS}"
     place.mkdir()
@@ -368,7 +370,8 @@ def test_modules_that_lie_in_a_repository_are_not_imported(
     command.write_text(
         f"import sys; sys.path.insert(0, {here!r})\nfrom mlx_gardener.cli import main\nif __name__ == '__main__': main()\n"
     )
-    for arguments in (("scan", "."), ("train", ".", *train_flags(tiny_model_dir))):
+    flags = train_flags(tiny_model_dir)
+    for arguments in (("scan", "."), ("train", ".", *flags), ("train", ".", "--queue", "--fresh", *flags)):
         done = subprocess.run(
             [sys.executable, str(command), *arguments],
             cwd=root,
@@ -379,5 +382,9 @@ def test_modules_that_lie_in_a_repository_are_not_imported(
         )
         assert not marker.exists(), f"{arguments[0]} imported {marker.read_text()}"
         assert done.returncode == 0, done.stdout + done.stderr
+    registry = ProjectRegistry(home)
+    until(lambda: not registry.queue.entries(), "the queue's end")
+    assert not marker.exists(), f"the queue imported {marker.read_text()}"
+    assert [adapter.version for adapter in registry.list_adapters(root.name)] == ["v1", "v2"]
     subprocess.run([sys.executable, "-c", "import psutil"], cwd=root, capture_output=True, check=False)
     assert marker.exists(), "the traps were not set"

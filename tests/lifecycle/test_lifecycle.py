@@ -12,9 +12,9 @@ import pytest
 
 from mlx_gardener.adapter import PeftManager
 from mlx_gardener.adapter.manifest import read_manifest
+from mlx_gardener.adapter.versions import diff_versions, roll_back
 from mlx_gardener.cli.lifecycle import _told
 from mlx_gardener.config import load_config
-from mlx_gardener.continuation import exclude_pattern
 from mlx_gardener.dataset import Earlier, Split
 from mlx_gardener.dataset.changes import continue_split, known_files
 from mlx_gardener.errors import DataError, GardenerError, RegistryError
@@ -28,14 +28,14 @@ from mlx_gardener.lifecycle.forgetting import (
     versions_that_know,
 )
 from mlx_gardener.lifecycle.staleness import look_at
-from mlx_gardener.lifecycle.versions import diff_versions, roll_back
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
+from mlx_gardener.runs.manager import TrainingPipeline
+from mlx_gardener.runs.parent import exclude_pattern
 from mlx_gardener.source.filters import drop_by_path
 from mlx_gardener.source.records import ChunkRecord, ChunkType, FileRecord
-from mlx_gardener.trainings import TrainingPipeline
 from tests.cli.test_command_line import gardener, train_flags
 from tests.registry.worlds import install_adapter
-from tests.test_pipeline import tiny_settings
+from tests.runs.test_manager import tiny_settings
 
 
 def record(path: str, sha: str = "a", cluster: int | None = None, size: int = 100) -> FileRecord:

@@ -60,6 +60,7 @@ IN_HOME = [
     ".rebuild-abc/new.sqlite3",
     "editors/.vscode.json.0badcafe.new/file",
     "cache/answers/.key.new",
+    "cache/.dry_runs.json.123",
     "cache/.backend.json.17",
     "../.home.0badcafe.new/registry.sqlite3",
 ]

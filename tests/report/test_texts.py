@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from mlx_gardener.adapter.versions import VersionFacts, VersionsDiff
 from mlx_gardener.evaluate.evidence import power_note
 from mlx_gardener.events import PlanChosen, TimePlanned
-from mlx_gardener.lifecycle.versions import VersionFacts, VersionsDiff
 from mlx_gardener.report.arms_view import show_details
 from mlx_gardener.report.diff_view import show_diff
 from mlx_gardener.report.evidence_view import show_evidence

@@ -110,7 +110,7 @@ def test_four_projects_at_once_never_mix(world: World, address: str) -> None:
 
 def test_a_growing_prompt_is_not_read_again_and_answered_the_same(world: World, address: str) -> None:
     registry, base = world
-    source = (Path(__file__).parents[2] / "mlx_gardener" / "config.py").read_text()
+    source = (Path(__file__).parents[2] / "mlx_gardener" / "config" / "sections.py").read_text()
     ids = base.tokenizer.encode(source)[:700]
     seen = []
     turned = [*ids[:300], *ids[400:700]]  # shares one block with what was asked before

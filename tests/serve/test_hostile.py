@@ -28,7 +28,7 @@ from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.reading import read_json
 from mlx_gardener.serve.residents import Residents
 from mlx_gardener.serve.server import running_worker, serving
-from mlx_gardener.serve.worker import BadRequestError, Finished, Job, Worker
+from mlx_gardener.serve.worker import BadRequestError, Finished, QueuedRequest, Worker
 from tests.serve.conftest import make_projects
 
 World = tuple[ProjectRegistry, BaseModel]
@@ -112,7 +112,7 @@ def test_the_computing_threads_state_is_made_anew_after_an_error(tiny: World) ->
         worker: Worker, prompts: Callable[[BaseModel, int], list[list[int]]]
     ) -> Exception | None:
         target = Catalog(tiny[0]).find("beta")
-        job = Job(target, prompts, Sampling(temperature=1.0, top_p=0.9), Limits(4))
+        job = QueuedRequest(target, prompts, Sampling(temperature=1.0, top_p=0.9), Limits(4))
         worker.submit(job)
         while not isinstance(event := await job.events.get(), Finished):
             pass

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mlx_gardener.config import DataConfig
-from mlx_gardener.dataset.examples import kept_lines, segments_of
+from mlx_gardener.dataset.examples import excerpts_of, kept_lines
 from mlx_gardener.errors import DataError
 from mlx_gardener.source import Scan, dependency_order, read_source, scan_repository
 from mlx_gardener.source.secrets import find_secrets
@@ -255,7 +255,7 @@ def test_utf16_with_its_mark_is_text(root: Path, encoding: str) -> None:
     found = scan(root)
     record = next(record for record in found.files if record.path == "wide.py")
     assert read_source(root, record).text == text
-    assert [segment.text for segment in segments_of(read_source(root, record), record)] == [
+    assert [excerpt.text for excerpt in excerpts_of(read_source(root, record), record)] == [
         text.rstrip() + "\n"
     ]
 
@@ -302,7 +302,7 @@ def test_the_lines_that_are_kept_are_those_of_the_segments(root: Path) -> None:
         lines = source.text.split("\n")
         places = kept_lines(source, record)
         assert ["\n".join(lines[first - 1 : last]) + "\n" for first, last in places] == [
-            segment.text for segment in segments_of(source, record)
+            excerpt.text for excerpt in excerpts_of(source, record)
         ]
     mixed = next(record for record in found.files if record.path == "mixed.py")
     assert kept_lines(read_source(root, mixed), mixed) == [(3, 6), (13, 14)]

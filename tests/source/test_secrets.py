@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlx_gardener.config import DataConfig
-from mlx_gardener.dataset.examples import segments_of
+from mlx_gardener.dataset.examples import excerpts_of
 from mlx_gardener.source import Scan, read_source, scan_repository
 from mlx_gardener.source.secrets import MOST_SECRETS, TooManySecretsError, find_secrets, names_with_secrets
 from tests.source.secret_corpus import PRIVATE, Maker, innocent_lines, pem, secret_samples
@@ -31,9 +31,9 @@ def scan(root: Path) -> Scan:
 def learned(found: Scan) -> str:
     """Every text that training would read."""
     return "".join(
-        segment.text
+        excerpt.text
         for record in found.files
-        for segment in segments_of(read_source(found.root, record), record)
+        for excerpt in excerpts_of(read_source(found.root, record), record)
     )
 
 

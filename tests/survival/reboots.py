@@ -12,8 +12,8 @@ from typing import Any
 
 import psutil
 
-from mlx_gardener.queue_runner import ensure_runner
 from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.runs.queue_start import ensure_runner
 
 
 def processes(home: Path) -> list[psutil.Process]:

@@ -26,7 +26,7 @@ import psutil
 from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.events import WarningRaised
 from mlx_gardener.registry import ProjectRegistry, TrainingRecord, TrainingStatus
-from mlx_gardener.trainings import TrainingPipeline
+from mlx_gardener.runs.manager import TrainingPipeline
 
 #: The smallest plan there is: a worker that is started again after memory ran out takes the same one, and ends with the
 #: same bytes. (A smaller one adds floats in another order, and ends within float tolerance.)

@@ -17,13 +17,13 @@ from mlx_gardener import TrainingPhase, TrainingPipeline
 from mlx_gardener.config import ParallelConfig, TrainingConfig
 from mlx_gardener.errors import ConfigError, GardenerError, TrainingError
 from mlx_gardener.events import StepCompleted, WarningRaised
-from mlx_gardener.group import Group, hosts_of, launched_rank
 from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.runs.ranks import Group, hosts_of, launched_rank
 from mlx_gardener.training.checkpoint import list_checkpoints
 from mlx_gardener.training.parallel import Peers
 from tests.cli.test_command_line import train_flags
 from tests.conftest import write_repository
-from tests.test_pipeline import WAIT, _alive, endless, steps_done, tiny_settings, until
+from tests.runs.test_manager import WAIT, _alive, endless, steps_done, tiny_settings, until
 
 HERE = "127.0.0.1"
 STEPS = 20
@@ -103,7 +103,7 @@ def peers_of(trained: TrainingPipeline) -> list[int]:
     record = trained.registry.latest_training("small")
     assert record is not None and record.pid is not None
     found = psutil.Process(record.pid).children()
-    return [one.pid for one in found if one.cmdline()[-1] == "mlx_gardener.peer"]
+    return [one.pid for one in found if one.cmdline()[-1] == "mlx_gardener.runs.rank"]
 
 
 def test_two_ranks_learn_what_one_process_does(

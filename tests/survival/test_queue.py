@@ -13,17 +13,18 @@ import pytest
 
 from mlx_gardener import TrainingPipeline
 from mlx_gardener.errors import RegistryError, TrainingError
-from mlx_gardener.queue_runner import QueueRunner, ensure_runner, is_running
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
+from mlx_gardener.runs.queue_runner import QueueRunner
+from mlx_gardener.runs.queue_start import ensure_runner, is_running
 from tests.cli.test_command_line import gardener, train_flags
+from tests.runs.test_manager import WAIT, tiny_settings, until
 from tests.survival.reboots import adapters_of, waiting, work_through
-from tests.test_pipeline import WAIT, tiny_settings, until
 
 
 @pytest.fixture
 def pipeline(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingPipeline:
     """Trains in about three seconds; nobody works on the queue unless the test does."""
-    monkeypatch.setattr("mlx_gardener.queue_runner.ensure_runner", lambda registry: False)
+    monkeypatch.setattr("mlx_gardener.runs.manager.ensure_runner", lambda registry: False)
     settings = {"checkpoint_interval_seconds": 1e-6, "evaluation.next_line_tasks": 0, "evaluation.samples": 0}
     settings |= {
         "evaluation.fim_tasks": 0,

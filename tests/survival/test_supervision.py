@@ -19,15 +19,15 @@ from mlx_gardener import TrainingPhase, TrainingPipeline
 from mlx_gardener.errors import TrainingError
 from mlx_gardener.events import StepCompleted, TrainingEnded, WarningRaised
 from mlx_gardener.platform.processes import module_command
-from mlx_gardener.recovery import RESULT_NAME, Resume
 from mlx_gardener.registry import TrainingStatus
 from mlx_gardener.registry.database import BUSY_TIMEOUT_SECONDS
-from mlx_gardener.supervisor import describe_death
-from mlx_gardener.worker import LOG_NAME, Interrupt, Job, only_worker
+from mlx_gardener.runs.interrupt import Interrupt
+from mlx_gardener.runs.job import LOG_NAME, Job
+from mlx_gardener.runs.recovery import RESULT_NAME, Resume
+from mlx_gardener.runs.supervisor import describe_death
+from mlx_gardener.runs.worker import only_worker
 from tests.cli.test_command_line import gardener, train_flags
-from tests.survival.memory_cgroup import memory_cgroup
-from tests.survival.storm import CGROUP_BYTES, fault
-from tests.test_pipeline import (
+from tests.runs.test_manager import (
     WAIT,
     _alive,
     endless,
@@ -37,6 +37,8 @@ from tests.test_pipeline import (
     until,
     worker_of,
 )
+from tests.survival.memory_cgroup import memory_cgroup
+from tests.survival.storm import CGROUP_BYTES, fault
 
 
 def warnings_of(pipeline: TrainingPipeline) -> list[str]:
@@ -177,7 +179,7 @@ def test_a_supervisor_that_comes_after_its_training_was_closed_trains_nothing(
     Job(record.id, "small", record.config, Resume.NEVER, 0).write(record.run_dir)
     registry.finish_training(record.id, TrainingStatus.FAILED, "Its process ended without a word.", {})
     late = subprocess.run(
-        module_command("mlx_gardener.supervisor", str(record.run_dir)), capture_output=True, text=True
+        module_command("mlx_gardener.runs.supervisor", str(record.run_dir)), capture_output=True, text=True
     )
     assert late.returncode == 1 and "closed before it was begun" in late.stderr
     assert not registry.list_adapters("small")

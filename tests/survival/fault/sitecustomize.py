@@ -156,7 +156,7 @@ def die_after_starting_a_worker(file: Path) -> None:
     class LastStart(subprocess.Popen):  # type: ignore[type-arg]
         def __init__(self, command: Any, **options: Any) -> None:
             super().__init__(command, **options)
-            if "mlx_gardener.worker" in command:
+            if "mlx_gardener.runs.worker" in command:
                 file.unlink()
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -166,7 +166,7 @@ def die_after_starting_a_worker(file: Path) -> None:
 if "GARDENER_TEST_FAULT" in os.environ:
     chosen = Path(os.environ["GARDENER_TEST_FAULT"])
     is_orphan = chosen.exists() and json.loads(chosen.read_text())["action"] == "orphan"
-    if "mlx_gardener.worker" in sys.orig_argv and chosen.exists() and not is_orphan:
+    if "mlx_gardener.runs.worker" in sys.orig_argv and chosen.exists() and not is_orphan:
         install(Fault(chosen))
-    if "mlx_gardener.supervisor" in sys.orig_argv and is_orphan:
+    if "mlx_gardener.runs.supervisor" in sys.orig_argv and is_orphan:
         die_after_starting_a_worker(chosen)

@@ -20,10 +20,10 @@ from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.engine import measured_backend
 from mlx_gardener.errors import MemoryBudgetError, TrainingError, TrainingTimeoutError
 from mlx_gardener.events import EventBus, StepAdvanced, StepCompleted, TimePlanned, TrainingEnded
-from mlx_gardener.pipeline import Run
-from mlx_gardener.progress import TrainingProgressTracker
-from mlx_gardener.recovery import Resume
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
+from mlx_gardener.runs.context import Run
+from mlx_gardener.runs.job import Resume
+from mlx_gardener.runs.progress import TrainingProgressTracker
 from mlx_gardener.training.parallel import Peers
 from mlx_gardener.training.time_plan import Clock
 from tests.conftest import write_repository
@@ -218,8 +218,8 @@ def test_cancelling_stops_the_work_and_keeps_a_checkpoint_to_resume(
 
 
 def _events_so_far(pipeline: TrainingPipeline) -> list[mlx_gardener.events.Event]:
-    from mlx_gardener.journal import JOURNAL_NAME, read_journal
-    from mlx_gardener.worker import Job
+    from mlx_gardener.runs.job import Job
+    from mlx_gardener.runs.journal import JOURNAL_NAME, read_journal
 
     record = pipeline.registry.latest_training("small")
     assert record is not None

@@ -1,6 +1,6 @@
 """The other processes of a training in parallel, from their start to their end, as a supervisor sees them.
 
-In: `config.ParallelConfig`. Out: one `mlx_gardener.peer` process per further rank, here or behind ssh, and the
+In: `config.ParallelConfig`. Out: one `mlx_gardener.runs.rank` process per further rank, here or behind ssh, and the
 environment in which rank 0's worker finds them, the same that `mlx.launch` makes. A peer gets its orders as a line of JSON
 on stdin and answers with lines on stdout: ``ready``, ``connected``, then a ``beat`` every two seconds. So who cannot be
 reached, who died and who is stuck is known by rank, and a peer whose stdin closes knows that its supervisor is gone.
@@ -295,9 +295,9 @@ class _PeerProcess:
         self.heard: set[str] = set()
         self._error = ""
         if host.is_local:
-            command = module_command("mlx_gardener.peer")
+            command = module_command("mlx_gardener.runs.rank")
         else:
-            there = shlex.join([config.python or sys.executable, "-P", "-m", "mlx_gardener.peer"])
+            there = shlex.join([config.python or sys.executable, "-P", "-m", "mlx_gardener.runs.rank"])
             timeout = f"ConnectTimeout={max(1, round(config.connect_seconds))}"
             command = [*_SSH, "-o", timeout, host.name, there]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

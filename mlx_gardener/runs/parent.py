@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.errors import AdapterError, RegistryError
 from mlx_gardener.events import WarningRaised
-from mlx_gardener.recovery import Resume
 from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.runs.context import Run
+from mlx_gardener.runs.job import Resume
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
     from mlx_gardener.dataset import Earlier, PreparedData
     from mlx_gardener.model import ModelChoice
-    from mlx_gardener.pipeline import Run
 
 
 #: Settings that change nothing about what comes out: a training may go on with others.

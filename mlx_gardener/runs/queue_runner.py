@@ -1,4 +1,4 @@
-"""The process that works on the queue: ``python -m mlx_gardener.queue_runner``; `mlx-gardener queue run` in a terminal.
+"""The process that works on the queue: ``python -m mlx_gardener.runs.queue_runner``; `mlx-gardener queue run` in a terminal.
 
 In: the registry's queue. Out: trainings, each with a supervisor of its own, so that this process may end at any time: the
 next one takes over what is under way, and goes on with what was interrupted. One works at a time for a home, which a lock
@@ -9,25 +9,19 @@ queue is empty. Cost: a Python process that looks into the database twice a seco
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from mlx_gardener.config import validate_config
 from mlx_gardener.errors import GardenerError, RegistryUnavailableError, TrainingError
 from mlx_gardener.registry import INTERRUPTED, ProjectRegistry, QueueEntry, TrainingStatus, patiently
-
-if TYPE_CHECKING:
-    from mlx_gardener.trainings import TrainingPipeline
+from mlx_gardener.runs.manager import TrainingPipeline
+from mlx_gardener.runs.queue_start import LOCK_NAME
 
 logger = logging.getLogger(__name__)
 
-LOCK_NAME = "queue.lock"
-LOG_NAME = "queue.log"
 POLL_SECONDS = 0.5
 #: `is_running` has the lock for a moment too.
 _LOCK_WAIT_SECONDS = 2.0
@@ -94,9 +88,6 @@ class QueueRunner:
         return bool(entries)
 
     def _begin(self, entry: QueueEntry) -> bool:
-        from mlx_gardener.config import validate_config
-        from mlx_gardener.trainings import TrainingPipeline
-
         try:
             pipeline = TrainingPipeline(validate_config(entry.config), registry=self._registry)
             pipeline.start_training(entry.project, fresh=entry.fresh, queue_number=entry.number)
@@ -127,37 +118,6 @@ class QueueRunner:
         else:
             self._tell(f"{entry.project}: {record.status.value}. {record.message}")
         self._registry.queue.done(entry)
-
-
-def is_running(registry: ProjectRegistry) -> bool:
-    """Whether a process works on the queue."""
-    if not (registry.home / LOCK_NAME).exists():
-        return False
-    try:
-        with FileLock(registry.home / LOCK_NAME, timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
-def ensure_runner(registry: ProjectRegistry) -> bool:
-    """Start a process that works on the queue, where there is none; whether one was started."""
-    if is_running(registry):
-        return False
-    registry.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(registry.home / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        subprocess.Popen(
-            [sys.executable, "-m", "mlx_gardener.queue_runner"],
-            stdin=subprocess.DEVNULL,
-            stdout=descriptor,
-            stderr=descriptor,
-            env={**os.environ, "MLX_GARDENER_HOME": str(registry.home)},
-            start_new_session=True,  # a closed terminal ends nothing
-        )
-    finally:
-        os.close(descriptor)
-    return True
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig, validate_config
 from mlx_gardener.errors import AdapterError, DataError, RegistryError
-from mlx_gardener.platform.files import make_private, write_private
+from mlx_gardener.platform.files import make_private, write_whole
 from mlx_gardener.registry import Project, ProjectRegistry
 
 if TYPE_CHECKING:
@@ -126,27 +126,23 @@ def _prepare(
     """The base, the engine for it and the repository's data, all as a training would have them."""
     from mlx_gardener.adapter import check_base
     from mlx_gardener.dataset import TrainingDataPreparator
-    from mlx_gardener.engine import known_backend, load_engine, make_plan, model_facts
-    from mlx_gardener.model import choose_model, load_tokenizer, resolve_model
+    from mlx_gardener.engine import load_engine, prepare_model
+    from mlx_gardener.model import load_tokenizer
 
-    choice = choose_model(config.model, config.memory_limit_bytes)
-    path = resolve_model(choice)
+    prepared = prepare_model(config, registry.home / "cache")
     data = TrainingDataPreparator(
         config,
-        tokenizer=load_tokenizer(path),
+        tokenizer=load_tokenizer(prepared.path),
         cache_dir=registry.home / "cache" / "tokens",
         on_progress=lambda share, message: on_progress(0.15 * share, message),
         interrupt=interrupt,
     ).prepare(project.path)
-    facts = model_facts(path)
-    backend = known_backend(registry.home / "cache", facts)
-    plan = make_plan(facts, config, config.memory_limit_bytes, backend)
     base, engine = load_engine(
         config.model,
-        plan,
+        prepared.plan(config),
         config,
-        facts=facts,
-        backend=backend,
+        facts=prepared.facts,
+        backend=prepared.backend,
         warn=lambda message: on_progress(0.25, message),
         tell=lambda share, message: on_progress(0.15 + 0.1 * share, message),
     )
@@ -183,13 +179,13 @@ def _unseen(data: PreparedData, adapter: LoadedAdapter) -> tuple[PreparedData, l
     notes = ["The repository has changed since the training, so that other files are held out now."]
     if seen:
         notes.append(f"{len(seen)} of them were left out because they were trained on.")
-    left = tuple(segment for segment in data.test_segments if segment.path not in seen)
+    left = tuple(excerpt for excerpt in data.test_excerpts if excerpt.path not in seen)
     if not left:
         raise DataError(
             "Every file that would be held out now was trained on.",
             next_step="Train again, so that files are held out from the start.",
         )
-    return replace(data, test_segments=left), [], notes
+    return replace(data, test_excerpts=left), [], notes
 
 
 def find_control(
@@ -250,11 +246,9 @@ def _keep(directory: Path, project: str, version: str, data: PreparedData, evide
         "evidence": evidence.to_json(),
     }
     file = directory / DIRECTORY / f"{now}.json"
-    staged = file.with_suffix(".new")
     try:
         make_private(file.parent)
-        write_private(staged, json.dumps(told, indent=2, sort_keys=True) + "\n")
-        staged.replace(file)
+        write_whole(file, json.dumps(told, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise AdapterError(
             f"The evaluation of {project}/{version} cannot be written ({error.strerror}).",

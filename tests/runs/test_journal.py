@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 from mlx_gardener.events import WarningRaised
-from mlx_gardener.journal import JournalWriter, follow_journal, read_journal
+from mlx_gardener.runs.journal import JournalWriter, follow_journal, read_journal
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A rank other than 0: ``python -m mlx_gardener.peer``, started by `mlx_gardener.group`, or by `mlx.launch` as `train`.
+"""A rank other than 0: ``python -m mlx_gardener.runs.rank``, started by `mlx_gardener.runs.ranks`, or by `mlx.launch` as `train`.
 
 In: from rank 0, over the group, the settings, the plan and the rows. Out: gradients of its share of every update. It
 reads no repository, registry or checkpoint, and writes nothing, so that a host needs only this package and the base
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig, validate_config
 from mlx_gardener.errors import GardenerError, OtherRankError, PeersLostError
-from mlx_gardener.group import BEAT_SECONDS
 from mlx_gardener.platform.priority import lower_priority
+from mlx_gardener.runs.ranks import BEAT_SECONDS
 
 if TYPE_CHECKING:
     from mlx_gardener.dataset import PreparedData, RowSet
@@ -94,21 +94,19 @@ def follow(peers: Peers) -> None:
 
 def _train(peers: Peers, config: TrainingConfig, orders: dict[str, Any]) -> None:
     from mlx_gardener.dataset.rows import RowSet
-    from mlx_gardener.engine import known_backend, load_engine, make_plan, model_facts
-    from mlx_gardener.model import choose_model, resolve_model
+    from mlx_gardener.engine import Plan, load_engine, prepare_model
     from mlx_gardener.platform.device import backend
-    from mlx_gardener.recovery import plan_from_json
     from mlx_gardener.registry import default_home
     from mlx_gardener.training import train
     from mlx_gardener.training.parallel import unpack_arrays
 
-    facts = model_facts(resolve_model(choose_model(orders["model"], config.memory_limit_bytes)))
-    measured = known_backend(default_home() / "cache", facts)
+    theirs = config.model_copy(update={"model": orders["model"]})  # chosen, where it was "auto"
+    prepared = prepare_model(theirs, default_home() / "cache")
     # The same plan adds floats in the same order; other hardware needs one of its own.
-    plan = plan_from_json(orders["plan"]) if orders["backend"] == backend() else None
-    plan = plan or make_plan(facts, config, config.memory_limit_bytes, measured)
+    plan = Plan.from_json(orders["plan"]) if orders["backend"] == backend() else None
+    plan = plan or prepared.plan(config)
     base, engine = load_engine(
-        orders["model"], plan, config, facts=facts, backend=measured, warn=logger.warning
+        theirs.model, plan, config, facts=prepared.facts, backend=prepared.backend, warn=logger.warning
     )
     peers.check_same(_facts(base))
     data_sha256 = peers.from_first(lambda: b"").decode()
@@ -128,7 +126,7 @@ def _train(peers: Peers, config: TrainingConfig, orders: dict[str, Any]) -> None
 
 
 def _facts(base: BaseModel) -> dict[str, str]:
-    from mlx_gardener import __version__
+    from mlx_gardener.platform.version import __version__
 
     return {
         "version of mlx_gardener": __version__,
@@ -167,8 +165,6 @@ def main() -> None:
     os.umask(0o077)
     os.environ.update(orders["environment"])
     try:
-        import mlx_gardener  # noqa: F401  # isort: skip  # opens the BLAS before MLX is imported
-
         from mlx_gardener.training.parallel import Peers
 
         with tempfile.TemporaryDirectory() as scratch:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mlx_gardener.events import Event, TrainingPhase, TrainingProgress, WarningRaised
-from mlx_gardener.progress import TrainingProgressTracker
 from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.runs.progress import TrainingProgressTracker
 
 
 def test_percent_never_goes_backwards_and_stays_in_its_phase() -> None:

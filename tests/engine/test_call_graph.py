@@ -1,7 +1,7 @@
 """The cut, on tiny random models of mlx-lm's architectures: gradients of segments are those of the whole graph.
 
 ``SPLIT`` is what was found with mlx-lm 0.32.2; docs/architectures.md shows the whole table and is written by
-``python -m tests.engine.test_split``. A few architectures of every kind run by default, all of them with ``-m slow``.
+``python -m tests.engine.test_call_graph``. A few architectures of every kind run by default, all of them with ``-m slow``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.dataset import Batch
 from mlx_gardener.engine import Engine, Plan
-from mlx_gardener.engine.split import CannotSplit, learn_wiring
+from mlx_gardener.engine.call_graph import CannotSplit, learn_wiring
 from mlx_gardener.engine.verify import largest_difference
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model.lora import attach_lora, lora_parameters
@@ -185,7 +185,7 @@ def main() -> None:
         "# Architectures",
         "",
         "What the engine makes of every architecture of mlx-lm 0.32.2, found with tiny random models in float32",
-        "(`python -m tests.engine.test_split` writes this page). *Segments*: cut at its layers; adapter gradients equal the",
+        "(`python -m tests.engine.test_call_graph` writes this page). *Segments*: cut at its layers; adapter gradients equal the",
         "whole graph's to 1e-5. *One segment*: trained as one graph, with the memory that takes. *Not shown*: no tiny model",
         "could be made or trained here, for the reason given; the check at load decides.",
         "",

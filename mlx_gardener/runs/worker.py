@@ -1,4 +1,4 @@
-"""The process a run lives in: ``python -m mlx_gardener.worker RUN_DIR SUPERVISOR_PID``, started by `mlx_gardener.supervisor`.
+"""The process a run lives in: ``python -m mlx_gardener.runs.worker RUN_DIR SUPERVISOR_PID``, started by `runs.supervisor`.
 
 In: ``job.json`` in the run's directory. Out: events in the run's journal, progress in the registry, checkpoints, and in
 the end an adapter. A process of its own, so that an abort in the backend or the kernel's out-of-memory killer ends the
@@ -12,20 +12,16 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import math
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlx_gardener.config import TrainingConfig, validate_config
-from mlx_gardener.continuation import UNCHANGED_SINCE
 from mlx_gardener.errors import (
     GardenerError,
     PeersLostError,
@@ -35,165 +31,29 @@ from mlx_gardener.errors import (
     TrainingInterruptedError,
 )
 from mlx_gardener.events import Event, EventBus, TrainingEnded, TrainingPhase
-from mlx_gardener.group import launched_rank
-from mlx_gardener.journal import JOURNAL_NAME, JournalWriter
-from mlx_gardener.pipeline import Run, run_training
-from mlx_gardener.platform.files import fsync_path, private, write_private
+from mlx_gardener.platform.files import private
+from mlx_gardener.platform.out_of_memory import says_out_of_memory
 from mlx_gardener.platform.priority import lower_priority
-from mlx_gardener.platform.untrusted import read_json
-from mlx_gardener.progress import TrainingProgressTracker
-from mlx_gardener.recovery import CANCELLED_LATE, Resume
 from mlx_gardener.registry import INTERRUPTED, ProjectRegistry, TrainingStatus, patiently
 from mlx_gardener.registry.names import RUN_LOCK_NAME, has_checkpoint, what_is_kept
 from mlx_gardener.registry.records import ERROR, LEFT_NOTHING
-
-if TYPE_CHECKING:
-    from mlx_gardener.training.time_plan import Clock
+from mlx_gardener.runs.context import Run
+from mlx_gardener.runs.interrupt import Interrupt
+from mlx_gardener.runs.job import LOG_NAME, LOST_EXIT_CODE, Job
+from mlx_gardener.runs.journal import JOURNAL_NAME, JournalWriter
+from mlx_gardener.runs.parent import UNCHANGED_SINCE
+from mlx_gardener.runs.phases import run_training
+from mlx_gardener.runs.progress import TrainingProgressTracker
+from mlx_gardener.runs.ranks import launched_rank
+from mlx_gardener.runs.recovery import CANCELLED_LATE
 
 logger = logging.getLogger(__name__)
 
-JOB_NAME = "job.json"
-LOG_NAME = "worker.log"
-#: How often the registry is asked for a wish to cancel; one indexed read, about 20 microseconds.
-CANCEL_POLL_SECONDS = 0.2
-#: With this a worker or a peer ends whose other ranks are gone; it could go on (EX_TEMPFAIL of sysexits.h).
-LOST_EXIT_CODE = os.EX_TEMPFAIL
 LOCK_NAME = RUN_LOCK_NAME
 _SUPERVISOR_GONE = "The process that watched over the training is gone."
 _LOGGED_RESULT = ("adapter_version", UNCHANGED_SINCE, CANCELLED_LATE, INTERRUPTED)
 #: How long a worker waits for an earlier one in the same directory, which may be writing its last checkpoint.
 LOCK_WAIT_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker is told: one training of one project.
-
-    ``journal_offset`` is the bytes of the journal that belong to earlier trainings in the same directory;
-    ``seconds_used`` what earlier workers took of the time limit; ``smaller_plan`` that the last one ran out of memory.
-    """
-
-    training_id: str
-    project: str
-    config: dict[str, Any]
-    resume: Resume
-    journal_offset: int
-    seconds_used: float = 0.0
-    smaller_plan: bool = False
-
-    def write(self, run_dir: Path) -> None:
-        """Write the job beside the run's other files, whole or not at all."""
-        staged = run_dir / (JOB_NAME + ".new")
-        write_private(staged, json.dumps(asdict(self), indent=2))
-        fsync_path(staged)
-        staged.replace(run_dir / JOB_NAME)
-
-    @classmethod
-    def read(cls, run_dir: Path) -> Job:
-        """The job of a run.
-
-        Raises:
-            TrainingError: there is none, or it is damaged.
-        """
-        try:
-            values = read_json(run_dir / JOB_NAME, follow_links=False)
-            return cls(**{**values, "resume": Resume(values["resume"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise TrainingError(
-                f"The run in {run_dir.name} has no readable {JOB_NAME} ({error}).",
-                next_step="Start the training again.",
-            ) from error
-
-
-def says_out_of_memory(text: str) -> bool:
-    """Whether a message, or the end of a log, tells of an allocation that failed (C++, MLX, Metal, CUDA, Python)."""
-    text = text.lower()
-    return any(
-        words in text
-        for words in (
-            "memoryerror",
-            "bad_alloc",
-            "unable to allocate",
-            "cannot allocate memory",
-            "out of memory",
-            "outofmemory",
-            "insufficient memory",
-            "can't start new thread",
-            "resource temporarily unavailable",
-        )
-    )
-
-
-class Interrupt:
-    """The reasons to stop a run early: somebody cancelled it, its time is over, or its process has to end.
-
-    A thread watches for them; calling the object raises the reason, and is cheap enough (one attribute) to be called
-    between the segments of a step.
-
-    Args:
-        timeout_minutes: the run's time limit, of which ``seconds_used`` are gone; 0 for none.
-        must_end: asked several times a second; says in a sentence why the process has to end, else None.
-    """
-
-    def __init__(
-        self,
-        registry: ProjectRegistry,
-        training_id: str,
-        timeout_minutes: float,
-        *,
-        seconds_used: float = 0.0,
-        must_end: Callable[[], str | None] = lambda: None,
-    ) -> None:
-        self._registry = registry
-        self._training_id = training_id
-        self._timeout_minutes = timeout_minutes
-        self._limit_seconds = timeout_minutes * 60 if timeout_minutes else math.inf
-        self._began = time.monotonic() - seconds_used
-        self._must_end = must_end
-        self._reason: GardenerError | None = None
-        self._stop = threading.Event()
-        threading.Thread(target=self._watch, name="interrupt", daemon=True).start()
-
-    def __call__(self) -> None:
-        """Raises:
-        TrainingCancelledError: the training was cancelled.
-        TimeLimitError: its time is over.
-        TrainingInterruptedError: its process has to end.
-        """
-        if self._reason is not None:
-            raise self._reason
-
-    @property
-    def clock(self) -> Clock:
-        """The time limit, and what is used of it."""
-        from mlx_gardener.training.time_plan import Clock
-
-        return Clock(self._limit_seconds, lambda: time.monotonic() - self._began)
-
-    def close(self) -> None:
-        """Stop watching."""
-        self._stop.set()
-
-    def _watch(self) -> None:
-        deadline = self._began + self._limit_seconds
-        while not self._stop.wait(min(CANCEL_POLL_SECONDS, max(0.0, deadline - time.monotonic()) + 0.001)):
-            if time.monotonic() >= deadline:
-                self._reason = TimeLimitError(
-                    f"The training reached its time limit of {self._timeout_minutes:g} minutes.",
-                    next_step="Allow a longer --timeout.",
-                )
-                return
-            if (why := self._must_end()) is not None:
-                self._reason = TrainingInterruptedError(why)
-                return
-            try:
-                cancelled = self._registry.cancel_requested(self._training_id)
-            except GardenerError:
-                logger.exception("the registry could not be asked for a wish to cancel; asking again")
-                continue
-            if cancelled:
-                self._reason = TrainingCancelledError("The training was cancelled.")
-                return
 
 
 def work(

@@ -1,7 +1,7 @@
 """A run, from a repository to a registered adapter: `run_training` and its five phases, in order, by name.
 
-It happens inside the worker process (`mlx_gardener.worker`); every part it calls lives in a room of its own.
-`mlx_gardener.trainings` holds `TrainingPipeline`, the way in. Cost: next to nothing; the parts' docstrings say theirs.
+It happens inside the worker process (`mlx_gardener.runs.worker`); every part it calls lives in a room of its own.
+`mlx_gardener.runs.manager` holds `TrainingPipeline`, the way in. Cost: next to nothing; the parts' docstrings say theirs.
 """
 
 from __future__ import annotations
@@ -9,40 +9,32 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.config import TrainingConfig
-from mlx_gardener.continuation import Parent, already_trained, find_parent
 from mlx_gardener.errors import ModelError, TimeLimitError, TrainingCancelledError
 from mlx_gardener.events import (
-    PHASE_PERCENT,
     DataPrepared,
-    Event,
-    EventBus,
     PlanChosen,
-    StepAdvanced,
-    StepCompleted,
     TrainingPhase,
     WarningRaised,
 )
-from mlx_gardener.journal import JOURNAL_NAME, read_journal
-from mlx_gardener.peer import hand_out, lead
-from mlx_gardener.progress import TrainingProgressTracker
-from mlx_gardener.recovery import (
+from mlx_gardener.registry.patience import PATIENCE_SECONDS
+from mlx_gardener.report.text import duration
+from mlx_gardener.runs.context import Run
+from mlx_gardener.runs.forecast import learn_from
+from mlx_gardener.runs.job import Resume
+from mlx_gardener.runs.journal import JOURNAL_NAME, read_journal
+from mlx_gardener.runs.parent import Parent, already_trained, find_parent
+from mlx_gardener.runs.rank import hand_out, lead
+from mlx_gardener.runs.recovery import (
     CANCELLED_LATE,
-    CHECKPOINTS_NAME,
-    Resume,
     already_registered,
     clear_away,
     keep_result,
     look_for_checkpoints,
     plan_of,
 )
-from mlx_gardener.registry import Project, ProjectRegistry
-from mlx_gardener.registry.patience import PATIENCE_SECONDS
-from mlx_gardener.report.text import duration
 
 if TYPE_CHECKING:
     from mlx_gardener.adapter import StagedAdapter
@@ -52,60 +44,9 @@ if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel, ModelChoice
     from mlx_gardener.training import TrainOutcome
     from mlx_gardener.training.checkpoint import Origin
-    from mlx_gardener.training.parallel import Peers
-    from mlx_gardener.training.time_plan import Clock
 
-#: Updates from which a training's speed says something: the first ones are slower (judgement).
-STEPS_TO_LEARN_FROM = 8
 #: Seconds between two words about the same part of an evaluation.
 TELL_SECONDS = 0.5
-#: Seconds of updates from which the speed is that of the base on this machine (judgement).
-SECONDS_TO_LEARN_FROM = 60.0
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training under way: what it works on, and whom it tells."""
-
-    training_id: str
-    project: Project
-    config: TrainingConfig
-    directory: Path
-    resume: Resume
-    smaller_plan: bool
-    registry: ProjectRegistry
-    bus: EventBus
-    tracker: TrainingProgressTracker
-    interrupt: Callable[[], None]
-    peers: Peers
-    clock: Clock
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the run's checkpoints lie."""
-        return self.directory / CHECKPOINTS_NAME
-
-    def tell(self, phase: TrainingPhase, share: float, message: str, /, **details: Any) -> None:
-        """Progress within a phase; ``share`` of it is done, 0 to 1."""
-        low, high = PHASE_PERCENT[phase]
-        self.tracker.update_progress(phase, low + (high - low) * share, message, details or None)
-
-    def publish(self, event: Event) -> None:
-        """Hand an event of the training loop on; a step also moves the progress."""
-        self.bus.publish(event)
-        if isinstance(event, StepCompleted):
-            message = f"Step {event.step} of {event.total_steps}, loss {event.loss:.3f}"
-            details = {
-                name: getattr(event, name)
-                for name in ("step", "total_steps", "loss", "tokens_per_second", "memory_bytes", "peak_bytes")
-            }
-            details |= {"budget_bytes": event.budget_bytes, "eta_seconds": event.eta_seconds}
-            self.tell(TrainingPhase.TRAINING, event.step / max(1, event.total_steps), message, **details)
-        elif isinstance(event, StepAdvanced):
-            done = event.step - 1 + event.share if event.activity == "Step" else event.step
-            message = f"{event.activity} {event.step} of {event.total_steps}, {event.share:.0%} of it done"
-            details = {"step": event.step, "total_steps": event.total_steps, "share": event.share}
-            self.tell(TrainingPhase.TRAINING, done / max(1, event.total_steps), message, **details)
 
 
 def run_training(run: Run) -> dict[str, Any]:
@@ -203,15 +144,13 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
     A training that goes on keeps its plan, since another one adds floats in another order; where memory ran out with
     that plan, it takes the next smaller one.
     """
-    from mlx_gardener.engine import known_backend, load_engine, make_plan, model_facts
-    from mlx_gardener.model import resolve_model
+    from mlx_gardener.engine import load_engine, prepare_model
 
     config = run.config
     run.tell(TrainingPhase.STARTING_TRAINING, 0.0, "Planning memory")
-    facts = model_facts(resolve_model(choice))
-    backend = known_backend(run.registry.home / "cache", facts)
+    prepared = prepare_model(config, run.registry.home / "cache", choice=choice)
     kept = plan_of(earlier, config)
-    plan = kept or make_plan(facts, config, config.memory_limit_bytes, backend)
+    plan = kept or prepared.plan(config)
     if run.smaller_plan:
         plan = plan.smaller() or plan
     run.publish(PlanChosen(plan.to_json()))
@@ -221,8 +160,8 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
         choice.name,
         plan,
         config,
-        facts=facts,
-        backend=backend,
+        facts=prepared.facts,
+        backend=prepared.backend,
         warn=lambda message: run.publish(WarningRaised(message)),
         rehearse=kept is None and not run.smaller_plan,
         between=_telling_of_rehearsal(run),
@@ -266,7 +205,7 @@ def _train(
     """TRAINING: updates until the epochs are over or validation stops improving."""
     import mlx.core as mx
 
-    from mlx_gardener.evaluations import ANSWERS
+    from mlx_gardener.evaluate.registered import ANSWERS
     from mlx_gardener.platform.kept import KeptValues
     from mlx_gardener.platform.processes import OthersWork
     from mlx_gardener.training import train as train_adapter
@@ -293,39 +232,8 @@ def _train(
         peers=run.peers,
     )
     if engine.plan is plan:  # it never had to be made smaller
-        _learn(run, base, engine, outcome, mx.get_peak_memory(), others.share)
+        learn_from(run, base, engine, outcome, mx.get_peak_memory(), others.share)
     return outcome
-
-
-def _learn(
-    run: Run, base: BaseModel, engine: Engine, outcome: TrainOutcome, peak_bytes: int, others_share: float
-) -> None:
-    """Remember what the training took, so that the next forecast is nearer the truth."""
-    from mlx_gardener.engine import keep_training, known_backend, learn, model_facts
-
-    plan, state, cache = engine.plan, outcome.state, run.registry.home / "cache"
-    facts = model_facts(base.path)
-    backend = known_backend(cache, facts)
-    speed = state.positions / max(1e-9, state.seconds) / run.peers.size
-    if state.seconds >= SECONDS_TO_LEARN_FROM:
-        forward = outcome.time_plan.pace.forward_tokens_per_second
-        keep_training(
-            cache,
-            facts,
-            plan,
-            backend,
-            tokens_per_second=speed,
-            forward_share=forward / speed,
-            busy=others_share,
-        )
-    if state.step >= STEPS_TO_LEARN_FROM and not backend.knows_base:
-        parts = plan.predicted_parts
-        rest = parts["weights"] + parts["adapter"] + parts["saved"]
-        learn(
-            cache,
-            work=(peak_bytes - rest) / max(1, parts["live"] + parts["work"]),
-            speed=speed / plan.predicted_tokens_per_second,
-        )
 
 
 def _complete(
@@ -352,7 +260,7 @@ def _measure(
 ) -> Evidence:
     """All arms on the test part, with the adapter read back from its files, as far as time allows."""
     from mlx_gardener.evaluate import compare
-    from mlx_gardener.evaluations import ANSWERS, find_control
+    from mlx_gardener.evaluate.registered import ANSWERS, find_control
 
     began = told_at = time.monotonic()
     told = ""

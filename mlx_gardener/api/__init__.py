@@ -1,7 +1,7 @@
 """The same as `TrainingPipeline` for scripts and notebooks: functions over one shared pipeline, and `train`.
 
 `train` blocks until the adapter is there and returns a `TrainingResult` that displays itself in a notebook, and completes,
-is evaluated and exported (`mlx_gardener.commands`); `watch_training` gives events to ``async for``. See docs/python.md.
+is evaluated and exported (`mlx_gardener.api.commands`); `watch_training` gives events to ``async for``. See docs/python.md.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.commands import Completion, complete, evaluate_adapter, export, settings_of
+from mlx_gardener.api.commands import Completion, complete, evaluate_adapter, export, settings_of
 from mlx_gardener.config import ArmName, TrainingConfig
 from mlx_gardener.errors import TrainingError
 from mlx_gardener.events import Event, MemoryMeasured, StepCompleted, TrainingProgress
-from mlx_gardener.progress import ProgressCallback
-from mlx_gardener.registry import TrainingStatus, project_name_for
-from mlx_gardener.trainings import TrainingPipeline, check_repository
+from mlx_gardener.registry import project_name_for
+from mlx_gardener.runs.manager import TrainingPipeline, check_repository, completed_training
+from mlx_gardener.runs.progress import ProgressCallback
 
 if TYPE_CHECKING:
     from mlx_gardener.adapter.exports import Export
-    from mlx_gardener.evaluations import Evaluation
+    from mlx_gardener.evaluate.registered import Evaluation
     from mlx_gardener.report.live import LiveView
     from mlx_gardener.report.notebook import NotebookView
 
@@ -231,14 +231,7 @@ def training_result(
         GardenerError: what ended it early, as its worker raised it.
         TrainingError: the project is unknown or was never trained.
     """
-    pipeline.wait_for_training_completion(project_name)
-    if (error := pipeline.get_training_error(project_name)) is not None:
-        raise error
-    record = pipeline.registry.latest_training(project_name)
-    if record is None or record.status is not TrainingStatus.COMPLETED:  # another one has begun meanwhile
-        raise TrainingError(
-            f"The training of {project_name!r} is not completed.", next_step="Wait for it again."
-        )
+    record = completed_training(pipeline, project_name)
     adapter = pipeline.registry.get_adapter(project_name, record.result["adapter_version"])
     return TrainingResult(
         project=project_name,

@@ -1,10 +1,10 @@
-"""The process over a worker: ``python -m mlx_gardener.supervisor RUN_DIR``; says why it died and starts it again.
+"""The process over a worker: ``python -m mlx_gardener.runs.supervisor RUN_DIR``; says why it died and starts it again.
 
 In: ``job.json`` in the run's directory. Out: a worker process; a word in journal and registry for one that could say none
 itself. It is small, belongs to no terminal and outlives whoever asked for the training; registry rows carry its process
 id. A worker is started again from its last checkpoint at most ``worker_restarts`` times, and only once where it died
 without a new checkpoint. Where this process dies itself, the worker stops with a checkpoint. The other ranks of a
-training in parallel (`mlx_gardener.group`) start and end with its worker.
+training in parallel (`mlx_gardener.runs.ranks`) start and end with its worker.
 Cost: a Python process that sleeps, about 30 MB, and a tenth of a second at the start of a training.
 """
 
@@ -23,13 +23,13 @@ from pathlib import Path
 from mlx_gardener.config import ParallelConfig
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.events import Event, ProgressChanged, TrainingEnded, WarningRaised
-from mlx_gardener.group import Group, launched_rank
-from mlx_gardener.journal import JOURNAL_NAME, JournalWriter
+from mlx_gardener.platform.out_of_memory import out_of_memory_kills, says_out_of_memory
 from mlx_gardener.platform.processes import how_it_ended, module_command
-from mlx_gardener.recovery import CHECKPOINTS_NAME, Resume
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus, patiently
-from mlx_gardener.registry.names import what_is_kept
-from mlx_gardener.worker import LOG_NAME, LOST_EXIT_CODE, Job, says_out_of_memory
+from mlx_gardener.registry.names import CHECKPOINTS_NAME, what_is_kept
+from mlx_gardener.runs.job import LOG_NAME, LOST_EXIT_CODE, Job, Resume
+from mlx_gardener.runs.journal import JOURNAL_NAME, JournalWriter
+from mlx_gardener.runs.ranks import Group, launched_rank
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
     deaths_without_progress = 0
     asked_to_end: list[int] = []
     while True:
-        checkpoints, log_at, kills = _checkpoints(run_dir), _log_size(run_dir), _out_of_memory_kills()
+        checkpoints, log_at, kills = _checkpoints(run_dir), _log_size(run_dir), out_of_memory_kills()
         started = time.monotonic()
         try:
             code, lost = _run_ranks(run_dir, parallel, asked_to_end)
@@ -65,7 +65,7 @@ def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
         if record.finished_at is not None:
             return record.status
         log = _log_since(run_dir, log_at)
-        out_of_memory = _out_of_memory_kills() > kills and code == -signal.SIGKILL
+        out_of_memory = out_of_memory_kills() > kills and code == -signal.SIGKILL
         out_of_memory = out_of_memory or says_out_of_memory(log)
         why = lost or describe_death(code, out_of_memory=out_of_memory)
         logger.error("training %s: %s", job.training_id, why)
@@ -166,7 +166,7 @@ def _run_worker(
 ) -> int:
     """One worker, from its start to its end; returns its exit code. SIGTERM is passed on to it."""
     process = subprocess.Popen(
-        module_command("mlx_gardener.worker", str(run_dir), str(os.getpid())),
+        module_command("mlx_gardener.runs.worker", str(run_dir), str(os.getpid())),
         env={**os.environ, **(environment or {})},
     )
     if group is not None:
@@ -209,15 +209,6 @@ def _log_since(run_dir: Path, offset: int) -> str:
     with (run_dir / LOG_NAME).open("rb") as file:
         file.seek(max(offset, _log_size(run_dir) - _LOG_TAIL_BYTES))
         return file.read().decode(errors="replace")
-
-
-def _out_of_memory_kills() -> int:
-    """How many processes Linux has killed for memory so far; always 0 elsewhere."""
-    try:
-        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """TrainingPipeline: the way in; starts trainings in worker processes, watches them, and ends them.
 
 In: projects by name, from any thread or process. Out: ids, progress and events, read from the registry and the run's
-journal. What a run does is `mlx_gardener.pipeline`'s; `mlx_gardener.api` holds the functions for scripts and
+journal. What a run does is `mlx_gardener.runs.phases`'s; `mlx_gardener.api` holds the functions for scripts and
 notebooks. Cost: one thread per training that was started here.
 """
 
@@ -19,7 +19,6 @@ from typing import Any
 
 from mlx_gardener.adapter.base import model_place
 from mlx_gardener.config import TrainingConfig, load_config
-from mlx_gardener.continuation import DECIDED_AT_START, MAY_CHANGE, decide_parent, without_forgotten
 from mlx_gardener.errors import DataError, GardenerError, TrainingError, TrainingTimeoutError
 from mlx_gardener.events import (
     Event,
@@ -28,12 +27,9 @@ from mlx_gardener.events import (
     TrainingEnded,
     TrainingProgress,
 )
-from mlx_gardener.journal import JOURNAL_NAME, follow_journal
 from mlx_gardener.model.choose import absolute_model
 from mlx_gardener.platform.files import private
 from mlx_gardener.platform.processes import module_command
-from mlx_gardener.progress import ProgressCallback, progress_of
-from mlx_gardener.recovery import Resume
 from mlx_gardener.registry import (
     Project,
     ProjectRegistry,
@@ -43,8 +39,12 @@ from mlx_gardener.registry import (
     patiently,
 )
 from mlx_gardener.registry.names import has_checkpoint, what_is_kept
-from mlx_gardener.supervisor import bury, describe_death
-from mlx_gardener.worker import LOG_NAME, Job
+from mlx_gardener.runs.job import LOG_NAME, Job, Resume
+from mlx_gardener.runs.journal import JOURNAL_NAME, follow_journal
+from mlx_gardener.runs.parent import DECIDED_AT_START, MAY_CHANGE, decide_parent, without_forgotten
+from mlx_gardener.runs.progress import ProgressCallback, progress_of
+from mlx_gardener.runs.queue_start import ensure_runner
+from mlx_gardener.runs.supervisor import bury, describe_death
 
 _POLL_SECONDS = 0.05
 
@@ -122,8 +122,6 @@ class TrainingPipeline:
         Raises:
             TrainingError: there is no such project, or it is in the queue already.
         """
-        from mlx_gardener.queue_runner import ensure_runner
-
         entry = self.registry.queue.add(
             self._project(project_name).name,
             self.config.model_dump(mode="json"),
@@ -368,7 +366,7 @@ class TrainingPipeline:
         environment = {**os.environ, "MLX_GARDENER_HOME": str(self.registry.home)}
         with open(record.run_dir / LOG_NAME, "ab", opener=private) as log:
             return subprocess.Popen(
-                module_command("mlx_gardener.supervisor", str(record.run_dir)),
+                module_command("mlx_gardener.runs.supervisor", str(record.run_dir)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -419,6 +417,24 @@ def check_repository(path: Path) -> Path:
         what = "is not a directory" if path.exists() else "does not exist"
         raise DataError(f"{str(path)!r} {what}.", next_step="Name the root directory of a repository.")
     return path.resolve()
+
+
+def completed_training(pipeline: TrainingPipeline, project_name: str) -> TrainingRecord:
+    """Wait for the project's latest training, and return its record, whose ``result`` names the adapter's version.
+
+    Raises:
+        GardenerError: what ended it early, as its worker raised it.
+        TrainingError: the project is unknown or was never trained.
+    """
+    pipeline.wait_for_training_completion(project_name)
+    if (error := pipeline.get_training_error(project_name)) is not None:
+        raise error
+    record = pipeline.registry.latest_training(project_name)
+    if record is None or record.status is not TrainingStatus.COMPLETED:  # another one has begun meanwhile
+        raise TrainingError(
+            f"The training of {project_name!r} is not completed.", next_step="Wait for it again."
+        )
+    return record
 
 
 def _progress_of_record(record: TrainingRecord) -> TrainingProgress:

@@ -1,24 +1,16 @@
-"""The step-callback bus: typed events from a run, and subscribers that can neither slow nor break it.
+"""The events of a run: small frozen records that are JSON-able in both directions, and the phases and progress they tell.
 
-A run publishes small frozen events; every subscriber has its own thread and its own bounded queue. ``publish`` only
-appends to queues (microseconds); a slow subscriber loses the *oldest* droppable events (steps, memory) and never a
-phase, a warning or the end; one that raises is logged and goes on receiving. Events are JSON-able in both directions,
-which is how they travel from the worker process to whoever watches (`mlx_gardener.journal`).
+As JSON they travel from the worker process to whoever watches (`mlx_gardener.runs.journal`); what is read from there is
+checked, since the file may come from another version. Cost: next to nothing.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
-from collections import deque
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
 from enum import Enum, StrEnum
 from typing import Any
-
-logger = logging.getLogger(__name__)
 
 
 class TrainingPhase(StrEnum):
@@ -202,8 +194,8 @@ _EVENTS: dict[str, type[Event]] = {
         TrainingEnded,
     )
 }
-_DROPPABLE = (ProgressChanged, StepCompleted, StepAdvanced, MemoryMeasured)
-
+#: What a subscriber that is too slow may lose: the next one says it again.
+DROPPABLE = (ProgressChanged, StepCompleted, StepAdvanced, MemoryMeasured)
 
 #: What the fields of events are once read from JSON, by annotation.
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -293,124 +285,3 @@ def event_from_json(values: dict[str, Any]) -> Event:
         return cls(**fields)
     except TypeError as error:
         raise ValueError(f"event {name} has unexpected fields: {error}") from error
-
-
-#: What is called with every event.
-EventCallback = Callable[[Event], None]
-
-
-class _Mailbox:
-    """One subscriber: a bounded queue and the thread that empties it."""
-
-    def __init__(self, callback: EventCallback, name: str, capacity: int) -> None:
-        self.callback = callback
-        self.name = name
-        self.capacity = capacity
-        self.dropped = 0
-        self._queue: deque[Event] = deque()
-        self._wake = threading.Condition()
-        self._closed = False
-        self._idle = True
-        self.thread = threading.Thread(target=self._deliver, name=f"events-{name}", daemon=True)
-        self.thread.start()
-
-    def put(self, event: Event) -> None:
-        with self._wake:
-            if self._closed:
-                return
-            if len(self._queue) >= self.capacity:
-                self._drop_oldest()
-            self._queue.append(event)
-            self._wake.notify_all()
-
-    def _drop_oldest(self) -> None:
-        for position, queued in enumerate(self._queue):
-            if isinstance(queued, _DROPPABLE):
-                del self._queue[position]
-                self.dropped += 1
-                return
-
-    def _deliver(self) -> None:
-        while True:
-            with self._wake:
-                while not self._queue and not self._closed:
-                    self._wake.wait()
-                if not self._queue:
-                    return
-                event = self._queue.popleft()
-                self._idle = False
-            try:
-                self.callback(event)
-            except Exception:
-                logger.exception("event subscriber %s failed on %s", self.name, type(event).__name__)
-            finally:
-                with self._wake:
-                    self._idle = True
-                    self._wake.notify_all()
-
-    def flush(self, timeout_seconds: float) -> bool:
-        with self._wake:
-            return self._wake.wait_for(lambda: not self._queue and self._idle, timeout_seconds)
-
-    def close(self, timeout_seconds: float) -> None:
-        self.flush(timeout_seconds)
-        with self._wake:
-            self._closed = True
-            self._wake.notify_all()
-        if threading.current_thread() is not self.thread:
-            self.thread.join(timeout_seconds)
-
-
-class EventBus:
-    """Hands every published event to every subscriber, each on its own thread, in order."""
-
-    def __init__(self) -> None:
-        self._mailboxes: dict[int, _Mailbox] = {}
-        self._lock = threading.Lock()
-        self._next_key = 0
-
-    def subscribe(
-        self, callback: EventCallback, *, name: str = "", capacity: int = 1000
-    ) -> Callable[[], None]:
-        """Call ``callback(event)`` for every later event; returns the function that ends it.
-
-        Args:
-            callback: any callable; its exceptions are logged with ``name`` and go no further.
-            name: what the log calls it.
-            capacity: how many undelivered events are kept before the oldest step, memory or progress event is dropped.
-        """
-        mailbox = _Mailbox(callback, name or getattr(callback, "__name__", "callback"), capacity)
-        with self._lock:
-            key = self._next_key
-            self._next_key += 1
-            self._mailboxes[key] = mailbox
-
-        def unsubscribe() -> None:
-            with self._lock:
-                found = self._mailboxes.pop(key, None)
-            if found is not None:
-                found.close(timeout_seconds=1.0)
-
-        return unsubscribe
-
-    def publish(self, event: Event) -> None:
-        """Queue ``event`` for every subscriber and return at once."""
-        with self._lock:
-            mailboxes = list(self._mailboxes.values())
-        for mailbox in mailboxes:
-            mailbox.put(event)
-
-    def flush(self, timeout_seconds: float = 5.0) -> bool:
-        """Wait until all subscribers have seen everything published so far; False when time ran out first."""
-        deadline = time.monotonic() + timeout_seconds
-        with self._lock:
-            mailboxes = list(self._mailboxes.values())
-        return all(mailbox.flush(max(0.0, deadline - time.monotonic())) for mailbox in mailboxes)
-
-    def close(self, timeout_seconds: float = 5.0) -> None:
-        """Deliver what is queued, then end all subscriptions."""
-        self.flush(timeout_seconds)
-        with self._lock:
-            mailboxes, self._mailboxes = list(self._mailboxes.values()), {}
-        for mailbox in mailboxes:
-            mailbox.close(timeout_seconds=0.5)

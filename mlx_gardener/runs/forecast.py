@@ -1,20 +1,26 @@
-"""What a training of a scanned repository would read and take, before anything is trained.
+"""What a training of a scanned repository would read and take, before anything is trained; and what one took, after it.
 
-In: a scan, settings and the chosen base. Out: stretches of lines, and tokens, minutes and bytes as JSON types. Cost: twenty
+In: a scan, settings and the prepared base. Out: stretches of lines, and tokens, minutes and bytes as JSON types. Cost: twenty
 files are tokenised, and one plan is made; no weights are loaded.
 """
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlx_gardener.config import TrainingConfig
-    from mlx_gardener.engine import ModelFacts
-    from mlx_gardener.model import ModelChoice
+    from mlx_gardener.engine import Engine, PreparedModel
+    from mlx_gardener.model import BaseModel
+    from mlx_gardener.runs.context import Run
     from mlx_gardener.source import Scan
+    from mlx_gardener.training import TrainOutcome
+
+#: Updates from which a training's speed says something: the first ones are slower (judgement).
+STEPS_TO_LEARN_FROM = 8
+#: Seconds of updates from which the speed is that of the base on this machine (judgement).
+SECONDS_TO_LEARN_FROM = 60.0
 
 
 def list_kept_lines(found: Scan, config: TrainingConfig) -> list[dict[str, Any]]:
@@ -34,25 +40,18 @@ def list_kept_lines(found: Scan, config: TrainingConfig) -> list[dict[str, Any]]
     return stretches
 
 
-def estimate_training(
-    found: Scan, config: TrainingConfig, choice: ModelChoice, path: Path, facts: ModelFacts
-) -> dict[str, Any]:
+def estimate_training(found: Scan, config: TrainingConfig, model: PreparedModel) -> dict[str, Any]:
     """Tokens (measured on a sample of files), minutes and peak memory of a training on ``found``.
-
-    Args:
-        path, facts: of the chosen model, from `engine.look_ahead`.
 
     Raises:
         MemoryBudgetError: the model does not fit the budget.
     """
-    from mlx_gardener.engine import known_backend, make_plan
     from mlx_gardener.errors import DataError
     from mlx_gardener.model import load_tokenizer
-    from mlx_gardener.registry import default_home
     from mlx_gardener.source import read_source
     from mlx_gardener.training.time_plan import OTHER_SHARE, VALIDATION_SHARE
 
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(model.path)
     sample = sorted(found.files, key=lambda record: record.sha256)[:20]
     texts = []
     for record in sample:
@@ -65,7 +64,7 @@ def estimate_training(
     chunk_bytes = sum(counts["bytes"] for counts in found.languages.values())
     kept = min(1.0, config.max_training_chunks / max(1, found.chunks_kept))
     tokens = int(chunk_bytes * ratio * kept)
-    plan = make_plan(facts, config, config.memory_limit_bytes, known_backend(default_home() / "cache", facts))
+    plan = model.plan(config)
     speed = plan.predicted_tokens_per_second
     train_share = 1 - config.data.validation_fraction - config.data.test_fraction
     trained = tokens * train_share * config.optimizer.epochs
@@ -75,8 +74,8 @@ def estimate_training(
     limit = config.training_timeout_minutes * 60 or math.inf
     fitting = (1 - OTHER_SHARE) * (1 - VALIDATION_SHARE) * limit * speed
     return {
-        "model": choice.name,
-        "model_reason": choice.reason,
+        "model": model.choice.name,
+        "model_reason": model.choice.reason,
         "tokens": tokens,
         "tokens_from": f"counted in {len(texts)} files" if size else "3.5 bytes a token assumed",
         "tokens_per_second": round(speed, 1),
@@ -88,3 +87,34 @@ def estimate_training(
         "limit_minutes": config.training_timeout_minutes,
         "peak_bytes": plan.predicted_peak_bytes,
     }
+
+
+def learn_from(
+    run: Run, base: BaseModel, engine: Engine, outcome: TrainOutcome, peak_bytes: int, others_share: float
+) -> None:
+    """Remember what the training took, so that the next forecast is nearer the truth."""
+    from mlx_gardener.engine import keep_training, known_backend, learn, model_facts
+
+    plan, state, cache = engine.plan, outcome.state, run.registry.home / "cache"
+    facts = model_facts(base.path)
+    backend = known_backend(cache, facts)
+    speed = state.positions / max(1e-9, state.seconds) / run.peers.size
+    if state.seconds >= SECONDS_TO_LEARN_FROM:
+        forward = outcome.time_plan.pace.forward_tokens_per_second
+        keep_training(
+            cache,
+            facts,
+            plan,
+            backend,
+            tokens_per_second=speed,
+            forward_share=forward / speed,
+            busy=others_share,
+        )
+    if state.step >= STEPS_TO_LEARN_FROM and not backend.knows_base:
+        parts = plan.predicted_parts
+        rest = parts["weights"] + parts["adapter"] + parts["saved"]
+        learn(
+            cache,
+            work=(peak_bytes - rest) / max(1, parts["live"] + parts["work"]),
+            speed=speed / plan.predicted_tokens_per_second,
+        )

@@ -8,39 +8,28 @@ Cost: hashing the base's weights once more, where there is a checkpoint.
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.errors import AdapterError, RegistryError
 from mlx_gardener.events import TrainingPhase, WarningRaised
-from mlx_gardener.platform.files import fsync_path, write_private
+from mlx_gardener.platform.files import write_whole
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_json
-from mlx_gardener.registry.names import CHECKPOINTS_NAME as CHECKPOINTS_NAME
 from mlx_gardener.registry.names import is_version
 from mlx_gardener.registry.remnants import clear_run
+from mlx_gardener.runs.context import Run
+from mlx_gardener.runs.job import Resume
 
 if TYPE_CHECKING:
     from mlx_gardener.dataset import PreparedData
     from mlx_gardener.engine import Plan
     from mlx_gardener.model import ModelChoice
-    from mlx_gardener.pipeline import Run
     from mlx_gardener.training.checkpoint import Origin
 
 RESULT_NAME = "result.json"
 #: In a run's result: it was cancelled when the adapter was trained, and the adapter is registered.
 CANCELLED_LATE = "cancelled_late"
-
-
-class Resume(StrEnum):
-    """What a run does with the checkpoints it finds in its directory."""
-
-    NEVER = "never"
-    #: Go on from them where base and data are the same, else begin anew.
-    IF_SAME = "if_same"
-    #: Go on from them; other base or data is an error.
-    ALWAYS = "always"
 
 
 def look_for_checkpoints(run: Run, choice: ModelChoice, data: PreparedData) -> Origin | None:
@@ -73,32 +62,17 @@ def look_for_checkpoints(run: Run, choice: ModelChoice, data: PreparedData) -> O
 
 def plan_of(earlier: Origin | None, config: TrainingConfig) -> Plan | None:
     """The plan of the run that is gone on with; None when there is none, or it is one for another budget or version."""
+    from mlx_gardener.engine import Plan
+
     if earlier is None or earlier.plan.get("budget_bytes") != config.memory_limit_bytes:
         return None
-    return plan_from_json(earlier.plan)
-
-
-def plan_from_json(values: dict[str, Any]) -> Plan | None:
-    """The inverse of `engine.Plan.to_json`; None where another version wrote it."""
-    from mlx_gardener.engine import Plan
-    from mlx_gardener.engine.plan import Scales
-
-    try:
-        rows = {int(width): rows for width, rows in values["rows_of_width"].items()}
-        read = {"rows_of_width": rows, "notes": tuple(values["notes"]), "scales": Scales(**values["scales"])}
-        return Plan(**{**values, **read})
-    except (TypeError, KeyError, ValueError, AttributeError):
-        return None
+    return Plan.from_json(earlier.plan)
 
 
 def keep_result(run: Run, result: dict[str, Any]) -> None:
     """Write down what is about to be registered."""
-    staged = run.directory / (RESULT_NAME + ".new")
     try:
-        write_private(staged, json.dumps(result))  # it quotes source
-        fsync_path(staged)
-        staged.replace(run.directory / RESULT_NAME)
-        fsync_path(run.directory)
+        write_whole(run.directory / RESULT_NAME, json.dumps(result))
     except OSError as error:
         raise AdapterError(
             f"The result of the run cannot be written ({error.strerror}).",

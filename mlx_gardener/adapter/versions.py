@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mlx_gardener.adapter.manifest import read_manifest
 from mlx_gardener.errors import AdapterError, RegistryError
 from mlx_gardener.registry import ProjectRegistry
 
@@ -54,8 +55,6 @@ def version_facts(registry: ProjectRegistry, project: str, version: str) -> Vers
 
 
 def _manifest(registry: ProjectRegistry, project: str, version: str) -> dict[str, Any]:
-    from mlx_gardener.adapter.manifest import read_manifest
-
     return read_manifest(registry.get_adapter(project, version).directory)
 
 

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import ArmName, TrainingConfig, load_config
-from mlx_gardener.continuation import as_trained
 from mlx_gardener.errors import ConfigError, DataError
-from mlx_gardener.forecast import estimate_training
-from mlx_gardener.registry import ProjectRegistry
-from mlx_gardener.trainings import check_repository
+from mlx_gardener.registry import ProjectRegistry, default_home
+from mlx_gardener.runs.forecast import estimate_training
+from mlx_gardener.runs.manager import check_repository
+from mlx_gardener.runs.parent import as_trained
 
 if TYPE_CHECKING:
     from mlx_gardener.adapter.exports import Export
-    from mlx_gardener.engine import ModelFacts, Plan
-    from mlx_gardener.evaluations import Evaluation
-    from mlx_gardener.model import ModelChoice
+    from mlx_gardener.engine import Plan, PreparedModel
+    from mlx_gardener.evaluate.registered import Evaluation
     from mlx_gardener.source import Scan
 
 
@@ -61,14 +60,14 @@ def scan(path: str | Path = ".", *, config: TrainingConfig | None = None, **sett
     """
     from mlx_gardener.dataset.prepare import check_enough
 
-    wanted, choice, place, facts = _chosen(path, settings_of(config, settings))
+    wanted, model = _prepared(path, settings_of(config, settings))
     found = _scanned(path, wanted)
     try:
         check_enough(found, wanted)
         refusal = None
     except DataError as error:
         refusal = error
-    return ScanResult(found, estimate_training(found, wanted, choice, place, facts), refusal)
+    return ScanResult(found, estimate_training(found, wanted, model), refusal)
 
 
 @dataclass(frozen=True)
@@ -106,19 +105,15 @@ def plan(
         MemoryBudgetError: it does not train within the budget; ``least_bytes`` would do.
     """
     from mlx_gardener.dataset.prepare import check_enough
-    from mlx_gardener.engine import known_backend, make_plan
-    from mlx_gardener.registry import default_home
 
-    wanted, choice, place, facts = _chosen(path, settings_of(config, settings))
-    chosen = make_plan(
-        facts, wanted, wanted.memory_limit_bytes, known_backend(default_home() / "cache", facts)
-    )
+    wanted, model = _prepared(path, settings_of(config, settings))
+    chosen = model.plan(wanted)
     estimate = None
     if path is not None:
         found = _scanned(path, wanted)
         check_enough(found, wanted)
-        estimate = estimate_training(found, wanted, choice, place, facts)
-    return PlanResult(choice.name, choice.reason, chosen, estimate)
+        estimate = estimate_training(found, wanted, model)
+    return PlanResult(model.choice.name, model.choice.reason, chosen, estimate)
 
 
 @dataclass(frozen=True)
@@ -202,10 +197,11 @@ def evaluate_adapter(
         AdapterError: the adapter's files, the base or the control do not fit.
         DataError: the repository cannot be read, or holds no files any more that were not trained on.
     """
-    from mlx_gardener import evaluations
+
+    from mlx_gardener.evaluate import registered
 
     tell = on_progress or (lambda share, message: None)
-    return evaluations.evaluate_adapter(
+    return registered.evaluate_adapter(
         ProjectRegistry(),
         project,
         version,
@@ -241,11 +237,10 @@ def export(
         ModelError: the form needs the base, which is not there.
         RegistryError: there is no such project or version.
     """
-    from mlx_gardener.adapter import PeftManager
     from mlx_gardener.adapter.exports import export_adapter
 
     return export_adapter(
-        PeftManager(), project, version, form, Path(destination), base=base, bits=bits, dtype=dtype
+        ProjectRegistry(), project, version, form, Path(destination), base=base, bits=bits, dtype=dtype
     )
 
 
@@ -260,17 +255,13 @@ def settings_of(config: TrainingConfig | None, settings: dict[str, Any]) -> Trai
     return config or load_config(overrides=settings)
 
 
-def _chosen(
-    path: str | Path | None, config: TrainingConfig
-) -> tuple[TrainingConfig, ModelChoice, Path, ModelFacts]:
-    """The settings as a training of ``path`` would have them, its base, where that lies, and its facts."""
-    from mlx_gardener.engine import look_ahead
-    from mlx_gardener.model import choose_model
+def _prepared(path: str | Path | None, config: TrainingConfig) -> tuple[TrainingConfig, PreparedModel]:
+    """The settings as a training of ``path`` would have them, and its base."""
+    from mlx_gardener.engine import prepare_model
 
     if path is not None:
         config = as_trained(config, check_repository(Path(path)))
-    choice = choose_model(config.model, config.memory_limit_bytes, may_fetch=True)
-    return config, choice, *look_ahead(choice, config.lora)
+    return config, prepare_model(config, default_home() / "cache", ahead=True)
 
 
 def _scanned(path: str | Path, config: TrainingConfig) -> Scan:

@@ -1,32 +1,19 @@
-"""All settings of a training: one frozen object, from defaults, a TOML file, the environment and flags, in that order.
+"""All settings of a training, in sections: frozen objects whose impossible values are one readable `ConfigError`.
 
-Below this room nothing reads the environment. Unknown keys are errors that name the nearest known one. Environment
-variables are ``MLX_GARDENER_<FIELD>`` and ``MLX_GARDENER_<SECTION>__<FIELD>`` (``MLX_GARDENER_LORA__RANK=8``).
+What each means is in docs/settings.md. Cost: importing pydantic, a tenth of a second.
 """
 
 from __future__ import annotations
 
 import difflib
-import os
 import re
-import tomllib
-import warnings
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mlx_gardener.errors import ConfigError
 
-ENVIRONMENT_PREFIX = "MLX_GARDENER_"
-#: Variables with the prefix that are no training settings.
-_NOT_SETTINGS = {"HOME", "BLAS", "DEBUG", "COMPLETE", "SEEDLING_WORK", "LOG", "TOKEN"}
 GIB = 1024**3
-#: Settings of earlier versions that mean nothing any more, and why: passed over with a warning.
-RETIRED = {
-    "evaluation.scales": "the adapter's scale is not searched any more, as that brought less than 0.5 % (docs/decisions.md)"
-}
 ArmName = Literal["base", "base_bm25", "adapter", "adapter_bm25", "control"]
 
 
@@ -282,41 +269,6 @@ class TrainingConfig(_Section):
         return int(self.memory_limit_gb * GIB)
 
 
-def load_config(
-    file: str | Path | None = None,
-    *,
-    overrides: Mapping[str, Any] | None = None,
-    environment: Mapping[str, str] | None = None,
-) -> TrainingConfig:
-    """Settings from defaults, then ``file`` (TOML), then the environment, then ``overrides`` (flags).
-
-    Args:
-        file: a TOML file; its tables are the sections (``[lora]``).
-        overrides: nested or dotted keys (``{"lora.rank": 8}``); None values are left out.
-        environment: variables to read instead of the process's own.
-
-    Raises:
-        ConfigError: the file cannot be read, a key is unknown, or a value is impossible; says where it came from.
-    """
-    values: dict[str, Any] = {}
-    for origin, layer in _layers(file, overrides or {}, os.environ if environment is None else environment):
-        for key in RETIRED.keys() & set(_flatten(layer)):
-            warnings.warn(f"{key} in {origin} has no effect: {RETIRED[key]}.", FutureWarning, stacklevel=2)
-        _reject_unknown(layer, origin)
-        _merge(values, layer)
-    return validate_config(values)
-
-
-def validate_config(values: Mapping[str, Any]) -> TrainingConfig:
-    """`TrainingConfig` from nested values, with one readable error for all that is wrong.
-
-    Raises:
-        ConfigError: a key is unknown or a value is impossible.
-    """
-    _reject_unknown(values, "the settings")
-    return TrainingConfig.model_validate(_without_retired(values))
-
-
 def _config_error(error: ValidationError) -> ConfigError:
     """All that pydantic found wrong, as one error in this package's words."""
     problems = []
@@ -332,94 +284,6 @@ def _config_error(error: ValidationError) -> ConfigError:
         "These settings are not usable: " + "; ".join(dict.fromkeys(problems)) + ".",
         next_step="Correct them where they came from: the call, a file, the environment or a flag.",
     )
-
-
-def _layers(
-    file: str | Path | None, overrides: Mapping[str, Any], environment: Mapping[str, str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    if file is not None:
-        yield f"the file {Path(file).name}", _read_toml(Path(file))
-    yield "the environment", _from_environment(environment)
-    flags: dict[str, Any] = {}
-    for key, value in overrides.items():
-        if value is not None:
-            _merge(flags, _nest(key.split("."), value))
-    yield "the flags", flags
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"The settings file {path} cannot be read ({error.strerror}).",
-            next_step="Name a readable TOML file with --config.",
-        ) from error
-    except (ValueError, RecursionError) as error:  # also where a number has thousands of digits
-        raise ConfigError(
-            f"The settings file {path} is not valid TOML: {error}.",
-            next_step="Correct it there; docs/settings.md lists the settings.",
-        ) from error
-
-
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, text in environment.items():
-        if name.startswith(ENVIRONMENT_PREFIX) and name.removeprefix(ENVIRONMENT_PREFIX) not in _NOT_SETTINGS:
-            keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-            _merge(values, _nest(keys, parse_value(text)))
-    return values
-
-
-def parse_value(text: str) -> Any:
-    """A value as TOML would read it; anything TOML cannot read is plain text."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        return text
-
-
-def _nest(keys: list[str], value: Any) -> dict[str, Any]:
-    for key in reversed(keys):
-        value = {key: value}
-    return dict(value)
-
-
-def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    for key, value in layer.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = dict(value) if isinstance(value, Mapping) else value
-
-
-def _reject_unknown(values: Mapping[str, Any], origin: str) -> None:
-    known = known_keys()
-    for key in _flatten(values):
-        if key not in known and key not in RETIRED:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = (
-                f"Did you mean {near[0]!r}?"
-                if near
-                else "See `mlx-gardener train --help` and docs/settings.md."
-            )
-            raise ConfigError(f"Unknown setting {key!r} in {origin}.", next_step=hint)
-
-
-def _without_retired(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    return {
-        key: _without_retired(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
-        for key, value in values.items()
-        if f"{prefix}{key}" not in RETIRED
-    }
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 def known_keys() -> dict[str, type[BaseModel]]:

@@ -1,0 +1,58 @@
+"""Options that several commands have, and what they give: the settings, a directory, one JSON document. Cost: nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlx_gardener.cli.completion import complete_models, complete_settings
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+model_option = click.option(
+    "--model",
+    shell_complete=complete_models,
+    help="auto, seedling, a hub id, or a directory. [default: auto]",
+)
+budget_option = click.option(
+    "--budget", type=float, metavar="GB", help="Memory the training may take. [default: 4]"
+)
+config_option = click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings."
+)
+settings_option = click.option(
+    "--set",
+    "pairs",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=complete_settings,
+    help="Any setting, as in train.",
+)
+
+
+def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """``("lora.rank=8",)`` as ``{"lora.rank": 8}``; values are read as TOML, else as text."""
+    from mlx_gardener.config import parse_value
+
+    settings = {}
+    for pair in pairs:
+        key, found, text = pair.partition("=")
+        if not found:
+            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--set")
+        settings[key.strip()] = parse_value(text.strip())
+    return settings
+
+
+def existing_directory(path: Path, next_step: str) -> Path:
+    """A directory that was named, as a whole path.
+
+    Raises:
+        DataError: there is no such directory.
+    """
+    from mlx_gardener.errors import DataError
+
+    if not path.is_dir():
+        what = "is not a directory" if path.exists() else "does not exist"
+        raise DataError(f"{str(path)!r} {what}.", next_step=next_step)
+    return path.resolve()

@@ -1,0 +1,34 @@
+"""One configuration: read in layers, validated once, then never changed. In: files, variables, flags. Out: `TrainingConfig`."""
+
+from mlx_gardener.config.reading import RETIRED, load_config, parse_value, validate_config
+from mlx_gardener.config.sections import (
+    GIB,
+    ArmName,
+    DataConfig,
+    EngineConfig,
+    EvaluationConfig,
+    LoraConfig,
+    NeighbourConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    TrainingConfig,
+    known_keys,
+)
+
+__all__ = [
+    "GIB",
+    "RETIRED",
+    "ArmName",
+    "DataConfig",
+    "EngineConfig",
+    "EvaluationConfig",
+    "LoraConfig",
+    "NeighbourConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "TrainingConfig",
+    "known_keys",
+    "load_config",
+    "parse_value",
+    "validate_config",
+]

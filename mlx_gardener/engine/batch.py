@@ -1,0 +1,49 @@
+"""What goes through an engine at once: rows of a batch, the adapters' weights, and the pulse of what is done meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    import numpy as np
+
+#: Arrays by mlx-lm's names: adapters, or their gradients.
+Weights = dict[str, "mx.array"]
+#: Told the share of a step that is done, 0 to 1, between its segments, and again within a long one; may raise to end the step.
+BetweenSegments = Callable[[float], None]
+
+
+class Pulse:
+    """Counts segments, and tells the share of them that is done."""
+
+    def __init__(self, tell: BetweenSegments | None, segments: int) -> None:
+        self._tell, self._segments, self._done, self._share = tell, max(1, segments), 0, 0.0
+
+    def __call__(self) -> None:
+        """A segment begins."""
+        self._share = min(1.0, self._done / self._segments)
+        self._done += 1
+        self.again()
+
+    def again(self) -> None:
+        """Tell the same share again, within a segment that takes long."""
+        if self._tell is not None:
+            self._tell(self._share)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that are computed at once, from ``first_row`` of the batch on; all (rows, width)."""
+
+    first_row: int
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+    document_ids: np.ndarray
+
+    @property
+    def loss_tokens(self) -> int:
+        """Positions that are targets."""
+        return int(self.loss_mask[:, 1:].sum())

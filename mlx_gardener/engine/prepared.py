@@ -1,0 +1,59 @@
+"""A base model chosen and known, before its weights are loaded: what every plan and forecast begins with.
+
+In: settings. Out: which base, where it lies, its facts, and how fast this machine computes. Cost: reading the heads of its
+files; a second where the machine was not measured yet; some megabytes from the hub for a base that is looked at `ahead`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_gardener.config import TrainingConfig
+from mlx_gardener.engine.ahead import look_ahead
+from mlx_gardener.engine.facts import ModelFacts, model_facts
+from mlx_gardener.engine.plan import Plan
+from mlx_gardener.engine.planner import make_plan
+from mlx_gardener.engine.seen import known_backend
+from mlx_gardener.engine.speed import Backend
+from mlx_gardener.model import ModelChoice, choose_model, resolve_model
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A chosen base, the directory of its config and tokenizer, its facts, and the machine that is to compute it."""
+
+    choice: ModelChoice
+    path: Path
+    facts: ModelFacts
+    backend: Backend
+
+    def plan(self, config: TrainingConfig, budget_bytes: int | None = None) -> Plan:
+        """How a budget, that of the settings when None, would be used.
+
+        Raises:
+            MemoryBudgetError: the base does not fit; names the least budget that does.
+        """
+        return make_plan(self.facts, config, budget_bytes or config.memory_limit_bytes, self.backend)
+
+
+def prepare_model(
+    config: TrainingConfig, cache_dir: Path, *, choice: ModelChoice | None = None, ahead: bool = False
+) -> PreparedModel:
+    """The base that ``config`` names, with its facts.
+
+    Args:
+        cache_dir: where the speed of this machine is kept.
+        choice: the base, where it was chosen before.
+        ahead: of a base that is not here yet, fetch no weights; what a training would refuse is refused.
+
+    Raises:
+        ModelError: it cannot be found, fetched or read.
+    """
+    choice = choice or choose_model(config.model, config.memory_limit_bytes, may_fetch=ahead)
+    if ahead:
+        path, facts = look_ahead(choice, config.lora)
+    else:
+        path = resolve_model(choice)
+        facts = model_facts(path)
+    return PreparedModel(choice, path, facts, known_backend(cache_dir, facts))
