@@ -109,14 +109,15 @@ def forget(
     if undo:
         if not registry.remember_path(project, clean_path(root, path)):
             raise DataError(f"{path!r} was not forgotten in {project!r}.")
-        click.echo(f"Trainings of {project} read {safe_text(path)} again.")
+        told = json.dumps({"project": project, "path": path, "forgotten": False})
+        click.echo(told if as_json else f"Trainings of {project} read {safe_text(path)} again.")
         return
     path = find_path(registry, project, path)
     knowing = versions_that_know(registry, project, path)
     if not yes:
         what = ", ".join(knowing.learned) or "no version has learned from it"
         deleted = f", and delete what knows it ({what}) and all earlier runs" if purge else ""
-        ask(f"Train {project} again without {safe_text(path)}{deleted}?")
+        ask(f"Train {project} again without {safe_text(path)}{deleted}?", as_json=as_json)
     flags = {"model": model, **parse_settings(pairs)}
     latest = registry.latest_training(project)
     config = load_config(overrides=flags)
