@@ -18,9 +18,10 @@ from mlx_gardener.commands import Completion, complete, evaluate_adapter, export
 from mlx_gardener.config import ArmName, TrainingConfig
 from mlx_gardener.errors import TrainingError
 from mlx_gardener.events import Event, MemoryMeasured, StepCompleted, TrainingProgress
+from mlx_gardener.platform.files import existing_directory
 from mlx_gardener.progress import ProgressCallback
 from mlx_gardener.registry import TrainingStatus, project_name_for
-from mlx_gardener.trainings import TrainingPipeline, check_repository
+from mlx_gardener.trainings import TrainingPipeline
 
 if TYPE_CHECKING:
     from mlx_gardener.adapter.exports import Export
@@ -181,7 +182,7 @@ def train(
         GardenerError: whatever else ended it; says why and what to do.
     """
     pipeline = TrainingPipeline(settings_of(config, settings))
-    root = check_repository(Path(path))
+    root = existing_directory(Path(path))
     name = project or project_name_for(root)
     pipeline.registry.register_project(name, root)
     pipeline.start_training(name, fresh=fresh)

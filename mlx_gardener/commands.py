@@ -16,8 +16,8 @@ from mlx_gardener.config import ArmName, TrainingConfig, load_config
 from mlx_gardener.continuation import as_trained
 from mlx_gardener.errors import ConfigError, DataError
 from mlx_gardener.forecast import estimate_training
+from mlx_gardener.platform.files import existing_directory
 from mlx_gardener.registry import ProjectRegistry
-from mlx_gardener.trainings import check_repository
 
 if TYPE_CHECKING:
     from mlx_gardener.adapter.exports import Export
@@ -268,7 +268,7 @@ def _chosen(
     from mlx_gardener.model import choose_model
 
     if path is not None:
-        config = as_trained(config, check_repository(Path(path)))
+        config = as_trained(config, existing_directory(Path(path)))
     choice = choose_model(config.model, config.memory_limit_bytes, may_fetch=True)
     return config, choice, *look_ahead(choice, config.lora)
 

@@ -117,7 +117,7 @@ def import_(
     """
     from mlx_gardener.adapter import PeftManager
     from mlx_gardener.adapter.imports import import_adapter
-    from mlx_gardener.cli.train import existing_directory
+    from mlx_gardener.platform.files import existing_directory
 
     if named is not None:  # until 0.2: import PATH --project PROJECT
         if path is not None:
@@ -128,7 +128,7 @@ def import_(
     path = existing_directory(path, "Name the directory of a PEFT adapter.")
     manager = PeftManager()
     if repository is not None:
-        repository = existing_directory(repository, "Name the root directory of a repository.")
+        repository = existing_directory(repository)
         manager.registry.register_project(project, repository)
     record = import_adapter(manager, project, path, base=base, activate=activate)
     if as_json:

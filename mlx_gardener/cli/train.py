@@ -148,6 +148,7 @@ def train(
         raise click.UsageError("--priority is for --queue.")
     from mlx_gardener.cli.watch import watch_training
     from mlx_gardener.config import load_config
+    from mlx_gardener.platform.files import existing_directory
 
     flags = {
         "model": model,
@@ -167,7 +168,7 @@ def train(
     config = load_config(config_file, overrides=flags)
     if _follows(config, alone=detach or into_queue or config.parallel.is_wanted, dry_run=dry_run):
         return
-    root = existing_directory(path, "Name the root directory of a repository.")
+    root = existing_directory(path)
     if dry_run:
         _show_plan(root, config, as_json)
         return
@@ -219,20 +220,6 @@ def _follows(config: TrainingConfig, *, alone: bool, dry_run: bool) -> bool:
 
         follow_launched(launched[1], config.parallel.connect_seconds)
     return launched[0] > 0
-
-
-def existing_directory(path: Path, next_step: str) -> Path:
-    """A directory that was named, as a whole path.
-
-    Raises:
-        DataError: there is no such directory.
-    """
-    from mlx_gardener.errors import DataError
-
-    if not path.is_dir():
-        what = "is not a directory" if path.exists() else "does not exist"
-        raise DataError(f"{str(path)!r} {what}.", next_step=next_step)
-    return path.resolve()
 
 
 def _announce(name: str, as_json: bool, goes_on: bool) -> None:

@@ -21,6 +21,7 @@ import pathspec
 from pathspec.pattern import RegexPattern
 
 from mlx_gardener.errors import DataError
+from mlx_gardener.platform.files import existing_directory
 from mlx_gardener.platform.untrusted import read_bytes
 
 _GIT = (
@@ -137,9 +138,7 @@ def list_files(root: Path, git: Git | None = None) -> list[str]:
     Raises:
         DataError: ``root`` is not a directory that can be read, or belongs to git's own files.
     """
-    if not root.is_dir():
-        what = "is not a directory" if root.exists() else "does not exist"
-        raise DataError(f"{str(root)!r} {what}.", next_step="Name the root directory of a repository.")
+    existing_directory(root)
     _refuse_git_directory(root)
     git = git or Git(root)
     listed = (
