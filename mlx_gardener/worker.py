@@ -39,6 +39,7 @@ from mlx_gardener.journal import JOURNAL_NAME, JournalWriter
 from mlx_gardener.pipeline import Run, run_training
 from mlx_gardener.platform.files import fsync_path, private, write_private
 from mlx_gardener.platform.priority import lower_priority
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_json
 from mlx_gardener.progress import TrainingProgressTracker
 from mlx_gardener.recovery import CANCELLED_LATE, Resume
@@ -98,7 +99,7 @@ class Job:
             return cls(**{**values, "resume": Resume(values["resume"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise TrainingError(
-                f"The run in {run_dir.name} has no readable {JOB_NAME} ({error}).",
+                f"The run in {run_dir.name} has no readable {JOB_NAME} ({reason_of(error)}).",
                 next_step="Start the training again.",
             ) from error
 
