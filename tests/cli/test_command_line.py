@@ -294,7 +294,7 @@ def test_a_view_that_fails_says_that_the_training_goes_on(
 def test_a_training_that_fails_is_told_by_its_own_class_and_code(
     repository: Path, tiny_model_dir: Path
 ) -> None:
-    few = tiny_settings(tiny_model_dir, min_training_chunks=100_000)
+    few = tiny_settings(tiny_model_dir, min_training_chunks=900)
     registry = ProjectRegistry()
     registry.register_project("small", repository)
     pipeline = TrainingPipeline(few, registry=registry)
@@ -302,9 +302,7 @@ def test_a_training_that_fails_is_told_by_its_own_class_and_code(
     with pytest.raises(DataError) as caught:
         watch_training(pipeline, "small", as_json=True, cancel_on_interrupt=True)
     assert caught.value.next_step and caught.value.next_step not in caught.value.message
-    done = gardener(
-        "train", str(repository), *train_flags(tiny_model_dir, min_training_chunks=100_000), "--json"
-    )
+    done = gardener("train", str(repository), *train_flags(tiny_model_dir, min_training_chunks=900), "--json")
     told = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 1 and told["event"] == "Error"
     assert told["error"]["next_step"] == caught.value.next_step
