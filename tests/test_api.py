@@ -100,7 +100,7 @@ def test_a_result_completes_is_evaluated_and_exported_and_a_failed_try_takes_not
     assert (exported.directory / "adapter_model.safetensors").exists()
     again = result.evaluate(tasks=2, arms=["base", "adapter"])
     assert again.version == "v1" and again.file.is_file()
-    assert again.evidence.to_json()["verdict"] in ("accept", "inconclusive", "reject")
+    assert again.evidence.to_json()["verdict"] in ("promote", "inconclusive", "reject")
 
     registry = ProjectRegistry()
     registry.activate_adapter("repository", "v1")  # whatever a few updates of a random model are judged to be

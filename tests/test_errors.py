@@ -90,3 +90,28 @@ def test_no_error_shows_a_flag_in_python() -> None:
             seen += "--" in text
     assert seen > 10
     assert issubclass(mlx_gardener.ConfigError, GardenerError)
+
+
+def test_no_message_shows_the_number_of_an_error_of_the_systems() -> None:
+    """``[Errno 2]`` and Python's quotes: whatever tells of an ``OSError`` says `reason_of` it, or its ``strerror``."""
+    seen = 0
+    package = Path(mlx_gardener.__file__).parent
+    for file in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not (isinstance(node, ast.ExceptHandler) and node.name and node.type is not None):
+                continue
+            kinds = {part.id for part in ast.walk(node.type) if isinstance(part, ast.Name)}
+            if not kinds & {"OSError", "FileNotFoundError", "PermissionError"}:
+                continue
+            seen += 1
+            shown = [
+                part.value if isinstance(part, ast.FormattedValue) else part.args[0]
+                for part in ast.walk(node)
+                if isinstance(part, ast.FormattedValue)
+                or (isinstance(part, ast.Call) and ast.unparse(part.func) == "str" and part.args)
+            ]
+            raw = [part for part in shown if isinstance(part, ast.Name) and part.id == node.name]
+            assert not raw or file.name == "blas.py", (
+                f"{file.name}, line {raw[0].lineno}"
+            )  # dlopen's has none
+    assert seen > 50

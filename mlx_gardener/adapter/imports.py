@@ -19,6 +19,7 @@ import regex
 
 from mlx_gardener.adapter.forms import from_peft
 from mlx_gardener.errors import AdapterError
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import cached_file, read_json
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def read_peft(directory: Path) -> PeftAdapter:
         weights = from_peft(stored)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise AdapterError(
-            f"{directory.name!r} cannot be imported as a PEFT adapter: {error}.",
+            f"{directory.name!r} cannot be imported as a PEFT adapter: {reason_of(error)}.",
             next_step="Name the directory that `save_pretrained` of PEFT wrote for a LoRA adapter.",
         ) from error
     _check_magnitudes(weights, config)

@@ -108,7 +108,8 @@ def diff_versions(registry: ProjectRegistry, project: str, first: str, second: s
     if one["base"].get("weights_sha256") != two["base"].get("weights_sha256"):
         note = "They belong to different base models."
     elif not all(tested):
-        note = "One of them has no evidence."
+        lacking = " and ".join(item.version for item, files in zip(facts, tested, strict=True) if not files)
+        note = f"There is nothing to compare: {lacking} was never measured on unseen files."
     elif tested[0].keys() != tested[1].keys() or any(
         tested[0][path].get("bytes") != tested[1][path].get("bytes") for path in tested[0]
     ):

@@ -18,8 +18,9 @@ from mlx_gardener.api.commands import Completion, complete, evaluate_adapter, ex
 from mlx_gardener.config import ArmName, TrainingConfig
 from mlx_gardener.errors import TrainingError
 from mlx_gardener.events import Event, MemoryMeasured, StepCompleted, TrainingProgress
+from mlx_gardener.platform.files import existing_directory
 from mlx_gardener.registry import project_name_for
-from mlx_gardener.runs.manager import TrainingPipeline, check_repository, completed_training
+from mlx_gardener.runs.manager import TrainingPipeline, completed_training
 from mlx_gardener.runs.progress import ProgressCallback
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def train(
         GardenerError: whatever else ended it; says why and what to do.
     """
     pipeline = TrainingPipeline(settings_of(config, settings))
-    root = check_repository(Path(path))
+    root = existing_directory(Path(path))
     name = project or project_name_for(root)
     with pipeline.registry.registering(name, root):
         pipeline.start_training(name, fresh=fresh)

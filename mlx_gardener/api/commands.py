@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import ArmName, TrainingConfig, load_config
 from mlx_gardener.errors import ConfigError, DataError
+from mlx_gardener.platform.files import existing_directory
 from mlx_gardener.registry import ProjectRegistry, default_home
 from mlx_gardener.runs.forecast import estimate_training
-from mlx_gardener.runs.manager import check_repository
 from mlx_gardener.runs.parent import as_trained
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def _prepared(path: str | Path | None, config: TrainingConfig) -> tuple[Training
     from mlx_gardener.engine import prepare_model
 
     if path is not None:
-        config = as_trained(config, check_repository(Path(path)))
+        config = as_trained(config, existing_directory(Path(path)))
     return config, prepare_model(config, default_home() / "cache", ahead=True)
 
 

@@ -51,7 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 #: Commands whose --json is a line for each event; the others print one document.
-STREAMS = ("train", "attach", "logs", "serve")
+STREAMS = ("train", "attach", "logs", "serve", "queue run")
 
 
 class CommandTable(click.Group):
@@ -80,7 +80,7 @@ class CommandTable(click.Group):
         replace_what_cannot_be_written(sys.stdout, sys.stderr)
         if not standalone_mode:
             return super().main(arguments, standalone_mode=False, **extra)
-        wanted = arguments[0] if arguments and "--json" in arguments[:end] else None
+        wanted = " ".join(arguments[:2]) if "--json" in arguments[:end] else None
         try:
             code = super().main(arguments, standalone_mode=False, **extra)
         except Exception as error:
@@ -96,7 +96,7 @@ def show_error(error: Exception, json_of: str | None) -> int:
     """Print ``error`` for people on stderr, for machines on stdout where they asked for JSON; its exit code.
 
     Args:
-        json_of: the command, where it was called with ``--json``.
+        json_of: the first two words, command and perhaps subcommand, where it was called with ``--json``.
     """
     if isinstance(error, BrokenPipeError) or isinstance(error.__cause__, BrokenPipeError):
         # The reader went away (`| head`); point stdout at nothing so that the flush at exit stays quiet.
@@ -115,7 +115,7 @@ def show_error(error: Exception, json_of: str | None) -> int:
     if json_of is not None:
         import json
 
-        event = {"event": "Error"} if json_of in STREAMS else {}
+        event = {"event": "Error"} if json_of in STREAMS or json_of.split(" ")[0] in STREAMS else {}
         told = {"message": message, "next_step": next_step, "exit_code": code}
         click.echo(json.dumps({**event, "error": told}))
     return code

@@ -5,28 +5,25 @@ from __future__ import annotations
 import click
 
 
-def agreed(question: str) -> bool:
-    """Whether somebody said yes; an answer may also come through a pipe.
+def ask(question: str, *, as_json: bool = False) -> None:
+    """Go on only where somebody said yes; an answer may also come through a pipe.
+
+    Args:
+        as_json: machines read what is said, and nobody is asked.
 
     Raises:
+        click.exceptions.Exit: somebody said no; exit code 1, as nothing was done.
         click.UsageError: nobody is there to answer.
         click.Abort: the question was interrupted.
     """
+    if as_json:
+        raise click.UsageError(f"{question} With --json nobody is asked: say --yes.")
     try:
-        return click.confirm(question, err=True)
+        agreed = click.confirm(question, err=True)
     except click.Abort as error:
         if isinstance(error.__context__, EOFError):
             raise click.UsageError(f"{question} Nobody is there to answer: say --yes.") from None
         raise
-
-
-def ask(question: str) -> None:
-    """Go on only where somebody said yes.
-
-    Raises:
-        click.exceptions.Exit: somebody said no; exit code 1, as nothing was done.
-        click.UsageError, click.Abort: as `agreed`.
-    """
-    if not agreed(question):
+    if not agreed:
         click.echo("Nothing was changed.", err=True)
         raise click.exceptions.Exit(1)

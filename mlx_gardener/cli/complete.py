@@ -95,6 +95,7 @@ def _read_place(place: str, root: Path) -> tuple[str, str, str]:
     from mlx_gardener.dataset.tasks import file_lines
     from mlx_gardener.errors import DataError
     from mlx_gardener.platform.reasons import reason_of
+    from mlx_gardener.report.text import counted
 
     name, _, number = place.rpartition(":")
     if not name or not number.isdigit() or int(number) < 1:
@@ -107,7 +108,9 @@ def _read_place(place: str, root: Path) -> tuple[str, str, str]:
             f"{name!r} cannot be read ({reason_of(error)}).", next_step="Name a text file of the project."
         ) from error
     if int(number) > len(lines) + 1:
-        raise DataError(f"{name!r} has only {len(lines)} lines.", next_step="Name a line of the file.")
+        raise DataError(
+            f"{name!r} has only {counted(len(lines), 'line')}.", next_step="Name a line of the file."
+        )
     at = int(number) - 1
     full = file.resolve()
     path = full.relative_to(root).as_posix() if full.is_relative_to(root) else file.name

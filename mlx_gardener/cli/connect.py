@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from mlx_gardener.cli.asking import agreed
+from mlx_gardener.cli.asking import ask
 from mlx_gardener.cli.completion import complete_projects
 from mlx_gardener.errors import GardenerError
 
@@ -33,6 +35,7 @@ from mlx_gardener.errors import GardenerError
 )
 @click.option("--yes", is_flag=True, help="Write without asking.")
 @click.option("--undo", "undoing", is_flag=True, help="Take the connection back.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def connect(
     editor: str,
     project: str | None,
@@ -41,6 +44,7 @@ def connect(
     file: Path | None,
     yes: bool,
     undoing: bool,
+    as_json: bool,
 ) -> None:
     """Connect EDITOR with a project's adapter.
 
@@ -51,10 +55,10 @@ def connect(
     from mlx_gardener import editors
     from mlx_gardener.adapter import PeftManager, base_name
     from mlx_gardener.editors import vim
-    from mlx_gardener.editors.settings import LLAMA_VSCODE, vim_endpoint
+    from mlx_gardener.editors.settings import vim_endpoint
     from mlx_gardener.model.choose import choose_model, resolve_model
     from mlx_gardener.model.tokens import load_tokenizer
-    from mlx_gardener.platform.editor_places import has_vscode_extension, settings_file
+    from mlx_gardener.platform.editor_places import settings_file
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.text import safe_lines, safe_text
     from mlx_gardener.serve.catalog import Catalog
@@ -62,6 +66,9 @@ def connect(
     registry = ProjectRegistry()
     if undoing:
         place, left = editors.undo(editor, registry.home)
+        if as_json:
+            click.echo(json.dumps({"editor": editor, "file": str(place), "left": left}))
+            return
         click.echo(f"{place} is as it was." if not left else f"{place}: taken out what was still as written.")
         for key in left:
             click.echo(f"  {safe_text(key)} was edited since and stays as it is.")
@@ -81,11 +88,11 @@ def connect(
         home=registry.home,
     )
     if change.changes:
-        click.echo(safe_lines(change.diff()))
-        if not yes and not agreed("Write this?"):
-            click.echo("Nothing was changed.")
-            return
-    else:
+        if not as_json:
+            click.echo(safe_lines(change.diff()))
+        if not yes:
+            ask("Write this?", as_json=as_json)
+    elif not as_json:
         click.echo(f"{change.file} says so already.")
     weights = PeftManager(registry).load_adapter(name).manifest["files"]["mlx/adapters.safetensors"]["sha256"]
     running = editors.is_running(address)
@@ -94,32 +101,53 @@ def connect(
         text = proof.text
         if change.changes:
             editors.apply(change, registry.home)
-            click.echo(f"Written. `mlx-gardener connect {editor} --undo` takes it back.")
+            if not as_json:
+                click.echo(f"Written. `mlx-gardener connect {editor} --undo` takes it back.")
         if state is not None:
             try:
                 text = vim.complete(editor, state, change.file, vim_endpoint(address, name))
             except GardenerError as error:
                 error.next_step = f"{error.next_step} `mlx-gardener connect {editor} --undo` takes it back."
                 raise
+    left_to_do = list(_left_to_do(editor, state is not None, has_token=token is not None))
+    if not running:
+        command = _serve_command(address)
+        left_to_do.append(f"The server at {address} was there for the proof alone. Start one: `{command}`.")
+    if as_json:
+        told = {
+            "editor": editor,
+            "file": str(change.file),
+            "changed": change.changes,
+            "project": name,
+            "version": record.version,
+            "address": address,
+            "asked_by": "mlx-gardener" if state is None else f"{state.program} {state.version}",
+            "completion": text,
+            "adapter_sha256": weights,
+            "left_to_do": left_to_do,
+        }
+        click.echo(json.dumps(told, indent=2))
+        return
     first = text.strip().split("\n")[0][:60]
     asked = "" if state is None else f", asked for by llama.vim in {state.program} {safe_text(state.version)}"
     click.echo(
         f"A completion came back from {name} {record.version} ({weights[:12]}){asked}: {safe_text(first) or '(empty)'}"
     )
-    if editor in ("vim", "neovim") and state is None:
-        click.echo("The editor is not on the PATH: whether llama.vim runs in it was not seen.")
+    for sentence in left_to_do:
+        click.echo(sentence)
+
+
+def _left_to_do(editor: str, is_seen: bool, *, has_token: bool) -> Iterator[str]:
+    """What somebody has to do or to know besides, in sentences."""
+    from mlx_gardener.editors.settings import LLAMA_VSCODE
+    from mlx_gardener.platform.editor_places import has_vscode_extension
+
+    if editor in ("vim", "neovim") and not is_seen:
+        yield "The editor is not on the PATH: whether llama.vim runs in it was not seen."
     if editor == "vscode" and has_vscode_extension(LLAMA_VSCODE) is False:
-        click.echo(
-            f"VS Code asks with an extension that it has not: `code --install-extension {LLAMA_VSCODE}`."
-        )
-    if editor == "zed" and token is not None:
-        click.echo(
-            "Zed takes the token from ZED_OPEN_AI_COMPATIBLE_EDIT_PREDICTION_API_KEY, or in its AI settings."
-        )
-    if not running:
-        click.echo(
-            f"The server at {address} was there for the proof alone. Start one: `{_serve_command(address)}`."
-        )
+        yield f"VS Code asks with an extension that it has not: `code --install-extension {LLAMA_VSCODE}`."
+    if editor == "zed" and has_token:
+        yield "Zed takes the token from ZED_OPEN_AI_COMPATIBLE_EDIT_PREDICTION_API_KEY, or in its AI settings."
 
 
 def _server(
@@ -153,7 +181,7 @@ def _server(
             f"No server answers at {address}; nothing was written.",
             next_step="Start `mlx-gardener serve` there, or name the --address where it listens.",
         )
-    click.echo(f"No server answers at {address}; starting one there for the proof.")
+    click.echo(f"No server answers at {address}; starting one there for the proof.", err=True)
     return serving(registry, ServeSettings(parts.hostname, port, projects=(project,), token=token))
 
 

@@ -127,6 +127,7 @@ def _models() -> Finding:
 def _registry() -> Finding:
     from mlx_gardener.errors import GardenerError
     from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.report.text import counted
 
     registry = ProjectRegistry()
     try:
@@ -134,7 +135,7 @@ def _registry() -> Finding:
         count = len(registry.list_projects())
     except GardenerError as error:
         return Finding("registry", False, error.message, error.next_step)
-    seen = f"{count} projects in {registry.home}"
+    seen = f"{counted(count, 'project')} in {registry.home}"
     if problems:
         advice = (
             "; ".join(problem.message for problem in problems) + " `mlx-gardener registry repair` mends it."

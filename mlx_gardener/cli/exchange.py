@@ -10,8 +10,9 @@ from pathlib import Path
 import click
 
 from mlx_gardener.cli.completion import complete_models, complete_projects, complete_versions
-from mlx_gardener.cli.options import as_json_option, existing_directory
+from mlx_gardener.cli.options import as_json_option
 from mlx_gardener.cli.renamed import renamed
+from mlx_gardener.platform.files import existing_directory
 
 _FORMS = ("mlx", "peft", "fused", "gguf", "gguf-fused", "gguf-base", "modelfile")
 

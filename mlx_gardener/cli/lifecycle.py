@@ -90,24 +90,26 @@ def forget(
     from mlx_gardener.errors import DataError
     from mlx_gardener.lifecycle.forgetting import clean_path, find_path, versions_that_know
     from mlx_gardener.lifecycle.forgetting import forget as forget_path
+    from mlx_gardener.platform.files import existing_directory
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.text import safe_text
-    from mlx_gardener.runs.manager import TrainingPipeline, check_repository
+    from mlx_gardener.runs.manager import TrainingPipeline
 
     registry = ProjectRegistry()
     root = registry.get_project(project).path
     if undo:
         if not registry.remember_path(project, clean_path(root, path)):
             raise DataError(f"{path!r} was not forgotten in {project!r}.")
-        click.echo(f"Trainings of {project} read {safe_text(path)} again.")
+        told = json.dumps({"project": project, "path": path, "forgotten": False})
+        click.echo(told if as_json else f"Trainings of {project} read {safe_text(path)} again.")
         return
-    check_repository(root)
+    existing_directory(root)
     path = find_path(registry, project, path)
     knowing = versions_that_know(registry, project, path)
     if not yes:
         what = ", ".join(knowing.learned) or "no version has learned from it"
         deleted = f", and delete what knows it ({what}) and all earlier runs" if purge else ""
-        ask(f"Train {project} again without {safe_text(path)}{deleted}?")
+        ask(f"Train {project} again without {safe_text(path)}{deleted}?", as_json=as_json)
     flags = {"model": model, **parse_settings(pairs)}
     latest = registry.latest_training(project)
     config = load_config(overrides=flags)

@@ -42,17 +42,3 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
             raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--set")
         settings[key.strip()] = parse_value(text.strip())
     return settings
-
-
-def existing_directory(path: Path, next_step: str) -> Path:
-    """A directory that was named, as a whole path.
-
-    Raises:
-        DataError: there is no such directory.
-    """
-    from mlx_gardener.errors import DataError
-
-    if not path.is_dir():
-        what = "is not a directory" if path.exists() else "does not exist"
-        raise DataError(f"{str(path)!r} {what}.", next_step=next_step)
-    return path.resolve()

@@ -30,7 +30,7 @@ def projects(as_json: bool) -> None:
 
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.live import make_console
-    from mlx_gardener.report.text import safe_text
+    from mlx_gardener.report.text import safe_text, words
 
     found = ProjectRegistry().list_projects()
     if as_json:
@@ -52,7 +52,7 @@ def projects(as_json: bool) -> None:
         for item in found:
             mark = "*" if item.active else ""
             path = safe_text(str(item.path))
-            table.add_row(mark, item.name, item.status.value, item.active_adapter or "none", path)
+            table.add_row(mark, item.name, words(item.status.value), item.active_adapter or "none", path)
         make_console().print(table)
 
 
@@ -65,7 +65,7 @@ def show(project: str, as_json: bool) -> None:
 
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.live import make_console
-    from mlx_gardener.report.text import safe_text
+    from mlx_gardener.report.text import safe_text, words
 
     registry = ProjectRegistry()
     found = registry.get_project(project)
@@ -91,7 +91,7 @@ def show(project: str, as_json: bool) -> None:
         click.echo(json.dumps(shown, indent=2))
         return
     console = make_console()
-    console.print(f"{found.name}: {safe_text(str(found.path))}, {found.status.value}")
+    console.print(f"{found.name}: {safe_text(str(found.path))}, {words(found.status.value)}")
     if not adapters:
         console.print(f"No adapter yet. Train one with `mlx-gardener train {safe_text(str(found.path))}`.")
         return
@@ -112,7 +112,8 @@ def show(project: str, as_json: bool) -> None:
 @click.command()
 @click.argument("project", shell_complete=complete_projects)
 @click.argument("version", required=False, shell_complete=complete_versions)
-def activate(project: str, version: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def activate(project: str, version: str | None, as_json: bool) -> None:
     """Make PROJECT the active one, and VERSION (if given) its active adapter."""
     from mlx_gardener.registry import ProjectRegistry
 
@@ -120,15 +121,19 @@ def activate(project: str, version: str | None) -> None:
     if version is not None:
         registry.activate_adapter(project, version)
     registry.set_active_project(project)
-    active = registry.get_project(project).active_adapter or "no adapter"
-    click.echo(f"{project} is active, with {active}.")
+    active = registry.get_project(project).active_adapter
+    if as_json:
+        click.echo(json.dumps({"project": project, "active_adapter": active}))
+        return
+    click.echo(f"{project} is active, with {active or 'no adapter'}.")
 
 
 @click.command()
 @click.argument("project", shell_complete=complete_projects)
 @click.argument("version", required=False, shell_complete=complete_versions)
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def remove(project: str, version: str | None, yes: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def remove(project: str, version: str | None, yes: bool, as_json: bool) -> None:
     """Remove PROJECT with its trainings and adapters, or only VERSION of its adapter; the repository is not touched."""
     from mlx_gardener.adapter import PeftManager
     from mlx_gardener.registry import ProjectRegistry
@@ -140,9 +145,10 @@ def remove(project: str, version: str | None, yes: bool) -> None:
         registry.get_project(project)
     what = f"adapter {version} of {project}" if version else f"{project} with all its adapters"
     if not yes:
-        ask(f"Delete {what}?")
+        ask(f"Delete {what}?", as_json=as_json)
     if version is not None:
         PeftManager(registry).delete_adapter(project, version)
     else:
         registry.remove_project(project)
-    click.echo(f"Removed {what}.")
+    told = json.dumps({"project": project, "version": version, "removed": True})
+    click.echo(told if as_json else f"Removed {what}.")

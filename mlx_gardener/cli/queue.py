@@ -25,7 +25,7 @@ def queue(ctx: click.Context, as_json: bool) -> None:
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_queue, as_json=as_json)
     elif as_json:
-        raise click.UsageError("--json before a subcommand means nothing; `queue list` takes it.")
+        raise click.UsageError("--json before a subcommand means nothing; put it behind.")
 
 
 @queue.command("list")
@@ -88,35 +88,44 @@ def _show(rows: list[dict[str, Any]]) -> None:
     help="Train side by side what fits into so many GB together. [default: one at a time]",
 )
 @click.option("--forever", is_flag=True, help="Wait for more when the queue is empty.")
-def run(budget: float | None, forever: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="What happens as JSON lines on stdout.")
+def run(budget: float | None, forever: bool, as_json: bool) -> None:
     """Work on the queue in this terminal until it is empty; Ctrl-C leaves trainings under way alone."""
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.text import safe_text
     from mlx_gardener.runs.queue_runner import QueueRunner
 
+    def tell(text: str) -> None:
+        now = time.localtime()
+        event = {"event": "Log", "time": time.strftime("%Y-%m-%dT%H:%M:%S", now), "message": text}
+        click.echo(json.dumps(event) if as_json else f"{time.strftime('%H:%M:%S', now)} {safe_text(text)}")
+
     runner = QueueRunner(
         ProjectRegistry(),
         budget_bytes=None if budget is None else int(budget * 2**30),
-        tell=lambda text: click.echo(f"{time.strftime('%H:%M:%S')} {safe_text(text)}"),
+        tell=tell,
     )
     runner.run(until_empty=not forever)
-    click.echo("The queue is empty.")
+    click.echo(json.dumps({"event": "Empty"}) if as_json else "The queue is empty.")
 
 
 @queue.command(context_settings={"ignore_unknown_options": True})  # -5 is a value
 @_PROJECT
 @click.argument("value", type=click.IntRange(-100, 100))
-def priority(project: str, value: int) -> None:
+@as_json_option
+def priority(project: str, value: int, as_json: bool) -> None:
     """Change the priority of PROJECT; higher ones come first, 0 is usual."""
     from mlx_gardener.registry import ProjectRegistry
 
     ProjectRegistry().queue.set_priority(project, value)
-    click.echo(f"{project} has priority {value}.")
+    told = json.dumps({"project": project, "priority": value})
+    click.echo(told if as_json else f"{project} has priority {value}.")
 
 
 @queue.command()
 @_PROJECT
-def first(project: str) -> None:
+@as_json_option
+def first(project: str, as_json: bool) -> None:
     """Let PROJECT be the next."""
     from mlx_gardener.errors import TrainingError
     from mlx_gardener.registry import ProjectRegistry
@@ -129,12 +138,14 @@ def first(project: str) -> None:
             "The highest priority is taken.", next_step="Lower others first: `mlx-gardener queue priority`."
         )
     waiting.set_priority(project, value)
-    click.echo(f"{project} is the next.")
+    told = json.dumps({"project": project, "priority": value})
+    click.echo(told if as_json else f"{project} is the next.")
 
 
 @queue.command()
 @_PROJECT
-def remove(project: str) -> None:
+@as_json_option
+def remove(project: str, as_json: bool) -> None:
     """Take PROJECT out, where it waits; `mlx-gardener cancel` stops a training that was begun."""
     from mlx_gardener.errors import TrainingError
     from mlx_gardener.registry import ProjectRegistry
@@ -148,4 +159,5 @@ def remove(project: str) -> None:
                 next_step=f"`mlx-gardener cancel {project}` stops it, and keeps a checkpoint.",
             )
         raise TrainingError(f"{project!r} is not in the queue.", next_step="See `mlx-gardener queue list`.")
-    click.echo(f"{project} is out of the queue.")
+    told = json.dumps({"project": project, "removed": True})
+    click.echo(told if as_json else f"{project} is out of the queue.")

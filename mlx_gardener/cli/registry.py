@@ -121,7 +121,7 @@ def gc(keep: int, days: float, keep_checkpoints: bool, dry_run: bool, yes: bool,
     from mlx_gardener.report.text import safe_text
 
     if as_json and not (yes or dry_run):
-        raise click.UsageError("With --json nothing can be asked: say --yes or --dry-run.")
+        raise click.UsageError("With --json nobody is asked: say --yes or --dry-run.")
     policy = GarbagePolicy(keep_versions=keep, run_days=days, keep_checkpoints=keep_checkpoints)
     opened = ProjectRegistry()
     if not (yes or dry_run):
@@ -145,19 +145,22 @@ def gc(keep: int, days: float, keep_checkpoints: bool, dry_run: bool, yes: bool,
 @registry.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--force", is_flag=True, help="Replace FILE when it exists.")
-def backup(file: Path, force: bool) -> None:
+@as_json_option
+def backup(file: Path, force: bool, as_json: bool) -> None:
     """Write projects, history and adapters to FILE, a tar archive; runs and their checkpoints are not in it."""
     from mlx_gardener.registry import ProjectRegistry
 
     with _shown("Backing up") as tell:
         size = ProjectRegistry().backup(file, replace=force, tell=tell)
-    click.echo(f"Wrote {size:,} bytes to {file}.")
+    told = json.dumps({"file": str(file), "size_bytes": size})
+    click.echo(told if as_json else f"Wrote {size:,} bytes to {file}.")
 
 
 @registry.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--replace", is_flag=True, help="Move a home that is not empty aside.")
-def restore(file: Path, replace: bool) -> None:
+@as_json_option
+def restore(file: Path, replace: bool, as_json: bool) -> None:
     """Put the registry that was backed up to FILE in place of this one, whole or not at all."""
     from mlx_gardener.registry import default_home
     from mlx_gardener.registry.restore import restore as restore_archive
@@ -165,6 +168,10 @@ def restore(file: Path, replace: bool) -> None:
 
     with _shown("Restoring") as tell:
         aside = restore_archive(file, default_home(), replace=replace, tell=tell)
+    if as_json:
+        moved = None if aside is None else str(aside)
+        click.echo(json.dumps({"home": str(default_home()), "before": moved}))
+        return
     click.echo(f"Restored {safe_text(str(default_home()))}.")
     if aside is not None:
         click.echo(f"The registry that was there is in {safe_text(str(aside))}.")

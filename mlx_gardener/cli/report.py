@@ -54,11 +54,13 @@ def report(project: str, version: str | None, open_page: bool, output: Path | No
             show_evidence(console, evidence, project=project, training=known.get("training"))
         else:
             console.print(
-                f"It was never measured: `mlx-gardener eval {project} --adapter {record.version}` does that.",
+                f"It was never measured: `mlx-gardener eval {project} --version {record.version}` does that.",
                 soft_wrap=True,
             )
         where = output or (page if page.is_file() else None)
-        console.print(f"Page: {safe_text(str(where)) if where else 'none'}", soft_wrap=True)
+        console.print(
+            f"Page: {safe_text(str(where))}" if where else f"There is no {PAGE_NAME} of it.", soft_wrap=True
+        )
     if open_page:
         _open(output or _existing(page, record))
 

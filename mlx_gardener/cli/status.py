@@ -81,7 +81,7 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     from mlx_gardener.report.live import make_console
-    from mlx_gardener.report.text import ago, safe_text
+    from mlx_gardener.report.text import ago, safe_text, words
 
     table = Table("project", "status", "done", "loss", "updated", "message", box=None, header_style="bold")
     for row in rows:
@@ -89,7 +89,7 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
         age = "" if row["updated_at"] is None else ago(row["updated_at"])
         table.add_row(
             safe_text(row["project"]),
-            row["status"],
+            words(row["status"]),
             f"{row['progress_percent']:.0f} %",
             "" if loss is None else f"{loss:.3f}",
             age,
@@ -103,17 +103,25 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
 @click.option(
     "--timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for it to stop."
 )
-def cancel(project: str, timeout: float) -> None:
-    """Stop the training of PROJECT; its checkpoint is kept."""
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def cancel(project: str, timeout: float, as_json: bool) -> None:
+    """Stop the training of PROJECT, and keep its checkpoint; one that waits in the queue is taken out."""
     from mlx_gardener.errors import TrainingError
     from mlx_gardener.report.text import safe_text
     from mlx_gardener.runs.manager import TrainingPipeline
 
     pipeline = TrainingPipeline()
+    waits = not pipeline.is_training_active(project)
     if not pipeline.cancel_training(project):
         raise TrainingError(
             f"{project!r} is not being trained.", next_step="See `mlx-gardener status` for what is."
         )
-    progress = pipeline.wait_for_training_completion(project, timeout=timeout)
-    message = safe_text(progress.message)
-    click.echo(f"{project}: {progress.phase.value} at {progress.progress_percent:.0f} %. {message}")
+    if waits:
+        sentence = f"{project} waited in the queue, and is out of it."
+        told = {"status": "cancelled", "phase": None, "progress_percent": 0.0, "message": sentence}
+    else:
+        progress = pipeline.wait_for_training_completion(project, timeout=timeout)
+        phase, percent = progress.phase.value, progress.progress_percent
+        told = {"status": phase, "phase": phase, "progress_percent": percent, "message": progress.message}
+        sentence = f"{project}: {phase} at {percent:.0f} %. {safe_text(progress.message)}"
+    click.echo(json.dumps({"project": project, **told}) if as_json else sentence)

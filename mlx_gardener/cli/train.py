@@ -16,7 +16,6 @@ from mlx_gardener.cli.completion import (
 from mlx_gardener.cli.options import (
     budget_option,
     config_option,
-    existing_directory,
     model_option,
     parse_settings,
 )
@@ -137,6 +136,7 @@ def train(
         raise click.UsageError("--priority is for --queue.")
     from mlx_gardener.cli.watch import watch_training
     from mlx_gardener.config import load_config
+    from mlx_gardener.platform.files import existing_directory
 
     flags = {
         "model": model,
@@ -156,7 +156,7 @@ def train(
     config = load_config(config_file, overrides=flags)
     if _follows(config, alone=detach or into_queue or config.parallel.is_wanted, dry_run=dry_run):
         return
-    root = existing_directory(path, "Name the root directory of a repository.")
+    root = existing_directory(path)
     if dry_run:
         _show_plan(root, config, as_json)
         return

@@ -93,10 +93,10 @@ def watch_training(
             leaving it alone.
 
     Raises:
-        TrainingError: it failed or was cancelled, or was never started; or what shows it failed and it goes on, which
-            says how to look on again.
+        GardenerError: what ended the training early, of its own class.
+        TrainingError: it was never started; or what shows it failed and it goes on, which says how to look on again.
     """
-    from mlx_gardener.errors import GardenerError, TrainingCancelledError, TrainingError
+    from mlx_gardener.errors import GardenerError, TrainingError
     from mlx_gardener.events import Event, TrainingEnded, TrainingPhase
     from mlx_gardener.registry.names import has_checkpoint
     from mlx_gardener.report.jsonl import JsonLines
@@ -152,10 +152,8 @@ def watch_training(
         )
         click.echo(f"The training of {name} is stopped; {left}.", err=True)
         raise click.exceptions.Exit(130)
-    if end.phase is TrainingPhase.CANCELLED:
-        raise TrainingCancelledError(end.message)
     if end.phase is not TrainingPhase.COMPLETED:
-        raise TrainingError(end.message)
+        raise pipeline.get_training_error(name) or TrainingError(end.message)
     if not as_json:
         _show_result(pipeline, name, end.result, console)
 

@@ -314,7 +314,7 @@ def _check_count(scan: Scan, config: TrainingConfig) -> None:
         f"{rule} {dropped.count} {dropped.unit}" for rule, dropped in sorted(scan.dropped.items())
     )
     raise DataError(
-        f"Only {scan.chunks_kept} good chunks were found in {scan.files_seen} files; "
+        f"Only {scan.chunks_kept} good chunks were found in {scan.files_seen} file{'s' * (scan.files_seen != 1)}; "
         f"{config.min_training_chunks} are needed. Dropped: {taken or 'nothing'}.",
         next_step="Train on a larger repository, lower min_training_chunks or training_data_quality_threshold, "
         "or see `mlx-gardener scan` for what was dropped.",

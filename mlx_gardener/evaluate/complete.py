@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 PREFIX_TOKENS, SUFFIX_TOKENS = 640, 192
 #: Characters of them that are looked at: no tokenizer's tokens are as long on average, and an editor may send megabytes.
 CHARACTERS_PER_TOKEN = 100
+#: Characters for each token that are read at first: code has three or four.
+_CHARACTERS_AT_FIRST = 8
+#: Tokens beside a cut that may be others than without it.
+_NEAR_A_CUT = 64
 #: Prompts are read in blocks of so many tokens, everywhere: a server that has read the first blocks of a prompt before
 #: then computes what a fresh start would, operation for operation, and gives the same answer.
 PREFILL_TOKENS = 256
@@ -43,7 +47,7 @@ def build_prompt(
     if path:
         opening += [] if tokenizer.file_id is None else [tokenizer.file_id]
         opening += tokenizer.encode(header_text(tokenizer, path))
-    before = tokenizer.encode(prefix[-prefix_tokens * CHARACTERS_PER_TOKEN :])[-prefix_tokens:]
+    before = edge_tokens(tokenizer.encode, prefix, prefix_tokens, last=True)
     if suffix is None:
         return opening + before
     if tokenizer.markers is None:
@@ -51,8 +55,23 @@ def build_prompt(
             "This model has no fill-in-the-middle markers.",
             next_step="Complete without what follows (--no-suffix).",
         )
-    after = tokenizer.encode(suffix[: suffix_tokens * CHARACTERS_PER_TOKEN])[:suffix_tokens]
+    after = edge_tokens(tokenizer.encode, suffix, suffix_tokens, last=False)
     return opening + tokenizer.markers.prompt(before, after)
+
+
+def edge_tokens(encode: Callable[[str], list[int]], text: str, count: int, *, last: bool) -> list[int]:
+    """The last, or the first, ``count`` tokens of a text, of which no more is read than that takes.
+
+    A token in memory costs some hundred bytes, and a character may be several of them.
+    """
+    size, most = _CHARACTERS_AT_FIRST * count, CHARACTERS_PER_TOKEN * count
+    while count > 0:
+        part = text[-size:] if last else text[:size]
+        ids = encode(part)
+        if len(ids) >= count + _NEAR_A_CUT or len(part) == len(text) or size >= most:
+            return ids[-count:] if last else ids[:count]
+        size = min(most, 4 * size)
+    return []
 
 
 def complete(

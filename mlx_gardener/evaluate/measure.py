@@ -98,7 +98,7 @@ def decide_work(
     row, task = whole.costs(settings, written_cost)
     rows = min(windows, max(settings.least_rows, int(allowed / 2 / row)))
     fitting = max(settings.least_tasks, int(allowed / 2 / (2 * task)))
-    why = f"{settings.time_share:.0%} of the work of {training_tokens:,} trained tokens"
+    why = f"at most {settings.time_share:.0%} of the work of training on {training_tokens:,} tokens"
     why += (
         f", but at least {settings.least_tasks} tasks and {settings.least_rows} rows where there are as many"
     )

@@ -229,7 +229,7 @@ def find_control(
             f"{wanted!r} has no readable adapter of another repository on the same base.",
             next_step="Train it on this base first, or leave --control out.",
         )
-    why = "No control: no adapter of another repository on the same base is registered"
+    why = "The control was left out: no adapter of another repository on the same base is registered"
     return None, f"{why} ({damaged} could not be read)." if damaged else f"{why}."
 
 

@@ -133,6 +133,12 @@ class StepAdvanced(Event):
     share: float
     eta_seconds: float | None = None
 
+    @property
+    def place(self) -> str:
+        """Where it is: ``Step 3 of 20``, ``Validation at step 3 of 20``."""
+        at = "" if self.activity == "Step" else "at step "
+        return f"{self.activity} {at}{self.step} of {self.total_steps}"
+
 
 @dataclass(frozen=True)
 class Evaluated(Event):

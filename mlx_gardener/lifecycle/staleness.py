@@ -16,6 +16,7 @@ from mlx_gardener.dataset import Earlier
 from mlx_gardener.dataset.changes import GONE
 from mlx_gardener.dataset.split import kept_bytes
 from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.report.text import counted
 from mlx_gardener.source.records import FileRecord
 
 if TYPE_CHECKING:
@@ -46,12 +47,13 @@ class Staleness:
 
     def sentence(self) -> str:
         """For people."""
-        since = "" if self.commits_since is None else f"{self.commits_since} commits since; "
         if self.note is not None:
-            return f"{self.version}: {since}{self.note}"
+            return f"What has changed since {self.version} was trained is not known: {self.note}"
+        since = "" if self.commits_since is None else f"{counted(self.commits_since, 'commit')}, "
         text = (
-            f"{self.version}: {since}{len(self.new_files)} files new, {len(self.changed_files)} changed, "
-            f"{len(self.gone_files)} gone ({self.stale_share or 0:.1%} of the code is not what it was trained on)."
+            f"Since {self.version} was trained: {since}{counted(len(self.new_files), 'new file')}, "
+            f"{len(self.changed_files)} changed, {len(self.gone_files)} gone; "
+            f"{self.stale_share or 0:.1%} of the code is not what it was trained on."
         )
         if self.new_code is not None:
             text += (

@@ -10,6 +10,20 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from mlx_gardener.errors import DataError
+
+
+def existing_directory(path: Path, next_step: str = "Name the root directory of a repository.") -> Path:
+    """A directory that was named, in full.
+
+    Raises:
+        DataError: there is no such directory.
+    """
+    if not path.is_dir():
+        what = "is not a directory" if path.exists() else "does not exist"
+        raise DataError(f"{str(path)!r} {what}.", next_step=next_step)
+    return path.resolve()
+
 
 def fsync_path(path: Path) -> None:
     """Ask the system to put a file or directory on disk before going on.

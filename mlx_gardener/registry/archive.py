@@ -159,7 +159,7 @@ def _add_adapter(tar: tarfile.TarFile, home: Path, directory: str, index: dict[s
             ):
                 return f"{name!r} is not the one that was written"
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        return str(error)
+        return reason_of(error)
     return ""
 
 

@@ -27,11 +27,13 @@ def show_details(console: Console, evidence: dict[str, Any]) -> None:
         )
     console.print()
     if (sweep := evidence.get("scale_sweep")) is not None:
-        console.print(f"Scale: {sweep['chosen']:g} of the trained one, chosen on the validation part.")
+        console.print(
+            f"Strength: {sweep['chosen']:g} times that of the training, which did best on the validation part."
+        )
     if work := evidence["work"]:
         console.print(
-            f"Work: {counted(work['rows'], 'row')}, {counted(work['next_line_tasks'], 'next line')} and "
-            f"{counted(work['fim_tasks'], 'hole')} ({work['reason']})."
+            f"Measured on {counted(work['rows'], 'row')} of unseen code, {counted(work['next_line_tasks'], 'next line')} "
+            f"and {counted(work['fim_tasks'], 'hole')} ({work['reason']})."
         )
 
 

@@ -10,13 +10,21 @@ from mlx_gardener.report.story import METRICS, as_sentence
 from mlx_gardener.report.text import counted, safe_text
 
 _MOST_FILES = 10
+#: Verdicts in words; why one was rejected is its reason's to say.
+_VERDICTS = {
+    "promote": "it helped",
+    "inconclusive": "no clear difference",
+    "reject": "not put to use",
+    "unmeasured": "not measured",
+}
 
 
 def version_line(facts: VersionFacts) -> str:
-    """``v1: promote, 1.2043 bits per byte. On 23 files ...``."""
+    """``v1: it helped, 1.2043 bits per byte. On 23 files ...``."""
     bits = facts.metrics.get("adapter_bits_per_byte")
     measured = "" if bits is None else f", {bits:.4f} bits per byte"
-    return f"{facts.version}: {facts.verdict or 'not measured'}{measured}. {facts.reason or ''}".rstrip()
+    verdict = _VERDICTS.get(facts.verdict or "unmeasured", facts.verdict)
+    return f"{facts.version}: {verdict}{measured}. {facts.reason or ''}".rstrip()
 
 
 def show_diff(console: Console, found: VersionsDiff) -> None:
@@ -51,8 +59,13 @@ def show_diff(console: Console, found: VersionsDiff) -> None:
 
 def _title(name: str) -> str:
     """``adapter_bits_per_byte`` as ``adapter: bits per byte``."""
+    if name == "bits_per_byte_change":
+        return "bits per byte, adapter against base"
     arm, _, metric = name.partition("_")
-    return f"{arm}: {METRICS[metric][0]}" if metric in METRICS else name.replace("_", " ")
+    if metric not in METRICS:
+        return name.replace("_", " ")
+    title, _, less_is_better = METRICS[metric]
+    return f"{arm}: {title}" + (" (less is better)" if less_is_better else "")
 
 
 def _show_settings(console: Console, found: VersionsDiff) -> None:
@@ -63,15 +76,15 @@ def _show_settings(console: Console, found: VersionsDiff) -> None:
             lacking[found.first.version if one is None else found.second.version] += 1
     alone = {version: count for version, count in lacking.items() if count > 5}
     if found.settings:
-        console.print()
+        console.print("\nSettings that differ:")
     for name, (one, two) in found.settings.items():
         hidden = (one is None and found.first.version in alone) or (two is None and found.second.version in alone)  # fmt: skip
         if not hidden:
             console.print(safe_text(f"{name}: {_value(one)} -> {_value(two)}"), highlight=False)
     for version, count in alone.items():
         console.print(
-            f"{counted(count, 'setting')} of the other's training cannot be compared: {version} does not know its own, as "
-            "imported adapters do not.",
+            f"{counted(count, 'other setting')} cannot be compared: {version} does not say how it was trained, as imported "
+            "adapters do not.",
             highlight=False,
         )  # fmt: skip
 

@@ -12,6 +12,11 @@ from rich.text import Text
 from mlx_gardener.report import advice, story
 from mlx_gardener.report.text import safe_lines, safe_text
 
+#: What the columns' names mean, in short; the page has all the words.
+_LEGEND = {
+    "retrieval": "related code of the repository is put in front of the prompt; nothing is trained for it",
+    "control": "the base with an adapter of another repository",
+}
 _GUARD_STYLES = {"passed": "green", "failed": "bold red"}
 _STYLES = {"promote": "bold green", "inconclusive": "bold yellow", "reject": "bold red"}
 
@@ -56,6 +61,9 @@ def _show_figures(console: Console, evidence: dict[str, Any]) -> None:
     metrics = evidence["metrics"]
     console.print()
     console.print(_table(story.arms_table(evidence)))
+    for term, told in _LEGEND.items():
+        if any(term in title for title, _ in story.arms(evidence)):
+            console.print(Text(f"{term}: {told}", style="dim"))
     console.print(_bars(metrics["base_bits_per_byte"], metrics["adapter_bits_per_byte"]))
     for guard in story.guards(evidence):
         console.print(

@@ -1,14 +1,14 @@
 """A run in the terminal while it happens: phase, loss curve, speed, memory against the budget, time left.
 
-On a terminal one panel is redrawn; elsewhere (a pipe, a log) plain lines are printed, a step line at most every few
-seconds. What a repository or model named is escaped before it is shown.
+On a terminal one panel is redrawn, and its clocks go on also while a run says nothing; elsewhere (a pipe, a log) plain
+lines are printed, a step line at most every few seconds. What a repository or model named is escaped before it is shown.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from types import TracebackType
 from typing import Any
@@ -38,7 +38,7 @@ from mlx_gardener.report.text import counted, duration, gigabytes, safe_text
 from mlx_gardener.report.time_view import time_line
 
 _BARS = "▁▂▃▄▅▆▇█"
-#: In a log: seconds between two lines.
+#: In a log: seconds between two lines. A run gives a sign every five seconds, too, so that no silence is longer than ten.
 _PLAIN_SECONDS = 5.0
 #: What a run does in each phase, in words.
 PHASES = {
@@ -78,16 +78,52 @@ class RunSoFar:
     step: StepCompleted | None = None
     losses: list[float] = field(default_factory=list)
     evaluation: Evaluated | None = None
+    #: The part of an update or validation that is under way, where it is a slow one.
+    part: StepAdvanced | None = None
+    began: float | None = None
 
     def take(self, event: Event) -> None:
         """Take in an event; others than these change nothing."""
+        if self.began is None:
+            self.began = event.timestamp
         if isinstance(event, ProgressChanged):
+            before = self.progress
+            if (event.message, _left(event)) == (before.message, _left(before)):
+                # Told again as a sign of life: what was left then is less by now.
+                event = replace(event, timestamp=before.timestamp)
             self.progress = event
+        elif isinstance(event, StepAdvanced):
+            self.part = event
         elif isinstance(event, StepCompleted):
-            self.step = event
+            self.step, self.part = event, None
             self.losses.append(event.loss)
         elif isinstance(event, Evaluated):
-            self.evaluation = event
+            self.evaluation, self.part = event, None
+
+    def seconds(self, now: float) -> float:
+        """How long the run has gone on at ``now``, seconds since the epoch."""
+        return now - (now if self.began is None else self.began)
+
+    def training_left(self, now: float) -> float | None:
+        """Seconds of training left, as the last update saw it; None where nobody knows."""
+        return None if self.step is None else _at(self.step.eta_seconds, self.step.timestamp, now)
+
+    def part_left(self, now: float) -> float | None:
+        """Seconds left of what the progress tells of: an update, a validation, a dry run, a measurement."""
+        if self.part is not None:
+            return _at(self.part.eta_seconds, self.part.timestamp, now)
+        if self.progress.phase is TrainingPhase.TRAINING or self.progress.phase.is_final:
+            return None
+        return _at(_left(self.progress), self.progress.timestamp, now)
+
+
+def _left(event: ProgressChanged) -> float | None:
+    eta = event.details.get("eta_seconds")
+    return eta if isinstance(eta, int | float) else None
+
+
+def _at(eta: float | None, timestamp: float, now: float) -> float | None:
+    return None if eta is None else max(0.0, eta - max(0.0, now - timestamp))
 
 
 class LiveView:
@@ -101,18 +137,20 @@ class LiveView:
     def __init__(self, console: Console, *, project: str) -> None:
         self.console = console
         self.project = safe_text(project)
-        self._live = (
-            Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
-        )
         self._run = RunSoFar()
         self._printed_at = 0.0
         self._printed_phase: TrainingPhase | None = None
         self._plan: dict[str, Any] = {}
+        self._total: int | None = None
+        self._live = (
+            Live(get_renderable=self.render, console=console, refresh_per_second=8, transient=True)
+            if console.is_terminal
+            else None
+        )
 
     def __enter__(self) -> LiveView:
         if self._live is not None:
-            self._live.start()
-            self._live.update(self.render())
+            self._live.start(refresh=True)
         return self
 
     def __exit__(
@@ -126,8 +164,6 @@ class LiveView:
     def __call__(self, event: Event) -> None:
         """Take in an event and show what is new."""
         self._run.take(event)
-        if self._live is not None:
-            self._live.update(self.render())
         self._print(event)
 
     def _print(self, event: Event) -> None:
@@ -137,19 +173,23 @@ class LiveView:
         elif isinstance(event, PlanChosen):
             self._print_plan(event.plan)
         elif isinstance(event, TimePlanned):
+            self._total = event.plan["updates"]
             self._line(time_line(event.plan))
         elif isinstance(event, WarningRaised):
             self._line(f"Warning: {event.message}", style="yellow")
         elif isinstance(event, Evaluated):
-            best = "  (best so far)" if event.is_best else ""
             self._line(
-                f"Validation at step {event.step}: loss {event.loss:.4f}, {event.bits_per_byte:.4f} bits per byte{best}"
+                f"Validation at step {event.step}: loss {event.loss:.4f}, {event.bits_per_byte:.4f} bits per byte"
+                f"{validation_remark(event)}"
             )
         elif isinstance(event, ProgressChanged) and event.phase is not self._printed_phase:
             self._printed_phase = event.phase
             if not event.phase.is_final:
                 self._line(f"{event.progress_percent:3.0f} %  {event.message}")
-        elif self._live is None and isinstance(event, StepCompleted):
+        elif isinstance(event, StepCompleted):
+            self._print_total(event)
+            if self._live is not None:
+                return
             if event.step in (1, event.total_steps) or time.monotonic() - self._printed_at >= _PLAIN_SECONDS:
                 self._printed_at = time.monotonic()
                 self._line(_step_line(event))
@@ -157,17 +197,15 @@ class LiveView:
             if time.monotonic() - self._printed_at >= _PLAIN_SECONDS:
                 self._printed_at = time.monotonic()
                 left = duration(event.eta_seconds)
-                self._line(
-                    f"{event.activity} {event.step} of {event.total_steps}: {event.share:.0%}, {left} left in it"
-                )
+                self._line(f"{event.place}: {event.share:.0%} of it done, {left} left in it")
         elif isinstance(event, TrainingEnded) and event.phase is TrainingPhase.COMPLETED:
             self._line("100 %  Done")
         elif isinstance(event, ProgressChanged) and event.message.startswith("Base model:"):
             self._line(event.message)
         elif self._live is None and isinstance(event, ProgressChanged) and self._is_news(event):
             self._printed_at = time.monotonic()
-            eta = event.details.get("eta_seconds")
-            left_text = f", {duration(eta)} left in it" if isinstance(eta, int | float) else ""
+            part = self._run.part_left(time.time())
+            left_text = "" if part is None else f", {duration(part)} left in it"
             self._line(f"{event.progress_percent:3.0f} %  {event.message}{left_text}")
         elif isinstance(event, CheckpointWritten):
             return
@@ -181,35 +219,54 @@ class LiveView:
     def _line(self, text: str, style: str = "") -> None:
         self.console.print(Text(safe_text(text), style=style), soft_wrap=True)
 
+    def _print_total(self, event: StepCompleted) -> None:
+        """That other updates fit into the limit than were said, where it is a tenth or more of them."""
+        total, before = event.total_steps, self._total
+        if before is None or abs(total - before) >= max(1, before / 10):
+            self._total = total
+            if before is not None:
+                how = "longer" if total < before else "less long"
+                self._line(
+                    f"Time: {counted(total, 'update')} fit now, not {before:,}: one takes {how} than foretold."
+                )
+
     def _print_plan(self, plan: dict[str, Any]) -> None:
         """The first plan whole; of one that takes its place, as after the dry run, what is other."""
-        rows = ", ".join(f"{rows} x {width}" for width, rows in plan["rows_of_width"].items())
+        rows = rows_line(plan["rows_of_width"])
         memory = f"{gigabytes(plan['predicted_peak_bytes'])} of {gigabytes(plan['budget_bytes'])}"
         before, self._plan = self._plan, plan
         if not before:
-            self._line(f"Plan: {rows} tokens at a time, a peak of about {memory}")
+            self._line(f"Plan: {rows} at a time, a peak of about {memory}")
         elif before["rows_of_width"] == plan["rows_of_width"]:
             self._line(f"Plan corrected: a peak of about {memory}")
         else:
-            self._line(f"Plan corrected: {rows} tokens at a time, a peak of about {memory}")
+            self._line(f"Plan corrected: {rows} at a time, a peak of about {memory}")
         for note in plan["notes"]:
             if note not in before.get("notes", ()):
                 self._line(f"  {note}")
 
     def render(self) -> RenderableType:
         """The panel as it stands now."""
+        now = self._run.progress.timestamp if self._run.progress.phase.is_final else time.time()
         width = max(30, min(self.console.width - 4, 100))
+        left = self._run.part_left(now)
+        message = self._run.progress.message + ("" if left is None else f", {duration(left)} left in it")
         phase = PHASES.get(self._run.progress.phase, self._run.progress.phase.value)
+        bar = Table.grid()  # alone, rich's bar ends without a line, and what follows it is not seen
+        bar.add_row(ProgressBar(total=100, completed=self._run.progress.progress_percent, width=width))
         parts: list[RenderableType] = [
-            Text.assemble((phase, "bold"), f"  {self._run.progress.progress_percent:.0f} %  "),
-            ProgressBar(total=100, completed=self._run.progress.progress_percent, width=width),
-            Text(safe_text(self._run.progress.message), no_wrap=True, overflow="ellipsis", style="dim"),
+            Text.assemble(
+                (phase, "bold"),
+                f"  {self._run.progress.progress_percent:.0f} %  after {duration(self._run.seconds(now))}",
+            ),
+            bar,
+            Text(safe_text(message), no_wrap=True, overflow="ellipsis", style="dim"),
         ]
         if self._run.step is not None:
-            parts.append(self._figures(self._run.step, width))
+            parts.append(self._figures(self._run.step, width, now))
         return Panel(Group(*parts), title=Text(f"mlx-gardener: {self.project}"), width=width + 4)
 
-    def _figures(self, step: StepCompleted, width: int) -> Table:
+    def _figures(self, step: StepCompleted, width: int, now: float) -> Table:
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold", no_wrap=True)
         table.add_column(no_wrap=True)
@@ -229,9 +286,21 @@ class LiveView:
         table.add_row("peak memory", grid)
         table.add_row("speed", f"{step.tokens_per_second:,.0f} tokens/s learned from")
         table.add_row(
-            "time left", f"{duration(step.eta_seconds)} of training  (step {step.step} of {step.total_steps})"
+            "time left",
+            f"{duration(self._run.training_left(now))} of training  (step {step.step} of {step.total_steps})",
         )
         return table
+
+
+def validation_remark(event: Evaluated) -> str:
+    """What a validation is worth a word for: the base before its first update, or the best one so far."""
+    return ", the base alone" if event.step == 0 else ", the best so far" if event.is_best else ""
+
+
+def rows_line(rows_of_width: dict[str, int]) -> str:
+    """``4 rows of 512 or 2 of 1,024 tokens``."""
+    parts = [f"{counted(rows, 'row')} of {int(width):,}" for width, rows in rows_of_width.items()]
+    return " or ".join(parts) + " tokens"
 
 
 def _data_line(event: DataPrepared) -> str:
@@ -248,5 +317,6 @@ def _data_line(event: DataPrepared) -> str:
 def _step_line(event: StepCompleted) -> str:
     return (
         f"Step {event.step} of {event.total_steps}: loss {event.loss:.3f}, {event.tokens_per_second:,.0f} tokens/s, "
-        f"memory {gigabytes(event.peak_bytes)} of {gigabytes(event.budget_bytes)}, {duration(event.eta_seconds)} left"
+        f"peak memory {gigabytes(event.peak_bytes)} of {gigabytes(event.budget_bytes)}, "
+        f"{duration(event.eta_seconds)} of training left"
     )

@@ -22,7 +22,8 @@ from mlx_gardener.events import (
     WarningRaised,
     event_from_json,
 )
-from mlx_gardener.report.text import gigabytes
+from mlx_gardener.report.live import rows_line, validation_remark
+from mlx_gardener.report.text import counted, gigabytes
 from mlx_gardener.report.time_view import time_line
 
 _LINE = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d),\d{3} ([A-Z]+) ([\w.]+): (.*)")
@@ -76,17 +77,17 @@ def _told(event: Event) -> str | None:
             return f"{event.progress_percent:3.0f} %  {event.message}"
         case DataPrepared(summary):
             return (
-                f"Data: {summary['chunks_kept']:,} chunks of {summary['files_kept']:,} files, "
-                f"{summary['train_loss_tokens']:,} tokens to learn from"
+                f"Data: {counted(summary['chunks_kept'], 'chunk')} of {counted(summary['files_kept'], 'file')}, "
+                f"{counted(summary['train_loss_tokens'], 'token')} to learn from"
             )
         case PlanChosen(plan):
             peak, budget = gigabytes(plan["predicted_peak_bytes"]), gigabytes(plan["budget_bytes"])
-            return f"Plan: {peak} of {budget}"
+            return f"Plan: {rows_line(plan['rows_of_width'])} at a time, a peak of about {peak} of {budget}"
         case TimePlanned(plan):
             return time_line(plan)
         case Evaluated():
-            best = ", the best so far" if event.is_best else ""
-            return f"Validation at step {event.step}: {event.bits_per_byte:.4f} bits per byte{best}"
+            told = f"Validation at step {event.step}: {event.bits_per_byte:.4f} bits per byte"
+            return told + validation_remark(event)
         case CheckpointWritten():
             return f"Checkpoint of step {event.step} written"
         case WarningRaised():

@@ -128,11 +128,11 @@ class NotebookView:
         """The picture as it stands now, as HTML."""
         progress = self._run.progress
         phase = PHASES.get(progress.phase, progress.phase.value)
-        percent = progress.progress_percent
+        percent, left = progress.progress_percent, self._run.part_left(time.time())
         lines = [
             f"<b>mlx-gardener: {escape(self.project)}</b> {phase}, {percent:.0f} %",
             _bar(percent / 100, "blue", f"{percent:.0f} % of the run"),
-            escape(safe_text(progress.message)),
+            escape(safe_text(progress.message + ("" if left is None else f", {duration(left)} left in it"))),
         ]
         if self._run.step is not None:
             lines += self._figures(self._run.step)
@@ -143,7 +143,8 @@ class NotebookView:
     def _figures(self, step: StepCompleted) -> list[str]:
         used = step.peak_bytes / max(1, step.budget_bytes)
         memory = f"{gigabytes(step.peak_bytes)} of {gigabytes(step.budget_bytes)}"
-        left = "" if self._run.progress.phase.is_final else f"; {duration(step.eta_seconds)} of training left"
+        left_seconds = self._run.training_left(time.time())
+        left = "" if self._run.progress.phase.is_final else f"; {duration(left_seconds)} of training left"
         lines = [
             f"loss {step.loss:.3f} nats/token {_sparkline(self._run.losses)}",
             f"peak memory {memory} {_bar(used, 'red' if used > 1 else 'green', memory)}",

@@ -39,7 +39,7 @@ def show_scan(console: Console, scan: Scan) -> None:
     console.print(f"{safe_text(scan.name)}: {counted(scan.files_seen, 'file')}, {file_size(scan.bytes_seen)}")
     console.print(
         f"Kept {counted(len(scan.files), 'file')} ({file_size(kept)}) with {scan.chunks_kept:,} of "
-        f"{counted(scan.chunks_found, 'chunk')}; read in {scan.seconds:.1f} s\n"
+        f"{counted(scan.chunks_found, 'chunk')} (a function, a class, or what lies between); read in {scan.seconds:.1f} s\n"
     )
     for note in scan.notes:
         console.print(f"Note: {note}")

@@ -39,6 +39,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun.removesuffix('s')}{'s' * (count != 1)}"
 
 
+def words(name: str) -> str:
+    """A name from the inside, such as a status, as words: ``not started``."""
+    return name.replace("_", " ")
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as people say them: ``48 s``, ``3 min 05 s``, ``2 h 10 min``; never less than none, whatever a clock says."""
     if seconds is None or not math.isfinite(seconds):

@@ -24,7 +24,7 @@ def time_line(plan: Mapping[str, Any]) -> str:
     )  # else the rest is the evidence's to use
     return (
         f"Time: of {duration(plan['limit_seconds'])}, {used} for reading and the dry run, {training} for training, "
-        f"{most}{evidence} for the evidence. {_training(plan)}."
+        f"{most}{evidence} for measuring the adapter. {_training(plan)}."
     )
 
 

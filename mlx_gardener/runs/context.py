@@ -66,6 +66,6 @@ class Run:
             self.tell(TrainingPhase.TRAINING, event.step / max(1, event.total_steps), message, **details)
         elif isinstance(event, StepAdvanced):
             done = event.step - 1 + event.share if event.activity == "Step" else event.step
-            message = f"{event.activity} {event.step} of {event.total_steps}, {event.share:.0%} of it done"
+            message = f"{event.place}, {event.share:.0%} of it done"
             details = {"step": event.step, "total_steps": event.total_steps, "share": event.share}
             self.tell(TrainingPhase.TRAINING, done / max(1, event.total_steps), message, **details)

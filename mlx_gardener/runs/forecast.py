@@ -48,6 +48,7 @@ def estimate_training(found: Scan, config: TrainingConfig, model: PreparedModel)
     """
     from mlx_gardener.errors import DataError
     from mlx_gardener.model import load_tokenizer
+    from mlx_gardener.report.text import counted
     from mlx_gardener.source import read_source
     from mlx_gardener.training.time_plan import OTHER_SHARE, VALIDATION_SHARE
 
@@ -77,7 +78,7 @@ def estimate_training(found: Scan, config: TrainingConfig, model: PreparedModel)
         "model": model.choice.name,
         "model_reason": model.choice.reason,
         "tokens": tokens,
-        "tokens_from": f"counted in {len(texts)} files" if size else "3.5 bytes a token assumed",
+        "tokens_from": f"counted in {counted(len(texts), 'file')}" if size else "3.5 bytes a token assumed",
         "tokens_per_second": round(speed, 1),
         "speed_from": plan.speed_from,
         "epochs": round(trained / epoch, 3),

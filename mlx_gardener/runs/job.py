@@ -15,6 +15,7 @@ from typing import Any
 
 from mlx_gardener.errors import TrainingError
 from mlx_gardener.platform.files import write_whole
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_json
 
 JOB_NAME = "job.json"
@@ -65,6 +66,6 @@ class Job:
             return cls(**{**values, "resume": Resume(values["resume"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise TrainingError(
-                f"The run in {run_dir.name} has no readable {JOB_NAME} ({error}).",
+                f"The run in {run_dir.name} has no readable {JOB_NAME} ({reason_of(error)}).",
                 next_step="Start the training again.",
             ) from error

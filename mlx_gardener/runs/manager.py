@@ -14,12 +14,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mlx_gardener.adapter.base import model_place
 from mlx_gardener.config import TrainingConfig, load_config
-from mlx_gardener.errors import DataError, GardenerError, TrainingError, TrainingTimeoutError
+from mlx_gardener.errors import GardenerError, TrainingError, TrainingTimeoutError
 from mlx_gardener.events import (
     Event,
     EventBus,
@@ -28,7 +27,7 @@ from mlx_gardener.events import (
     TrainingProgress,
 )
 from mlx_gardener.model.choose import absolute_model
-from mlx_gardener.platform.files import private
+from mlx_gardener.platform.files import existing_directory, private
 from mlx_gardener.platform.processes import module_command
 from mlx_gardener.registry import (
     Project,
@@ -326,7 +325,7 @@ class TrainingPipeline:
         fresh: bool = False,
     ) -> str:
         project = self._project(name)
-        check_repository(project.path)
+        existing_directory(project.path)
         config = self._settings(name)
         config[DECIDED_AT_START] = (
             "never" if fresh else decide_parent(self.registry, name, config[DECIDED_AT_START])
@@ -405,18 +404,6 @@ class TrainingPipeline:
             bus.publish(event)
         process.wait()  # it has said its last word; who waits for the end may count on its being gone
         bus.close()
-
-
-def check_repository(path: Path) -> Path:
-    """``path`` in full, where a repository can be read there.
-
-    Raises:
-        DataError: there is no such directory.
-    """
-    if not path.is_dir():
-        what = "is not a directory" if path.exists() else "does not exist"
-        raise DataError(f"{str(path)!r} {what}.", next_step="Name the root directory of a repository.")
-    return path.resolve()
 
 
 def completed_training(pipeline: TrainingPipeline, project_name: str) -> TrainingRecord:

@@ -192,7 +192,7 @@ def _telling_of_rehearsal(run: Run) -> Callable[[float], None]:
             run.tell(
                 TrainingPhase.STARTING_TRAINING,
                 0.8 + 0.2 * done,
-                f"Trying how much memory a micro-batch takes, {done:.0%} done",
+                f"Dry run: trying how much memory a micro-batch takes, {done:.0%} of it done",
                 eta_seconds=left,
             )
 

@@ -91,7 +91,7 @@ class TrainingProgressTracker:
             phase: the phase it is in; once a final phase was set, nothing changes any more.
             percent: of the whole run, 0 to 100; held inside the phase's share and never below what was told before.
             message: one line for people.
-            details: see `TrainingProgress`; None keeps the earlier ones.
+            details: see `TrainingProgress`; None keeps the earlier ones, but for what was said of another thing's end.
 
         Returns:
             The progress as recorded.
@@ -107,7 +107,7 @@ class TrainingProgressTracker:
                 else:  # failed or cancelled: it got as far as it got
                     percent = before.progress_percent
                 percent = max(percent, before.progress_percent)
-                kept = before.details if details is None else dict(details)
+                kept = _lasting(before.details) if details is None else dict(details)
                 progress = self._progress = TrainingProgress(phase, percent, message, kept)
             self._tell(progress)
         return progress
@@ -181,6 +181,11 @@ class TrainingProgressTracker:
         if self._heartbeat_stop is not None:
             self._heartbeat_stop.set()
             self._heartbeat_stop = None
+
+
+def _lasting(details: dict[str, Any]) -> dict[str, Any]:
+    """Details that are true of the run and not only of what it just did."""
+    return {name: value for name, value in details.items() if name not in ("eta_seconds", "share")}
 
 
 def progress_of(event: ProgressChanged) -> TrainingProgress:

@@ -27,6 +27,7 @@ from mlx_gardener.config import ParallelConfig
 from mlx_gardener.errors import ConfigError, TrainingError
 from mlx_gardener.platform.files import write_private
 from mlx_gardener.platform.processes import how_it_ended, module_command
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def _address_of(name: str) -> str:
         return socket.gethostbyname(name.rpartition("@")[2])
     except OSError as error:
         raise ConfigError(
-            f"The host {name!r} has no address ({error}).",
+            f"The host {name!r} has no address ({reason_of(error)}).",
             next_step="Write its IP address, or correct the name.",
         ) from error
 

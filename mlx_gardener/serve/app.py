@@ -28,7 +28,7 @@ from mlx_gardener.serve.bodies import (
     parse,
 )
 from mlx_gardener.serve.catalog import Catalog, Target
-from mlx_gardener.serve.chats import chat_text
+from mlx_gardener.serve.chats import chat_text, check_length
 from mlx_gardener.serve.errors import no_such_path, shown_error
 from mlx_gardener.serve.generation import Ending, Limits, TokenScore
 from mlx_gardener.serve.guard import Guard
@@ -75,6 +75,7 @@ class Server:
             "/v1/completions": self.completions,
             "/v1/chat/completions": self.chat,
             "/chat/completions": self.chat,
+            "/v1/events": self.events,
             "/v1/models": self.models,
             "/models": self.models,
             "/infill": self.infill,
@@ -100,7 +101,8 @@ class Server:
         worker = self._worker
         silent = worker.silent_seconds
         if worker.alive and silent < self._settings.stalled_seconds:
-            return JSONResponse({"status": "ok", "version": __version__})
+            # Tabby's agent asks for completions only where some model is named.
+            return JSONResponse({"status": "ok", "version": __version__, "model": "mlx-gardener"})
         message = (
             f"The computing thread has given no sign for {silent:.0f} s." if worker.alive else "It ended."
         )
@@ -110,6 +112,10 @@ class Server:
             "error": {"code": 503, "message": message, "type": "unavailable_error"},
         }
         return JSONResponse(content, status_code=503)
+
+    async def events(self, request: Request) -> Response:
+        """What Tabby's agent showed and what was taken of it: nothing of that is kept."""
+        return JSONResponse({})
 
     async def models(self, request: Request) -> Response:
         """What can be asked for."""
@@ -182,6 +188,7 @@ class Server:
     async def chat(self, request: Request) -> Response:
         """``/v1/chat/completions``."""
         body = await self._body(request, ChatBody)
+        check_length(body.characters, self._settings.max_context_tokens)
         target = self._target(request, body.model)
 
         def write_out() -> str:

@@ -46,7 +46,9 @@ def _neutral(*allowed: object) -> AfterValidator:
     return AfterValidator(check)
 
 
-_Texts = Annotated[list[str], Field(max_length=64, fail_fast=True)]
+#: Names are repeated in errors and answers: what is longer than any path is none.
+_Name = Annotated[str, Field(max_length=4096)]
+_Texts = Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=64, fail_fast=True)]
 
 
 class _Body(BaseModel):
@@ -74,7 +76,7 @@ class LoraScale(_Body):
 
 
 class _Sampled(_Body):
-    model: str | None = None
+    model: _Name | None = None
     stream: bool = False
     temperature: float | None = Field(None, ge=0, le=10)
     top_p: float | None = Field(None, ge=0, le=1)
@@ -209,12 +211,23 @@ class CompletionBody(_OpenAi):
     """``/v1/completions``; ``path`` (or ``filename``) is ours: the file, shown to the model as in training."""
 
     prompt: _Prompt
+    segments: dict[str, Any] | None = None  # Tabby's, in the place of prompt, suffix and path
+    language: str | None = None  # Tabby says it; the path's ending does, too
     suffix: str | None = None
     path: str | None = Field(None, max_length=4096)
     filename: str | None = Field(None, max_length=4096)
     echo: bool = False
     best_of: int | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_segments(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(found := data.get("segments"), dict):
+            own = {"prompt": "prefix", "suffix": "suffix", "path": "filepath"}
+            present = {name: value for name, value in data.items() if value is not None}
+            return {name: found.get(other) for name, other in own.items()} | present
+        return data
 
     @model_validator(mode="after")
     def _consistent(self) -> CompletionBody:
@@ -252,11 +265,13 @@ class Message(_Body):
     content: StrictStr | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
 
+    def texts(self) -> list[str]:
+        """Its parts."""
+        return [self.content] if isinstance(self.content, str) else [part.text for part in self.content]
+
     def plain(self) -> dict[str, str]:
         """What chat templates take."""
-        parts = self.content
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        return {"role": self.role, "content": text}
+        return {"role": self.role, "content": "".join(self.texts())}
 
 
 class ResponseFormat(_Body):
@@ -282,6 +297,11 @@ class ChatBody(_OpenAi):
     def tokens(self) -> int | None:
         """The longest answer in OpenAI's words."""
         return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+
+    @property
+    def characters(self) -> int:
+        """How long all messages are together."""
+        return sum(len(text) for message in self.messages for text in message.texts())
 
 
 class ExtraFile(_Body):

@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 
+from mlx_gardener.evaluate.complete import CHARACTERS_PER_TOKEN
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_bytes, read_json
 from mlx_gardener.serve import chat_template
 from mlx_gardener.serve.reading import whole_text
@@ -25,6 +27,19 @@ _MAX_TEMPLATE_BYTES = 2**20
 _MAX_SECONDS = 10.0
 _MAX_BYTES = 512 * 2**20
 _LOOK_SECONDS = 0.01
+
+
+def check_length(characters: int, context_tokens: int) -> None:
+    """Refuse messages that no model could read whole: written out, they take some ten times their size.
+
+    Raises:
+        BadRequestError: they are longer.
+    """
+    most = CHARACTERS_PER_TOKEN * context_tokens
+    if characters > most:
+        raise BadRequestError(
+            f"messages: {characters} characters; at most {most} are possible.", next_step="Send less."
+        )
 
 
 def chat_text(path: Path, name: str, messages: list[dict[str, str]]) -> str:
@@ -99,7 +114,7 @@ def _template(path: Path, name: str) -> tuple[str, dict[str, str]]:
         if file.is_file():
             template = read_bytes(file, max_bytes=_MAX_TEMPLATE_BYTES).decode()
     except (OSError, ValueError) as error:
-        raise BadRequestError(f"The chat template of {name} cannot be read ({error}).") from error
+        raise BadRequestError(f"The chat template of {name} cannot be read ({reason_of(error)}).") from error
     if isinstance(template, list):  # several named ones
         named = [item for item in template if isinstance(item, dict) and item.get("name") == "default"]
         template = named[0].get("template") if named else None

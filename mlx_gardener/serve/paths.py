@@ -1,7 +1,7 @@
 """What can be asked for, and which dialect its errors are written in.
 
 llama.cpp's endpoints are those that its own clients ask (github.com/ggml-org/llama.cpp, tools/server/README.md); everything
-else speaks OpenAI's.
+else speaks OpenAI's. ``/v1/events`` is where Tabby's agent tells what it showed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ ENDPOINTS: dict[str, tuple[str, Dialect]] = {
     "/v1/completions": ("POST", "openai"),
     "/v1/chat/completions": ("POST", "openai"),
     "/chat/completions": ("POST", "openai"),
+    "/v1/events": ("POST", "openai"),
     "/v1/models": ("GET", "openai"),
     "/models": ("GET", "openai"),
     "/infill": ("POST", "llama"),

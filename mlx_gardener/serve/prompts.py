@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mlx_gardener.dataset.examples import header_text
 from mlx_gardener.errors import GardenerError
-from mlx_gardener.evaluate.complete import CHARACTERS_PER_TOKEN, PREFIX_TOKENS, build_prompt
+from mlx_gardener.evaluate.complete import CHARACTERS_PER_TOKEN, PREFIX_TOKENS, build_prompt, edge_tokens
 from mlx_gardener.serve.bodies import CompletionBody, InfillBody
 from mlx_gardener.serve.generation import Limits
 from mlx_gardener.serve.worker import BadRequestError
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 #: Tokens of other files that are shown before the one that is written; the last ones are kept.
 _EXTRA_TOKENS = 768
-#: Characters of one such file that are looked at.
-_EXTRA_CHARACTERS = CHARACTERS_PER_TOKEN * _EXTRA_TOKENS
+#: Characters before the hole that are put together.
+_PREFIX_CHARACTERS = CHARACTERS_PER_TOKEN * PREFIX_TOKENS
 #: Long texts are counted in pieces of so many characters.
 _PIECE_CHARACTERS = 2**14
 
@@ -69,7 +69,7 @@ def infill_prompt(body: InfillBody, base: BaseModel, room: int, limits: Limits) 
         BadRequestError: the model cannot fill holes, or there is no room.
     """
     tokenizer = base.tokenizer
-    before = body.input_prefix[-PREFIX_TOKENS * CHARACTERS_PER_TOKEN :] + body.prompt
+    before = body.input_prefix[-_PREFIX_CHARACTERS:] + body.prompt[-_PREFIX_CHARACTERS:]
     own = _trained(tokenizer, before, body.input_suffix, body.path or body.filename or "")
     most = max(0, min(_EXTRA_TOKENS, room - limits.max_tokens - len(own)))
     extra: list[int] = []
@@ -78,7 +78,7 @@ def infill_prompt(body: InfillBody, base: BaseModel, room: int, limits: Limits) 
             break
         marker = [] if tokenizer.file_id is None else [tokenizer.file_id]
         header = tokenizer.encode(header_text(tokenizer, piece.filename[:4096])) if piece.filename else []
-        extra = [*marker, *header, *tokenizer.encode(piece.text[-_EXTRA_CHARACTERS:]), *extra]
+        extra = [*marker, *header, *edge_tokens(tokenizer.encode, piece.text, most, last=True), *extra]
     extra = extra[-most:] if most else []
     bos = [] if tokenizer.bos_id is None or not extra else [tokenizer.bos_id]
     return [_fitting([*bos, *extra, *own[len(bos) :]], room, limits)]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from mlx_gardener.config import DataConfig
 from mlx_gardener.errors import DataError
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_bytes
 from mlx_gardener.source.filters import decode_source
 from mlx_gardener.source.imports import imports_of
@@ -98,8 +99,9 @@ class CodePreprocessor:
                 f"{path!r} is no text in UTF-8 or UTF-16.", next_step="Name a file of code."
             ) from error
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or str(error)
-            raise DataError(f"{path!r} cannot be read ({why}).", next_step="Name a file of code.") from error
+            raise DataError(
+                f"{path!r} cannot be read ({reason_of(error)}).", next_step="Name a file of code."
+            ) from error
 
     def preprocess_code(self, code: str, language: str, path: str = "") -> list[CodeChunk]:
         """The chunks of ``code``; a language without a grammar gives blocks.

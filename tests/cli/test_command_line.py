@@ -13,12 +13,12 @@ import pytest
 
 import mlx_gardener.api
 from mlx_gardener.cli.watch import watch_training
-from mlx_gardener.errors import TrainingError
+from mlx_gardener.errors import DataError, TrainingError
 from mlx_gardener.events import WarningRaised
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.report.live import LiveView, make_console
 from mlx_gardener.runs.manager import TrainingPipeline
-from tests.runs.test_manager import endless
+from tests.runs.test_manager import endless, tiny_settings
 
 ENDLESS = {"optimizer.max_steps": 1_000_000, "optimizer.epochs": 100, "evaluation.patience": 10_000}
 HEAVY = (
@@ -289,6 +289,23 @@ def test_a_view_that_fails_says_that_the_training_goes_on(
     finally:
         pipeline.cancel_training("afar")
         pipeline.wait_for_training_completion("afar", timeout=60)
+
+
+def test_a_training_that_fails_is_told_by_its_own_class_and_code(
+    repository: Path, tiny_model_dir: Path
+) -> None:
+    few = tiny_settings(tiny_model_dir, min_training_chunks=900)
+    registry = ProjectRegistry()
+    registry.register_project("small", repository)
+    pipeline = TrainingPipeline(few, registry=registry)
+    pipeline.start_training("small")
+    with pytest.raises(DataError) as caught:
+        watch_training(pipeline, "small", as_json=True, cancel_on_interrupt=True)
+    assert caught.value.next_step and caught.value.next_step not in caught.value.message
+    done = gardener("train", str(repository), *train_flags(tiny_model_dir, min_training_chunks=900), "--json")
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == 1 and told["event"] == "Error"
+    assert told["error"]["next_step"] == caught.value.next_step
 
 
 def test_a_home_that_cannot_be_written_hinders_no_look(

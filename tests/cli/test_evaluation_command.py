@@ -26,7 +26,7 @@ def test_an_adapter_is_evaluated_again_without_touching_its_files(
     directory = registry.get_adapter("small").directory
     manifest = (directory / "manifest.json").read_bytes()
     recorded = json.loads(manifest)
-    assert any("No control" in note for note in recorded["evidence"]["notes"])
+    assert any("The control was left out" in note for note in recorded["evidence"]["notes"])
     assert len(recorded["data"]["trained_files"]["content_sha256"]) >= 10
 
     first = gardener("eval", "small", "--json", "--output", str(tmp_path / "out.json"))

@@ -52,7 +52,7 @@ def test_the_report_is_shown_copied_and_opened(
 
     (result.directory / "report.html").unlink()
     code, text = report("web")
-    assert code == 0 and "Page: none" in text
+    assert code == 0 and "There is no report.html" in text
     code, text = report("web", "--open")
     assert code == 1 and "has no report.html" in text
     assert report("web", "--version", "v9")[0] == 1

@@ -560,4 +560,20 @@ def test_a_missing_extension_of_vs_code_is_named(
 def test_the_command_writes_nothing_without_a_yes(trained: ProjectRegistry, tmp_path: Path) -> None:
     file = tmp_path / "settings.json"
     done = gardener("connect", "vscode", "--file", str(file))  # standard input is empty: no answer
-    assert done.returncode != 0 and "llama-vscode.endpoint" in done.stdout and not file.exists()
+    assert done.returncode == 2 and "llama-vscode.endpoint" in done.stdout and not file.exists()
+
+
+def test_connecting_as_json_says_the_same_in_one_document(trained: ProjectRegistry, tmp_path: Path) -> None:
+    file, address = tmp_path / "settings.json", free_address()
+    where = ("connect", "vscode", "--file", str(file), "--address", address, "--json")
+    asked = gardener(*where)
+    assert asked.returncode == 2 and "--yes" in json.loads(asked.stdout)["error"]["message"]
+    assert not file.exists()
+    done = gardener(*where, "--yes")
+    told = json.loads(done.stdout)
+    assert done.returncode == 0 and address in file.read_text()
+    assert (told["project"], told["version"], told["changed"]) == ("alpha", "v1", True)
+    assert told["address"] == address and len(told["adapter_sha256"]) == 64
+    assert any("mlx-gardener serve --port" in sentence for sentence in told["left_to_do"])
+    undone = json.loads(gardener("connect", "vscode", "--undo", "--json").stdout)
+    assert undone == {"editor": "vscode", "file": str(file), "left": []} and not file.exists()

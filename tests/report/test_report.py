@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from mlx_gardener.events import (
     MemoryMeasured,
     PlanChosen,
     ProgressChanged,
+    StepAdvanced,
     StepCompleted,
     TrainingEnded,
     TrainingPhase,
@@ -30,6 +33,7 @@ from mlx_gardener.report.story import best_and_worst, directory_gains, guards, l
 from mlx_gardener.report.svg import COLOURS, labelled, line_chart, loss_chart, ticks
 from mlx_gardener.report.text import counted, duration, file_size, safe_lines, safe_text
 from tests.report.facts import full_events, full_evidence, full_facts
+from tests.runs.test_manager import until
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07<script>alert(1)</script>\nnext"
 EVENTS = [
@@ -100,11 +104,71 @@ def test_a_pipe_gets_plain_lines() -> None:
     assert "Validation at step 20" in text and "2.00 GB of 4.00 GB" in text
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_it_is_said_when_other_updates_fit_than_were_foretold(terminal: bool) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=100, markup=False, highlight=False)
+    step = StepCompleted(1, 55, 0.1, 3.0, 100, 1e-3, 0.4, 20.0, 9.0, 2**30, 2**31, 2**32, 90.0)
+    with LiveView(console, project="demo") as view:
+        view(Evaluated(0, 2.0, 0.7, True))
+        for number, total in ((1, 55), (2, 54), (3, 52), (4, 49), (5, 48), (6, 60)):
+            view(replace(step, step=number, total_steps=total))
+    told = [line for line in stream.getvalue().splitlines() if "fit now" in line]
+    assert len(told) == 2, told
+    assert "Time: 49 updates fit now, not 55: one takes longer than foretold." in told[0]
+    assert "Time: 60 updates fit now, not 49: one takes less long than foretold." in told[1]
+    assert "Validation at step 0: loss 2.0000, 0.7000 bits per byte, the base alone" in stream.getvalue()
+
+
 def test_a_terminal_gets_a_picture_and_hostile_text_cannot_steer_it() -> None:
     text = shown(terminal=True)
     assert "█" in text and "peak memory" in text and "tokens/s" in text
     assert "\x1b]0;" not in text and "\x07" not in text and "\x1b[2J" not in text
     assert "\\x1b[2J" in text, "it is shown, spelled out"
+
+
+def panel(view: LiveView) -> str:
+    """What the panel shows now, as text."""
+    console = Console(file=io.StringIO(), width=100, markup=False)
+    with console.capture() as got:
+        console.print(view.render())
+    return got.get()
+
+
+def test_the_panel_counts_on_between_updates() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, markup=False)
+    now = time.time()
+    step = StepCompleted(3, 20, 0.1, 3.0, 100, 1e-3, 0.4, 20.0, 9.0, 2**30, 2**31, 2**32, 7230.0)
+    with LiveView(console, project="demo") as view:
+        view(ProgressChanged(TrainingPhase.INITIALIZING, 0.0, "Choosing", timestamp=now - 4000))
+        view(replace(step, timestamp=now - 3600))
+        part = "Step 4 of 20, 50% of it done"
+        view(StepAdvanced("Step", 4, 20, 0.5, 1000.0, timestamp=now - 600))
+        view(ProgressChanged(TrainingPhase.TRAINING, 47.0, part, {"share": 0.5}, timestamp=now - 600))
+        shown = panel(view)
+        assert "after 1 h 06 min" in shown and "1 h 00 min of training" in shown, shown
+        assert re.search(r"50% of it done, 6 min (40|3\d) s left in it", shown), shown
+        view(
+            ProgressChanged(
+                TrainingPhase.COMPLETING, 91.0, "Measuring", {"eta_seconds": 900.0}, timestamp=now - 300
+            )
+        )
+        view(Evaluated(4, 1.0, 0.5, True))
+        again = ProgressChanged(TrainingPhase.COMPLETING, 91.0, "Measuring", {"eta_seconds": 900.0})
+        view(again)  # a sign of life says nothing new
+        assert re.search(r"Measuring, (10 min|9 min 5\d s) left in it", panel(view)), panel(view)
+        view(ProgressChanged(TrainingPhase.COMPLETED, 100.0, "Done", timestamp=now - 40))
+        assert "left in it" not in panel(view) and "after 1 h 06 min" in panel(view)
+
+
+def test_the_panel_is_drawn_again_while_a_run_says_nothing() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=100, markup=False)
+    with LiveView(console, project="demo") as view:
+        view(ProgressChanged(TrainingPhase.STARTING_TRAINING, 30.0, "Trying", {"eta_seconds": 50.0}))
+        until(
+            lambda: len(set(re.findall(r"(\d+) s left in it", stream.getvalue()))) > 1, "a second that passed"
+        )
 
 
 def test_no_color_is_honoured() -> None:

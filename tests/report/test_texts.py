@@ -96,7 +96,7 @@ def by_heart() -> dict[str, Any]:
 def unmeasured() -> dict[str, Any]:
     return {
         "verdict": "unmeasured",
-        "reason": "Nothing was measured on files that it never saw; `mlx-gardener eval PROJECT` does that.",
+        "reason": "It was not measured on files that it never saw; `mlx-gardener eval PROJECT` measures it.",
         "metrics": {}, "files": [], "samples": [], "arms": [], "comparisons": [], "guards": [], "power": None,
         "notes": ["Not measured, as the time was over: bits per byte, next lines, holes."],
     }  # fmt: skip
@@ -155,7 +155,7 @@ def details_text() -> str:
         "rows": 29,
         "next_line_tasks": 1,
         "fim_tasks": 12,
-        "reason": "20% of the work of 531 trained tokens",
+        "reason": "at most 20% of the work of training on 531 tokens",
     }
     return printed(lambda console: show_details(console, promoted() | {"work": work}))
 
@@ -198,7 +198,8 @@ def imported_diff() -> str:
     found = VersionsDiff(
         VersionFacts("v1", "promote", "On 23 files that it never saw it needs fewer.", {"adapter_bits_per_byte": 1.2}, None, None, ""),
         VersionFacts("v2", None, None, {}, None, None, ""),
-        {"adapter_bits_per_byte": [1.2, None]}, [], settings | {"lora.rank": [16, 8]}, False, "One of them has no evidence.",
+        {"adapter_bits_per_byte": [1.2, None]}, [], settings | {"lora.rank": [16, 8]}, False,
+        "There is nothing to compare: v2 was never measured on unseen files.",
     )  # fmt: skip
     return printed(lambda console: show_diff(console, found))
 

@@ -439,4 +439,5 @@ def test_part_of_a_slow_step_moves_the_progress(
     bus.close()
     after = registry.get_training(record.id)
     assert after.percent > before and after.details["share"] == 0.5
-    assert after.message == f"{activity} 3 of 10, 50% of it done"
+    where = {"Step": "Step", "Validation": "Validation at step"}[activity]
+    assert after.message == f"{where} 3 of 10, 50% of it done"

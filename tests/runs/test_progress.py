@@ -34,6 +34,11 @@ def test_details_are_kept_until_new_ones_come() -> None:
     tracker = TrainingProgressTracker()
     tracker.update_progress(TrainingPhase.TRAINING, 50, "a", {"loss": 2.0})
     assert tracker.update_progress(TrainingPhase.TRAINING, 51, "b").details == {"loss": 2.0}
+    tracker.update_progress(
+        TrainingPhase.TRAINING, 52, "c", {"loss": 1.5, "eta_seconds": 500.0, "share": 0.5}
+    )
+    kept = tracker.update_progress(TrainingPhase.COMPLETING, 90, "Writing the adapter").details
+    assert kept == {"loss": 1.5}, "how long training had to go on says nothing of what comes after it"
 
 
 def test_a_callback_may_ask_the_tracker_for_its_progress() -> None:

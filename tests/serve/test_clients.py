@@ -218,3 +218,23 @@ def test_a_chat_with_a_base_that_cannot_says_what_to_set(address: str) -> None:
         assert asked.status_code == 400
         assert "endpoint_inst" in asked.json()["error"]["message"]
         assert "endpoint_chat" in asked.json()["error"]["message"]
+
+
+def test_tabby_is_answered_as_its_agent_asks(world: World, address: str) -> None:
+    health = httpx.get(f"{address}/v1/health", timeout=60).json()
+    assert health["model"]  # else the agent asks for nothing
+    body = request("tabby")
+    around = body["segments"]
+    answer = post(address, "/projects/beta/v1/completions", body)
+    assert answer.status_code == 200, answer.text
+    with attach_adapter(world[1], PeftManager(world[0]).load_adapter("beta")):
+        wanted = complete(
+            world[1], around["prefix"], around["suffix"], path=around["filepath"], max_new_tokens=128
+        )
+    assert text(answer) == wanted != "" and answer.json()["id"]
+    shown = {"type": "view", "completion_id": answer.json()["id"], "choice_index": 0}
+    assert post(address, "/projects/beta/v1/events", shown).status_code == 200
+    empty = {**body, "segments": {**around, "suffix": None, "filepath": None}}
+    assert post(address, "/projects/beta/v1/completions", empty).status_code == 200
+    wrong = post(address, "/projects/beta/v1/completions", {**body, "segments": {"prefix": 3}})
+    assert wrong.status_code == 400 and "prompt" in wrong.json()["error"]["message"]

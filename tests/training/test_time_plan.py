@@ -71,7 +71,7 @@ def test_the_line_for_people_names_every_part() -> None:
         "Time: of 30 min, ",
         " for reading and the dry run, ",
         " for training, ",
-        " for the evidence. ",
+        " for measuring the adapter. ",
         " of 330 updates fit (",
         " epochs) at 10 s an update, seen",
     ):
