@@ -176,7 +176,7 @@ def test_the_commands_say_it(repository: Path, tiny_model_dir: Path) -> None:
     assert gardener("train", str(repository), "--continue", "--fresh").returncode == 2
     shown = json.loads(gardener("status", "web", "--json").stdout)
     assert shown["adapter"]["version"] == "v1" and shown["adapter"]["stale_share"] == 0
-    assert "0 files new" in gardener("status", "web").stdout
+    assert "0 new files" in gardener("status", "web").stdout
     assert gardener("status", "--measure").returncode == 2
     assert "was active before v1" in gardener("rollback", "web").stderr
     typo = gardener("forget", "web", "README.mdx", "--yes")
