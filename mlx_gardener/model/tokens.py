@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -176,6 +176,11 @@ def _is_control(content: str, special: bool) -> bool:
         {text for row in _FIM_SPELLINGS for text in row[:3]} | set(_REPO_SPELLINGS) | set(_FILE_SPELLINGS)
     )
     return special or content in spellings or _CONTROL.fullmatch(content) is not None
+
+
+def knows_fim(tokens: Iterable[str]) -> bool:
+    """Whether a vocabulary has the fill-in-the-middle markers of a family that is known here."""
+    return _markers(dict.fromkeys(tokens, 0), 0) is not None
 
 
 def load_tokenizer(path: Path) -> CodeTokenizer:
