@@ -132,8 +132,7 @@ class _Header:
 
     def number(self, letter: str) -> Any:
         """One value, little-endian."""
-        found = struct.unpack("<" + letter, self.take(struct.calcsize("<" + letter)))[0]
-        return found
+        return struct.unpack("<" + letter, self.take(struct.calcsize("<" + letter)))[0]
 
     def text(self, most: int, what: str) -> str:
         length = self.number("Q")
