@@ -6,15 +6,37 @@ folder with config.json, model.safetensors and tokenizer files, which everything
 
 from __future__ import annotations
 
+import errno
+import json
+import re
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
 
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model.gguf.reader import Gguf, kind_name, read_header
+from mlx_gardener.model.gguf.settings import NotReadableError
+from mlx_gardener.platform.files import make_private, write_private
 from mlx_gardener.platform.reasons import reason_of
+from mlx_gardener.platform.untrusted import read_json
+
+if TYPE_CHECKING:
+    from mlx_gardener.model.gguf.write import Layout
 
 __all__ = ["GgufFacts", "gguf_facts", "is_gguf", "read_gguf"]
+
+#: In a folder: what it was read from.
+SOURCE_NAME = "gguf.json"
+#: In the cache: sha256 of files that were read.
+_SOURCES = "sources.json"
+#: Ends a folder's name, after digits of the source's sha256; another number when the same file is written in another way.
+_SUFFIX, _DIGITS = ".v1", 16
+_OTHER_MODEL = "Choose another file of this model, or another model; docs/models.md lists what is read."
 
 
 @dataclass(frozen=True)
@@ -79,7 +101,109 @@ def read_gguf(
         ModelError: as `gguf_facts`; or the architecture, a tensor's type or the tokenizer is not known here (named); or the
             disk has no room.
     """
-    raise ModelError(f"The file {path.name!r} cannot be read yet.")
+    gguf = _header_of(path)
+    try:
+        layout = _readable(gguf)
+    except NotReadableError as error:
+        raise ModelError(
+            f"The GGUF file {path.name!r} cannot be trained on: {error}.", next_step=_OTHER_MODEL
+        ) from error
+    try:
+        make_private(cache_dir)
+        with FileLock(cache_dir / ".reading.lock"):
+            return _found(gguf, cache_dir) or _written(gguf, layout, cache_dir, tell)
+    except (OSError, ValueError) as error:
+        next_step = (
+            _OTHER_MODEL if isinstance(error, NotReadableError) else "Make room, or fetch the file again."
+        )
+        raise ModelError(
+            f"The GGUF file {path.name!r} cannot be read: {reason_of(error)}.", next_step=next_step
+        ) from error
+
+
+def _readable(gguf: Gguf) -> Layout:
+    """What the file is written as, all of it looked at but the numbers.
+
+    Raises:
+        NotReadableError: it cannot be a base here; says why.
+    """
+    from mlx_gardener.model.gguf.architectures import model_config
+    from mlx_gardener.model.gguf.tokenizer import check_tokenizer
+    from mlx_gardener.model.gguf.write import layout_of
+
+    model_config(gguf)
+    check_tokenizer(gguf)
+    return layout_of(gguf)
+
+
+def _found(gguf: Gguf, cache_dir: Path) -> Path | None:
+    """The folder of a file that was read before and is the same: by place, size and time, else by its sha256."""
+    from mlx_gardener.model.gguf.write import sha256_of
+
+    if not any(cache_dir.glob(f"*{_SUFFIX}")):
+        return None
+    sources = _sources(cache_dir)
+    digest = sources.get(_identity(gguf)) or sha256_of(gguf.files)
+    folder = next(iter(cache_dir.glob(f"*-{digest[:_DIGITS]}{_SUFFIX}")), None)
+    if folder is not None and sources.get(_identity(gguf)) != digest:
+        _note_source(gguf, cache_dir, digest)
+    return folder
+
+
+def _written(gguf: Gguf, layout: Layout, cache_dir: Path, tell: Callable[[int, int], None]) -> Path:
+    from mlx_gardener.model.gguf.write import write_folder
+
+    free = shutil.disk_usage(cache_dir).free
+    if layout.bytes > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"it takes {layout.bytes / 1e9:.1f} GB as a model folder, the disk has {free / 1e9:.1f} GB",
+        )
+    staged = Path(tempfile.mkdtemp(prefix=".reading-", dir=cache_dir))
+    try:
+        digest = write_folder(gguf, layout, staged, tell)
+        about = {"sha256": digest, "files": [file.name for file in gguf.files], "architecture": gguf.architecture,
+                 "quantisation": _quantisation(gguf), "bytes": gguf.bytes}  # fmt: skip
+        (staged / SOURCE_NAME).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        folder = cache_dir / f"{_stem(gguf)}-{digest[:_DIGITS]}{_SUFFIX}"
+        staged.rename(folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    _note_source(gguf, cache_dir, digest)
+    return folder
+
+
+def _stem(gguf: Gguf) -> str:
+    """A name for a folder: the file's, or what the model is called where the file has a blob's name."""
+    stem = gguf.files[0].stem
+    if stem.startswith("sha256-"):
+        stem = str(gguf.metadata.get("general.name") or "model")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:60] or "model"
+
+
+def _identity(gguf: Gguf) -> str:
+    """What changes when a file is another one: place, size, time of the last change, and number on the disk."""
+    stats = [(str(file.resolve()), file.stat()) for file in gguf.files]
+    return json.dumps([(place, stat.st_size, stat.st_mtime_ns, stat.st_ino) for place, stat in stats])
+
+
+def _sources(cache_dir: Path) -> dict[str, str]:
+    """sha256 of files that were read, by `_identity`; empty where the list is damaged, since it is only a cache."""
+    try:
+        found = read_json(cache_dir / _SOURCES)
+    except (OSError, ValueError):
+        return {}
+    return (
+        {key: value for key, value in found.items() if isinstance(value, str)}
+        if isinstance(found, dict)
+        else {}
+    )
+
+
+def _note_source(gguf: Gguf, cache_dir: Path, digest: str) -> None:
+    beside = cache_dir / f".{_SOURCES}"
+    write_private(beside, json.dumps(_sources(cache_dir) | {_identity(gguf): digest}, indent=1))
+    beside.replace(cache_dir / _SOURCES)
 
 
 def _header_of(path: Path) -> Gguf:
@@ -107,8 +231,18 @@ def _facts(gguf: Gguf) -> GgufFacts:
         licence=licence if isinstance(licence, str) else None,
         has_fim_markers=knows_fim(tokens),
         bytes=gguf.bytes,
-        why_not=None,
+        why_not=_why_not(gguf),
     )
+
+
+def _why_not(gguf: Gguf) -> str | None:
+    try:
+        _readable(gguf)
+    except NotReadableError as error:
+        return str(error)
+    finally:
+        gguf.close()
+    return None
 
 
 def _quantisation(gguf: Gguf) -> str:
