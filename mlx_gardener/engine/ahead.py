@@ -1,7 +1,8 @@
 """A model before it is fetched: its tokenizer, and the facts that decide memory and speed, without its weights.
 
 In: a chosen model. Out: a directory with its config and tokenizer, and its facts. Cost: a second for a model that is here,
-as `model.check_model`; config and tokenizer, some megabytes, for one that is still on the hub.
+as `model.check_model`, more for a GGUF file that was not read yet; config and tokenizer, some megabytes, for one that is
+still on the hub.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from mlx_gardener.engine.facts import ModelFacts, facts_of, model_facts
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model import ModelChoice, check_model
 from mlx_gardener.model.choose import cached_model, fetch_description, read_model_config
+from mlx_gardener.model.gguf import gguf_file
 from mlx_gardener.model.lora import check_targets
 from mlx_gardener.platform.reasons import reason_of
 
@@ -28,7 +30,8 @@ def look_ahead(choice: ModelChoice, lora: LoraConfig) -> tuple[Path, ModelFacts]
     Raises:
         ModelError: as `check_model`; of a model that is not here, damaged weights are seen only when they are.
     """
-    if choice.path is not None or cached_model(choice.name) is not None:
+    is_here = choice.path is not None or gguf_file(choice.name) is not None
+    if is_here or cached_model(choice.name) is not None:
         path = check_model(choice, lora)
         return path, model_facts(path)
     path = fetch_description(choice.name)

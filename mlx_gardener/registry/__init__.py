@@ -4,6 +4,7 @@ Other programs pick adapters up from here. Safe under many threads and processes
 WAL mode, connections belong to threads, and what a dead process left behind is recognised by its process id and start time.
 """
 
+from mlx_gardener.platform.home import default_home
 from mlx_gardener.registry.names import check_project_name, project_name_for
 from mlx_gardener.registry.patience import patiently
 from mlx_gardener.registry.queue import QueueEntry, TrainingQueue
@@ -17,7 +18,7 @@ from mlx_gardener.registry.records import (
     TrainingRecord,
     TrainingStatus,
 )
-from mlx_gardener.registry.registry import ProjectRegistry, default_home
+from mlx_gardener.registry.registry import ProjectRegistry
 
 __all__ = [
     "INTERRUPTED",

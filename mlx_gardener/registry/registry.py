@@ -15,10 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from mlx_gardener.errors import (
-    ConfigError,
     GardenerError,
     RegistryError,
     RegistryUnavailableError,
@@ -26,6 +23,7 @@ from mlx_gardener.errors import (
 )
 from mlx_gardener.events import TrainingPhase, TrainingProgress
 from mlx_gardener.platform.files import make_private
+from mlx_gardener.platform.home import default_home
 from mlx_gardener.registry.database import BUSY_TIMEOUT_SECONDS, Database
 from mlx_gardener.registry.deletion import delete_with
 from mlx_gardener.registry.lost import unknown_repository
@@ -59,23 +57,6 @@ _END_PHASE = {
 _SILENT_DEATH = "Its process ended without a word."
 #: Trainings that wait or are under way.
 LIVE = "status IN ('queued', 'training')"
-
-
-def default_home() -> Path:
-    """``MLX_GARDENER_HOME``, also with ``~``, or the platform's directory for user data.
-
-    Raises:
-        ConfigError: it names the home directory of a user that does not exist.
-    """
-    named = os.environ.get("MLX_GARDENER_HOME")
-    if not named:
-        return Path(platformdirs.user_data_dir("mlx-gardener", appauthor=False))
-    try:
-        return Path(named).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(
-            f"MLX_GARDENER_HOME is {named!r}, and there is no such user.", next_step="Name a directory in it."
-        ) from error
 
 
 class ProjectRegistry:

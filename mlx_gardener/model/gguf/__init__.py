@@ -16,10 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
 from mlx_gardener.errors import ModelError
-from mlx_gardener.model.gguf.reader import Gguf, kind_name, read_header
+from mlx_gardener.model.gguf.reader import Gguf, kind_name, read_header, shards_of
 from mlx_gardener.model.gguf.settings import NotReadableError
 from mlx_gardener.platform.files import make_private, write_private
 from mlx_gardener.platform.reasons import reason_of
@@ -28,7 +26,17 @@ from mlx_gardener.platform.untrusted import read_json
 if TYPE_CHECKING:
     from mlx_gardener.model.gguf.write import Layout
 
-__all__ = ["GgufFacts", "gguf_facts", "is_gguf", "read_gguf"]
+__all__ = [
+    "SOURCE_NAME",
+    "GgufFacts",
+    "gguf_facts",
+    "gguf_file",
+    "is_gguf",
+    "known_folder",
+    "not_trainable",
+    "read_gguf",
+    "source_of",
+]
 
 #: In a folder: what it was read from.
 SOURCE_NAME = "gguf.json"
@@ -36,7 +44,9 @@ SOURCE_NAME = "gguf.json"
 _SOURCES = "sources.json"
 #: Ends a folder's name, after digits of the source's sha256; another number when the same file is written in another way.
 _SUFFIX, _DIGITS = ".v1", 16
-_OTHER_MODEL = "Choose another file of this model, or another model; docs/models.md lists what is read."
+_OTHER_MODEL = (
+    "Choose another file of this model, or another model; docs/architectures.md lists what is read."
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,39 @@ def is_gguf(path: Path) -> bool:
         return False
 
 
+def gguf_file(name: str) -> Path | None:
+    """The GGUF file that ``name`` means: it, or the only one in a directory that holds no model folder (the first shard of one
+    in shards; projectors of pictures, ``mmproj-...``, do not count). None for everything else.
+
+    Raises:
+        ModelError: the directory holds several; names them.
+    """
+    place = Path(name).expanduser()
+    if is_gguf(place):
+        return place
+    if not place.is_dir() or (place / "config.json").exists():
+        return None
+    found = sorted(
+        file for file in place.glob("*.gguf") if not file.name.startswith("mmproj") and is_gguf(file)
+    )
+    first = {shards_of(file)[0] for file in found}
+    if len(first) > 1:
+        names = ", ".join(sorted(file.name for file in first)[:8])
+        raise ModelError(
+            f"The directory {place.name!r} holds several models: {names}.", next_step="Name the file of one."
+        )
+    return next(iter(first), None)
+
+
+def source_of(folder: Path) -> str | None:
+    """What a folder that `read_gguf` wrote is called for people: its source's name; None for every other folder."""
+    try:
+        name = read_json(folder / SOURCE_NAME)["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) else None
+
+
 def gguf_facts(path: Path) -> GgufFacts:
     """Facts of a GGUF file, or of all shards of which it is one; only headers are read.
 
@@ -101,17 +144,24 @@ def read_gguf(
         ModelError: as `gguf_facts`; or the architecture, a tensor's type or the tokenizer is not known here (named); or the
             disk has no room.
     """
+    known = known_folder(path, cache_dir)
+    if known is not None:
+        return known
     gguf = _header_of(path)
     try:
         layout = _readable(gguf)
     except NotReadableError as error:
-        raise ModelError(
-            f"The GGUF file {path.name!r} cannot be trained on: {error}.", next_step=_OTHER_MODEL
-        ) from error
+        raise not_trainable(path, str(error)) from error
+    from filelock import FileLock
+
     try:
         make_private(cache_dir)
         with FileLock(cache_dir / ".reading.lock"):
-            return _found(gguf, cache_dir) or _written(gguf, layout, cache_dir, tell)
+            return (
+                known_folder(path, cache_dir)  # another process was faster
+                or _found(gguf, cache_dir)
+                or _written(gguf, layout, cache_dir, tell)
+            )
     except (OSError, ValueError) as error:
         next_step = (
             _OTHER_MODEL if isinstance(error, NotReadableError) else "Make room, or fetch the file again."
@@ -119,6 +169,11 @@ def read_gguf(
         raise ModelError(
             f"The GGUF file {path.name!r} cannot be read: {reason_of(error)}.", next_step=next_step
         ) from error
+
+
+def not_trainable(path: Path, why_not: str) -> ModelError:
+    """The error for a file whose `GgufFacts` say ``why_not``."""
+    return ModelError(f"The GGUF file {path.name!r} cannot be trained on: {why_not}.", next_step=_OTHER_MODEL)
 
 
 def _readable(gguf: Gguf) -> Layout:
@@ -136,18 +191,31 @@ def _readable(gguf: Gguf) -> Layout:
     return layout_of(gguf)
 
 
+def known_folder(path: Path, cache_dir: Path) -> Path | None:
+    """The folder of a file that was read before and has not changed since, by place, size and time; nothing of it is read."""
+    try:
+        files = shards_of(path)
+        digest = _sources(cache_dir).get(_identity(files))
+    except OSError:
+        return None
+    return None if digest is None else _folder_of(cache_dir, digest)
+
+
 def _found(gguf: Gguf, cache_dir: Path) -> Path | None:
-    """The folder of a file that was read before and is the same: by place, size and time, else by its sha256."""
+    """The folder of a file that was read before, maybe in another place."""
     from mlx_gardener.model.gguf.write import sha256_of
 
     if not any(cache_dir.glob(f"*{_SUFFIX}")):
         return None
-    sources = _sources(cache_dir)
-    digest = sources.get(_identity(gguf)) or sha256_of(gguf.files)
-    folder = next(iter(cache_dir.glob(f"*-{digest[:_DIGITS]}{_SUFFIX}")), None)
-    if folder is not None and sources.get(_identity(gguf)) != digest:
+    digest = sha256_of(gguf.files)
+    folder = _folder_of(cache_dir, digest)
+    if folder is not None:
         _note_source(gguf, cache_dir, digest)
     return folder
+
+
+def _folder_of(cache_dir: Path, digest: str) -> Path | None:
+    return next(iter(cache_dir.glob(f"*-{digest[:_DIGITS]}{_SUFFIX}")), None)
 
 
 def _written(gguf: Gguf, layout: Layout, cache_dir: Path, tell: Callable[[int, int], None]) -> Path:
@@ -162,8 +230,14 @@ def _written(gguf: Gguf, layout: Layout, cache_dir: Path, tell: Callable[[int, i
     staged = Path(tempfile.mkdtemp(prefix=".reading-", dir=cache_dir))
     try:
         digest = write_folder(gguf, layout, staged, tell)
-        about = {"sha256": digest, "files": [file.name for file in gguf.files], "architecture": gguf.architecture,
-                 "quantisation": _quantisation(gguf), "bytes": gguf.bytes}  # fmt: skip
+        about = {
+            "name": _name(gguf),
+            "sha256": digest,
+            "files": [file.name for file in gguf.files],
+            "architecture": gguf.architecture,
+            "quantisation": _quantisation(gguf),
+            "bytes": gguf.bytes,
+        }
         (staged / SOURCE_NAME).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         folder = cache_dir / f"{_stem(gguf)}-{digest[:_DIGITS]}{_SUFFIX}"
         staged.rename(folder)
@@ -173,17 +247,21 @@ def _written(gguf: Gguf, layout: Layout, cache_dir: Path, tell: Callable[[int, i
     return folder
 
 
+def _name(gguf: Gguf) -> str:
+    """What the model is called for people: its file's name, or what its header says where that is a blob's."""
+    file = gguf.files[0]
+    return file.name if file.suffix == ".gguf" else f"{gguf.metadata.get('general.name') or 'model'}.gguf"
+
+
 def _stem(gguf: Gguf) -> str:
-    """A name for a folder: the file's, or what the model is called where the file has a blob's name."""
-    stem = gguf.files[0].stem
-    if stem.startswith("sha256-"):
-        stem = str(gguf.metadata.get("general.name") or "model")
+    """A name for a folder."""
+    stem = _name(gguf).removesuffix(".gguf")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:60] or "model"
 
 
-def _identity(gguf: Gguf) -> str:
+def _identity(files: tuple[Path, ...]) -> str:
     """What changes when a file is another one: place, size, time of the last change, and number on the disk."""
-    stats = [(str(file.resolve()), file.stat()) for file in gguf.files]
+    stats = [(str(file.resolve()), file.stat()) for file in files]
     return json.dumps([(place, stat.st_size, stat.st_mtime_ns, stat.st_ino) for place, stat in stats])
 
 
@@ -202,7 +280,7 @@ def _sources(cache_dir: Path) -> dict[str, str]:
 
 def _note_source(gguf: Gguf, cache_dir: Path, digest: str) -> None:
     beside = cache_dir / f".{_SOURCES}"
-    write_private(beside, json.dumps(_sources(cache_dir) | {_identity(gguf): digest}, indent=1))
+    write_private(beside, json.dumps(_sources(cache_dir) | {_identity(gguf.files): digest}, indent=1))
     beside.replace(cache_dir / _SOURCES)
 
 
@@ -249,12 +327,10 @@ def _quantisation(gguf: Gguf) -> str:
     """llama.cpp's name of the whole; where the file does not say, that of the type of most bytes."""
     from gguf.constants import LlamaFileType
 
+    said = gguf.metadata.get("general.file_type")
     try:
-        return (
-            LlamaFileType(gguf.metadata.get("general.file_type"))
-            .name.removeprefix("MOSTLY_")
-            .removeprefix("ALL_")
-        )
+        name = LlamaFileType(said if isinstance(said, int) else -1).name
+        return name.removeprefix("MOSTLY_").removeprefix("ALL_")
     except ValueError:
         by_kind: dict[int, int] = {}
         for tensor in gguf.tensors.values():

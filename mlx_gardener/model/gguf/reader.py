@@ -14,7 +14,6 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -199,7 +198,11 @@ def read_header(path: Path) -> Gguf:
     count = found.metadata.get("split.count", 0)
     if not isinstance(count, int) or count <= 1:
         return found
-    files = list(_shards(path, count))
+    files = shards_of(path)
+    if len(files) != count:
+        raise ValueError(f"it says that it is one of {count} shards, and its name does not")
+    if missing := next((file for file in files if not file.is_file()), None):
+        raise ValueError(f"its shard {missing.name} is not beside it")
     parts = [_read_one(file) for file in files]
     tensors: dict[str, Tensor] = {}
     for part, file in zip(parts, files, strict=True):
@@ -210,18 +213,18 @@ def read_header(path: Path) -> Gguf:
     wanted = parts[0].metadata.get("split.tensors.count", len(tensors))
     if wanted != len(tensors):
         raise ValueError(f"its {count} shards hold {len(tensors)} tensors, and say {wanted}")
-    return Gguf(tuple(files), parts[0].metadata, tensors, sum(part.bytes for part in parts))
+    return Gguf(files, parts[0].metadata, tensors, sum(part.bytes for part in parts))
 
 
-def _shards(path: Path, count: int) -> Iterator[Path]:
+def shards_of(path: Path) -> tuple[Path, ...]:
+    """The file itself, or all shards of which its name says that it is one (``-00002-of-00003.gguf``)."""
     match = _SHARD.fullmatch(path.name)
-    if match is None or count > _MOST_SHARDS or int(match[3]) != count:
-        raise ValueError(f"it says that it is one of {count} shards, and its name does not")
-    for number in range(1, count + 1):
-        file = path.with_name(f"{match[1]}-{number:05d}-of-{match[3]}{match[4]}")
-        if not file.is_file():
-            raise ValueError(f"its shard {file.name} is not beside it")
-        yield file
+    if match is None or not 1 <= int(match[3]) <= _MOST_SHARDS:
+        return (path,)
+    return tuple(
+        path.with_name(f"{match[1]}-{number:05d}-of-{match[3]}{match[4]}")
+        for number in range(1, int(match[3]) + 1)
+    )
 
 
 def _read_one(path: Path) -> Gguf:

@@ -184,7 +184,7 @@ def _sentencepiece(gguf: Gguf, tokens: list[str], kinds: list[int]) -> Tokenizer
     if is_gemma:  # whose runs of spaces are written as spaces; its scores are not the order of its merges
         tokens = [_SPACE * len(token) if not token.strip(" ") else token for token in tokens]
     scores = gguf.metadata.get("tokenizer.ggml.scores")
-    if not hasattr(scores, "tolist") or len(scores) < len(tokens):
+    if scores is None or not hasattr(scores, "tolist") or len(scores) < len(tokens):
         raise NotReadableError("it has fewer scores than tokens")
     ranks = list(range(0, -len(tokens), -1)) if is_gemma else scores.tolist()
     vocabulary = _vocabulary(tokens, kinds)

@@ -72,7 +72,8 @@ def layout_of(gguf: Gguf) -> Layout:
     Raises:
         NotReadableError: as `placed_tensors`, or a tensor's type is not known here; names it.
     """
-    tensors, wanted = [], []
+    tensors: list[tuple[Placed, Packing]] = []
+    wanted: list[tuple[str, str, tuple[int, ...]]] = []
     for placed in placed_tensors(gguf):
         packing = packing_of(placed.tensor.kind)
         if packing is None or (packing.bits and len(placed.tensor.shape) == 1):
@@ -242,7 +243,7 @@ class _Writer:
         import numpy as np
 
         array = self._arrays[name]
-        data = memoryview(np.ascontiguousarray(values)).cast("B")
+        data = np.ascontiguousarray(values).data.cast("B")
         at = self._start + array.offset + row * array.row_bytes
         while data:
             written = os.pwrite(self._descriptor, data, at)
