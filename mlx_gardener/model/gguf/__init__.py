@@ -45,7 +45,7 @@ _SOURCES = "sources.json"
 #: Ends a folder's name, after digits of the source's sha256; another number when the same file is written in another way.
 _SUFFIX, _DIGITS = ".v1", 16
 _OTHER_MODEL = (
-    "Choose another file of this model, or another model; docs/architectures.md lists what is read."
+    "Choose another file of this model, or another model; docs/gguf.md lists what is read."
 )
 
 
