@@ -44,7 +44,7 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
 @click.option(
     "--model",
     shell_complete=complete_models,
-    help="auto, seedling, a hub id, or a directory. [default: auto]",
+    help="auto, seedling, a hub id, a directory, or a GGUF file. [default: auto]",
 )
 @click.option("--budget", type=float, metavar="GB", help="Memory the training may take. [default: 4]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")

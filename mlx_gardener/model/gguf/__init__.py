@@ -21,7 +21,7 @@ from mlx_gardener.model.gguf.reader import Gguf, kind_name, read_header, shards_
 from mlx_gardener.model.gguf.settings import NotReadableError
 from mlx_gardener.platform.files import make_private, write_private
 from mlx_gardener.platform.reasons import reason_of
-from mlx_gardener.platform.untrusted import read_json
+from mlx_gardener.platform.untrusted import open_regular, read_json
 
 if TYPE_CHECKING:
     from mlx_gardener.model.gguf.write import Layout
@@ -44,9 +44,7 @@ SOURCE_NAME = "gguf.json"
 _SOURCES = "sources.json"
 #: Ends a folder's name, after digits of the source's sha256; another number when the same file is written in another way.
 _SUFFIX, _DIGITS = ".v1", 16
-_OTHER_MODEL = (
-    "Choose another file of this model, or another model; docs/gguf.md lists what is read."
-)
+_OTHER_MODEL = "Choose another file of this model, or another model; docs/gguf.md lists what is read."
 
 
 @dataclass(frozen=True)
@@ -79,9 +77,9 @@ class GgufFacts:
 def is_gguf(path: Path) -> bool:
     """Whether a file begins as a GGUF file does, whatever it is called (Ollama's have no suffix)."""
     try:
-        with path.open("rb") as stream:
-            return path.is_file() and stream.read(4) == b"GGUF"
-    except OSError:
+        with open_regular(path) as stream:
+            return stream.read(4) == b"GGUF"
+    except (OSError, ValueError):
         return False
 
 

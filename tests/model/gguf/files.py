@@ -264,7 +264,7 @@ def entry(name: str | bytes, shape: tuple[int, ...], kind: int, offset: int) -> 
     return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
 
 
-def header(pairs: list[bytes], tensors: list[bytes], *, version: int = 3, **counts: int) -> bytes:
+def header(pairs: list[bytes], tensors: list[bytes], /, *, version: int = 3, **counts: int) -> bytes:
     """A file's header, with other counts where they are given."""
     count = (counts.get("tensors", len(tensors)), counts.get("pairs", len(pairs)))
     return b"GGUF" + struct.pack("<IQQ", version, *count) + b"".join(pairs) + b"".join(tensors)
