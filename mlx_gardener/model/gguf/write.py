@@ -228,8 +228,11 @@ class _Writer:
         return stored.nbytes
 
     def _repack(self, placed: Placed, packing: Packing, first: int, stored: np.ndarray) -> None:
+        import numpy as np
+
         _, block_bytes = block_size(placed.tensor.kind, placed.name)
-        found = packing.repack(stored.reshape(-1, block_bytes))
+        with np.errstate(all="ignore"):  # a damaged scale is no number; a training says where it met it
+            found = packing.repack(stored.reshape(-1, block_bytes))
         if not isinstance(found, Groups):
             self._put(placed.name, first, found)
             return
