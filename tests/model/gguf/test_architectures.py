@@ -17,7 +17,15 @@ from mlx_gardener.errors import ModelError
 from mlx_gardener.model import choose_model, load_base, resolve_model
 from mlx_gardener.model.gguf import gguf_facts, read_gguf, write
 from mlx_gardener.model.gguf.architectures import ARCHITECTURES, row_order
-from tests.model.gguf.files import CONFIGS, forward_permuted, logits, settings_of, tiny_model, write_gguf
+from tests.model.gguf.files import (
+    CONFIGS,
+    forward_permuted,
+    logits,
+    settings_of,
+    smallest_file,
+    tiny_model,
+    write_gguf,
+)
 
 IDS = [*range(40, 64), 3, 250, 7, 7, 9]
 #: Largest difference over largest logit; the same numbers in the same order give none, rope's factors some 1e-6.
@@ -30,6 +38,12 @@ def read_logits(file: Path) -> np.ndarray:
 
 def relative(wanted: np.ndarray, found: np.ndarray) -> float:
     return float(np.abs(wanted - found).max() / np.abs(wanted).max())
+
+
+def test_the_smallest_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "small.gguf").write_bytes(smallest_file())
+    found = logits(load_base(str(tmp_path / "small.gguf")).model, [1, 4, 5])
+    assert found.shape == (3, 8) and np.isfinite(found).all()
 
 
 def test_every_architecture_that_is_read_is_tested() -> None:
