@@ -17,6 +17,7 @@ from shapes import CONFIGS, lazy_model
 
 from mlx_gardener.config import load_config
 from mlx_gardener.engine import Backend, ModelFacts, facts_of, make_plan
+from mlx_gardener.engine.facts import Stored
 from mlx_gardener.errors import GardenerError
 
 #: Apple gives no such figures; 3 TFLOP/s is 70 % of 4.3 that ten M4 cores multiply at most in float32 (judgement).
@@ -44,14 +45,17 @@ def recorded_facts(file: Path) -> ModelFacts:
     return facts_of(file.stem, quantized, _weights(config))
 
 
-def _weights(config: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
+def _weights(config: dict[str, Any]) -> Iterator[Stored]:
     from mlx.utils import tree_flatten
 
     for name, value in tree_flatten(lazy_model(config, None).parameters()):
         if config.get("tie_word_embeddings", True) and name.endswith("lm_head.weight"):
             continue  # mlx-lm drops it when it loads the files
         divisible = value.ndim >= 2 and value.shape[-1] % 64 == 0
-        yield name, value.size, int(value.size * 4.5 / 8) if divisible else 2 * value.size
+        if divisible:
+            yield Stored(name, value.size, int(value.size * 4.5 / 8), int(value.size * 0.5 / 8))
+        else:
+            yield Stored(name, value.size, 2 * value.size, 2 * value.size)
 
 
 def cell(facts: ModelFacts, budget: int, width: int) -> str:

@@ -31,7 +31,7 @@ def base_name(registry: ProjectRegistry, record: AdapterRecord) -> str:
         return SEEDLING
     gone = None
     for place in _places(registry, record):
-        if place.is_dir():
+        if place.exists():  # a directory or a GGUF file
             return str(place)
         gone = gone or (str(place) if place.is_absolute() else None)
     return gone if gone is not None and "/" not in record.base_model else record.base_model
@@ -121,7 +121,7 @@ def point_base(registry: ProjectRegistry, model: str) -> list[AdapterRecord]:
 def model_place(registry: ProjectRegistry, name: str) -> str:
     """``name`` of a setting, or where `point_base` was told that the directory it names has gone."""
     seen = {name}
-    while Path(name).is_absolute() and not Path(name).is_dir():
+    while Path(name).is_absolute() and not Path(name).exists():
         place = registry.local_model(name)
         if place is None or str(place) in seen:
             break

@@ -1,7 +1,8 @@
 """A model before it is fetched: its tokenizer, and the facts that decide memory and speed, without its weights.
 
 In: a chosen model. Out: a directory with its config and tokenizer, and its facts. Cost: a second for a model that is here,
-as `model.check_model`; config and tokenizer, some megabytes, for one that is still on the hub.
+as `model.check_model`, more for a GGUF file that was not read yet; config and tokenizer, some megabytes, for one that is
+still on the hub.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import LoraConfig
-from mlx_gardener.engine.facts import ModelFacts, facts_of, model_facts
+from mlx_gardener.engine.facts import ModelFacts, Stored, bits_of, facts_of, model_facts
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model import ModelChoice, check_model
 from mlx_gardener.model.choose import cached_model, fetch_description, read_model_config
+from mlx_gardener.model.gguf import gguf_file
 from mlx_gardener.model.lora import check_targets
 from mlx_gardener.platform.reasons import reason_of
 
@@ -28,7 +30,8 @@ def look_ahead(choice: ModelChoice, lora: LoraConfig) -> tuple[Path, ModelFacts]
     Raises:
         ModelError: as `check_model`; of a model that is not here, damaged weights are seen only when they are.
     """
-    if choice.path is not None or cached_model(choice.name) is not None:
+    is_here = choice.path is not None or gguf_file(choice.name) is not None
+    if is_here or cached_model(choice.name) is not None:
         path = check_model(choice, lora)
         return path, model_facts(path)
     path = fetch_description(choice.name)
@@ -63,19 +66,20 @@ def _without_weights(config: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _arrays(model: nn.Module, config: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
-    """(name, parameters, stored bytes) of every array, as `facts` counts those of weight files."""
+def _arrays(model: nn.Module, config: dict[str, Any]) -> Iterator[Stored]:
+    """Every array, as `facts` counts those of weight files."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    bits = (config.get("quantization") or {}).get("bits")
     kind = str(config.get("torch_dtype") or config.get("dtype") or "")
     float_bytes = 4 if "float32" in kind else 2
     for name, value in tree_flatten(model.parameters()):
-        stored = value.size * (float_bytes if mx.issubdtype(value.dtype, mx.floating) else value.itemsize)
+        floating = mx.issubdtype(value.dtype, mx.floating)
+        stored = value.size * (float_bytes if floating else value.itemsize)
         parameters = value.size
+        bits = bits_of(config, name)
         if bits and value.dtype == mx.uint32:
             parameters = value.size * 32 // bits
         elif bits and name.endswith((".scales", ".biases")):
             parameters = 0
-        yield name, parameters, stored
+        yield Stored(name, parameters, stored, stored if floating and float_bytes == 2 else 0)

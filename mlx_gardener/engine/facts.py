@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model.choose import read_model_config
@@ -23,8 +23,9 @@ _LAYER_NAME = re.compile(r"\.(?:layers|h|blocks)\.(\d{1,6})\.")
 class ModelFacts:
     """What decides memory and speed.
 
-    ``parameters`` and ``stored_bytes`` are of the whole model, ``layer_parameters`` and ``layer_stored_bytes`` of its
-    largest layer. ``active_parameters`` are those of a layer that one token passes (fewer than all with experts).
+    ``parameters`` and ``stored_bytes`` are of the whole model, ``layer_...`` of its largest layer, ``outside_...`` of what is in
+    none. ``..._loaded_bytes`` are the stored ones with 16-bit floats, scales of quantised weights too, as float32.
+    ``active_parameters`` are those of a layer that one token passes (fewer than all with experts).
     """
 
     name: str
@@ -38,6 +39,10 @@ class ModelFacts:
     stored_bytes: int
     layer_parameters: int
     layer_stored_bytes: int
+    layer_loaded_bytes: int
+    outside_parameters: int
+    outside_stored_bytes: int
+    outside_loaded_bytes: int
     active_parameters: int
     quantized_bits: int | None
     max_tokens: int
@@ -50,26 +55,36 @@ def model_facts(path: Path) -> ModelFacts:
         ModelError: its config or a header cannot be read.
     """
     config = read_model_config(path)
-    bits = _quantized_bits(config)
-    return facts_of(path.name, config, _entries(path, bits))
+    return facts_of(path.name, config, _entries(path, config))
 
 
-def facts_of(name: str, config: Mapping[str, Any], weights: Iterator[tuple[str, int, int]]) -> ModelFacts:
-    """Facts from a config and ``weights``: (name, parameters, stored bytes) of every array.
+class Stored(NamedTuple):
+    """An array of a model's files: its name, parameters, bytes, and of these the bytes of 16-bit floats."""
+
+    name: str
+    parameters: int
+    bytes: int
+    half_bytes: int
+
+
+def facts_of(name: str, config: Mapping[str, Any], weights: Iterator[Stored]) -> ModelFacts:
+    """Facts from a config and all arrays of a model.
 
     Raises:
         ModelError: the config lacks a size.
     """
     text = config.get("text_config")
     sizes: dict[str, Any] = {**config, **text} if isinstance(text, dict) else dict(config)
-    parameters = stored = 0
+    outside = [0, 0, 0]  # parameters, stored bytes, loaded bytes
     by_layer: dict[int, list[int]] = {}
-    for weight, count, size in weights:
-        parameters, stored = parameters + count, stored + size
-        if found := _LAYER_NAME.search(f".{weight}"):
-            layer = by_layer.setdefault(int(found[1]), [0, 0])
-            layer[0] += count
-            layer[1] += size
+    for weight in weights:
+        found = _LAYER_NAME.search(f".{weight.name}")
+        sums = outside if found is None else by_layer.setdefault(int(found[1]), [0, 0, 0])
+        for place, count in enumerate((weight.parameters, weight.bytes, weight.bytes + weight.half_bytes)):
+            sums[place] += count
+    parameters, stored, loaded = (
+        sum(sums[place] for sums in (outside, *by_layer.values())) for place in range(3)
+    )
     try:
         hidden = _size(sizes.get("hidden_size") or sizes["n_embd"])
         heads = _size(sizes.get("num_attention_heads") or sizes.get("n_head") or 1)
@@ -78,7 +93,12 @@ def facts_of(name: str, config: Mapping[str, Any], weights: Iterator[tuple[str, 
         experts = sizes.get("num_experts") or sizes.get("n_routed_experts") or sizes.get("num_local_experts")
         experts = _size(experts) if experts else 0
         used = _size(sizes.get("num_experts_per_tok") or 1)
-        largest = max((pair[0] for pair in by_layer.values()), default=parameters // max(1, layers))
+        largest, largest_stored, largest_loaded = (
+            max((sums[place] for sums in by_layer.values()), default=whole // max(1, layers))
+            for place, whole in enumerate((parameters, stored, loaded))
+        )
+        if not by_layer:  # its layers have names that are not known here
+            outside = [0, 0, 0]
         expert_width = _size(
             sizes.get("moe_intermediate_size") or sizes.get("intermediate_size") or 4 * hidden
         )
@@ -96,7 +116,11 @@ def facts_of(name: str, config: Mapping[str, Any], weights: Iterator[tuple[str, 
             parameters=parameters,
             stored_bytes=stored,
             layer_parameters=largest,
-            layer_stored_bytes=max((pair[1] for pair in by_layer.values()), default=stored // max(1, layers)),
+            layer_stored_bytes=largest_stored,
+            layer_loaded_bytes=largest_loaded,
+            outside_parameters=outside[0],
+            outside_stored_bytes=outside[1],
+            outside_loaded_bytes=outside[2],
             active_parameters=largest - in_experts + (in_experts * used // experts if experts else 0),
             quantized_bits=_quantized_bits(config),
             max_tokens=_size(sizes.get("max_position_embeddings") or 2**20),
@@ -128,8 +152,21 @@ def _quantized_bits(config: Mapping[str, Any]) -> int | None:
     return bits
 
 
-def _entries(path: Path, bits: int | None) -> Iterator[tuple[str, int, int]]:
-    """(name, parameters, stored bytes) of every array of the weight files."""
+def bits_of(config: Mapping[str, Any], name: str) -> int | None:
+    """Bits of the codes in the array ``name``: those of its module where config.json gives it its own, else the usual ones.
+
+    Raises:
+        ModelError: as `_quantized_bits`.
+    """
+    text = config.get("text_config")
+    nested = text.get("quantization") if isinstance(text, dict) else None
+    quantization = config.get("quantization") or nested
+    module = quantization.get(name.rpartition(".")[0]) if isinstance(quantization, dict) else None
+    return _quantized_bits({"quantization": module} if isinstance(module, dict) else config)
+
+
+def _entries(path: Path, config: Mapping[str, Any]) -> Iterator[Stored]:
+    """Every array of the weight files."""
     for file in sorted(path.glob("model*.safetensors")):
         try:
             for name, entry in read_header(file).items():
@@ -137,11 +174,12 @@ def _entries(path: Path, bits: int | None) -> Iterator[tuple[str, int, int]]:
                 for dimension in entry["shape"]:
                     size *= int(dimension)
                 stored = entry["data_offsets"][1] - entry["data_offsets"][0]
+                bits = bits_of(config, name)
                 if bits and entry["dtype"] == "U32":
                     size = size * 32 // bits
                 elif bits and name.endswith((".scales", ".biases")):
                     size = 0
-                yield name, size, stored
+                yield Stored(name, size, stored, stored if entry["dtype"] in ("F16", "BF16") else 0)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
                 f"The weight file {file.name} of {path.name!r} is damaged ({reason_of(error)}).",

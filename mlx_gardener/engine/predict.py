@@ -247,19 +247,17 @@ def _check_bytes(plan: Plan, facts: ModelFacts, size: int) -> float:
     if not plan.streamed_layers:
         return 0.0
     layer, outside = _loaded_bytes(plan, facts, size)
-    outside_stored = max(0, facts.stored_bytes - facts.layers * facts.layer_stored_bytes)
-    return 2 * layer + facts.layer_stored_bytes + outside + outside_stored
+    return 2 * layer + facts.layer_stored_bytes + outside + facts.outside_stored_bytes
 
 
 def _loaded_bytes(plan: Plan, facts: ModelFacts, size: int) -> tuple[float, float]:
     """(one layer, embedding and head with what else is outside the layers) as they are in memory."""
-    outside = max(0, facts.parameters - facts.layers * facts.layer_parameters)
-    outside_stored = max(0, facts.stored_bytes - facts.layers * facts.layer_stored_bytes)
     if plan.base_weights == "stored" and facts.quantized_bits is not None:
-        # On the CPU the scales and biases of each group of 64 weights are float32 in memory, float16 on disk.
-        wider = (facts.quantized_bits / 8 + 1 / 8) / (facts.quantized_bits / 8 + 1 / 16) if size == 4 else 1.0
-        return wider * facts.layer_stored_bytes, wider * outside_stored
-    return float(facts.layer_parameters * size), float(outside * size)
+        # On the CPU scales and biases, and weights that are not quantised, are float32 in memory.
+        if size == 4:
+            return float(facts.layer_loaded_bytes), float(facts.outside_loaded_bytes)
+        return float(facts.layer_stored_bytes), float(facts.outside_stored_bytes)
+    return float(facts.layer_parameters * size), float(facts.outside_parameters * size)
 
 
 def _weight_bytes(plan: Plan, facts: ModelFacts, size: int) -> tuple[float, float]:
@@ -327,7 +325,7 @@ def _seconds_per_token(plan: Plan, facts: ModelFacts, backend: Backend, width: i
     if plan.streamed_layers or plan.words_on_disk:
         stored = plan.streamed_layers * facts.layer_stored_bytes
         if plan.words_on_disk:
-            stored += max(0, facts.stored_bytes - facts.layers * facts.layer_stored_bytes)
+            stored += facts.outside_stored_bytes
         read = 2 * stored / backend.read_bytes_per_second
         per_micro_batch += max(0.1 * read, read - tokens * seconds)  # reading goes on while layers compute
     return seconds + per_micro_batch / tokens

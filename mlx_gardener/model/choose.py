@@ -16,6 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_gardener.errors import ModelError
+from mlx_gardener.model.gguf import (
+    gguf_facts,
+    gguf_file,
+    is_gguf,
+    known_folder,
+    not_trainable,
+    read_gguf,
+)
+from mlx_gardener.platform.home import default_home
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_header, read_json
 
@@ -53,32 +62,34 @@ def choose_model(name: str, budget_bytes: int, *, may_fetch: bool = False) -> Mo
     """The model that ``name`` means.
 
     Args:
-        name: ``auto``, ``seedling``, a local directory, or a hub id.
+        name: ``auto``, ``seedling``, a local directory, a GGUF file or a directory with one, or a hub id.
         budget_bytes: what the training may take; only ``auto`` looks at it.
         may_fetch: ask the hub for the size of a model that is not here yet; without, ``auto`` chooses none of those.
 
     Raises:
-        ModelError: the name is a directory without a model, or neither a directory nor a hub id; or the hub was to be
-            asked, and has it not.
+        ModelError: the name is a directory without a model, or neither a directory nor a file nor a hub id; or the GGUF
+            file cannot be trained on; or the hub was to be asked, and has it not.
     """
     if name == "auto":
         return _choose_recommended(budget_bytes, may_fetch)
     if name == SEEDLING:
         return ModelChoice(SEEDLING, seedling_path(), "the embedded model, as asked")
+    if (file := gguf_file(name)) is not None:
+        return _choose_gguf(name, file)
     directory = Path(name).expanduser()
     if directory.is_dir():
         _check_directory(directory)
         return ModelChoice(name, directory.resolve(), "the directory you named")
     if name.startswith((".", "/", "~")):
         raise ModelError(
-            f"The model {name!r} is neither a directory nor a hub id: there is no such directory.",
+            f"The model {name!r} is neither a directory nor a GGUF file nor a hub id: there is no such directory or file.",
             next_step="Name the directory; where adapters were trained on it before it moved, "
             "`mlx-gardener registry base DIRECTORY` tells them where it is now.",
         )
     if name.count("/") != 1:
         raise ModelError(
-            f"The model {name!r} is neither a directory nor a hub id.",
-            next_step="Name a directory, an id like Qwen/Qwen2.5-Coder-0.5B, or `seedling`.",
+            f"The model {name!r} is neither a directory nor a GGUF file nor a hub id.",
+            next_step="Name a directory, a file, an id like Qwen/Qwen2.5-Coder-0.5B, or `seedling`.",
         )
     cached = cached_model(name)
     if cached is not None:
@@ -87,10 +98,27 @@ def choose_model(name: str, budget_bytes: int, *, may_fetch: bool = False) -> Mo
     return ModelChoice(name, None, f"as asked; {size}to be fetched")
 
 
+def _choose_gguf(name: str, file: Path) -> ModelChoice:
+    known = known_folder(file, gguf_cache())
+    if known is not None:
+        return ModelChoice(name, known, "the GGUF file you named")
+    facts = gguf_facts(file)
+    if facts.why_not is not None:
+        raise not_trainable(file, facts.why_not)
+    reason = f"the GGUF file you named, {facts.quantisation}; {facts.bytes / 1e9:.1f} GB to be read once"
+    return ModelChoice(name, None, reason)
+
+
+def gguf_cache() -> Path:
+    """Where the folders are that GGUF files were read into."""
+    return default_home() / "cache" / "bases"
+
+
 def absolute_model(name: str) -> str:
     """``name`` as `choose_model` understands it here, for other processes, which work elsewhere."""
-    directory = Path(name).expanduser()
-    return str(directory.resolve()) if name not in ("auto", SEEDLING) and directory.is_dir() else name
+    place = Path(name).expanduser()
+    is_local = name not in ("auto", SEEDLING) and (place.is_dir() or is_gguf(place))
+    return str(place.resolve()) if is_local else name
 
 
 def _choose_recommended(budget_bytes: int, may_fetch: bool) -> ModelChoice:
@@ -178,24 +206,30 @@ def _arrays_in(path: Path) -> set[str]:
 
 
 def resolve_model(choice: ModelChoice) -> Path:
-    """The directory of a chosen model, fetched from the hub where it has to be.
+    """The directory of a chosen model, fetched from the hub or read from its GGUF file where it has to be.
 
     Raises:
         ModelError: as `fetch_model`.
     """
-    return choice.path or cached_model(choice.name) or fetch_model(choice.name)
+    if choice.path is not None:
+        return choice.path
+    cached = None if gguf_file(choice.name) else cached_model(choice.name)
+    return cached or fetch_model(choice.name)
 
 
 def fetch_model(name: str, on_progress: Callable[[int, int], None] | None = None) -> Path:
-    """Fetch a model from the hub; what is there already is not fetched again, also after an interruption.
+    """Fetch a model from the hub, or read it from its GGUF file; what is there already is not fetched again, also after an
+    interruption.
 
     Args:
-        on_progress: called every second with the bytes fetched so far and all that were missing; may raise, which
-            stops the fetching. Without it the hub's library draws its own bars.
+        on_progress: called every second (of a file: all the time) with the bytes fetched so far and all that were missing;
+            may raise, which stops the fetching. Without it the hub's library draws its own bars.
 
     Raises:
-        ModelError: it cannot be fetched; names the command that would, and the embedded alternative.
+        ModelError: it cannot be fetched; names the command that would, and the embedded alternative. Or it cannot be read.
     """
+    if (file := gguf_file(name)) is not None:
+        return read_gguf(file, gguf_cache(), on_progress or (lambda done, total: None))
     with _hub_errors(name):
         from huggingface_hub import constants, snapshot_download
         from huggingface_hub.file_download import repo_folder_name

@@ -22,6 +22,7 @@ from mlx_gardener.model.choose import (
     read_model_config,
     resolve_model,
 )
+from mlx_gardener.model.gguf import source_of
 from mlx_gardener.model.lora import check_targets
 from mlx_gardener.model.tokens import CodeTokenizer, load_tokenizer
 from mlx_gardener.platform.reasons import reason_of
@@ -37,7 +38,7 @@ class BaseModel:
     """A base model in memory.
 
     Attributes:
-        id: hub id, ``seedling``, or a local directory's name; never a path.
+        id: hub id, ``seedling``, or the name of a local directory or GGUF file; never a path.
         path: its directory on this machine.
         revision: the hub's commit, where it came from the hub.
         weights_sha256: over the names and contents of its weight files.
@@ -65,7 +66,7 @@ def load_base(
     unread_layers: int = 0,
     unread_words: bool = False,
 ) -> BaseModel:
-    """Load the base model ``name`` (``seedling``, a directory, or a hub id).
+    """Load the base model ``name`` (``seedling``, a directory, a GGUF file, or a hub id).
 
     Args:
         compute_dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
@@ -112,9 +113,8 @@ def load_base(
     for value in sorted(wanted, key=lambda value: -value.nbytes):
         mx.eval(value)
         mx.clear_cache()
-    is_directory = choice.name != SEEDLING and Path(choice.name).expanduser().is_dir()
     return BaseModel(
-        id=_shown_name(path) if is_directory else choice.name,
+        id=_id_of(choice.name, path),
         path=path,
         revision=path.name if path.parent.name == "snapshots" else None,
         weights_sha256=weights_sha256(path),
@@ -172,6 +172,13 @@ def _open_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], CodeT
             next_step="Fetch it again, or choose one that mlx-lm supports.",
         ) from error
     return model, config, tokenizer
+
+
+def _id_of(name: str, path: Path) -> str:
+    source = source_of(path)
+    if source is not None:
+        return source
+    return _shown_name(path) if name != SEEDLING and Path(name).expanduser().is_dir() else name
 
 
 def _floating_type(model: nn.Module) -> mx.Dtype:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -50,6 +50,9 @@ _END_SPELLINGS = (
 )
 _REPO_SPELLINGS = ("<|repo_name|>", "<repo_name>", "<reponame>")
 _FILE_SPELLINGS = ("<|file_sep|>", "<file_sep>", "<|file_separator|>")
+_MARKERS = ({text for row in _FIM_SPELLINGS for text in row[:3]} | {*_REPO_SPELLINGS, *_FILE_SPELLINGS}) - {
+    ""
+}
 _CONTROL = re.compile(r"<[|｜].*[|｜]>|</?s>|<(unk|pad|bos|eos|mask)>|\[(PREFIX|SUFFIX|MIDDLE|INST|/INST)\]")  # noqa: RUF001
 
 
@@ -171,11 +174,18 @@ def _piece_bytes(piece: str) -> int:
     return len(piece.replace("▁", " ").encode())
 
 
+def is_marker(content: str) -> bool:
+    """Whether a token is spelled as one of the markers of a repository, a file or fill-in-the-middle that are known here."""
+    return content in _MARKERS
+
+
 def _is_control(content: str, special: bool) -> bool:
-    spellings = (
-        {text for row in _FIM_SPELLINGS for text in row[:3]} | set(_REPO_SPELLINGS) | set(_FILE_SPELLINGS)
-    )
-    return special or content in spellings or _CONTROL.fullmatch(content) is not None
+    return special or is_marker(content) or _CONTROL.fullmatch(content) is not None
+
+
+def knows_fim(tokens: Iterable[str]) -> bool:
+    """Whether a vocabulary has the fill-in-the-middle markers of a family that is known here."""
+    return _markers(dict.fromkeys(tokens, 0), 0) is not None
 
 
 def load_tokenizer(path: Path) -> CodeTokenizer:

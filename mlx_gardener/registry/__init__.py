@@ -4,7 +4,8 @@ Other programs pick adapters up from here. Safe under many threads and processes
 WAL mode, connections belong to threads, and what a dead process left behind is recognised by its process id and start time.
 """
 
-from mlx_gardener.registry.names import check_project_name, default_home, project_name_for
+from mlx_gardener.platform.home import default_home
+from mlx_gardener.registry.names import check_project_name, project_name_for
 from mlx_gardener.registry.patience import patiently
 from mlx_gardener.registry.project_registry import ProjectRegistry
 from mlx_gardener.registry.queue import QueueEntry, TrainingQueue

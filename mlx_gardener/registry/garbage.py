@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mlx_gardener.platform.read_folders import unused_folders
 from mlx_gardener.registry.adapter_rows import forget_adapter
 from mlx_gardener.registry.database import Database
 from mlx_gardener.registry.deletion import delete_with, tree_bytes
@@ -46,6 +47,13 @@ def collect(registry: Tables, database: Database, policy: GarbagePolicy, *, dry_
         item = Garbage("leftover", name_of(database, path), tree_bytes(path))
         if dry_run or clear(database, path):
             found.append(item)
+    for folder in unused_folders(
+        database.home / "cache" / "bases", time.time() - policy.run_days * _DAY_SECONDS
+    ):
+        found.append(Garbage("base", folder.name, tree_bytes(folder)))
+        if not dry_run:
+            with delete_with(database, folder):
+                pass  # no row names it
     for project in registry.list_projects():
         if _is_live(database, project.name):
             continue

@@ -29,11 +29,12 @@ from mlx_gardener.errors import (
 )
 from mlx_gardener.events import TrainingPhase, TrainingProgress
 from mlx_gardener.platform.files import make_private
+from mlx_gardener.platform.home import default_home
 from mlx_gardener.registry.adapter_rows import forget_adapter, insert_adapter
 from mlx_gardener.registry.database import BUSY_TIMEOUT_SECONDS, Database
 from mlx_gardener.registry.deletion import delete_with
 from mlx_gardener.registry.lost import unknown_repository
-from mlx_gardener.registry.names import check_project_name, default_home, holds_secret, what_is_kept
+from mlx_gardener.registry.names import check_project_name, holds_secret, what_is_kept
 from mlx_gardener.registry.processes import is_alive, start_time
 from mlx_gardener.registry.queue import TrainingQueue
 from mlx_gardener.registry.records import (

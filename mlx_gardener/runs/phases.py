@@ -95,19 +95,22 @@ def _initialize(run: Run) -> ModelChoice:
 def _fetch(run: Run, choice: ModelChoice) -> ModelChoice:
     """The chosen model with its files here; the embedded one where it cannot be fetched and nobody asked for it."""
     from mlx_gardener.model.choose import embedded, fetch_model
+    from mlx_gardener.model.gguf import gguf_file
 
     began = time.monotonic()
+    verb = "Reading" if gguf_file(choice.name) else "Fetching"
 
     def on_progress(done: int, total: int) -> None:
         run.interrupt()
         share = done / max(1, total)
         left = f", {duration((time.monotonic() - began) * (1 - share) / share)} left" if share > 0.01 else ""
-        message = f"Fetching {choice.name}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB{left}"
+        message = f"{verb} {choice.name}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB{left}"
         run.tell(TrainingPhase.INITIALIZING, 0.9 * share, message)
 
     try:
         path = fetch_model(choice.name, on_progress)
-        return replace(choice, path=path, reason=choice.reason.replace("to be fetched", "fetched"))
+        reason = choice.reason.replace("to be fetched", "fetched").replace("to be read once", "read")
+        return replace(choice, path=path, reason=reason)
     except ModelError as error:
         if run.config.model != "auto":
             raise

@@ -33,6 +33,7 @@ from mlx_gardener.engine.speed import _kept
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.choose import read_model_config
+from mlx_gardener.model.gguf import gguf_facts, read_gguf
 from mlx_gardener.model.lora import lora_parameters
 from mlx_gardener.model.tokens import load_tokenizer
 from mlx_gardener.registry.names import check_project_name, place_below, project_name_for
@@ -49,6 +50,7 @@ from mlx_gardener.source.languages import GRAMMARS, LANGUAGES
 from mlx_gardener.source.secrets import TooManySecretsError, find_secrets
 from mlx_gardener.source.walk import marked_paths, read_ignore
 from mlx_gardener.training.checkpoint import load_checkpoint, newest_origin
+from tests.model.gguf.files import smallest_file
 
 Target = Callable[[bytes, Path], None]
 
@@ -210,6 +212,16 @@ def tokenizer(data: bytes, directory: Path) -> None:
         assert all(0 <= index < found.vocab_size for index in ids)
 
 
+def gguf(data: bytes, directory: Path) -> None:
+    """A GGUF file: its facts, and the folder that it is read into."""
+    (directory / "model.gguf").write_bytes(data)
+    with may_refuse():
+        gguf_facts(directory / "model.gguf")
+        folder = read_gguf(directory / "model.gguf", directory / "bases")
+        model_facts(folder)
+        load_tokenizer(folder)
+
+
 @cache
 def _base() -> BaseModel:
     return load_base("seedling")
@@ -303,6 +315,7 @@ TARGETS: dict[str, Target] = {
         journal,
         model,
         tokenizer,
+        gguf,
         peft,
         requests,
         editor_settings,
@@ -414,6 +427,7 @@ def seeds(name: str) -> list[bytes]:
         ],
         "journal": [b"".join(lines), *lines, lines[0] + lines[1][:20], deep + b"\n", b"[1]\n",
                     b'{"event": "DataPrepared", "summary": {}}\n', b'{"event": "PlanChosen", "plan": {}}\n'],
+        "gguf": [smallest_file(), smallest_file()[:700], b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60)],
         "model": [
             text(sizes) + CUT + good,
             text(sizes) + CUT + huge,

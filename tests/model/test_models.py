@@ -52,7 +52,7 @@ def test_a_hub_model_that_cannot_be_fetched_names_command_and_alternative() -> N
 
 @pytest.mark.parametrize("name", ["nonsense", "/does/not/exist", "a/b/c"])
 def test_a_name_that_is_nothing_is_refused(name: str) -> None:
-    with pytest.raises(ModelError, match="neither a directory nor a hub id"):
+    with pytest.raises(ModelError, match="neither a directory nor a GGUF file nor a hub id"):
         choose_model(name, GIB)
 
 

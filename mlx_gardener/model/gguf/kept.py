@@ -1,0 +1,78 @@
+"""Folders that GGUF files were read into, found again.
+
+In: the directory of such folders. Out: the folder of a file, by its place, size and time where it was read before, else by
+its sha256. A folder's time is that of its last use. Cost: a small file is read; a sha256 takes a second a gigabyte or two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from mlx_gardener.model.gguf.reader import Gguf, shards_of
+from mlx_gardener.platform.files import write_private
+from mlx_gardener.platform.read_folders import DIGITS, SOURCES, SUFFIX, identity, sources
+from mlx_gardener.platform.untrusted import read_json
+
+#: In a folder: what it was read from.
+SOURCE_NAME = "gguf.json"
+
+
+def source_of(folder: Path) -> str | None:
+    """What a folder that `read_gguf` wrote is called for people: its source's name; None for every other folder."""
+    try:
+        name = read_json(folder / SOURCE_NAME)["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) else None
+
+
+def folder_name(name: str, digest: str) -> str:
+    """What the folder of a file of that name and sha256 is called."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name.removesuffix(".gguf")).strip("-.")[:60] or "model"
+    return f"{stem}-{digest[:DIGITS]}{SUFFIX}"
+
+
+def known_folder(path: Path, cache_dir: Path) -> Path | None:
+    """The folder of a file that was read before and has not changed since, by place, size and time; nothing of it is read."""
+    try:
+        files = shards_of(path)
+        digest = sources(cache_dir).get(identity(files))
+    except OSError:
+        return None
+    folder = None if digest is None else _folder_of(cache_dir, digest)
+    if folder is not None:
+        with suppress(OSError):  # a home that may only be read
+            os.utime(folder)
+    return folder
+
+
+def found_folder(gguf: Gguf, cache_dir: Path) -> Path | None:
+    """The folder of a file that was read before, maybe in another place."""
+    from mlx_gardener.model.gguf.write import sha256_of
+
+    if not any(cache_dir.glob(f"*{SUFFIX}")):
+        return None
+    digest = sha256_of(gguf.files)
+    folder = _folder_of(cache_dir, digest)
+    if folder is not None:
+        note_source(gguf.files, cache_dir, digest)
+    return folder
+
+
+def _folder_of(cache_dir: Path, digest: str) -> Path | None:
+    return next(iter(cache_dir.glob(f"*-{digest[:DIGITS]}{SUFFIX}")), None)
+
+
+def note_source(files: tuple[Path, ...], cache_dir: Path, digest: str) -> None:
+    """Remember the sha256 of what was read, for `known_folder`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    beside = cache_dir / f".{SOURCES}"
+    write_private(beside, json.dumps(sources(cache_dir) | {identity(files): digest}, indent=1))
+    beside.replace(cache_dir / SOURCES)

@@ -1,0 +1,52 @@
+"""Folders that model files were read into, as the registry sees them: which can go since they can be made again.
+
+In: the directory of such folders. Out: names of theirs, and those that nobody used since a time. Cost: a small file is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from mlx_gardener.platform.untrusted import read_json
+
+#: In the cache: held by whoever reads a file, and how the folder begins that he writes.
+LOCK_NAME, STAGED = ".reading.lock", ".reading-"
+#: In the cache: sha256 of files that were read.
+SOURCES = "sources.json"
+#: Ends a folder's name, after digits of the source's sha256; another number when the same file is written in another way.
+SUFFIX, DIGITS = ".v1", 16
+
+
+def identity(files: tuple[Path, ...]) -> str:
+    """What changes when a file is another one: place, size, time of the last change, and number on the disk."""
+    stats = [(str(file.resolve()), file.stat()) for file in files]
+    return json.dumps([(place, stat.st_size, stat.st_mtime_ns, stat.st_ino) for place, stat in stats])
+
+
+def sources(cache_dir: Path) -> dict[str, str]:
+    """sha256 of files that were read, by `identity`; empty where the list is damaged, since it is only a cache."""
+    try:
+        found = read_json(cache_dir / SOURCES)
+    except (OSError, ValueError):
+        return {}
+    return (
+        {key: value for key, value in found.items() if isinstance(value, str)}
+        if isinstance(found, dict)
+        else {}
+    )
+
+
+def unused_folders(cache_dir: Path, before: float) -> Iterator[Path]:
+    """Folders that were last used before a time, and whose file is still where it was: it can be read again."""
+    here = set()
+    for key, digest in sources(cache_dir).items():
+        with suppress(OSError, ValueError, TypeError, IndexError):
+            if identity(tuple(Path(entry[0]) for entry in json.loads(key))) == key:
+                here.add(digest[:DIGITS])
+    for folder in sorted(cache_dir.glob(f"*{SUFFIX}")):
+        digest = folder.name.removesuffix(SUFFIX)[-DIGITS:]
+        if digest in here and folder.stat().st_mtime < before:
+            yield folder
