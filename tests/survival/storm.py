@@ -44,7 +44,7 @@ WAYS = ("worker", "everything", "call")
 #: The home of the undisturbed run, and the project in every home.
 REFERENCE, NAME = "reference", "small"
 _MOST_STARTS = 12
-_WAIT_SECONDS = 240.0
+_WAIT_SECONDS = 600.0
 
 
 @dataclass
@@ -83,6 +83,7 @@ class Storm:
         scratch: where the homes and fault files go.
         model: the base model.
         more: settings beside those that every storm has.
+        cache: of a home that knows this machine already; the first run begins with a copy of it.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Storm:
         *,
         steps: int = 6,
         more: dict[str, Any] | None = None,
+        cache: Path | None = None,
     ) -> None:
         self.repository, self.fault_file = repository, scratch / "fault.json"
         self._homes = scratch / "homes"
@@ -119,6 +121,8 @@ class Storm:
         } | (more or {})
         self._config = load_config(environment={}, overrides=settings)
         case = _Case(self._homes / REFERENCE, self._config)
+        if cache is not None:
+            shutil.copytree(cache, case.home / "cache")
         with self._fault("count", 0):
             case.start(repository)
             case.wait()
