@@ -18,7 +18,6 @@ from mlx_gardener.events import ProgressChanged, TrainingPhase
 from mlx_gardener.report.notebook import NotebookView, in_notebook
 from scripts.run_notebook import NOTEBOOK, execute
 from tests.cli.test_command_line import TRAIN_SETTINGS
-from tests.docs.test_commands import HUB_MODEL, cache_model
 from tests.report.facts import full_events, full_evidence, full_facts
 
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[2J"
@@ -45,17 +44,10 @@ def check(notebook: Any) -> None:
     assert len(text) < 100_000
 
 
-@pytest.mark.parametrize("model", [HUB_MODEL, pytest.param("seedling", marks=pytest.mark.slow)])
-def test_the_notebook_runs_and_shows_itself(
-    tmp_path: Path, tiny_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, model: str
-) -> None:
-    """On a tiny model by another's name; as it is with `--slow`."""
-    cache_model(tmp_path / "hub", tiny_tokenizer_dir)
-    place = tmp_path / NOTEBOOK.name
-    place.write_text(NOTEBOOK.read_text(encoding="utf-8").replace("seedling", model), encoding="utf-8")
-    for name, value in (("STEPS", "2"), ("TMPDIR", str(tmp_path)), ("HF_HOME", str(tmp_path / "hub"))):
-        monkeypatch.setenv(name, value)
-    check(execute(place))
+def test_the_notebook_runs_and_shows_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEPS", "2")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    check(execute(NOTEBOOK))
 
 
 def test_the_committed_notebook_is_executed() -> None:
