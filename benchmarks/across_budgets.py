@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-STEPS = 24
+STEPS, TOKENS_PER_UPDATE = 24, 2048
 #: Budget in GB, and pins.
 CASES: dict[str, tuple[float, dict[str, Any]]] = {
     "4 GB": (4.0, {}),
@@ -33,7 +33,9 @@ CASES: dict[str, tuple[float, dict[str, Any]]] = {
 ADAM = {f"{name}, AdamW": CASES[name] for name in ("4 GB", "1 GB, all from disk")}
 
 
-def side(name: str, steps: int = STEPS, source: str | None = None) -> dict[str, Any]:
+def side(
+    name: str, steps: int = STEPS, source: str | None = None, tokens: int = TOKENS_PER_UPDATE
+) -> dict[str, Any]:
     """Train on ``source`` (click, unless given) under one budget; the adapter is written to a file."""
     import mlx_gardener  # noqa: F401  # isort: skip
     import mlx.core as mx
@@ -53,7 +55,7 @@ def side(name: str, steps: int = STEPS, source: str | None = None) -> dict[str, 
         overrides={
             "memory_limit_gb": budget,
             "data.row_widths": [256, 512],
-            "optimizer.tokens_per_update": 2048,
+            "optimizer.tokens_per_update": tokens,
             "optimizer.max_steps": steps,
             "evaluation.per_epoch": 1,
             "lora.dropout": 0.1,
@@ -119,10 +121,11 @@ def difference_of_changes(found: dict[str, Any], expected: dict[str, Any]) -> fl
 @click.option("--side", "only", type=click.Choice([*CASES, *ADAM]), hidden=True)
 @click.option("--steps", default=STEPS, hidden=True)
 @click.option("--source", hidden=True)
-def main(only: str | None, steps: int, source: str | None) -> None:
+@click.option("--tokens", default=TOKENS_PER_UPDATE, hidden=True)
+def main(only: str | None, steps: int, source: str | None, tokens: int) -> None:
     """Train under all budgets and write the result."""
     if only:
-        print(json.dumps(side(only, steps, source)))
+        print(json.dumps(side(only, steps, source, tokens)))
         return
     import mlx_gardener  # noqa: F401  # isort: skip
     from machine import bar, describe, save

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Tests run side by side, one a core: a product on two threads would take the other's core for nothing.
@@ -24,6 +26,25 @@ SPECIAL_TOKENS = (
     "<|repo_name|>",
     "<|file_sep|>",
 )
+
+
+#: Files that take a minute and more, longest first: begun last, one of them would keep a single process busy at the end.
+LONG_FILES = (
+    "survival/test_supervision.py",
+    "survival/test_parallel.py",
+    "docs/test_commands.py",
+    "evaluate/test_arms.py",
+    "test_pipeline.py",
+    "engine/test_load.py",
+    "survival/test_queue.py",
+    "docs/test_python.py",
+    "survival/test_kill_storm.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {str(Path(__file__).parent / name): at for at, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
 
 
 @pytest.fixture(autouse=True)
@@ -184,3 +205,41 @@ def write_tiny_model(directory: Path, tokenizer_dir: Path, **overrides: object) 
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_dir: Path) -> Path:
     """A random three-layer llama with the tiny tokenizer."""
     return write_tiny_model(tmp_path_factory.mktemp("model"), tiny_tokenizer_dir)
+
+
+@pytest.fixture(scope="session")
+def trained_cache(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """The cache of a home in which the shared repository was trained on, with the settings of most tests.
+
+    In it are the speeds of this machine, what dry runs took, and the losses and answers of the tiny base and of the two
+    adapters that come out. It is made once for all processes of a session.
+    """
+    from mlx_gardener import ProjectRegistry, TrainingPhase, TrainingPipeline, load_config
+    from tests.cli.test_command_line import TRAIN_SETTINGS
+    from tests.runs.test_manager import tiny_settings
+
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    made = root / "trained"
+    with FileLock(root / "trained.lock"):
+        if not made.exists():
+            home, repository = root / "trained-home", write_repository(root / "trained-repository")
+            registry = ProjectRegistry(home)
+            registry.register_project("small", repository)
+            flagged = {"model": str(tiny_model_dir), **TRAIN_SETTINGS}
+            for config in (tiny_settings(tiny_model_dir), load_config(environment={}, overrides=flagged)):
+                pipeline = TrainingPipeline(config, registry=registry)
+                pipeline.start_training("small", fresh=True)
+                end = pipeline.wait_for_training_completion("small", timeout=600)
+                assert end.phase is TrainingPhase.COMPLETED, end.message
+            registry.close()
+            (home / "cache").rename(made)
+    return made
+
+
+@pytest.fixture
+def known_home(home: Path, trained_cache: Path) -> Path:
+    """A home in which somebody trained before: a training here need not measure again what it knows."""
+    home.mkdir(mode=0o700, exist_ok=True)
+    shutil.copytree(trained_cache, home / "cache")
+    return home

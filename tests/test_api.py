@@ -21,6 +21,7 @@ def lonely(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.usefixtures("known_home")
 def test_a_budget_that_is_too_small_is_a_memory_budget_error_with_the_least_that_does(
     tiny_model_dir: Path, repository: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_repository_that_went_away_is_refused_before_a_training_begins(
     assert pipeline.registry.latest_training("small") is None
 
 
+@pytest.mark.usefixtures("known_home")
 def test_a_result_completes_is_evaluated_and_exported_and_a_failed_try_takes_nothing_away(
     tiny_model_dir: Path, repository: Path, tmp_path: Path
 ) -> None:

@@ -76,11 +76,11 @@ def test_a_failing_subscriber_is_logged_and_hurts_nobody(caplog: pytest.LogCaptu
 
 def test_publishing_does_not_wait_for_a_subscriber_that_hangs() -> None:
     bus, gate, seen = EventBus(), threading.Event(), []
-    bus.subscribe(lambda event: gate.wait(30), name="hangs")
+    bus.subscribe(lambda event: gate.wait(300), name="hangs")
     bus.subscribe(seen.append)
     for number in range(50):
         bus.publish(step(number))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(seen) < 50 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(seen) == 50, "the other subscriber has everything while the first still hangs"
@@ -92,7 +92,7 @@ def test_a_slow_subscriber_loses_steps_but_never_the_end() -> None:
     bus, gate, seen = EventBus(), threading.Event(), []
 
     def slow(event: Event) -> None:
-        gate.wait(30)
+        gate.wait(300)
         seen.append(event)
 
     bus.subscribe(slow, capacity=5)

@@ -18,10 +18,12 @@ from mlx_gardener.model.choose import choose_model
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.runs.manager import TrainingPipeline
 from mlx_gardener.serve.catalog import Catalog
-from tests.cli.test_command_line import gardener, train_flags
+from tests.cli.test_command_line import gardener_here, train_flags
 from tests.conftest import write_tiny_model
 from tests.runs.test_manager import endless, tiny_settings
 from tests.serve.conftest import make_adapter
+
+pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
 
 LORA = LoraConfig(rank=2)
 QUICK = {"evaluation.arms": ["base", "adapter"], "evaluation.least_tasks": 0, "evaluation.least_rows": 4,
@@ -90,7 +92,7 @@ def test_a_base_that_moved_is_found_by_its_weights_alone(
     pipeline.start_training("web")
     next(event for event in pipeline.follow("web") if isinstance(event, StepCompleted))
     pipeline.cancel_training("web")
-    pipeline.wait_for_training_completion("web", timeout=60)
+    pipeline.wait_for_training_completion("web", timeout=600)
     new, newest = tmp_path / "elsewhere" / "renamed", tmp_path / "newest"
     new.parent.mkdir()
     old.rename(new)
@@ -115,7 +117,7 @@ def test_a_base_that_moved_is_found_by_its_weights_alone(
     assert resumed is not None and resumed.config["model"] == str(newest)
     next(event for event in pipeline.follow("web") if isinstance(event, StepCompleted))
     pipeline.cancel_training("web")
-    pipeline.wait_for_training_completion("web", timeout=60)
+    pipeline.wait_for_training_completion("web", timeout=600)
     assert model_place(registry, "seedling") == "seedling" and model_place(registry, "a/b") == "a/b"
 
 
@@ -141,23 +143,23 @@ def test_every_command_finds_base_and_repository_after_both_have_moved(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     train = ("train", str(git_repository), "--project", "web")
-    done = gardener(*train, *train_flags(Path("models/base"), **QUICK), cwd=tmp_path)
+    done = gardener_here(*train, *train_flags(Path("models/base"), **QUICK), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     registry = ProjectRegistry()
     # Another version on another base: v1 is an older one now, and the last training's model is not its base.
     other = write_tiny_model(tmp_path / "other" / "base", tiny_tokenizer_dir, hidden_size=32)
     make_adapter(registry, "web", load_base(str(other)), LORA, seed=1, activate=False)
     evaluate = ("eval", "web", "--adapter", "v1", "--arms", "base,adapter", "--tasks", "0", "--json")
-    first = gardener(*evaluate, cwd=elsewhere)
+    first = gardener_here(*evaluate, cwd=elsewhere)
     assert first.returncode == 0, first.stderr
 
     new = elsewhere / "moved"
     old.rename(new)
-    gone = gardener(*evaluate, cwd=elsewhere)
+    gone = gardener_here(*evaluate, cwd=elsewhere)
     assert gone.returncode == 1 and str(old) in gone.stderr and "registry base" in gone.stderr
-    pointed = gardener("registry", "base", str(new))
+    pointed = gardener_here("registry", "base", str(new))
     assert pointed.returncode == 0 and "is the base of web/v1." in pointed.stdout, pointed.stderr
-    again = gardener(*evaluate, cwd=elsewhere)
+    again = gardener_here(*evaluate, cwd=elsewhere)
     assert again.returncode == 0 and json.loads(again.stdout) == json.loads(first.stdout)
 
     file = next(git_repository.rglob("*.py"))
@@ -166,16 +168,16 @@ def test_every_command_finds_base_and_repository_after_both_have_moved(
         ("complete", "web", f"{file.relative_to(git_repository)}:9", "--max-tokens", "2"),
         ("export", "web", str(tmp_path / "fused"), "--form", "fused"),
     ):
-        done = gardener(*command, cwd=elsewhere)
+        done = gardener_here(*command, cwd=elsewhere)
         assert done.returncode == 0, done.stderr
-    stale = json.loads(gardener("status", "web", "--measure", "--json", cwd=elsewhere).stdout)
+    stale = json.loads(gardener_here("status", "web", "--measure", "--json", cwd=elsewhere).stdout)
     assert stale["adapter"]["new_code"]["adapter"] > 0
 
     here = git_repository.rename(elsewhere / "repository")
-    gone = gardener(*evaluate, cwd=elsewhere)
+    gone = gardener_here(*evaluate, cwd=elsewhere)
     assert gone.returncode == 1 and f"is not at '{git_repository}' any more" in gone.stderr
     assert "--project web" in gone.stderr
-    moved = gardener("train", str(here), "--project", "web", *train_flags(new, **QUICK), "--json")
+    moved = gardener_here("train", str(here), "--project", "web", *train_flags(new, **QUICK), "--json")
     assert moved.returncode == 0 and f"moved here from {git_repository}" in moved.stderr, moved.stderr
     assert json.loads(moved.stdout.splitlines()[-1])["result"]["adapter_version"] == "v3"
     assert ProjectRegistry().get_project("web").path == here

@@ -16,7 +16,7 @@ from mlx_gardener.adapter.imports import import_adapter
 from mlx_gardener.adapter.manifest import read_manifest
 from mlx_gardener.errors import AdapterError
 from mlx_gardener.registry import ProjectRegistry
-from tests.cli.test_command_line import gardener
+from tests.cli.test_command_line import gardener_here
 
 HIDDEN, INNER = 48, 96
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"],
@@ -177,13 +177,13 @@ def test_the_command_registers_without_evidence(
 ) -> None:
     source = write_peft(tmp_path / "peft", {"model.layers.0.self_attn.q_proj": 4})
     arguments = ("import", str(source), "--project", "web", "--repository", str(repository))
-    named = gardener(*arguments)
+    named = gardener_here(*arguments)
     assert named.returncode == 1 and "--base" in named.stderr
-    assert json.loads(gardener("projects", "--json").stdout) == {"projects": []}, "nothing is half done"
-    done = gardener(*arguments, "--base", str(tiny_model_dir), "--activate")
+    assert json.loads(gardener_here("projects", "--json").stdout) == {"projects": []}, "nothing is half done"
+    done = gardener_here(*arguments, "--base", str(tiny_model_dir), "--activate")
     assert done.returncode == 0 and "without evidence" in done.stdout, done.stderr
-    assert "not measured" in gardener("show", "web").stdout
-    piped = gardener("complete", "web", "core/ledger_1.py:9", "--max-tokens", "2")
+    assert "not measured" in gardener_here("show", "web").stdout
+    piped = gardener_here("complete", "web", "core/ledger_1.py:9", "--max-tokens", "2")
     assert piped.returncode == 0, piped.stderr
 
 

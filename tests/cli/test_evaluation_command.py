@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from mlx_gardener.registry import ProjectRegistry
-from tests.cli.test_command_line import gardener, train_flags
+from tests.cli.test_command_line import gardener_here, train_flags
 from tests.conftest import write_repository
+
+pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
 
 
 @pytest.fixture
 def trained(repository: Path, tiny_model_dir: Path) -> Path:
-    done = gardener("train", str(repository), "--project", "small", *train_flags(tiny_model_dir))
+    done = gardener_here("train", str(repository), "--project", "small", *train_flags(tiny_model_dir))
     assert done.returncode == 0, done.stderr
     return repository
 
@@ -29,7 +31,7 @@ def test_an_adapter_is_evaluated_again_without_touching_its_files(
     assert any("The control was left out" in note for note in recorded["evidence"]["notes"])
     assert len(recorded["data"]["trained_files"]["content_sha256"]) >= 10
 
-    first = gardener("eval", "small", "--json", "--output", str(tmp_path / "out.json"))
+    first = gardener_here("eval", "small", "--json", "--output", str(tmp_path / "out.json"))
     assert first.returncode == 0, first.stderr
     told = json.loads(first.stdout)
     assert told == json.loads((tmp_path / "out.json").read_text())
@@ -42,7 +44,7 @@ def test_an_adapter_is_evaluated_again_without_touching_its_files(
     assert str(trained.parent) not in kept[0].read_text()
     assert (directory / "manifest.json").read_bytes() == manifest and registry.check() == []
 
-    shown = gardener("eval", "small", "--arms", "base,adapter", "--tasks", "2")
+    shown = gardener_here("eval", "small", "--arms", "base,adapter", "--tasks", "2")
     assert shown.returncode == 0, shown.stderr
     for words in (
         "bits per byte",
@@ -56,11 +58,11 @@ def test_an_adapter_is_evaluated_again_without_touching_its_files(
 
     other = write_repository(tmp_path / "other", modules=9)
     (other / "more.py").write_text("def only_here(value):\n    return value * 17\n" * 3)
-    done = gardener("train", str(other), "--project", "other", *train_flags(tiny_model_dir))
+    done = gardener_here("train", str(other), "--project", "other", *train_flags(tiny_model_dir))
     assert done.returncode == 0, done.stderr
     manifest_of_other = json.loads((registry.get_adapter("other").directory / "manifest.json").read_text())
     assert manifest_of_other["evidence"]["arms"][-1]["title"] == "adapter of small/v1"
-    controlled = json.loads(gardener("eval", "small", "--control", "other", "--json").stdout)
+    controlled = json.loads(gardener_here("eval", "small", "--control", "other", "--json").stdout)
     assert controlled["arms"][-1]["title"] == "adapter of other/v1"
 
 
@@ -70,7 +72,7 @@ def test_a_repository_that_changed_is_said_and_trained_files_are_left_out(traine
     write_repository(trained / "added", modules=14)
     for file in (trained / "added").rglob("*.py"):
         file.write_text(file.read_text().replace("amount", "quantity").replace("limit", "bound"))
-    done = gardener("eval", "small", "--json", "--tasks", "2")
+    done = gardener_here("eval", "small", "--json", "--tasks", "2")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert any("has changed since the training" in note for note in told["notes"])
@@ -80,7 +82,7 @@ def test_a_repository_that_changed_is_said_and_trained_files_are_left_out(traine
 
 
 def test_wrong_words_are_usage_errors() -> None:
-    assert gardener("eval", "small", "--arms", "base,bm25").returncode == 2
-    assert gardener("eval", "small", "--arms", "base", "--control", "other").returncode == 2
-    unknown = gardener("eval", "nobody")
+    assert gardener_here("eval", "small", "--arms", "base,bm25").returncode == 2
+    assert gardener_here("eval", "small", "--arms", "base", "--control", "other").returncode == 2
+    unknown = gardener_here("eval", "nobody")
     assert unknown.returncode == 1 and "nobody" in unknown.stderr

@@ -15,7 +15,7 @@ import mlx_gardener
 from mlx_gardener.config import validate_config
 from mlx_gardener.registry import ProjectRegistry, TrainingRecord, TrainingStatus
 from mlx_gardener.runs.manager import TrainingPipeline
-from tests.cli.test_command_line import gardener, train_flags
+from tests.cli.test_command_line import gardener, gardener_here, train_flags
 from tests.registry.worlds import install_adapter
 from tests.runs.test_manager import tiny_settings
 
@@ -32,7 +32,7 @@ def registry(repository: Path) -> ProjectRegistry:
 
 def command(*arguments: str, given: bytes | None = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-m", "mlx_gardener", *arguments], input=given, capture_output=True, timeout=120
+        [sys.executable, "-m", "mlx_gardener", *arguments], input=given, capture_output=True, timeout=600
     )
 
 
@@ -76,7 +76,7 @@ def test_a_completion_that_waits_for_a_terminal_says_so() -> None:
         assert waiting.stderr is not None
         assert b"Ctrl-D" in waiting.stderr.readline()
         os.write(ours, b"\x04")
-        assert waiting.wait(60) == 2
+        assert waiting.wait(600) == 2
     os.close(ours)
 
 
@@ -122,7 +122,7 @@ def test_a_project_without_an_adapter_says_what_it_waits_for(
     more = [str(tmp_path / "out")] if name == "export" else []
 
     def said() -> str:
-        done = gardener(name, "small", *more)
+        done = gardener_here(name, "small", *more)
         assert done.returncode == 1 and "has no adapter yet" in done.stderr, done.stderr
         return done.stderr
 
@@ -151,10 +151,11 @@ def test_a_busy_project_names_attach(repository: Path, tiny_model_dir: Path) -> 
     registry = ProjectRegistry()
     registry.register_project("small", repository)
     registry.begin_training("small", {})
-    done = gardener("train", str(repository), "--project", "small", *train_flags(tiny_model_dir))
+    done = gardener_here("train", str(repository), "--project", "small", *train_flags(tiny_model_dir))
     assert done.returncode == 1 and "attach small" in done.stderr and "cancel small" in done.stderr
 
 
+@pytest.mark.usefixtures("known_home")
 def test_training_again_without_a_change_says_so_and_trains_nothing(
     repository: Path, tiny_model_dir: Path
 ) -> None:
@@ -162,7 +163,7 @@ def test_training_again_without_a_change_says_so_and_trains_nothing(
 
     def train(*more: str, **settings: object) -> str:
         flags = train_flags(tiny_model_dir, **settings)
-        done = gardener("train", str(repository), "--project", "small", *more, *flags)
+        done = gardener_here("train", str(repository), "--project", "small", *more, *flags)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -173,7 +174,7 @@ def test_training_again_without_a_change_says_so_and_trains_nothing(
     registry.activate_adapter("small", "v1")  # whatever its evidence says
     again = train()
     assert "have changed since v1" in again and "--fresh" in again and versions() == ["v1"], again
-    page = json.loads(gardener("report", "small", "--json").stdout)
+    page = json.loads(gardener_here("report", "small", "--json").stdout)
     assert "self." in json.dumps(page["evidence"]), "with its source, as before"
     last = registry.latest_training("small")
     assert last is not None
@@ -220,11 +221,11 @@ def test_what_is_being_trained_is_not_taken_out_of_the_queue(repository: Path) -
     registry.register_project("small", repository)
     entry = registry.queue.add("small", {}, budget_bytes=1)
     registry.begin_training("small", {}, queue_number=entry.number)
-    done = gardener("queue", "remove", "small")
+    done = gardener_here("queue", "remove", "small")
     assert done.returncode == 1 and "is being trained" in done.stderr and "cancel small" in done.stderr
-    listed = json.loads(gardener("queue", "--json").stdout)
+    listed = json.loads(gardener_here("queue", "--json").stdout)
     assert [row["project"] for row in listed["queue"]] == ["small"]
-    assert gardener("queue", "--json", "list").returncode == 2
+    assert gardener_here("queue", "--json", "list").returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -242,7 +243,7 @@ def test_what_is_being_trained_is_not_taken_out_of_the_queue(repository: Path) -
 )
 @pytest.mark.usefixtures("registry")
 def test_errors_are_json_where_json_is_asked_for(arguments: tuple[str, ...], code: int) -> None:
-    done = gardener(*arguments)
+    done = gardener_here(*arguments)
     told = json.loads(done.stdout)
     assert done.returncode == code == told["error"]["exit_code"], done.stderr
     assert told["error"]["message"] in done.stderr and "Traceback" not in done.stderr
@@ -257,28 +258,29 @@ def test_old_names_of_options_work_and_say_so(tmp_path: Path) -> None:
         (("train", str(tmp_path), "--from-adapter", "v1", "--fresh"), "--from-adapter is --from-version now"),
         (("import", str(tmp_path), "--project", "small"), "--project is PROJECT, in front of PATH, now"),
     ):
-        done = gardener(*arguments)
+        done = gardener_here(*arguments)
         assert new in done.stderr and "No such option" not in done.stderr, done.stderr
-    twice = gardener("eval", "small", "--adapter", "v1", "--version", "v1")
+    twice = gardener_here("eval", "small", "--adapter", "v1", "--version", "v1")
     assert twice.returncode == 2 and "give one of them" in twice.stderr
 
 
+@pytest.mark.usefixtures("known_home")
 def test_a_log_is_for_people_and_as_json_for_machines_and_quotes_no_source(
     repository: Path, tiny_model_dir: Path
 ) -> None:
     flags = train_flags(tiny_model_dir)
-    done = gardener("train", str(repository), "--project", "small", *flags, "--json")
+    done = gardener_here("train", str(repository), "--project", "small", *flags, "--json")
     assert done.returncode == 0, done.stderr
     ended = json.loads(done.stdout.splitlines()[-1])
     assert "self." in json.dumps(ended["result"]["evidence"]), "events quote source, for the report"
     record = ProjectRegistry().latest_training("small")
     assert record is not None and "self." not in (record.run_dir / "worker.log").read_text()
-    shown = gardener("logs", "small", "--lines", "1000").stdout.splitlines()
+    shown = gardener_here("logs", "small", "--lines", "1000").stdout.splitlines()
     assert len(shown) > 5 and not any("{" in line for line in shown), shown
     assert max(map(len, shown)) < 300 and shown[-1].endswith("Training completed: Done (v1)"), shown
     told = [line.partition("  ")[2] for line in shown]
     assert all(one != next_one for one, next_one in pairwise(told)), "nothing is told twice in a row"
     assert any("Step 3 of 3" in line for line in shown)
-    events = [json.loads(line) for line in gardener("logs", "small", "--json").stdout.splitlines()]
+    events = [json.loads(line) for line in gardener_here("logs", "small", "--json").stdout.splitlines()]
     assert events[-1]["event"] == "TrainingEnded" and events[-1]["result"]["adapter_version"] == "v1"
-    assert len(gardener("logs", "small", "--lines", "3").stdout.splitlines()) == 3
+    assert len(gardener_here("logs", "small", "--lines", "3").stdout.splitlines()) == 3

@@ -13,15 +13,17 @@ import pytest
 from mlx_gardener.cli import cli, doctor
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.platform import blas, device
-from tests.cli.test_command_line import gardener, train_flags
+from tests.cli.test_command_line import gardener, gardener_here, train_flags
 from tests.conftest import write_tiny_model
+
+pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
 
 
 def test_scan_shows_what_would_be_trained_on(repository: Path, tiny_model_dir: Path) -> None:
     (repository / "keys.py").write_text(
         "def connect():\n    key = 'AKIA" + "IOSFODNN7QWERTYU'\n    return key\n"
     )
-    done = gardener("scan", str(repository), "--model", str(tiny_model_dir))
+    done = gardener_here("scan", str(repository), "--model", str(tiny_model_dir))
     assert done.returncode == 0, done.stderr
     for words in ("Kept", "python", "javascript", "keys.py:2", "tokens", "a minute", "peak about"):
         assert words in done.stdout
@@ -29,7 +31,7 @@ def test_scan_shows_what_would_be_trained_on(repository: Path, tiny_model_dir: P
 
 
 def test_scan_as_json_is_one_document(repository: Path, tiny_model_dir: Path) -> None:
-    done = gardener("scan", str(repository), "--model", str(tiny_model_dir), "--json")
+    done = gardener_here("scan", str(repository), "--model", str(tiny_model_dir), "--json")
     found = json.loads(done.stdout)
     assert found["files_kept"] >= 12 and found["languages"]["python"]["chunks"] > 0
     assert found["estimate"]["tokens"] > 0 and str(repository.parent) not in done.stdout
@@ -74,7 +76,7 @@ def test_looking_first_refuses_the_models_that_training_refuses(
     refused(words, "scan", str(repository), *flags)
     refused(words, "train", str(repository), "--dry-run", *flags)
     if breaking in (break_shard, break_size):
-        done = gardener("train", str(repository), *flags)
+        done = gardener_here("train", str(repository), *flags)
         assert done.returncode == 1 and words in done.stderr, done.stderr
         assert "reading the repository" not in done.stdout.lower()
 
@@ -122,27 +124,27 @@ def test_scan_lists_the_lines_that_would_be_learned(repository: Path, tiny_model
         "--set",
         "training_data_quality_threshold=0.1",
     ]
-    shown = gardener(*command, "--lines")
+    shown = gardener_here(*command, "--lines")
     assert shown.returncode == 0, shown.stderr
     assert "  keys.py:1-2\n" in shown.stdout and "keys.py:5" not in shown.stdout.partition("Lines kept:")[2]
-    kept = json.loads(gardener(*command, "--json").stdout)["kept_lines"]
+    kept = json.loads(gardener_here(*command, "--json").stdout)["kept_lines"]
     assert {"path": "keys.py", "start_line": 1, "end_line": 2} in kept
     assert [place for place in kept if place["path"] == "keys.py"][1:] == []
-    assert "Lines kept:" not in gardener(*command).stdout
+    assert "Lines kept:" not in gardener_here(*command).stdout
 
 
 def test_scan_of_nothing_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    done = gardener("scan", str(tmp_path / "empty"))
+    done = gardener_here("scan", str(tmp_path / "empty"))
     assert done.returncode == 1 and "holds no files" in done.stderr
 
 
 def test_plan_explains_the_budget_and_refuses_what_does_not_fit(tiny_model_dir: Path) -> None:
-    done = gardener("plan", "--model", "seedling", "--budget", "4")
+    done = gardener_here("plan", "--model", "seedling", "--budget", "4")
     assert done.returncode == 0 and "base weights" in done.stdout and "Predicted peak" in done.stdout
-    found = json.loads(gardener("plan", "--model", str(tiny_model_dir), "--json").stdout)
+    found = json.loads(gardener_here("plan", "--model", str(tiny_model_dir), "--json").stdout)
     assert found["predicted_peak_bytes"] == sum(found["predicted_parts"].values())
-    refused = gardener("plan", "--model", "seedling", "--budget", "0.01")
+    refused = gardener_here("plan", "--model", "seedling", "--budget", "0.01")
     assert refused.returncode == 1 and "--budget" in refused.stderr
 
 
@@ -150,17 +152,21 @@ def test_plan_of_a_repository_says_how_long_it_takes_as_it_is_set(
     repository: Path, tiny_model_dir: Path
 ) -> None:
     command = ["plan", str(repository), "--model", str(tiny_model_dir)]
-    shown = gardener(*command, "--set", "engine.micro_batch_rows=3")
+    shown = gardener_here(*command, "--set", "engine.micro_batch_rows=3")
     assert shown.returncode == 0, shown.stderr
     assert "3 rows of 512 tokens" in shown.stdout and "minute to learn from" in shown.stdout
     assert "fit into the limit" not in shown.stdout
-    set_too = gardener("plan", "--json", "--set", f"model={tiny_model_dir}", "--set", "memory_limit_gb=3")
+    set_too = gardener_here(
+        "plan", "--json", "--set", f"model={tiny_model_dir}", "--set", "memory_limit_gb=3"
+    )
     assert json.loads(set_too.stdout)["model"] == str(tiny_model_dir)
     assert json.loads(set_too.stdout)["budget_bytes"] == 3 * 2**30
-    long = gardener(*command, "--set", "training_timeout_minutes=0.0001", "--set", "optimizer.epochs=100")
+    long = gardener_here(
+        *command, "--set", "training_timeout_minutes=0.0001", "--set", "optimizer.epochs=100"
+    )
     assert "fit into the limit of 0.0001 minutes" in " ".join(long.stdout.split())
     twice, short = (
-        json.loads(gardener(*command, "--json", "--set", setting).stdout)["estimate"]
+        json.loads(gardener_here(*command, "--json", "--set", setting).stdout)["estimate"]
         for setting in ("optimizer.epochs=2", "optimizer.max_steps=1")
     )
     assert twice["trained_tokens"] > twice["tokens"] > 0
@@ -194,40 +200,41 @@ def test_a_trained_project_is_listed_used_exported_and_removed(
     repository: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     assert (
-        gardener("train", str(repository), "--project", "web", *train_flags(tiny_model_dir)).returncode == 0
+        gardener_here("train", str(repository), "--project", "web", *train_flags(tiny_model_dir)).returncode
+        == 0
     )
-    assert "web" in gardener("projects").stdout and "v1" in gardener("show", "web").stdout
-    listed = json.loads(gardener("show", "web", "--json").stdout)
+    assert "web" in gardener_here("projects").stdout and "v1" in gardener_here("show", "web").stdout
+    listed = json.loads(gardener_here("show", "web", "--json").stdout)
     assert listed["adapters"][0]["metrics"]["base_bits_per_byte"] > 0
-    assert gardener("activate", "web", "v1").returncode == 0
-    assert json.loads(gardener("projects", "--json").stdout)["projects"][0]["active"] is True
+    assert gardener_here("activate", "web", "v1").returncode == 0
+    assert json.loads(gardener_here("projects", "--json").stdout)["projects"][0]["active"] is True
 
     file = next(repository.rglob("*.py"))
     place = f"{file.relative_to(repository)}:9"
-    with_adapter = gardener("complete", "web", place, "--max-tokens", "4")
+    with_adapter = gardener_here("complete", "web", place, "--max-tokens", "4")
     assert with_adapter.returncode == 0, with_adapter.stderr
-    told = json.loads(gardener("complete", "web", place, "--max-tokens", "4", "--json").stdout)
+    told = json.loads(gardener_here("complete", "web", place, "--max-tokens", "4", "--json").stdout)
     assert told["text"] + "\n" == with_adapter.stdout and told["version"] == "v1"
-    assert gardener("complete", "web", place, "--base", "--max-tokens", "4").returncode == 0
+    assert gardener_here("complete", "web", place, "--base", "--max-tokens", "4").returncode == 0
     piped = subprocess.run(
         [sys.executable, "-m", "mlx_gardener", "complete", "web", "--max-tokens", "4"],
         input="def collect(", capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert piped.returncode == 0, piped.stderr
     for wrong in ("nowhere.py:3", "README.md:9999"):
-        assert gardener("complete", "web", wrong).returncode == 1
-    assert gardener("complete", "web", "no-line").returncode == 2
+        assert gardener_here("complete", "web", wrong).returncode == 1
+    assert gardener_here("complete", "web", "no-line").returncode == 2
 
     target = tmp_path / "out"
-    exported = gardener("export", "web", str(target), "--form", "peft")
+    exported = gardener_here("export", "web", str(target), "--form", "peft")
     assert exported.returncode == 0
     last = exported.stdout.splitlines()[-1]
     assert last.startswith("Next: PeftModel.from_pretrained(") and str(target) in last
     assert (target / "adapter_model.safetensors").exists()
-    assert gardener("export", "web", str(target)).returncode == 1
+    assert gardener_here("export", "web", str(target)).returncode == 1
 
-    assert gardener("remove", "web", "v9", "--yes").returncode == 1
-    assert gardener("remove", "web", "v1", "--yes").returncode == 0
-    assert "no adapter" in gardener("complete", "web", place).stderr
-    assert gardener("remove", "web", "--yes").returncode == 0
-    assert gardener("show", "web").returncode == 1
+    assert gardener_here("remove", "web", "v9", "--yes").returncode == 1
+    assert gardener_here("remove", "web", "v1", "--yes").returncode == 0
+    assert "no adapter" in gardener_here("complete", "web", place).stderr
+    assert gardener_here("remove", "web", "--yes").returncode == 0
+    assert gardener_here("show", "web").returncode == 1

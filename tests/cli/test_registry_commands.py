@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlx_gardener.registry import ProjectRegistry
-from tests.cli.test_command_line import gardener
+from tests.cli.test_command_line import gardener, gardener_here
 from tests.registry.worlds import install_adapter
 
 
@@ -22,19 +22,19 @@ def registry(repository: Path) -> ProjectRegistry:
 
 
 def test_check_tells_by_its_exit_code_and_repair_mends(registry: ProjectRegistry) -> None:
-    assert gardener("registry", "check").returncode == 0
+    assert gardener_here("registry", "check").returncode == 0
     (registry.get_adapter("small").directory / "README.md").write_text("changed")
-    quick = gardener("registry", "check", "--quick")
+    quick = gardener_here("registry", "check", "--quick")
     assert quick.returncode == 0 and "All is well" in quick.stdout
-    found = gardener("registry", "check")
+    found = gardener_here("registry", "check")
     assert found.returncode == 1 and "small/v3" in found.stdout and "repair" in found.stdout
-    (problem,) = json.loads(gardener("registry", "check", "--json").stdout)["problems"]
+    (problem,) = json.loads(gardener_here("registry", "check", "--json").stdout)["problems"]
     assert (problem["kind"], problem["subject"]) == ("wrong_files", "small/v3")
-    mended = gardener("registry", "repair")
+    mended = gardener_here("registry", "repair")
     assert mended.returncode == 0 and "out of use" in mended.stdout
-    assert gardener("registry", "check").returncode == 0
-    assert "nothing to mend" in gardener("registry", "repair").stdout
-    assert json.loads(gardener("registry", "repair", "--json").stdout) == {"done": []}
+    assert gardener_here("registry", "check").returncode == 0
+    assert "nothing to mend" in gardener_here("registry", "repair").stdout
+    assert json.loads(gardener_here("registry", "repair", "--json").stdout) == {"done": []}
 
 
 def test_gc_says_what_goes_before_it_does(registry: ProjectRegistry) -> None:

@@ -11,6 +11,9 @@ from click.testing import CliRunner
 
 import mlx_gardener
 from mlx_gardener.cli import cli
+from tests.cli.test_command_line import TRAIN_SETTINGS
+
+pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
 
 
 def report(*arguments: str) -> tuple[int, str]:
@@ -22,11 +25,9 @@ def test_the_report_is_shown_copied_and_opened(
     repository: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert report("web")[0] == 1
-    result = mlx_gardener.train(
-        repository, project="web", model=str(tiny_model_dir), min_training_chunks=5, show_progress=False,
-        training_data_quality_threshold=0.1, optimizer={"max_steps": 2, "tokens_per_update": 256},
-        data={"row_widths": [64]}, evaluation={"next_line_tasks": 2, "samples": 1, "max_new_tokens": 4},
-    )  # fmt: skip
+    settings = {"model": str(tiny_model_dir), **TRAIN_SETTINGS}
+    config = mlx_gardener.load_config(environment={}, overrides=settings)
+    result = mlx_gardener.train(repository, project="web", config=config, show_progress=False)
     code, text = report("web")
     assert code == 0 and "web v1" in text and result.evidence["reason"][:30] in text.replace("\n", " ")
     assert "expected" in text, "the latest training's evidence has its source texts"

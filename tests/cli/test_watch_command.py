@@ -16,6 +16,8 @@ from mlx_gardener.runs.manager import TrainingPipeline
 from tests.cli.test_command_line import train_flags
 from tests.runs.test_manager import WAIT, steps_done, until
 
+pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
+
 
 @pytest.fixture
 def pipeline() -> Iterator[TrainingPipeline]:

@@ -39,16 +39,31 @@ SETTINGS = {
     "EVALUATION__MEMORISATION_PLACES": "0",
     "EVALUATION__ARMS": '["base", "adapter"]',
     "EVALUATION__MAX_NEW_TOKENS": "8",
+    "NEIGHBOUR__LOW_PRIORITY": "false",
 }
 BASH = shutil.which("bash") or "bash"
+#: Commands that do the same on whichever page they stand.
+ONCE = re.compile(r"mlx-gardener (doctor|serve)\b")
 LONG_TRAINING = "mlx-gardener train . --fresh --detach --epochs 100 --max-steps 5000"
 
 
-class World:
-    """A user's machine: a home, ``~/my/code``, a project's directory to work in, and a model in the hub's cache."""
+def cache_model(hub: Path, tokenizer_dir: Path) -> None:
+    """Write `HUB_MODEL` as a hub's client would have left it in the directory that HF_HOME names."""
+    store = hub / "hub" / f"models--{HUB_MODEL.replace('/', '--')}"
+    write_tiny_model(
+        store / "snapshots" / "0123abc", tokenizer_dir, model_type="qwen2", architectures=["Qwen2ForCausalLM"]
+    )
+    (store / "refs").mkdir()
+    (store / "refs" / "main").write_text("0123abc")
 
-    def __init__(self, root: Path, tokenizer_dir: Path) -> None:
-        self.root = root
+
+class World:
+    """A user's machine: a home that knows it, ``~/my/code``, a project's directory to work in, a model in the hub's cache."""
+
+    def __init__(self, root: Path, tokenizer_dir: Path, cache: Path) -> None:
+        self.root, self.tried = root, set[tuple[str, ...]]()
+        (root / "home").mkdir(mode=0o700)
+        shutil.copytree(cache, root / "home" / "cache")
         self.project = root / "my-project"
         write_repository(self.project)
         (self.project / "src").mkdir()
@@ -71,18 +86,7 @@ class World:
             self._environment[name] = "test@example.invalid"
         for command in ("git init -q", "git add -A", "git commit -qm First"):
             self.run(command)
-        self._cache_model(tokenizer_dir)
-
-    def _cache_model(self, tokenizer_dir: Path) -> None:
-        store = self.root / "hub" / "hub" / f"models--{HUB_MODEL.replace('/', '--')}"
-        write_tiny_model(
-            store / "snapshots" / "0123abc",
-            tokenizer_dir,
-            model_type="qwen2",
-            architectures=["Qwen2ForCausalLM"],
-        )
-        (store / "refs").mkdir()
-        (store / "refs" / "main").write_text("0123abc")
+        cache_model(root / "hub", tokenizer_dir)
 
     def run(self, command: str) -> None:
         """Run ``command`` in the project's directory and expect it to succeed."""
@@ -91,7 +95,7 @@ class World:
             environment = {**environment, "PATH": str(Path(sys.executable).parent)}
         done = subprocess.run(
             (BASH, "-c", command), cwd=self.project, env=environment, capture_output=True, text=True,
-            input="y\n" if connects else "", timeout=300,
+            input="y\n" if connects else "", timeout=900,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
@@ -111,12 +115,12 @@ class World:
             assert process.poll() is None and "http://" in said, f"{command}\n{said[-3000:]}"
         finally:
             process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
         assert process.returncode in (0, -15, 143), said[-3000:]
 
     def wait_for_trainings(self) -> None:
         """Until nothing trains or waits any more."""
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline:
             done = subprocess.run(
                 ("mlx-gardener", "status", "--json"), env=self._environment, capture_output=True, text=True
@@ -128,8 +132,10 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_dir: Path) -> Iterator[World]:
-    found = World(tmp_path_factory.mktemp("reader"), tiny_tokenizer_dir)
+def world(
+    tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_dir: Path, trained_cache: Path
+) -> Iterator[World]:
+    found = World(tmp_path_factory.mktemp("reader"), tiny_tokenizer_dir, trained_cache)
     found.run("mlx-gardener train . --json")
     yield found
     found.wait_for_trainings()
@@ -157,6 +163,9 @@ def test_what_a_page_shows_can_be_typed(page: Path, world: World) -> None:
         f"nothing here runs these; name a command of ours, or run them by a test of their own: {others}"
     )
     for line in lines:
+        if ONCE.match(line.text) and tuple(line.words) in world.tried:
+            continue
+        world.tried.add(tuple(line.words))
         if is_long(line):
             assert_known(line)
         elif re.search(r"mlx-gardener serve\b", line.text):

@@ -30,7 +30,7 @@ from mlx_gardener.platform.editor_places import has_vscode_extension, settings_f
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.server import serving
-from tests.cli.test_command_line import gardener
+from tests.cli.test_command_line import gardener, gardener_here
 from tests.serve.conftest import make_projects
 
 ADDRESS = "http://127.0.0.1:8012"
@@ -284,7 +284,7 @@ def test_the_command_shows_writes_proves_and_undoes(
     before = "" if editor == "vim" else '{\n  // mine\n  "a": 1\n}\n'
     file.write_text(before)
     nowhere = str(tmp_path / "no-programs")
-    done = gardener("connect", editor, "--file", str(file), "--address", address, "--yes", PATH=nowhere)
+    done = gardener_here("connect", editor, "--file", str(file), "--address", address, "--yes", PATH=nowhere)
     assert done.returncode == 0, done.stderr
     assert (
         "+" in done.stdout
@@ -294,7 +294,7 @@ def test_the_command_shows_writes_proves_and_undoes(
     assert f"serve --port {address.rpartition(':')[2]}" in done.stdout
     assert ("not on the PATH" in done.stdout) == (editor == "vim")
     assert file.read_text() != before and address in file.read_text()
-    undone = gardener("connect", editor, "--undo")
+    undone = gardener_here("connect", editor, "--undo")
     assert undone.returncode == 0 and "as it was" in undone.stdout
     assert file.read_text() == before and not list((trained.home / "editors").iterdir())
 
@@ -310,7 +310,7 @@ def test_the_command_writes_nothing_where_no_server_can_be(trained: ProjectRegis
             ("http://127.0.0.1:99999", 2, "no address"),
             (taken, 2, "cannot be listened on"),
         ):
-            done = gardener("connect", "vscode", "--file", str(file), "--address", address, "--yes")
+            done = gardener_here("connect", "vscode", "--file", str(file), "--address", address, "--yes")
             assert done.returncode == code and word in done.stderr, done.stderr
             assert not file.exists()
 
@@ -319,9 +319,9 @@ def test_a_server_that_refuses_leaves_the_settings_alone(trained: ProjectRegistr
     file, token = tmp_path / "settings.json", "correct-horse-battery-staple"
     with serving(trained, ServeSettings(port=0, token=token)) as address:
         where = ("--file", str(file), "--address", address, "--yes")
-        refused = gardener("connect", "vscode", *where)
+        refused = gardener_here("connect", "vscode", *where)
         assert refused.returncode == 1 and "bearer token" in refused.stderr and not file.exists()
-        assert gardener("connect", "vscode", *where, "--token", token).returncode == 0
+        assert gardener_here("connect", "vscode", *where, "--token", token).returncode == 0
     assert token in file.read_text()
 
 
@@ -535,12 +535,12 @@ def test_the_editor_itself_gets_a_completion_where_it_is_there(
     except EditorError as error:
         pytest.skip(str(error))  # older than llama.vim needs
     address = free_address()
-    done = gardener("connect", editor, "--address", address, "--yes")
+    done = gardener_here("connect", editor, "--address", address, "--yes")
     assert done.returncode == 0, done.stderr
     assert "asked for by llama.vim" in done.stdout
     rival = tmp_path / (".vimrc" if editor == "vim" else ".config/nvim/init.vim")
     rival.write_text("let g:llama_config = {'endpoint': 'http://127.0.0.1:9/infill'}\n")
-    again = gardener("connect", editor, "--address", address, "--yes")
+    again = gardener_here("connect", editor, "--address", address, "--yes")
     assert again.returncode == 0, again.stderr  # an old key beside ours neither wins nor is complained about
 
 
@@ -551,7 +551,7 @@ def test_a_missing_extension_of_vs_code_is_named(
     extensions = tmp_path / ".vscode" / "extensions"
     assert has_vscode_extension("ggml-org.llama-vscode") is None
     (extensions / "other.extension-1.0").mkdir(parents=True)
-    done = gardener("connect", "vscode", "--address", free_address(), "--yes")
+    done = gardener_here("connect", "vscode", "--address", free_address(), "--yes")
     assert done.returncode == 0 and "--install-extension ggml-org.llama-vscode" in done.stdout
     (extensions / "ggml-org.llama-vscode-0.0.40").mkdir()
     assert has_vscode_extension("ggml-org.llama-vscode") is True

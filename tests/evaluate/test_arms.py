@@ -33,7 +33,12 @@ class World:
     """A repository's data, a base and an engine, and what can be done with them."""
 
     def __init__(self, model: str, root: Path, home: Path, **more: object) -> None:
-        settings = {"evaluation.least_tasks": 3, "evaluation.memorisation_places": 12, **more}
+        settings = {
+            "evaluation.least_tasks": 3,
+            "evaluation.least_rows": 12,
+            "evaluation.memorisation_places": 8,
+            **more,
+        }
         self.config: TrainingConfig = tiny_settings(Path(model), **settings)
         self.home = home
         self.base: BaseModel = load_base(model)
@@ -101,7 +106,11 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Wor
 def test_a_planted_useless_adapter_is_rejected(tmp_path: Path, tiny_model_dir: Path) -> None:
     """A random base cannot become worse, so what it learned of the repository is fused into it first."""
     repository = write_repository(tmp_path / "repository", modules=20)
-    settings = {"evaluation.arms": ["base", "adapter"], "data.test_fraction": 0.3}
+    settings = {
+        "evaluation.arms": ["base", "adapter"],
+        "evaluation.least_rows": 40,
+        "data.test_fraction": 0.3,
+    }
     knowing = World(str(tiny_model_dir), repository, tmp_path / "home", **settings)
     knowing.learn(60, tmp_path / "run")
     found = knowing.evidence(knowing.random_adapter(0.5))

@@ -339,7 +339,7 @@ def test_a_training_works_without_a_network_and_shows_nothing_to_others(
     ):
         command = ["unshare", "-rn", *command]  # not even a loopback interface that is up
     with umask(0):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not tried.exists(), tried.read_text()
     names = {path.name for path in home.rglob("*")}

@@ -20,7 +20,7 @@ from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.source import Scan, scan_repository
 from mlx_gardener.source import walk as walk_module
 from mlx_gardener.source.walk import _without_retries, head_commit, list_files, marked_paths
-from tests.cli.test_command_line import gardener
+from tests.cli.test_command_line import gardener, gardener_here
 from tests.conftest import write_repository
 from tests.runs.test_manager import until
 
@@ -261,6 +261,7 @@ def test_patterns_without_retries_match_what_they_matched(line: str, paths: list
         assert (pattern.regex.search(path) is None) == (quick.search(path) is None), (line, path)
 
 
+@pytest.mark.usefixtures("known_home")
 def test_strange_names_and_contents_are_spelled_out(tmp_path: Path, home: Path) -> None:
     root = write_repository(tmp_path / "drawn")  # enough code for a training, which a dry run asks for too
     names = [f"a{TRICKS}b.csv", "line\nbreak.lock", f"{TRICKS}.py"]
@@ -287,7 +288,7 @@ def test_logs_messages_and_completions_are_spelled_out(tmp_path: Path, home: Pat
     (record.run_dir / LOG_NAME).write_bytes((f"INFO {TRICKS}\n" * 3).encode() + b"\xff\x1b[2J\n")
     registry.finish_training(record.id, TrainingStatus.FAILED, f"It failed: {TRICKS}", {})
     for arguments in (("logs", "drawn"), ("status",), ("show", "drawn"), ("projects",), ("attach", "drawn")):
-        done = gardener(*arguments)
+        done = gardener_here(*arguments)
         assert done.stdout or done.stderr
         assert_draws_nothing(done.stdout + done.stderr)
     assert_draws_nothing(safe_lines(f"def f():\n\treturn '{TRICKS}'\n"))
@@ -338,6 +339,7 @@ def test_what_git_says_of_attributes_names_only_what_was_asked(root: Path) -> No
     )
 
 
+@pytest.mark.usefixtures("known_home")
 def test_modules_that_lie_in_a_repository_are_not_imported(
     tmp_path: Path, tiny_model_dir: Path, home: Path
 ) -> None:
@@ -378,7 +380,7 @@ def test_modules_that_lie_in_a_repository_are_not_imported(
             env={name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
         )
         assert not marker.exists(), f"{arguments[0]} imported {marker.read_text()}"
         assert done.returncode == 0, done.stdout + done.stderr

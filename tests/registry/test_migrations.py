@@ -86,5 +86,5 @@ def test_many_processes_that_bring_it_up_to_date_at_once_do_it_once(tmp_path: Pa
         )
         for _ in range(6)
     ]
-    assert [process.communicate(timeout=60) for process in processes] == [("1\n", "")] * 6
+    assert [process.communicate(timeout=600) for process in processes] == [("1\n", "")] * 6
     assert described(file)[0] == newest_version()

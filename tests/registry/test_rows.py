@@ -13,7 +13,7 @@ from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.registry.lost import LOST_NAME
 from mlx_gardener.registry.restore import restore
 from mlx_gardener.registry.rows import TABLES
-from tests.cli.test_command_line import gardener
+from tests.cli.test_command_line import gardener_here
 from tests.registry.worlds import install_adapter
 
 #: What is done to one row, and the table it is of.
@@ -159,12 +159,12 @@ def test_no_command_stops_at_a_row_that_nobody_wrote(
 ) -> None:
     tamper(home / "registry.sqlite3", table, change)
     for command in READERS:
-        done = gardener(*command)
+        done = gardener_here(*command)
         assert done.returncode == 0 and "defect" not in done.stderr, (command, done.stderr)
-    found = gardener("registry", "check")
+    found = gardener_here("registry", "check")
     assert found.returncode == 1 and f"bad_row: A row cannot be used ({table}" in found.stdout
-    assert gardener("registry", "repair").returncode == 0
-    assert gardener("registry", "check").returncode == 0
+    assert gardener_here("registry", "repair").returncode == 0
+    assert gardener_here("registry", "check").returncode == 0
 
 
 @pytest.mark.parametrize("table", TABLES)

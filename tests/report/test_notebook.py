@@ -17,6 +17,7 @@ from mlx_gardener.api import TrainingResult
 from mlx_gardener.events import ProgressChanged, TrainingPhase
 from mlx_gardener.report.notebook import NotebookView, in_notebook
 from scripts.run_notebook import NOTEBOOK, execute
+from tests.cli.test_command_line import TRAIN_SETTINGS
 from tests.report.facts import full_events, full_evidence, full_facts
 
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[2J"
@@ -89,15 +90,15 @@ def test_the_live_display_updates_one_output_and_cannot_be_steered(monkeypatch: 
     assert len(last) < 12_000
 
 
+@pytest.mark.usefixtures("known_home")
 def test_without_a_kernel_ipython_is_not_imported_and_progress_is_lines(
     tmp_path: Path, repository: Path, tiny_model_dir: Path
 ) -> None:
     assert not in_notebook()
     script = (
         "import sys, mlx_gardener\n"
-        f"result = mlx_gardener.train({str(repository)!r}, model={str(tiny_model_dir)!r}, min_training_chunks=5,\n"
-        "    training_data_quality_threshold=0.1, optimizer={'max_steps': 2, 'tokens_per_update': 256},\n"
-        "    data={'row_widths': [64]}, evaluation={'next_line_tasks': 2, 'samples': 1, 'max_new_tokens': 4})\n"
+        f"config = mlx_gardener.load_config(overrides={ {'model': str(tiny_model_dir), **TRAIN_SETTINGS}!r})\n"
+        f"result = mlx_gardener.train({str(repository)!r}, config=config)\n"
         "assert 'IPython' not in sys.modules\n"
         "assert result.events and 'Memory against the budget' in result._repr_html_()\n"
     )
@@ -105,7 +106,7 @@ def test_without_a_kernel_ipython_is_not_imported_and_progress_is_lines(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=os.environ
     )
     assert done.returncode == 0, done.stderr
-    assert "Step 1 of 2" in done.stderr and done.stdout == "", "progress does not mix with a script's output"
+    assert "Step 1 of 3" in done.stderr and done.stdout == "", "progress does not mix with a script's output"
 
 
 def test_a_result_tells_the_story_also_where_its_adapter_is_gone(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from mlx_gardener.serve.residents import Residents
 from mlx_gardener.serve.server import running_worker, serving
 from mlx_gardener.serve.worker import BadRequestError, Finished, QueuedRequest, Worker
 from tests.serve.conftest import make_projects
+from tests.serve.test_server import wait_until
 
 World = tuple[ProjectRegistry, BaseModel]
 TOKEN = "correct-horse-battery-staple"
@@ -454,7 +455,7 @@ def test_health_tells_when_the_computing_thread_does_not_answer(tiny: World) -> 
 
             return asyncio.run(ask())
 
-        assert health().json()["status"] == "ok"
+        assert wait_until(lambda: health().json()["status"] == "ok")
         release, begun = threading.Event(), threading.Event()
 
         def hang() -> None:
@@ -464,12 +465,11 @@ def test_health_tells_when_the_computing_thread_does_not_answer(tiny: World) -> 
         hanging = threading.Thread(target=worker.run, args=(hang,))
         hanging.start()
         begun.wait()
-        time.sleep(0.4)
-        stalled = health()
-        assert stalled.status_code == 503 and "no sign" in message(stalled)
+        assert wait_until(lambda: health().status_code == 503)
+        assert "no sign" in message(health())
         release.set()
         hanging.join()
-        assert health().status_code == 200
+        assert wait_until(lambda: health().status_code == 200)
 
 
 def test_the_same_weights_with_another_template_or_tokenizer_are_another_base(

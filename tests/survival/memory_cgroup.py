@@ -61,7 +61,7 @@ def _parents() -> Iterator[Path]:
 
 def _remove(group: Path) -> None:
     """Remove it as soon as the last process in it is gone."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             return group.rmdir()

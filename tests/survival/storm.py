@@ -45,7 +45,7 @@ WAYS = ("worker", "everything", "call")
 #: The home of the undisturbed run, and the project in every home.
 REFERENCE, NAME = "reference", "small"
 _MOST_STARTS = 12
-_WAIT_SECONDS = 240.0
+_WAIT_SECONDS = 600.0
 
 
 @dataclass
@@ -84,6 +84,7 @@ class Storm:
         scratch: where the homes and fault files go.
         model: the base model.
         more: settings beside those that every storm has.
+        cache: of a home that knows this machine already; the first run begins with a copy of it.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Storm:
         *,
         steps: int = 6,
         more: dict[str, Any] | None = None,
+        cache: Path | None = None,
     ) -> None:
         self.repository, self.fault_file = repository, scratch / "fault.json"
         self._homes = scratch / "homes"
@@ -120,6 +122,8 @@ class Storm:
         } | (more or {})
         self._config = load_config(environment={}, overrides=settings)
         case = _Case(self._homes / REFERENCE, self._config)
+        if cache is not None:
+            shutil.copytree(cache, case.home / "cache")
         with self._fault("count", 0):
             case.start(repository)
             case.wait()

@@ -1,4 +1,8 @@
-"""Runs that are killed anywhere end with the bytes of the run that was left in peace; 200 by benchmarks/kill_storm.py."""
+"""Runs that are killed anywhere end with the bytes of the run that was left in peace; 200 by benchmarks/kill_storm.py.
+
+By default a run for each way of being hit and a fault of each kind of call; the others, and deaths that end with the
+same bytes under the smallest plan, are marked as slow. tests/survival/test_supervision.py has such deaths by default.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,17 @@ import pytest
 from tests.survival.memory_cgroup import memory_cgroup
 from tests.survival.storm import CGROUP_BYTES, DEATHS, Storm
 
-RUNS = 20
+RUNS, BY_DEFAULT = 20, 3
 SEED = 4
 
 
-@pytest.mark.parametrize("number", range(RUNS))
+@pytest.mark.parametrize(
+    "number",
+    [
+        *range(BY_DEFAULT),
+        *(pytest.param(number, marks=pytest.mark.slow) for number in range(BY_DEFAULT, RUNS)),
+    ],
+)
 def test_a_run_killed_anywhere_ends_with_the_same_adapter(storm: Storm, number: int) -> None:
     story = storm.run(number, seed=SEED)
     assert story.hits, "nothing was killed"
@@ -22,8 +32,8 @@ def test_a_run_killed_anywhere_ends_with_the_same_adapter(storm: Storm, number: 
 
 #: Each kind of write call, and how it fails; more of them by ``benchmarks/kill_storm.py --faults``.
 FAULTS = [
-    ("ENOSPC", "write"),
-    ("EIO", "write"),
+    pytest.param("ENOSPC", "write", marks=pytest.mark.slow),
+    pytest.param("EIO", "write", marks=pytest.mark.slow),
     ("short", "write"),
     ("ENOSPC", "fsync"),
     ("EIO", "rename"),
@@ -42,6 +52,7 @@ def test_a_run_whose_write_fails_ends_with_the_same_adapter(storm: Storm, action
     assert story.adapters == 1 and not story.problems, story
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("action", "kind"), [*zip(DEATHS, ("write", "commit", "fsync"), strict=True)])
 def test_a_run_whose_worker_aborts_or_finds_no_memory_ends_with_the_same_adapter(
     smallest_storm: Storm, action: str, kind: str

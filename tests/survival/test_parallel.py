@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +27,7 @@ from tests.conftest import write_repository
 from tests.runs.test_manager import WAIT, _alive, endless, steps_done, tiny_settings, until
 
 HERE = "127.0.0.1"
-STEPS = 20
+STEPS = 12
 #: Runs all of a command line, as a shell at the other end of ssh would.
 SSH = '#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n'
 
@@ -38,7 +39,11 @@ def settings(model: Path, ranks: int, **more: object) -> TrainingConfig:
         "optimizer.epochs": 50,
         "evaluation.patience": 1000,
         "evaluation.per_epoch": 1,
+        "evaluation.arms": ["base", "adapter"],
+        "evaluation.least_rows": 4,
+        "evaluation.memorisation_places": 0,
         "evaluation.next_line_tasks": 0,
+        "evaluation.fim_tasks": 0,
         "evaluation.samples": 0,
         "lora.dropout": 0.1,
         "parallel.hosts": [HERE] * ranks if ranks > 1 else [],
@@ -85,17 +90,29 @@ class Trained:
         return (apart / whole) ** 0.5
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A repository and a place for homes."""
-    scratch = tmp_path_factory.mktemp("parallel")
-    return write_repository(scratch / "repository"), scratch
+class World:
+    """A repository, and homes that know this machine: ranks that measure it beside ranks that wait take much longer."""
+
+    def __init__(self, scratch: Path, cache: Path) -> None:
+        self.repository, self._scratch, self._cache = write_repository(scratch / "repository"), scratch, cache
+
+    def train(self, name: str, config: TrainingConfig) -> Trained:
+        """Begin a training in the home of this name."""
+        home = self._scratch / name
+        if not home.exists():
+            shutil.copytree(self._cache, home / "cache")
+        return Trained(config, self.repository, home)
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tiny_model_dir: Path, world: tuple[Path, Path]) -> Trained:
+def world(tmp_path_factory: pytest.TempPathFactory, trained_cache: Path) -> World:
+    return World(tmp_path_factory.mktemp("parallel"), trained_cache)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tiny_model_dir: Path, world: World) -> Trained:
     """An undisturbed training by two ranks."""
-    return Trained(settings(tiny_model_dir, 2), world[0], world[1] / "two").complete()
+    return world.train("two", settings(tiny_model_dir, 2)).complete()
 
 
 def peers_of(trained: TrainingPipeline) -> list[int]:
@@ -107,9 +124,9 @@ def peers_of(trained: TrainingPipeline) -> list[int]:
 
 
 def test_two_ranks_learn_what_one_process_does(
-    tiny_model_dir: Path, world: tuple[Path, Path], two_ranks: Trained
+    tiny_model_dir: Path, world: World, two_ranks: Trained
 ) -> None:
-    one = Trained(settings(tiny_model_dir, 1), world[0], world[1] / "one").complete()
+    one = world.train("one", settings(tiny_model_dir, 1)).complete()
     assert len(two_ranks.losses) == STEPS
     assert two_ranks.losses == pytest.approx(one.losses, rel=1e-4)
     assert one.losses[-1] < one.losses[0], "it learned something that could differ"
@@ -121,10 +138,10 @@ def test_two_ranks_learn_what_one_process_does(
 
 
 def test_a_killed_rank_is_named_and_the_group_goes_on_to_the_same_bytes(
-    tiny_model_dir: Path, world: tuple[Path, Path], two_ranks: Trained
+    tiny_model_dir: Path, world: World, two_ranks: Trained
 ) -> None:
     config = settings(tiny_model_dir, 2, checkpoint_interval_seconds=1e-6)
-    disturbed = Trained(config, world[0], world[1] / "disturbed")
+    disturbed = world.train("disturbed", config)
     until(lambda: steps_done(disturbed.pipeline) >= 2, "two steps")
     os.kill(peers_of(disturbed.pipeline)[0], signal.SIGKILL)
     disturbed.complete()
@@ -135,12 +152,14 @@ def test_a_killed_rank_is_named_and_the_group_goes_on_to_the_same_bytes(
     assert disturbed.weights_file.read_bytes() == two_ranks.weights_file.read_bytes()
 
 
-def test_four_ranks_one_of_them_behind_ssh_go_on_with_what_one_process_began(
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_one_of_them_behind_ssh_go_on_with_what_one_process_began(
     tiny_model_dir: Path,
-    world: tuple[Path, Path],
+    world: World,
     two_ranks: Trained,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    ranks: int,
 ) -> None:
     ssh = tmp_path / "bin" / "ssh"
     ssh.parent.mkdir()
@@ -149,16 +168,19 @@ def test_four_ranks_one_of_them_behind_ssh_go_on_with_what_one_process_began(
     monkeypatch.setenv("PATH", f"{ssh.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     alone = settings(tiny_model_dir, 1, checkpoint_interval_seconds=1e-6)
-    begun = Trained(alone, world[0], world[1] / "four")
+    begun = world.train(f"{ranks} ranks", alone)
     until(lambda: steps_done(begun.pipeline) >= 2, "two steps")
     begun.pipeline.cancel_training("small")
     assert begun.pipeline.wait_for_training_completion("small", WAIT).phase is TrainingPhase.CANCELLED
-    hosts = [HERE, HERE, "127.0.0.2", HERE]  # Linux answers on all of 127.*; all but one name needs ssh
+    hosts = [HERE, "127.0.0.2", HERE, HERE]  # Linux answers on all of 127.*; all but one name needs ssh
     if sys.platform != "linux":
         hosts = [HERE] * 4
-    four = settings(tiny_model_dir, 4, **{"parallel.hosts": hosts, "parallel.starting_port": _a_free_port()})
-    assert TrainingPipeline(four, registry=begun.pipeline.registry).unfinished_training("small") is not None
-    together = Trained(four, world[0], world[1] / "four").complete()
+    place = {"parallel.hosts": hosts[:ranks], "parallel.starting_port": _a_free_port()}
+    several = settings(tiny_model_dir, ranks, **place)
+    assert (
+        TrainingPipeline(several, registry=begun.pipeline.registry).unfinished_training("small") is not None
+    )
+    together = world.train(f"{ranks} ranks", several).complete()
     assert 0 < len(together.losses) < STEPS
     assert together.far_from(two_ranks) < 1e-3
 
@@ -169,9 +191,9 @@ def _a_free_port() -> int:
         return min(int(one.getsockname()[1]), 64000)
 
 
-def test_a_wish_to_cancel_ends_all_ranks(tiny_model_dir: Path, world: tuple[Path, Path]) -> None:
+def test_a_wish_to_cancel_ends_all_ranks(tiny_model_dir: Path, world: World) -> None:
     config = endless(tiny_model_dir, **{"parallel.hosts": [HERE, HERE]})
-    running = Trained(config, world[0], world[1] / "cancelled").pipeline
+    running = world.train("cancelled", config).pipeline
     until(lambda: steps_done(running) >= 2, "two steps")
     others = peers_of(running)
     assert len(others) == 1 and running.cancel_training("small")
@@ -194,8 +216,10 @@ def test_a_host_that_cannot_be_reached_is_named(
     assert "Rank 1 on 127.0.0.2 cannot be reached" in end.message and "255" in end.message, end.message
 
 
+@pytest.mark.slow  # test_ranks_agree... has two processes that find each other as mlx.launch lets them
+@pytest.mark.usefixtures("known_home")
 def test_under_mlx_launch_rank_0_speaks_and_the_others_are_quiet(
-    tiny_model_dir: Path, repository: Path, tmp_path: Path
+    tiny_model_dir: Path, repository: Path
 ) -> None:
     launcher = "from mlx._distributed_utils.launch import main; main()"  # the command mlx.launch
     command = [

@@ -16,9 +16,11 @@ from mlx_gardener.errors import RegistryError, TrainingError
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.runs.queue_runner import QueueRunner
 from mlx_gardener.runs.queue_start import ensure_runner, is_running
-from tests.cli.test_command_line import gardener, train_flags
+from tests.cli.test_command_line import gardener_here, train_flags
 from tests.runs.test_manager import WAIT, tiny_settings, until
 from tests.survival.reboots import adapters_of, waiting, work_through
+
+pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
 
 
 @pytest.fixture
@@ -126,21 +128,22 @@ def test_what_was_queued_is_trained_exactly_once_through_three_reboots(
 
 
 def test_the_commands(tiny_model_dir: Path, repository: Path) -> None:
-    long = {"optimizer.max_steps": 120, "optimizer.epochs": 90}  # the others wait for it
+    long = {"optimizer.max_steps": 60, "optimizer.epochs": 90}  # the others wait for it
     for name, settings in (("one", long), ("two", {}), ("three", {})):
         flags = train_flags(tiny_model_dir, **settings)
-        done = gardener("train", str(repository), "--project", name, "--queue", *flags)
+        done = gardener_here("train", str(repository), "--project", name, "--queue", *flags)
         assert done.returncode == 0 and "in the queue" in done.stdout, done.stderr
-    assert gardener("queue", "first", "three").returncode == 0
-    assert gardener("queue", "priority", "two", "-5").returncode == 0
-    listed = json.loads(gardener("queue", "list", "--json").stdout)
-    assert listed["runs"] and [row["project"] for row in listed["queue"]] == ["three", "one", "two"]
-    assert gardener("queue", "remove", "two").returncode == 0
-    missing = gardener("queue", "remove", "two")
-    assert missing.returncode == 1 and "not in the queue" in missing.stderr
-    assert gardener("train", str(repository), "--priority", "3").returncode == 2
     registry = ProjectRegistry()
+    until(lambda: is_running(registry) and registry.active_trainings(), "the runner and a training")
+    assert gardener_here("queue", "first", "three").returncode == 0
+    assert gardener_here("queue", "priority", "two", "-5").returncode == 0
+    listed = json.loads(gardener_here("queue", "list", "--json").stdout)
+    assert listed["runs"] and [row["project"] for row in listed["queue"]] == ["three", "one", "two"]
+    assert gardener_here("queue", "remove", "two").returncode == 0
+    missing = gardener_here("queue", "remove", "two")
+    assert missing.returncode == 1 and "not in the queue" in missing.stderr
+    assert gardener_here("train", str(repository), "--priority", "3").returncode == 2
     until(lambda: not waiting(registry), "an empty queue", seconds=3 * WAIT)
     spans(registry, ["one", "three"])
     until(lambda: not is_running(registry), "the runner's end")
-    assert "The queue is empty" in gardener("queue").stdout
+    assert "The queue is empty" in gardener_here("queue").stdout

@@ -47,13 +47,15 @@ class StopAt(Recorder):
 EXACT = {"evaluation.per_epoch": 8, "evaluation.patience": 100, "checkpoint_interval_seconds": 1e6}
 
 
-def test_a_training_stopped_at_any_question_ends_as_the_uninterrupted_one(run: Runner) -> None:
+@pytest.mark.parametrize("every", [pytest.param(9, marks=pytest.mark.slow), 23])
+def test_a_training_stopped_at_any_question_ends_as_the_uninterrupted_one(run: Runner, every: int) -> None:
     """A stop inside an evaluation used to lose that evaluation, and with it perhaps the best adapter."""
     config = settings(**EXACT)
     counter = StopAt(None)
     whole = run(config, directory="whole", recorder=counter)
     assert len(whole.state.validation) > 2 and counter.asked > 20
-    for number in range(1, counter.asked + 1, 9):
+
+    for number in range(1, counter.asked + 1, every):
         with pytest.raises(TrainingCancelledError):
             run(config, directory=f"stop-{number}", recorder=StopAt(number))
         resumed = run(config, directory=f"stop-{number}", resume=True)
