@@ -30,7 +30,7 @@ CONTINUED_TOKENS, SHOWN_TOKENS = 16, 128
 #: A gain on the test part of more than twice the validation part's and this much more (a fraction) is not believed.
 _BELIEVED_EXCESS = 0.1
 #: With fewer places a share says nothing.
-_LEAST_PLACES = 8
+LEAST_PLACES = 8
 
 
 def other_code() -> list[Excerpt]:
@@ -102,7 +102,7 @@ def memorisation(
         return Guard(
             "memorisation", False, round(test_gain - 2 * max(0.0, validation_gain), 5), limit, reason
         )
-    if places < _LEAST_PLACES:
+    if places < LEAST_PLACES:
         return Guard("memorisation", True, None, limit, "too few places were continued to judge by")
     heart = shares["adapter_train"] - shares["adapter_held_out"]
     seen = shares["adapter_held_out"] - shares["base_held_out"]

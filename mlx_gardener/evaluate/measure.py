@@ -25,14 +25,17 @@ if TYPE_CHECKING:
 
 #: A training token passes forward, again for the recomputation, and twice as much backward.
 _FORWARDS_PER_TRAINED_TOKEN = 4
-#: One written token costs about so many that are read, where nothing is known of the base.
-_FORWARDS_PER_WRITTEN_TOKEN = 6
+#: One more token for each answer of a batch costs about so many that are read, however many answers there are: all weights
+#: are read for it, and on a CPU quantised ones become floats. Seen: 40 with Qwen2.5-Coder-1.5B at 4 bits, 10 with SmolLM2-135M.
+STEP_TOKENS = {True: 40.0, False: 10.0}
 #: Where time presses: shares of it for rows and for the guards; the rest is for tasks (judgement).
 _ROWS_SHARE, _GUARDS_SHARE = 0.4, 0.2
 #: About so many tokens go forward for the guards of one model, with all their work (`stages.check`).
 _GUARD_TOKENS = 25_000
 #: What is measured however little time there is: rows and tasks of each kind.
 _FEWEST_ROWS, _FEWEST_TASKS = 4, 4
+#: The shortest answers, where time presses: most lines of code are no longer (judgement).
+_FEWEST_NEW_TOKENS = 24
 #: The shortest row: an editor's question is no shorter (judgement).
 _SHORTEST = 256
 
@@ -52,6 +55,7 @@ class Work:
         context_tokens: of retrieved code, at most.
         prompt_tokens: before and after a place, at most.
         guard_share: the share of the guards' whole work.
+        new_tokens: of an answer, at most.
     """
 
     rows: int
@@ -62,6 +66,7 @@ class Work:
     context_tokens: int
     prompt_tokens: tuple[int, int]
     guard_share: float = 1.0
+    new_tokens: int = 48
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
@@ -78,7 +83,7 @@ def decide_work(
     can_fill: bool = True,
     files: int = 1,
     forward_tokens: float = math.inf,
-    written_cost: float = _FORWARDS_PER_WRITTEN_TOKEN,
+    step_tokens: float = STEP_TOKENS[False],
 ) -> Work:
     """How many rows and tasks a test of a training over ``training_tokens`` may have.
 
@@ -89,13 +94,13 @@ def decide_work(
         can_fill: whether the model has fill-in-the-middle markers.
         files: held out; enough rows for all of them are better than long ones.
         forward_tokens: that may go forward in the time there is, for everything.
-        written_cost: what a written token costs, in tokens that are read.
+        step_tokens: what one more token for all answers costs, in tokens that are read (`STEP_TOKENS`).
     """
     settings, width = config.evaluation, config.data.row_widths[-1]
     allowed = settings.time_share * _FORWARDS_PER_TRAINED_TOKEN * training_tokens
     kinds = 1 + can_fill
-    whole = _Sizes(width, settings.context_tokens, prompt_sizes(config))
-    row, task = whole.costs(settings, written_cost)
+    whole = _Sizes(width, settings.context_tokens, prompt_sizes(config), settings.max_new_tokens)
+    row, task, writing = whole.costs(settings, step_tokens)
     rows = min(windows, max(settings.least_rows, int(allowed / 2 / row)))
     fitting = max(settings.least_tasks, int(allowed / 2 / (2 * task)))
     why = f"at most {settings.time_share:.0%} of the work of training on {training_tokens:,} tokens"
@@ -104,8 +109,8 @@ def decide_work(
     )
     guard_share, sizes = 1.0, whole
     asked = min(fitting, max(settings.next_line_tasks, settings.fim_tasks))
-    if tasks is None and rows * row + kinds * asked * task + 2 * _GUARD_TOKENS > forward_tokens:
-        sizes, rows, fitting = _made_to_fit(whole, settings, forward_tokens, written_cost, kinds, files)
+    if tasks is None and rows * row + kinds * (asked * task + writing) + 2 * _GUARD_TOKENS > forward_tokens:
+        sizes, rows, fitting, kinds = _made_to_fit(whole, settings, forward_tokens, step_tokens, kinds, files)
         rows = min(rows, windows * width // sizes.row_tokens)
         guard_share = min(1.0, _GUARDS_SHARE * forward_tokens / (2 * _GUARD_TOKENS))
         why = (
@@ -119,15 +124,18 @@ def decide_work(
     if not can_write:
         lines = holes = 0
         why += "; no tasks, since weights read from disk for every token written would take hours"
+    elif can_fill and kinds == 1:
+        why += "; no holes, as there was no time for them"
     return Work(
         rows,
         lines,
-        holes if can_fill else 0,
+        holes if can_fill and kinds > 1 else 0,
         why,
         sizes.row_tokens,
         sizes.context_tokens,
         sizes.prompt_tokens,
         guard_share,
+        sizes.new_tokens,
     )
 
 
@@ -151,45 +159,52 @@ def more_work(work: Work, wanted: Work, factor: float, row_tokens: int) -> Work 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Tokens of a row, of retrieved code, and before and after a place."""
+    """Tokens of a row, of retrieved code, before and after a place, and of an answer."""
 
     row_tokens: int
     context_tokens: int
     prompt_tokens: tuple[int, int]
+    new_tokens: int
 
-    def costs(self, settings: EvaluationConfig, written_cost: float) -> tuple[float, float]:
-        """Tokens that go forward for a row and for a task, of all arms together."""
+    def costs(self, settings: EvaluationConfig, step_tokens: float) -> tuple[float, float, float]:
+        """Tokens that go forward for a row, for a task, and for the writing of any number of answers of a kind, of all arms."""
         with_retrieval = sum(arm.endswith("_bm25") for arm in settings.arms)
         arms = len(settings.arms)
         in_halves = 2 * self.context_tokens + 1.5 * self.row_tokens
         row = (arms - with_retrieval) * self.row_tokens + with_retrieval * in_halves
-        prompt = (
-            sum(self.prompt_tokens) + written_cost * settings.max_new_tokens / 2
-        )  # few write all they may
-        return row, arms * prompt + with_retrieval * self.context_tokens
+        prompt = sum(self.prompt_tokens) + self.new_tokens / 2  # few write all they may
+        task = arms * prompt + with_retrieval * self.context_tokens
+        return row, task, arms * self.new_tokens * step_tokens  # some write all they may
 
 
 def _made_to_fit(
     whole: _Sizes,
     settings: EvaluationConfig,
     forward_tokens: float,
-    written_cost: float,
+    step_tokens: float,
     kinds: int,
     files: int,
-) -> tuple[_Sizes, int, int]:
-    """(sizes, rows, tasks of a kind): the longest rows and prompts of which enough fit; files count more than tokens do."""
+) -> tuple[_Sizes, int, int, int]:
+    """(sizes, rows, tasks of a kind, kinds): the longest rows and prompts of which enough fit; files count more than tokens do.
+
+    Where answers are so slow to write that there is no time for two kinds, next lines are all that is asked.
+    """
     for shrink in (1, 2, 4):
         sizes = _Sizes(
             max(_SHORTEST, whole.row_tokens // shrink),
             min(whole.context_tokens, max(_SHORTEST // 2, whole.context_tokens // shrink)),
             (whole.prompt_tokens[0] // shrink, whole.prompt_tokens[1] // shrink),
+            min(whole.new_tokens, max(_FEWEST_NEW_TOKENS, whole.new_tokens // shrink)),
         )
-        row, task = sizes.costs(settings, written_cost)
+        row, task, writing = sizes.costs(settings, step_tokens)
         rows = int(_ROWS_SHARE * forward_tokens / row)
-        fitting = int((1 - _ROWS_SHARE - _GUARDS_SHARE) * forward_tokens / kinds / task)
+        for_tasks = (1 - _ROWS_SHARE - _GUARDS_SHARE) * forward_tokens
+        fitting = int((for_tasks / kinds - writing) / task)
         if rows >= files and fitting >= settings.least_tasks:
             break
-    return sizes, max(_FEWEST_ROWS, rows), max(_FEWEST_TASKS, fitting)
+    if fitting < _FEWEST_TASKS and kinds > 1:
+        kinds, fitting = 1, int((for_tasks - writing) / task)
+    return sizes, max(_FEWEST_ROWS, rows), max(_FEWEST_TASKS, fitting), kinds
 
 
 @dataclass(frozen=True)
@@ -291,7 +306,7 @@ class Bench:
         self,
         tasks: Tasks,
         retriever: Retriever | None,
-        sizes: tuple[int, int],
+        work: Work,
         *,
         of: str,
         tell: Callable[[float], None],
@@ -299,23 +314,27 @@ class Bench:
         """The next line of every task, with retrieved code in front where there is a retriever.
 
         Args:
-            sizes: tokens before and after the place, at most.
+            work: says how long prompts and answers are.
         """
-        prompts = [line_prompt(task, self.base.tokenizer, retriever, sizes) for task in tasks.lines]
-        return self.answers(prompts, kind="line", of=of, tell=tell)
+        prompts = [
+            line_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks.lines
+        ]
+        return self.answers(prompts, kind="line", of=of, max_new_tokens=work.new_tokens, tell=tell)
 
     def holes(
         self,
         tasks: Tasks,
         retriever: Retriever | None,
-        sizes: tuple[int, int],
+        work: Work,
         *,
         of: str,
         tell: Callable[[float], None],
     ) -> list[Answer]:
         """What fills the hole of every task, likewise."""
-        prompts = [hole_prompt(task, self.base.tokenizer, retriever, sizes) for task in tasks.holes]
-        return self.answers(prompts, kind="hole", of=of, tell=tell)
+        prompts = [
+            hole_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks.holes
+        ]
+        return self.answers(prompts, kind="hole", of=of, max_new_tokens=work.new_tokens, tell=tell)
 
 
 def line_prompt(

@@ -22,7 +22,16 @@ from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import PreparedData, RowSet, continuation_places, hole_tasks, next_line_tasks
 from mlx_gardener.dataset.examples import Excerpt, header_text
 from mlx_gardener.evaluate import guards
-from mlx_gardener.evaluate.measure import ArmResult, Bench, Tasks, Work, decide_work, more_work, part_of
+from mlx_gardener.evaluate.measure import (
+    STEP_TOKENS,
+    ArmResult,
+    Bench,
+    Tasks,
+    Work,
+    decide_work,
+    more_work,
+    part_of,
+)
 from mlx_gardener.evaluate.retrieval import Retriever, training_excerpts
 from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
 
@@ -67,14 +76,21 @@ class Stage:
 
 def stages_of(names: Sequence[str], tasks: Tasks) -> Iterator[Stage]:
     """The stages of these arms, the most telling first."""
-    kinds = [LOSSES, *[LINES] * bool(tasks.lines), *[HOLES] * bool(tasks.holes)]
-    for kind in kinds:
-        yield Stage(("base", "adapter"), kind)
-    yield Stage(("base", "adapter"), _GUARDS)
+    both = ("base", "adapter")
     retrieving = tuple(name for name in names if name.endswith("_bm25"))
-    for arms in (retrieving, tuple(name for name in names if name == "control")):
-        if arms:
-            yield from (Stage(arms, kind) for kind in kinds)
+    control = tuple(name for name in names if name == "control")
+    others = [arms for arms in (retrieving, control) if arms]
+    yield Stage(both, LOSSES)
+    if tasks.lines:
+        yield Stage(both, LINES)
+    yield Stage(both, _GUARDS)
+    yield from (Stage(arms, LOSSES) for arms in others)
+    if tasks.holes:
+        yield Stage(both, HOLES)
+    for arms in others:
+        yield from (
+            Stage(arms, kind) for kind, asked in ((LINES, tasks.lines), (HOLES, tasks.holes)) if asked
+        )
 
 
 def measure_all(
@@ -143,8 +159,8 @@ def _do(
     if kind == LOSSES:
         return bench.losses(survey.rows if retriever is None else survey.context_rows, tell, of=of)
     if kind == LINES:
-        return bench.lines(survey.tasks, retriever, survey.work.prompt_tokens, of=of, tell=tell)
-    return bench.holes(survey.tasks, retriever, survey.work.prompt_tokens, of=of, tell=tell)
+        return bench.lines(survey.tasks, retriever, survey.work, of=of, tell=tell)
+    return bench.holes(survey.tasks, retriever, survey.work, of=of, tell=tell)
 
 
 def _fingerprint(adapter: LoadedAdapter) -> str:
@@ -204,7 +220,7 @@ class Survey:
             can_write=can_write,
             can_fill=base.tokenizer.markers is not None,
             files=len({excerpt.path for excerpt in data.test_excerpts}),
-            written_cost=4 if base.quantized else 2,
+            step_tokens=STEP_TOKENS[base.quantized],
         )
         notes = []
         if not can_write:
@@ -311,7 +327,8 @@ def check(
         part = part_of(lambda share: tell(0.2 + 0.2 * share), done, count)
         validation += math.fsum(bench.row_losses(batch, part, of=of))
     places_asked = round(plan.work.guard_share * config.evaluation.memorisation_places)
-    asked = places_asked if bench.engine.streamed is None else 0
+    enough = places_asked >= guards.LEAST_PLACES  # fewer say nothing
+    asked = places_asked if enough and bench.engine.streamed is None else 0
     shares = []
     places = 0
     for number, excerpts in enumerate((trained, data.test_excerpts)):
