@@ -25,6 +25,7 @@ def says_out_of_memory(text: str) -> bool:
             "insufficient memory",
             "can't start new thread",
             "resource temporarily unavailable",
+            "failed to map segment from shared object",  # a library that is loaded late
         )
     )
 
