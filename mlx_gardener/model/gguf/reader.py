@@ -169,9 +169,6 @@ class _Header:
             width = struct.calcsize("<" + _SCALARS[kind])
             if count * width > self.size - self.at:
                 raise ValueError(f"{key} is a list of {count:,} values, which the file has no room for")
-            if count > _MOST_ITEMS:
-                self.skip(count * width)
-                return None
             letter = _SCALARS[kind]
             return np.frombuffer(self.take(count * width), dtype="?" if letter == "?" else f"<{letter}")
         if kind != _STRING:

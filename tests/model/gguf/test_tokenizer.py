@@ -146,8 +146,10 @@ def vocabulary(tmp_path: Path, **changes: Any) -> Path:
     """A file with a small SentencePiece vocabulary."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces += ["▁", "a", "b", "c", "1", "2", "▁a", "ab", "▁ab", "abc", "▁abc", "12", "▁▁", "<FIM>"]
-    kinds = [2, 3, 3, *[6] * 256, *[1] * 13, 4]
+    pieces += ["d", "e", "f", "de", "ef", "gh", "hi", "g", "h", "i"]
+    kinds = [2, 3, 3, *[6] * 256, *[1] * 13, 4, *[1] * 10]
     scores = [0.0] * 259 + [-float(rank) for rank in range(14)]
+    scores += [-50.0, -51.0, -52.0, -20.0, -21.0, -31.0, -30.0, -53.0, -54.0, -55.0]
     architecture = changes.pop("architecture", "llama")
     if architecture == "gemma2":
         pieces = [piece.replace("▁▁", "  ") for piece in pieces]
@@ -174,6 +176,8 @@ def test_sentencepiece_merges_follow_from_scores(tmp_path: Path) -> None:
     tokenizer, settings, ids = read_tokenizer(read_header(vocabulary(tmp_path)), 300)
     assert tokenizer.encode("abc 12").tokens == ["▁abc", "▁", "12"]
     assert tokenizer.encode("b").tokens == ["▁", "b"]
+    assert tokenizer.encode("def").tokens == ["▁", "de", "f"]  # whose pair has the higher score
+    assert tokenizer.encode("ghi").tokens == ["▁", "g", "hi"]
     assert tokenizer.encode("é\n").tokens == ["▁", "<0xC3>", "<0xA9>", "<0x0A>"]
     assert tokenizer.encode("a<FIM>b").tokens == ["▁a", "<FIM>", "▁", "b"]
     assert tokenizer.decode(tokenizer.encode("abc 12 é").ids) == "abc 12 é"
@@ -209,7 +213,7 @@ def test_a_tokenizer_that_is_not_understood_is_refused_by_name(
 
 
 def test_more_tokens_than_rows_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="273 tokens, and a table of 100"):
+    with pytest.raises(ValueError, match="283 tokens, and a table of 100"):
         read_tokenizer(read_header(vocabulary(tmp_path)), 100)
 
 
