@@ -20,6 +20,7 @@ _preload_blas()
 _return_freed_buffers()
 
 _PUBLIC = {
+    "Base": "mlx_gardener.bases",
     "Completion": "mlx_gardener.commands",
     "PlanResult": "mlx_gardener.commands",
     "ScanResult": "mlx_gardener.commands",
@@ -31,6 +32,7 @@ _PUBLIC = {
     "get_project_training_progress": "mlx_gardener.api",
     "get_training_pipeline": "mlx_gardener.api",
     "is_project_training_active": "mlx_gardener.api",
+    "models": "mlx_gardener.commands",
     "plan": "mlx_gardener.commands",
     "scan": "mlx_gardener.commands",
     "start_project_training": "mlx_gardener.api",
@@ -119,12 +121,14 @@ if TYPE_CHECKING:  # what type checkers and editors see; the same names as _PUBL
     from mlx_gardener.api import start_project_training as start_project_training
     from mlx_gardener.api import train as train
     from mlx_gardener.api import watch_training as watch_training
+    from mlx_gardener.bases import Base as Base
     from mlx_gardener.commands import Completion as Completion
     from mlx_gardener.commands import PlanResult as PlanResult
     from mlx_gardener.commands import ScanResult as ScanResult
     from mlx_gardener.commands import complete as complete
     from mlx_gardener.commands import evaluate_adapter as evaluate_adapter
     from mlx_gardener.commands import export as export
+    from mlx_gardener.commands import models as models
     from mlx_gardener.commands import plan as plan
     from mlx_gardener.commands import scan as scan
     from mlx_gardener.config import DataConfig as DataConfig

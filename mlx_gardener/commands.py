@@ -1,4 +1,4 @@
-"""What the commands `scan`, `plan`, `complete`, `eval` and `export` do, as functions with one result each.
+"""What the commands `scan`, `plan`, `models`, `complete`, `eval` and `export` do, as functions with one result each.
 
 In: paths, projects by name, settings given singly or as one `TrainingConfig`. Out: small frozen results; nothing is printed.
 Cost: as the commands; every completion loads base and adapter anew. `mlx_gardener.api` holds `train` and the rest.
@@ -21,6 +21,7 @@ from mlx_gardener.trainings import check_repository
 
 if TYPE_CHECKING:
     from mlx_gardener.adapter.exports import Export
+    from mlx_gardener.bases import Base
     from mlx_gardener.engine import ModelFacts, Plan
     from mlx_gardener.evaluations import Evaluation
     from mlx_gardener.model import ModelChoice
@@ -119,6 +120,22 @@ def plan(
         check_enough(found, wanted)
         estimate = estimate_training(found, wanted, choice, place, facts)
     return PlanResult(choice.name, choice.reason, chosen, estimate)
+
+
+def models(*places: str | Path, config: TrainingConfig | None = None, **settings: Any) -> list[Base]:
+    """The base models in the stores of this machine, and in ``places`` and below; only headers are read.
+
+    Args:
+        places: directories and GGUF files to look at besides.
+        config: all settings; or leave it and give single ones as ``settings``.
+
+    Raises:
+        ConfigError: a setting is unknown or impossible.
+        DataError: one of ``places`` is not there.
+    """
+    from mlx_gardener.bases import list_bases
+
+    return list_bases(settings_of(config, settings), [Path(place) for place in places])
 
 
 @dataclass(frozen=True)
@@ -264,13 +281,11 @@ def _chosen(
     path: str | Path | None, config: TrainingConfig
 ) -> tuple[TrainingConfig, ModelChoice, Path, ModelFacts]:
     """The settings as a training of ``path`` would have them, its base, where that lies, and its facts."""
-    from mlx_gardener.engine import look_ahead
-    from mlx_gardener.model import choose_model
+    from mlx_gardener.choosing import look_ahead_at
 
     if path is not None:
         config = as_trained(config, check_repository(Path(path)))
-    choice = choose_model(config.model, config.memory_limit_bytes, may_fetch=True)
-    return config, choice, *look_ahead(choice, config.lora)
+    return config, *look_ahead_at(config)
 
 
 def _scanned(path: str | Path, config: TrainingConfig) -> Scan:

@@ -129,7 +129,7 @@ def _prepare(
     from mlx_gardener.engine import known_backend, load_engine, make_plan, model_facts
     from mlx_gardener.model import choose_model, load_tokenizer, resolve_model
 
-    choice = choose_model(config.model, config.memory_limit_bytes)
+    choice = choose_model(config.model)
     path = resolve_model(choice)
     data = TrainingDataPreparator(
         config,

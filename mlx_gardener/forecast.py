@@ -48,6 +48,7 @@ def estimate_training(
     from mlx_gardener.engine import known_backend, make_plan
     from mlx_gardener.errors import DataError
     from mlx_gardener.model import load_tokenizer
+    from mlx_gardener.model.package_index import packaged
     from mlx_gardener.registry import default_home
     from mlx_gardener.source import read_source
     from mlx_gardener.training.time_plan import OTHER_SHARE, VALIDATION_SHARE
@@ -74,11 +75,12 @@ def estimate_training(
     epoch = max(1.0, tokens * train_share)
     limit = config.training_timeout_minutes * 60 or math.inf
     fitting = (1 - OTHER_SHARE) * (1 - VALIDATION_SHARE) * limit * speed
+    other = " by the embedded model's tokenizer" if packaged(choice.name) and not choice.is_here else ""
     return {
         "model": choice.name,
         "model_reason": choice.reason,
         "tokens": tokens,
-        "tokens_from": f"counted in {len(texts)} files" if size else "3.5 bytes a token assumed",
+        "tokens_from": f"counted in {len(texts)} files{other}" if size else "3.5 bytes a token assumed",
         "tokens_per_second": round(speed, 1),
         "speed_from": plan.speed_from,
         "epochs": round(trained / epoch, 3),

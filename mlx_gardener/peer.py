@@ -102,7 +102,7 @@ def _train(peers: Peers, config: TrainingConfig, orders: dict[str, Any]) -> None
     from mlx_gardener.training import train
     from mlx_gardener.training.parallel import unpack_arrays
 
-    facts = model_facts(resolve_model(choose_model(orders["model"], config.memory_limit_bytes)))
+    facts = model_facts(resolve_model(choose_model(orders["model"])))
     measured = known_backend(default_home() / "cache", facts)
     # The same plan adds floats in the same order; other hardware needs one of its own.
     plan = plan_from_json(orders["plan"]) if orders["backend"] == backend() else None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option(
     "--model",
     shell_complete=complete_models,
-    help="auto, seedling, a hub id, a directory, or a GGUF file. [default: auto]",
+    help="auto, seedling, a hub id, a directory, a GGUF file, or what `models` lists. [default: auto]",
 )
 @click.option("--budget", type=float, metavar="GB", help="Memory the training may take. [default: 4]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
@@ -44,25 +44,24 @@ def plan(
 
     With the repository at PATH also how long a training on it would take. What `train` would refuse is refused.
     """
+    from mlx_gardener.choosing import look_ahead_at
     from mlx_gardener.cli.scan import estimate_training, scan_with_progress, time_text
     from mlx_gardener.cli.train import parse_settings
     from mlx_gardener.config import load_config
     from mlx_gardener.continuation import as_trained
     from mlx_gardener.dataset.prepare import check_enough
-    from mlx_gardener.engine import known_backend, look_ahead, make_plan
+    from mlx_gardener.engine import known_backend, make_plan
     from mlx_gardener.errors import MemoryBudgetError
-    from mlx_gardener.model import choose_model
     from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.plan_view import show_plan
-    from mlx_gardener.report.text import safe_text
 
     flags = {"model": model, "memory_limit_gb": budget}
     config = load_config(config_file, overrides={**flags, **parse_settings(pairs)})
     if path is not None:
         config = as_trained(config, path)
-    choice = choose_model(config.model, config.memory_limit_bytes, may_fetch=True)
-    place, facts = look_ahead(choice, config.lora)
+    choice, place, facts = look_ahead_at(config)
     backend = known_backend(default_home() / "cache", facts)
     chosen = make_plan(facts, config, config.memory_limit_bytes, backend)
     estimate = None
@@ -85,7 +84,7 @@ def plan(
             except MemoryBudgetError:
                 others.append((other, None))
     console = make_console()
-    console.print(f"Base model: {safe_text(choice.name)} ({safe_text(choice.reason)})", highlight=False)
+    show_choice(console, choice)
     show_plan(console, chosen, others)
     if estimate is not None:
         console.print(f"\nA training takes {time_text(estimate)}.", highlight=False)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--model",
     shell_complete=complete_models,
-    help="auto, seedling, a hub id, a directory, or a GGUF file. [default: auto]",
+    help="auto, seedling, a hub id, a directory, a GGUF file, or what `models` lists. [default: auto]",
 )
 @click.option("--budget", type=float, metavar="GB", help="Memory the training may take. [default: 4]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
@@ -49,17 +49,16 @@ def scan(
 
     Exit code 1 where a training would be refused, with its reason.
     """
+    from mlx_gardener.choosing import look_ahead_at
     from mlx_gardener.cli import show_error
     from mlx_gardener.cli.train import parse_settings
     from mlx_gardener.config import load_config
     from mlx_gardener.continuation import as_trained
     from mlx_gardener.dataset.prepare import check_enough
-    from mlx_gardener.engine import look_ahead
     from mlx_gardener.errors import GardenerError
-    from mlx_gardener.model import choose_model
     from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.scan_view import show_kept_lines, show_scan
-    from mlx_gardener.report.text import safe_text
 
     config = as_trained(
         load_config(
@@ -67,8 +66,7 @@ def scan(
         ),
         path,
     )
-    choice = choose_model(config.model, config.memory_limit_bytes, may_fetch=True)
-    place, facts = look_ahead(choice, config.lora)
+    choice, place, facts = look_ahead_at(config)
     found = scan_with_progress(path, config, silent=as_json)
     estimate = estimate_training(found, config, choice, place, facts)
     if as_json:
@@ -86,7 +84,8 @@ def scan(
     show_scan(console, found)
     if lines:
         show_kept_lines(console, list_kept_lines(found, config))
-    console.print(f"\nBase model: {safe_text(choice.name)} ({safe_text(choice.reason)})", highlight=False)
+    console.print()
+    show_choice(console, choice)
     console.print(
         f"With it: about {estimate['tokens']:,} tokens ({estimate['tokens_from']}), {time_text(estimate)}; "
         f"peak about {estimate['peak_bytes'] / 2**30:.2f} GB of {config.memory_limit_gb:g} GB"

@@ -44,7 +44,7 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
 @click.option(
     "--model",
     shell_complete=complete_models,
-    help="auto, seedling, a hub id, a directory, or a GGUF file. [default: auto]",
+    help="auto, seedling, a hub id, a directory, a GGUF file, or what `models` lists. [default: auto]",
 )
 @click.option("--budget", type=float, metavar="GB", help="Memory the training may take. [default: 4]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings.")
@@ -254,20 +254,19 @@ def _announce_place(pipeline: TrainingPipeline, number: int, name: str, as_json:
 
 def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     """What `train` would do, without doing or writing any of it."""
+    from mlx_gardener.choosing import look_ahead_at
     from mlx_gardener.cli.scan import estimate_training, scan_with_progress, time_text
     from mlx_gardener.continuation import as_trained
     from mlx_gardener.dataset.prepare import check_enough
-    from mlx_gardener.engine import known_backend, look_ahead, make_plan
-    from mlx_gardener.model import choose_model
+    from mlx_gardener.engine import known_backend, make_plan
     from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.plan_view import show_plan
     from mlx_gardener.report.scan_view import show_scan
-    from mlx_gardener.report.text import safe_text
 
     config = as_trained(config, root)
-    choice = choose_model(config.model, config.memory_limit_bytes, may_fetch=True)
-    place, facts = look_ahead(choice, config.lora)
+    choice, place, facts = look_ahead_at(config)
     scan = scan_with_progress(root, config, silent=as_json)
     check_enough(scan, config)
     plan = make_plan(facts, config, config.memory_limit_bytes, known_backend(default_home() / "cache", facts))
@@ -287,7 +286,8 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
         return
     console = make_console()
     show_scan(console, scan)
-    console.print(f"\nBase model: {safe_text(choice.name)} ({safe_text(choice.reason)})", highlight=False)
+    console.print()
+    show_choice(console, choice)
     show_plan(console, plan)
     console.print(f"\nTraining takes {time_text(estimate)}.", highlight=False)
     console.print("\nNothing was trained or written (--dry-run).", highlight=False)

@@ -13,7 +13,7 @@ it. A backup and an export lie outside of the home, where nobody could look for 
 | an evaluation of an adapter | ``projects/P/adapters/V/evaluations/*.new`` | it is young |
 | remove, gc, forget | ``.trash/*`` | it is locked |
 | repair of a damaged database | ``.rebuild-*`` | it is locked |
-| caches | ``cache/answers/.*.new``, ``cache/.backend.json.*`` | it is young |
+| caches | ``cache/answers/.*.new``, ``cache/.backend.json.*``, ``cache/.gguf_facts.json.*`` | it is young |
 | restore | ``.HOME.XXXXXXXX.new`` beside the home | it is locked, or empty and young |
 """
 
@@ -39,7 +39,12 @@ from mlx_gardener.registry.registry import LIVE
 
 _IN_RUN = ("*.new", "checkpoints/.step-*", "checkpoints.old/.step-*")
 #: Files that are written in one go and renamed, beside whose directory nobody has a lock.
-_FILES = ("projects/*/adapters/*/evaluations/*.new", "cache/answers/.*.new", "cache/.backend.json.*")
+_FILES = (
+    "projects/*/adapters/*/evaluations/*.new",
+    "cache/answers/.*.new",
+    "cache/.backend.json.*",
+    "cache/.gguf_facts.json.*",
+)
 _YOUNG_FILE_SECONDS = 600.0
 
 

@@ -163,7 +163,7 @@ class LiveView:
                 )
         elif isinstance(event, TrainingEnded) and event.phase is TrainingPhase.COMPLETED:
             self._line("100 %  Done")
-        elif isinstance(event, ProgressChanged) and event.message.startswith("Base model:"):
+        elif isinstance(event, ProgressChanged) and event.message.startswith(("Base model:", "Passed over:")):
             self._line(event.message)
         elif self._live is None and isinstance(event, ProgressChanged) and self._is_news(event):
             self._printed_at, self._printed = time.monotonic(), event.message

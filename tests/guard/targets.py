@@ -25,6 +25,7 @@ from mlx_gardener.adapter.manifest import (
     read_manifest,
     verify_files,
 )
+from mlx_gardener.bases import look_at
 from mlx_gardener.config import DataConfig, load_config
 from mlx_gardener.editors import jsonc
 from mlx_gardener.editors.change import _without_values
@@ -35,6 +36,8 @@ from mlx_gardener.journal import read_journal
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.choose import read_model_config
 from mlx_gardener.model.lora import lora_parameters
+from mlx_gardener.model.stores.folders import hub_bases
+from mlx_gardener.model.stores.ollama import ollama_bases
 from mlx_gardener.model.tokens import load_tokenizer
 from mlx_gardener.registry.names import check_project_name, place_below, project_name_for
 from mlx_gardener.serve.bodies import ChatBody, CompletionBody, InfillBody, LlamaCompletionBody, parse
@@ -210,6 +213,26 @@ def tokenizer(data: bytes, directory: Path) -> None:
         assert all(0 <= index < found.vocab_size for index in ids)
 
 
+def stores(data: bytes, directory: Path) -> None:
+    """What other programs keep beside models: a manifest of Ollama's, config.json, a tokenizer, a model card, licence text."""
+    manifest, written, words, card, licence = parts(data, 5)
+    named = directory / "manifests/registry.ollama.ai/library/a/latest"
+    folder = directory / "models--org--a/snapshots/main"
+    for place in (named.parent, folder, directory / "blobs"):
+        place.mkdir(parents=True, exist_ok=True)
+    named.write_bytes(manifest)
+    (directory / "blobs" / f"sha256-{'0' * 64}").write_bytes(licence)
+    (folder / "config.json").write_bytes(written)
+    (folder / "tokenizer.json").write_bytes(words)
+    (folder / "README.md").write_bytes(card)
+    (folder / "model.safetensors").write_bytes(safetensors({}))
+    found = [*ollama_bases(directory), *hub_bases(directory, "hf")]
+    assert [base.name for base in found] == ["ollama:a:latest", "hf:org/a"]
+    assert all(base.path.resolve().is_relative_to(directory.resolve()) for base in found)
+    for known in look_at(found):
+        json.dumps(known.base.to_json())
+
+
 @cache
 def _base() -> BaseModel:
     return load_base("seedling")
@@ -303,6 +326,7 @@ TARGETS: dict[str, Target] = {
         journal,
         model,
         tokenizer,
+        stores,
         peft,
         requests,
         editor_settings,
@@ -369,6 +393,13 @@ def seeds(name: str) -> list[bytes]:
         ],
         "model": {"type": "BPE", "vocab": vocabulary, "merges": [["a", "b"]]},
     }  # fmt: skip
+    digest = f"sha256:{'0' * 64}"
+    layers = {
+        "layers": [
+            {"mediaType": f"application/vnd.ollama.image.{kind}", "digest": digest, "size": 1}
+            for kind in ("model", "license")
+        ]
+    }
     event = {"event": "WarningRaised", "message": "w", "timestamp": 1.0}
     step = {
         "event": "StepCompleted", "step": 1, "total_steps": 2, "epoch": 0.1, "loss": 2.0, "tokens": 3,
@@ -414,6 +445,12 @@ def seeds(name: str) -> list[bytes]:
         ],
         "journal": [b"".join(lines), *lines, lines[0] + lines[1][:20], deep + b"\n", b"[1]\n",
                     b'{"event": "DataPrepared", "summary": {}}\n', b'{"event": "PlanChosen", "plan": {}}\n'],
+        "stores": [
+            CUT.join((text(layers), text(sizes), text(words), b"---\nlicense: mit\n---\n", b"Apache License")),
+            CUT.join((text({"layers": [{"digest": "sha256:../../x"}]}), b"[]", b"[]", b"---\n" * 99, b"\xff")),
+            CUT.join((deep, deep, b'{"added_tokens": ' + deep, b"---\nlicense: [", b"")),
+            CUT.join((b"[]", text({**sizes, "architectures": 3, "quantization": {"bits": 0}}), b'{"added_tokens": [3]}', b"", b"")),
+        ],
         "model": [
             text(sizes) + CUT + good,
             text(sizes) + CUT + huge,

@@ -60,6 +60,7 @@ IN_HOME = [
     ".rebuild-abc/new.sqlite3",
     "cache/answers/.key.new",
     "cache/.backend.json.17",
+    "cache/.gguf_facts.json.17",
     "../.home.0badcafe.new/registry.sqlite3",
 ]
 
