@@ -232,9 +232,9 @@ def _known(stored: StoredBase, told: dict[str, Any]) -> Known:
 def _gguf_told(path: Path) -> dict[str, Any]:
     """What is kept of a GGUF file: the fields of `Base` that its header gives, and the planner's facts."""
     from mlx_gardener.engine.facts import gguf_model_facts
-    from mlx_gardener.model.gguf import gguf_facts
+    from mlx_gardener.model.gguf import gguf_header
 
-    found = gguf_facts(path)
+    header, found = gguf_header(path)
     base = {
         "size_bytes": found.bytes,
         "parameters": found.parameters,
@@ -244,7 +244,7 @@ def _gguf_told(path: Path) -> dict[str, Any]:
         "title": found.name,
         "why_not": None if found.why_not is None else _sentence(found.why_not),
     }
-    facts = None if found.why_not is not None else asdict(gguf_model_facts(path))
+    facts = None if found.why_not is not None else asdict(gguf_model_facts(header))
     return {"base": base, "facts": facts}
 
 

@@ -78,6 +78,7 @@ class PlanResult:
 
     Attributes:
         model: the base that would be trained, and ``reason`` why it was chosen.
+        passed_over: others that were looked at, with what stood against them.
         plan: what the budget is used for, in bytes, and what is traded for it.
         estimate: what a training of the repository would take, as in `ScanResult`; None without one.
     """
@@ -86,10 +87,12 @@ class PlanResult:
     reason: str
     plan: Plan
     estimate: dict[str, Any] | None
+    passed_over: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON types."""
-        return {"model": self.model, "reason": self.reason, **self.plan.to_json(), "estimate": self.estimate}
+        chosen = {"model": self.model, "reason": self.reason, "passed_over": list(self.passed_over)}
+        return {**chosen, **self.plan.to_json(), "estimate": self.estimate}
 
 
 def plan(
@@ -119,7 +122,7 @@ def plan(
         found = _scanned(path, wanted)
         check_enough(found, wanted)
         estimate = estimate_training(found, wanted, choice, place, facts)
-    return PlanResult(choice.name, choice.reason, chosen, estimate)
+    return PlanResult(choice.name, choice.reason, chosen, estimate, choice.passed_over)
 
 
 def models(*places: str | Path, config: TrainingConfig | None = None, **settings: Any) -> list[Base]:

@@ -13,7 +13,7 @@ import pytest
 import mlx_gardener
 from mlx_gardener.bases import Base
 from mlx_gardener.engine.facts import gguf_model_facts, model_facts
-from mlx_gardener.model.gguf import read_gguf
+from mlx_gardener.model.gguf import gguf_header, read_gguf
 from tests.conftest import write_tiny_model
 from tests.model.store_worlds import OllamaStore, hub_snapshot, into_blobs, write_gguf
 
@@ -183,4 +183,4 @@ def test_a_damaged_gguf_file_hinders_no_other(machine: Path) -> None:
 def test_a_gguf_file_is_planned_for_as_the_folder_that_it_will_be(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "a.gguf")
     folder = read_gguf(file, tmp_path / "cache")
-    assert replace(gguf_model_facts(file), name="") == replace(model_facts(folder), name="")
+    assert replace(gguf_model_facts(gguf_header(file)[0]), name="") == replace(model_facts(folder), name="")

@@ -70,7 +70,8 @@ def plan(
         check_enough(found, config)
         estimate = estimate_training(found, config, choice, place, facts)
     if as_json:
-        shown = {"model": choice.name, "reason": choice.reason, **chosen.to_json()}
+        about = {"model": choice.name, "reason": choice.reason, "passed_over": list(choice.passed_over)}
+        shown = {**about, **chosen.to_json()}
         if estimate is not None:
             shown["estimate"] = estimate
         click.echo(json.dumps(shown, indent=2))

@@ -10,12 +10,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model.choose import read_model_config
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_header
+
+if TYPE_CHECKING:
+    from mlx_gardener.model.gguf.reader import Gguf
 
 _LAYER_NAME = re.compile(r"\.(?:layers|h|blocks)\.(\d{1,6})\.")
 
@@ -190,26 +193,24 @@ def _stored(config: Mapping[str, Any], name: str, kind: str, shape: Sequence[Any
     return Stored(name, count, size, size if kind in ("F16", "BF16") else 0)
 
 
-def gguf_model_facts(path: Path) -> ModelFacts:
+def gguf_model_facts(gguf: Gguf) -> ModelFacts:
     """`model_facts` of the folder that a GGUF file is read into, before it is read; from its header alone.
 
     Raises:
-        ModelError: its header cannot be read, or it cannot be a base.
+        ModelError: it cannot be a base.
     """
     from mlx_gardener.model.gguf.architectures import model_config
-    from mlx_gardener.model.gguf.reader import read_header as read_gguf_header
     from mlx_gardener.model.gguf.write import layout_of
 
+    name = gguf.files[0].name
     try:
-        gguf = read_gguf_header(path)
         layout = layout_of(gguf)
         config = {**model_config(gguf), "quantization": layout.quantization}
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"The GGUF file {path.name!r} cannot be used ({reason_of(error)}).",
-            next_step="Choose another one.",
+            f"The GGUF file {name!r} cannot be used ({reason_of(error)}).", next_step="Choose another one."
         ) from error
     arrays = (
         _stored(config, name, array.kind, array.shape, array.bytes) for name, array in layout.arrays.items()
     )
-    return facts_of(path.name, config, arrays)
+    return facts_of(name, config, arrays)
