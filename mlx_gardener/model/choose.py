@@ -97,7 +97,7 @@ def choose_model(name: str, *, may_fetch: bool = False) -> ModelChoice:
         )
     if name.startswith((".", "/", "~")):
         raise ModelError(
-            f"The model {name!r} is neither a directory nor a GGUF file nor a hub id: there is no such file.",
+            f"The model {name!r} is neither a directory nor a GGUF file nor a hub id: there is no such directory or file.",
             next_step="Name the directory; where adapters were trained on it before it moved, "
             "`mlx-gardener registry base DIRECTORY` tells them where it is now.",
         )
