@@ -200,7 +200,7 @@ class LiveView:
                 self._line(f"{event.place}: {event.share:.0%} of it done, {left} left in it")
         elif isinstance(event, TrainingEnded) and event.phase is TrainingPhase.COMPLETED:
             self._line("100 %  Done")
-        elif isinstance(event, ProgressChanged) and event.message.startswith("Base model:"):
+        elif isinstance(event, ProgressChanged) and event.message.startswith(("Base model:", "Passed over:")):
             self._line(event.message)
         elif self._live is None and isinstance(event, ProgressChanged) and self._is_news(event):
             self._printed_at = time.monotonic()
