@@ -105,14 +105,15 @@ def adopt(as_json: bool) -> None:
     default=30.0,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="Delete finished runs older than so many days.",
+    help="Delete finished runs and read GGUF files older than so many days.",
 )
 @click.option("--keep-checkpoints", is_flag=True, help="Keep the checkpoints of completed runs too.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_JSON
 def gc(keep: int, days: float, keep_checkpoints: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Delete leftovers of killed processes, checkpoints of completed runs, old runs and old adapter versions.
+    """Delete leftovers of killed processes, checkpoints of completed runs, old runs, old adapter versions, and old folders of
+    GGUF files that can be read again.
 
     What goes is listed first, and asked about.
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlx_gardener.model.gguf.kept import unused_folders
 from mlx_gardener.registry.database import Database
 from mlx_gardener.registry.deletion import delete_with, tree_bytes
 from mlx_gardener.registry.names import CHECKPOINTS_NAME
@@ -51,6 +52,13 @@ def collect(
         item = Garbage("leftover", name_of(database, path), tree_bytes(path))
         if dry_run or clear(database, path):
             found.append(item)
+    for folder in unused_folders(
+        database.home / "cache" / "bases", time.time() - policy.run_days * _DAY_SECONDS
+    ):
+        found.append(Garbage("base", folder.name, tree_bytes(folder)))
+        if not dry_run:
+            with delete_with(database, folder):
+                pass  # no row names it
     for project in registry.list_projects():
         if _is_live(database, project.name):
             continue

@@ -124,7 +124,7 @@ class GarbagePolicy:
 
     Attributes:
         keep_versions: so many of a project's newest adapter versions, at least 1.
-        run_days: finished runs younger than so many days; a project's latest run is kept always.
+        run_days: finished runs, and folders of GGUF files, used within so many days; a project's latest run is kept always.
         keep_checkpoints: whether completed runs keep their checkpoints, which nothing needs any more.
     """
 
@@ -135,7 +135,8 @@ class GarbagePolicy:
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that the policy does not keep: ``kind`` is version, run, checkpoints or leftover; ``size_bytes`` on disk."""
+    """Something that the policy does not keep: ``kind`` is version, run, checkpoints, base (a folder that
+    a GGUF file was read into, which can be read again) or leftover; ``size_bytes`` on disk."""
 
     kind: str
     subject: str

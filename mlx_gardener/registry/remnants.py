@@ -14,6 +14,7 @@ it. A backup and an export lie outside of the home, where nobody could look for 
 | remove, gc, forget | ``.trash/*`` | it is locked |
 | repair of a damaged database | ``.rebuild-*`` | it is locked |
 | caches | ``cache/answers/.*.new``, ``cache/.backend.json.*``, ``cache/.gguf_facts.json.*`` | it is young |
+| a GGUF file being read | ``cache/bases/.reading-*`` | ``cache/bases/.reading.lock`` is held |
 | restore | ``.HOME.XXXXXXXX.new`` beside the home | it is locked, or empty and young |
 """
 
@@ -28,6 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlx_gardener.errors import RegistryError
+from mlx_gardener.model.gguf.kept import LOCK_NAME, STAGED
 from mlx_gardener.platform.beside import is_young, left_beside
 from mlx_gardener.platform.locks import hold, is_held, take_lock
 from mlx_gardener.registry.adapter_files import manifest_facts
@@ -72,6 +74,9 @@ def remnants(database: Database, project: str = "*") -> list[Path]:
         found += [path for path in home.glob(f"{TRASH_NAME}/*") if not is_held(path)]
         found += [path for path in home.glob(".rebuild-*") if not is_held(path) and not is_young(path)]
         found += [path for pattern in _FILES for path in home.glob(pattern) if _is_old(path)]
+        bases = home / "cache" / "bases"
+        if any(bases.glob(f"{STAGED}*")) and not is_held(bases / LOCK_NAME):
+            found += bases.glob(f"{STAGED}*")
         found += left_beside(home)
     return sorted(path for path in found if not _is_in_use(database, path) and os.path.lexists(path))
 

@@ -35,6 +35,7 @@ from mlx_gardener.errors import GardenerError
 from mlx_gardener.journal import read_journal
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.choose import read_model_config
+from mlx_gardener.model.gguf import gguf_facts, read_gguf
 from mlx_gardener.model.lora import lora_parameters
 from mlx_gardener.model.stores.folders import hub_bases
 from mlx_gardener.model.stores.ollama import ollama_bases
@@ -52,6 +53,7 @@ from mlx_gardener.source.secrets import TooManySecretsError, find_secrets
 from mlx_gardener.source.walk import marked_paths, read_ignore
 from mlx_gardener.training.checkpoint import load_checkpoint, newest_origin
 from mlx_gardener.worker import Job
+from tests.model.gguf.files import smallest_file
 
 Target = Callable[[bytes, Path], None]
 
@@ -233,6 +235,16 @@ def stores(data: bytes, directory: Path) -> None:
         json.dumps(known.base.to_json())
 
 
+def gguf(data: bytes, directory: Path) -> None:
+    """A GGUF file: its facts, and the folder that it is read into."""
+    (directory / "model.gguf").write_bytes(data)
+    with may_refuse():
+        gguf_facts(directory / "model.gguf")
+        folder = read_gguf(directory / "model.gguf", directory / "bases")
+        model_facts(folder)
+        load_tokenizer(folder)
+
+
 @cache
 def _base() -> BaseModel:
     return load_base("seedling")
@@ -327,6 +339,7 @@ TARGETS: dict[str, Target] = {
         model,
         tokenizer,
         stores,
+        gguf,
         peft,
         requests,
         editor_settings,
@@ -451,6 +464,7 @@ def seeds(name: str) -> list[bytes]:
             CUT.join((deep, deep, b'{"added_tokens": ' + deep, b"---\nlicense: [", b"")),
             CUT.join((b"[]", text({**sizes, "architectures": 3, "quantization": {"bits": 0}}), b'{"added_tokens": [3]}', b"", b"")),
         ],
+        "gguf": [smallest_file(), smallest_file()[:700], b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60)],
         "model": [
             text(sizes) + CUT + good,
             text(sizes) + CUT + huge,

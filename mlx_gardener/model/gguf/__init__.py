@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,11 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gardener.errors import ModelError
+from mlx_gardener.model.gguf.kept import (
+    LOCK_NAME,
+    SOURCE_NAME,
+    STAGED,
+    folder_name,
+    found_folder,
+    identity,
+    known_folder,
+    note_source,
+    source_of,
+)
 from mlx_gardener.model.gguf.reader import Gguf, kind_name, read_header, shards_of
 from mlx_gardener.model.gguf.settings import NotReadableError
-from mlx_gardener.platform.files import make_private, write_private
+from mlx_gardener.platform.files import make_private
 from mlx_gardener.platform.reasons import reason_of
-from mlx_gardener.platform.untrusted import open_regular, read_json
+from mlx_gardener.platform.untrusted import open_regular
 
 if TYPE_CHECKING:
     from mlx_gardener.model.gguf.write import Layout
@@ -39,12 +49,6 @@ __all__ = [
     "source_of",
 ]
 
-#: In a folder: what it was read from.
-SOURCE_NAME = "gguf.json"
-#: In the cache: sha256 of files that were read.
-_SOURCES = "sources.json"
-#: Ends a folder's name, after digits of the source's sha256; another number when the same file is written in another way.
-_SUFFIX, _DIGITS = ".v1", 16
 _OTHER_MODEL = "Choose another file of this model, or another model; docs/gguf.md lists what is read."
 
 
@@ -108,15 +112,6 @@ def gguf_file(name: str) -> Path | None:
     return next(iter(first), None)
 
 
-def source_of(folder: Path) -> str | None:
-    """What a folder that `read_gguf` wrote is called for people: its source's name; None for every other folder."""
-    try:
-        name = read_json(folder / SOURCE_NAME)["name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return name if isinstance(name, str) else None
-
-
 def gguf_facts(path: Path) -> GgufFacts:
     """Facts of a GGUF file, or of all shards of which it is one; only headers are read.
 
@@ -165,10 +160,10 @@ def read_gguf(
 
     try:
         make_private(cache_dir)
-        with FileLock(cache_dir / ".reading.lock"):
+        with FileLock(cache_dir / LOCK_NAME):
             return (
                 known_folder(path, cache_dir)  # another process was faster
-                or _found(gguf, cache_dir)
+                or found_folder(gguf, cache_dir)
                 or _written(gguf, layout, cache_dir, tell)
             )
     except (OSError, ValueError) as error:
@@ -200,33 +195,6 @@ def _readable(gguf: Gguf) -> Layout:
     return layout_of(gguf)
 
 
-def known_folder(path: Path, cache_dir: Path) -> Path | None:
-    """The folder of a file that was read before and has not changed since, by place, size and time; nothing of it is read."""
-    try:
-        files = shards_of(path)
-        digest = _sources(cache_dir).get(_identity(files))
-    except OSError:
-        return None
-    return None if digest is None else _folder_of(cache_dir, digest)
-
-
-def _found(gguf: Gguf, cache_dir: Path) -> Path | None:
-    """The folder of a file that was read before, maybe in another place."""
-    from mlx_gardener.model.gguf.write import sha256_of
-
-    if not any(cache_dir.glob(f"*{_SUFFIX}")):
-        return None
-    digest = sha256_of(gguf.files)
-    folder = _folder_of(cache_dir, digest)
-    if folder is not None:
-        _note_source(gguf, cache_dir, digest)
-    return folder
-
-
-def _folder_of(cache_dir: Path, digest: str) -> Path | None:
-    return next(iter(cache_dir.glob(f"*-{digest[:_DIGITS]}{_SUFFIX}")), None)
-
-
 def _written(gguf: Gguf, layout: Layout, cache_dir: Path, tell: Callable[[int, int], None]) -> Path:
     from mlx_gardener.model.gguf.write import write_folder
 
@@ -236,9 +204,11 @@ def _written(gguf: Gguf, layout: Layout, cache_dir: Path, tell: Callable[[int, i
             errno.ENOSPC,
             f"it takes {layout.bytes / 1e9:.1f} GB as a model folder, the disk has {free / 1e9:.1f} GB",
         )
-    staged = Path(tempfile.mkdtemp(prefix=".reading-", dir=cache_dir))
+    staged, before = Path(tempfile.mkdtemp(prefix=STAGED, dir=cache_dir)), identity(gguf.files)
     try:
         digest = write_folder(gguf, layout, staged, tell)
+        if identity(gguf.files) != before:
+            raise ValueError("it changed while it was read")
         about = {
             "name": _name(gguf),
             "sha256": digest,
@@ -248,11 +218,11 @@ def _written(gguf: Gguf, layout: Layout, cache_dir: Path, tell: Callable[[int, i
             "bytes": gguf.bytes,
         }
         (staged / SOURCE_NAME).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        folder = cache_dir / f"{_stem(gguf)}-{digest[:_DIGITS]}{_SUFFIX}"
+        folder = cache_dir / folder_name(_name(gguf), digest)
         staged.rename(folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    _note_source(gguf, cache_dir, digest)
+    note_source(gguf.files, cache_dir, digest)
     return folder
 
 
@@ -260,37 +230,6 @@ def _name(gguf: Gguf) -> str:
     """What the model is called for people: its file's name, or what its header says where that is a blob's."""
     file = gguf.files[0]
     return file.name if file.suffix == ".gguf" else f"{gguf.metadata.get('general.name') or 'model'}.gguf"
-
-
-def _stem(gguf: Gguf) -> str:
-    """A name for a folder."""
-    stem = _name(gguf).removesuffix(".gguf")
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:60] or "model"
-
-
-def _identity(files: tuple[Path, ...]) -> str:
-    """What changes when a file is another one: place, size, time of the last change, and number on the disk."""
-    stats = [(str(file.resolve()), file.stat()) for file in files]
-    return json.dumps([(place, stat.st_size, stat.st_mtime_ns, stat.st_ino) for place, stat in stats])
-
-
-def _sources(cache_dir: Path) -> dict[str, str]:
-    """sha256 of files that were read, by `_identity`; empty where the list is damaged, since it is only a cache."""
-    try:
-        found = read_json(cache_dir / _SOURCES)
-    except (OSError, ValueError):
-        return {}
-    return (
-        {key: value for key, value in found.items() if isinstance(value, str)}
-        if isinstance(found, dict)
-        else {}
-    )
-
-
-def _note_source(gguf: Gguf, cache_dir: Path, digest: str) -> None:
-    beside = cache_dir / f".{_SOURCES}"
-    write_private(beside, json.dumps(_sources(cache_dir) | {_identity(gguf.files): digest}, indent=1))
-    beside.replace(cache_dir / _SOURCES)
 
 
 def _header_of(path: Path) -> Gguf:

@@ -107,11 +107,14 @@ def _packed_nibbles(blocks: np.ndarray, first: int, last: int, run: int) -> np.n
     np.copyto(pairs, blocks[:, first:last])
     pairs = pairs.view("<u2").reshape(count, -1, run // 2)
     half, other = (_buffer(name, pairs.shape, "<u2") for name in ("half", "other"))
+    bytes_ = _buffer("bytes", pairs.shape, "u1")
     packed = _buffer("packed", (count, pairs.shape[1], 2, run // 2), "u1")
+    runs = packed.view(f"V{run // 2}")[..., 0]  # (blocks, runs, 2): a run is copied at once
     for place in (0, 1):
         np.bitwise_and(pairs if place == 0 else np.right_shift(pairs, 4, out=half), 0x0F0F, out=half)
         np.bitwise_or(half, np.right_shift(half, 4, out=other), out=half)
-        packed[:, :, place] = half  # its low byte: both codes
+        np.copyto(bytes_, half, casting="unsafe")  # the low byte: both codes
+        runs[..., place] = bytes_.view(runs.dtype)[..., 0]
     return packed.reshape(count, -1)
 
 
@@ -229,41 +232,42 @@ def _q6_k(blocks: np.ndarray) -> np.ndarray:
     import numpy as np
 
     count = len(blocks)
-    low = np.ascontiguousarray(blocks[:, :128]).reshape(count, 2, 1, 64)
-    high = np.ascontiguousarray(blocks[:, 128:192]).reshape(count, 2, 1, 32)
-    codes = _buffer("codes", (count, 2, 2, 64), "u1")
-    np.bitwise_and(low, 15, out=codes[:, :, :1])
-    np.right_shift(low, 4, out=codes[:, :, 1:])
-    upper = _buffer("upper", (count, 2, 4, 32), "u1")
-    np.right_shift(high, np.array([0, 2, 4, 6], dtype=np.uint8)[None, None, :, None], out=upper)
-    np.left_shift(np.bitwise_and(upper, 3, out=upper), 4, out=upper)
-    np.bitwise_or(codes, upper.reshape(codes.shape), out=codes)
-    whole = _buffer("whole", (count, 16, 16), "i2")
-    np.subtract(codes.reshape(whole.shape), np.int16(32), out=whole, dtype=np.int16)
-    np.multiply(whole, _field(blocks, 192, 208, "i1")[..., None].astype(np.int16), out=whole)  # at most 4096
-    values = _buffer("values", (count, 256), "f4")
-    np.multiply(whole.reshape(values.shape), _field(blocks, 208, 210, "<f2").astype(np.float32), out=values)
-    return _halves(values)
+    low = np.ascontiguousarray(blocks[:, :128]).reshape(count, 2, 64)
+    high = (
+        np.ascontiguousarray(blocks[:, 128:192]).view("<u8").reshape(count, 2, 4)
+    )  # eight codes' bits at once
+    codes, upper = _buffer("codes", (count, 2, 2, 64), "u1"), _buffer("upper", (count, 2, 4, 4), "<u8")
+    np.bitwise_and(low, 15, out=codes[:, :, 0])
+    np.right_shift(low, 4, out=codes[:, :, 1])
+    for place in range(4):
+        np.right_shift(high, 2 * place, out=upper[:, :, place])
+    np.left_shift(np.bitwise_and(upper, 0x0303030303030303, out=upper), 4, out=upper)
+    np.bitwise_or(codes, upper.view("u1").reshape(codes.shape), out=codes)
+    np.subtract(codes, 32, out=codes)  # -32 to 31
+    values = _buffer("values", (count, 16, 16), "f4")
+    np.copyto(values, codes.view("i1").reshape(values.shape))
+    scales = _field(blocks, 192, 208, "i1") * _field(blocks, 208, 210, "<f2").astype(np.float32)
+    return _halves(values, scales[..., None], most=32).reshape(count, 256)
 
 
-def _halves(values: np.ndarray) -> np.ndarray:
-    """float32 below 65,520 as float16, to the nearest, and of two the even one: in whole numbers, which NumPy does faster.
+def _halves(values: np.ndarray, scales: np.ndarray, most: int) -> np.ndarray:
+    """``values * scales`` as float16, to the nearest and of two the even one; in whole numbers, which NumPy does faster.
 
     Times 2^-112 a float32 has the exponent of the float16, and the bits of one that is too small for a whole significand
-    in the float16's place; 13 bits are then rounded away. Changes ``values``.
+    in the float16's place; 13 bits are then rounded away. Changes ``values``, which are up to ``most``.
     """
     import numpy as np
 
-    if not np.abs(values, out=_buffer("sizes", values.shape, "f4")).max(initial=0) < 65520:
-        return values.astype(np.float16)
-    bits = np.multiply(values, np.float32(2.0**-112), out=values).view(np.uint32)
-    rounded = _buffer("rounded", values.shape, "u4")
+    if not np.abs(scales).max(initial=0) * most < 65520:  # beyond what a float16 holds, or no number
+        with np.errstate(all="ignore"):
+            return np.multiply(values, scales, out=values).astype(np.float16)
+    bits = np.multiply(values, scales * np.float32(2.0**-112), out=values).view(np.uint32)
+    rounded, found = _buffer("rounded", values.shape, "u4"), _buffer("halves", values.shape, "u2")
     np.bitwise_and(np.right_shift(bits, 13, out=rounded), 1, out=rounded)
     np.add(np.add(rounded, bits, out=rounded), 0xFFF, out=rounded)
-    np.bitwise_and(np.right_shift(rounded, 13, out=rounded), 0x7FFF, out=rounded)
-    np.bitwise_and(np.right_shift(bits, 16, out=bits), 0x8000, out=bits)
-    found = _buffer("halves", values.shape, "u2")
-    np.bitwise_or(rounded, bits, out=found, casting="unsafe")
+    np.right_shift(rounded, 13, out=rounded)  # the sign is above the lower 16 bits now
+    np.right_shift(np.bitwise_and(bits, 0x80000000, out=bits), 16, out=bits)
+    np.copyto(found, np.bitwise_or(rounded, bits, out=rounded), casting="unsafe")
     return found.view(np.float16)
 
 

@@ -87,8 +87,9 @@ def read_tokenizer(gguf: Gguf, rows: int) -> tuple[Tokenizer, dict[str, Any], di
     try:
         tokenizer = _byte_level(gguf, tokens, kinds) if is_bytes else _sentencepiece(gguf, tokens, kinds)
         tokenizer.add_tokens(list(_added(gguf, tokens, kinds)))
-    except Exception as error:  # what tokenizers raises has no class of its own
-        if isinstance(error, NotReadableError):
+    except BaseException as error:  # tokenizers raises bare Exceptions, and panics, which are not even that
+        is_damage = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if isinstance(error, NotReadableError) or not is_damage:
             raise
         raise NotReadableError(f"its tokenizer is damaged: {error}") from error
     ids = {name: _id(gguf, f"{key}_token_id", tokens) for name, key in

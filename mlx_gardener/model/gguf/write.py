@@ -1,7 +1,7 @@
 """The model folder that a GGUF file is written as: config.json, model.safetensors, tokenizer files.
 
 In: a header whose claims were checked. Out: the folder, written beside and renamed. Every tensor is taken in parts of some
-100,000 values, by as many threads as there are cores up to four, each part read, repacked and written at its place: memory
+250,000 values, by as many threads as there are cores up to four, each part read, repacked and written at its place: memory
 is a few megabytes a thread whatever the size of the model, but for the rows of one matrix of queries, which change places.
 Cost: about what copying the file takes, and the file's sha256; the tokenizer is made meanwhile.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 #: Values of a part: what is made of them stays in a core's own cache.
-_PART = 2**17
+_PART = 2**18
 _THREADS = 4
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "U32": 4}
 
@@ -228,8 +228,11 @@ class _Writer:
         return stored.nbytes
 
     def _repack(self, placed: Placed, packing: Packing, first: int, stored: np.ndarray) -> None:
+        import numpy as np
+
         _, block_bytes = block_size(placed.tensor.kind, placed.name)
-        found = packing.repack(stored.reshape(-1, block_bytes))
+        with np.errstate(all="ignore"):  # a damaged scale is no number; a training says where it met it
+            found = packing.repack(stored.reshape(-1, block_bytes))
         if not isinstance(found, Groups):
             self._put(placed.name, first, found)
             return

@@ -15,9 +15,17 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_gardener.engine.facts import model_facts
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model import choose_model, load_base, resolve_model
-from mlx_gardener.model.gguf import gguf_facts, read_gguf
+from mlx_gardener.model.gguf import gguf_facts, read_gguf, write
 from mlx_gardener.model.gguf.architectures import ARCHITECTURES, row_order
-from tests.model.gguf.files import CONFIGS, forward_permuted, logits, settings_of, tiny_model, write_gguf
+from tests.model.gguf.files import (
+    CONFIGS,
+    forward_permuted,
+    logits,
+    settings_of,
+    smallest_file,
+    tiny_model,
+    write_gguf,
+)
 
 IDS = [*range(40, 64), 3, 250, 7, 7, 9]
 #: Largest difference over largest logit; the same numbers in the same order give none, rope's factors some 1e-6.
@@ -32,6 +40,12 @@ def relative(wanted: np.ndarray, found: np.ndarray) -> float:
     return float(np.abs(wanted - found).max() / np.abs(wanted).max())
 
 
+def test_the_smallest_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "small.gguf").write_bytes(smallest_file())
+    found = logits(load_base(str(tmp_path / "small.gguf")).model, [1, 4, 5])
+    assert found.shape == (3, 8) and np.isfinite(found).all()
+
+
 def test_every_architecture_that_is_read_is_tested() -> None:
     assert set(CONFIGS) == set(ARCHITECTURES)
 
@@ -44,6 +58,19 @@ def test_a_model_that_is_written_and_read_gives_the_same_logits(architecture: st
     facts = gguf_facts(file)
     assert facts.why_not is None and facts.architecture == architecture and facts.has_fim_markers
     assert facts.licence == "apache-2.0" and facts.context_length == 512
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3moe"])
+@pytest.mark.parametrize("kind", [Kind.F32, Kind.Q5_0])
+def test_a_tensor_in_many_parts_is_the_same(
+    architecture: str, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config = tiny_model(architecture)
+    file = write_gguf(tmp_path / "tiny.gguf", architecture, model, config, kind=kind)
+    whole = read_gguf(file, tmp_path / "whole") / "model.safetensors"
+    monkeypatch.setattr(write, "_PART", 200)
+    parts = read_gguf(file, tmp_path / "parts") / "model.safetensors"
+    assert parts.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3moe", "phi3"])
