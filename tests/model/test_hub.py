@@ -50,8 +50,9 @@ def train(repository: Path, place: Path, address: str) -> tuple[dict[str, object
 def run_with_hub(script: str, place: Path, address: str) -> str:
     """What a script prints in a process that asks this hub and has an empty cache."""
     environment = os.environ | {"HF_HOME": str(place / "hub"), "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+    environment["PIP_INDEX_URL"] = address  # which has no packages; never the real one
     command = (sys.executable, "-c", script)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=15, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=True)
     return done.stdout.strip()
 
 
