@@ -12,11 +12,12 @@ import click
 
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model import choose_model, resolve_model
-from mlx_gardener.model.choose import RECOMMENDED, SEEDLING
+from mlx_gardener.model.choose import SEEDLING
+from mlx_gardener.model.recommended import RECOMMENDED
 from mlx_gardener.report.text import gigabytes, safe_text
 
 #: Smallest first, so that a short time measures what it can.
-NAMES = tuple(name for name, _ in reversed(RECOMMENDED))
+NAMES = tuple(one.id for one in reversed(RECOMMENDED) if "Qwen2.5-Coder" in one.id)
 QUICK_SHAPE, QUICK_LAYERS = "qwen2.5-coder-0.5b", 2
 _FILES = (".json", ".safetensors", ".txt", ".model")
 
@@ -47,7 +48,7 @@ def real_models(
     Raises:
         ModelError: a name is no model.
     """
-    missing = [name for name in names if choose_model(name, 2**62).path is None]
+    missing = [name for name in names if choose_model(name).path is None]
     if missing:
         sizes = hub_sizes(missing)
         if sizes is None:
@@ -62,7 +63,7 @@ def real_models(
     found = []
     for name in names:
         try:
-            path = resolve_model(choose_model(name, 2**62))
+            path = resolve_model(choose_model(name))
         except ModelError as error:
             say(str(error))
             return None

@@ -77,7 +77,7 @@ def main(
     chosen: dict[str, Any] = {"memory_limit_gb": budget, "data.row_widths": [width]}
     chosen |= {key: parse_value(value) for key, _, value in (item.partition("=") for item in settings)}
     config = load_config(environment={}, overrides=chosen)
-    path = resolve_model(choose_model(model, 2**62))
+    path = resolve_model(choose_model(model))
     facts, backend = model_facts(path), measured_backend()
     try:
         plan = make_plan(facts, config, config.memory_limit_bytes, backend)

@@ -19,6 +19,7 @@ _preload_blas()
 _return_freed_buffers()
 
 _PUBLIC = {
+    "Base": "mlx_gardener.engine.bases",
     "Completion": "mlx_gardener.api.commands",
     "PlanResult": "mlx_gardener.api.commands",
     "ScanResult": "mlx_gardener.api.commands",
@@ -30,6 +31,7 @@ _PUBLIC = {
     "get_project_training_progress": "mlx_gardener.api",
     "get_training_pipeline": "mlx_gardener.api",
     "is_project_training_active": "mlx_gardener.api",
+    "models": "mlx_gardener.api.commands",
     "plan": "mlx_gardener.api.commands",
     "scan": "mlx_gardener.api.commands",
     "start_project_training": "mlx_gardener.api",
@@ -124,6 +126,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; the same names as _PUBL
     from mlx_gardener.api.commands import complete as complete
     from mlx_gardener.api.commands import evaluate_adapter as evaluate_adapter
     from mlx_gardener.api.commands import export as export
+    from mlx_gardener.api.commands import models as models
     from mlx_gardener.api.commands import plan as plan
     from mlx_gardener.api.commands import scan as scan
     from mlx_gardener.config import DataConfig as DataConfig

@@ -60,6 +60,40 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
+@pytest.fixture(autouse=True)
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache, empty, and a user's home without any other program's models: none of this machine's are seen."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "user" / ".cache" / "huggingface" / "hub"
+    for name, value in without_stores(tmp_path / "user").items():
+        monkeypatch.setenv(name, value)
+    for name in STORE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(
+        constants, "HF_HUB_OFFLINE", True
+    )  # read when the library was imported, whenever that was
+    return cache
+
+
+#: What moves stores of models, beside those of `without_stores`.
+STORE_VARIABLES = (
+    "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "LLAMA_CACHE", "OMLX_BASE_PATH", "OMLX_MODEL_DIR",
+    "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL",
+)  # fmt: skip
+
+
+def without_stores(user: Path) -> dict[str, str]:
+    """Variables by which a process finds no models but those below ``user``, a home of its own."""
+    return {
+        "HOME": str(user),
+        "HF_HOME": str(user / ".cache" / "huggingface"),
+        "OLLAMA_MODELS": str(user / ".ollama" / "models"),  # Ollama's service has a place outside of homes
+        "PIP_CONFIG_FILE": os.devnull,  # no directory of wheels either; HF_HUB_OFFLINE keeps pip off the network
+    }
+
+
 def write_repository(root: Path, *, modules: int = 12, functions: int = 6) -> Path:
     """A small Python and JavaScript repository with regular, learnable code; every file differs."""
     nouns = (

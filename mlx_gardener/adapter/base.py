@@ -21,20 +21,23 @@ if TYPE_CHECKING:
 
 
 def base_name(registry: ProjectRegistry, record: AdapterRecord) -> str:
-    """What to load for ``record``: the model's id, or the directory in which it lies on this machine.
+    """What to load for ``record``: the model's id, or the directory or GGUF file in which it lies on this machine.
 
-    Where that is known to be gone, the directory it was in, which an error about it then names.
+    Where that is known to be gone, the place it was in, which an error about it then names. A base of another program's store
+    is looked for there by its name where the folder that was made of it is gone.
     """
     from mlx_gardener.model.choose import SEEDLING
+    from mlx_gardener.model.stores import is_store_name
 
     if record.base_model == SEEDLING:
         return SEEDLING
     gone = None
     for place in _places(registry, record):
-        if place.exists():  # a directory or a GGUF file
+        if place.exists():
             return str(place)
         gone = gone or (str(place) if place.is_absolute() else None)
-    return gone if gone is not None and "/" not in record.base_model else record.base_model
+    is_local = "/" not in record.base_model and not is_store_name(record.base_model)
+    return gone if gone is not None and is_local else record.base_model
 
 
 def _places(registry: ProjectRegistry, record: AdapterRecord) -> Iterator[Path]:
@@ -66,6 +69,8 @@ def note_base(registry: ProjectRegistry, base: BaseModel) -> None:
     registry.note_local_model(
         _named(base.weights_sha256, base.id) if shared else base.weights_sha256, base.path
     )
+    if base.source is not None:  # the folder made of it may be tidied away, and is made again
+        registry.note_local_model(base.id, base.source)
 
 
 def _weights_sha256(record: AdapterRecord) -> str | None:
@@ -97,7 +102,7 @@ def point_base(registry: ProjectRegistry, model: str) -> list[AdapterRecord]:
     from mlx_gardener.model import choose_model, resolve_model
     from mlx_gardener.model.load import weights_sha256
 
-    place = resolve_model(choose_model(model, budget_bytes=2**62))
+    place = resolve_model(choose_model(model))
     digest = weights_sha256(place)
     records = [
         record for project in registry.list_projects() for record in registry.list_adapters(project.name)

@@ -188,7 +188,7 @@ class _Work:
         from mlx_gardener.model import choose_model, resolve_model
         from mlx_gardener.model.choose import read_model_config
 
-        config: dict[str, Any] = dict(read_model_config(resolve_model(choose_model(self.base, 2**62))))
+        config: dict[str, Any] = dict(read_model_config(resolve_model(choose_model(self.base))))
         file, settings = self.staged / ADAPTER_NAME, self.adapter.settings
         name = f"{self.adapter.manifest['project']} {self.adapter.manifest['version']}"
         write_gguf_adapter(file, self.adapter.weights, settings, config, name=name)

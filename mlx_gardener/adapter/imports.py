@@ -355,7 +355,8 @@ def _named_base(config: dict[str, Any]) -> str:
     Raises:
         AdapterError: it is not here.
     """
-    from mlx_gardener.model.choose import SEEDLING, cached_model
+    from mlx_gardener.model.choose import SEEDLING
+    from mlx_gardener.model.hub import cached_model
 
     named = config.get("base_model_name_or_path")
     if named == SEEDLING:

@@ -1,4 +1,4 @@
-"""What the commands `scan`, `plan`, `complete`, `eval` and `export` do, as functions with one result each.
+"""What the commands `scan`, `plan`, `models`, `complete`, `eval` and `export` do, as functions with one result each.
 
 In: paths, projects by name, settings given singly or as one `TrainingConfig`. Out: small frozen results; nothing is printed.
 Cost: as the commands; every completion loads base and adapter anew. `mlx_gardener.api` holds `train` and the rest.
@@ -22,6 +22,7 @@ from mlx_gardener.runs.parent import as_trained
 if TYPE_CHECKING:
     from mlx_gardener.adapter.exports import Export
     from mlx_gardener.engine import Plan, PreparedModel
+    from mlx_gardener.engine.bases import Base
     from mlx_gardener.evaluate.registered import Evaluation
     from mlx_gardener.source import Scan
 
@@ -76,6 +77,7 @@ class PlanResult:
 
     Attributes:
         model: the base that would be trained, and ``reason`` why it was chosen.
+        passed_over: others that were looked at, with what stood against them.
         plan: what the budget is used for, in bytes, and what is traded for it.
         estimate: what a training of the repository would take, as in `ScanResult`; None without one.
     """
@@ -84,10 +86,12 @@ class PlanResult:
     reason: str
     plan: Plan
     estimate: dict[str, Any] | None
+    passed_over: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON types."""
-        return {"model": self.model, "reason": self.reason, **self.plan.to_json(), "estimate": self.estimate}
+        chosen = {"model": self.model, "reason": self.reason, "passed_over": list(self.passed_over)}
+        return {**chosen, **self.plan.to_json(), "estimate": self.estimate}
 
 
 def plan(
@@ -113,7 +117,23 @@ def plan(
         found = _scanned(path, wanted)
         check_enough(found, wanted)
         estimate = estimate_training(found, wanted, model)
-    return PlanResult(model.choice.name, model.choice.reason, chosen, estimate)
+    return PlanResult(model.choice.name, model.choice.reason, chosen, estimate, model.choice.passed_over)
+
+
+def models(*places: str | Path, config: TrainingConfig | None = None, **settings: Any) -> list[Base]:
+    """The base models in the stores of this machine, and in ``places`` and below; only headers are read.
+
+    Args:
+        places: directories and GGUF files to look at besides.
+        config: all settings; or leave it and give single ones as ``settings``.
+
+    Raises:
+        ConfigError: a setting is unknown or impossible.
+        DataError: one of ``places`` is not there.
+    """
+    from mlx_gardener.engine.bases import list_bases
+
+    return list_bases(settings_of(config, settings), [Path(place) for place in places])
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("mlx_gardener.cli.train:train", "Train an adapter on a repository."),
     "scan": ("mlx_gardener.cli.scan:scan", "Show what a repository would be trained on."),
     "plan": ("mlx_gardener.cli.plan:plan", "Show how a memory budget would be used."),
+    "models": ("mlx_gardener.cli.models:models", "List the base models on this machine."),
     "status": ("mlx_gardener.cli.status:status", "Show running and past trainings."),
     "attach": ("mlx_gardener.cli.watch:attach", "Watch a training that runs in the background."),
     "logs": ("mlx_gardener.cli.watch:logs", "Print what a training's worker logged."),

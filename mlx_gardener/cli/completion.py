@@ -59,13 +59,15 @@ def complete_settings(ctx: click.Context, param: click.Parameter, incomplete: st
 
 
 def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Base models: those with a name of their own, those in the hub's cache, the recommended ones; and directories."""
+    """Base models: those with a name of their own, those in the stores of this machine, the recommended ones; and directories."""
     from pathlib import Path
 
     from click.shell_completion import CompletionItem
     from huggingface_hub import constants
 
-    from mlx_gardener.model.choose import RECOMMENDED, SEEDLING
+    from mlx_gardener.model.choose import SEEDLING
+    from mlx_gardener.model.recommended import RECOMMENDED
+    from mlx_gardener.model.stores import find_bases
 
     if incomplete.startswith((".", "/", "~")):
         return [CompletionItem(incomplete, type="dir")]
@@ -73,7 +75,8 @@ def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str)
         place.name.removeprefix("models--").replace("--", "/", 1)
         for place in Path(constants.HF_HUB_CACHE).glob("models--*--*")
     )
-    names = dict.fromkeys(("auto", SEEDLING, *cached, *(name for name, _ in RECOMMENDED)))
+    stored = (base.name for base in find_bases() if base.why_not is None)
+    names = dict.fromkeys(("auto", SEEDLING, *cached, *stored, *(one.id for one in RECOMMENDED)))
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 

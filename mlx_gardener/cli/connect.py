@@ -76,7 +76,7 @@ def connect(
     address = address.rstrip("/")
     name = project if project is not None else Catalog(registry).default().id
     record = registry.get_adapter(name)
-    tokenizer = load_tokenizer(resolve_model(choose_model(base_name(registry, record), budget_bytes=2**62)))
+    tokenizer = load_tokenizer(resolve_model(choose_model(base_name(registry, record))))
     state = vim.look(editor) if editor in ("vim", "neovim") else None
     change = editors.plan_change(
         editor,

@@ -113,12 +113,14 @@ def _power() -> Finding:
 
 
 def _models() -> Finding:
+    from mlx_gardener.config import TrainingConfig
+    from mlx_gardener.engine import choose_base
     from mlx_gardener.errors import GardenerError
-    from mlx_gardener.model import choose_model, load_tokenizer, seedling_path
+    from mlx_gardener.model import load_tokenizer, seedling_path
 
     try:
         load_tokenizer(seedling_path())
-        choice = choose_model("auto", 4 * 2**30)
+        choice = choose_base(TrainingConfig())
     except GardenerError as error:
         return Finding("models", False, error.in_terminal, "Install mlx-gardener again.")
     return Finding("models", True, f"--model auto takes {choice.name} ({choice.reason})")

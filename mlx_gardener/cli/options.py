@@ -13,7 +13,7 @@ as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON 
 model_option = click.option(
     "--model",
     shell_complete=complete_models,
-    help="auto, seedling, a hub id, a directory, or a GGUF file. [default: auto]",
+    help="auto, seedling, a hub id, a directory, a GGUF file, or what `models` lists. [default: auto]",
 )
 budget_option = click.option(
     "--budget", type=float, metavar="GB", help="Memory the training may take. [default: 4]"

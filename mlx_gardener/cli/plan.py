@@ -47,8 +47,8 @@ def plan(
     from mlx_gardener.errors import MemoryBudgetError
     from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.plan_view import show_plan
-    from mlx_gardener.report.text import safe_text
     from mlx_gardener.runs.forecast import estimate_training
     from mlx_gardener.runs.parent import as_trained
 
@@ -64,7 +64,8 @@ def plan(
         check_enough(found, config)
         estimate = estimate_training(found, config, prepared)
     if as_json:
-        shown = {"model": choice.name, "reason": choice.reason, **chosen.to_json()}
+        about = {"model": choice.name, "reason": choice.reason, "passed_over": list(choice.passed_over)}
+        shown = {**about, **chosen.to_json()}
         if estimate is not None:
             shown["estimate"] = estimate
         click.echo(json.dumps(shown, indent=2))
@@ -78,7 +79,7 @@ def plan(
             except MemoryBudgetError:
                 others.append((other, None))
     console = make_console()
-    console.print(f"Base model: {safe_text(choice.name)} ({safe_text(choice.reason)})", highlight=False)
+    show_choice(console, choice)
     show_plan(console, chosen, others)
     if estimate is not None:
         console.print(f"\nA training takes {time_text(estimate)}.", highlight=False)

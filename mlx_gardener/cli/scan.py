@@ -50,8 +50,8 @@ def scan(
     from mlx_gardener.errors import GardenerError
     from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.scan_view import show_kept_lines, show_scan
-    from mlx_gardener.report.text import safe_text
     from mlx_gardener.runs.parent import as_trained
 
     config = as_trained(
@@ -74,11 +74,12 @@ def scan(
         if "error" in told:
             raise click.exceptions.Exit(1)
         return
-    console, choice = make_console(), prepared.choice
+    console = make_console()
     show_scan(console, found)
     if lines:
         show_kept_lines(console, list_kept_lines(found, config))
-    console.print(f"\nBase model: {safe_text(choice.name)} ({safe_text(choice.reason)})", highlight=False)
+    console.print()
+    show_choice(console, prepared.choice)
     console.print(
         f"With it: about {estimate['tokens']:,} tokens ({estimate['tokens_from']}), {time_text(estimate)}; "
         f"peak about {estimate['peak_bytes'] / 2**30:.2f} GB of {config.memory_limit_gb:g} GB"

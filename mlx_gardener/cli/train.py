@@ -235,9 +235,9 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     from mlx_gardener.engine import prepare_model
     from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.plan_view import show_plan
     from mlx_gardener.report.scan_view import show_scan
-    from mlx_gardener.report.text import safe_text
     from mlx_gardener.runs.forecast import estimate_training
     from mlx_gardener.runs.parent import as_trained
 
@@ -263,7 +263,8 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
         return
     console = make_console()
     show_scan(console, scan)
-    console.print(f"\nBase model: {safe_text(choice.name)} ({safe_text(choice.reason)})", highlight=False)
+    console.print()
+    show_choice(console, choice)
     show_plan(console, plan)
     console.print(f"\nTraining takes {time_text(estimate)}.", highlight=False)
     console.print("\nNothing was trained or written (--dry-run).", highlight=False)

@@ -3,6 +3,8 @@
 from mlx_gardener.config.reading import RETIRED, load_config, parse_value, validate_config
 from mlx_gardener.config.sections import (
     GIB,
+    OTHER_SHARE,
+    VALIDATION_SHARE,
     ArmName,
     DataConfig,
     EngineConfig,
@@ -17,7 +19,9 @@ from mlx_gardener.config.sections import (
 
 __all__ = [
     "GIB",
+    "OTHER_SHARE",
     "RETIRED",
+    "VALIDATION_SHARE",
     "ArmName",
     "DataConfig",
     "EngineConfig",

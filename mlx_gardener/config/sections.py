@@ -6,6 +6,7 @@ What each means is in docs/settings.md. Cost: importing pydantic, a tenth of a s
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -14,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mlx_gardener.errors import ConfigError
 
 GIB = 1024**3
+#: Of the time limit, where it is short: what all phases but training may take, and of the training what validations take.
+OTHER_SHARE, VALIDATION_SHARE = 0.25, 0.1
 ArmName = Literal["base", "base_bm25", "adapter", "adapter_bm25", "control"]
 
 
@@ -267,6 +270,12 @@ class TrainingConfig(_Section):
     def memory_limit_bytes(self) -> int:
         """The budget in bytes (1 GB is 2**30 bytes, as memory is sold)."""
         return int(self.memory_limit_gb * GIB)
+
+    @property
+    def learning_seconds(self) -> float:
+        """What the time limit leaves for updates, in seconds; ``math.inf`` without a limit."""
+        limit = self.training_timeout_minutes * 60 or math.inf
+        return (1 - OTHER_SHARE) * (1 - VALIDATION_SHARE) * limit
 
 
 def _config_error(error: ValidationError) -> ConfigError:

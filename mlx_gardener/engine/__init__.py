@@ -1,10 +1,12 @@
-"""The engine: one training step under a memory budget, and the planner that decides how it is split.
+"""The engine: one training step under a memory budget, and the planner that decides how it is split,
+with which base model there is for it.
 
 In: a base model with adapters, a batch, a plan. Out: the batch's loss and the adapters' gradients. The plan changes
 speed and memory, never the result.
 """
 
 from mlx_gardener.engine.ahead import look_ahead
+from mlx_gardener.engine.choosing import choose_base
 from mlx_gardener.engine.facts import ModelFacts, facts_of, model_facts
 from mlx_gardener.engine.kept import base_topic, kept_row_losses
 from mlx_gardener.engine.load import load_engine
@@ -24,6 +26,7 @@ __all__ = [
     "PreparedModel",
     "StepResult",
     "base_topic",
+    "choose_base",
     "facts_of",
     "keep_training",
     "kept_row_losses",

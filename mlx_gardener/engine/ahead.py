@@ -15,9 +15,10 @@ from mlx_gardener.config import LoraConfig
 from mlx_gardener.engine.facts import ModelFacts, Stored, bits_of, facts_of, model_facts
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model import ModelChoice, check_model
-from mlx_gardener.model.choose import cached_model, fetch_description, read_model_config
-from mlx_gardener.model.gguf import gguf_file
+from mlx_gardener.model.choose import read_model_config, seedling_path
+from mlx_gardener.model.hub import cached_model, fetch_description
 from mlx_gardener.model.lora import check_targets
+from mlx_gardener.model.package_index import packaged
 from mlx_gardener.platform.reasons import reason_of
 
 if TYPE_CHECKING:
@@ -27,13 +28,16 @@ if TYPE_CHECKING:
 def look_ahead(choice: ModelChoice, lora: LoraConfig) -> tuple[Path, ModelFacts]:
     """The directory with a model's config and tokenizer, and its facts; what a training would refuse is refused.
 
+    Of a model that is still on the package index the facts are known; config and tokenizer are then the embedded model's.
+
     Raises:
         ModelError: as `check_model`; of a model that is not here, damaged weights are seen only when they are.
     """
-    is_here = choice.path is not None or gguf_file(choice.name) is not None
-    if is_here or cached_model(choice.name) is not None:
+    if choice.is_here or cached_model(choice.name) is not None:
         path = check_model(choice, lora)
         return path, model_facts(path)
+    if (wanted := packaged(choice.name)) is not None:
+        return seedling_path(), ModelFacts(wanted.name, **wanted.sizes)
     path = fetch_description(choice.name)
     config = read_model_config(path)
     try:

@@ -5,16 +5,20 @@ Nothing is loaded: a header is some kilobytes, so this takes milliseconds howeve
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model.choose import read_model_config
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_header
+
+if TYPE_CHECKING:
+    from mlx_gardener.model.gguf.reader import Gguf
 
 _LAYER_NAME = re.compile(r"\.(?:layers|h|blocks)\.(\d{1,6})\.")
 
@@ -170,18 +174,43 @@ def _entries(path: Path, config: Mapping[str, Any]) -> Iterator[Stored]:
     for file in sorted(path.glob("model*.safetensors")):
         try:
             for name, entry in read_header(file).items():
-                size = 1
-                for dimension in entry["shape"]:
-                    size *= int(dimension)
                 stored = entry["data_offsets"][1] - entry["data_offsets"][0]
-                bits = bits_of(config, name)
-                if bits and entry["dtype"] == "U32":
-                    size = size * 32 // bits
-                elif bits and name.endswith((".scales", ".biases")):
-                    size = 0
-                yield Stored(name, size, stored, stored if entry["dtype"] in ("F16", "BF16") else 0)
+                yield _stored(config, name, entry["dtype"], entry["shape"], stored)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
                 f"The weight file {file.name} of {path.name!r} is damaged ({reason_of(error)}).",
                 next_step="Fetch it again.",
             ) from error
+
+
+def _stored(config: Mapping[str, Any], name: str, kind: str, shape: Sequence[Any], size: int) -> Stored:
+    """An array of ``size`` bytes and safetensors' type ``kind``; scales and biases of quantised weights are no parameters."""
+    count, bits = math.prod(int(dimension) for dimension in shape), bits_of(config, name)
+    if bits and kind == "U32":
+        count = count * 32 // bits
+    elif bits and name.endswith((".scales", ".biases")):
+        count = 0
+    return Stored(name, count, size, size if kind in ("F16", "BF16") else 0)
+
+
+def gguf_model_facts(gguf: Gguf) -> ModelFacts:
+    """`model_facts` of the folder that a GGUF file is read into, before it is read; from its header alone.
+
+    Raises:
+        ModelError: it cannot be a base.
+    """
+    from mlx_gardener.model.gguf.architectures import model_config
+    from mlx_gardener.model.gguf.write import layout_of
+
+    name = gguf.files[0].name
+    try:
+        layout = layout_of(gguf)
+        config = {**model_config(gguf), "quantization": layout.quantization}
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"The GGUF file {name!r} cannot be used ({reason_of(error)}).", next_step="Choose another one."
+        ) from error
+    arrays = (
+        _stored(config, name, array.kind, array.shape, array.bytes) for name, array in layout.arrays.items()
+    )
+    return facts_of(name, config, arrays)

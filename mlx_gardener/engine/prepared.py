@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.engine.ahead import look_ahead
+from mlx_gardener.engine.choosing import choose_base, look_ahead_at
 from mlx_gardener.engine.facts import ModelFacts, model_facts
 from mlx_gardener.engine.plan import Plan
 from mlx_gardener.engine.planner import make_plan
 from mlx_gardener.engine.seen import known_backend
 from mlx_gardener.engine.speed import Backend
-from mlx_gardener.model import ModelChoice, choose_model, resolve_model
+from mlx_gardener.model import ModelChoice, resolve_model
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,20 @@ class PreparedModel:
 def prepare_model(
     config: TrainingConfig, cache_dir: Path, *, choice: ModelChoice | None = None, ahead: bool = False
 ) -> PreparedModel:
-    """The base that ``config`` names, with its facts.
+    """The base that ``config`` names, or the one that `auto` takes, with its facts.
 
     Args:
         cache_dir: where the speed of this machine is kept.
-        choice: the base, where it was chosen before.
-        ahead: of a base that is not here yet, fetch no weights; what a training would refuse is refused.
+        choice: the base, where it was chosen and made ready before.
+        ahead: of a base that is not here yet, fetch no weights; one that a training would refuse is refused, or passed over by `auto`.
 
     Raises:
         ModelError: it cannot be found, fetched or read.
     """
-    choice = choice or choose_model(config.model, config.memory_limit_bytes, may_fetch=ahead)
-    if ahead:
-        path, facts = look_ahead(choice, config.lora)
+    if ahead and choice is None:
+        choice, path, facts = look_ahead_at(config)
     else:
+        choice = choice or choose_base(config)
         path = resolve_model(choice)
         facts = model_facts(path)
     return PreparedModel(choice, path, facts, known_backend(cache_dir, facts))

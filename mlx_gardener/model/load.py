@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model.choose import (
-    SEEDLING,
     ModelChoice,
     choose_model,
     read_model_config,
@@ -24,6 +23,7 @@ from mlx_gardener.model.choose import (
 )
 from mlx_gardener.model.gguf import source_of
 from mlx_gardener.model.lora import check_targets
+from mlx_gardener.model.stores import is_store_name
 from mlx_gardener.model.tokens import CodeTokenizer, load_tokenizer
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_header
@@ -38,13 +38,14 @@ class BaseModel:
     """A base model in memory.
 
     Attributes:
-        id: hub id, ``seedling``, or the name of a local directory or GGUF file; never a path.
+        id: hub id, ``seedling``, or a local directory's name; never a path.
         path: its directory on this machine.
         revision: the hub's commit, where it came from the hub.
         weights_sha256: over the names and contents of its weight files.
         config: its config.json.
         model: mlx-lm's module, frozen.
         quantized: whether its weights are still quantised in memory.
+        source: the GGUF file that it was read from.
     """
 
     id: str
@@ -56,6 +57,7 @@ class BaseModel:
     tokenizer: CodeTokenizer
     dtype: mx.Dtype
     quantized: bool
+    source: Path | None = None
 
 
 def load_base(
@@ -66,7 +68,7 @@ def load_base(
     unread_layers: int = 0,
     unread_words: bool = False,
 ) -> BaseModel:
-    """Load the base model ``name`` (``seedling``, a directory, a GGUF file, or a hub id).
+    """Load the base model ``name``, as `choose_model` takes it.
 
     Args:
         compute_dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
@@ -81,7 +83,7 @@ def load_base(
     import mlx.core as mx
     from mlx.utils import tree_flatten, tree_map
 
-    choice = choose_model(name, budget_bytes=2**62)
+    choice = choose_model(name)
     path = resolve_model(choice)
     model, config, tokenizer = _open_model(choice.name, path)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
@@ -114,7 +116,7 @@ def load_base(
         mx.eval(value)
         mx.clear_cache()
     return BaseModel(
-        id=_id_of(choice.name, path),
+        id=choice.name if is_store_name(choice.name) else source_of(path) or choice.id,
         path=path,
         revision=path.name if path.parent.name == "snapshots" else None,
         weights_sha256=weights_sha256(path),
@@ -123,14 +125,8 @@ def load_base(
         tokenizer=tokenizer,
         dtype=dtype,
         quantized=quantized,
+        source=choice.gguf,
     )
-
-
-def _shown_name(path: Path) -> str:
-    """A directory's name, as manifests may have it."""
-    from mlx_gardener.source.secrets import without_secrets
-
-    return without_secrets(path.name)
 
 
 def check_model(choice: ModelChoice, lora: LoraConfig) -> Path:
@@ -172,13 +168,6 @@ def _open_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], CodeT
             next_step="Fetch it again, or choose one that mlx-lm supports.",
         ) from error
     return model, config, tokenizer
-
-
-def _id_of(name: str, path: Path) -> str:
-    source = source_of(path)
-    if source is not None:
-        return source
-    return _shown_name(path) if name != SEEDLING and Path(name).expanduser().is_dir() else name
 
 
 def _floating_type(model: nn.Module) -> mx.Dtype:

@@ -23,6 +23,7 @@ from mlx_gardener.platform.untrusted import (
     MAX_JSON_BYTES,
     parse_json,
     read_bytes,
+    read_head,
     read_json,
     refuse_pointer,
 )
@@ -50,6 +51,8 @@ _END_SPELLINGS = (
 )
 _REPO_SPELLINGS = ("<|repo_name|>", "<repo_name>", "<reponame>")
 _FILE_SPELLINGS = ("<|file_sep|>", "<file_sep>", "<|file_separator|>")
+#: What tokenizers write before their vocabulary: some hundred added tokens of 200 bytes each.
+_HEAD_BYTES = 2**20
 _MARKERS = ({text for row in _FIM_SPELLINGS for text in row[:3]} | {*_REPO_SPELLINGS, *_FILE_SPELLINGS}) - {
     ""
 }
@@ -186,6 +189,24 @@ def _is_control(content: str, special: bool) -> bool:
 def knows_fim(tokens: Iterable[str]) -> bool:
     """Whether a vocabulary has the fill-in-the-middle markers of a family that is known here."""
     return _markers(dict.fromkeys(tokens, 0), 0) is not None
+
+
+def folder_knows_fim(path: Path) -> bool | None:
+    """`knows_fim` of the model in the directory ``path``, from the head of its tokenizer.json; None where that is no such file.
+
+    Added tokens stand before the vocabulary in what the tokenizers library writes; where they do not, the whole is read.
+    """
+    file = path / "tokenizer.json"
+    try:
+        head = read_head(file, _HEAD_BYTES).decode(errors="ignore")
+        start = head.find('"added_tokens"')
+        try:
+            added, _ = json.JSONDecoder().raw_decode(head, head.index("[", start))
+        except (ValueError, RecursionError):
+            added = read_json(file)["added_tokens"]
+        return knows_fim(str(token["content"]) for token in added)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def load_tokenizer(path: Path) -> CodeTokenizer:

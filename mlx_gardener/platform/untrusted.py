@@ -92,6 +92,16 @@ def read_bytes(file: Path, *, max_bytes: int, follow_links: bool = True) -> byte
     return data
 
 
+def read_head(file: Path, count: int) -> bytes:
+    """The first ``count`` bytes of a plain file, or all where there are fewer.
+
+    Raises:
+        OSError, ValueError: as `open_regular`.
+    """
+    with open_regular(file) as stream:
+        return stream.read(count)
+
+
 def parse_json(data: bytes | str) -> Any:
     """JSON in UTF-8.
 

@@ -202,7 +202,7 @@ class LiveView:
                 self._line(f"{event.place}: {event.share:.0%} of it done, {left} left in it")
         elif isinstance(event, TrainingEnded) and event.phase is TrainingPhase.COMPLETED:
             self._line("100 %  Done")
-        elif isinstance(event, ProgressChanged) and event.message.startswith("Base model:"):
+        elif isinstance(event, ProgressChanged) and event.message.startswith(("Base model:", "Passed over:")):
             self._line(event.message)
         elif self._live is None and isinstance(event, ProgressChanged) and self._is_news(event):
             self._printed_at = time.monotonic()
@@ -302,7 +302,10 @@ def validation_remark(event: Evaluated) -> str:
 
 def rows_line(rows_of_width: dict[str, int]) -> str:
     """``4 rows of 512 or 2 of 1,024 tokens``."""
-    parts = [f"{counted(rows, 'row')} of {int(width):,}" for width, rows in rows_of_width.items()]
+    parts = []
+    for width, rows in rows_of_width.items():
+        shown = f"{int(width):,}" if str(width).isdecimal() else str(width)  # a journal says what it likes
+        parts.append(f"{counted(rows, 'row')} of {shown}")
     return " or ".join(parts) + " tokens"
 
 

@@ -6,7 +6,6 @@ files are tokenised, and one plan is made; no weights are loaded.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,9 +47,9 @@ def estimate_training(found: Scan, config: TrainingConfig, model: PreparedModel)
     """
     from mlx_gardener.errors import DataError
     from mlx_gardener.model import load_tokenizer
+    from mlx_gardener.model.package_index import packaged
     from mlx_gardener.report.text import counted
     from mlx_gardener.source import read_source
-    from mlx_gardener.training.time_plan import OTHER_SHARE, VALIDATION_SHARE
 
     tokenizer = load_tokenizer(model.path)
     sample = sorted(found.files, key=lambda record: record.sha256)[:20]
@@ -72,13 +71,16 @@ def estimate_training(found: Scan, config: TrainingConfig, model: PreparedModel)
     if config.optimizer.max_steps is not None:
         trained = min(trained, config.optimizer.max_steps * config.optimizer.tokens_per_update)
     epoch = max(1.0, tokens * train_share)
-    limit = config.training_timeout_minutes * 60 or math.inf
-    fitting = (1 - OTHER_SHARE) * (1 - VALIDATION_SHARE) * limit * speed
+    fitting = config.learning_seconds * speed
+    is_other = packaged(model.choice.name) is not None and not model.choice.is_here
+    other = " by the embedded model's tokenizer" if is_other else ""
     return {
         "model": model.choice.name,
         "model_reason": model.choice.reason,
         "tokens": tokens,
-        "tokens_from": f"counted in {counted(len(texts), 'file')}" if size else "3.5 bytes a token assumed",
+        "tokens_from": f"counted in {counted(len(texts), 'file')}{other}"
+        if size
+        else "3.5 bytes a token assumed",
         "tokens_per_second": round(speed, 1),
         "speed_from": plan.speed_from,
         "epochs": round(trained / epoch, 3),

@@ -76,29 +76,39 @@ def run_training(run: Run) -> dict[str, Any]:
 
 
 def _initialize(run: Run) -> ModelChoice:
-    """INITIALIZING: which base model, and why; fetched where it is not here yet."""
-    from mlx_gardener.model import check_model, choose_model
+    """INITIALIZING: which base model, and why; fetched or read from its GGUF file where it is not here yet."""
+    from mlx_gardener.engine import choose_base
+    from mlx_gardener.model import check_model
 
     run.tell(TrainingPhase.INITIALIZING, 0.0, "Choosing the base model")
-    choice = choose_model(run.config.model, run.config.memory_limit_bytes, may_fetch=True)
-    if choice.path is None:
-        run.tell(TrainingPhase.INITIALIZING, 0.0, f"Base model: {choice.name} ({choice.reason})")
-        choice = _fetch(run, choice)
-    check_model(choice, run.config.lora)  # before the repository is read, which may take longer
-    run.tell(
-        TrainingPhase.INITIALIZING, 1.0, f"Base model: {choice.name} ({choice.reason})", model=choice.name
-    )
+    useless: list[str] = []
+    while True:
+        choice = choose_base(run.config, may_fetch=True, without=useless)
+        try:
+            choice = _made_ready(run, choice)
+            check_model(choice, run.config.lora)  # before the repository is read, which may take longer
+            break
+        except ModelError as error:
+            if run.config.model != "auto" or choice.name in (*useless, "seedling"):
+                raise
+            useless += [choice.name, f"hf:{choice.name}"]
+            run.publish(WarningRaised(f"{choice.name} is passed over: {error.message}"))
+    for line in choice.lines:
+        run.tell(TrainingPhase.INITIALIZING, 1.0, line, model=choice.name)
     run.interrupt()
     return choice
 
 
-def _fetch(run: Run, choice: ModelChoice) -> ModelChoice:
-    """The chosen model with its files here; the embedded one where it cannot be fetched and nobody asked for it."""
-    from mlx_gardener.model.choose import embedded, fetch_model
-    from mlx_gardener.model.gguf import gguf_file
+def _made_ready(run: Run, choice: ModelChoice) -> ModelChoice:
+    """The choice with its folder, fetched or read where it has to be; the embedded one where nobody asked for it and it cannot."""
+    from mlx_gardener.model import resolve_model
+    from mlx_gardener.model.choose import embedded
 
+    if choice.path is not None:
+        return choice
+    run.tell(TrainingPhase.INITIALIZING, 0.0, choice.lines[0])
     began = time.monotonic()
-    verb = "Reading" if gguf_file(choice.name) else "Fetching"
+    verb = "Fetching" if choice.gguf is None else "Reading"
 
     def on_progress(done: int, total: int) -> None:
         run.interrupt()
@@ -108,13 +118,13 @@ def _fetch(run: Run, choice: ModelChoice) -> ModelChoice:
         run.tell(TrainingPhase.INITIALIZING, 0.9 * share, message)
 
     try:
-        path = fetch_model(choice.name, on_progress)
-        reason = choice.reason.replace("to be fetched", "fetched").replace("to be read once", "read")
-        return replace(choice, path=path, reason=reason)
+        path = resolve_model(choice, on_progress)
     except ModelError as error:
-        if run.config.model != "auto":
+        if run.config.model != "auto" or choice.gguf is not None:
             raise
-        return embedded(error.message)
+        return replace(embedded(error.message), passed_over=choice.passed_over)
+    reason = choice.reason.replace("to be fetched", "fetched").replace("to be read once", "read")
+    return replace(choice, path=path, reason=reason)
 
 
 def _prepare_data(run: Run, choice: ModelChoice, parent: Parent | None) -> PreparedData:

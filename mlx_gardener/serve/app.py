@@ -133,7 +133,7 @@ class Server:
         def context() -> int:
             from mlx_gardener.engine.facts import model_facts
 
-            return model_facts(resolve_model(choose_model(target.base, budget_bytes=2**62))).max_tokens
+            return model_facts(resolve_model(choose_model(target.base))).max_tokens
 
         room = min(await asyncio.to_thread(context), self._settings.max_context_tokens)
         return JSONResponse(answers.props(target, room))
@@ -192,7 +192,7 @@ class Server:
         target = self._target(request, body.model)
 
         def write_out() -> str:
-            path = resolve_model(choose_model(target.base, budget_bytes=2**62))
+            path = resolve_model(choose_model(target.base))
             return chat_text(path, target.base_id, [message.plain() for message in body.messages])
 
         async with self._templates:

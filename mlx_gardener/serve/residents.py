@@ -133,7 +133,7 @@ class Residents:
         if name in self._bases:
             self._bases.move_to_end(name)
             return self._bases[name]
-        facts = model_facts(resolve_model(choose_model(name, budget_bytes=2**62)))
+        facts = model_facts(resolve_model(choose_model(name)))
         size = 4 * facts.parameters if backend() == "cpu" else facts.stored_bytes
         if size > self._budget_bytes:
             raise MemoryBudgetError(

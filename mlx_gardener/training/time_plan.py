@@ -14,13 +14,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-#: Of the limit: what all phases but training may take together, and what the evidence gets at least.
-OTHER_SHARE, LEAST_EVIDENCE_SHARE = 0.25, 0.05
+from mlx_gardener.config import OTHER_SHARE, VALIDATION_SHARE
+
+#: Of the limit: what the evidence gets at least.
+LEAST_EVIDENCE_SHARE = 0.05
 #: Writing, registering and the report: measured, some seconds with SmolLM2-135M; kept free for a busy machine (judgement).
 FINISH_SECONDS = 15.0
-#: Where time is short: validations after the one at the start, and the share of the training's time for all of them; fewer of
-#: them, but one, where a base is so slow that the shortest ones would take more.
-VALIDATIONS, VALIDATION_SHARE = 4, 0.1
+#: Where time is short: validations after the one at the start; fewer of them, but one, where a base is so slow that the shortest
+#: ones would take more than `VALIDATION_SHARE`.
+VALIDATIONS = 4
 #: Tokens that a validation has at least, where there are as many (judgement).
 LEAST_VALIDATION_TOKENS = 2048
 

@@ -20,7 +20,7 @@ import click
 import pytest
 
 from mlx_gardener.cli import cli
-from tests.conftest import write_repository, write_tiny_model
+from tests.conftest import STORE_VARIABLES, without_stores, write_repository, write_tiny_model
 from tests.docs.commands import PAGES, ROOT, Line, quoted, shown
 
 HUB_MODEL = "Qwen/Qwen2.5-Coder-0.5B"  # here a tiny random one by that name
@@ -73,13 +73,14 @@ class World:
         self._environment = os.environ | {
             **{f"MLX_GARDENER_{name}": value for name, value in SETTINGS.items()},
             "MLX_GARDENER_HOME": str(root / "home"),
-            "HOME": str(root),
+            **without_stores(root),
             "HF_HOME": str(root / "hub"),
             "HF_HUB_OFFLINE": "1",
             "BROWSER": "true",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
-        self._environment.pop("XDG_CONFIG_HOME", None)
+        for name in STORE_VARIABLES:
+            self._environment.pop(name, None)
         for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"):
             self._environment[name] = "Test"
         for name in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"):

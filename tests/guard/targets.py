@@ -28,6 +28,7 @@ from mlx_gardener.adapter.manifest import (
 from mlx_gardener.config import DataConfig, load_config
 from mlx_gardener.editors import jsonc
 from mlx_gardener.editors.change import _without_values
+from mlx_gardener.engine.bases import look_at
 from mlx_gardener.engine.facts import model_facts
 from mlx_gardener.engine.speed import _kept
 from mlx_gardener.errors import GardenerError
@@ -35,6 +36,8 @@ from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.choose import read_model_config
 from mlx_gardener.model.gguf import gguf_facts, read_gguf
 from mlx_gardener.model.lora import lora_parameters
+from mlx_gardener.model.stores.folders import hub_bases
+from mlx_gardener.model.stores.ollama import ollama_bases
 from mlx_gardener.model.tokens import load_tokenizer
 from mlx_gardener.registry.names import check_project_name, place_below, project_name_for
 from mlx_gardener.runs.job import Job
@@ -222,6 +225,26 @@ def gguf(data: bytes, directory: Path) -> None:
         load_tokenizer(folder)
 
 
+def stores(data: bytes, directory: Path) -> None:
+    """What other programs keep beside models: a manifest of Ollama's, config.json, a tokenizer, a model card, licence text."""
+    manifest, written, words, card, licence = parts(data, 5)
+    named = directory / "manifests/registry.ollama.ai/library/a/latest"
+    folder = directory / "models--org--a/snapshots/main"
+    for place in (named.parent, folder, directory / "blobs"):
+        place.mkdir(parents=True, exist_ok=True)
+    named.write_bytes(manifest)
+    (directory / "blobs" / f"sha256-{'0' * 64}").write_bytes(licence)
+    (folder / "config.json").write_bytes(written)
+    (folder / "tokenizer.json").write_bytes(words)
+    (folder / "README.md").write_bytes(card)
+    (folder / "model.safetensors").write_bytes(safetensors({}))
+    found = [*ollama_bases(directory), *hub_bases(directory, "hf")]
+    assert [base.name for base in found] == ["ollama:a:latest", "hf:org/a"]
+    assert all(base.path.resolve().is_relative_to(directory.resolve()) for base in found)
+    for known in look_at(found):
+        json.dumps(known.base.to_json())
+
+
 @cache
 def _base() -> BaseModel:
     return load_base("seedling")
@@ -316,6 +339,7 @@ TARGETS: dict[str, Target] = {
         model,
         tokenizer,
         gguf,
+        stores,
         peft,
         requests,
         editor_settings,
@@ -382,6 +406,13 @@ def seeds(name: str) -> list[bytes]:
         ],
         "model": {"type": "BPE", "vocab": vocabulary, "merges": [["a", "b"]]},
     }  # fmt: skip
+    digest = f"sha256:{'0' * 64}"
+    layers = {
+        "layers": [
+            {"mediaType": f"application/vnd.ollama.image.{kind}", "digest": digest, "size": 1}
+            for kind in ("model", "license")
+        ]
+    }
     event = {"event": "WarningRaised", "message": "w", "timestamp": 1.0}
     step = {
         "event": "StepCompleted", "step": 1, "total_steps": 2, "epoch": 0.1, "loss": 2.0, "tokens": 3,
@@ -428,6 +459,12 @@ def seeds(name: str) -> list[bytes]:
         "journal": [b"".join(lines), *lines, lines[0] + lines[1][:20], deep + b"\n", b"[1]\n",
                     b'{"event": "DataPrepared", "summary": {}}\n', b'{"event": "PlanChosen", "plan": {}}\n'],
         "gguf": [smallest_file(), smallest_file()[:700], b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60)],
+        "stores": [
+            CUT.join((text(layers), text(sizes), text(words), b"---\nlicense: mit\n---\n", b"Apache License")),
+            CUT.join((text({"layers": [{"digest": "sha256:../../x"}]}), b"[]", b"[]", b"---\n" * 99, b"\xff")),
+            CUT.join((deep, deep, b'{"added_tokens": ' + deep, b"---\nlicense: [", b"")),
+            CUT.join((b"[]", text({**sizes, "architectures": 3, "quantization": {"bits": 0}}), b'{"added_tokens": [3]}', b"", b"")),
+        ],
         "model": [
             text(sizes) + CUT + good,
             text(sizes) + CUT + huge,

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from mlx_gardener.errors import ModelError
-from mlx_gardener.model.choose import cached_model, fetch_model
+from mlx_gardener.model.hub import cached_model, fetch_model
 from tests.conftest import write_tiny_model
 from tests.model.hub import REVISION, hub_with
 
 pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
 
-NAME = "mlx-community/Qwen2.5-Coder-3B-4bit"
+NAME = "mlx-community/Qwen2.5-Coder-1.5B-4bit"
 SETTINGS = {
     "MIN_TRAINING_CHUNKS": "5",
     "OPTIMIZER__MAX_STEPS": "1",
@@ -53,6 +53,7 @@ def train(repository: Path, place: Path, address: str) -> tuple[dict[str, object
 def run_with_hub(script: str, place: Path, address: str) -> str:
     """What a script prints in a process that asks this hub and has an empty cache."""
     environment = os.environ | {"HF_HOME": str(place / "hub"), "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+    environment["PIP_INDEX_URL"] = address  # which has no packages; never the real one
     command = (sys.executable, "-c", script)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=True)
     return done.stdout.strip()
@@ -100,7 +101,7 @@ def test_looking_first_names_the_model_and_the_figures_of_the_training_and_fetch
         reasons = {estimate.pop("model_reason") for estimate in before[:3]}
         assert reasons == {"the best recommended model that fits the budget; 0.0 GB to be fetched"}
         assert not list((tmp_path / "hub").rglob("*.safetensors"))
-        script = f"from mlx_gardener.model.choose import fetch_model\nfetch_model({NAME!r})"
+        script = f"from mlx_gardener.model.hub import fetch_model\nfetch_model({NAME!r})"
         run_with_hub(script, tmp_path, address)
         after = figures()
     assert all(estimate.pop("model") == NAME for estimate in after[:3])
@@ -110,8 +111,9 @@ def test_looking_first_names_the_model_and_the_figures_of_the_training_and_fetch
 
 def test_auto_takes_the_embedded_model_where_the_hub_has_not_what_fits(tmp_path: Path, model: Path) -> None:
     script = (
-        "from mlx_gardener.model import choose_model\n"
-        "found = choose_model('auto', 4 * 2**30, may_fetch=True)\n"
+        "from mlx_gardener.engine.choosing import choose_base\n"
+        "from mlx_gardener.config import TrainingConfig\n"
+        "found = choose_base(TrainingConfig(), may_fetch=True)\n"
         "print(found.name, found.reason)"
     )
     with hub_with("somebody/else", model) as address:
@@ -146,7 +148,7 @@ def test_what_anybody_fetched_is_at_hand_if_it_is_whole(
 
 def test_fetching_can_be_stopped(tmp_path: Path, model: Path) -> None:
     script = (
-        "import sys\nfrom mlx_gardener.model.choose import fetch_model\n"
+        "import sys\nfrom mlx_gardener.model.hub import fetch_model\n"
         "def stop(done, total):\n    assert total > 0\n    raise KeyboardInterrupt\n"
         f"try:\n    fetch_model({NAME!r}, stop)\nexcept KeyboardInterrupt:\n    print('stopped')\n"
     )

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.errors import ModelError
-from mlx_gardener.model import choose_model, load_base, load_tokenizer, resolve_model, seedling_path
+from mlx_gardener.model import choose_model, load_base, load_tokenizer, resolve_model
 from mlx_gardener.model.lora import (
     attach_lora,
     detach_lora,
@@ -21,29 +21,9 @@ from mlx_gardener.model.lora import (
 )
 from tests.conftest import write_tiny_model
 
-GIB = 2**30
 
-
-@pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants as constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-
-
-@pytest.mark.usefixtures("offline")
-def test_auto_takes_the_seedling_where_nothing_is_at_hand_and_says_why() -> None:
-    choice = choose_model("auto", 4 * GIB)
-    assert choice.name == "seedling" and "`train` fetches it" in choice.reason
-    assert "cannot be fetched" in choose_model("auto", 4 * GIB, may_fetch=True).reason
-    assert "fits" in choose_model("auto", GIB // 10).reason
-    assert resolve_model(choice) == seedling_path()
-
-
-@pytest.mark.usefixtures("offline")
 def test_a_hub_model_that_cannot_be_fetched_names_command_and_alternative() -> None:
-    choice = choose_model("Qwen/Qwen2.5-Coder-0.5B", 4 * GIB)
+    choice = choose_model("Qwen/Qwen2.5-Coder-0.5B")
     with pytest.raises(ModelError) as caught:
         resolve_model(choice)
     assert "hf download Qwen/Qwen2.5-Coder-0.5B" in caught.value.next_step
@@ -53,7 +33,7 @@ def test_a_hub_model_that_cannot_be_fetched_names_command_and_alternative() -> N
 @pytest.mark.parametrize("name", ["nonsense", "/does/not/exist", "a/b/c"])
 def test_a_name_that_is_nothing_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match="neither a directory nor a GGUF file nor a hub id"):
-        choose_model(name, GIB)
+        choose_model(name)
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -63,7 +43,7 @@ def test_a_directory_without_a_part_of_the_model_is_refused(
     directory = write_tiny_model(tmp_path / "half", tiny_tokenizer_dir)
     (directory / missing).unlink()
     with pytest.raises(ModelError, match="half"):
-        choose_model(str(directory), GIB)
+        choose_model(str(directory))
 
 
 def in_shards(directory: Path) -> list[str]:
@@ -88,7 +68,7 @@ def test_a_missing_shard_is_named(tmp_path: Path, tiny_tokenizer_dir: Path, inde
     assert load_base(str(directory)).path == directory
     (directory / shards[1]).unlink()
     with pytest.raises(ModelError, match=f"half' has no {shards[1]}"):
-        choose_model(str(directory), GIB)
+        choose_model(str(directory))
 
 
 def test_an_index_that_was_left_behind_hinders_nothing(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:

@@ -62,6 +62,7 @@ IN_HOME = [
     "cache/answers/.key.new",
     "cache/.dry_runs.json.123",
     "cache/.backend.json.17",
+    "cache/.gguf_facts.json.17",
     "../.home.0badcafe.new/registry.sqlite3",
 ]
 

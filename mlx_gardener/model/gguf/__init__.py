@@ -39,6 +39,7 @@ __all__ = [
     "GgufFacts",
     "gguf_facts",
     "gguf_file",
+    "gguf_header",
     "is_gguf",
     "known_folder",
     "not_trainable",
@@ -116,6 +117,16 @@ def gguf_facts(path: Path) -> GgufFacts:
         ModelError: it cannot be read, is no GGUF file, or a claim in its header is not true.
     """
     return _facts(_header_of(path))
+
+
+def gguf_header(path: Path) -> tuple[Gguf, GgufFacts]:
+    """The header of a GGUF file with its `gguf_facts`, where both are wanted: reading it is what takes the time.
+
+    Raises:
+        ModelError: as `gguf_facts`.
+    """
+    gguf = _header_of(path)
+    return gguf, _facts(gguf)
 
 
 def read_gguf(

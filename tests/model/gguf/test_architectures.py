@@ -81,7 +81,7 @@ def test_quantised_matrices_stay_quantised_and_give_the_logits_of_their_values(
 
     model, config = tiny_model(architecture)
     file = write_gguf(tmp_path / "tiny.gguf", architecture, model, config, kind=Kind.Q4_0)
-    folder = resolve_model(choose_model(str(file), 2**40))
+    folder = resolve_model(choose_model(str(file)))
     assert settings_of(folder)["quantization"] == {"group_size": 32, "bits": 4, "mode": "affine"}
     assert load_base(str(file), base_weights="stored").quantized
 
@@ -134,7 +134,7 @@ def test_llama_3s_rope_factors_are_put_back_into_its_settings(tmp_path: Path) ->
     freqs = np.array(model.layers[0].self_attn.rope._freqs)
     plain = 500000.0 ** (np.arange(0, 16, 2) / 16)
     file = write_gguf(tmp_path / "tiny.gguf", "llama", model, config, rope_freqs=freqs / plain)
-    assert settings_of(resolve_model(choose_model(str(file), 2**40)))["rope_scaling"] == LLAMA3
+    assert settings_of(resolve_model(choose_model(str(file))))["rope_scaling"] == LLAMA3
     assert relative(logits(model, IDS), read_logits(file)) < TOLERANCE
 
 
@@ -195,7 +195,7 @@ def test_what_mlx_lm_cannot_compute_is_refused_before_anything_is_written(
     model, config = tiny_model("llama")
     write_gguf(tmp_path / "tiny.gguf", "llama", model, config, **keys)
     with pytest.raises(ModelError, match=what) as caught:
-        choose_model(str(tmp_path / "tiny.gguf"), 2**40)
+        choose_model(str(tmp_path / "tiny.gguf"))
     assert caught.value.next_step
     assert what in str(gguf_facts(tmp_path / "tiny.gguf").why_not)
 
@@ -207,7 +207,7 @@ def test_an_architecture_that_is_not_known_is_named_with_those_that_are(tmp_path
     data = data.replace(b"\x05\0\0\0\0\0\0\0qwen2", b"\x05\0\0\0\0\0\0\0bert5", 1)
     file.write_bytes(data)
     with pytest.raises(ModelError, match=r"architecture 'bert5' is not read here.*smollm3"):
-        choose_model(str(file), 2**40)
+        choose_model(str(file))
 
 
 def test_a_tensor_without_a_place_and_one_that_is_missing_are_named(tmp_path: Path) -> None:

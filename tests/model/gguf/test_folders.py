@@ -89,13 +89,13 @@ def test_a_full_disk_is_named_before_anything_is_written(
 
 
 def test_a_model_is_named_by_its_file_or_its_directory(file: Path, home: Path, tmp_path: Path) -> None:
-    choice = choose_model(str(file), 2**40)
+    choice = choose_model(str(file))
     assert choice.path is None and "to be read once" in choice.reason
     folder = resolve_model(choice)
     assert folder.parent == home / "cache" / "bases"
-    assert choose_model(str(file), 2**40).path == folder
+    assert choose_model(str(file)).path == folder
     assert load_base(str(file)).id == load_base(str(folder)).id == file.name
-    assert choose_model(str(file.parent), 2**40).path == folder
+    assert choose_model(str(file.parent)).path == folder
     assert absolute_model(os.path.relpath(file)) == str(file.resolve())
 
 
@@ -104,14 +104,14 @@ def test_a_directory_with_several_files_asks_for_one(file: Path, tmp_path: Path)
     assert gguf_file(str(tmp_path)) == file
     shutil.copy(file, tmp_path / "other.gguf")
     with pytest.raises(ModelError, match=r"several models: My model \(v2\)\.gguf, other\.gguf"):
-        choose_model(str(tmp_path), 2**40)
+        choose_model(str(tmp_path))
     assert gguf_file("seedling") is None and gguf_file(str(tmp_path / "nothing")) is None
 
 
 def test_what_a_model_has_no_place_for_is_refused_by_the_first_look(file: Path) -> None:
     from mlx_gardener.config import LoraConfig
 
-    choice = choose_model(str(file), 2**40)
+    choice = choose_model(str(file))
     assert check_model(choice, LoraConfig()).is_dir()
     with pytest.raises(ModelError):
         check_model(choice, LoraConfig(target_modules=["nothing"]))
@@ -135,7 +135,7 @@ def test_folders_that_nobody_used_for_long_are_garbage_if_they_can_be_read_again
     file: Path, home: Path, tmp_path: Path
 ) -> None:
     registry = ProjectRegistry()
-    folder = resolve_model(choose_model(str(file), 2**40))
+    folder = resolve_model(choose_model(str(file)))
     policy = GarbagePolicy(run_days=30)
     assert registry.collect_garbage(policy) == []
     old = time.time() - 40 * DAY
@@ -145,11 +145,11 @@ def test_folders_that_nobody_used_for_long_are_garbage_if_they_can_be_read_again
     away.rename(file)
     found = registry.collect_garbage(policy, dry_run=True)
     assert [(item.kind, item.subject) for item in found] == [("base", folder.name)] and folder.is_dir()
-    assert choose_model(str(file), 2**40).path == folder
+    assert choose_model(str(file)).path == folder
     assert registry.collect_garbage(policy) == [], "it was just used"
     os.utime(folder, (old, old))
     assert registry.collect_garbage(policy) == found and not folder.exists()
-    assert resolve_model(choose_model(str(file), 2**40)) == folder
+    assert resolve_model(choose_model(str(file))) == folder
 
 
 def test_what_a_killed_reader_left_is_swept_when_nobody_reads(home: Path) -> None:

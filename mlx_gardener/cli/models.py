@@ -1,0 +1,52 @@
+"""``mlx-gardener models``: the base models on this machine, and what can be trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from mlx_gardener.cli.options import (
+    as_json_option,
+    budget_option,
+    config_option,
+    parse_settings,
+    settings_option,
+)
+
+
+@click.command()
+@click.argument("places", type=click.Path(path_type=Path), nargs=-1, metavar="[PATH]...")
+@budget_option
+@config_option
+@settings_option
+@as_json_option
+def models(
+    places: tuple[Path, ...],
+    budget: float | None,
+    config_file: Path | None,
+    pairs: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """List the base models on this machine, with whether each fits the budget and what an update of 1,024 tokens takes.
+
+    Looks into the Hugging Face cache, Ollama, LM Studio, llama.cpp's cache, Jan and oMLX, and into every PATH. Only headers are
+    read. Each name can be given to `train --model`.
+    """
+    from mlx_gardener.config import load_config
+    from mlx_gardener.engine.bases import list_bases
+    from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.models_view import show_bases
+
+    config = load_config(config_file, overrides={"memory_limit_gb": budget, **parse_settings(pairs)})
+    found = list_bases(config, places)
+    if as_json:
+        told = {"budget_gb": config.memory_limit_gb, "models": [base.to_json() for base in found]}
+        click.echo(json.dumps(told, indent=2))
+    elif not found:
+        click.echo(
+            "There are no base models on this machine. `mlx-gardener train` fetches one, or takes the embedded one."
+        )
+    else:
+        show_bases(make_console(), found, config.memory_limit_bytes)

@@ -1,0 +1,83 @@
+"""Base models in the terminal: which one was chosen and what was passed over, and all that are on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mlx_gardener.report.text import GIB, duration, safe_text
+
+if TYPE_CHECKING:
+    from mlx_gardener.engine.bases import Base
+    from mlx_gardener.model import ModelChoice
+
+_YES_NO = {True: "yes", False: "no", None: "?"}
+
+
+def show_choice(console: Console, choice: ModelChoice) -> None:
+    """Print which base was chosen and why, and what was passed over; at most four lines, which may wrap."""
+    for line in choice.lines:
+        console.print(Text(safe_text(line)), highlight=False)
+
+
+def show_bases(console: Console, bases: Sequence[Base], budget_bytes: int) -> None:
+    """Print a table of those that can be trained on, and below it why the others cannot."""
+    usable = [base for base in bases if base.why_not is None]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in (
+        "model",
+        "in",
+        "weights",
+        "as",
+        "licence",
+        "FIM",
+        f"fits {budget_bytes / GIB:g} GB",
+        "1,024 tokens",
+    ):
+        table.add_column(title, overflow="fold")
+    for base in usable:
+        table.add_row(
+            *(
+                Text(safe_text(text))
+                for text in (
+                    base.name,
+                    base.store,
+                    count_text(base.parameters),
+                    base.quantisation or "?",
+                    base.licence or "?",
+                    _YES_NO[base.has_fim],
+                    fit_text(base),
+                    "" if base.update_seconds is None else time_text(base.update_seconds),
+                )
+            )
+        )
+    if usable:
+        console.print(table)
+    others = [base for base in bases if base.why_not is not None]
+    if others:
+        console.print(("\n" if usable else "") + "Not to be trained on:", style="bold")
+        for base in others:
+            console.print(Text(safe_text(f"{base.name}: {base.why_not}")), highlight=False, soft_wrap=True)
+
+
+def count_text(count: int | None) -> str:
+    """A number of weights as people say it: ``135M``, ``1.5B``."""
+    if count is None:
+        return "?"
+    return f"{count / 1e9:.2g}B" if count >= 995e6 else f"{count / 1e6:.3g}M"
+
+
+def fit_text(base: Base) -> str:
+    """``yes, 3.4 GB`` or ``no, needs 5.12``; of a GGUF file as it will be when it is read."""
+    if base.fits:
+        return f"yes, {(base.peak_bytes or 0) / GIB:.1f}"
+    return f"no, needs {(base.least_budget_bytes or 0) / GIB:.2f}"
+
+
+def time_text(seconds: float) -> str:
+    """``0.8 s``, ``75 s``, ``3 min 05 s``."""
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
