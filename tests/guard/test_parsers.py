@@ -78,7 +78,7 @@ def test_a_plan_from_elsewhere_cannot_draw_in_the_terminal() -> None:
     }
     with LiveView(Console(file=shown, force_terminal=False), project="one") as view:
         view(PlanChosen(plan))
-    assert "1 x 64" in shown.getvalue() and not {"\x7f", "\x1b"} & set(shown.getvalue())
+    assert "1 row of 64" in shown.getvalue() and not {"\x7f", "\x1b"} & set(shown.getvalue())
 
 
 @pytest.mark.parametrize("name", TARGETS)
