@@ -140,6 +140,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; the same names as _PUBL
     from mlx_gardener.config import load_config as load_config
     from mlx_gardener.dataset import TrainingDataPreparator as TrainingDataPreparator
     from mlx_gardener.engine import Plan as Plan
+    from mlx_gardener.engine.bases import Base as Base
     from mlx_gardener.errors import AdapterError as AdapterError
     from mlx_gardener.errors import ConfigError as ConfigError
     from mlx_gardener.errors import DataError as DataError

@@ -35,7 +35,7 @@ LONG_FILES = (
     "survival/test_parallel.py",
     "docs/test_commands.py",
     "evaluate/test_arms.py",
-    "test_pipeline.py",
+    "test_manager.py",
     "engine/test_load.py",
     "survival/test_queue.py",
     "docs/test_python.py",

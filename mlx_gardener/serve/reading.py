@@ -17,10 +17,10 @@ from mlx_gardener.serve.worker import BadRequestError
 
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _HALF = re.compile("[\ud800-\udfff]")
-#: An escape that spells half a surrogate pair, after whatever else there is, whole pairs too.
-_HALF_ESCAPE = re.compile(
-    rb"(?:[^\\]++|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(?!u[dD][89a-fA-F])[\s\S])*+"
-    rb"(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+#: One escape; its group is half a surrogate pair. Escape by escape, and not one possessive group over the whole body, which
+#: Python 3.11 before 3.11.5 matches wrongly (python/cpython#106052).
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|[\s\S])"
 )
 #: Strings, and objects and arrays, that a request may have; long chats and lists of tools have some hundreds. And halves
 #: of surrogate pairs, of which a string has one at each end.
@@ -84,14 +84,14 @@ def _nesting(part: memoryview, depth: int) -> tuple[int, int]:
 
 def _without_halves(data: bytearray) -> bytearray:
     """``data`` itself, with the escape of U+FFFD, which is as long, for each half of a surrogate pair."""
-    at = halves = 0
-    while (found := _HALF_ESCAPE.match(data, at)) is not None:
-        data[found.start(1) : found.end(1)] = b"\\ufffd"
-        at, halves = found.end(), halves + 1
-        if halves > _MOST_HALVES:
-            raise BadRequestError(
-                "The request has too many halves of surrogate pairs.", next_step="Send whole characters."
-            )
+    found = (escape.span(1) for escape in _ESCAPE.finditer(bytes(data)))
+    halves = [start for start, end in found if end > 0]
+    if len(halves) > _MOST_HALVES:
+        raise BadRequestError(
+            "The request has too many halves of surrogate pairs.", next_step="Send whole characters."
+        )
+    for start in halves:
+        data[start : start + 5] = b"ufffd"
     return data
 
 

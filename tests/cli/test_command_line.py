@@ -84,7 +84,7 @@ TRAIN_SETTINGS: dict[str, object] = {
     "evaluation.memorisation_places": 8,
     "evaluation.samples": 1,
     "evaluation.max_new_tokens": 4,
-    "neighbour.low_priority": False,  # see tests/test_pipeline.py
+    "neighbour.low_priority": False,  # see tests/runs/test_manager.py
 }
 
 

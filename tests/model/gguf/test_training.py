@@ -17,8 +17,8 @@ from mlx_gardener.model import choose_model, load_base, resolve_model
 from mlx_gardener.registry import ProjectRegistry
 from tests.cli.test_command_line import gardener, train_flags
 from tests.model.gguf.files import tiny_model, write_gguf
+from tests.runs.test_manager import tiny_settings
 from tests.serve.conftest import make_adapter
-from tests.test_pipeline import tiny_settings
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_train_takes_a_gguf_file(file: Path, repository: Path) -> None:
     assert done.returncode == 0, done.stderr
     registry = ProjectRegistry()
     record = registry.list_adapters("web")[0]
-    folder = resolve_model(choose_model(str(file), 2**40))
+    folder = resolve_model(choose_model(str(file)))
     assert record.base_model == file.name and base_name(registry, record) == str(folder)
     shutil.rmtree(folder)
     assert base_name(registry, record) == str(file), "the folder is gone, but what it was read from is here"
@@ -47,7 +47,7 @@ def test_an_adapter_finds_a_file_that_was_moved(file: Path, repository: Path, tm
     registry = ProjectRegistry()
     registry.register_project("web", repository)
     record = make_adapter(registry, "web", load_base(str(file)), LoraConfig(rank=2), seed=1)
-    folder = resolve_model(choose_model(str(file), 2**40))
+    folder = resolve_model(choose_model(str(file)))
     assert record.base_model == file.name and base_name(registry, record) == str(folder)
     shutil.rmtree(folder)
     moved = file.rename(tmp_path / "moved.gguf")
@@ -61,7 +61,7 @@ def test_a_base_of_mixed_widths_is_computed_as_stored_and_streamed(file: Path, s
     config = tiny_settings(file)
     pins = {"base_weights": "stored"} | ({"streamed_layers": 2} if streamed else {})
     config = config.model_copy(update={"engine": config.engine.model_copy(update=pins)})
-    facts = model_facts(resolve_model(choose_model(str(file), 2**40)))
+    facts = model_facts(resolve_model(choose_model(str(file))))
     backend = measured_backend()
     plan = make_plan(facts, config, config.memory_limit_bytes, backend)
     assert plan.base_weights == "stored" and plan.streamed_layers == (2 if streamed else 0)
