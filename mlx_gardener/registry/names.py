@@ -1,12 +1,9 @@
-"""Names and places: what may stand in a path, a table and a terminal without harm, and where the registry lies."""
+"""Names and places: what may stand in a path, a table and a terminal without harm."""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path, PurePosixPath
-
-import platformdirs
 
 from mlx_gardener.errors import ConfigError, RegistryError
 
@@ -18,23 +15,6 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 #: Names that Windows takes for devices, with any ending: a home on a shared disk would not be readable there.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.I)
 _VERSION = re.compile(r"v[1-9][0-9]{0,8}")
-
-
-def default_home() -> Path:
-    """``MLX_GARDENER_HOME``, also with ``~``, or the platform's directory for user data.
-
-    Raises:
-        ConfigError: it names the home directory of a user that does not exist.
-    """
-    named = os.environ.get("MLX_GARDENER_HOME")
-    if not named:
-        return Path(platformdirs.user_data_dir("mlx-gardener", appauthor=False))
-    try:
-        return Path(named).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(
-            f"MLX_GARDENER_HOME is {named!r}, and there is no such user.", next_step="Name a directory in it."
-        ) from error
 
 
 def check_project_name(name: str) -> str:

@@ -331,18 +331,26 @@ class Hours:
         validations = sum(isinstance(event, Evaluated) for event in self._recorder.events)
         return len(self._recorder.steps) * self._update + validations * self._validation
 
+    def are_all_that_passes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let a training see no other clock."""
+        update = self._update
+        monkeypatch.setattr(loop.time, "perf_counter", self.used_seconds)
+        monkeypatch.setattr(
+            loop._Training, "update_took", lambda self, seconds: self.update_seconds.append(update)
+        )
+
+
+#: More updates than any clock here leaves time for.
+LONG = settings(**{"optimizer.max_steps": None, "optimizer.epochs": 20, "checkpoint_interval_seconds": 3600})
+
 
 def test_a_training_that_is_slower_than_foretold_does_fewer_updates_and_validates_its_last(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
     hours = Hours(recorder, update=10.0, validation=5.0)
-    monkeypatch.setattr(loop.time, "perf_counter", hours.used_seconds)
-    monkeypatch.setattr(loop._Training, "update_took", lambda self, seconds: self.update_seconds.append(10.0))
-    config = settings(
-        **{"optimizer.max_steps": None, "optimizer.epochs": 20, "checkpoint_interval_seconds": 3600}
-    )
-    outcome = run(config, recorder=recorder, clock=Clock(400.0, hours.used_seconds), speed=1e4)
+    hours.are_all_that_passes(monkeypatch)
+    outcome = run(LONG, recorder=recorder, clock=Clock(400.0, hours.used_seconds), speed=1e4)
     plans = [event.plan for event in recorder.events if isinstance(event, TimePlanned)]
     assert plans[0]["updates"] > plans[-1]["updates"] >= outcome.state.step
     assert plans[0]["pace"]["update_seconds"] < plans[-1]["pace"]["update_seconds"] == 10.0
@@ -357,12 +365,8 @@ def test_a_training_of_one_update_goes_on_where_that_one_took_less_than_was_fore
 ) -> None:
     recorder = Recorder()
     hours = Hours(recorder, update=70.0, validation=5.0)
-    monkeypatch.setattr(loop.time, "perf_counter", hours.used_seconds)
-    monkeypatch.setattr(loop._Training, "update_took", lambda self, seconds: self.update_seconds.append(70.0))
-    config = settings(
-        **{"optimizer.max_steps": None, "optimizer.epochs": 20, "checkpoint_interval_seconds": 3600}
-    )
-    outcome = run(config, recorder=recorder, clock=Clock(1000.0, hours.used_seconds), speed=0.5)
+    hours.are_all_that_passes(monkeypatch)
+    outcome = run(LONG, recorder=recorder, clock=Clock(1000.0, hours.used_seconds), speed=0.5)
     plans = [event.plan for event in recorder.events if isinstance(event, TimePlanned)]
     assert plans[0]["updates"] == 1 and outcome.state.step > 4
     assert hours.used_seconds() < 1000.0
