@@ -29,7 +29,7 @@ from mlx_gardener.evaluate.evidence import (
     Sample,
     power_note,
 )
-from mlx_gardener.evaluate.measure import ArmResult, Bench, Scores, Tasks, line_of, score
+from mlx_gardener.evaluate.measure import STEP_TOKENS, ArmResult, Bench, Scores, Tasks, line_of, score
 from mlx_gardener.evaluate.metrics import bits_per_byte, edit_similarity
 from mlx_gardener.evaluate.retrieval import Retriever, training_chunks
 from mlx_gardener.evaluate.stages import Checks, Findings, Survey, measure_all
@@ -116,7 +116,7 @@ def compare(
     )  # no time is kept for an arm that is not there
     survey = Survey.make(
         base, data, config.model_copy(update={"evaluation": measured}), training_tokens, tasks,
-        can_write=engine.streamed is None, forward_tokens=tokens,
+        can_write=engine.streamed is None, forward_tokens=tokens, step_tokens=STEP_TOKENS[engine.plan.dequantize],
     )  # fmt: skip
     retriever = None
     if any(name.endswith("_bm25") for name in names):

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 #: A training token passes forward, again for the recomputation, and twice as much backward.
 _FORWARDS_PER_TRAINED_TOKEN = 4
 #: One more token for each answer of a batch costs about so many that are read, however many answers there are: all weights
-#: are read for it, and on a CPU quantised ones become floats. Seen: 40 with Qwen2.5-Coder-1.5B at 4 bits, 10 with SmolLM2-135M.
-STEP_TOKENS = {True: 40.0, False: 10.0}
+#: are read for it, and where they are dequantised for that (True) they become floats. By the times of the stages in
+#: ``benchmarks/results``: about 40 in real_run_qwen.txt, 20 in real_run_smollm2.txt.
+STEP_TOKENS = {True: 40.0, False: 20.0}
 #: Where time presses: shares of it for rows and for the guards; the rest is for tasks (judgement).
 _ROWS_SHARE, _GUARDS_SHARE = 0.4, 0.2
 #: About so many tokens go forward for the guards of one model, with all their work (`stages.check`).
@@ -65,8 +66,8 @@ class Work:
     row_tokens: int
     context_tokens: int
     prompt_tokens: tuple[int, int]
-    guard_share: float = 1.0
-    new_tokens: int = 48
+    guard_share: float
+    new_tokens: int
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
@@ -277,13 +278,12 @@ class Bench:
         *,
         kind: str,
         of: str,
-        max_new_tokens: int | None = None,
+        max_new_tokens: int,
         tell: Callable[[float], None] = lambda share: None,
     ) -> list[Answer]:
         """Answers to prompts; from the store where they are known."""
-        limit = max_new_tokens or self.config.evaluation.max_new_tokens
         topic = base_topic(self.base, f"answers {kind}", adapter=of)
-        keys = [prompt_key(prompt, limit) for prompt in prompts]
+        keys = [prompt_key(prompt, max_new_tokens) for prompt in prompts]
         kept = self.store.read(topic)
         known = {key: answer for key in keys if (answer := Answer.from_json(kept.get(key))) is not None}
         new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known}
@@ -291,7 +291,7 @@ class Bench:
             answers = generate_many(
                 self.base,
                 list(new.values()),
-                max_new_tokens=limit,
+                max_new_tokens=max_new_tokens,
                 engine=self.engine,
                 is_enough=(lambda text: "\n" in text.lstrip("\n")) if kind == "line" else None,
                 tell=tell,

@@ -23,7 +23,6 @@ from mlx_gardener.dataset import PreparedData, RowSet, continuation_places, hole
 from mlx_gardener.dataset.examples import Excerpt, header_text
 from mlx_gardener.evaluate import guards
 from mlx_gardener.evaluate.measure import (
-    STEP_TOKENS,
     ArmResult,
     Bench,
     Tasks,
@@ -210,6 +209,7 @@ class Survey:
         *,
         can_write: bool,
         forward_tokens: float,
+        step_tokens: float,
     ) -> Survey:
         decide = partial(
             decide_work,
@@ -220,7 +220,7 @@ class Survey:
             can_write=can_write,
             can_fill=base.tokenizer.markers is not None,
             files=len({excerpt.path for excerpt in data.test_excerpts}),
-            step_tokens=STEP_TOKENS[base.quantized],
+            step_tokens=step_tokens,
         )
         notes = []
         if not can_write:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from mlx_gardener.config import load_config
+from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.engine import Engine, Plan
 from mlx_gardener.evaluate import measure
 from mlx_gardener.evaluate.generate import Answer
-from mlx_gardener.evaluate.measure import Bench
+from mlx_gardener.evaluate.measure import Bench, Work, decide_work, more_work
 from mlx_gardener.evaluate.rows import make_windows, plain_rows
 from mlx_gardener.model import load_base
 from mlx_gardener.platform.kept import KeptValues
@@ -77,3 +77,25 @@ def test_losses_are_kept_and_say_how_far_they_are_within_a_batch(
     assert bench.losses(rows, of="an adapter") == pytest.approx(found)
     monkeypatch.setattr(Engine, "row_losses", None)  # nothing is computed any more
     assert bench.losses(rows, of="") == found
+
+
+def test_where_a_token_for_all_answers_costs_much_next_lines_are_all_that_is_asked() -> None:
+    def work(forward_tokens: float, step_tokens: float) -> Work:
+        return decide_work(
+            TrainingConfig(),
+            training_tokens=10**6,
+            windows=100,
+            tasks=None,
+            can_write=True,
+            files=8,
+            forward_tokens=forward_tokens,
+            step_tokens=step_tokens,
+        )
+
+    quick, slow = work(40_000, 1.0), work(11_000, 40.0)
+    assert quick.fim_tasks == quick.next_line_tasks > 4 and "no holes" not in quick.reason
+    assert slow.fim_tasks == 0 and slow.next_line_tasks == 4 and "no holes" in slow.reason
+    assert slow.new_tokens < work(float("inf"), 40.0).new_tokens == TrainingConfig().evaluation.max_new_tokens
+    more = more_work(slow, quick, 3.0, TrainingConfig().data.row_widths[-1])
+    assert more is not None and more.fim_tasks == 0 and more.next_line_tasks == min(12, quick.next_line_tasks)
+    assert more_work(quick, quick, 0.5, quick.row_tokens) is None
