@@ -313,9 +313,9 @@ def check(
 ) -> Checks:
     tokenizer, config = bench.base.tokenizer, bench.config
     other = plain_rows(
-        make_windows(guards.other_code(), tokenizer, config.data.row_widths[-1]),
+        make_windows(guards.other_code(), tokenizer, plan.work.row_tokens),
         tokenizer,
-        config.data.row_widths,
+        plan.widths,
     )
     other = other.spread(int(plan.work.guard_share * other.total_tokens))
     losses = bench.losses(other, lambda share: tell(0.2 * share), of=of)
