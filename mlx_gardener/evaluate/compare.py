@@ -29,11 +29,12 @@ from mlx_gardener.evaluate.evidence import (
     Sample,
     power_note,
 )
-from mlx_gardener.evaluate.measure import STEP_TOKENS, ArmResult, Bench, Scores, Tasks, line_of, score
+from mlx_gardener.evaluate.measure import ArmResult, Bench, Scores, Tasks, line_of, score
 from mlx_gardener.evaluate.metrics import bits_per_byte, edit_similarity
 from mlx_gardener.evaluate.retrieval import Retriever, training_chunks
 from mlx_gardener.evaluate.stages import Checks, Findings, Survey, measure_all
 from mlx_gardener.evaluate.statistics import Change, files_needed, relative_change, share_change
+from mlx_gardener.evaluate.work import STEP_TOKENS
 from mlx_gardener.platform.kept import KeptValues
 from mlx_gardener.source.languages import language_of
 

@@ -22,17 +22,10 @@ from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import PreparedData, RowSet, continuation_places, hole_tasks, next_line_tasks
 from mlx_gardener.dataset.examples import Excerpt, header_text
 from mlx_gardener.evaluate import guards
-from mlx_gardener.evaluate.measure import (
-    ArmResult,
-    Bench,
-    Tasks,
-    Work,
-    decide_work,
-    more_work,
-    part_of,
-)
+from mlx_gardener.evaluate.measure import ArmResult, Bench, Tasks, part_of
 from mlx_gardener.evaluate.retrieval import Retriever, training_excerpts
 from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
+from mlx_gardener.evaluate.work import Work, decide_work, more_work
 
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel

@@ -1,4 +1,4 @@
-"""The SQLite file: schema, migrations, one connection per thread, and transactions that retry while others write.
+"""The SQLite file: one connection per thread, and transactions that retry while others write.
 
 WAL lets readers and one writer work at once; ``synchronous=NORMAL`` loses at most the last progress rows in a power
 cut and never damages the file (https://www.sqlite.org/wal.html). A committed write takes about 0.1 ms.
@@ -29,6 +29,7 @@ from mlx_gardener.errors import RegistryError, RegistryUnavailableError
 from mlx_gardener.platform.locks import take_lock
 from mlx_gardener.registry.rows import surrogates
 from mlx_gardener.registry.scarcity import keep_reserve, open_read_only
+from mlx_gardener.registry.schema import apply_migrations, newest_version
 
 DATABASE_NAME = "registry.sqlite3"
 LOCK_NAME = "registry.lock"
@@ -37,91 +38,7 @@ BUSY_TIMEOUT_SECONDS = 5.0
 #: file drops all of a process's locks on it, after which another process takes the log away under its connections
 #: (https://www.sqlite.org/howtocorrupt.html, 2.2).
 _creation = threading.Lock()
-
-#: Each entry takes the schema one version further; ``PRAGMA user_version`` says how many have been applied.
-_MIGRATIONS = (
-    """
-    CREATE TABLE projects (
-        name TEXT PRIMARY KEY,
-        path TEXT NOT NULL,
-        active INTEGER NOT NULL DEFAULT 0,
-        active_adapter TEXT,
-        created_at REAL NOT NULL,
-        updated_at REAL NOT NULL
-    );
-    CREATE UNIQUE INDEX one_active_project ON projects(active) WHERE active = 1;
-    CREATE TABLE trainings (
-        number INTEGER PRIMARY KEY AUTOINCREMENT,
-        id TEXT NOT NULL UNIQUE,
-        project TEXT NOT NULL REFERENCES projects(name) ON DELETE CASCADE,
-        status TEXT NOT NULL,
-        phase TEXT NOT NULL,
-        percent REAL NOT NULL,
-        message TEXT NOT NULL,
-        details TEXT NOT NULL,
-        run_dir TEXT NOT NULL,
-        pid INTEGER,
-        pid_started REAL,
-        cancel_requested INTEGER NOT NULL DEFAULT 0,
-        config TEXT NOT NULL,
-        result TEXT NOT NULL,
-        started_at REAL NOT NULL,
-        updated_at REAL NOT NULL,
-        finished_at REAL
-    );
-    CREATE INDEX trainings_of_project ON trainings(project, number);
-    CREATE UNIQUE INDEX one_live_training ON trainings(project) WHERE status IN ('queued', 'training');
-    CREATE TABLE adapters (
-        project TEXT NOT NULL REFERENCES projects(name) ON DELETE CASCADE,
-        version TEXT NOT NULL,
-        directory TEXT NOT NULL,
-        base_model TEXT NOT NULL,
-        metrics TEXT NOT NULL,
-        manifest_sha256 TEXT NOT NULL,
-        created_at REAL NOT NULL,
-        PRIMARY KEY (project, version)
-    );
-    """,
-    """
-    CREATE TABLE queue (
-        number INTEGER PRIMARY KEY AUTOINCREMENT,
-        project TEXT NOT NULL UNIQUE REFERENCES projects(name) ON DELETE CASCADE,
-        priority INTEGER NOT NULL,
-        config TEXT NOT NULL,
-        budget_bytes INTEGER NOT NULL,
-        fresh INTEGER NOT NULL,
-        training_id TEXT,
-        begun INTEGER NOT NULL DEFAULT 0,
-        enqueued_at REAL NOT NULL
-    );
-    """,
-    """
-    CREATE TABLE local_models (
-        id TEXT PRIMARY KEY,
-        path TEXT NOT NULL
-    );
-    CREATE TABLE forgotten (
-        project TEXT NOT NULL REFERENCES projects(name) ON DELETE CASCADE,
-        path TEXT NOT NULL,
-        forgotten_at REAL NOT NULL,
-        PRIMARY KEY (project, path)
-    );
-    """,
-    """
-    CREATE TABLE activations (
-        number INTEGER PRIMARY KEY AUTOINCREMENT,
-        project TEXT NOT NULL REFERENCES projects(name) ON DELETE CASCADE,
-        version TEXT NOT NULL,
-        activated_at REAL NOT NULL
-    );
-    CREATE INDEX activations_of_project ON activations(project, number);
-    INSERT INTO activations (project, version, activated_at)
-        SELECT name, active_adapter, updated_at FROM projects WHERE active_adapter IS NOT NULL;
-    """,
-)
-
-
-#: What SQLite says where tables or columns are not those that `_MIGRATIONS` made.
+#: What SQLite says where tables or columns are not those that `schema` makes.
 _OTHER_SCHEMA = re.compile(r"no such (table|column)|(table|index) \w+ already exists|\w+ has \d+ columns but")
 
 
@@ -133,47 +50,6 @@ def is_damage(error: BaseException | None) -> bool:
     return (
         code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or _OTHER_SCHEMA.match(str(error)) is not None
     )
-
-
-def apply_migrations(connection: sqlite3.Connection, upto: int = len(_MIGRATIONS)) -> None:
-    """Take a database, whose ``user_version`` may be any from 0, to version ``upto``; in the caller's transaction."""
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    for number, migration in enumerate(_MIGRATIONS[version:upto], start=version + 1):
-        for statement in migration.split(";"):
-            if statement.strip():
-                connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {number}")
-
-
-def schema_of(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
-    """Kind, name and statement of everything in a database but SQLite's own tables."""
-    rows = connection.execute(
-        "SELECT type, name, coalesce(sql, '') FROM sqlite_master WHERE name NOT LIKE 'sqlite!_%' ESCAPE '!'"
-    )
-    return {(row[0], row[1], row[2]) for row in rows}
-
-
-def schema_difference(connection: sqlite3.Connection) -> str:
-    """What a database of the newest version has too little or too much, a phrase; empty where it is as it should be."""
-    ours = sqlite3.connect(":memory:", isolation_level=None)
-    try:
-        apply_migrations(ours)
-        wanted, found = schema_of(ours), schema_of(connection)
-    finally:
-        ours.close()
-    names = {
-        what: sorted(f"{kind} {name}" for kind, name, _ in entries)
-        for what, entries in (
-            ("is without or has another", wanted - found),
-            ("has a foreign", found - wanted),
-        )
-    }
-    return next((f"it {what} {', '.join(which)}" for what, which in names.items() if which), "")
-
-
-def newest_version() -> int:
-    """The ``user_version`` this program writes."""
-    return len(_MIGRATIONS)
 
 
 @contextmanager
@@ -374,7 +250,7 @@ class Database:
         connection.row_factory, connection.text_factory = sqlite3.Row, surrogates
         if not read_only:
             self._migrate(connection)
-        elif connection.execute("PRAGMA user_version").fetchone()[0] != len(_MIGRATIONS):
+        elif connection.execute("PRAGMA user_version").fetchone()[0] != newest_version():
             raise RegistryError(
                 f"The registry {self.path} is of another version, and cannot be brought up to date where it is.",
                 next_step="Make the directory writable, or free disk space.",
@@ -402,12 +278,12 @@ class Database:
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(_MIGRATIONS):
+        if version > newest_version():
             raise RegistryError(
                 f"The registry {self.path} was written by a newer version of mlx-gardener.",
                 next_step="Update mlx-gardener, or name another directory in MLX_GARDENER_HOME.",
             )
-        if version == len(_MIGRATIONS):
+        if version == newest_version():
             return
         if version < 0:
             raise sqlite3.DatabaseError(f"no such table as version {version} of the schema had")

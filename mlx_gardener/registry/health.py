@@ -18,12 +18,13 @@ from mlx_gardener.platform.locks import is_held
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.registry.adapter_files import MANIFEST_NAME, differences, manifest_facts
 from mlx_gardener.registry.adapter_rows import forget_adapter, insert_adapter
-from mlx_gardener.registry.database import Database, is_damage, schema_difference
+from mlx_gardener.registry.database import Database, is_damage
 from mlx_gardener.registry.lost import lost_directory, move_to_lost
 from mlx_gardener.registry.processes import is_alive
 from mlx_gardener.registry.records import AdapterRecord, Problem
 from mlx_gardener.registry.remnants import clear, is_known, name_of, remnants
 from mlx_gardener.registry.row_repair import bad_rows, mend_row
+from mlx_gardener.registry.schema import schema_difference
 from mlx_gardener.registry.tables import Tables
 
 #: What is mended before the rest is looked at again: a version whose removal is undone is no missing one.

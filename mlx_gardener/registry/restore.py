@@ -26,16 +26,10 @@ from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import open_regular, parse_json
 from mlx_gardener.registry.adapter_files import differences, is_inner_name, named_files
 from mlx_gardener.registry.archive import FORMAT, FORMAT_VERSION, INDEX_NAME, Tell, no_words
-from mlx_gardener.registry.database import (
-    DATABASE_NAME,
-    LOCK_NAME,
-    alone,
-    apply_migrations,
-    newest_version,
-    schema_of,
-)
+from mlx_gardener.registry.database import DATABASE_NAME, LOCK_NAME, alone
 from mlx_gardener.registry.names import check_project_name
 from mlx_gardener.registry.rows import TABLES, label, surrogates, wrong_in
+from mlx_gardener.registry.schema import apply_migrations, newest_version, schema_of
 
 _CHUNK_BYTES = 1 << 20
 _MAX_INDEX_BYTES = 256 * 2**20

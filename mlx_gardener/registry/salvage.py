@@ -16,9 +16,10 @@ from pathlib import Path
 from mlx_gardener.errors import RegistryError
 from mlx_gardener.platform.locks import hold
 from mlx_gardener.platform.reasons import reason_of
-from mlx_gardener.registry.database import Database, alone, apply_migrations
+from mlx_gardener.registry.database import Database, alone
 from mlx_gardener.registry.row_repair import mend_project
 from mlx_gardener.registry.rows import TABLES, surrogates, wrong_in
+from mlx_gardener.registry.schema import apply_migrations
 
 
 def rebuild(database: Database, kept: Path) -> list[str]:

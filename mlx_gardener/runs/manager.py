@@ -7,7 +7,6 @@ notebooks. Cost: one thread per training that was started here.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import threading
 import time
@@ -21,14 +20,10 @@ from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.errors import GardenerError, TrainingError, TrainingTimeoutError
 from mlx_gardener.events import (
     Event,
-    EventBus,
-    ProgressChanged,
-    TrainingEnded,
     TrainingProgress,
 )
 from mlx_gardener.model.choose import absolute_model
-from mlx_gardener.platform.files import existing_directory, private
-from mlx_gardener.platform.processes import module_command
+from mlx_gardener.platform.files import existing_directory
 from mlx_gardener.registry import (
     Project,
     ProjectRegistry,
@@ -37,13 +32,13 @@ from mlx_gardener.registry import (
     TrainingStatus,
     patiently,
 )
-from mlx_gardener.registry.names import has_checkpoint, what_is_kept
-from mlx_gardener.runs.job import LOG_NAME, Job, Resume
+from mlx_gardener.registry.names import has_checkpoint
+from mlx_gardener.runs.job import Job, Resume
 from mlx_gardener.runs.journal import JOURNAL_NAME, follow_journal
 from mlx_gardener.runs.parent import DECIDED_AT_START, MAY_CHANGE, decide_parent, without_forgotten
-from mlx_gardener.runs.progress import ProgressCallback, progress_of
+from mlx_gardener.runs.progress import ProgressCallback
 from mlx_gardener.runs.queue_start import ensure_runner
-from mlx_gardener.runs.supervisor import bury, describe_death
+from mlx_gardener.runs.watch import start_supervisor, until_the_end, watch
 
 _POLL_SECONDS = 0.05
 
@@ -297,16 +292,7 @@ class TrainingPipeline:
                 return not watched.thread.is_alive()
             return all(active.id != record.id for active in self.registry.active_trainings())
 
-        return self._until_the_end(record, follow_journal(journal, offset=offset, is_over=is_over))
-
-    def _until_the_end(self, record: TrainingRecord, events: Iterator[Event]) -> Iterator[Event]:
-        """``events``, with an end from the registry where the journal was left without one."""
-        for event in events:
-            yield event
-            if isinstance(event, TrainingEnded):
-                return
-        end = self.registry.get_training(record.id)
-        yield TrainingEnded(end.phase, end.message, end.result)
+        return until_the_end(self.registry, record, follow_journal(journal, offset=offset, is_over=is_over))
 
     def _project(self, name: str) -> Project:
         try:
@@ -346,7 +332,7 @@ class TrainingPipeline:
             journal = record.run_dir / JOURNAL_NAME
             offset = journal.stat().st_size if journal.exists() else 0
             Job(record.id, project.name, config, mode, offset).write(record.run_dir)
-            process = self._spawn(record)
+            process = start_supervisor(record, self.registry.home)
             # Before this process may end: the supervisor itself claims only after its imports.
             patiently(self.registry.claim_training, record.id, process.pid)
         except OSError as error:
@@ -354,56 +340,15 @@ class TrainingPipeline:
             self.registry.finish_training(record.id, TrainingStatus.FAILED, message, {})
             raise TrainingError(message, next_step="Free disk space or memory and start again.") from error
         thread = threading.Thread(
-            target=self._watch, args=(record, process, offset, callback), name=f"watch-{name}", daemon=True
+            target=watch,
+            args=(self.registry, record, process, offset, callback),
+            name=f"watch-{name}",
+            daemon=True,
         )
         with self._lock:
             self._watched[project.name] = _Watched(record.id, process, thread)
         thread.start()
         return record.id
-
-    def _spawn(self, record: TrainingRecord) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "MLX_GARDENER_HOME": str(self.registry.home)}
-        with open(record.run_dir / LOG_NAME, "ab", opener=private) as log:
-            return subprocess.Popen(
-                module_command("mlx_gardener.runs.supervisor", str(record.run_dir)),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,  # a closed terminal or Ctrl-C ends the watching, not the run
-            )
-
-    def _watch(
-        self,
-        record: TrainingRecord,
-        process: subprocess.Popen[bytes],
-        offset: int,
-        callback: ProgressCallback | None,
-    ) -> None:
-        """Pass a training's progress on, and settle its record if its processes died without a word."""
-        bus = EventBus()
-        if callback is not None:
-
-            def deliver(event: Event) -> None:
-                if isinstance(event, ProgressChanged):
-                    callback(progress_of(event))
-
-            bus.subscribe(deliver, name="progress callback")
-
-        def is_over() -> bool:
-            if process.poll() is None:
-                return False
-            if self.registry.get_training(record.id).finished_at is None:
-                how = describe_death(process.returncode, out_of_memory=False).replace("worker", "supervisor")
-                message = f"{how}. {what_is_kept(record.run_dir)}"
-                bury(self.registry, record.id, message, interrupted=True)
-            return True
-
-        events = follow_journal(record.run_dir / JOURNAL_NAME, offset=offset, is_over=is_over)
-        for event in self._until_the_end(record, events):
-            bus.publish(event)
-        process.wait()  # it has said its last word; who waits for the end may count on its being gone
-        bus.close()
 
 
 def completed_training(pipeline: TrainingPipeline, project_name: str) -> TrainingRecord:

@@ -13,8 +13,9 @@ from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.engine import Engine, Plan
 from mlx_gardener.evaluate import measure
 from mlx_gardener.evaluate.generate import Answer
-from mlx_gardener.evaluate.measure import Bench, Work, decide_work, more_work
+from mlx_gardener.evaluate.measure import Bench
 from mlx_gardener.evaluate.rows import make_windows, plain_rows
+from mlx_gardener.evaluate.work import Work, decide_work, more_work
 from mlx_gardener.model import load_base
 from mlx_gardener.platform.kept import KeptValues
 

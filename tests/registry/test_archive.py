@@ -22,8 +22,8 @@ import pytest
 
 from mlx_gardener.errors import ConfigError, GardenerError, RegistryError
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
-from mlx_gardener.registry.database import newest_version
 from mlx_gardener.registry.restore import restore
+from mlx_gardener.registry.schema import newest_version
 from tests.registry.worlds import install_adapter
 
 Entry = tuple[tarfile.TarInfo, bytes]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
-from mlx_gardener.registry.database import apply_migrations, newest_version, schema_of
+from mlx_gardener.registry.schema import apply_migrations, newest_version, schema_of
 
 
 def registry_of_version(home: Path, version: int) -> Path:

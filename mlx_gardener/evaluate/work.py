@@ -1,0 +1,198 @@
+"""How much is measured: rows and tasks of each kind, how long they are, and why so many.
+
+In: settings, and what time is left. Out: `Work`. It is counted in tokens passed forward, so that the same training always
+gets the same tasks, whatever the speed of the machine on the day. Cost: nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mlx_gardener.config import EvaluationConfig, TrainingConfig
+from mlx_gardener.evaluate.complete import PREFIX_TOKENS, SUFFIX_TOKENS
+
+#: A training token passes forward, again for the recomputation, and twice as much backward.
+_FORWARDS_PER_TRAINED_TOKEN = 4
+#: One more token for each answer of a batch costs about so many that are read, however many answers there are: all weights
+#: are read for it, and where they are dequantised for that (True) they become floats. By the times of the stages in
+#: ``benchmarks/results``: about 40 in real_run_qwen.txt, 20 in real_run_smollm2.txt.
+STEP_TOKENS = {True: 40.0, False: 20.0}
+#: Where time presses: shares of it for rows and for the guards; the rest is for tasks (judgement).
+_ROWS_SHARE, _GUARDS_SHARE = 0.4, 0.2
+#: About so many tokens go forward for the guards of one model, with all their work (`stages.check`).
+_GUARD_TOKENS = 25_000
+#: What is measured however little time there is: rows and tasks of each kind.
+_FEWEST_ROWS, _FEWEST_TASKS = 4, 4
+#: The shortest answers, where time presses: most lines of code are no longer (judgement).
+_FEWEST_NEW_TOKENS = 24
+#: The shortest row: an editor's question is no shorter (judgement).
+_SHORTEST = 256
+
+
+def prompt_sizes(config: TrainingConfig) -> tuple[int, int]:
+    """Most tokens before and after a place that a prompt shows: what an editor asks with, and no more than a row holds."""
+    width = config.data.row_widths[-1]
+    return min(PREFIX_TOKENS, 3 * width // 4), min(SUFFIX_TOKENS, width // 4)
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much is done: rows measured and tasks of each kind in every arm, and why so many.
+
+    Attributes:
+        row_tokens: of the windows that are measured.
+        context_tokens: of retrieved code, at most.
+        prompt_tokens: before and after a place, at most.
+        guard_share: the share of the guards' whole work.
+        new_tokens: of an answer, at most.
+    """
+
+    rows: int
+    next_line_tasks: int
+    fim_tasks: int
+    reason: str
+    row_tokens: int
+    context_tokens: int
+    prompt_tokens: tuple[int, int]
+    guard_share: float
+    new_tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        return dict(vars(self))
+
+
+def decide_work(
+    config: TrainingConfig,
+    *,
+    training_tokens: int,
+    windows: int,
+    tasks: int | None,
+    can_write: bool,
+    can_fill: bool = True,
+    files: int = 1,
+    forward_tokens: float = math.inf,
+    step_tokens: float = STEP_TOKENS[False],
+) -> Work:
+    """How many rows and tasks a test of a training over ``training_tokens`` may have.
+
+    Args:
+        windows: of held-out code there are, in tokens of the widest row each.
+        tasks: asked for by the user, of each kind; None for as many as the share allows.
+        can_write: whether answers are generated at all.
+        can_fill: whether the model has fill-in-the-middle markers.
+        files: held out; enough rows for all of them are better than long ones.
+        forward_tokens: that may go forward in the time there is, for everything.
+        step_tokens: what one more token for all answers costs, in tokens that are read (`STEP_TOKENS`).
+    """
+    settings, width = config.evaluation, config.data.row_widths[-1]
+    allowed = settings.time_share * _FORWARDS_PER_TRAINED_TOKEN * training_tokens
+    kinds = 1 + can_fill
+    whole = _Sizes(width, settings.context_tokens, prompt_sizes(config), settings.max_new_tokens)
+    row, task, writing = whole.costs(settings, step_tokens)
+    rows = min(windows, max(settings.least_rows, int(allowed / 2 / row)))
+    fitting = max(settings.least_tasks, int(allowed / 2 / (2 * task)))
+    why = f"at most {settings.time_share:.0%} of the work of training on {training_tokens:,} tokens"
+    why += (
+        f", but at least {settings.least_tasks} tasks and {settings.least_rows} rows where there are as many"
+    )
+    guard_share, sizes = 1.0, whole
+    asked = min(fitting, max(settings.next_line_tasks, settings.fim_tasks))
+    if tasks is None and rows * row + kinds * (asked * task + writing) + 2 * _GUARD_TOKENS > forward_tokens:
+        sizes, rows, fitting, kinds = _made_to_fit(whole, settings, forward_tokens, step_tokens, kinds, files)
+        rows = min(rows, windows * width // sizes.row_tokens)
+        guard_share = min(1.0, _GUARDS_SHARE * forward_tokens / (2 * _GUARD_TOKENS))
+        why = (
+            f"as many as fit into the time that is left, about {forward_tokens:,.0f} tokens forward: stretches of "
+            f"{sizes.row_tokens} tokens, prompts of up to {sum(sizes.prompt_tokens)}"
+        )
+    lines, holes = min(fitting, settings.next_line_tasks), min(fitting, settings.fim_tasks)
+    if tasks is not None:
+        lines = holes = tasks
+        why = f"{tasks} tasks of each kind were asked for; rows: {why}"
+    if not can_write:
+        lines = holes = 0
+        why += "; no tasks, since weights read from disk for every token written would take hours"
+    elif can_fill and kinds == 1:
+        why += "; no holes, as there was no time for them"
+    return Work(
+        rows,
+        lines,
+        holes if can_fill and kinds > 1 else 0,
+        why,
+        sizes.row_tokens,
+        sizes.context_tokens,
+        sizes.prompt_tokens,
+        guard_share,
+        sizes.new_tokens,
+    )
+
+
+def more_work(work: Work, wanted: Work, factor: float, row_tokens: int) -> Work | None:
+    """``factor`` times the rows and tasks of ``work``, of the same length; None where none are wanted beyond those.
+
+    Args:
+        wanted: what is done where time does not press.
+        row_tokens: of its rows.
+    """
+    more = replace(
+        work,
+        rows=max(work.rows, min(int(factor * work.rows), wanted.rows * row_tokens // work.row_tokens)),
+        next_line_tasks=max(
+            work.next_line_tasks, min(int(factor * work.next_line_tasks), wanted.next_line_tasks)
+        ),
+        fim_tasks=max(work.fim_tasks, min(int(factor * work.fim_tasks), wanted.fim_tasks)),
+    )
+    return None if more == work else more
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Tokens of a row, of retrieved code, before and after a place, and of an answer."""
+
+    row_tokens: int
+    context_tokens: int
+    prompt_tokens: tuple[int, int]
+    new_tokens: int
+
+    def costs(self, settings: EvaluationConfig, step_tokens: float) -> tuple[float, float, float]:
+        """Tokens that go forward for a row, for a task, and for the writing of any number of answers of a kind, of all arms."""
+        with_retrieval = sum(arm.endswith("_bm25") for arm in settings.arms)
+        arms = len(settings.arms)
+        in_halves = 2 * self.context_tokens + 1.5 * self.row_tokens
+        row = (arms - with_retrieval) * self.row_tokens + with_retrieval * in_halves
+        prompt = sum(self.prompt_tokens) + self.new_tokens / 2  # few write all they may
+        task = arms * prompt + with_retrieval * self.context_tokens
+        return row, task, arms * self.new_tokens * step_tokens  # some write all they may
+
+
+def _made_to_fit(
+    whole: _Sizes,
+    settings: EvaluationConfig,
+    forward_tokens: float,
+    step_tokens: float,
+    kinds: int,
+    files: int,
+) -> tuple[_Sizes, int, int, int]:
+    """(sizes, rows, tasks of a kind, kinds): the longest rows and prompts of which enough fit; files count more than tokens do.
+
+    Where answers are so slow to write that there is no time for two kinds, next lines are all that is asked.
+    """
+    for shrink in (1, 2, 4):
+        sizes = _Sizes(
+            max(_SHORTEST, whole.row_tokens // shrink),
+            min(whole.context_tokens, max(_SHORTEST // 2, whole.context_tokens // shrink)),
+            (whole.prompt_tokens[0] // shrink, whole.prompt_tokens[1] // shrink),
+            min(whole.new_tokens, max(_FEWEST_NEW_TOKENS, whole.new_tokens // shrink)),
+        )
+        row, task, writing = sizes.costs(settings, step_tokens)
+        rows = int(_ROWS_SHARE * forward_tokens / row)
+        for_tasks = (1 - _ROWS_SHARE - _GUARDS_SHARE) * forward_tokens
+        fitting = int((for_tasks / kinds - writing) / task)
+        if rows >= files and fitting >= settings.least_tasks:
+            break
+    if fitting < _FEWEST_TASKS and kinds > 1:
+        kinds, fitting = 1, int((for_tasks - writing) / task)
+    return sizes, max(_FEWEST_ROWS, rows), max(_FEWEST_TASKS, fitting), kinds
