@@ -137,11 +137,12 @@ def step_picture() -> str:
     return picture(parts, title=title, height=276, width=680)
 
 
-def write(name: str, svg: str) -> None:
-    """One picture into docs/pictures."""
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    (PICTURES / f"{name}.svg").write_text(standalone(svg), encoding="utf-8")
-    print(f"docs/pictures/{name}.svg")
+def write(name: str, svg: str, directory: Path = PICTURES) -> None:
+    """One picture as a file of its own."""
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / f"{name}.svg"
+    file.write_text(standalone(svg), encoding="utf-8")
+    print(file)
 
 
 def main(arguments: list[str]) -> None:
