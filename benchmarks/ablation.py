@@ -20,29 +20,29 @@ import click
 from quantized import SHAPES
 
 #: Side: (kind of base, rows, width, what the plan has, what is switched off beside the plan).
-FAST = {"live_layers": 8, "tail_slice_tokens": 64, "lanes": 2}
-LEAN = {"tail_slice_tokens": 64, "lanes": 2}
-LONG = {"tail_slice_tokens": 64, "lanes": 1, "attention_block": 128}
-SMALL = {"tail_slice_tokens": 64, "lanes": 2, "dequantize": True, "streamed_layers": 8}
+FAST = {"kept_layers": 8, "loss_slice_tokens": 64, "cpu_streams": 2}
+LEAN = {"loss_slice_tokens": 64, "cpu_streams": 2}
+LONG = {"loss_slice_tokens": 64, "cpu_streams": 1, "attention_block": 128}
+SMALL = {"loss_slice_tokens": 64, "cpu_streams": 2, "dequantize": True, "streamed_layers": 8}
 SIDES: dict[str, tuple[str, int, int, int, dict[str, Any], str]] = {
     "fast": ("dense", 4, 512, 2, FAST, ""),
-    "fast, one lane": ("dense", 4, 512, 2, FAST | {"lanes": 1}, ""),
-    "fast, tail not sliced": ("dense", 4, 512, 2, FAST | {"tail_slice_tokens": 10**6}, ""),
+    "fast, one lane": ("dense", 4, 512, 2, FAST | {"cpu_streams": 1}, ""),
+    "fast, tail not sliced": ("dense", 4, 512, 2, FAST | {"loss_slice_tokens": 10**6}, ""),
     "fast, layers not live": ("dense", 4, 512, 2, LEAN, ""),
     "fast, not cut (one graph, full logits)": ("dense", 4, 512, 4, FAST, "cut"),
     "fast, no cache of freed buffers": ("dense", 4, 512, 2, FAST, "cache"),
     "lean": ("dense", 4, 512, 2, LEAN, ""),
-    "lean, one lane": ("dense", 4, 512, 2, LEAN | {"lanes": 1}, ""),
+    "lean, one lane": ("dense", 4, 512, 2, LEAN | {"cpu_streams": 1}, ""),
     "lean, all rows at once": ("dense", 4, 512, 4, LEAN, ""),
     "long": ("dense", 1, 2048, 1, LONG, ""),
     "long, MLX's attention": ("dense", 1, 2048, 1, LONG | {"attention_block": 0}, ""),
     "small": ("4-bit", 2, 256, 2, SMALL, ""),
     "small, MLX's products with quantised weights": ("4-bit", 2, 256, 2, SMALL | {"dequantize": False}, ""),
     "small, no prefetch": ("4-bit", 2, 256, 2, SMALL, "prefetch"),
-    "cold": ("4-bit", 1, 64, 1, SMALL | {"lanes": 1}, "page cache"),
-    "cold, no prefetch": ("4-bit", 1, 64, 1, SMALL | {"lanes": 1}, "page cache, prefetch"),
+    "cold": ("4-bit", 1, 64, 1, SMALL | {"cpu_streams": 1}, "page cache"),
+    "cold, no prefetch": ("4-bit", 1, 64, 1, SMALL | {"cpu_streams": 1}, "page cache, prefetch"),
     "small, layers in memory": ("4-bit", 2, 256, 2, SMALL | {"streamed_layers": 0}, ""),
-    "small, embedding and head on disk too": ("4-bit", 2, 256, 2, SMALL | {"words_on_disk": True}, ""),
+    "small, embedding and head on disk too": ("4-bit", 2, 256, 2, SMALL | {"vocabulary_on_disk": True}, ""),
 }
 
 
@@ -68,7 +68,7 @@ def side(name: str) -> dict[str, Any]:
         str(path),
         base_weights="dense" if kind == "dense" else "stored",
         unread_layers=plan.streamed_layers,
-        unread_words=plan.words_on_disk,
+        unread_words=plan.vocabulary_on_disk,
     )
     config = load_config(environment={}, overrides={"engine.verify_split": False})
     engine = prepare_engine(base, plan, config, facts=model_facts(path), backend=TWO_CORES, warn=print)

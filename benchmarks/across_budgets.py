@@ -27,7 +27,7 @@ CASES: dict[str, tuple[float, dict[str, Any]]] = {
     "0.5 GB": (0.5, {}),
     "0.4 GB": (0.4, {}),
     "1 GB, layers from disk": (1.0, {"engine.streamed_layers": 64}),
-    "1 GB, all from disk": (1.0, {"engine.streamed_layers": 64, "engine.words_on_disk": True}),
+    "1 GB, all from disk": (1.0, {"engine.streamed_layers": 64, "engine.vocabulary_on_disk": True}),
 }
 #: The two that differ most, by the default optimiser: what its division makes of roundings.
 ADAM = {f"{name}, AdamW": CASES[name] for name in ("4 GB", "1 GB, all from disk")}
@@ -54,7 +54,7 @@ def side(
         environment={},
         overrides={
             "memory_limit_gb": budget,
-            "data.row_widths": [256, 512],
+            "data.sequence_lengths": [256, 512],
             "optimizer.tokens_per_update": tokens,
             "optimizer.max_steps": steps,
             "evaluation.per_epoch": 1,
@@ -70,7 +70,7 @@ def side(
         "seedling",
         base_weights=plan.base_weights,
         unread_layers=plan.streamed_layers,
-        unread_words=plan.words_on_disk,
+        unread_words=plan.vocabulary_on_disk,
     )
     with tempfile.TemporaryDirectory() as scratch:
         data = TrainingDataPreparator(
@@ -99,7 +99,7 @@ def side(
         "peak_footprint_mib": process_peak_footprint_bytes() / 2**20,
         "final_loss": outcome.state.train_losses[-1],
         "best_step": outcome.state.best_step,
-        "plan": f"{rows}, {plan.live_layers} live, {plan.streamed_layers} streamed",
+        "plan": f"{rows}, {plan.kept_layers} live, {plan.streamed_layers} streamed",
     }
 
 

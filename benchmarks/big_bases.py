@@ -30,7 +30,7 @@ CASES: dict[str, tuple[str, float, int, tuple[str, ...]]] = {
         (
             "engine.base_weights=stored",
             "engine.streamed_layers=0",
-            "engine.live_layers=0",
+            "engine.kept_layers=0",
             "engine.micro_batch_rows=1",
         ),
     ),

@@ -42,13 +42,13 @@ def footprints(steps: int, *, tiny: bool) -> tuple[list[int], str]:
         "optimizer.tokens_per_update": 64,
         "optimizer.max_steps": steps,
         "optimizer.epochs": 100,
-        "data.row_widths": [64],
+        "data.sequence_lengths": [64],
         "evaluation.patience": 10**6,
         "evaluation.per_epoch": 1,
         "evaluation.next_line_tasks": 0,
         "evaluation.samples": 0,
         "checkpoint_interval_seconds": 5,
-        "neighbour.low_priority": False,
+        "throttling.low_priority": False,
     }
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MLX_GARDENER_HOME"] = f"{scratch}/home"

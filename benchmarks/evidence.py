@@ -33,14 +33,14 @@ SETTINGS = {
     "optimizer.epochs": 1,
     "optimizer.max_steps": 128,
     "optimizer.tokens_per_update": 1024,
-    "data.row_widths": [512],
+    "data.sequence_lengths": [512],
     "evaluation.per_epoch": 1,
     "evaluation.least_rows": 24,
     "evaluation.memorisation_places": 16,
     "evaluation.context_tokens": 256,
     "min_training_chunks": 20,
     "training_timeout_minutes": 60,
-    "neighbour.low_priority": False,
+    "throttling.low_priority": False,
 }
 TASKS = 24
 ARMS = ("base", "base_bm25", "adapter", "adapter_bm25", "control")

@@ -64,7 +64,7 @@ def one_base(
     from mlx_gardener.model.lora import attach_lora, lora_parameters
 
     config = load_config(
-        environment={}, overrides={"model": str(path), "data.row_widths": [width], **settings}
+        environment={}, overrides={"model": str(path), "data.sequence_lengths": [width], **settings}
     )
     facts, backend = model_facts(path), measured_backend()
     plan = make_plan(facts, config, config.memory_limit_bytes, backend)

@@ -43,7 +43,7 @@ def side(name: str) -> dict[str, Any]:
     config = load_config(
         environment={},
         overrides={
-            "data.row_widths": [256, 512],
+            "data.sequence_lengths": [256, 512],
             "optimizer.tokens_per_update": TOKENS_PER_UPDATE,
             "optimizer.name": "adam",
             "optimizer.weight_decay": 0.0,
@@ -62,7 +62,7 @@ def side(name: str) -> dict[str, Any]:
 
     attach_lora(base.model, LoraConfig(rank=8), seed=0)
     if name == "ours":
-        plan = Plan({256: 3, 512: 1}, 2**33, 0, {}, (), live_layers=2, tail_slice_tokens=64, lanes=2)
+        plan = Plan({256: 3, 512: 1}, 2**33, 0, {}, (), kept_layers=2, loss_slice_tokens=64, cpu_streams=2)
         engine = Engine(base.model, plan, dtype=base.dtype)
         weights, optimizer = lora_parameters(base.model), make_optimizer(config.optimizer)
         optimizer.init(weights)

@@ -6,7 +6,7 @@ A model is ``seedling``, a directory, or a recorded shape with random weights (`
 of its own that loads the model, checks the cut and takes optimiser steps on random rows as planned, and reports the
 most memory it ever took; another process watches it every 20 ms, and ``--busy`` lets loops work beside it. A cell whose budget
 is refused is trained again with the least budget that the refusal names. What is compared is the prediction that a memory
-dry run corrected (`engine.rehearse`), and beside it the formula's alone.
+dry run corrected (`engine.dry_run`), and beside it the formula's alone.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def summary(machine: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, A
             kept_cells == len(trained),
         ),
         bar(
-            "predicted peak, after the rehearsal",
+            "predicted peak, after the dry run",
             "measured peak",
             "within 10 %",
             f"{close} of {len(trained)} cells; measured / predicted {min(ratios):.2f} to {max(ratios):.2f}; by the "
@@ -134,7 +134,7 @@ def main(
             **cell(paths[model], budget, width, steps, loops),
         }
         cells.append(found)
-        for _ in range(MOST_REFUSALS):  # by the formula, then perhaps by the rehearsal, which knows better
+        for _ in range(MOST_REFUSALS):  # by the formula, then perhaps by the dry run, which knows better
             if "refused" not in found:
                 break
             print(

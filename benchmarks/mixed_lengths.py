@@ -93,7 +93,7 @@ def side(name: str) -> dict[str, Any]:
         WIDTHS,
         pad_id=4,
     )
-    plan = Plan({512: 4, 1024: 2}, BUDGET, 0, {}, (), live_layers=8, tail_slice_tokens=64, lanes=2)
+    plan = Plan({512: 4, 1024: 2}, BUDGET, 0, {}, (), kept_layers=8, loss_slice_tokens=64, cpu_streams=2)
     mx.set_cache_limit(512 * 2**20)
     engine = Engine(model, plan, dtype=mx.float32)
     weights, optimizer = lora_parameters(model), make_optimizer(OptimizerConfig())

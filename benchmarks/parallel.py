@@ -39,7 +39,7 @@ def side(ranks: int, home: Path) -> dict[str, Any]:
             "model": "seedling",
             "memory_limit_gb": 1.0,
             "max_training_chunks": 80,
-            "data.row_widths": [256],
+            "data.sequence_lengths": [256],
             "optimizer.name": "sgd",
             "optimizer.learning_rate": 0.02,
             "optimizer.tokens_per_update": 2048,

@@ -60,7 +60,9 @@ def _weights(config: dict[str, Any]) -> Iterator[Stored]:
 
 def cell(facts: ModelFacts, budget: int, width: int) -> str:
     """A plan in a few words."""
-    config = load_config(environment={}, overrides={"memory_limit_gb": budget, "data.row_widths": [width]})
+    config = load_config(
+        environment={}, overrides={"memory_limit_gb": budget, "data.sequence_lengths": [width]}
+    )
     try:
         plan = make_plan(facts, config, config.memory_limit_bytes, MAC_MINI_M4)
     except GardenerError as error:
@@ -70,8 +72,8 @@ def cell(facts: ModelFacts, budget: int, width: int) -> str:
             else "too wide"
         )
     disk = f", {plan.streamed_layers}/{facts.layers} from disk" if plan.streamed_layers else ""
-    twice = facts.layers - plan.live_layers
-    return f"{plan.rows_of_width[width]} rows, {twice}/{facts.layers} twice{disk}, {plan.predicted_peak_bytes / 2**30:.1f} GB"
+    recomputed = facts.layers - plan.kept_layers
+    return f"{plan.rows_of_width[width]} rows, {recomputed}/{facts.layers} recomputed{disk}, {plan.predicted_peak_bytes / 2**30:.1f} GB"
 
 
 def main() -> None:
@@ -81,7 +83,7 @@ def main() -> None:
         "# Plans for real models",
         "",
         "What the planner does with 4-bit bases on a Mac's GPU (`python benchmarks/plan_table.py` writes this page): rows at",
-        "once, layers computed twice, layers read from disk in every pass, predicted peak. Sizes are from recorded configs;",
+        "once, layers recomputed, layers read from disk in every pass, predicted peak. Sizes are from recorded configs;",
         "the memory formula was fitted on a CPU in float32 and has not been checked on a Mac.",
         "",
     ]

@@ -67,7 +67,7 @@ def watch_a_training(root: Path) -> dict[str, float]:
     code = (
         "import sys, time\nfrom pathlib import Path\nstarted = time.perf_counter()\n"
         "from mlx_gardener import TrainingPipeline, load_config\n"
-        "settings = {'model': 'seedling', 'min_training_chunks': 5, 'data.row_widths': [128],\n"
+        "settings = {'model': 'seedling', 'min_training_chunks': 5, 'data.sequence_lengths': [128],\n"
         "            'optimizer.tokens_per_update': 1024, 'optimizer.epochs': 100, 'evaluation.patience': 1000}\n"
         "pipeline = TrainingPipeline(load_config(overrides=settings))\n"
         "pipeline.registry.register_project('watched', Path(sys.argv[1]))\n"

@@ -62,7 +62,15 @@ def side(name: str) -> dict[str, Any]:
     base = load_base(str(path), base_weights="dense" if dense else "stored")
     attach_lora(base.model, LoraConfig(rank=8), seed=0)
     plan = Plan(
-        {WIDTH: ROWS}, 2**33, 0, {}, (), live_layers=8, tail_slice_tokens=128, lanes=2, dequantize=not dense
+        {WIDTH: ROWS},
+        2**33,
+        0,
+        {},
+        (),
+        kept_layers=8,
+        loss_slice_tokens=128,
+        cpu_streams=2,
+        dequantize=not dense,
     )
     engine = Engine(base.model, plan, dtype=base.dtype)
     weights, optimizer = lora_parameters(base.model), make_optimizer(OptimizerConfig())

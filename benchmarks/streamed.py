@@ -80,10 +80,10 @@ def side(name: str) -> dict[str, Any]:
         0,
         {},
         (),
-        tail_slice_tokens=64,
-        lanes=2,
+        loss_slice_tokens=64,
+        cpu_streams=2,
         streamed_layers=streamed,
-        words_on_disk=on_disk,
+        vocabulary_on_disk=on_disk,
         layers=24,
     )
     mx.set_cache_limit(256 * 2**20)

@@ -1,6 +1,6 @@
 """One training step of one model under one budget, in this process: peak footprint, speed, and what was predicted.
 
-    python benchmarks/train_cell.py MODEL --budget GB --width TOKENS [--set engine.live_layers=0 ...]
+    python benchmarks/train_cell.py MODEL --budget GB --width TOKENS [--set engine.kept_layers=0 ...]
 
 Other benchmarks start it as a process of its own, so that its peak is its own. Prints one line of JSON. With
 ``--documents FILE`` (JSON: ``documents``, lists of token ids) it trains ``--passes`` over these, packed into rows, instead
@@ -74,7 +74,7 @@ def main(
     began = time.monotonic()
     import mlx.core as mx
 
-    chosen: dict[str, Any] = {"memory_limit_gb": budget, "data.row_widths": [width]}
+    chosen: dict[str, Any] = {"memory_limit_gb": budget, "data.sequence_lengths": [width]}
     chosen |= {key: parse_value(value) for key, _, value in (item.partition("=") for item in settings)}
     config = load_config(environment={}, overrides=chosen)
     path = resolve_model(choose_model(model))

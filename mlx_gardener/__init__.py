@@ -42,7 +42,7 @@ _PUBLIC = {
     "EngineConfig": "mlx_gardener.config",
     "EvaluationConfig": "mlx_gardener.config",
     "LoraConfig": "mlx_gardener.config",
-    "NeighbourConfig": "mlx_gardener.config",
+    "ThrottlingConfig": "mlx_gardener.config",
     "OptimizerConfig": "mlx_gardener.config",
     "ParallelConfig": "mlx_gardener.config",
     "TrainingConfig": "mlx_gardener.config",
@@ -96,8 +96,17 @@ _PUBLIC = {
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 
+#: Public names by their earlier ones, which are understood until 0.3.
+_RENAMED = {"NeighbourConfig": "ThrottlingConfig"}
+
+
 def __getattr__(name: str) -> Any:
     """Import a public name from its room on first use."""
+    if name in _RENAMED:
+        import warnings
+
+        warnings.warn(f"{name} is called {_RENAMED[name]} now.", FutureWarning, stacklevel=2)
+        return __getattr__(_RENAMED[name])
     if name not in _PUBLIC:
         raise AttributeError(f"module 'mlx_gardener' has no attribute {name!r}")
     value = getattr(import_module(_PUBLIC[name]), name)
@@ -133,9 +142,9 @@ if TYPE_CHECKING:  # what type checkers and editors see; the same names as _PUBL
     from mlx_gardener.config import EngineConfig as EngineConfig
     from mlx_gardener.config import EvaluationConfig as EvaluationConfig
     from mlx_gardener.config import LoraConfig as LoraConfig
-    from mlx_gardener.config import NeighbourConfig as NeighbourConfig
     from mlx_gardener.config import OptimizerConfig as OptimizerConfig
     from mlx_gardener.config import ParallelConfig as ParallelConfig
+    from mlx_gardener.config import ThrottlingConfig as ThrottlingConfig
     from mlx_gardener.config import TrainingConfig as TrainingConfig
     from mlx_gardener.config import load_config as load_config
     from mlx_gardener.dataset import TrainingDataPreparator as TrainingDataPreparator

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from mlx_gardener.config import LoraConfig, TrainingConfig, known_keys, load_config, validate_config
+from mlx_gardener.config import (
+    RENAMED,
+    LoraConfig,
+    TrainingConfig,
+    known_keys,
+    load_config,
+    validate_config,
+    with_new_names,
+)
 from mlx_gardener.errors import ConfigError
 
 
@@ -34,13 +42,13 @@ def test_each_source_overrides_the_one_before(tmp_path: Path) -> None:
 
 def test_the_environment_reads_lists_and_text() -> None:
     environment = {
-        "MLX_GARDENER_DATA__ROW_WIDTHS": "[128, 256]",
+        "MLX_GARDENER_DATA__SEQUENCE_LENGTHS": "[128, 256]",
         "MLX_GARDENER_MODEL": "Qwen/Qwen2.5-Coder-0.5B",
         "MLX_GARDENER_HOME": "/elsewhere",
         "PATH": "/bin",
     }
     config = load_config(environment=environment)
-    assert config.data.row_widths == (128, 256) and config.model == "Qwen/Qwen2.5-Coder-0.5B"
+    assert config.data.sequence_lengths == (128, 256) and config.model == "Qwen/Qwen2.5-Coder-0.5B"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +59,7 @@ def test_the_environment_reads_lists_and_text() -> None:
         ("", {}, {"lora.rnk": 4}, "the flags"),
     ],
 )
-def test_an_unknown_key_is_an_error_that_names_place_and_neighbour(
+def test_an_unknown_key_is_an_error_that_names_place_and_nearest(
     tmp_path: Path, file_text: str, environment: dict[str, str], flags: dict[str, object], place: str
 ) -> None:
     file = tmp_path / "bad.toml"
@@ -71,7 +79,7 @@ def test_an_unknown_key_is_an_error_that_names_place_and_neighbour(
         ({"memory_limit_gb": float("nan")}, "memory_limit_gb"),
         ({"optimizer.name": "magic"}, "optimizer.name"),
         ({"min_training_chunks": 10, "max_training_chunks": 5}, "must not exceed"),
-        ({"data.row_widths": [512, 128]}, "rising"),
+        ({"data.sequence_lengths": [512, 128]}, "rising"),
         ({"data.fim_ast_share": 0.9, "data.fim_line_share": 0.5}, "together"),
         ({"lora": 3}, "lora"),
     ],
@@ -116,6 +124,42 @@ def test_a_retired_setting_is_passed_over_and_said() -> None:
         config = load_config(environment={}, overrides={"evaluation.scales": [0.5, 1.0]})
     assert config == load_config(environment={})
     assert validate_config({"evaluation": {"scales": [1.0]}}) == validate_config({}), "as in older manifests"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [
+        ("data.row_widths", "data.sequence_lengths", [64, 128]),
+        ("engine.lanes", "engine.cpu_streams", 3),
+        ("engine.live_layers", "engine.kept_layers", 3),
+        ("engine.rehearse", "engine.dry_run", False),
+        ("engine.tail_slice_tokens", "engine.loss_slice_tokens", 3),
+        ("engine.words_on_disk", "engine.vocabulary_on_disk", True),
+        ("neighbour.low_priority", "throttling.low_priority", False),
+        ("neighbour.pause_when_hot", "throttling.pause_when_hot", True),
+    ],
+)
+def test_a_setting_by_its_earlier_name_is_understood_and_told_the_new_one(
+    old: str, new: str, value: object, tmp_path: Path
+) -> None:
+    assert RENAMED[old] == new
+    asked = load_config(environment={}, overrides={new: value})
+    section, _, key = old.partition(".")
+    (tmp_path / "settings.toml").write_text(f"[{section}]\n{key} = {json.dumps(value)}\n")
+    variable = {f"MLX_GARDENER_{section}__{key}".upper(): json.dumps(value)}
+    for arguments in (
+        {"file": tmp_path / "settings.toml", "environment": {}},
+        {"environment": variable},
+        {"environment": {}, "overrides": {old: value}},
+    ):
+        with pytest.warns(FutureWarning, match=f"{old} in .* is called {new} now"):
+            assert load_config(**arguments) == asked  # type: ignore[arg-type]
+    assert validate_config({section: {key: value}}) == asked, "as in older registries and manifests"
+
+
+def test_the_new_name_of_a_setting_wins_over_its_earlier_one() -> None:
+    both = {"engine": {"cpu_streams": 2, "lanes": 5, "dry_run": False}, "seed": 4}
+    assert with_new_names(both) == {"engine": {"cpu_streams": 2, "dry_run": False}, "seed": 4}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,13 @@
 """One configuration: read in layers, validated once, then never changed. In: files, variables, flags. Out: `TrainingConfig`."""
 
-from mlx_gardener.config.reading import RETIRED, load_config, parse_value, validate_config
+from mlx_gardener.config.reading import (
+    RENAMED,
+    RETIRED,
+    load_config,
+    parse_value,
+    validate_config,
+    with_new_names,
+)
 from mlx_gardener.config.sections import (
     GIB,
     OTHER_SHARE,
@@ -10,9 +17,9 @@ from mlx_gardener.config.sections import (
     EngineConfig,
     EvaluationConfig,
     LoraConfig,
-    NeighbourConfig,
     OptimizerConfig,
     ParallelConfig,
+    ThrottlingConfig,
     TrainingConfig,
     known_keys,
 )
@@ -20,6 +27,7 @@ from mlx_gardener.config.sections import (
 __all__ = [
     "GIB",
     "OTHER_SHARE",
+    "RENAMED",
     "RETIRED",
     "VALIDATION_SHARE",
     "ArmName",
@@ -27,12 +35,13 @@ __all__ = [
     "EngineConfig",
     "EvaluationConfig",
     "LoraConfig",
-    "NeighbourConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "ThrottlingConfig",
     "TrainingConfig",
     "known_keys",
     "load_config",
     "parse_value",
     "validate_config",
+    "with_new_names",
 ]

@@ -24,6 +24,19 @@ _NOT_SETTINGS = {"HOME", "BLAS", "DEBUG", "COMPLETE", "SEEDLING_WORK", "LOG", "T
 RETIRED = {
     "evaluation.scales": "the adapter's scale is not searched any more, as that brought less than 0.5 % (docs/decisions.md)"
 }
+#: Settings by their earlier names, which are understood until 0.3 with a warning, and those of today.
+RENAMED = {
+    "data.row_widths": "data.sequence_lengths",
+    "engine.lanes": "engine.cpu_streams",
+    "engine.live_layers": "engine.kept_layers",
+    "engine.rehearse": "engine.dry_run",
+    "engine.tail_slice_tokens": "engine.loss_slice_tokens",
+    "engine.words_on_disk": "engine.vocabulary_on_disk",
+    **{
+        f"neighbour.{key}": f"throttling.{key}"
+        for key in ("low_priority", "pause_on_memory_pressure", "pause_on_battery", "pause_when_hot")
+    },
+}
 
 
 def load_config(
@@ -46,19 +59,37 @@ def load_config(
     for origin, layer in _layers(file, overrides or {}, os.environ if environment is None else environment):
         for key in RETIRED.keys() & set(_flatten(layer)):
             warnings.warn(f"{key} in {origin} has no effect: {RETIRED[key]}.", FutureWarning, stacklevel=2)
+        for key in RENAMED.keys() & set(_flatten(layer)):
+            warnings.warn(f"{key} in {origin} is called {RENAMED[key]} now.", FutureWarning, stacklevel=2)
+        layer = with_new_names(layer)
         _reject_unknown(layer, origin)
         _merge(values, layer)
     return validate_config(values)
 
 
 def validate_config(values: Mapping[str, Any]) -> TrainingConfig:
-    """`TrainingConfig` from nested values, with one readable error for all that is wrong.
+    """`TrainingConfig` from nested values, also such as an earlier version wrote, with one readable error for all that is wrong.
 
     Raises:
         ConfigError: a key is unknown or a value is impossible.
     """
+    values = with_new_names(values)
     _reject_unknown(values, "the settings")
     return TrainingConfig.model_validate(_without_retired(values))
+
+
+def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings in which `RENAMED` ones have the names of today; what is there by both names keeps the new one's value."""
+    renamed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for old, new in RENAMED.items():
+        (old_section, old_key), (section, key) = old.split("."), new.split(".")
+        if isinstance(renamed.get(old_section), dict) and old_key in renamed[old_section]:
+            value = renamed[old_section].pop(old_key)
+            if isinstance(renamed.setdefault(section, {}), dict):
+                renamed[section].setdefault(key, value)
+            if not renamed[old_section]:
+                del renamed[old_section]
+    return renamed
 
 
 def _layers(

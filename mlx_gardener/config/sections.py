@@ -95,12 +95,12 @@ class OptimizerConfig(_Section):
 
 
 class DataConfig(_Section):
-    """What becomes a training example (DATA.md; judgements are settings).
+    """What becomes a training example (docs/data.md; judgements are settings).
 
-    Fractions are of examples; ``row_widths`` are tokens per row. Span shares are of fill-in-the-middle examples.
+    Fractions are of examples; ``sequence_lengths`` are tokens per row. Span shares are of fill-in-the-middle examples.
     """
 
-    row_widths: tuple[int, ...] = (512, 1024)
+    sequence_lengths: tuple[int, ...] = (512, 1024)
     fim_rate: float = Field(0.7, ge=0, le=1)
     fim_ast_share: float = Field(0.6, ge=0, le=1)
     fim_line_share: float = Field(0.25, ge=0, le=1)
@@ -121,10 +121,10 @@ class DataConfig(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
-        if not self.row_widths or list(self.row_widths) != sorted(set(self.row_widths)):
-            raise ValueError("row_widths must be a rising list without repeats")
-        if self.row_widths[0] < 32 or self.row_widths[-1] > 32768:
-            raise ValueError("row_widths must lie between 32 and 32768 tokens")
+        if not self.sequence_lengths or list(self.sequence_lengths) != sorted(set(self.sequence_lengths)):
+            raise ValueError("sequence_lengths must be a rising list without repeats")
+        if self.sequence_lengths[0] < 32 or self.sequence_lengths[-1] > 32768:
+            raise ValueError("sequence_lengths must lie between 32 and 32768 tokens")
         if self.fim_ast_share + self.fim_line_share > 1:
             raise ValueError("fim_ast_share and fim_line_share together must not exceed 1")
         if self.validation_fraction + self.test_fraction >= 0.6:
@@ -171,8 +171,8 @@ class EvaluationConfig(_Section):
 class EngineConfig(_Section):
     """Pins for what the planner would choose; None and "auto" leave the choice to it.
 
-    ``live_layers`` of at least the model's layers makes a step one graph. ``attention_block`` 0 leaves attention to
-    MLX. ``streamed_layers`` are read from disk in every pass, with ``words_on_disk`` embedding and head too.
+    ``kept_layers`` of at least the model's layers makes a step one graph. ``attention_block`` 0 leaves attention to
+    MLX. ``streamed_layers`` are read from disk in every pass, with ``vocabulary_on_disk`` embedding and head too.
     ``base_weights`` "dense" holds a quantised base as floats, "stored" as it is.
     """
 
@@ -180,17 +180,17 @@ class EngineConfig(_Section):
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     base_weights: Literal["auto", "dense", "stored"] = "auto"
     streamed_layers: int | None = Field(None, ge=0)
-    words_on_disk: bool | None = None
-    live_layers: int | None = Field(None, ge=0)
-    tail_slice_tokens: int | None = Field(None, ge=1)
+    vocabulary_on_disk: bool | None = None
+    kept_layers: int | None = Field(None, ge=0)
+    loss_slice_tokens: int | None = Field(None, ge=1)
     attention_block: int | None = Field(None, ge=0)
-    lanes: int | None = Field(None, ge=1, le=64)
+    cpu_streams: int | None = Field(None, ge=1, le=64)
     split: Literal["auto", "never"] = "auto"
     verify_split: bool = True
-    rehearse: bool = True
+    dry_run: bool = True
 
 
-class NeighbourConfig(_Section):
+class ThrottlingConfig(_Section):
     """How a training treats whoever works on the machine.
 
     ``low_priority`` lowers the worker's priority; the others make it wait, with a checkpoint written.
@@ -257,7 +257,7 @@ class TrainingConfig(_Section):
     data: DataConfig = DataConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
-    neighbour: NeighbourConfig = NeighbourConfig()
+    throttling: ThrottlingConfig = ThrottlingConfig()
     parallel: ParallelConfig = ParallelConfig()
 
     @model_validator(mode="after")

@@ -106,7 +106,7 @@ def make_examples(
     """
     for excerpt in excerpts:
         choose = random.Random(f"{seed}\0{excerpt.path}\0{len(excerpt.text)}")
-        width = choose.choice(config.row_widths)
+        width = choose.choice(config.sequence_lengths)
         limit = int((width - 40) * CHARACTERS_PER_TOKEN * 0.85)
         for piece in pieces_of(excerpt.text, limit):
             span = None

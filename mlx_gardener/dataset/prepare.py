@@ -229,12 +229,12 @@ class TrainingDataPreparator:
             self._on_progress(share, f"Made {len(documents)} examples")
         if run:
             documents.append(encoder.repository_document(run))
-        return pack(documents, config.row_widths, pad_id=self.tokenizer.pad_id)
+        return pack(documents, config.sequence_lengths, pad_id=self.tokenizer.pad_id)
 
     def _evaluation_rows(
         self, root: Path, files: Sequence[FileRecord], encoder: Encoder
     ) -> tuple[RowSet, list[Excerpt]]:
-        widths = self.config.data.row_widths
+        widths = self.config.data.sequence_lengths
         excerpts: list[Excerpt] = []
         for record in files:
             self._interrupt()

@@ -55,7 +55,7 @@ class Passage:
         if self.engine.wiring is None:
             return self._whole(gradients)
         wiring, plan = self.engine.wiring, self.engine.plan
-        segments, live = segments_of(wiring.calls, live=plan.live_layers)
+        segments, live = segments_of(wiring.calls, live=plan.kept_layers)
         adapters = self._adapters_of_layers(wiring)
         trained = [call for call, layer in enumerate(wiring.layer_of_call) if adapters[layer]]
         lowest = min(trained, default=wiring.calls)
@@ -275,7 +275,7 @@ class Passage:
         return Tail(
             wiring,
             self.targets,
-            slice_tokens=engine.plan.tail_slice_tokens,
+            slice_tokens=engine.plan.loss_slice_tokens,
             streams=engine.streams,
             words=engine.words,
             between=self.between.again,

@@ -20,7 +20,7 @@ from mlx_gardener.engine.call_graph import (
     learn_wiring,
     map_arrays,
 )
-from mlx_gardener.engine.lanes import cpu_stream
+from mlx_gardener.engine.cpu_streams import cpu_stream
 from mlx_gardener.engine.operations import Operations, operations
 from mlx_gardener.model.lora import nested
 from mlx_gardener.platform.blas import blas_threads
@@ -72,7 +72,11 @@ class Executor:
         self.streamed, self.words, self.per_document = streamed, words, per_document
         self.wiring: Wiring | None = None
         self.whole_because: str | None = None
-        self.streams = [cpu_stream(f"lane {lane}") for lane in range(plan.lanes)] if plan.lanes > 1 else []
+        self.streams = (
+            [cpu_stream(f"stream {number}") for number in range(plan.cpu_streams)]
+            if plan.cpu_streams > 1
+            else []
+        )
         try:
             self.wiring = learn_wiring(model, mx.zeros((2, 7), dtype=mx.int32))
         except CannotSplit as error:
@@ -118,7 +122,7 @@ class Executor:
                 if isinstance(module, nn.Dropout)
             },
         )
-        with operations(self._operations), self._threads(self.lanes(len(part.tokens))):
+        with operations(self._operations), self._threads(self.streams_for(len(part.tokens))):
             yield
 
     def _plain_operations(self, *, forward_only: bool) -> Operations:
@@ -132,26 +136,26 @@ class Executor:
         return Operations(plan.attention_block, least, plan.dequantize, forward_only=forward_only)
 
     @contextmanager
-    def reading(self, lanes: int, *, in_blocks: bool = False) -> Iterator[None]:
+    def reading(self, streams: int, *, in_blocks: bool = False) -> Iterator[None]:
         """The plan's operations and threads, for calls of the model that only read and write text.
 
         Args:
-            lanes: streams that the caller computes on.
-            in_blocks: share each product with quantised weights among all streams; for one lane.
+            streams: that the caller computes on.
+            in_blocks: share each product with quantised weights among all streams; for one stream.
         """
         chosen = self._plain_operations(forward_only=True)
         if in_blocks:
-            chosen, lanes = replace(chosen, product_streams=tuple(self.streams)), len(self.streams)
-        with operations(chosen), self._threads(lanes):
+            chosen, streams = replace(chosen, product_streams=tuple(self.streams)), len(self.streams)
+        with operations(chosen), self._threads(streams):
             yield
 
     @contextmanager
-    def _threads(self, lanes: int) -> Iterator[None]:
-        """Threads of BLAS while ``lanes`` streams compute; all where one does."""
-        if lanes <= 1:
+    def _threads(self, streams: int) -> Iterator[None]:
+        """Threads of BLAS while ``streams`` streams compute; all where one does."""
+        if streams <= 1:
             yield
             return
-        with blas_threads(max(1, (os.cpu_count() or 1) // lanes)):
+        with blas_threads(max(1, (os.cpu_count() or 1) // streams)):
             yield
 
     @contextmanager
@@ -160,19 +164,19 @@ class Executor:
         with self._threads(len(self.streams)):
             yield
 
-    def lanes(self, rows: int) -> int:
+    def streams_for(self, rows: int) -> int:
         """Streams that ``rows`` are shared among."""
         return max(1, min(len(self.streams), rows))
 
     def run_layer(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Any:
-        """A layer's own code on all rows, shared among the lanes: MLX's CPU backend has one thread per stream."""
+        """A layer's own code on all rows, shared among the CPU streams: MLX's CPU backend has one thread per stream."""
         import mlx.core as mx
 
-        lanes = self.lanes(rows)
-        if lanes == 1:
+        streams = self.streams_for(rows)
+        if streams == 1:
             return layer(*args, **kwargs)
         results, everything = [], replace(self._operations)
-        cuts = [rows * lane // lanes for lane in range(lanes + 1)]
+        cuts = [rows * part // streams for part in range(streams + 1)]
         for stream, start, stop in zip(self.streams, cuts[:-1], cuts[1:], strict=False):
             here = slice(start, stop)
 

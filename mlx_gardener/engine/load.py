@@ -1,6 +1,6 @@
 """A base as far as the budget lets it into memory, and the engine for it: planned, loaded, tried, and loaded anew if need be.
 
-A rehearsal corrects what was foretold, and with it all of the plan but where the base is. Where no such plan fits, less of the
+A dry run corrects what was foretold, and with it all of the plan but where the base is. Where no such plan fits, less of the
 base is kept in memory, as far as its files allow; only where the lightest way does not fit is the model refused. Rows that
 cannot be halved for a first try are tried with the lightest way first, lest the trial itself go beyond the budget; what it
 measures then chooses the way. Cost: that of loading, for each way tried; most bases are loaded once.
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.batch import BetweenSegments
+from mlx_gardener.engine.dry_run import TrialTooLargeError, is_tried_at_once, trial_of
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan, Scales
 from mlx_gardener.engine.planner import lighter_plan, make_plan
 from mlx_gardener.engine.predict import heaviest_width, predicted
-from mlx_gardener.engine.rehearse import TrialTooLargeError, is_tried_at_once, trial_of
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.step import Engine
 from mlx_gardener.engine.verify import HeadNotOnDiskError, prepare_engine
@@ -41,17 +41,17 @@ def load_engine(
     facts: ModelFacts,
     backend: Backend,
     warn: Callable[[str], None],
-    rehearse: bool = True,
+    dry_run: bool = True,
     between: BetweenSegments | None = None,
     cache_dir: Path | None = None,
     tell: Callable[[float, str], None] = lambda share, message: None,
 ) -> tuple[BaseModel, Engine]:
-    """Load ``model`` as ``plan`` says, and as the rehearsal lets it.
+    """Load ``model`` as ``plan`` says, and as the dry run lets it.
 
     Args:
-        rehearse: try plans as the settings say; False keeps ``plan``.
-        between: called before every segment of a rehearsal; may raise.
-        cache_dir: where what a rehearsal saw is kept for the next one.
+        dry_run: try plans as the settings say; False keeps ``plan``.
+        between: called before every segment of a dry run; may raise.
+        cache_dir: where what a dry run saw is kept for the next one.
         tell: told how far it is, as a share, and what it does.
         warn: told, in a sentence, why a model is taken whole.
 
@@ -59,11 +59,11 @@ def load_engine(
         MemoryBudgetError: it does not fit in any way; names the least budget that does.
         ModelError: the model cannot be read, or not in the way that the settings pin.
     """
-    rehearse = rehearse and config.engine.rehearse
+    dry_run = dry_run and config.engine.dry_run
     budget, wanted = config.memory_limit_bytes, plan
     error: MemoryBudgetError | None = None
     width = heaviest_width(plan, facts, config, backend)
-    if rehearse and is_tried_at_once(plan, width) and _is_tight(plan, facts, config, backend):
+    if dry_run and is_tried_at_once(plan, width) and _is_tight(plan, facts, config, backend):
         plan = lighter_plan(plan, facts, config, 0, backend) or plan
     is_lightest_first = plan is not wanted
     while True:
@@ -80,7 +80,7 @@ def load_engine(
                 facts=facts,
                 backend=backend,
                 warn=warn,
-                rehearse=rehearse,
+                dry_run=dry_run,
                 between=between,
                 peak_before=peak_before,
                 cache_dir=cache_dir,
@@ -128,7 +128,7 @@ def _load(model: str, plan: Plan, config: TrainingConfig) -> BaseModel:
         compute_dtype=config.engine.compute_dtype,
         base_weights=plan.base_weights,
         unread_layers=plan.streamed_layers,
-        unread_words=plan.words_on_disk,
+        unread_words=plan.vocabulary_on_disk,
     )
 
 

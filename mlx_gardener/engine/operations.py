@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 #: Floats of one block of a dequantised weight: 4 MiB. MLX allocates some dozens of operations ahead of those that compute,
-#: so what counts is blocks times dozens; measured, blocks of 16 MiB are no faster and take 100 MiB more on two lanes.
+#: so what counts is blocks times dozens; measured, blocks of 16 MiB are no faster and take 100 MiB more on two CPU streams.
 DEQUANTIZED_BLOCK = 1024**2
 
 

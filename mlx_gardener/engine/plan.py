@@ -37,14 +37,14 @@ class Plan:
         rows_of_width: rows per micro-batch for every row width in tokens.
         predicted_parts: weights, adapter, saved, live, work, cache, runtime, check.
         notes: what was traded for the budget, a sentence each.
-        live_layers: last layers that are computed only once.
-        tail_slice_tokens: positions whose logits are in memory at once (on each lane).
-        lanes: CPU streams that the rows are shared among.
+        kept_layers: last layers whose activations are kept; the others are recomputed.
+        loss_slice_tokens: positions whose logits are in memory at once (on each CPU stream).
+        cpu_streams: of MLX that the rows are shared among.
         attention_block, attention_least: queries at a time, for rows of at least so many tokens; 0 for MLX's own.
         base_weights: "dense" (in the type that is computed in), or "stored" (as quantised, or as on disk).
         dequantize: whether quantised weights become floats, block by block, before they multiply.
         streamed_layers: first layers whose weights are read from disk whenever they are needed.
-        words_on_disk: whether embedding and head are read from disk too, the head in slices of the vocabulary.
+        vocabulary_on_disk: whether embedding and head are read from disk too, the head in slices of the vocabulary.
         cache_bytes: freed buffers that may be kept for reuse.
         scales: what a memory dry run corrected the formulas by.
         predicted_tokens_per_second: positions of a training step per second.
@@ -58,15 +58,15 @@ class Plan:
     predicted_peak_bytes: int
     predicted_parts: dict[str, int]
     notes: tuple[str, ...]
-    live_layers: int = 0
-    tail_slice_tokens: int = 128
-    lanes: int = 1
+    kept_layers: int = 0
+    loss_slice_tokens: int = 128
+    cpu_streams: int = 1
     attention_block: int = 0
     attention_least: int = 0
     base_weights: str = "dense"
     dequantize: bool = False
     streamed_layers: int = 0
-    words_on_disk: bool = False
+    vocabulary_on_disk: bool = False
     cache_bytes: int = 256 * MIB
     scales: Scales = AS_FORETOLD
     predicted_tokens_per_second: float = 0.0
@@ -77,7 +77,7 @@ class Plan:
     @property
     def by_words(self) -> bool:
         """Whether the head is taken in slices of the vocabulary: when it is on disk, or must become floats."""
-        return self.words_on_disk or self.dequantize
+        return self.vocabulary_on_disk or self.dequantize
 
     @property
     def active_limit_bytes(self) -> int:
@@ -106,15 +106,15 @@ class Plan:
     def smaller(self) -> Plan | None:
         """The next smaller plan, for when memory runs short after all; None when nothing is left to give.
 
-        Computes more twice first, then takes fewer rows at once; the base stays where it is.
+        Recomputes more first, then takes fewer rows at once; the base stays where it is.
         """
-        if self.live_layers:
-            return replace(self, live_layers=self.live_layers // 2, cache_bytes=self.cache_bytes // 2)
+        if self.kept_layers:
+            return replace(self, kept_layers=self.kept_layers // 2, cache_bytes=self.cache_bytes // 2)
         rows = {width: max(1, rows // 2) for width, rows in self.rows_of_width.items()}
         if rows != self.rows_of_width:
             return replace(self, rows_of_width=rows, cache_bytes=self.cache_bytes // 2)
-        if self.tail_slice_tokens > 16 or self.lanes > 1:
-            return replace(self, tail_slice_tokens=16, lanes=1, cache_bytes=0)
+        if self.loss_slice_tokens > 16 or self.cpu_streams > 1:
+            return replace(self, loss_slice_tokens=16, cpu_streams=1, cache_bytes=0)
         return None
 
     def to_json(self) -> dict[str, Any]:

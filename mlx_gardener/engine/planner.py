@@ -1,4 +1,4 @@
-"""How a memory budget is used: what of the base is in memory, how many rows at once, what is computed twice.
+"""How a memory budget is used: what of the base is in memory, how many rows at once, what is recomputed.
 
 In: facts of the model (from its files, without loading it), facts of the backend, the settings, the budget. Out: a
 `Plan`. Every way that the engine knows is tried, its peak memory and its time predicted (`engine.predict`); the fastest
@@ -43,19 +43,19 @@ def make_plan(
 
     Args:
         whole: the model cannot be cut: all layers are live, all logits in memory, all weights too.
-        measured: what a rehearsal saw, with the base where the settings pin it.
-        scales: what another rehearsal of the same base saw.
+        measured: what a dry run saw, with the base where the settings pin it.
+        scales: what another dry run of the same base saw.
 
     Raises:
         ConfigError: settings under ``engine`` contradict each other or the model, so that no plan is left.
         MemoryBudgetError: nothing fits; names the least budget that does.
         ModelError: a row width is longer than the model can read.
     """
-    too_wide = [width for width in config.data.row_widths if width > facts.max_tokens]
+    too_wide = [width for width in config.data.sequence_lengths if width > facts.max_tokens]
     if too_wide:
         raise ModelError(
-            f"The model reads at most {facts.max_tokens} tokens, but data.row_widths has {too_wide[0]}.",
-            next_step="Choose smaller row_widths.",
+            f"The model reads at most {facts.max_tokens} tokens, but data.sequence_lengths has {too_wide[0]}.",
+            next_step="Choose smaller sequence_lengths.",
         )
     if config.engine.base_weights == "stored" and facts.quantized_bits is None:
         raise ConfigError(
@@ -75,8 +75,8 @@ def make_plan(
         raise ConfigError(
             f"No plan for {facts.name} agrees with all pins under engine: layers that are read from disk cannot be live, "
             "held as floats of a quantised base, or trained with lora.use_dora, and no layer can be live with "
-            "engine.words_on_disk.",
-            next_step="Take away engine.streamed_layers, engine.words_on_disk, engine.live_layers or "
+            "engine.vocabulary_on_disk.",
+            next_step="Take away engine.streamed_layers, engine.vocabulary_on_disk, engine.kept_layers or "
             "engine.base_weights.",
         )
     if best is None:
@@ -91,8 +91,8 @@ def too_large(
     least_gib = least_bytes / GIB
     return MemoryBudgetError(
         f"{facts.name} does not train within {budget_bytes / GIB:.2f} GB: rows of "
-        f"{max(config.data.row_widths)} tokens need {least_gib:.2f} GB.",
-        next_step=f"Allow --budget {math.ceil(least_gib * 100) / 100:.2f}, narrow data.row_widths, "
+        f"{max(config.data.sequence_lengths)} tokens need {least_gib:.2f} GB.",
+        next_step=f"Allow --budget {math.ceil(least_gib * 100) / 100:.2f}, narrow data.sequence_lengths, "
         "or use a smaller --model.",
         least_bytes=least_bytes,
     )
@@ -121,7 +121,9 @@ def lighter_plan(
 
 def _worth(plan: Plan) -> float:
     """Speed, less what reading the disk all the time costs whoever works on the machine."""
-    read = (plan.streamed_layers + (plan.layers if plan.words_on_disk else 0)) / (2 * max(1, plan.layers))
+    read = (plan.streamed_layers + (plan.layers if plan.vocabulary_on_disk else 0)) / (
+        2 * max(1, plan.layers)
+    )
     return plan.predicted_tokens_per_second * (1 - 2 * READING_COSTS * read)
 
 
@@ -137,19 +139,21 @@ def _candidates(
 ) -> Iterator[Plan]:
     """Every plan worth a look, with its prediction."""
     pins, layers = config.engine, facts.layers
-    widths = config.data.row_widths
-    lanes = pins.lanes or backend.cores
-    slices = _pinned(pins.tail_slice_tokens, [128, 64, 32, 16])
+    widths = config.data.sequence_lengths
+    streams = pins.cpu_streams or backend.cores
+    slices = _pinned(pins.loss_slice_tokens, [128, 64, 32, 16])
     if whole:
-        lanes = 1
+        streams = 1
     most = max(widths[-1], config.optimizer.tokens_per_update)
-    for stored, streamed, words_on_disk in _weight_choices(facts, config, backend):
-        if whole and (streamed or words_on_disk):
+    for stored, streamed, vocabulary_on_disk in _weight_choices(facts, config, backend):
+        if whole and (streamed or vocabulary_on_disk):
             continue
         enough = most if streamed or stored == "stored" else min(most, max(ENOUGH_TOKENS, widths[-1]))
         rows_at_most = max(1, enough // widths[-1])
         row_choices = [pins.micro_batch_rows] if pins.micro_batch_rows else _steps(rows_at_most)
-        most_live = 0 if words_on_disk else layers - streamed  # in memory all at once, together with the head
+        most_live = (
+            0 if vocabulary_on_disk else layers - streamed
+        )  # in memory all at once, together with the head
         for rows in row_choices:
             for slice_tokens in [rows * widths[-1]] if whole else slices:
                 plan = Plan(
@@ -158,8 +162,8 @@ def _candidates(
                     predicted_peak_bytes=0,
                     predicted_parts={},
                     notes=(),
-                    tail_slice_tokens=slice_tokens,
-                    lanes=lanes,
+                    loss_slice_tokens=slice_tokens,
+                    cpu_streams=streams,
                     attention_block=ATTENTION_BLOCK if pins.attention_block is None else pins.attention_block,
                     attention_least=ATTENTION_LEAST if pins.attention_block is None else 0,
                     base_weights=stored,
@@ -167,19 +171,19 @@ def _candidates(
                     and facts.quantized_bits is not None
                     and not backend.multiplies_quantized,
                     streamed_layers=streamed,
-                    words_on_disk=words_on_disk,
+                    vocabulary_on_disk=vocabulary_on_disk,
                     layers=layers,
                 )
 
                 def with_live(live: int, plan: Plan = plan) -> Plan:
-                    plan = replace(plan, live_layers=live)
+                    plan = replace(plan, kept_layers=live)
                     return predicted(plan, facts, config, backend, measured=measured, scales=scales)
 
                 if whole:
                     yield with_live(layers)
-                elif pins.live_layers is not None:
-                    if min(pins.live_layers, layers) <= most_live:
-                        yield with_live(min(pins.live_layers, layers))
+                elif pins.kept_layers is not None:
+                    if min(pins.kept_layers, layers) <= most_live:
+                        yield with_live(min(pins.kept_layers, layers))
                 else:
                     yield from _with_most_live(with_live, most_live, budget_bytes, measured)
 
@@ -216,10 +220,10 @@ def _steps(most: int) -> list[int]:
 def _rows_of_width(rows: int, config: TrainingConfig) -> dict[int, int]:
     """As many positions of every width as ``rows`` of the widest have."""
     if config.engine.micro_batch_rows is not None:
-        return dict.fromkeys(config.data.row_widths, rows)
-    widest = config.data.row_widths[-1]
+        return dict.fromkeys(config.data.sequence_lengths, rows)
+    widest = config.data.sequence_lengths[-1]
     most = max(widest, config.optimizer.tokens_per_update)
-    return {width: max(1, min(rows * widest, most) // width) for width in config.data.row_widths}
+    return {width: max(1, min(rows * widest, most) // width) for width in config.data.sequence_lengths}
 
 
 def _weight_choices(
@@ -242,8 +246,8 @@ def _weight_choices(
         for count in streamed:
             if count and kind == "dense" and quantized:
                 continue  # floats are not what lies on disk
-            if pins.words_on_disk is not None:
-                yield kind, min(count, layers), pins.words_on_disk
+            if pins.vocabulary_on_disk is not None:
+                yield kind, min(count, layers), pins.vocabulary_on_disk
                 continue
             yield kind, min(count, layers), False
             if count >= layers:
@@ -256,9 +260,9 @@ def notes_of(plan: Plan, facts: ModelFacts, config: TrainingConfig, *, whole: bo
     if pins.micro_batch_rows is not None:
         yield f"{pins.micro_batch_rows} rows at a time, pinned by engine.micro_batch_rows"
     if whole:
-        yield "the model is one segment: pins of segments, slices, lanes and reading from disk have no effect"
+        yield "the model is one segment: pins of segments, slices, CPU streams and reading from disk have no effect"
         return
-    for name in ("live_layers", "tail_slice_tokens", "lanes", "streamed_layers"):
+    for name in ("kept_layers", "loss_slice_tokens", "cpu_streams", "streamed_layers"):
         if getattr(pins, name) is not None:
             yield f"{name.replace('_', ' ')}: {getattr(pins, name)}, pinned by engine.{name}"
     if plan.streamed_layers:
@@ -267,15 +271,15 @@ def notes_of(plan: Plan, facts: ModelFacts, config: TrainingConfig, *, whole: bo
             "because the base does not fit; next lines and completions are left out of the evidence, as each token of "
             "them would read it all"
         )
-    if plan.words_on_disk:
+    if plan.vocabulary_on_disk:
         yield "embedding and head are read from disk too, the head in slices of the vocabulary"
     if plan.dequantize:
         yield "weights stay quantised in memory and become floats block by block: this backend multiplies only floats fast"
-    if plan.live_layers >= layers:
+    if plan.kept_layers >= layers:
         yield "all layers are computed once"
-    elif plan.live_layers:
-        yield f"{layers - plan.live_layers} of {layers} layers are computed twice, to keep the budget"
+    elif plan.kept_layers:
+        yield f"{layers - plan.kept_layers} of {layers} layers are recomputed on the way back, to keep the budget"
     else:
-        yield f"all {layers} layers are computed twice, to keep the budget"
+        yield f"all {layers} layers are recomputed on the way back, to keep the budget"
     if plan.attention_block and max(plan.rows_of_width) >= plan.attention_least:
         yield f"attention in blocks of {plan.attention_block} queries for rows of {plan.attention_least} tokens or more"

@@ -21,7 +21,7 @@ RUNTIME_BYTES = 150 * MIB
 #: Float32 copies of the adapter at the height of an update.
 ADAPTER_COPIES = 5
 #: Floats that one layer takes in its backward pass per position, in units of (hidden, intermediate, heads x keys,
-#: width of keys and values), on one lane and on several: least squares over 12 shapes each, within 14 %.
+#: width of keys and values), on one CPU stream and on several: least squares over 12 shapes each, within 14 %.
 WORK_FLOATS = {False: (15.7, 12.5, 2.9, 7.2), True: (9.6, 12.0, 2.9, 5.2)}
 #: The share of that where weights become floats block by block: their products wait for each other.
 CHAINED = 0.75
@@ -30,21 +30,21 @@ BLOCK_FLOATS = 3.5
 #: What a layer keeps whose activations are kept, in units of one layer's work: SmolLM2-135M, all 30 layers kept, takes 0.97
 #: of what this says at 4 rows of 512 tokens (MLX's attention), and 1.00 at 2 rows of 1,024 (in blocks).
 KEPT_SHARE = 0.43
-#: Floats of a tail slice's logits, per position and word, for all lanes together: two slices overlap on one lane.
+#: Floats of a tail slice's logits, per position and word, for all CPU streams together: two slices overlap on one.
 TAIL_FLOATS = {1: 9.0, 2: 11.0}
 #: Arrays of logits' size that a slice of the vocabulary takes.
 SLICE_ARRAYS = 5
 #: Freed buffers kept for reuse, as a share of the work. All of them together earn 4 % of the speed; with 0.35 of the work,
 #: the peak was that of the work and 0.1 to 0.8 of the cache, which nothing predicts.
 CACHE_SHARE = 0.1
-#: Shares of the budget that a plan may use by the formula alone, and after a rehearsal; the rest is for what they miss: with
+#: Shares of the budget that a plan may use by the formula alone, and after a dry run; the rest is for what they miss: with
 #: SmolLM2-135M, all layers kept, a training took 1.07 of what its dry run foretold.
 HEADROOM, MARGIN = 0.92, 0.94
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a memory dry run saw (`engine.rehearse`).
+    """What a memory dry run saw (`engine.dry_run`).
 
     Attributes:
         fixed_bytes: footprint between two steps: runtime, base as it is kept in memory, one copy of the adapter.
@@ -187,13 +187,13 @@ def _work_of_width(
         words = min(words_per_slice(tokens), facts.vocab)
         logits = 4.0 * words * (SLICE_ARRAYS * tokens + 3 * facts.hidden)
     else:
-        logits = 4 * facts.vocab * plan.tail_slice_tokens * TAIL_FLOATS[2 if plan.lanes > 1 else 1]
-        logits *= max(1.0, plan.lanes / 2)
-    again = layer * (CHAINED if plan.dequantize else 1.0) if plan.live_layers < facts.layers else 0.0
-    top = layer * (1 - KEPT_SHARE) if plan.live_layers else 0.0
+        logits = 4 * facts.vocab * plan.loss_slice_tokens * TAIL_FLOATS[2 if plan.cpu_streams > 1 else 1]
+        logits *= max(1.0, plan.cpu_streams / 2)
+    again = layer * (CHAINED if plan.dequantize else 1.0) if plan.kept_layers < facts.layers else 0.0
+    top = layer * (1 - KEPT_SHARE) if plan.kept_layers else 0.0
     return WorkParts(
-        saved=tokens * facts.hidden * size * (2 + facts.layers - plan.live_layers),
-        live=scales.live * backend.work_scale * layer * KEPT_SHARE * plan.live_layers,
+        saved=tokens * facts.hidden * size * (2 + facts.layers - plan.kept_layers),
+        live=scales.live * backend.work_scale * layer * KEPT_SHARE * plan.kept_layers,
         layer=scales.layer * backend.work_scale * again,
         tail=scales.tail * backend.work_scale * max(logits, top),
         buffers=_weight_bytes(plan, facts, size)[1],
@@ -229,7 +229,7 @@ def _in_blocks(plan: Plan, width: int) -> bool:
 
 def _work_floats(plan: Plan, facts: ModelFacts, width: int) -> float:
     """Floats per position that one layer takes at once in its backward pass."""
-    by_hidden, by_intermediate, by_scores, by_keys = WORK_FLOATS[plan.lanes > 1]
+    by_hidden, by_intermediate, by_scores, by_keys = WORK_FLOATS[plan.cpu_streams > 1]
     by_key = BLOCK_FLOATS * plan.attention_block if _in_blocks(plan, width) else by_scores * width
     return (
         by_hidden * facts.hidden
@@ -263,14 +263,14 @@ def _loaded_bytes(plan: Plan, facts: ModelFacts, size: int) -> tuple[float, floa
 def _weight_bytes(plan: Plan, facts: ModelFacts, size: int) -> tuple[float, float]:
     """(weights in memory throughout, buffers of weights that are read or turned into floats for a moment)."""
     layer, outside = _loaded_bytes(plan, facts, size)
-    if plan.words_on_disk:
+    if plan.vocabulary_on_disk:
         outside = 0.0  # what is left are norms
     weights = outside + (facts.layers - plan.streamed_layers) * layer
     buffers = 0.0
     if plan.streamed_layers:
         buffers += layer + facts.layer_stored_bytes  # this layer's and the next one's
     if plan.dequantize:
-        buffers += 16 * plan.lanes * MIB
+        buffers += 16 * plan.cpu_streams * MIB
     return weights, buffers
 
 
@@ -302,29 +302,29 @@ def _tokens_per_second(plan: Plan, facts: ModelFacts, backend: Backend) -> float
 
 def _seconds_per_token(plan: Plan, facts: ModelFacts, backend: Backend, width: int, rows: int) -> float:
     tokens = rows * width
-    passes = 2 * facts.layers + max(0, facts.layers - plan.live_layers)
+    passes = 2 * facts.layers + max(0, facts.layers - plan.kept_layers)
     outside = facts.vocab * facts.hidden
-    slice_share = plan.tail_slice_tokens / (plan.tail_slice_tokens + 8)
+    slice_share = plan.loss_slice_tokens / (plan.loss_slice_tokens + 8)
     products = 2 * (facts.active_parameters * passes + (3 if plan.by_words else 2 / slice_share) * outside)
     keys = width / 2 + plan.attention_block if _in_blocks(plan, width) else width
     scores = 2 * 2 * keys * (facts.hidden) * passes * 1.5
-    lanes = min(plan.lanes, rows)
+    streams = min(plan.cpu_streams, rows)
     # Exponentials stand for all that is not a product: measured, a layer's other work is about twice its exp.
     exponentials = 2 * facts.vocab + passes * (2 * facts.intermediate + 1.5 * facts.heads * keys)
     seconds = (products + scores) / backend.flops_per_second
     if backend.kind == "cpu":
-        seconds += exponentials / backend.exp_per_second / lanes
+        seconds += exponentials / backend.exp_per_second / streams
     else:
         seconds *= 1 + 256 / tokens
     per_micro_batch = 0.002 * passes / 3
     if plan.dequantize:
-        # Every lane makes floats of all weights for its rows; the words of the head are shared among the lanes.
+        # Every CPU stream makes floats of all weights for its rows; the words of the head are shared among the streams.
         per_micro_batch += facts.layer_parameters * passes / backend.dequantize_per_second
-        slices = 1 if plan.by_words else math.ceil(tokens / plan.tail_slice_tokens)
-        per_micro_batch += 2 * outside * slices / backend.dequantize_per_second / plan.lanes
-    if plan.streamed_layers or plan.words_on_disk:
+        slices = 1 if plan.by_words else math.ceil(tokens / plan.loss_slice_tokens)
+        per_micro_batch += 2 * outside * slices / backend.dequantize_per_second / plan.cpu_streams
+    if plan.streamed_layers or plan.vocabulary_on_disk:
         stored = plan.streamed_layers * facts.layer_stored_bytes
-        if plan.words_on_disk:
+        if plan.vocabulary_on_disk:
             stored += facts.outside_stored_bytes
         read = 2 * stored / backend.read_bytes_per_second
         per_micro_batch += max(0.1 * read, read - tokens * seconds)  # reading goes on while layers compute

@@ -143,17 +143,17 @@ def _shape_key(facts: ModelFacts, plan: Plan, config: TrainingConfig) -> str:
         **{
             name: getattr(plan, name)
             for name in (
-                "tail_slice_tokens",
-                "lanes",
+                "loss_slice_tokens",
+                "cpu_streams",
                 "attention_block",
                 "attention_least",
                 "base_weights",
                 "dequantize",
                 "streamed_layers",
-                "words_on_disk",
+                "vocabulary_on_disk",
             )
         },
-        "has_live": bool(plan.live_layers),
+        "has_live": bool(plan.kept_layers),
     }
     told = [sizes, shape, config.lora.model_dump(mode="json"), config.engine.compute_dtype]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]

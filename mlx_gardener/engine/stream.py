@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.engine.lanes import cpu_stream
+from mlx_gardener.engine.cpu_streams import cpu_stream
 
 if TYPE_CHECKING:
     import mlx.core as mx

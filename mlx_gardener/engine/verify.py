@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from mlx_gardener.config import LoraConfig, TrainingConfig
 from mlx_gardener.engine.batch import BetweenSegments
 from mlx_gardener.engine.call_graph import CannotSplit, layer_list
+from mlx_gardener.engine.dry_run import after_dry_run
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan
 from mlx_gardener.engine.planner import make_plan
-from mlx_gardener.engine.rehearse import rehearsed
 from mlx_gardener.engine.seen import keep_checked, was_checked
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.step import Engine
@@ -51,7 +51,7 @@ def prepare_engine(
     facts: ModelFacts,
     backend: Backend,
     warn: Callable[[str], None],
-    rehearse: bool = True,
+    dry_run: bool = True,
     between: BetweenSegments | None = None,
     peak_before: int = 0,
     cache_dir: Path | None = None,
@@ -59,16 +59,16 @@ def prepare_engine(
     """The engine for ``base`` under ``plan``, checked; with another plan where the model must be taken whole.
 
     Args:
-        rehearse: try the plan as the settings say, and take another where it does not fit; False keeps ``plan``.
-        between: called before every segment of the rehearsal; may raise.
-        peak_before: see `rehearse.rehearsed`.
-        cache_dir: where what was seen is kept, and looked for: that the cut is right, and what a rehearsal saw.
+        dry_run: try the plan as the settings say, and take another where it does not fit; False keeps ``plan``.
+        between: called before every segment of the dry run; may raise.
+        peak_before: see `dry_run.after_dry_run`.
+        cache_dir: where what was seen is kept, and looked for: that the cut is right, and what a dry run saw.
         warn: told, in a sentence, why a model is taken whole.
 
     Raises:
         HeadNotOnDiskError: the plan leaves embedding and head on disk, and they cannot be read from there.
         MemoryBudgetError: it must be taken whole and does not fit then.
-        TrialTooLargeError: the rehearsal shows that nothing fits with the base where it is.
+        TrialTooLargeError: the dry run shows that nothing fits with the base where it is.
     """
     streamed = None
     if plan.streamed_layers:
@@ -96,8 +96,8 @@ def prepare_engine(
     if engine.whole_because is not None:
         engine.plan = make_plan(facts, config, config.memory_limit_bytes, backend, whole=True)
         warn(f"{base.id} is computed as one segment, which takes more memory: {engine.whole_because}.")
-    if rehearse and config.engine.rehearse:
-        engine.plan = rehearsed(
+    if dry_run and config.engine.dry_run:
+        engine.plan = after_dry_run(
             engine,
             base,
             config,
@@ -122,14 +122,14 @@ def _words(base: BaseModel, plan: Plan, facts: ModelFacts) -> Words | None:
 
     try:
         return Words(
-            base.model, facts.vocab, dtype=base.dtype, path=base.path if plan.words_on_disk else None
+            base.model, facts.vocab, dtype=base.dtype, path=base.path if plan.vocabulary_on_disk else None
         )
     except CannotSplit as error:
-        if not plan.words_on_disk:
+        if not plan.vocabulary_on_disk:
             return None  # an unusual head: the tail is taken in slices of positions
         raise HeadNotOnDiskError(
             f"Embedding and head of {base.id} cannot stay on disk: {error}.",
-            next_step="Set engine.words_on_disk to false and allow a larger --budget.",
+            next_step="Set engine.vocabulary_on_disk to false and allow a larger --budget.",
         ) from error
 
 
@@ -145,10 +145,10 @@ def split_problem(engine: Engine, base: BaseModel, words: Words | None = None) -
         few = Engine(engine.model, replace(engine.plan, streamed_layers=0), dtype=engine.dtype)
         few.plan = replace(
             few.plan,
-            live_layers=0,
+            kept_layers=0,
             rows_of_width={13: 2},
             attention_block=0,
-            tail_slice_tokens=8,
+            loss_slice_tokens=8,
         )
         whole = Engine(engine.model, few.plan, dtype=engine.dtype)
         whole.take_whole("to compare")

@@ -121,7 +121,7 @@ def compare(
     )  # fmt: skip
     retriever = None
     if any(name.endswith("_bm25") for name in names):
-        longest = min(survey.work.context_tokens, config.data.row_widths[-1])
+        longest = min(survey.work.context_tokens, config.data.sequence_lengths[-1])
         retriever = Retriever(training_chunks(data), base.tokenizer, limit_tokens=longest)
         survey.add_context(base, retriever)
     adapters = {"adapter": adapter} | ({} if control is None else {"control": control.adapter})

@@ -2,8 +2,8 @@
 
 A prompt is read by itself, so that this is the same sum whatever else is asked; then the caches of many are joined
 (mlx-lm's batched ones, padded on the left) and all answers grow by a token at a time. On a CPU prompts, and then halves of
-the batch, are shared among the engine's lanes. Where weights become floats for every product, one batch is written by
-all lanes together, a block of outputs each: making the floats is most of that work, and costs the same for any number
+the batch, are shared among CPU streams. Where weights become floats for every product, one batch is written by
+all streams together, a block of outputs each: making the floats is most of that work, and costs the same for any number
 of prompts. So batches are as large as keys and values fit into what the budget has left.
 
 In a batch sums over keys are grouped otherwise than alone, so that an answer may differ where two tokens are equally likely to
@@ -101,7 +101,7 @@ def generate_many(
         base: with or without an adapter attached.
         prompts: token ids, none of them empty.
         max_new_tokens: at most this many a prompt.
-        engine: the base's, for its operations, lanes and budget; without one, one stream and MLX's own operations.
+        engine: the base's, for its operations, CPU streams and budget; without one, one stream and MLX's own operations.
         is_enough: asked with an answer's text so far; ends that answer early.
         tell: told the share done, 0 to 1, after every piece of a prompt and every token.
         interrupt: asked as often; may raise.
@@ -178,15 +178,13 @@ def _shares(engine: Engine | None, streams: list[Any], caches: list[list[Any]]) 
     rows = len(caches)
     if not all(hasattr(cache, "merge") for cache in caches[0]):  # no batch of such caches
         return [(streams[row % len(streams)], slice(row, row + 1)) for row in range(rows)]
-    lanes = 1 if _in_blocks(engine) else min(len(streams), rows)
-    cuts = [rows * lane // lanes for lane in range(lanes + 1)]
-    return [
-        (streams[lane] if lanes > 1 else None, slice(cuts[lane], cuts[lane + 1])) for lane in range(lanes)
-    ]
+    used = 1 if _in_blocks(engine) else min(len(streams), rows)
+    cuts = [rows * part // used for part in range(used + 1)]
+    return [(streams[part] if used > 1 else None, slice(cuts[part], cuts[part + 1])) for part in range(used)]
 
 
 def _in_blocks(engine: Engine | None) -> bool:
-    """Whether all lanes write one batch together."""
+    """Whether all streams write one batch together."""
     return engine is not None and engine.plan.dequantize and len(engine.streams) > 1
 
 
@@ -238,10 +236,10 @@ def _write(
         pulse()
 
 
-def _writing(engine: Engine | None, lanes: int) -> AbstractContextManager[None]:
+def _writing(engine: Engine | None, streams: int) -> AbstractContextManager[None]:
     if engine is None:
         return nullcontext()
-    return engine.reading(lanes, in_blocks=_in_blocks(engine) and lanes == 1)
+    return engine.reading(streams, in_blocks=_in_blocks(engine) and streams == 1)
 
 
 def _take(
@@ -298,7 +296,7 @@ def _rows_at_once(base: BaseModel, engine: Engine | None, prompt_tokens: int, ma
     vocab = int(config.get("vocab_size") or 1)
     read = min(READ_AT_ONCE, prompt_tokens)
     inner = int(config.get("intermediate_size") or 4 * hidden)
-    # A piece of a prompt on each lane: states, the wide layer's, scores with their softmax.
+    # A piece of a prompt on each stream: states, the wide layer's, scores with their softmax.
     work = 4 * read * (10 * hidden + 4 * inner + 3 * heads * prompt_tokens) * max(1, len(engine.streams))
     left = _USED * engine.plan.budget_bytes - engine.plan.cache_bytes - process_footprint_bytes() - work
     # Logits twice; and while caches are joined or grow, a layer's are there twice.

@@ -208,7 +208,7 @@ class Survey:
             decide_work,
             config,
             training_tokens=training_tokens,
-            windows=len(make_windows(data.test_excerpts, base.tokenizer, config.data.row_widths[-1])),
+            windows=len(make_windows(data.test_excerpts, base.tokenizer, config.data.sequence_lengths[-1])),
             tasks=tasks,
             can_write=can_write,
             can_fill=base.tokenizer.markers is not None,
@@ -233,11 +233,11 @@ class Survey:
         notes: Sequence[str],
     ) -> Survey:
         """The rows and tasks of ``work``; those of less work are among them."""
-        widths, tokenizer, seed = config.data.row_widths, base.tokenizer, config.seed
+        widths, tokenizer, seed = config.data.sequence_lengths, base.tokenizer, config.seed
         if work.row_tokens < widths[-1]:
             widths = (work.row_tokens,)
         windows = make_windows(data.test_excerpts, tokenizer, work.row_tokens)
-        length = f" of {work.row_tokens} tokens" if work.row_tokens < config.data.row_widths[-1] else ""
+        length = f" of {work.row_tokens} tokens" if work.row_tokens < config.data.sequence_lengths[-1] else ""
         drawn = f"{work.rows} of {len(windows)} stretches of held-out code{length} were measured."
         sampled = [drawn] if len(windows) > work.rows else []
         windows = draw_windows(windows, work.rows, seed=seed)
@@ -259,7 +259,7 @@ class Survey:
         self, factor: float, base: BaseModel, data: PreparedData, config: TrainingConfig
     ) -> Survey | None:
         """This with ``factor`` times the rows and tasks, as far as they are wanted; None where none more are."""
-        work = more_work(self.work, self.wanted, factor, config.data.row_widths[-1])
+        work = more_work(self.work, self.wanted, factor, config.data.sequence_lengths[-1])
         return None if work is None else Survey.draw(work, self.wanted, base, data, config, self.said)
 
     def keep_what_was_done(self, missing: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ _SHORTEST = 256
 
 def prompt_sizes(config: TrainingConfig) -> tuple[int, int]:
     """Most tokens before and after a place that a prompt shows: what an editor asks with, and no more than a row holds."""
-    width = config.data.row_widths[-1]
+    width = config.data.sequence_lengths[-1]
     return min(PREFIX_TOKENS, 3 * width // 4), min(SUFFIX_TOKENS, width // 4)
 
 
@@ -87,7 +87,7 @@ def decide_work(
         forward_tokens: that may go forward in the time there is, for everything.
         step_tokens: what one more token for all answers costs, in tokens that are read (`STEP_TOKENS`).
     """
-    settings, width = config.evaluation, config.data.row_widths[-1]
+    settings, width = config.evaluation, config.data.sequence_lengths[-1]
     allowed = settings.time_share * _FORWARDS_PER_TRAINED_TOKEN * training_tokens
     kinds = 1 + can_fill
     whole = _Sizes(width, settings.context_tokens, prompt_sizes(config), settings.max_new_tokens)

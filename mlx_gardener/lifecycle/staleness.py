@@ -134,9 +134,9 @@ def _measure(
 
     base = load_adapter_base(base_name(registry, registry.get_adapter(project)), adapter)
     texts = {record.path: read_source(root, record).text for record in files}
-    plain = bits_per_byte_of(base, texts, width=config.data.row_widths[-1])
+    plain = bits_per_byte_of(base, texts, width=config.data.sequence_lengths[-1])
     with attach_adapter(base, adapter):
-        adapted = bits_per_byte_of(base, texts, width=config.data.row_widths[-1])
+        adapted = bits_per_byte_of(base, texts, width=config.data.sequence_lengths[-1])
     return {"base": plain, "adapter": adapted, "bytes": sum(len(text.encode()) for text in texts.values())}
 
 

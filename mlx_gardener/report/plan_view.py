@@ -65,7 +65,7 @@ def show_plan(console: Console, plan: Plan, others: Sequence[tuple[int, Plan | N
         console.print(f"  {note}", highlight=False)
     if others:
         compared = Table(
-            "budget", "base", "computed twice", "at a time", "tokens/s", box=None, header_style="bold"
+            "budget", "base", "recomputed", "at a time", "tokens/s", box=None, header_style="bold"
         )
         for budget, other in others:
             if other is None:
@@ -84,17 +84,17 @@ def rows_text(plan: Plan) -> str:
 
 
 def plan_cells(plan: Plan) -> tuple[str, str, str, str]:
-    """A plan in four words: where the base is, layers computed twice, rows at a time, tokens per second."""
+    """A plan in four words: where the base is, layers recomputed, rows at a time, tokens per second."""
     layers = plan.layers
     base = {"dense": "as floats", "stored": "as stored"}[plan.base_weights]
     if plan.streamed_layers:
         base += f", {plan.streamed_layers} of {layers} layers from disk"
-    if plan.words_on_disk:
+    if plan.vocabulary_on_disk:
         base += ", embedding and head too"
     width = max(plan.rows_of_width)
     return (
         base,
-        f"{layers - plan.live_layers} of {layers}",
+        f"{layers - plan.kept_layers} of {layers}",
         f"{plan.rows_of_width[width]} x {width}",
         f"{plan.predicted_tokens_per_second:,.0f}",
     )

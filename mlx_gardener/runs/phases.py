@@ -176,8 +176,8 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
         facts=prepared.facts,
         backend=prepared.backend,
         warn=lambda message: run.publish(WarningRaised(message)),
-        rehearse=kept is None and not run.smaller_plan,
-        between=_telling_of_rehearsal(run),
+        dry_run=kept is None and not run.smaller_plan,
+        between=_telling_of_dry_run(run),
         cache_dir=run.registry.home / "cache",
         tell=lambda share, message: run.tell(TrainingPhase.STARTING_TRAINING, 0.3 + 0.5 * share, message),
     )
@@ -188,8 +188,8 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
     return base, engine
 
 
-def _telling_of_rehearsal(run: Run) -> Callable[[float], None]:
-    """What is called between the segments of a rehearsal: of part of a micro-batch, then perhaps of all of it."""
+def _telling_of_dry_run(run: Run) -> Callable[[float], None]:
+    """What is called between the segments of a dry run: of part of a micro-batch, then perhaps of all of it."""
     began = told = time.monotonic()
     before = 0.0
 

@@ -84,7 +84,7 @@ def follow(peers: Peers) -> None:
     orders = json.loads(peers.from_first(lambda: b""))
     try:
         config = validate_config(orders["config"])
-        if config.neighbour.low_priority:
+        if config.throttling.low_priority:
             logger.info("priority: %s", lower_priority())
         _train(peers, config, orders)
     except BaseException as error:

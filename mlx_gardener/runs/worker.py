@@ -190,7 +190,7 @@ def _run(
     tracker: TrainingProgressTracker,
     interrupt: Interrupt,
 ) -> dict[str, Any]:
-    if config.neighbour.low_priority:
+    if config.throttling.low_priority:
         logger.info("priority: %s", lower_priority())
     from mlx_gardener.training.parallel import Peers
 

@@ -43,13 +43,13 @@ from mlx_gardener.platform.out_of_memory import is_out_of_memory
 from mlx_gardener.training.checkpoint import (
     TrainState,
 )
-from mlx_gardener.training.neighbour import BudgetPassedError
 from mlx_gardener.training.optimizer import (
     global_norm,
     learning_rate_at,
 )
 from mlx_gardener.training.parallel import Peers
 from mlx_gardener.training.standing import Standing, TrainingRows
+from mlx_gardener.training.throttling import BudgetPassedError
 from mlx_gardener.training.time_plan import Clock, TimePlan
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def train(
         raise
     finally:
         if run is not None:
-            run.neighbour.close()
+            run.throttle.close()
         detach_lora(base.model)
 
 
@@ -180,7 +180,7 @@ class _Training(Standing):
                 if self.is_patience_over:
                     break
                 self.update(batch)
-                self.neighbour.between_updates()
+                self.throttle.between_updates()
                 self.keep_to_the_time()
                 if self._is_evaluation_due():
                     self.evaluate()
@@ -227,7 +227,7 @@ class _Training(Standing):
         started, step = time.perf_counter(), self.state.step + 1
         result, loss, norm = self._gradients(batch, step)
         if not (math.isfinite(loss) and math.isfinite(norm)) and self.peers.any(
-            self.neighbour.shrink(
+            self.throttle.shrink(
                 f"step {step} gave a loss or gradient that is not finite, as memory that runs short can"
             )
         ):
@@ -279,14 +279,14 @@ class _Training(Standing):
                     between_segments=self._advance("Step", step),
                 )
             except BudgetPassedError as passed:
-                self.neighbour.shrink(f"{passed} in step {step}")
+                self.throttle.shrink(f"{passed} in step {step}")
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if not self.neighbour.shrink(f"memory ran out in step {step}"):
+                if not self.throttle.shrink(f"memory ran out in step {step}"):
                     raise MemoryBudgetError(
                         f"Memory ran out in step {step}, with the smallest plan too ({error}).",
-                        next_step="Close other programs, narrow data.row_widths, or use a smaller --model.",
+                        next_step="Close other programs, narrow data.sequence_lengths, or use a smaller --model.",
                     ) from error
 
     def _advance(self, activity: str, step: int, *, parts: int = 1) -> Callable[[float], None]:
@@ -297,7 +297,7 @@ class _Training(Standing):
         def between(share: float) -> None:
             nonlocal told, done, before
             self.interrupt()
-            self.neighbour.between_segments()
+            self.throttle.between_segments()
             if share < before:
                 done += 1  # the next batch has begun
             before = share
@@ -365,7 +365,7 @@ class _Training(Standing):
                         (self.peers.share(batch)[0] for batch in validation), between_segments=between
                     )
                 except BudgetPassedError as passed:
-                    self.neighbour.shrink(f"{passed} in the validation of step {self.state.step}")
+                    self.throttle.shrink(f"{passed} in the validation of step {self.state.step}")
 
         loss_sum: float
         tokens: float

@@ -29,7 +29,6 @@ from mlx_gardener.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from mlx_gardener.training.neighbour import GoodNeighbour
 from mlx_gardener.training.optimizer import (
     flatten_state,
     make_optimizer,
@@ -37,6 +36,7 @@ from mlx_gardener.training.optimizer import (
     unflatten_state,
 )
 from mlx_gardener.training.parallel import Peers, pack_arrays, unpack_arrays
+from mlx_gardener.training.throttling import Throttle
 from mlx_gardener.training.time_plan import Clock, Pace, TimePlan, plan_time
 
 if TYPE_CHECKING:
@@ -113,9 +113,9 @@ class Standing:
         self.saved_at = time.monotonic()
         self.saved = (-1, 0)  # step, evaluations
         engine.plan.set_limits()
-        self.neighbour = GoodNeighbour(
+        self.throttle = Throttle(
             engine,
-            config.neighbour,
+            config.throttling,
             config.memory_limit_bytes,
             warn=lambda message: publish(WarningRaised(message)),
             save=self.save,

@@ -78,13 +78,13 @@ TRAIN_SETTINGS: dict[str, object] = {
     "training_data_quality_threshold": 0.1,
     "optimizer.tokens_per_update": 512,
     "optimizer.max_steps": 3,
-    "data.row_widths": [64, 128],
+    "data.sequence_lengths": [64, 128],
     "evaluation.next_line_tasks": 2,
     "evaluation.fim_tasks": 2,
     "evaluation.memorisation_places": 8,
     "evaluation.samples": 1,
     "evaluation.max_new_tokens": 4,
-    "neighbour.low_priority": False,  # see tests/runs/test_manager.py
+    "throttling.low_priority": False,  # see tests/runs/test_manager.py
 }
 
 
@@ -248,7 +248,7 @@ def test_a_dry_run_shows_data_and_plan_and_writes_nothing(
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
     assert shown["scan"] and shown["plan"]["predicted_peak_bytes"] > 0
-    assert shown["config"]["data"]["row_widths"] == [64, 128]
+    assert shown["config"]["data"]["sequence_lengths"] == [64, 128]
     assert sorted(path for path in repository.rglob("*")) == before
     assert not (home / "projects").exists() and not ProjectRegistry(home).exists
 

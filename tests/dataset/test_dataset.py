@@ -24,7 +24,11 @@ from tests.source.test_chunks import SAMPLES
 
 
 def settings(**more: object) -> TrainingConfig:
-    chosen = {"min_training_chunks": 5, "training_data_quality_threshold": 0.1, "data.row_widths": [64, 128]}
+    chosen = {
+        "min_training_chunks": 5,
+        "training_data_quality_threshold": 0.1,
+        "data.sequence_lengths": [64, 128],
+    }
     return load_config(environment={}, overrides={**chosen, **more})
 
 

@@ -30,7 +30,7 @@ SETTINGS = {
     "MIN_TRAINING_CHUNKS": "5",
     "OPTIMIZER__MAX_STEPS": "1",
     "OPTIMIZER__TOKENS_PER_UPDATE": "512",
-    "DATA__ROW_WIDTHS": "[128]",
+    "DATA__SEQUENCE_LENGTHS": "[128]",
     "EVALUATION__PER_EPOCH": "1",
     "EVALUATION__NEXT_LINE_TASKS": "2",
     "EVALUATION__SAMPLES": "1",
@@ -39,7 +39,7 @@ SETTINGS = {
     "EVALUATION__MEMORISATION_PLACES": "0",
     "EVALUATION__ARMS": '["base", "adapter"]',
     "EVALUATION__MAX_NEW_TOKENS": "8",
-    "NEIGHBOUR__LOW_PRIORITY": "false",
+    "THROTTLING__LOW_PRIORITY": "false",
 }
 BASH = shutil.which("bash") or "bash"
 #: Commands that do the same on whichever page they stand.

@@ -63,7 +63,7 @@ def with_adapters(model: nn.Module) -> dict[str, mx.array]:
 
 
 def engine(model: nn.Module, **settings: Any) -> Engine:
-    plan = Plan({23: settings.pop("rows", 2)}, 2**32, 0, {}, (), tail_slice_tokens=16, **settings)
+    plan = Plan({23: settings.pop("rows", 2)}, 2**32, 0, {}, (), loss_slice_tokens=16, **settings)
     return Engine(model, plan, dtype=mx.float32)
 
 
@@ -116,10 +116,10 @@ def test_at_least_sixty_architectures_are_cut_exactly() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"live_layers": 1},
-        {"live_layers": 4},
-        {"live_layers": 2, "lanes": 2},
-        {"lanes": 2, "rows": 1},
+        {"kept_layers": 1},
+        {"kept_layers": 4},
+        {"kept_layers": 2, "cpu_streams": 2},
+        {"cpu_streams": 2, "rows": 1},
         {"attention_block": 5, "attention_least": 0},
     ],
     ids=str,

@@ -27,7 +27,7 @@ from tests.model.store_worlds import OllamaStore, hub_snapshot, write_gguf, writ
 SETTINGS: dict[str, Any] = {
     "min_training_chunks": 5,
     "optimizer": {"max_steps": 1, "tokens_per_update": 512},
-    "data": {"row_widths": (128,)},
+    "data": {"sequence_lengths": (128,)},
     "evaluation": {"least_tasks": 0, "least_rows": 4, "time_share": 0, "memorisation_places": 0, "arms": ("base", "adapter")},
     "show_progress": False,
 }  # fmt: skip

@@ -31,7 +31,7 @@ def deep_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_dir: Pat
 
 def settings(budget_bytes: float, shape: tuple[int, int]) -> TrainingConfig:
     rows, width = shape
-    pins = {"data.row_widths": [width], "engine.micro_batch_rows": rows, "engine.live_layers": 0}
+    pins = {"data.sequence_lengths": [width], "engine.micro_batch_rows": rows, "engine.kept_layers": 0}
     return load_config(environment={}, overrides={"memory_limit_gb": budget_bytes / GIB, **pins})
 
 

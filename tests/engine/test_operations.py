@@ -68,7 +68,9 @@ def test_documents_of_a_row_can_be_kept_apart(tiny_model_dir: Path) -> None:
     given.document_ids[:, 12:] = 2
     given.loss_mask[:] = False
     given.loss_mask[:, 13:15] = True  # targets of the second document only
-    apart = Engine(base.model, Plan({23: 2}, 0, 0, {}, (), lanes=2), dtype=base.dtype, per_document=True)
+    apart = Engine(
+        base.model, Plan({23: 2}, 0, 0, {}, (), cpu_streams=2), dtype=base.dtype, per_document=True
+    )
     together = Engine(base.model, Plan({23: 2}, 0, 0, {}, ()), dtype=base.dtype)
     first = apart.row_losses(given), together.row_losses(given)
     given.tokens[:, 2:10] = 9  # of the first document

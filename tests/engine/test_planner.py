@@ -57,7 +57,7 @@ def test_rows_can_be_pinned_and_the_budget_still_holds() -> None:
 
 
 def test_rows_wider_than_the_model_reads_are_refused(tiny_model_dir: Path) -> None:
-    config = load_config(environment={}, overrides={"data.row_widths": [512, 4096]})
+    config = load_config(environment={}, overrides={"data.sequence_lengths": [512, 4096]})
     with pytest.raises(ModelError, match="at most 2048 tokens"):
         make_plan(model_facts(tiny_model_dir), config, 4 * GIB)
 
@@ -71,7 +71,7 @@ def test_unplanned_widths_take_about_as_many_tokens() -> None:
 @pytest.mark.parametrize(
     "pins",
     [
-        {"engine.streamed_layers": 7, "engine.live_layers": 7},
+        {"engine.streamed_layers": 7, "engine.kept_layers": 7},
         {"engine.streamed_layers": 3, "lora.use_dora": True},
     ],
 )
@@ -98,7 +98,7 @@ def test_the_planner_learns_from_what_trainings_took(tmp_path: Path) -> None:
     after = make_plan(facts, config, 4 * GIB, learned)
     assert after.predicted_tokens_per_second == pytest.approx(0.75 * before.predicted_tokens_per_second)
     assert after.rows_of_width == before.rows_of_width
-    pins = load_config(environment={}, overrides={"engine.micro_batch_rows": 1, "engine.live_layers": 0})
+    pins = load_config(environment={}, overrides={"engine.micro_batch_rows": 1, "engine.kept_layers": 0})
     first, second = (
         make_plan(facts, pins, 2 * GIB, one) for one in (TWO_CORES, replace(TWO_CORES, work_scale=1.25))
     )
@@ -138,17 +138,19 @@ def test_no_plan_computes_again_what_the_budget_would_keep(
         facts = plan_table.recorded_facts(plan_table.CONFIGS / f"{name}.json")
         for width in (512, 1024, 2048):
             config = load_config(
-                environment={}, overrides={"memory_limit_gb": budget, "data.row_widths": [width]}
+                environment={}, overrides={"memory_limit_gb": budget, "data.sequence_lengths": [width]}
             )
             try:
                 plan = make_plan(facts, config, config.memory_limit_bytes, plan_table.MAC_MINI_M4)
             except MemoryBudgetError:
                 continue
-            if plan.predicted_peak_bytes >= 0.9 * plan.budget_bytes or plan.live_layers == facts.layers:
+            if plan.predicted_peak_bytes >= 0.9 * plan.budget_bytes or plan.kept_layers == facts.layers:
                 continue
-            if plan.live_layers + plan.streamed_layers < facts.layers:
-                more = replace(plan, live_layers=plan.live_layers + 1)
+            if plan.kept_layers + plan.streamed_layers < facts.layers:
+                more = replace(plan, kept_layers=plan.kept_layers + 1)
             else:
-                more = replace(plan, streamed_layers=max(0, plan.streamed_layers - 1), words_on_disk=False)
+                more = replace(
+                    plan, streamed_layers=max(0, plan.streamed_layers - 1), vocabulary_on_disk=False
+                )
             needed = least_budget_bytes(predicted(more, facts, config, plan_table.MAC_MINI_M4))
             assert needed > plan.budget_bytes, (name, width, plan)

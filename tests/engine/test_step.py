@@ -188,7 +188,7 @@ def test_no_class_is_patched(base: BaseModel) -> None:
     assert dict(vars(layer_class)) == before
 
 
-@pytest.mark.parametrize("settings", [{"lanes": 2}, {"live_layers": 4}], ids=str)
+@pytest.mark.parametrize("settings", [{"cpu_streams": 2}, {"kept_layers": 4}], ids=str)
 def test_dropout_belongs_to_rows_and_not_to_how_they_are_computed(
     base: BaseModel, settings: dict[str, int]
 ) -> None:

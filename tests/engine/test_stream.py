@@ -45,7 +45,7 @@ def _wide_enough(_: str, module: nn.Module) -> bool:
 
 
 def prepared(path: Path, **pins: object) -> tuple[BaseModel, Engine]:
-    chosen = {f"engine.{name}": value for name, value in pins.items()} | {"data.row_widths": [64]}
+    chosen = {f"engine.{name}": value for name, value in pins.items()} | {"data.sequence_lengths": [64]}
     config = load_config(environment={}, overrides=chosen)
     facts = model_facts(path)
     plan = make_plan(facts, config, config.memory_limit_bytes)
@@ -84,7 +84,7 @@ def test_a_base_in_the_hub_s_cache_is_streamed_through_its_links(
         (snapshot / file.name).symlink_to(Path("../../blobs") / f"{number:040x}")
     base, engine = prepared(tiny_model_dir, streamed_layers=0)
     expected = engine.loss_and_gradients(with_adapters(base.model), batch(), seed=0)
-    base, engine = prepared(snapshot, streamed_layers=64, words_on_disk=True)
+    base, engine = prepared(snapshot, streamed_layers=64, vocabulary_on_disk=True)
     found = engine.loss_and_gradients(with_adapters(base.model), batch(), seed=0)
     assert largest_difference(found.gradients, expected.gradients) <= 1e-5
 

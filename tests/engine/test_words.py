@@ -30,7 +30,7 @@ def written(model: nn.Module, directory: Path) -> Path:
 
 
 @pytest.mark.parametrize("on_disk", [True, False])
-@pytest.mark.parametrize("settings", [{}, {"lanes": 2, "rows": 1}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"cpu_streams": 2, "rows": 1}], ids=str)
 @pytest.mark.parametrize("model_type", ["qwen2", "llama", "gemma2", "cohere", "granite", "starcoder2"])
 def test_tied_scaled_and_soft_capped_heads_give_the_same_gradients(
     model_type: str, settings: dict[str, int], on_disk: bool, tmp_path: Path
@@ -55,10 +55,10 @@ def test_a_base_wholly_on_disk_trains_like_one_in_memory(
     tiny_model_dir: Path, tmp_path: Path, shards: int, bits: int | None
 ) -> None:
     path = write_again(tiny_model_dir, tmp_path / "again", shards=shards, bits=bits)
-    base, resident = prepared(path, streamed_layers=0, base_weights="dense", words_on_disk=False)
+    base, resident = prepared(path, streamed_layers=0, base_weights="dense", vocabulary_on_disk=False)
     expected = resident.loss_and_gradients(with_adapters(base.model), batch(), seed=0)
-    base, engine = prepared(path, streamed_layers=64, words_on_disk=True)
-    assert engine.plan.words_on_disk and engine.words is not None and engine.plan.live_layers == 0
+    base, engine = prepared(path, streamed_layers=64, vocabulary_on_disk=True)
+    assert engine.plan.vocabulary_on_disk and engine.words is not None and engine.plan.kept_layers == 0
     weights = with_adapters(base.model)
     for _ in range(2):
         found = engine.loss_and_gradients(weights, batch(), seed=0)

@@ -49,14 +49,14 @@ def stored(tmp_path: Path, tiny_tokenizer_dir: Path, monkeypatch: pytest.MonkeyP
     return base
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("streams", [1, 2])
 @pytest.mark.parametrize("kind", ["dense", "stored"])
 def test_the_answers_of_a_batch_are_those_of_the_prompts_alone(
-    kind: str, lanes: int, request: pytest.FixtureRequest
+    kind: str, streams: int, request: pytest.FixtureRequest
 ) -> None:
     base: BaseModel = request.getfixturevalue(kind)
     asked = prompts(*LENGTHS)
-    chosen = engine(base, lanes=lanes, dequantize=kind == "stored")
+    chosen = engine(base, cpu_streams=streams, dequantize=kind == "stored")
 
     def is_enough(text: str) -> bool:
         return len(text) > 20  # some are done long before others, and are taken out of the batch
@@ -74,7 +74,7 @@ def test_other_caches_than_keys_and_values_are_joined_too(model_type: str, dense
     base = replace(dense, model=tiny_model(model_type), config={"hidden_size": 64})
     base.model.eval()
     asked = prompts(9, 30, 3, 14, vocab=VOCAB - 1)
-    chosen = engine(base, lanes=2)
+    chosen = engine(base, cpu_streams=2)
     together = generate_many(base, asked, engine=chosen, max_new_tokens=6)
     assert together == [generate_many(base, [one], engine=chosen, max_new_tokens=6)[0] for one in asked]
 
@@ -87,7 +87,7 @@ def test_caches_that_cannot_be_joined_are_written_one_by_one(
     asked = prompts(5, 9, 3)
     expected = generate_many(dense, asked, max_new_tokens=6)
     monkeypatch.delattr(KVCache, "merge")
-    assert generate_many(dense, asked, engine=engine(dense, lanes=2), max_new_tokens=6) == expected
+    assert generate_many(dense, asked, engine=engine(dense, cpu_streams=2), max_new_tokens=6) == expected
 
 
 def test_progress_is_told_within_a_batch_and_never_falls(dense: BaseModel) -> None:

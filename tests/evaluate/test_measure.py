@@ -22,7 +22,7 @@ from mlx_gardener.platform.kept import KeptValues
 
 @pytest.fixture
 def bench(tiny_model_dir: Path, tmp_path: Path) -> Bench:
-    config = load_config(environment={}, overrides={"data.row_widths": [32, 64]})
+    config = load_config(environment={}, overrides={"data.sequence_lengths": [32, 64]})
     base = load_base(str(tiny_model_dir))
     engine = Engine(base.model, Plan({64: 2}, 2**32, 0, {}, (), cache_bytes=0), dtype=base.dtype)
     return Bench(base, engine, config, KeptValues(tmp_path / "kept"), lambda: None)
@@ -97,6 +97,6 @@ def test_where_a_token_for_all_answers_costs_much_next_lines_are_all_that_is_ask
     assert quick.fim_tasks == quick.next_line_tasks > 4 and "no holes" not in quick.reason
     assert slow.fim_tasks == 0 and slow.next_line_tasks == 4 and "no holes" in slow.reason
     assert slow.new_tokens < work(float("inf"), 40.0).new_tokens == TrainingConfig().evaluation.max_new_tokens
-    more = more_work(slow, quick, 3.0, TrainingConfig().data.row_widths[-1])
+    more = more_work(slow, quick, 3.0, TrainingConfig().data.sequence_lengths[-1])
     assert more is not None and more.fim_tasks == 0 and more.next_line_tasks == min(12, quick.next_line_tasks)
     assert more_work(quick, quick, 0.5, quick.row_tokens) is None

@@ -212,7 +212,7 @@ def test_a_memorised_file_is_gone_after_forgetting(repository: Path) -> None:
     settings = tiny_settings(
         Path("seedling"),
         **{"optimizer.max_steps": 150, "optimizer.epochs": 100, "optimizer.learning_rate": 5e-3, "evaluation.patience": 1000,
-           "lora.rank": 32, "data.row_widths": [256, 512], "optimizer.tokens_per_update": 2048},
+           "lora.rank": 32, "data.sequence_lengths": [256, 512], "optimizer.tokens_per_update": 2048},
     )  # fmt: skip
     pipeline = TrainingPipeline(settings, registry=registry)
     pipeline.start_training("small")

@@ -122,7 +122,9 @@ def full_evidence() -> dict[str, Any]:
 def full_facts() -> dict[str, Any]:
     """What `render_report_html` is given, with every part there."""
     evidence = full_evidence()
-    config = load_config(environment={}, overrides={"lora.rank": 8, "data.row_widths": [256, 512], "seed": 3})
+    config = load_config(
+        environment={}, overrides={"lora.rank": 8, "data.sequence_lengths": [256, 512], "seed": 3}
+    )
     dropped = {
         "binary": {"unit": "files", "count": 2, "bytes": 80_000, "examples": ["logo.png", HOSTILE]},
         "secret": {"unit": "chunks", "count": 1, "bytes": 900, "examples": ["settings.py:3"]},

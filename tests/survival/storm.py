@@ -32,9 +32,9 @@ from mlx_gardener.runs.manager import TrainingPipeline
 #: same bytes. (A smaller one adds floats in another order, and ends within float tolerance.)
 SMALLEST_PLAN = {
     "engine.micro_batch_rows": 1,
-    "engine.live_layers": 0,
-    "engine.tail_slice_tokens": 16,
-    "engine.lanes": 1,
+    "engine.kept_layers": 0,
+    "engine.loss_slice_tokens": 16,
+    "engine.cpu_streams": 1,
 }
 #: How a worker dies by other hands than SIGKILL's; see `Storm.broken`.
 DEATHS = ("abort", "cgroup", "rlimit")
@@ -107,7 +107,7 @@ class Storm:
             "optimizer.learning_rate": 0.01,
             "optimizer.tokens_per_update": 512,
             "optimizer.max_steps": steps,
-            "data.row_widths": [64, 128],
+            "data.sequence_lengths": [64, 128],
             "evaluation.per_epoch": 8,
             "evaluation.patience": 100,
             "evaluation.next_line_tasks": 0,
@@ -118,7 +118,7 @@ class Storm:
             "checkpoint_interval_seconds": 1e-6,
             "worker_restarts": 20,
             "progress_update_interval": 0.5,
-            "neighbour.low_priority": False,
+            "throttling.low_priority": False,
         } | (more or {})
         self._config = load_config(environment={}, overrides=settings)
         case = _Case(self._homes / REFERENCE, self._config)

@@ -31,7 +31,7 @@ def settings(**more: object) -> TrainingConfig:
         "optimizer.learning_rate": 0.01,
         "optimizer.tokens_per_update": 512,
         "optimizer.max_steps": 6,
-        "data.row_widths": [64, 128],
+        "data.sequence_lengths": [64, 128],
         "checkpoint_interval_seconds": 1e-6,
         "checkpoints_kept": 3,
     }

@@ -67,6 +67,6 @@ def test_a_base_of_mixed_widths_is_computed_as_stored_and_streamed(file: Path, s
     assert plan.base_weights == "stored" and plan.streamed_layers == (2 if streamed else 0)
     warned: list[str] = []
     base, engine = load_engine(
-        str(file), plan, config, facts=facts, backend=backend, warn=warned.append, rehearse=False
+        str(file), plan, config, facts=facts, backend=backend, warn=warned.append, dry_run=False
     )
     assert base.quantized and engine.whole_because is None and not warned

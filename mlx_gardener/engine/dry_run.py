@@ -46,7 +46,7 @@ _LEAST_SCALE, _MOST_SCALE = 0.25, 4.0
 
 
 class _SeenEnough(Exception):
-    """Ends a rehearsed step."""
+    """Ends a dry run."""
 
 
 class TrialTooLargeError(MemoryBudgetError):
@@ -62,7 +62,7 @@ class TrialTooLargeError(MemoryBudgetError):
         self.scales, self.is_whole = scales, is_whole
 
 
-def rehearsed(
+def after_dry_run(
     engine: Engine,
     base: BaseModel,
     config: TrainingConfig,
@@ -123,9 +123,9 @@ def rehearsed(
 
 def _is_alike(one: Plan, tried: Plan) -> bool:
     """Whether what a trial showed holds for another plan: how many layers keep activations may differ, slices be smaller."""
-    names = ("rows_of_width", "lanes", "attention_block")
+    names = ("rows_of_width", "cpu_streams", "attention_block")
     same = all(getattr(one, name) == getattr(tried, name) for name in names)
-    return same and one.tail_slice_tokens <= tried.tail_slice_tokens
+    return same and one.loss_slice_tokens <= tried.loss_slice_tokens
 
 
 def _seen(weights: dict[str, mx.array], scales: Scales, peak_before: int) -> Measured:
@@ -144,7 +144,7 @@ def _with_base_as_it_is(config: TrainingConfig, plan: Plan) -> TrainingConfig:
     pins = {
         "base_weights": plan.base_weights,
         "streamed_layers": plan.streamed_layers,
-        "words_on_disk": plan.words_on_disk,
+        "vocabulary_on_disk": plan.vocabulary_on_disk,
     }
     return config.model_copy(update={"engine": config.engine.model_copy(update=pins)})
 
@@ -191,7 +191,7 @@ def _measure(
     planned, limit = engine.plan, mx.set_cache_limit(0)
     mx.clear_cache()
     ((width, rows),) = tried.rows_of_width.items()
-    calls, live = engine.calls, min(tried.live_layers, engine.calls)
+    calls, live = engine.calls, min(tried.kept_layers, engine.calls)
     enough = calls + 1 + max(0, live - 1) + _TRIED_AGAIN
     engine.plan = tried
     look = _Look()
@@ -246,11 +246,11 @@ def _measure(
     seconds = (
         calls * forward
         + max(0.0, tail)
-        + wanted.live_layers * backward_live
-        + (calls - wanted.live_layers) * backward_again
+        + wanted.kept_layers * backward_live
+        + (calls - wanted.kept_layers) * backward_again
     )
     foretold = predicted(
-        replace(tried, live_layers=wanted.live_layers), facts, config, backend
+        replace(tried, kept_layers=wanted.kept_layers), facts, config, backend
     ).predicted_tokens_per_second
     return Scales(
         layer=_believed((look.most(again, last) - formula.buffers) / max(1, formula.layer)),
@@ -266,7 +266,7 @@ def _believed(scale: float) -> float:
 
 def is_tried_at_once(plan: Plan, width: int) -> bool:
     """Whether the first trial, of rows of this width, takes all of them, as they cannot be halved."""
-    return plan.rows_of_width[width] <= max(plan.lanes, 1)
+    return plan.rows_of_width[width] <= max(plan.cpu_streams, 1)
 
 
 def trial_of(plan: Plan, width: int, rows: int | None = None, *, whole: bool = False) -> Plan:
@@ -277,18 +277,20 @@ def trial_of(plan: Plan, width: int, rows: int | None = None, *, whole: bool = F
         rows: so many of them; all where None.
     """
     rows = plan.rows_of_width[width] if rows is None else rows
-    live = plan.live_layers if whole else min(plan.live_layers, _TRIED_LIVE)
-    return replace(plan, rows_of_width={width: rows}, live_layers=live)
+    live = plan.kept_layers if whole else min(plan.kept_layers, _TRIED_LIVE)
+    return replace(plan, rows_of_width={width: rows}, kept_layers=live)
 
 
 def _tried(plan: Plan, width: int, *, whole: bool) -> Plan:
-    """The trial of a plan: half of its rows, at least one for each lane; what they take grows with them, or by less.
+    """The trial of a plan: half of its rows, at least one for each CPU stream; what they take grows with them, or by less.
 
-    Rows stay as wide as they are, since attention takes another way in narrow ones; lanes that have nothing to do would
+    Rows stay as wide as they are, since attention takes another way in narrow ones; streams that have nothing to do would
     take no memory.
     """
     rows = plan.rows_of_width[width]
-    return trial_of(plan, width, rows if whole else min(rows, max(plan.lanes, (rows + 1) // 2)), whole=whole)
+    return trial_of(
+        plan, width, rows if whole else min(rows, max(plan.cpu_streams, (rows + 1) // 2)), whole=whole
+    )
 
 
 def _batch(rows: int, width: int, vocab: int) -> Batch:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from mlx_gardener.config import NeighbourConfig
+from mlx_gardener.config import ThrottlingConfig
 from mlx_gardener.engine import Engine, Plan
 from mlx_gardener.platform.footprint import FootprintWatch
 from mlx_gardener.platform.power import power_state
@@ -29,7 +29,7 @@ class BudgetPassedError(Exception):
     """Ends a step in which the process took more than the budget; a smaller plan does it again."""
 
 
-class GoodNeighbour:
+class Throttle:
     """Watches footprint, memory pressure, heat and power, between updates and between segments.
 
     Args:
@@ -43,7 +43,7 @@ class GoodNeighbour:
     def __init__(
         self,
         engine: Engine,
-        config: NeighbourConfig,
+        config: ThrottlingConfig,
         budget_bytes: int,
         *,
         warn: Callable[[str], None],

@@ -8,14 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlx_gardener.config import NeighbourConfig
+from mlx_gardener.config import ThrottlingConfig
 from mlx_gardener.engine import Engine, Plan
 from mlx_gardener.errors import TrainingCancelledError
 from mlx_gardener.model import load_base
 from mlx_gardener.platform.power import PowerState
 from mlx_gardener.platform.pressure import MemoryPressure
-from mlx_gardener.training import neighbour
-from mlx_gardener.training.neighbour import CALM_UPDATES, BudgetPassedError, GoodNeighbour
+from mlx_gardener.training import throttling
+from mlx_gardener.training.throttling import CALM_UPDATES, BudgetPassedError, Throttle
 
 
 class Footprints:
@@ -33,23 +33,23 @@ class Footprints:
 
 
 class World:
-    """What the neighbour sees, and what it did."""
+    """What the throttle sees, and what it did."""
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch, **settings: bool) -> None:
         self.engine, self.said, self.saved, self.waits = engine, [], 0, 0
         self.footprint, self.level, self.battery, self.heat = 10, "normal", False, "nominal"
         self.clock = 1e6
-        monkeypatch.setattr(neighbour, "FootprintWatch", lambda: Footprints(self))
-        monkeypatch.setattr(neighbour, "memory_pressure", lambda: MemoryPressure(self.level, 1, 2))
-        monkeypatch.setattr(neighbour, "power_state", lambda: PowerState(on_battery=self.battery))
-        monkeypatch.setattr(neighbour, "thermal_state", lambda: self.heat)
+        monkeypatch.setattr(throttling, "FootprintWatch", lambda: Footprints(self))
+        monkeypatch.setattr(throttling, "memory_pressure", lambda: MemoryPressure(self.level, 1, 2))
+        monkeypatch.setattr(throttling, "power_state", lambda: PowerState(on_battery=self.battery))
+        monkeypatch.setattr(throttling, "thermal_state", lambda: self.heat)
         monkeypatch.setattr(
-            neighbour, "time", SimpleNamespace(sleep=self._sleep, monotonic=lambda: self.clock)
+            throttling, "time", SimpleNamespace(sleep=self._sleep, monotonic=lambda: self.clock)
         )
         self.said: list[str]
-        self.watch = GoodNeighbour(
+        self.watch = Throttle(
             engine,
-            NeighbourConfig(**settings),
+            ThrottlingConfig(**settings),
             100,
             warn=self.said.append,
             save=self._save,
@@ -84,7 +84,7 @@ def limits() -> Iterator[None]:
 @pytest.fixture
 def engine(tiny_model_dir: Path) -> Engine:
     base = load_base(str(tiny_model_dir))
-    return Engine(base.model, Plan({64: 4}, 100, 0, {}, (), live_layers=2), dtype=base.dtype)
+    return Engine(base.model, Plan({64: 4}, 100, 0, {}, (), kept_layers=2), dtype=base.dtype)
 
 
 def test_above_the_budget_the_plan_shrinks_and_grows_back_when_memory_is_calm(
@@ -93,7 +93,7 @@ def test_above_the_budget_the_plan_shrinks_and_grows_back_when_memory_is_calm(
     world, first = World(engine, monkeypatch), engine.plan
     world.footprint = 101
     world.watch.between_updates()
-    assert engine.plan.live_layers == 1 and "of 0.00 GB" in world.said[0]
+    assert engine.plan.kept_layers == 1 and "of 0.00 GB" in world.said[0]
     world.footprint = 50
     for _ in range(CALM_UPDATES):
         world.watch.between_updates()
@@ -122,8 +122,8 @@ def test_plans_shrink_to_an_end(engine: Engine, monkeypatch: pytest.MonkeyPatch)
         plans.append(engine.plan)
     assert (
         plans[-1].rows_of_width == {64: 1}
-        and plans[-1].live_layers == 0
-        and plans[-1].tail_slice_tokens == 16
+        and plans[-1].kept_layers == 0
+        and plans[-1].loss_slice_tokens == 16
     )
     assert len(plans) < 10
 

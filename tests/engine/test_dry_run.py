@@ -1,4 +1,4 @@
-"""The rehearsal: a plan is tried, corrected by what that took, and replaced where it does not fit."""
+"""The dry run: a plan is tried, corrected by what that took, and replaced where it does not fit."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.engine import Engine, Plan, make_plan, model_facts
+from mlx_gardener.engine.dry_run import after_dry_run
 from mlx_gardener.engine.predict import MARGIN, predicted
-from mlx_gardener.engine.rehearse import rehearsed
 from mlx_gardener.engine.speed import TWO_CORES
 from mlx_gardener.errors import MemoryBudgetError
 from mlx_gardener.model import BaseModel, load_base, seedling_path
@@ -20,7 +20,7 @@ from mlx_gardener.platform.footprint import process_footprint_bytes, process_pea
 
 
 class Stopped(Exception):
-    """Ends a rehearsal."""
+    """Ends a dry run."""
 
 
 GIB = 1024**3
@@ -37,7 +37,7 @@ def settings(budget_bytes: int, rows: int | None = None) -> TrainingConfig:
         environment={},
         overrides={
             "memory_limit_gb": budget_bytes / GIB,
-            "data.row_widths": [128],
+            "data.sequence_lengths": [128],
             "engine.micro_batch_rows": rows,
         },
     )
@@ -46,7 +46,7 @@ def settings(budget_bytes: int, rows: int | None = None) -> TrainingConfig:
 def rows_of(rows: int, config: TrainingConfig) -> Plan:
     """A plan of so many rows of 128 tokens, all layers computed at once."""
     planned = make_plan(FACTS, config, 64 * GIB, TWO_CORES)
-    assert planned.live_layers == FACTS.layers
+    assert planned.kept_layers == FACTS.layers
     return predicted(replace(planned, rows_of_width={128: rows}), FACTS, config, TWO_CORES)
 
 
@@ -55,8 +55,8 @@ def test_a_plan_that_fits_stays_and_its_prediction_is_what_the_footprint_says(ba
     plan = rows_of(4, config)
     engine = Engine(base.model, plan, dtype=base.dtype)
     before = process_footprint_bytes()
-    found = rehearsed(engine, base, config, facts=FACTS, backend=TWO_CORES)
-    assert found.rows_of_width == {128: 4} and found.live_layers == plan.live_layers
+    found = after_dry_run(engine, base, config, facts=FACTS, backend=TWO_CORES)
+    assert found.rows_of_width == {128: 4} and found.kept_layers == plan.kept_layers
     parts = found.predicted_parts
     assert sum(parts.values()) == found.predicted_peak_bytes >= process_peak_footprint_bytes()
     kept = parts["weights"] + parts["runtime"] - before  # the first try leaves buffers of BLAS and threads
@@ -73,21 +73,21 @@ def test_a_plan_that_does_not_fit_gives_way_to_a_smaller_one() -> None:
     assert found.predicted_peak_bytes <= limit_bytes / MARGIN
     assert limit_bytes < asked.predicted_peak_bytes
     assert asked.rows_of_width == {128: 16}
-    assert found.rows_of_width[128] < 16 or found.live_layers < asked.live_layers
+    assert found.rows_of_width[128] < 16 or found.kept_layers < asked.kept_layers
 
 
 def in_a_process(budget_bytes: int) -> tuple[int, Plan]:
-    """The footprint before a rehearsal of 16 rows under this budget, in bytes, and the plan that it leads to."""
+    """The footprint before a dry run of 16 rows under this budget, in bytes, and the plan that it leads to."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-        return fresh.submit(rehearse_16_rows, budget_bytes).result()
+        return fresh.submit(dry_run_of_16_rows, budget_bytes).result()
 
 
-def rehearse_16_rows(budget_bytes: int) -> tuple[int, Plan]:
+def dry_run_of_16_rows(budget_bytes: int) -> tuple[int, Plan]:
     base = load_base("seedling")
     config = settings(budget_bytes)
     engine = Engine(base.model, rows_of(16, config), dtype=base.dtype)
     before = process_footprint_bytes()
-    found = rehearsed(engine, base, config, facts=FACTS, backend=TWO_CORES)
+    found = after_dry_run(engine, base, config, facts=FACTS, backend=TWO_CORES)
     assert engine.plan.rows_of_width == {128: 16}  # whoever asked decides
     return before, found
 
@@ -96,11 +96,11 @@ def test_a_base_that_leaves_no_room_is_refused_with_the_least_budget(base: BaseM
     config = settings(process_footprint_bytes() // 2)
     engine = Engine(base.model, rows_of(1, config), dtype=base.dtype)
     with pytest.raises(MemoryBudgetError, match="does not train within") as caught:
-        rehearsed(engine, base, config, facts=FACTS, backend=TWO_CORES)
+        after_dry_run(engine, base, config, facts=FACTS, backend=TWO_CORES)
     assert "--budget" in caught.value.next_step and not lora_parameters(base.model)
 
 
-def test_a_rehearsal_can_be_interrupted_and_leaves_nothing_behind(base: BaseModel) -> None:
+def test_a_dry_run_can_be_interrupted_and_leaves_nothing_behind(base: BaseModel) -> None:
     config = settings(32 * GIB)
     plan = rows_of(2, config)
     engine = Engine(base.model, plan, dtype=base.dtype)
@@ -109,5 +109,5 @@ def test_a_rehearsal_can_be_interrupted_and_leaves_nothing_behind(base: BaseMode
         raise Stopped
 
     with pytest.raises(Stopped):
-        rehearsed(engine, base, config, facts=FACTS, backend=TWO_CORES, between=stop)
+        after_dry_run(engine, base, config, facts=FACTS, backend=TWO_CORES, between=stop)
     assert engine.plan is plan and not lora_parameters(base.model)
