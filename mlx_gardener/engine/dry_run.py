@@ -93,7 +93,7 @@ def after_dry_run(
         mx.eval(weights)
         smallest: Plan | None = None
         for _ in range(MOST_TRIALS):
-            scales = None if cache_dir is None else kept_scales(cache_dir, facts, plan, config)
+            scales = None if cache_dir is None else kept_scales(cache_dir, facts, plan, config, backend)
             if scales is not None and backend.knows_base:
                 scales = replace(scales, speed=1.0)  # a training tells more than a dry run
             was_tried = scales is None
@@ -101,7 +101,7 @@ def after_dry_run(
                 tried = _tried(plan, heaviest_width(plan, facts, config, backend), whole=whole)
                 scales = _measure(engine, tried, weights, plan, facts, config, backend, base, between)
                 if cache_dir is not None:
-                    keep_scales(cache_dir, facts, plan, config, scales)
+                    keep_scales(cache_dir, facts, plan, config, backend, scales)
             measured = _seen(weights, scales, peak_before)
             try:
                 best = make_plan(facts, there, budget, backend, whole=whole, measured=measured)

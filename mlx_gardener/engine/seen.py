@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan, Scales
-from mlx_gardener.engine.speed import Backend, machine_key, measured_backend
+from mlx_gardener.engine.speed import ALONE, Backend, machine_key, measured_backend
 from mlx_gardener.platform.files import make_private, write_whole
 from mlx_gardener.platform.untrusted import read_json
 from mlx_gardener.platform.version import __version__
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 _FILE = "dry_runs.json"
 #: Shapes that are remembered; the oldest are forgotten.
 _MOST = 200
-#: A training is told to have been alone where others took less of the processors.
-_ALONE = 0.15
 
 
-def kept_scales(cache_dir: Path, facts: ModelFacts, plan: Plan, config: TrainingConfig) -> Scales | None:
+def kept_scales(
+    cache_dir: Path, facts: ModelFacts, plan: Plan, config: TrainingConfig, backend: Backend
+) -> Scales | None:
     """What a dry run of the same shape saw on this machine; None where there was none."""
-    found = _read(cache_dir).get(_shape_key(facts, plan, config))
+    found = _read(cache_dir).get(_shape_key(facts, plan, config, backend))
     try:
         return None if found is None else Scales(**{name: float(value) for name, value in found.items()})
     except (TypeError, ValueError, AttributeError):
@@ -43,10 +43,10 @@ def kept_scales(cache_dir: Path, facts: ModelFacts, plan: Plan, config: Training
 
 
 def keep_scales(
-    cache_dir: Path, facts: ModelFacts, plan: Plan, config: TrainingConfig, scales: Scales
+    cache_dir: Path, facts: ModelFacts, plan: Plan, config: TrainingConfig, backend: Backend, scales: Scales
 ) -> None:
     """Remember what a dry run saw."""
-    _add(cache_dir, _shape_key(facts, plan, config), asdict(scales))
+    _add(cache_dir, _shape_key(facts, plan, config, backend), asdict(scales))
 
 
 def _add(cache_dir: Path, key: str, value: dict[str, Any]) -> None:
@@ -64,12 +64,12 @@ def _add(cache_dir: Path, key: str, value: dict[str, Any]) -> None:
 def known_backend(cache_dir: Path | None, facts: ModelFacts) -> Backend:
     """This machine's backend, with what trainings of the same base on it showed."""
     backend = measured_backend(cache_dir)
-    known = None if cache_dir is None else _read(cache_dir).get(_base_key(facts))
+    known = None if cache_dir is None else _read(cache_dir).get(_base_key(facts, backend))
     try:
         if known is None:
             return backend
         busy = float(known["busy"])
-        load = "" if busy < _ALONE else f", beside others that took {busy:.0%} of the processors"
+        load = "" if busy < ALONE else f", beside others that took {busy:.0%} of the processors"
         return replace(
             backend,
             speed_scale=float(known["speed"]),
@@ -103,12 +103,14 @@ def keep_training(
     formula = plan.predicted_tokens_per_second / plan.scales.speed / backend.speed_scale
     scales = asdict(replace(plan.scales, speed=1.0))
     told = {"speed": tokens_per_second / formula, "forward": forward_share, "busy": busy, "scales": scales}
-    _add(cache_dir, _base_key(facts), told)
+    _add(cache_dir, _base_key(facts, backend), told)
 
 
-def _base_key(facts: ModelFacts) -> str:
+def _base_key(facts: ModelFacts, backend: Backend) -> str:
+    """Of a base's sizes, and of the machine's speed as measured: what was seen is a share of what follows from it."""
     sizes = {name: value for name, value in asdict(facts).items() if name != "name"}
-    return "base " + hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()[:24]
+    told = [sizes, backend.flops_per_second]
+    return "base " + hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def was_checked(cache_dir: Path | None, base: BaseModel) -> bool:
@@ -135,8 +137,11 @@ def _read(cache_dir: Path) -> dict[str, Any]:
         return {}  # only a cache: it is seen again
 
 
-def _shape_key(facts: ModelFacts, plan: Plan, config: TrainingConfig) -> str:
-    """What memory and speed of a micro-batch depend on: the base's sizes, the plan but for the budget, the adapter."""
+def _shape_key(facts: ModelFacts, plan: Plan, config: TrainingConfig, backend: Backend) -> str:
+    """What memory and speed of a micro-batch depend on: the base's sizes, the plan but for the budget, the adapter.
+
+    And the machine's speed as measured, as in `_base_key`.
+    """
     sizes = {name: value for name, value in asdict(facts).items() if name != "name"}
     shape = {
         "rows": sorted(plan.rows_of_width.items()),
@@ -155,5 +160,6 @@ def _shape_key(facts: ModelFacts, plan: Plan, config: TrainingConfig) -> str:
         },
         "has_live": bool(plan.kept_layers),
     }
-    told = [sizes, shape, config.lora.model_dump(mode="json"), config.engine.compute_dtype]
+    adapter = config.lora.model_dump(mode="json")
+    told = [sizes, shape, adapter, config.engine.compute_dtype, backend.flops_per_second]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]

@@ -1,4 +1,7 @@
-"""What the backend can do, measured once in about a second and kept: the planner weighs time by it."""
+"""What the backend can do, measured once in about a second and kept: the planner weighs time by it.
+
+Where others worked on the machine meanwhile it looks slow, and would for ever: it is measured anew when they have stopped.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from pathlib import Path
 from mlx_gardener.engine.plan import AS_FORETOLD, Scales
 from mlx_gardener.platform.device import backend as backend_kind
 from mlx_gardener.platform.files import make_private, write_whole
+from mlx_gardener.platform.processes import OthersWork, load_of_last_minute
 from mlx_gardener.platform.untrusted import read_json
 
 #: Read speed of a Mac mini's internal disk and of a page cache differ tenfold; this is on the slow side (judgement).
@@ -25,6 +29,10 @@ _FILE = "backend.json"
 FORWARD_SHARE = 2.5
 MATRIX_SPEED = "estimated from this machine's matrix speed"
 _OTHER_TRAININGS = "estimated from this machine's matrix speed and other trainings on it"
+#: What was measured, or trained, is told to have been alone where others took less of the processors.
+ALONE = 0.15
+#: Speeds that were measured beside others are measured anew no sooner than after this time.
+_AGAIN_SECONDS = 600.0
 #: What is of one base or only said, and so not kept with the machine's speeds.
 _OF_A_BASE = {"speed_from", "forward_share", "scales"}
 
@@ -46,6 +54,8 @@ class Backend:
         speed_from: what that rests on, in words.
         forward_share: how many times as fast as training rows go forward alone.
         scales: what dry runs of the same base corrected the formulas by.
+        busy: the share of the processors that others took while this was measured.
+        measured_at: when it was measured last, seconds since the epoch.
     """
 
     kind: str
@@ -60,6 +70,8 @@ class Backend:
     speed_from: str = MATRIX_SPEED
     forward_share: float = FORWARD_SHARE
     scales: Scales = AS_FORETOLD
+    busy: float = 0.0
+    measured_at: float = 0.0
 
     @property
     def knows_base(self) -> bool:
@@ -72,14 +84,28 @@ TWO_CORES = Backend("cpu", 2, 200e9, 65e6, 600e6, _READ_BYTES_PER_SECOND, False)
 
 
 def measured_backend(cache_dir: Path | None = None) -> Backend:
-    """The speeds of this machine's backend; measured when ``cache_dir`` holds none of this MLX on it yet."""
+    """The speeds of this machine's backend.
+
+    Measured when ``cache_dir`` holds none of this MLX on it yet, or those that it holds were measured beside others, who have
+    stopped; what trainings showed of speeds that were wrong is forgotten then.
+    """
     kept = None if cache_dir is None else _kept(cache_dir)
-    if kept is not None:
+    if kept is not None and not _is_to_be_measured_again(kept):
         return kept
     found = measure_backend()
+    if kept is not None and found.busy >= kept.busy:
+        found = replace(kept, measured_at=found.measured_at)
+    elif kept is not None:
+        found = replace(found, work_scale=kept.work_scale)
     if cache_dir is not None:
         _keep(cache_dir, found)
     return found
+
+
+def _is_to_be_measured_again(kept: Backend) -> bool:
+    if kept.busy < ALONE or 0 <= time.time() - kept.measured_at < _AGAIN_SECONDS:
+        return False
+    return load_of_last_minute() < ALONE
 
 
 def learn(cache_dir: Path, *, work: float, speed: float) -> None:
@@ -116,7 +142,7 @@ def _kept(cache_dir: Path) -> Backend | None:
         kept = read_json(cache_dir / _FILE)
         if kept.pop("key") != machine_key():
             return None
-        found = Backend(**kept)
+        found = Backend(**{**kept, "busy": float(kept["busy"]), "measured_at": float(kept["measured_at"])})
         return found if found.speed_scale == 1.0 else replace(found, speed_from=_OTHER_TRAININGS)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # not there, damaged, or of another version: measured again
@@ -135,7 +161,7 @@ def measure_backend() -> Backend:
     """Measure the default device; about a second."""
     import mlx.core as mx
 
-    kind = backend_kind()
+    kind, others = backend_kind(), OthersWork()
     dtype = mx.float32 if kind == "cpu" else mx.bfloat16
     first = mx.random.normal((1024, 1024)).astype(dtype)
     packed = mx.quantize(mx.random.normal((1024, 1024)), group_size=64, bits=4)
@@ -155,6 +181,8 @@ def measure_backend() -> Backend:
         read_bytes_per_second=_READ_BYTES_PER_SECOND,
         multiplies_quantized=packed_products * 64 * 8
         > products * 1024,  # at least an eighth of the dense speed
+        busy=round(others.share, 3),
+        measured_at=time.time(),
     )
 
 

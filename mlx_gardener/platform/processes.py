@@ -6,6 +6,7 @@ stand when they train on a repository, and a ``psutil.py`` in it would be run.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -75,6 +76,17 @@ def safe_children() -> Iterator[None]:
             del os.environ["PYTHONSAFEPATH"]
         else:
             os.environ["PYTHONSAFEPATH"] = before
+
+
+def load_of_last_minute() -> float:
+    """What all processes together wanted of the processors lately, as a share of them; infinite where it is not known.
+
+    The kernel's load average, which takes a minute or two to follow; asking costs nothing.
+    """
+    try:
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    except OSError:
+        return math.inf
 
 
 class OthersWork:

@@ -35,15 +35,17 @@ _EDGES = b" \t>|#*-;:,.\"'`()[]{}<\\+/"
 _MOST_BETWEEN = 3
 #: Lines of a key that has lost its head and its foot, at least.
 _LEAST_ALONE = 3
+#: A shorter line is no body, and one shorter still (``priv:``) gives no key away: a file may have a million of them.
+_LEAST_BODY, _LEAST_LINE = 40, 5
 
 
 def private_key_lines(lines: Sequence[bytes]) -> Iterator[tuple[int, int]]:
     """First and last index (inclusive) of every stretch of ``lines`` that belongs to a private key, in rising order."""
-    bodies = [_is_body(line) for line in lines]
+    bodies = [len(line) >= _LEAST_BODY and _is_body(line) for line in lines]
     public = _public_lines(lines) if any(bodies) else set()
     done = -1
-    for at in range(len(lines)):
-        if at <= done:
+    for at, line in enumerate(lines):
+        if at <= done or len(line) < _LEAST_LINE:
             continue
         stretch = _stretch_at(lines, bodies, public, at, done + 1)
         if stretch is not None:
@@ -74,10 +76,8 @@ def _stretch_at(
 
 def _is_body(line: bytes) -> bool:
     """Whether a line is mostly one run of base64 with capitals, small letters and digits."""
-    if len(line) < 40:
-        return False
     core = _core(line)
-    if len(core) < 40:
+    if len(core) < _LEAST_BODY:
         return False
     run = _RUN.search(core)
     if run is None or len(run[0]) < 0.6 * len(core):

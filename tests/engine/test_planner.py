@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mlx_gardener.config import load_config
-from mlx_gardener.engine import learn, make_plan, measured_backend, model_facts
+from mlx_gardener.engine import (
+    keep_training,
+    known_backend,
+    learn,
+    make_plan,
+    measured_backend,
+    model_facts,
+)
+from mlx_gardener.engine.plan import Scales
 from mlx_gardener.engine.predict import least_budget_bytes, predicted
-from mlx_gardener.engine.speed import TWO_CORES
+from mlx_gardener.engine.seen import keep_scales, kept_scales
+from mlx_gardener.engine.speed import ALONE, TWO_CORES, Backend
 from mlx_gardener.errors import ConfigError, MemoryBudgetError, ModelError
 from mlx_gardener.model import seedling_path
 
@@ -112,6 +123,56 @@ def test_a_damaged_memory_of_the_backend_is_measured_again(tmp_path: Path) -> No
     (tmp_path / "backend.json").write_text("[1, 2")
     assert measured_backend(tmp_path).work_scale == 1.0
     assert "work_scale" in (tmp_path / "backend.json").read_text()
+
+
+def test_speeds_measured_beside_others_are_measured_anew_once_these_have_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that was busy at the first command looked slow for ever, and `--model auto` took too small a base."""
+    measured_backend(tmp_path)
+    file = tmp_path / "backend.json"
+    kept = json.loads(file.read_text())
+    # Busier than can be, so that whatever is measured now is better.
+    slow = {
+        **kept,
+        "flops_per_second": 1.0,
+        "busy": 2.0,
+        "work_scale": 1.25,
+        "speed_scale": 4.0,
+        "measured_at": 1.0,
+    }
+
+    def asked(load: float, **changed: float) -> Backend:
+        file.write_text(json.dumps({**slow, **changed}))
+        monkeypatch.setattr("os.getloadavg", lambda: (load * (os.cpu_count() or 1), 0.0, 0.0))
+        return measured_backend(tmp_path)
+
+    assert asked(1.0).flops_per_second == 1.0, "they still work"
+    assert asked(0.0, busy=0.0).flops_per_second == 1.0, "it was alone"
+    assert asked(0.0, measured_at=time.time()).flops_per_second == 1.0, "it was just tried"
+    anew = asked(0.0)
+    assert anew.flops_per_second > 1e6 and anew.busy <= 1.0 and anew.measured_at > 1.0
+    assert (anew.work_scale, anew.speed_scale) == (1.25, 1.0), (
+        "how slow trainings were was said of the wrong speed"
+    )
+    assert measured_backend(tmp_path) == anew
+    again = asked(0.0, busy=ALONE)  # others may work again by now: the better of the two stays
+    assert again.busy <= ALONE and again.measured_at > 1.0
+
+
+def test_what_was_seen_of_a_base_is_not_told_of_another_speed_of_the_machine(tmp_path: Path) -> None:
+    facts, config = model_facts(seedling_path()), load_config(environment={})
+    backend = measured_backend(tmp_path)
+    plan = make_plan(facts, config, 4 * GIB, backend)
+    keep_training(tmp_path, facts, plan, backend, tokens_per_second=1e3, forward_share=3.0, busy=0.0)
+    keep_scales(tmp_path, facts, plan, config, backend, Scales(speed=0.5))
+    assert known_backend(tmp_path, facts).knows_base
+    assert kept_scales(tmp_path, facts, plan, config, backend) == Scales(speed=0.5)
+    faster = replace(backend, flops_per_second=2 * backend.flops_per_second)
+    assert kept_scales(tmp_path, facts, plan, config, faster) is None
+    file = tmp_path / "backend.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "flops_per_second": faster.flops_per_second}))
+    assert not known_backend(tmp_path, facts).knows_base
 
 
 def test_a_cache_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:

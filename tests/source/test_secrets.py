@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -221,6 +222,8 @@ HOSTILE = {
     "data of a Kubernetes secret": "kind: Secret\ndata:\n" + "  key: {{a}}b\n" * 70_000,
     "users in commands": " -u a:bcdeff" * 83_000,
     "names and values apart": "name: abcd\nvalue: abcdef\n" * 39_000,
+    "numbers that end as no date does": ("token 1." + "1" * 1_150 + "!a\n") * 800,
+    "heads of placeholders": ("password = 'abcd" + "<" * 480 + "'\n") * 1_900,
 }
 
 
@@ -231,11 +234,85 @@ def test_hostile_text_is_looked_at_or_refused_in_bounded_time(name: str) -> None
         "import sys\nfrom mlx_gardener.source.secrets import TooManySecretsError, find_secrets\n"
         "try: find_secrets(sys.stdin.read(), 'a.yaml')\nexcept TooManySecretsError: pass\n"
     )
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-c", script], input=HOSTILE[name], text=True, timeout=60, capture_output=True, check=False
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+#: Lines that cost most where they are wide: in bytes more than in characters, or next to nothing.
+SHAPES = {
+    "blank": "\n",
+    "ordinary": "def area(width, height): return width * height\n",
+    "as wide as a piece": "github slack token " * 63 + "\n",
+    "two bytes a character": "slack " * 60 + "é" * 840 + "\n",
+    "three bytes a character": "github " * 50 + "…" * 850 + "\n",
+    "four bytes a character": "😀" * 1200 + "\n",
+    "one line": "github slack ",
+    "returns": "slack\r" * 2_000 + "\n",
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_scanner_looks_at_no_character_more_than_twice(
+    shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve wide lines were more than a window, so that each window began a line after the last: ten times the work."""
+    import betterleaks
+
+    looked, real = [], betterleaks.scan_string
+
+    def spy(text: str, rules: str) -> object:
+        looked.append(len(text.encode()))
+        return real(text, rules)
+
+    monkeypatch.setattr(betterleaks, "scan_string", spy)
+    text = SHAPES[shape] * (200_000 // len(SHAPES[shape].encode()))
+    assert find_secrets(text, "a.yaml") == []
+    assert sum(looked) <= 2 * len(text.encode()) and len(looked) <= 1 + len(text.encode()) / 12_000
+    assert max(looked) <= 40_000
+
+
+def test_secrets_that_are_told_by_two_lines_are_found_across_windows() -> None:
+    """The name of the service stands on one line, and its key on the next or some lines on, wherever a window ends."""
+    m = Maker(4)
+    pair = [
+        f"aws_access_key_id: AKIA{m.text(16, 'ABCDEFGHIJKLMNOPQRSTUVWXYZ234567')}",
+        "region: here",
+        f"aws_secret_access_key: {m.base64(40)}",
+    ]
+    for before in range(0, 1000, 90):
+        lines = [f"# an ordinary comment of line {n:05d}" for n in range(before)]
+        found = touched("\n".join([*lines, *pair, *QUIET * 300]), "a.yaml")
+        assert {before + 1, before + 3} <= found <= {before + 1, before + 2, before + 3}
+
+
+def test_blank_lines_cost_no_search_for_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_gardener.source import private_keys
+
+    looked, real = [], private_keys._stretch_at
+
+    def spy(lines: list[bytes], bodies: list[bool], public: set[int], at: int, least: int) -> object:
+        looked.append(at)
+        return real(lines, bodies, public, at, least)
+
+    monkeypatch.setattr(private_keys, "_stretch_at", spy)
+    key = pem(Maker(2))
+    found = touched("\n" * 50_000 + "\n".join(key) + "\n" * 50_000)
+    assert found == set(range(50_001, 50_001 + len(key))) and looked == [50_000]
+
+
+def test_a_value_is_judged_in_time_linear_in_it() -> None:
+    """No time is asserted; what went back over the value for each of its signs took hours for these."""
+    script = (
+        "from mlx_gardener.source.secret_words import is_placeholder, looks_random\n"
+        "looks_random('1.' + '1' * 1_000_000 + '!a')\n"
+        "looks_random('1.1.1.' + '1' * 1_000_000 + '!a')\n"
+        "assert not is_placeholder('abcd' + '<' * 1_000_000)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], timeout=120, capture_output=True, check=False, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
