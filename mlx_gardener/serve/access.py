@@ -12,6 +12,7 @@ from typing import Any, cast
 from starlette.types import Scope
 
 _KEY = "mlx_gardener.access"
+_REFUSED_BELOW = "mlx_gardener.refused_below"
 
 
 @dataclass
@@ -62,6 +63,16 @@ def begin_access(scope: Scope) -> Access:
     access = Access(scope["method"], scope["path"][:200], f"{address[0] if address else 'unknown'}{agent}")
     scope[_KEY] = access
     return access
+
+
+def refuse_below(scope: Scope, status: int, message: str) -> None:
+    """Say that the connection itself has answered a request whose body is not understood, with ``status``."""
+    scope[_REFUSED_BELOW] = status, message
+
+
+def refused_below(scope: Scope) -> tuple[int, str] | None:
+    """What `refuse_below` was told of this request, if anything."""
+    return cast("tuple[int, str] | None", scope.get(_REFUSED_BELOW))
 
 
 @contextlib.contextmanager

@@ -7,13 +7,12 @@ what wrote them: ``X-Model``, ``X-Adapter`` (sha256 of the adapter's weights, ``
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route, Router
-from starlette.types import Receive, Scope, Send
+from starlette.routing import Router
 
 from mlx_gardener.model.choose import choose_model, resolve_model
 from mlx_gardener.platform.footprint import process_footprint_bytes
@@ -29,12 +28,14 @@ from mlx_gardener.serve.bodies import (
 )
 from mlx_gardener.serve.catalog import Catalog, Target
 from mlx_gardener.serve.chats import chat_text, check_length
-from mlx_gardener.serve.errors import no_such_path, shown_error
+from mlx_gardener.serve.errors import shown_error
 from mlx_gardener.serve.generation import Ending, Limits, TokenScore
 from mlx_gardener.serve.guard import Guard
 from mlx_gardener.serve.metrics import Metrics
+from mlx_gardener.serve.off_loop import off_loop
 from mlx_gardener.serve.paths import ENDPOINTS
 from mlx_gardener.serve.reading import read_json
+from mlx_gardener.serve.routes import Handler, no_such_route, taking_one_method
 from mlx_gardener.serve.settings import ServeSettings
 from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, PieceOf, QueuedRequest, Worker
 
@@ -42,10 +43,11 @@ if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
 
 AnyBody = TypeVar("AnyBody", CompletionBody, ChatBody, InfillBody, LlamaCompletionBody)
-Handler = Callable[[Request], Awaitable[Response]]
 
 #: Chat templates that may be rendered at the same time; each is a process.
 _TEMPLATES_AT_ONCE = 2
+#: A token with its log-probability in an answer, about.
+_SCORE_BYTES = 64
 #: Names of unknown fields that are remembered as told.
 _MOST_TOLD = 200
 
@@ -89,9 +91,9 @@ class Server:
         routes = []
         for path, (method, _) in ENDPOINTS.items():
             for place in (path, "/projects/{model:path}" + path):
-                routes.append(_route(place, method, handlers[path]))
-        routes.append(_route("/v1/models/{model:path}", "GET", self.model))
-        router = Router(routes=routes, default=_not_found, redirect_slashes=False)
+                routes.append(taking_one_method(place, method, handlers[path]))
+        routes.append(taking_one_method("/v1/models/{model:path}", "GET", self.model))
+        router = Router(routes=routes, default=no_such_route, redirect_slashes=False)
         return Guard(router, self._settings, self._metrics, self._on_request)
 
     # Looking.
@@ -183,7 +185,7 @@ class Server:
 
         if body.stream:
             return await self._stream(request, job, head, piece, opening, body.with_usage)
-        return await self._document(request, job, head, choice)
+        return await self._document(request, job, head, choice, body.n * sum(map(len, echoes)))
 
     async def chat(self, request: Request) -> Response:
         """``/v1/chat/completions``."""
@@ -276,7 +278,7 @@ class Server:
         data = bytearray()
         async for part in request.stream():
             data += part
-        body, unknown = parse(kind, read_json(data))
+        body, unknown = await off_loop(len(data), lambda: parse(kind, read_json(data)))
         for name in unknown[:20]:
             if name[:40] not in self._told and len(self._told) < _MOST_TOLD:
                 self._told.add(name[:40])
@@ -320,16 +322,22 @@ class Server:
         job: QueuedRequest,
         head: dict[str, Any],
         choice: Callable[[int, str, list[TokenScore], Ending], dict[str, Any]],
+        echoed: int = 0,
     ) -> Response:
-        """One JSON document with all answers, as OpenAI's clients read it."""
+        """One JSON document with all answers, as OpenAI's clients read it; ``echoed`` characters are the client's own."""
         started, texts, scores, endings = await streams.whole(request, self._worker, job)
         _count(access_of(request.scope), endings, job)
-        choices = [
-            choice(at, text, scores[at], ending)
-            for at, (text, ending) in enumerate(zip(texts, endings, strict=True))
-        ]
-        content = {**head, "choices": choices, "usage": answers.usage(endings, job.answers)}
-        return JSONResponse(content, headers=answers.headers(job.target, started))
+
+        def document() -> Response:
+            choices = [
+                choice(at, text, scores[at], ending)
+                for at, (text, ending) in enumerate(zip(texts, endings, strict=True))
+            ]
+            content = {**head, "choices": choices, "usage": answers.usage(endings, job.answers)}
+            return JSONResponse(content, headers=answers.headers(job.target, started))
+
+        told = _SCORE_BYTES * (1 + (job.top_scores or 0)) * sum(map(len, scores))
+        return await off_loop(echoed + sum(map(len, texts)) + told, document)
 
     async def _stream(
         self,
@@ -364,27 +372,6 @@ class Server:
 
         started = await streams.started(request, self._worker, job)
         return streams.EventStream(lines(), job, answers.headers(job.target, started), closing="[DONE]")
-
-
-def _route(place: str, method: str, handler: Handler) -> Route:
-    """A path for one method; another is answered as errors are here."""
-
-    async def taking(request: Request) -> Response:
-        if request.method == method or (request.method == "HEAD" and method == "GET"):
-            return await handler(request)
-        status, content = no_such_path(request.url.path, request.method, method)
-        access_of(request.scope).refused = content["error"]["message"]
-        return JSONResponse(content, status_code=status, headers={"allow": method})
-
-    route = Route(place, taking)
-    route.methods = None  # any comes to the handler: Starlette's own refusal is plain text
-    return route
-
-
-async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    status, content = no_such_path(scope["path"][:200], scope["method"], None)
-    access_of(scope).refused = content["error"]["message"]
-    await JSONResponse(content, status_code=status)(scope, receive, send)
 
 
 def _told_error(request: Request, error: Exception) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlx_gardener.serve.access import Access, begin_access
+from mlx_gardener.serve.access import Access, begin_access, refused_below
 from mlx_gardener.serve.errors import (
     BodyTooLargeError,
     BodyTooSlowError,
@@ -82,7 +82,7 @@ class Guard:
                 return
             await self._app(scope, body.receive, counting)
         except ClientDisconnect:
-            access.refused = "The client went away."
+            access.status, access.refused = refused_below(scope) or (access.status, "The client went away.")
         except Exception as error:  # whatever it was: the client gets JSON, the log the rest
             status, content = shown_error(error, path)
             access.refused = content["error"]["message"]

@@ -52,6 +52,8 @@ class EventStream(Response):
             await send(
                 {"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True}
             )
+            # Where everything is written already (a copy of an answer), nothing above waits: others have their turn here.
+            await asyncio.sleep(0)
 
         async for content in self._lines:
             await line(json.dumps(content))

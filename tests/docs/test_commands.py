@@ -44,6 +44,7 @@ SETTINGS = {
 BASH = shutil.which("bash") or "bash"
 #: Commands that do the same on whichever page they stand.
 ONCE = re.compile(r"mlx-gardener (doctor|serve)\b")
+_CODE = re.compile(r"`([^`\n]+)`")
 LONG_TRAINING = "mlx-gardener train . --fresh --detach --epochs 100 --max-steps 5000"
 
 
@@ -186,6 +187,50 @@ def test_what_a_page_names_in_passing_is_there(page: Path) -> None:
             assert_known(line)
         else:
             assert_parses(line)
+
+
+#: Options of other programs, which pages name beside them.
+OTHERS = {
+    "--adapter-path": "mlx-lm", "--grad-checkpoint": "mlx_lm.lora", "--lora": "llama", "--max-lora-rank": "vLLM",
+}  # fmt: skip
+
+
+def options_of(command: click.Command, context: click.Context) -> set[str]:
+    """All options of a command and of those below it."""
+    found = {name for one in command.get_params(context) for name in (*one.opts, *one.secondary_opts)}
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            found |= options_of(below, context)
+    return found
+
+
+def options_that_are_not_there(text: str) -> list[str]:
+    """Options that a page names, in running text, of which neither we nor a program that it names know anything."""
+    scripts = [
+        (ROOT / name).read_text()
+        for name in set(re.findall(r"\b(?:scripts|benchmarks)/[\w.]+", text))
+        if (ROOT / name).is_file()
+    ]
+    known = options_of(cli, click.Context(cli)) | {"--debug"}
+    named = [name for code in _CODE.findall(text) for name in re.findall(r"(?<![\w-])--[a-z][a-z-]+", code)]
+    return [
+        name
+        for name in named
+        if name not in known
+        and not (name in OTHERS and OTHERS[name] in text)
+        and not any(name in script or f"{name[2:].replace('-', '_')}:" in script for script in scripts)
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_that_a_page_names_is_there(page: Path) -> None:
+    assert not options_that_are_not_there(page.read_text())
+
+
+def test_an_option_that_is_not_there_is_found() -> None:
+    assert options_that_are_not_there("`train --fresh` and `--fresher`, `--lora`") == ["--fresher", "--lora"]
 
 
 def assert_known(line: Line) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -13,6 +14,10 @@ from tests.docs.commands import PAGES, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 _LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
+_ANCHOR = re.compile(r"\]\((?!https?:)([^)#]*)#([^)]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+#: Cards and notes that lead to other files, too.
+_NOTES = sorted({*(ROOT / "benchmarks" / "results").glob("*.md"), *ROOT.glob("mlx_gardener/**/README.md")})
 
 
 def test_the_readme_leads_to_every_page_of_the_docs() -> None:
@@ -22,10 +27,39 @@ def test_the_readme_leads_to_every_page_of_the_docs() -> None:
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - {index.name} <= linked
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def anchors(page: Path) -> set[str]:
+    """What a page's headings are called in links: GitHub's rule."""
+    titles = _HEADING.findall(re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL))
+    return {re.sub(r"[^\w -]", "", title.strip().lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *_NOTES], ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_what_a_page_links_is_there(page: Path) -> None:
-    for target in _LINK.findall(page.read_text(encoding="utf-8")):
+    text = page.read_text(encoding="utf-8")
+    for target in _LINK.findall(text):
         assert (page.parent / target).exists(), target
+    for target, anchor in _ANCHOR.findall(text):
+        assert anchor in anchors(page.parent / target if target else page), f"{target}#{anchor}"
+
+
+def test_a_link_to_a_heading_that_is_not_there_would_be_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# What `train` does, and why\n```sh\n# not a heading\n```\n[x](#what-train-does-and-why)"
+    )
+    assert anchors(page) == {"what-train-does-and-why"}
+
+
+def test_pages_that_messages_name_are_there() -> None:
+    """Errors and advice send readers to ``docs/NAME.md``."""
+    named = set()
+    for file in (ROOT / "mlx_gardener").rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        spoken = [text for text in texts if isinstance(text, str) and "\n" not in text]
+        named |= {name for text in spoken for name in re.findall(r"\bdocs/[\w-]+\.md\b", text)}
+    assert len(named) >= 4, "else nothing is proved"
+    assert all((ROOT / name).is_file() for name in named), named
 
 
 def test_the_readme_is_at_most_two_screens() -> None:

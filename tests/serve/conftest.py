@@ -101,13 +101,18 @@ def start(world: tuple[ProjectRegistry, BaseModel]) -> Iterator[Callable[..., st
         yield starting
 
 
-@pytest.fixture
-def chat_model_dir(tmp_path: Path, tiny_tokenizer_dir: Path) -> Path:
+def write_chat_model(directory: Path, tokenizer_dir: Path) -> Path:
     """A tiny random model with a chat template."""
-    directory = write_tiny_model(tmp_path / "chatty", tiny_tokenizer_dir)
+    write_tiny_model(directory, tokenizer_dir)
     (directory / "chat_template.jinja").write_text(
         "{% for message in messages %}{% if message.role not in ('system', 'user', 'assistant') %}"
         "{{ raise_exception('unknown role') }}{% endif %}<|file_sep|>{{ message.role }}\n{{ message.content }}\n"
         "{% endfor %}{% if add_generation_prompt %}<|file_sep|>assistant\n{% endif %}"
     )
     return directory
+
+
+@pytest.fixture
+def chat_model_dir(tmp_path: Path, tiny_tokenizer_dir: Path) -> Path:
+    """The directory of `write_chat_model`'s."""
+    return write_chat_model(tmp_path / "chatty", tiny_tokenizer_dir)
