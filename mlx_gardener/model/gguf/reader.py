@@ -4,7 +4,8 @@ In: a path; of a model in shards (``-00001-of-00003.gguf``) any of them. Out: a 
 Layout: the GGUF specification (ggml-org/ggml, docs/gguf.md); types and block sizes are those of the `gguf` package. Its
 own reader is not used: it keeps two arrays for every element of a list (some 600,000 of them for a vocabulary of 152,000
 tokens, 9 s and 500 MB; without end where a hostile file has lists of bytes), and makes arrays of what no one has checked.
-Cost: the header is read once, 0.1 s for that vocabulary, 0.04 s where its texts are not wanted; tensors are read with ``pread``, so that a file that is cut off
+Cost: the header is read once, 0.1 s for that vocabulary, 0.04 s where its texts are not wanted; tensors are read
+with ``pread``, so that a file that is cut off
 meanwhile is an error and no crash. Memory: what a vocabulary takes; lists that nobody needs are passed over.
 """
 

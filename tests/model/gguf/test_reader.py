@@ -132,7 +132,12 @@ def test_a_token_of_no_utf8_is_named_when_the_vocabulary_is_read(tmp_path: Path)
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from(["", "a", "é" * 200, "<|fim_prefix|>", "x" * 3000, "[SUFFIX]", "<|fim_prefix|> "]), max_size=400))
+@given(
+    st.lists(
+        st.sampled_from(["", "a", "é" * 200, "<|fim_prefix|>", "x" * 3000, "[SUFFIX]", "<|fim_prefix|> "]),
+        max_size=400,
+    )
+)
 def test_what_is_wanted_of_a_vocabulary_is_found_without_reading_it(
     tmp_path_factory: pytest.TempPathFactory, tokens: list[str]
 ) -> None:
