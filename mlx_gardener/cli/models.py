@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import click
@@ -14,6 +15,9 @@ from mlx_gardener.cli.options import (
     parse_settings,
     settings_option,
 )
+
+#: What takes longer shows how far it is.
+_PATIENCE_SECONDS = 2.0
 
 
 @click.command()
@@ -34,13 +38,23 @@ def models(
     Looks into the Hugging Face cache, Ollama, LM Studio, llama.cpp's cache, Jan and oMLX, and into every PATH. Only headers are
     read. Each name can be given to `train --model`.
     """
+    from rich.progress import Progress
+
     from mlx_gardener.config import load_config
     from mlx_gardener.engine.bases import list_bases
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.models_view import show_bases
 
     config = load_config(config_file, overrides={"memory_limit_gb": budget, **parse_settings(pairs)})
-    found = list_bases(config, places)
+    began = time.monotonic()
+    with Progress(console=make_console(stderr=True), transient=True, disable=as_json) as progress:
+        task = progress.add_task("Reading headers", total=None, visible=False)
+
+        def tell(done: int, total: int) -> None:
+            late = time.monotonic() - began > _PATIENCE_SECONDS
+            progress.update(task, completed=done, total=total, visible=late)
+
+        found = list_bases(config, places, tell)
     if as_json:
         told = {"budget_gb": config.memory_limit_gb, "models": [base.to_json() for base in found]}
         click.echo(json.dumps(told, indent=2))

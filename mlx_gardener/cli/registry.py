@@ -104,15 +104,15 @@ def adopt(as_json: bool) -> None:
     default=30.0,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="Delete finished runs and read GGUF files older than so many days.",
+    help="Delete finished runs, read GGUF files and fetched models older than so many days.",
 )
 @click.option("--keep-checkpoints", is_flag=True, help="Keep the checkpoints of completed runs too.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @as_json_option
 def gc(keep: int, days: float, keep_checkpoints: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Delete leftovers of killed processes, checkpoints of completed runs, old runs, old adapter versions, and old folders of
-    GGUF files that can be read again.
+    """Delete leftovers of killed processes, checkpoints of completed runs, old runs, old adapter versions, old folders of
+    GGUF files that can be read again, and models of the package index that can be fetched again.
 
     What goes is listed first, and asked about.
 

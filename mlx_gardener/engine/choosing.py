@@ -217,16 +217,23 @@ def _from_index(
 
     if not may_fetch:
         return None, None
+    nearest = None  # of those that do not learn enough, the one that learns most
     for one in PACKAGED:
         name = PREFIX + one.name
         base = plan_base(
             Known(Base(name, "index", Path()), ModelFacts(one.name, **one.sizes)), config, backend
         )
-        if name in without or not base.fits or _tokens_in_time(base, config) < LEAST_TOKENS:
+        if name in without or not base.fits:
+            continue
+        if _tokens_in_time(base, config) < LEAST_TOKENS:
+            if nearest is None or _tokens_in_time(base, config) > _tokens_in_time(nearest, config):
+                nearest = base
             continue
         why_not = why_not_at_hand(one)
         if why_not is not None:
             return None, f"the package index has not {one.name} for pip here ({why_not})"
         reason = f"the best model that the package index has for budget and time; {one.bytes / 1e9:.1f} GB to be fetched"
         return ModelChoice(name, None, reason), None
-    return None, "no model on the package index fits budget and time"
+    if nearest is not None:
+        return None, f"{nearest.name} would be too slow here: {_time_told(nearest, config)}"
+    return None, "no model on the package index fits the budget"

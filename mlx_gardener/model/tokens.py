@@ -53,9 +53,9 @@ _REPO_SPELLINGS = ("<|repo_name|>", "<repo_name>", "<reponame>")
 _FILE_SPELLINGS = ("<|file_sep|>", "<file_sep>", "<|file_separator|>")
 #: What tokenizers write before their vocabulary: some hundred added tokens of 200 bytes each.
 _HEAD_BYTES = 2**20
-_MARKERS = ({text for row in _FIM_SPELLINGS for text in row[:3]} | {*_REPO_SPELLINGS, *_FILE_SPELLINGS}) - {
-    ""
-}
+#: What `knows_fim` looks for.
+FIM_TEXTS = frozenset(text for row in _FIM_SPELLINGS for text in row[:3] if text)
+_MARKERS = FIM_TEXTS | {*_REPO_SPELLINGS, *_FILE_SPELLINGS}
 _CONTROL = re.compile(r"<[|｜].*[|｜]>|</?s>|<(unk|pad|bos|eos|mask)>|\[(PREFIX|SUFFIX|MIDDLE|INST|/INST)\]")  # noqa: RUF001
 
 

@@ -1,4 +1,5 @@
-"""Folders that model files were read into, as the registry sees them: which can go since they can be made again.
+"""Folders that model files were read into, and models that were fetched, as the registry sees them: which can go since they can be
+made or fetched again.
 
 In: the directory of such folders. Out: names of theirs, and those that nobody used since a time. Cost: a small file is read.
 """
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from mlx_gardener.platform.locks import is_held
 from mlx_gardener.platform.untrusted import read_json
 
 #: In the cache: held by whoever reads a file, and how the folder begins that he writes.
@@ -50,3 +52,18 @@ def unused_folders(cache_dir: Path, before: float) -> Iterator[Path]:
         digest = folder.name.removesuffix(SUFFIX)[-DIGITS:]
         if digest in here and folder.stat().st_mtime < before:
             yield folder
+
+
+def unused_packages(packages: Path, cache_dir: Path, before: float) -> Iterator[Path]:
+    """Models that came from the package index into ``packages``, and parts of such, that were last used before a time.
+
+    A model is used when it is fetched, and whenever the folder below ``cache_dir`` is that it was read into.
+    """
+    known = sources(cache_dir)
+    for path in (*sorted(packages.glob("*.gguf")), *sorted(packages.glob(".*.parts"))):
+        with suppress(OSError):  # another process is at it
+            times = [path.stat().st_mtime, *(inside.stat().st_mtime for inside in path.rglob("*"))]
+            if (digest := known.get(identity((path,)))) is not None:
+                times += [folder.stat().st_mtime for folder in cache_dir.glob(f"*-{digest[:DIGITS]}{SUFFIX}")]
+            if max(times) < before and not is_held(path.with_suffix(".lock")):
+                yield path

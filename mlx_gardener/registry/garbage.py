@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mlx_gardener.platform.read_folders import unused_folders
+from mlx_gardener.platform.read_folders import unused_folders, unused_packages
 from mlx_gardener.registry.adapter_rows import forget_adapter
 from mlx_gardener.registry.database import Database
 from mlx_gardener.registry.deletion import delete_with, tree_bytes
@@ -47,12 +47,15 @@ def collect(registry: Tables, database: Database, policy: GarbagePolicy, *, dry_
         item = Garbage("leftover", name_of(database, path), tree_bytes(path))
         if dry_run or clear(database, path):
             found.append(item)
-    for folder in unused_folders(
-        database.home / "cache" / "bases", time.time() - policy.run_days * _DAY_SECONDS
-    ):
-        found.append(Garbage("base", folder.name, tree_bytes(folder)))
+    cache, before = database.home / "cache", time.time() - policy.run_days * _DAY_SECONDS
+    unused = [
+        *(("package", path) for path in unused_packages(cache / "packages", cache / "bases", before)),
+        *(("base", folder) for folder in unused_folders(cache / "bases", before)),
+    ]
+    for kind, path in unused:
+        found.append(Garbage(kind, path.name, tree_bytes(path)))
         if not dry_run:
-            with delete_with(database, folder):
+            with delete_with(database, path):
                 pass  # no row names it
     for project in registry.list_projects():
         if _is_live(database, project.name):

@@ -128,7 +128,8 @@ class GarbagePolicy:
 
     Attributes:
         keep_versions: so many of a project's newest adapter versions, at least 1.
-        run_days: finished runs, and folders of GGUF files, used within so many days; a project's latest run is kept always.
+        run_days: finished runs, folders of GGUF files and models of the package index used within so many days; a project's
+            latest run is kept always.
         keep_checkpoints: whether completed runs keep their checkpoints, which nothing needs any more.
     """
 
@@ -140,7 +141,8 @@ class GarbagePolicy:
 @dataclass(frozen=True)
 class Garbage:
     """Something that the policy does not keep: ``kind`` is version, run, checkpoints, base (a folder that
-    a GGUF file was read into, which can be read again) or leftover; ``size_bytes`` on disk."""
+    a GGUF file was read into, which can be read again), package (a model, or parts of one, that can be fetched from the package
+    index again) or leftover; ``size_bytes`` on disk."""
 
     kind: str
     subject: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,8 @@ class Run:
     interrupt: Callable[[], None]
     peers: Peers
     clock: Clock
+    #: While it lasts no time is used: for what the time limit was not chosen for (`Interrupt.clock_stands`).
+    clock_stands: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def checkpoints(self) -> Path:

@@ -6,7 +6,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mlx_gardener.errors import (
@@ -51,6 +52,7 @@ class Interrupt:
         self._timeout_minutes = timeout_minutes
         self._limit_seconds = timeout_minutes * 60 if timeout_minutes else math.inf
         self._began = time.monotonic() - seconds_used
+        self._stands_since: float | None = None
         self._must_end = must_end
         self._reason: GardenerError | None = None
         self._stop = threading.Event()
@@ -70,16 +72,29 @@ class Interrupt:
         """The time limit, and what is used of it."""
         from mlx_gardener.training.time_plan import Clock
 
-        return Clock(self._limit_seconds, lambda: time.monotonic() - self._began)
+        return Clock(self._limit_seconds, self._used_seconds)
+
+    @contextmanager
+    def clock_stands(self) -> Iterator[None]:
+        """Meanwhile no time is used: for what depends on a network, and on nothing that the limit was chosen for."""
+        self._stands_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._began += time.monotonic() - self._stands_since
+            self._stands_since = None
+
+    def _used_seconds(self) -> float:
+        now = self._stands_since
+        return (time.monotonic() if now is None else now) - self._began
 
     def close(self) -> None:
         """Stop watching."""
         self._stop.set()
 
     def _watch(self) -> None:
-        deadline = self._began + self._limit_seconds
-        while not self._stop.wait(min(CANCEL_POLL_SECONDS, max(0.0, deadline - time.monotonic()) + 0.001)):
-            if time.monotonic() >= deadline:
+        while not self._stop.wait(min(CANCEL_POLL_SECONDS, max(0.0, self.clock.left_seconds) + 0.001)):
+            if self.clock.left_seconds <= 0:
                 self._reason = TimeLimitError(
                     f"The training reached its time limit of {self._timeout_minutes:g} minutes.",
                     next_step="Allow a longer --timeout.",

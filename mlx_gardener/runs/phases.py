@@ -100,7 +100,10 @@ def _initialize(run: Run) -> ModelChoice:
 
 
 def _made_ready(run: Run, choice: ModelChoice) -> ModelChoice:
-    """The choice with its folder, fetched or read where it has to be; the embedded one where nobody asked for it and it cannot."""
+    """The choice with its folder, fetched or read where it has to be; the embedded one where nobody asked for it and it cannot.
+
+    The time limit is for the training, however fast the network is: fetching or reading a base does not use it.
+    """
     from mlx_gardener.model import resolve_model
     from mlx_gardener.model.choose import embedded
 
@@ -118,7 +121,8 @@ def _made_ready(run: Run, choice: ModelChoice) -> ModelChoice:
         run.tell(TrainingPhase.INITIALIZING, 0.9 * share, message)
 
     try:
-        path = resolve_model(choice, on_progress)
+        with run.clock_stands():
+            path = resolve_model(choice, on_progress)
     except ModelError as error:
         if run.config.model != "auto" or choice.gguf is not None:
             raise

@@ -209,6 +209,7 @@ def _run(
         interrupt=interrupt,
         peers=peers,
         clock=interrupt.clock,
+        clock_stands=interrupt.clock_stands,
     )
     try:
         return run_training(run)

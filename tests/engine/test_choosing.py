@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +15,34 @@ import pytest
 
 import mlx_gardener
 from mlx_gardener.adapter.base import base_name
+from mlx_gardener.cli.options import parse_settings
 from mlx_gardener.config import TrainingConfig, load_config
-from mlx_gardener.engine.bases import Base
-from mlx_gardener.engine.choosing import _order, choose_base, look_ahead_at
+from mlx_gardener.engine.bases import Base, Known, plan_base
+from mlx_gardener.engine.choosing import (
+    LEAST_TOKENS,
+    _from_index,
+    _order,
+    _tokens_in_time,
+    choose_base,
+    look_ahead_at,
+)
+from mlx_gardener.engine.facts import ModelFacts
+from mlx_gardener.engine.speed import TWO_CORES, _keep
 from mlx_gardener.errors import ModelError
-from mlx_gardener.model import resolve_model, seedling_path
+from mlx_gardener.events import EventBus
+from mlx_gardener.model import ModelChoice, resolve_model, seedling_path
 from mlx_gardener.model.package_index import PACKAGED
 from mlx_gardener.model.recommended import RECOMMENDED, rank_of
-from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.model.stores import find_bases
+from mlx_gardener.registry import ProjectRegistry, TrainingStatus
+from mlx_gardener.runs.context import Run
+from mlx_gardener.runs.job import Resume
+from mlx_gardener.runs.phases import _initialize
+from mlx_gardener.runs.progress import TrainingProgressTracker
+from mlx_gardener.training.parallel import Peers
+from mlx_gardener.training.time_plan import Clock
 from tests.conftest import write_tiny_model
+from tests.docs.commands import ROOT
 from tests.model.store_worlds import OllamaStore, hub_snapshot, write_gguf, write_wheel
 
 #: Small enough to train in a second or two.
@@ -29,12 +51,38 @@ SETTINGS: dict[str, Any] = {
     "optimizer": {"max_steps": 1, "tokens_per_update": 512},
     "data": {"sequence_lengths": (128,)},
     "evaluation": {"least_tasks": 0, "least_rows": 4, "time_share": 0, "memorisation_places": 0, "arms": ("base", "adapter")},
+    "engine": {"rehearse": False},
     "show_progress": False,
 }  # fmt: skip
 
 
 def settings(**values: object) -> TrainingConfig:
     return load_config(environment={}, overrides=values)
+
+
+@pytest.fixture(autouse=True)
+def two_idle_cores(home: Path) -> None:
+    """Speeds are known and the same everywhere: what is measured here is not the machine."""
+    _keep(home / "cache", TWO_CORES)
+
+
+def chosen_in_a_run(repository: Path, **values: object) -> tuple[ModelChoice, list[object]]:
+    """What the first phase of a training chooses and makes ready, here and now, with the events that it tells."""
+    registry, config, bus = ProjectRegistry(), settings(**values), EventBus()
+    project = registry.register_project("small", repository)
+    record = registry.begin_training("small", {})
+    events: list[object] = []
+    bus.subscribe(events.append, name="test")
+    run = Run(
+        training_id=record.id, project=project, config=config, directory=record.run_dir, resume=Resume.NEVER, smaller_plan=False,
+        registry=registry, bus=bus, tracker=TrainingProgressTracker(registry, record.id, bus=bus), interrupt=lambda: None,
+        peers=Peers(), clock=Clock(),
+    )  # fmt: skip
+    try:
+        return _initialize(run), events
+    finally:
+        registry.finish_training(record.id, TrainingStatus.FAILED, "chosen is enough", {})
+        bus.close()
 
 
 @pytest.fixture
@@ -154,7 +202,12 @@ def test_a_gguf_file_in_a_store_is_a_candidate(tmp_path: Path) -> None:
     assert choose_base(settings(), without=[choice.name]).name == "seedling"
 
 
-def test_auto_trains_on_a_base_of_another_program_and_finds_it_again(repository: Path, home: Path) -> None:
+def test_auto_trains_on_a_base_of_another_program_and_finds_it_again(
+    add: Callable[[str], Path], repository: Path, home: Path
+) -> None:
+    """Also where one that comes before it turns out to be of no use."""
+    broken = add("mlx-community/Qwen2.5-Coder-0.5B-4bit")
+    (broken / "tokenizer.json").write_text('{"added_tokens": []}')
     ollama = OllamaStore(Path(os.environ["HOME"]) / ".ollama" / "models")
     ollama.add("tiny", "1b", [ollama.layer("model", write_gguf(home.parent / "a.gguf").read_bytes())])
     ollama.add("half", "latest", [])
@@ -163,6 +216,8 @@ def test_auto_trains_on_a_base_of_another_program_and_finds_it_again(repository:
     said = [event.message for event in events if isinstance(event, mlx_gardener.ProgressChanged)]
     assert any(line.startswith("Reading ollama:tiny:1b: ") for line in said)
     assert any(line.startswith("Base model: ollama:tiny:1b (the best base on this machine") for line in said)
+    warned = [event.message for event in events if isinstance(event, mlx_gardener.WarningRaised)]
+    assert any("Qwen2.5-Coder-0.5B-4bit is passed over: " in line for line in warned)
     record = ProjectRegistry().get_adapter(result.project, result.adapter_version)
     assert record.base_model == "ollama:tiny:1b"
     first = mlx_gardener.complete(result.project, "def ", version=result.adapter_version, max_tokens=4)
@@ -179,19 +234,15 @@ def test_auto_trains_on_a_base_of_another_program_and_finds_it_again(repository:
         mlx_gardener.complete(result.project, "def ", version=result.adapter_version)
 
 
-def test_a_base_of_no_use_ends_no_training_that_left_the_choice_to_auto(
-    add: Callable[[str], Path], repository: Path
-) -> None:
+def test_a_base_of_no_use_that_was_named_is_an_error(add: Callable[[str], Path], repository: Path) -> None:
     broken = add("mlx-community/Qwen2.5-Coder-0.5B-4bit")
     (broken / "tokenizer.json").write_text('{"added_tokens": []}')
     add("org/other")
-    events: list[object] = []
-    result = mlx_gardener.train(repository, on_event=events.append, **SETTINGS)
+    choice, events = chosen_in_a_run(repository)
     warned = [event.message for event in events if isinstance(event, mlx_gardener.WarningRaised)]
-    assert any("Qwen2.5-Coder-0.5B-4bit is passed over: " in line for line in warned)
-    assert ProjectRegistry().get_adapter(result.project, result.adapter_version).base_model == "org/other"
-    with pytest.raises(mlx_gardener.ModelError):
-        mlx_gardener.train(repository, **SETTINGS, model="mlx-community/Qwen2.5-Coder-0.5B-4bit", fresh=True)
+    assert choice.name == "org/other" and len(warned) == 1
+    with pytest.raises(ModelError):
+        chosen_in_a_run(repository, model="mlx-community/Qwen2.5-Coder-0.5B-4bit")
 
 
 def test_without_a_hub_a_real_model_comes_from_the_package_index(
@@ -211,13 +262,8 @@ def test_without_a_hub_a_real_model_comes_from_the_package_index(
     assert choose_base(settings(model=choice.name)).name == choice.name
     with pytest.raises(ModelError, match="is not that model"):
         resolve_model(choice)
-    events: list[object] = []
-    result = mlx_gardener.train(
-        repository,
-        on_event=events.append,
-        **{**SETTINGS, "memory_limit_gb": 1.5, "training_timeout_minutes": 0},
-    )
-    assert ProjectRegistry().get_adapter(result.project, result.adapter_version).base_model == "seedling"
+    choice, events = chosen_in_a_run(repository, memory_limit_gb=1.5, training_timeout_minutes=0)
+    assert choice.name == "seedling" and choice.path == seedling_path()
     said = [event.message for event in events if isinstance(event, mlx_gardener.ProgressChanged)]
     assert any("Fetching index:SmolLM2" in line for line in said)
     assert any(
@@ -231,3 +277,58 @@ def test_what_came_from_the_package_index_is_a_base_like_any_other(home: Path) -
     choice = choose_base(settings())
     assert choice.name == "index:SmolLM2-135M-Instruct-Q4_1" and choice.is_here
     assert choose_base(settings(model=choice.name)).gguf == choice.gguf
+
+
+def test_the_quickstart_takes_a_real_base_on_two_idle_cores() -> None:
+    """By what the planner foretells with the settings of the script, in the five minutes that it asks for."""
+    words = shlex.split((ROOT / "scripts" / "quickstart").read_text().split("settings=(")[1].split(")\n")[0])
+    assert set(words[::2]) == {"--set"}, "nothing but settings; the base is left to `auto`"
+    config = load_config(environment={}, overrides=parse_settings(tuple(words[1::2])))
+    assert config.model == "auto" and config.training_timeout_minutes == 5
+    learned = {}
+    for one in PACKAGED:
+        known = Known(Base(one.name, "index", Path()), ModelFacts(one.name, **one.sizes))
+        learned[one.name] = _tokens_in_time(plan_base(known, config, TWO_CORES), config)
+    assert learned["SmolLM2-135M-Instruct-Q4_1"] > 1.2 * LEAST_TOKENS > 4 * learned[PACKAGED[0].name]
+    choice, why_not = _from_index(config, replace(TWO_CORES, flops_per_second=2e9), True, set())
+    assert choice is None and "SmolLM2-135M-Instruct-Q4_1 would be too slow here" in str(why_not)
+
+
+def test_what_was_chosen_and_passed_over_takes_four_lines_whatever_is_there(
+    add: Callable[..., Path], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every combination of stores, with room and time enough, too little of either, and with licences for research alone."""
+    user, data = Path(os.environ["HOME"]), write_gguf(tmp_path / "a.gguf").read_bytes()
+    monkeypatch.setenv("LLAMA_CACHE", str(tmp_path / "llama"))
+    add("mlx-community/Qwen2.5-Coder-3B-4bit", licence="qwen-research")
+    ollama = OllamaStore(user / ".ollama" / "models")
+    ollama.add("coder", "1b", [ollama.layer("model", data)])
+    for place in (
+        user / ".lmstudio/models/org/tiny", tmp_path / "llama", user / ".omlx/models/org",
+        home / "cache/packages",
+    ):  # fmt: skip
+        place.mkdir(parents=True)
+        (place / "tiny.gguf").write_bytes(data)
+    bases = find_bases()
+    names = [base.name for base in bases]
+    assert {base.store for base in bases} == {"hf", "index", "ollama", "lmstudio", "llamacpp", "omlx"}
+    enough, little_room, little_time = (
+        settings(), settings(memory_limit_gb=0.1), settings(training_timeout_minutes=0.0001)
+    )  # fmt: skip
+    for here in itertools.chain.from_iterable(
+        itertools.combinations(names, n) for n in range(len(names) + 1)
+    ):
+        free = [name for name in here if not name.startswith("hf:")]
+        for world in (enough, little_room, little_time):
+            choice = choose_base(world, without=set(names) - set(here))
+            lines, over = choice.lines, choice.passed_over
+            assert len(lines) <= 4 and all(line.strip() and "\n" not in line for line in lines), lines
+            told = sum(any(name in line for name in here) for line in over)
+            counted = sum(int(line.split()[0]) for line in over if " more: " in line)
+            assert len(set(over)) == len(over) and (told == 2 or not counted), lines
+            if world is little_room or not free:
+                assert choice.name == "seedling" and told + counted == len(here), lines
+            else:
+                slower = len(free) - 1 if world is little_time else 0
+                assert choice.name in free and told + counted == len(here) - len(free) + slower, lines
+                assert choice.name not in " ".join(over)

@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from mlx_gardener.model.gguf import read_gguf
+from mlx_gardener.model.gguf.kept import note_source
+from mlx_gardener.platform.locks import take_lock
+from mlx_gardener.platform.read_folders import sources
 from mlx_gardener.registry import GarbagePolicy, ProjectRegistry, TrainingStatus
+from tests.model.store_worlds import write_gguf
 from tests.registry.worlds import install_adapter
 
 
@@ -131,3 +136,31 @@ def test_what_is_activated_while_it_works_stays(registry: ProjectRegistry) -> No
     other.close()
     thread.join()
     assert versions(registry) == ["v1", "v5"] and registry.check() == []
+
+
+def test_models_of_the_package_index_go_when_nobody_used_them_for_long(home: Path) -> None:
+    registry, packages = ProjectRegistry(), home / "cache" / "packages"
+    model = write_gguf(packages / "tiny.gguf")
+    parts = packages / ".half-1.5.parts"
+    (parts / "000").parent.mkdir()
+    (parts / "000").write_bytes(b"12345")
+    folder = read_gguf(model, home / "cache" / "bases")
+    assert registry.collect_garbage(GarbagePolicy()) == []
+    old = time.time() - 40 * 86_400
+    for path in (model, parts / "000", parts):
+        os.utime(path, (old, old))
+    bases = home / "cache" / "bases"
+    note_source((model,), bases, sources(bases).popitem()[1])  # as if it had been read then
+    (packages / ".half-1.5.lock").touch()
+    lock = take_lock(packages / ".half-1.5.lock")
+    assert lock is not None
+    assert registry.collect_garbage(GarbagePolicy()) == [], "one was used a moment ago, one is being fetched"
+    os.close(lock)
+    os.utime(folder, (old, old))
+    found = registry.collect_garbage(GarbagePolicy(), dry_run=True)
+    told = [(item.kind, item.subject) for item in found]
+    assert told == [("package", "tiny.gguf"), ("package", ".half-1.5.parts"), ("base", folder.name)]
+    assert found[0].size_bytes == model.stat().st_size and found[1].size_bytes == 5 and parts.exists()
+    assert registry.collect_garbage(GarbagePolicy()) == found
+    assert not model.exists() and not parts.exists() and not folder.exists()
+    assert registry.collect_garbage(GarbagePolicy()) == []

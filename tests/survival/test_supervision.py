@@ -140,6 +140,26 @@ def test_the_time_limit_counts_the_time_of_earlier_workers(long_pipeline: Traini
     registry.finish_training(training.id, TrainingStatus.FAILED, "done with it", {})
 
 
+def test_the_time_limit_does_not_count_what_a_base_takes_to_be_fetched(
+    long_pipeline: TrainingPipeline,
+) -> None:
+    registry = long_pipeline.registry
+    training = registry.begin_training("small", {})
+    interrupt = Interrupt(registry, training.id, 1.0, seconds_used=59.0)
+    try:
+        with interrupt.clock_stands():
+            used = interrupt.clock.used_seconds()
+            time.sleep(1.5)  # longer than what is left
+            interrupt()
+            assert interrupt.clock.used_seconds() == used
+        assert interrupt.clock.used_seconds() >= used
+        with pytest.raises(TrainingError, match="time limit of 1 minutes"):
+            until(lambda: interrupt(), "its time is over")
+    finally:
+        interrupt.close()
+        registry.finish_training(training.id, TrainingStatus.FAILED, "done with it", {})
+
+
 def test_a_worker_whose_supervisor_dies_stops_with_a_checkpoint(endless_pipeline: TrainingPipeline) -> None:  # noqa: F811
     pipeline = endless_pipeline
     pipeline.start_training("small")

@@ -4,7 +4,8 @@ In: a path; of a model in shards (``-00001-of-00003.gguf``) any of them. Out: a 
 Layout: the GGUF specification (ggml-org/ggml, docs/gguf.md); types and block sizes are those of the `gguf` package. Its
 own reader is not used: it keeps two arrays for every element of a list (some 600,000 of them for a vocabulary of 152,000
 tokens, 9 s and 500 MB; without end where a hostile file has lists of bytes), and makes arrays of what no one has checked.
-Cost: the header is read once, 0.3 s for that vocabulary; tensors are read with ``pread``, so that a file that is cut off
+Cost: the header is read once, 0.1 s for that vocabulary, 0.04 s where its texts are not wanted; tensors are read
+with ``pread``, so that a file that is cut off
 meanwhile is an error and no crash. Memory: what a vocabulary takes; lists that nobody needs are passed over.
 """
 
@@ -14,6 +15,7 @@ import math
 import os
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -36,6 +38,7 @@ _STRING, _LIST = 8, 9
 _PIECE = 2**18
 #: Lists of text that are kept; all others are of no use here.
 _TEXT_LISTS = frozenset({"tokenizer.ggml.tokens", "tokenizer.ggml.merges"})
+_LENGTH = struct.Struct("<Q")
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.gguf)", re.DOTALL | re.IGNORECASE)
 
 
@@ -112,8 +115,8 @@ class Gguf:
 class _Header:
     """Reads a header from its begin to its end; whatever is longer than the file is refused before it is read."""
 
-    def __init__(self, stream: BinaryIO, size: int) -> None:
-        self._stream, self.at, self.size = stream, 0, size
+    def __init__(self, stream: BinaryIO, size: int, only: frozenset[str] | None = None) -> None:
+        self._stream, self.at, self.size, self._only = stream, 0, size, only
 
     def take(self, count: int) -> bytes:
         self.skip(0, count)
@@ -164,36 +167,71 @@ class _Header:
             return self._list(key, self.number("I"), self.number("Q"))
         raise ValueError(f"{key} is of the unknown type {kind}")
 
-    def _texts(self, key: str, count: int) -> list[str]:
-        """A list of texts, cut out of large pieces of the file: one by one they take four times as long."""
-        found: list[bytes] = []
-        data, at, begin = b"", 0, self.at  # a piece, where in it we are, where in the file it begins
-        length_at = struct.Struct("<Q").unpack_from
-        while True:
-            needed, last = 8, len(data) - 8
-            while at <= last and len(found) < count:
-                (length,) = length_at(data, at)
-                end = at + 8 + length
-                if end > len(data):
-                    needed += length
-                    break
-                found.append(data[at + 8 : end])
-                at = end
-            if len(found) == count:
-                break
+    def _pieces(self, key: str, count: int, take: Callable[[bytes, int], tuple[int, int, int]]) -> None:
+        """Read a list of texts in large pieces of the file: one by one they take four times as long.
+
+        Args:
+            take: takes from a piece the texts that are whole in it, at most so many; tells how many, where the next one
+                begins, and how many bytes it needs.
+        """
+        begin, needed = self.at, 8
+        while count:
             if needed > _MOST_TEXT + 8:
                 raise ValueError(f"it has {key} of {needed - 8} bytes")
-            begin, at = begin + at, 0
             self._stream.seek(begin)
             data = self._stream.read(max(_PIECE, needed))
             if len(data) < needed:
                 raise ValueError("it ends within its header")
-        self.at = begin + at
-        self._stream.seek(self.at)
+            taken, at, needed = take(data, count)
+            count, begin = count - taken, begin + at
+        self.at = begin
+        self._stream.seek(begin)
+
+    def _texts(self, key: str, count: int) -> list[str]:
+        """A list of texts."""
+        found: list[bytes] = []
+        length_at = _LENGTH.unpack_from
+
+        def take(data: bytes, most: int) -> tuple[int, int, int]:
+            at, last, before = 0, len(data) - 8, len(found)
+            while at <= last and len(found) - before < most:
+                (length,) = length_at(data, at)
+                end = at + 8 + length
+                if end > len(data):
+                    return len(found) - before, at, 8 + length
+                found.append(data[at + 8 : end])
+                at = end
+            return len(found) - before, at, 8
+
+        self._pieces(key, count, take)
         try:
             return [text.decode() for text in found]
         except UnicodeDecodeError:
             raise ValueError(f"it has {key} that is no UTF-8") from None
+
+    def _texts_of(self, key: str, count: int, wanted: frozenset[str]) -> list[str]:
+        """Those of ``wanted`` that are in a list of texts, none of which is cut out of the file: that takes a third of the time."""
+        entries = {text: _LENGTH.pack(len(text.encode())) + text.encode() for text in wanted}
+        found: set[str] = set()
+        length_at = _LENGTH.unpack_from
+
+        def take(data: bytes, most: int) -> tuple[int, int, int]:
+            at, size, taken, needed = 0, len(data), 0, 8
+            for taken in range(most):  # noqa: B007
+                if at + 8 > size:
+                    break
+                end = at + 8 + length_at(data, at)[0]
+                if end > size:
+                    needed = end - at
+                    break
+                at = end
+            else:
+                taken = most
+            found.update(text for text, entry in entries.items() if data.find(entry, 0, at) >= 0)
+            return taken, at, needed
+
+        self._pieces(key, count, take)
+        return sorted(found)
 
     def _list(self, key: str, kind: int, count: int) -> Any:
         import numpy as np
@@ -211,20 +249,25 @@ class _Header:
         if key in _TEXT_LISTS:
             if count > _MOST_ITEMS:
                 raise ValueError(f"{key} is a list of {count:,} texts")
-            return self._texts(key, count)
+            if self._only is None:
+                return self._texts(key, count)
+            return self._texts_of(key, count, self._only if key == "tokenizer.ggml.tokens" else frozenset())
         for _ in range(count):
             self.skip_text()
         return None
 
 
-def read_header(path: Path) -> Gguf:
+def read_header(path: Path, only: frozenset[str] | None = None) -> Gguf:
     """The header of a GGUF file and, where it is one of several shards, of all of them.
+
+    Args:
+        only: of the vocabulary only which of these tokens it has, and no merges; None for all of both.
 
     Raises:
         OSError: a file cannot be read.
         ValueError: it is none, or a claim is not true; says which.
     """
-    found = _read_one(path)
+    found = _read_one(path, only)
     count = found.metadata.get("split.count", 0)
     if not isinstance(count, int) or count <= 1:
         return found
@@ -233,7 +276,7 @@ def read_header(path: Path) -> Gguf:
         raise ValueError(f"it says that it is one of {count} shards, and its name does not")
     if missing := next((file for file in files if not file.is_file()), None):
         raise ValueError(f"its shard {missing.name} is not beside it")
-    parts = [_read_one(file) for file in files]
+    parts = [_read_one(file, only) for file in files]
     tensors: dict[str, Tensor] = {}
     for part, file in zip(parts, files, strict=True):
         twice = tensors.keys() & part.tensors.keys()
@@ -257,10 +300,10 @@ def shards_of(path: Path) -> tuple[Path, ...]:
     )
 
 
-def _read_one(path: Path) -> Gguf:
+def _read_one(path: Path, only: frozenset[str] | None) -> Gguf:
     with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
-        header = _Header(stream, size)
+        header = _Header(stream, size, only)
         start = header.take(min(size, len(_MAGIC)))
         if start != _MAGIC:
             refuse_pointer(path.name, start + header.take(min(size - len(start), 64)))

@@ -77,9 +77,13 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a long text": (header([pair("a", STRING, struct.pack("<Q", HUGE))], []), "ends within its header"),
     "a key of no UTF-8": (header([pair(b"\xff\xfe", UINT32, b"\0" * 4)], []), "no UTF-8"),
     "a text of no UTF-8": (header([pair("a", STRING, text(b"\xff\xfe"))], []), "a is no UTF-8"),
-    "a token of no UTF-8": (
-        header([pair("tokenizer.ggml.tokens", LIST, listed(STRING, 1, text(b"\xc3")))], []),
-        "tokenizer.ggml.tokens that is no UTF-8",
+    "a token beyond the end": (
+        header([pair("tokenizer.ggml.tokens", LIST, listed(STRING, 2, text("a") + struct.pack("<Q", 9) + b"b"))], []),
+        "ends within its header",
+    ),
+    "a token of 2 MB": (
+        header([pair("tokenizer.ggml.tokens", LIST, listed(STRING, 1, text(b"a" * 2**21)))], []),
+        "tokenizer.ggml.tokens of 2097152 bytes",
     ),
     "an unknown type": (header([pair("a", 77, b"\0" * 8)], []), "unknown type 77"),
     "a list of lists": (header([pair("a", LIST, listed(LIST, 1, listed(UINT8, 0)))], []), "list of lists"),
@@ -118,6 +122,34 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 def test_a_claim_that_is_not_true_is_named(case: str, tmp_path: Path) -> None:
     data, what = HOSTILE[case]
     assert what in refused(tmp_path, data)
+
+
+def test_a_token_of_no_utf8_is_named_when_the_vocabulary_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "bad.gguf"
+    file.write_bytes(header([pair("tokenizer.ggml.tokens", LIST, listed(STRING, 1, text(b"\xc3")))], []))
+    with pytest.raises(ModelError, match=r"tokenizer\.ggml\.tokens that is no UTF-8"):
+        read_gguf(file, tmp_path / "bases")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["", "a", "é" * 200, "<|fim_prefix|>", "x" * 3000, "[SUFFIX]", "<|fim_prefix|> "]),
+        max_size=400,
+    )
+)
+def test_what_is_wanted_of_a_vocabulary_is_found_without_reading_it(
+    tmp_path_factory: pytest.TempPathFactory, tokens: list[str]
+) -> None:
+    """Also where a token begins in one piece of the file and ends in another, and where texts of other lists are alike."""
+    file = tmp_path_factory.mktemp("words") / "words.gguf"
+    listed_tokens = listed(STRING, len(tokens), b"".join(text(token) for token in tokens))
+    other = pair("tokenizer.ggml.merges", LIST, listed(STRING, 1, text("[PREFIX]")))
+    file.write_bytes(header([ARCHITECTURE, pair("tokenizer.ggml.tokens", LIST, listed_tokens), other], []))
+    wanted = frozenset({"<|fim_prefix|>", "[SUFFIX]", "[PREFIX]"})
+    assert read_header(file).metadata["tokenizer.ggml.tokens"] == tokens
+    found = read_header(file, wanted).metadata["tokenizer.ggml.tokens"]
+    assert found == sorted(wanted & set(tokens))
 
 
 def test_a_pipe_and_a_directory_are_no_files(tmp_path: Path) -> None:
