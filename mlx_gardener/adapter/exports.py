@@ -187,12 +187,17 @@ class _Work:
 
         from mlx_gardener.model import choose_model, resolve_model
         from mlx_gardener.model.choose import read_model_config
+        from mlx_gardener.model.gguf import source_sha256
 
-        config: dict[str, Any] = dict(read_model_config(resolve_model(choose_model(self.base))))
+        place = resolve_model(choose_model(self.base))
+        config: dict[str, Any] = dict(read_model_config(place))
         file, settings = self.staged / ADAPTER_NAME, self.adapter.settings
         name = f"{self.adapter.manifest['project']} {self.adapter.manifest['version']}"
-        write_gguf_adapter(file, self.adapter.weights, settings, config, name=name)
-        weights, alpha = read_gguf_adapter(file, config, int(config["num_hidden_layers"]))
+        write_gguf_adapter(
+            file, self.adapter.weights, settings, config, name=name, base=self.adapter.manifest["base"]["id"],
+            base_sha256=source_sha256(place),
+        )  # fmt: skip
+        weights, alpha = read_gguf_adapter(file, config)
         read = {name: mx.array(value) for name, value in weights.items()}
         return self._compare_adapter(read, alpha / settings["lora_parameters"]["rank"])
 

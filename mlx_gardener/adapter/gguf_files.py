@@ -1,21 +1,28 @@
 """GGUF files for llama.cpp: an adapter, and a whole model of floats.
 
 llama.cpp adds scale * B (A x) with ``NAME.lora_a`` (rank, inputs) and ``NAME.lora_b`` (rank's products, outputs; here
-written as (outputs, rank)), and scale = alpha / rank. Its llama architecture turns pairs of neighbouring rows of queries and
-keys where Transformers turns rows half a head apart, so the rows of q, k and of their B are put in that order. Tensor
-names are gguf's own map. Sources: the GGUF specification (ggml-org/ggml, docs/gguf.md), gguf 0.18, llama.cpp's
-``src/llama-adapter.cpp`` and ``src/llama-arch.cpp``.
+written as (outputs, rank)), and scale = alpha / rank; of stacked experts both begin with the expert. In some architectures it
+turns pairs of neighbouring rows of queries and keys where Transformers turns rows half a head apart, so the rows of q, k and of
+their B are put in that order. Which, and the tensors' names, says `mlx_gardener.model.gguf.architectures`. Sources: the GGUF
+specification (ggml-org/ggml, docs/gguf.md), gguf 0.19, llama.cpp's ``src/llama-adapter.cpp`` and ``src/llama-graph.cpp``.
 Cost: a model is copied tensor by tensor; memory is the largest tensor's, twice.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import AdapterError
+from mlx_gardener.model.gguf.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    architecture_for,
+    gguf_name,
+    mlx_name,
+    row_order,
+)
 from mlx_gardener.platform.untrusted import read_header, read_json
 
 if TYPE_CHECKING:
@@ -25,44 +32,30 @@ if TYPE_CHECKING:
     from mlx_gardener.model import CodeTokenizer
 
 ADAPTER_NAME, MODEL_NAME = "adapter.gguf", "model.gguf"
-
-
-@dataclass(frozen=True)
-class _Architecture:
-    """``name`` is gguf's; ``permutes`` whether rows of q and k change places."""
-
-    name: str
-    permutes: bool
-
-
-#: By model_type; each of them is compared with llama.cpp's logits in tests/adapter/test_llama.py.
-_ARCHITECTURES = {
-    "llama": _Architecture("llama", True),
-    "mistral": _Architecture("llama", True),
-    "qwen2": _Architecture("qwen2", False),
-    "qwen3": _Architecture("qwen3", False),
-}
+#: In an adapter's metadata: sha256 of the GGUF file that it was trained on.
+BASE_SHA256 = "mlx_gardener.base.sha256"
+#: mlx-lm's types whose whole models are written; others only as their GGUF file was.
+_MODELS = ("llama", "mistral", "qwen2", "qwen3")
 #: What splits text before the merges, by the regular expression in tokenizer.json; llama.cpp's names for them.
 _QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SPLITS = {_QWEN: "qwen2", _QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|"): "llama-bpe"}
 
 
-def _architecture(config: dict[str, Any]) -> _Architecture:
-    found = _ARCHITECTURES.get(config["model_type"])
+def _architecture(config: dict[str, Any]) -> tuple[str, Architecture]:
+    found = architecture_for(config["model_type"])
     if found is None:
         raise AdapterError(
-            f"Models of type {config['model_type']!r} are not written as GGUF: only {', '.join(_ARCHITECTURES)} were "
-            "compared with llama.cpp.",
+            f"Models of type {config['model_type']!r} are not written as GGUF: only {', '.join(ARCHITECTURES)} are known here.",
             next_step="Export the form peft (or fused) and convert it with llama.cpp's own scripts.",
         )
     return found
 
 
-def refuse_adapter(config: dict[str, Any], settings: dict[str, Any], weights: dict[str, mx.array]) -> None:
+def refuse_adapter(config: dict[str, Any], settings: dict[str, Any]) -> None:
     """Refuse what llama.cpp's adapters cannot hold.
 
     Raises:
-        AdapterError: DoRA, adapters of stacked experts, or an architecture that was not compared.
+        AdapterError: DoRA, or an architecture that is not known.
     """
     _architecture(config)
     if settings["fine_tune_type"] == "dora":
@@ -70,15 +63,17 @@ def refuse_adapter(config: dict[str, Any], settings: dict[str, Any], weights: di
             "llama.cpp has no DoRA adapters: their magnitudes have no place in the file.",
             next_step="Export the form fused or gguf-fused, which merge it.",
         )
-    if any(value.ndim > 2 for value in weights.values()):
-        raise AdapterError(
-            "Adapters of stacked experts are not written as GGUF.",
-            next_step="Export the form fused, which merges them.",
-        )
 
 
 def write_gguf_adapter(
-    file: Path, weights: dict[str, mx.array], settings: dict[str, Any], config: dict[str, Any], *, name: str
+    file: Path,
+    weights: dict[str, mx.array],
+    settings: dict[str, Any],
+    config: dict[str, Any],
+    *,
+    name: str,
+    base: str,
+    base_sha256: str | None = None,
 ) -> None:
     """Write an adapter for llama.cpp's ``--lora``; float32.
 
@@ -86,6 +81,8 @@ def write_gguf_adapter(
         weights: by mlx-lm's names.
         config: the base's config.json.
         name: what the file says it is.
+        base: what the file says that it belongs to.
+        base_sha256: of the GGUF file that it belongs to, where the base came from one.
 
     Raises:
         AdapterError: as `refuse_adapter`, or a module has no name there.
@@ -95,23 +92,29 @@ def write_gguf_adapter(
     import mlx.core as mx
     import numpy as np
 
-    refuse_adapter(config, settings, weights)
-    architecture, lora = _architecture(config), settings["lora_parameters"]
-    writer = gguf.GGUFWriter(file, architecture.name)
+    refuse_adapter(config, settings)
+    (architecture, known), lora = _architecture(config), settings["lora_parameters"]
+    writer = gguf.GGUFWriter(file, architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_name(name)
+    writer.add_base_model_count(1)
+    writer.add_base_model_name(0, base)
+    if base_sha256 is not None:
+        writer.add_string(BASE_SHA256, base_sha256)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(lora["scale"] * lora["rank"]))
     for path, value in weights.items():
         module, _, leaf = path.rpartition(".")
-        turned = np.array(value.astype(mx.float32)).T  # A (rank, inputs), B (outputs, rank)
+        turned = np.array(value.astype(mx.float32))
+        if turned.ndim == 2:  # A (rank, inputs), B (outputs, rank), as those of stacked experts are already
+            turned = turned.T
         if leaf == "lora_b":
-            turned = _permuted(turned, f"{module}.weight", config)
-        writer.add_tensor(f"{_gguf_name(module + '.weight', config)}.{leaf}", np.ascontiguousarray(turned))
+            turned = _permuted(turned, module, config)
+        writer.add_tensor(f"{_gguf_name(known, module)}.weight.{leaf}", np.ascontiguousarray(turned))
     _write(writer)
 
 
-def read_gguf_adapter(file: Path, config: dict[str, Any], layers: int) -> tuple[dict[str, np.ndarray], float]:
+def read_gguf_adapter(file: Path, config: dict[str, Any]) -> tuple[dict[str, np.ndarray], float]:
     """Weights by mlx-lm's names and orientation, and alpha, of a file that `write_gguf_adapter` wrote.
 
     Raises:
@@ -125,17 +128,16 @@ def read_gguf_adapter(file: Path, config: dict[str, Any], layers: int) -> tuple[
     field = reader.get_field(gguf.Keys.Adapter.LORA_ALPHA)
     if field is None:
         raise ValueError("it names no alpha")
-    found = {}
-    back = {_gguf_name(name, config): name for name in _linear_names(config, layers)}
+    found, (_, known) = {}, _architecture(config)
     for tensor in reader.tensors:
         name, _, leaf = tensor.name.rpartition(".")
-        module = back.get(name)
+        module = mlx_name(known, name.removesuffix(".weight"))
         if module is None:
             raise AdapterError(f"The tensor {name!r} belongs to no module.")
         value = np.array(tensor.data)
         if leaf == "lora_b":
             value = _permuted(value, module, config, back=True)
-        found[f"{module.removesuffix('.weight')}.{leaf}"] = value.T
+        found[f"{module}.{leaf}"] = value.T if value.ndim == 2 else value
     return found, float(field.contents())
 
 
@@ -150,8 +152,14 @@ def write_gguf_model(directory: Path, file: Path, tokenizer: CodeTokenizer, *, n
     import mlx.core as mx
 
     config = read_json(directory / "config.json")
-    architecture = _architecture(config)
-    writer = gguf.GGUFWriter(file, architecture.name)
+    architecture, known = _architecture(config)
+    if config["model_type"] not in _MODELS:
+        raise AdapterError(
+            f"Whole models of type {config['model_type']!r} are written as GGUF only where the base is a GGUF file that is "
+            "still there.",
+            next_step="Export the form gguf (the adapter), or fused and convert that with llama.cpp's own scripts.",
+        )
+    writer = gguf.GGUFWriter(file, architecture)
     writer.add_name(name)
     _add_shape(writer, config)
     _add_tokenizer(writer, directory, tokenizer, int(config["vocab_size"]))
@@ -159,7 +167,7 @@ def write_gguf_model(directory: Path, file: Path, tokenizer: CodeTokenizer, *, n
     for path, (_, entry) in names:
         kind, width = _kind(entry)
         count = math.prod(entry["shape"])
-        writer.add_tensor_info(_gguf_name(path, config), entry["shape"], kind, count * width, _raw(entry))
+        writer.add_tensor_info(_tensor_name(known, path), entry["shape"], kind, count * width, _raw(entry))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -182,12 +190,13 @@ def differing_tensor(directory: Path, file: Path) -> str | None:
     import numpy as np
 
     config = read_json(directory / "config.json")
+    _, known = _architecture(config)
     written = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     sources = _files_of(directory)
     if len(written) != len(sources):
         return "(their number)"
     for path, (source, entry) in sorted(sources.items()):
-        tensor = written.get(_gguf_name(path, config))
+        tensor = written.get(_tensor_name(known, path))
         wanted = _as_numpy(_tensor(source, path), entry)
         if tensor is None:
             return path
@@ -242,24 +251,19 @@ def _as_numpy(array: mx.array, entry: dict[str, Any]) -> np.ndarray:
     return np.array(array if entry["dtype"] == "F16" else array.view(mx.uint16))
 
 
-def _gguf_name(path: str, config: dict[str, Any]) -> str:
-    import gguf
-
-    kind = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[_architecture(config).name]
-    names = gguf.get_tensor_name_map(kind, int(config["num_hidden_layers"]))
-    found: str | None = names.get_name(path, try_suffixes=(".weight", ".bias"))
+def _gguf_name(known: Architecture, module: str) -> str:
+    found = gguf_name(known, module)
     if found is None:
         raise AdapterError(
-            f"llama.cpp has no name for {path!r}.",
+            f"llama.cpp has no name for {module!r}.",
             next_step="Export the form fused, or train on other modules.",
         )
     return found
 
 
-def _linear_names(config: dict[str, Any], layers: int) -> list[str]:
-    parts = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-             "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
-    return [f"model.layers.{number}.{part}.weight" for number in range(layers) for part in parts]
+def _tensor_name(known: Architecture, path: str) -> str:
+    module, _, leaf = path.rpartition(".")
+    return f"{_gguf_name(known, module)}.{leaf}"
 
 
 def _permuted(value: np.ndarray, path: str, config: dict[str, Any], *, back: bool = False) -> np.ndarray:
@@ -267,17 +271,14 @@ def _permuted(value: np.ndarray, path: str, config: dict[str, Any], *, back: boo
     import numpy as np
 
     heads = int(config["num_attention_heads"])
-    if not _architecture(config).permutes:
+    if not _architecture(config)[1].permutes:
         return value
-    if ".k_proj." in path:
+    if ".k_proj" in path:
         heads = int(config.get("num_key_value_heads") or heads)
-    elif ".q_proj." not in path:
+    elif ".q_proj" not in path:
         return value
-    half = value.shape[0] // heads // 2
-    order = np.arange(value.shape[0]).reshape(heads, 2, half).swapaxes(1, 2).reshape(-1)
-    if back:
-        order = np.argsort(order)
-    return np.ascontiguousarray(value[order])
+    order = row_order(value.shape[0], heads)
+    return np.ascontiguousarray(value[order if back else np.argsort(order)])
 
 
 def _add_shape(writer: Any, config: dict[str, Any]) -> None:

@@ -41,13 +41,18 @@ def sources(cache_dir: Path) -> dict[str, str]:
     )
 
 
-def unused_folders(cache_dir: Path, before: float) -> Iterator[Path]:
-    """Folders that were last used before a time, and whose file is still where it was: it can be read again."""
-    here = set()
+def files_here(cache_dir: Path) -> Iterator[tuple[str, tuple[Path, ...]]]:
+    """Files that were read and are still where and what they were, each with its sha256."""
     for key, digest in sources(cache_dir).items():
         with suppress(OSError, ValueError, TypeError, IndexError):
-            if identity(tuple(Path(entry[0]) for entry in json.loads(key))) == key:
-                here.add(digest[:DIGITS])
+            files = tuple(Path(entry[0]) for entry in json.loads(key))
+            if identity(files) == key:
+                yield digest, files
+
+
+def unused_folders(cache_dir: Path, before: float) -> Iterator[Path]:
+    """Folders that were last used before a time, and whose file is still where it was: it can be read again."""
+    here = {digest[:DIGITS] for digest, _ in files_here(cache_dir)}
     for folder in sorted(cache_dir.glob(f"*{SUFFIX}")):
         digest = folder.name.removesuffix(SUFFIX)[-DIGITS:]
         if digest in here and folder.stat().st_mtime < before:

@@ -117,9 +117,9 @@ def test_an_export_that_says_something_else_is_refused(
 
     write_it = gguf_files.write_gguf_adapter
 
-    def with_another_scale(file, weights, settings, config, *, name):  # type: ignore[no-untyped-def]
+    def with_another_scale(file, weights, settings, config, **named):  # type: ignore[no-untyped-def]
         lora = {**settings["lora_parameters"], "scale": 1.0}
-        write_it(file, weights, {**settings, "lora_parameters": lora}, config, name=name)
+        write_it(file, weights, {**settings, "lora_parameters": lora}, config, **named)
 
     monkeypatch.setattr(exports, "write_gguf_adapter", with_another_scale)
     with pytest.raises(AdapterError, match="does not say what the adapter says"):
@@ -139,7 +139,7 @@ def test_rows_of_q_and_k_change_places_and_come_back(
     mine = np.array(adapter.weights["model.layers.0.self_attn.q_proj.lora_b"]).T
     assert np.array_equal(written[1], mine[6]) and np.array_equal(written[2], mine[1])  # heads of 12
     config = json.loads((tiny_model_dir / "config.json").read_text())
-    back, alpha = read_gguf_adapter(tmp_path / "out" / "adapter.gguf", config, 3)
+    back, alpha = read_gguf_adapter(tmp_path / "out" / "adapter.gguf", config)
     assert alpha == 8.0 and np.array_equal(back["model.layers.0.self_attn.q_proj.lora_b"].T, mine)
 
 
@@ -155,7 +155,7 @@ def test_dora_is_merged_and_has_no_place_in_a_gguf_adapter(
         assert done.agreement is not None and done.agreement.share < 0.1
 
 
-def test_adapters_of_stacked_experts_are_merged_and_refused_elsewhere(
+def test_adapters_of_stacked_experts_are_merged_and_have_no_place_in_peft(
     repository: Path, tmp_path: Path, tiny_tokenizer_dir: Path
 ) -> None:
     mixture = write_tiny_model(
@@ -167,9 +167,10 @@ def test_adapters_of_stacked_experts_are_merged_and_refused_elsewhere(
     with pytest.raises(AdapterError, match="stacked experts"):
         write(manager, "peft", tmp_path / "peft")
     with pytest.raises(AdapterError, match="qwen3_moe"):
-        write(manager, "gguf", tmp_path / "gguf")
-    done = write(manager, "fused", tmp_path / "fused")
-    assert done.agreement is not None and done.agreement.share < 1e-3
+        write(manager, "gguf-fused", tmp_path / "gguf-fused")
+    for form in ("gguf", "fused"):
+        done = write(manager, form, tmp_path / form)
+        assert done.agreement is not None and done.agreement.share < 1e-3
 
 
 def test_without_its_base_a_copy_is_compared_by_weights_and_a_merge_refused(

@@ -22,7 +22,9 @@ from mlx_gardener.model.gguf.kept import (
     found_folder,
     known_folder,
     note_source,
+    source_files,
     source_of,
+    source_sha256,
 )
 from mlx_gardener.model.gguf.reader import Gguf, kind_name, read_header, shards_of
 from mlx_gardener.model.gguf.settings import NotReadableError
@@ -44,7 +46,9 @@ __all__ = [
     "known_folder",
     "not_trainable",
     "read_gguf",
+    "source_files",
     "source_of",
+    "source_sha256",
 ]
 
 _OTHER_MODEL = "Choose another file of this model, or another model; docs/gguf.md lists what is read."

@@ -23,6 +23,7 @@ Cost: none; nothing but the header and, of some files, one vector of rope factor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,10 @@ _PHI = {
     "ffn_up": ("mlp.gate_up_proj", "gh"),
     "ffn_down": ("mlp.down_proj", "hf"),
 }
+#: What lies outside of the layers.
+_OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+#: Types of mlx-lm's that llama.cpp has as another's.
+_SAME = {"mistral": "llama"}
 
 
 @dataclass(frozen=True)
@@ -218,6 +223,30 @@ def placed_tensors(gguf: Gguf) -> list[Placed]:
 
 def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(str(size) for size in shape)
+
+
+def architecture_for(model_type: str) -> tuple[str, Architecture] | None:
+    """llama.cpp's name for mlx-lm's models of a type, and what is known of them; None where they are not known here."""
+    wanted = _SAME.get(model_type, model_type)
+    return next(((name, known) for name, known in ARCHITECTURES.items() if known.model_type == wanted), None)
+
+
+def gguf_name(known: Architecture, path: str) -> str | None:
+    """llama.cpp's name for a module of mlx-lm's: ``blk.3.attn_q`` for ``model.layers.3.self_attn.q_proj``."""
+    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", path)
+    if match is None:
+        return next((name for name, place in _OUTSIDE.items() if place == path), None)
+    found = next((name for name, (place, _) in known.layer.items() if place == match[2]), None)
+    return None if found is None else f"blk.{match[1]}.{found}"
+
+
+def mlx_name(known: Architecture, name: str) -> str | None:
+    """The other way round."""
+    match = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
+    if match is None:
+        return _OUTSIDE.get(name)
+    place, _ = known.layer.get(match[2], (None, ""))
+    return None if place is None else f"model.layers.{match[1]}.{place}"
 
 
 def row_order(rows: int, heads: int) -> np.ndarray:

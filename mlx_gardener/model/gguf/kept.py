@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlx_gardener.model.gguf.reader import Gguf, shards_of
 from mlx_gardener.platform.files import write_private
-from mlx_gardener.platform.read_folders import DIGITS, SOURCES, SUFFIX, identity, sources
+from mlx_gardener.platform.read_folders import DIGITS, SOURCES, SUFFIX, files_here, identity, sources
 from mlx_gardener.platform.untrusted import read_json
 
 #: In a folder: what it was read from.
@@ -23,11 +23,26 @@ SOURCE_NAME = "gguf.json"
 
 def source_of(folder: Path) -> str | None:
     """What a folder that `read_gguf` wrote is called for people: its source's name; None for every other folder."""
+    return _noted(folder, "name")
+
+
+def source_sha256(folder: Path) -> str | None:
+    """sha256 of the file that `read_gguf` wrote a folder from; None for every other folder."""
+    return _noted(folder, "sha256")
+
+
+def source_files(folder: Path) -> tuple[Path, ...] | None:
+    """The file that `read_gguf` wrote a folder from, or its shards; None where it is not there any more, or changed."""
+    digest = source_sha256(folder)
+    return next((files for known, files in files_here(folder.parent) if known == digest), None)
+
+
+def _noted(folder: Path, key: str) -> str | None:
     try:
-        name = read_json(folder / SOURCE_NAME)["name"]
+        found = read_json(folder / SOURCE_NAME)[key]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return name if isinstance(name, str) else None
+    return found if isinstance(found, str) else None
 
 
 def folder_name(name: str, digest: str) -> str:
