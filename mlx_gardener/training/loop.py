@@ -44,6 +44,7 @@ from mlx_gardener.training.checkpoint import (
     TrainState,
 )
 from mlx_gardener.training.optimizer import (
+    CLIP_NORM,
     global_norm,
     learning_rate_at,
 )
@@ -235,7 +236,7 @@ class _Training(Standing):
         tokens = max(1, result.tokens)
         rate = learning_rate_at(step, self.total_steps, self.peak_rate, self.config.optimizer)
         if math.isfinite(loss) and math.isfinite(norm):
-            clip = min(1.0, self.config.optimizer.clip_norm / max(norm, 1e-12))
+            clip = min(1.0, CLIP_NORM / max(norm, 1e-12))
             gradients = {name: value * (clip / tokens) for name, value in result.gradients.items()}
             self.optimizer.learning_rate = mx.array(rate)
             self.weights = self.optimizer.apply_gradients(gradients, self.weights)
@@ -387,7 +388,7 @@ class _Training(Standing):
             raise not_finite_error(self.engine, batches, self.base.id)
         bits = loss_sum / math.log(2) / max(1, source_bytes)
         state = self.state
-        better = state.best_loss is None or loss < state.best_loss - self.config.evaluation.min_improvement
+        better = state.best_loss is None or loss < state.best_loss
         if better:
             state.best_loss, state.best_step, state.bad_evaluations = loss, state.step, 0
             self.best = dict(self.weights)

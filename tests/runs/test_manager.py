@@ -122,7 +122,9 @@ def test_a_repository_becomes_a_registered_adapter(pipeline: TrainingPipeline, h
     stepped = [progress.details for progress in seen if "step" in progress.details]
     assert stepped[-1]["step"] == 6
     figures = {"loss", "tokens_per_second", "memory_bytes", "peak_bytes", "budget_bytes"}
-    assert any(details["step"] == 6 and figures <= set(details) for details in stepped)  # slow steps tell more
+    assert any(
+        details["step"] == 6 and figures <= set(details) for details in stepped
+    )  # slow steps tell more
 
     elsewhere = ProjectRegistry(home)
     record = elsewhere.latest_training("small")
