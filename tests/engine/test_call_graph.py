@@ -17,7 +17,7 @@ import pytest
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.dataset import Batch
 from mlx_gardener.engine import Engine, Plan
-from mlx_gardener.engine.call_graph import CannotSplit, learn_wiring
+from mlx_gardener.engine.call_graph import CannotSplit, learn_call_graph
 from mlx_gardener.engine.verify import largest_difference
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model.lora import attach_lora, lora_parameters
@@ -87,7 +87,7 @@ def outcome(model_type: str) -> tuple[str, str]:
     if not np.isfinite(expected.loss_sum):
         return "no", "the tiny model's loss is not finite"
     cut = engine(model)
-    if cut.wiring is None:
+    if cut.graph is None:
         return "whole", str(cut.whole_because)
     found = cut.loss_and_gradients(weights, batch(), seed=0)
     worst = largest_difference(found.gradients, expected.gradients)
@@ -142,7 +142,7 @@ def test_only_layers_above_the_lowest_adapter_are_computed_again() -> None:
     engine(model).loss_and_gradients(
         weights, batch(), seed=0, between_segments=lambda share: asked.append(share)
     )
-    assert len(set(asked)) == 4 + 1 + 1  # four layers forward, the tail, one layer backward
+    assert len(set(asked)) == 4 + 1 + 1  # four layers forward, head and loss, one layer backward
 
 
 def test_a_model_that_changes_states_between_layers_is_not_cut() -> None:
@@ -159,7 +159,7 @@ def test_a_model_that_changes_states_between_layers_is_not_cut() -> None:
             return self.embed.as_linear(hidden)
 
     with pytest.raises(CannotSplit, match="between layers"):
-        learn_wiring(Between(), mx.zeros((1, 3), dtype=mx.int32))
+        learn_call_graph(Between(), mx.zeros((1, 3), dtype=mx.int32))
     assert "between layers" in str(engine(Between()).whole_because)
 
 

@@ -13,7 +13,7 @@ import pytest
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.dataset import Batch
 from mlx_gardener.engine import Engine, Plan, StepResult, operations
-from mlx_gardener.engine.backprop import Passage
+from mlx_gardener.engine.backprop import ForwardBackward
 from mlx_gardener.engine.verify import largest_difference
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.lora import attach_lora, detach_lora, lora_parameters, nested
@@ -211,13 +211,13 @@ def test_rows_are_measured_two_for_each_that_is_trained_and_give_the_same(
 ) -> None:
     given = batch()
     seen: list[int] = []
-    original = Passage.row_losses
+    original = ForwardBackward.row_losses
 
-    def noted(passage: Passage) -> list[float]:
+    def noted(passage: ForwardBackward) -> list[float]:
         seen.append(passage.rows)
         return original(passage)
 
-    monkeypatch.setattr(Passage, "row_losses", noted)
+    monkeypatch.setattr(ForwardBackward, "row_losses", noted)
     found = engine(base, plan(2)).row_losses(given)
     assert seen == [4, 2]
     assert found == pytest.approx(engine(base, plan(6)).row_losses(given), rel=1e-6)
