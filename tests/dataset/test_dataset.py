@@ -20,7 +20,7 @@ from mlx_gardener.source import ChunkType, FileRecord
 from mlx_gardener.source.languages import GRAMMARS
 from mlx_gardener.source.records import ChunkRecord
 from tests.conftest import write_repository
-from tests.source.test_chunks import SAMPLES
+from tests.support.samples import SAMPLES
 
 
 def settings(**more: object) -> TrainingConfig:

@@ -15,13 +15,11 @@ import numpy as np
 import pytest
 
 from mlx_gardener.config import LoraConfig
-from mlx_gardener.dataset import Batch
-from mlx_gardener.engine import Engine, Plan
 from mlx_gardener.engine.call_graph import CannotSplit, learn_call_graph
 from mlx_gardener.engine.verify import largest_difference
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model.lora import attach_lora, lora_parameters
-from tests.engine.zoo import CANNOT, MODEL_TYPES, VOCAB, tiny_model
+from tests.engine.zoo import CANNOT, MODEL_TYPES, TOLERANCE, batch, engine, tiny_model, with_adapters
 
 #: Of every kind: plain, tied head, soft-capped, sliding window, experts, state space, hybrid, latent attention.
 SOME = (
@@ -39,32 +37,6 @@ SOME = (
     "gpt_oss",
     "starcoder2",
 )
-TOLERANCE = 1e-5
-
-
-def batch() -> Batch:
-    """Two rows of 23 random tokens, most of them targets."""
-    tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 23)).astype(np.int32)
-    mask = np.ones(tokens.shape, dtype=bool)
-    mask[:, 0] = mask[1, 15:] = False
-    ones = np.ones(tokens.shape, dtype=np.int32)
-    return Batch(tokens, mask, ones, int(mask.sum()), 0, mask.sum(axis=1), ("", ""))
-
-
-def with_adapters(model: nn.Module) -> dict[str, mx.array]:
-    """Random adapters in all layers; their weights."""
-    attach_lora(model, LoraConfig(rank=2), seed=1)
-    mx.random.seed(2)
-    found = {
-        name: value + 0.05 * mx.random.normal(value.shape) for name, value in lora_parameters(model).items()
-    }
-    mx.eval(found)
-    return found
-
-
-def engine(model: nn.Module, **settings: Any) -> Engine:
-    plan = Plan({23: settings.pop("rows", 2)}, 2**32, 0, {}, (), loss_slice_tokens=16, **settings)
-    return Engine(model, plan, dtype=mx.float32)
 
 
 def outcome(model_type: str) -> tuple[str, str]:

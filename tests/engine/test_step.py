@@ -12,11 +12,12 @@ import pytest
 
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.dataset import Batch
-from mlx_gardener.engine import Engine, Plan, StepResult, operations
+from mlx_gardener.engine import Plan, StepResult, operations
 from mlx_gardener.engine.backprop import ForwardBackward
 from mlx_gardener.engine.verify import largest_difference
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.lora import attach_lora, detach_lora, lora_parameters, nested
+from tests.support.engines import batch, engine, plan
 
 
 @pytest.fixture
@@ -24,33 +25,10 @@ def base(tiny_model_dir: Path) -> BaseModel:
     return load_base(str(tiny_model_dir))
 
 
-def plan(rows: int, width: int = 16) -> Plan:
-    return Plan({width: rows}, 2**32, 0, {}, ())
-
-
-def engine(base: BaseModel, chosen: Plan) -> Engine:
-    return Engine(base.model, chosen, dtype=base.dtype)
-
-
 def gradients_of(
     base: BaseModel, weights: dict[str, mx.array], given: Batch, chosen: Plan, **settings: Any
 ) -> StepResult:
     return engine(base, chosen).loss_and_gradients(weights, given, **settings)
-
-
-def batch(rows: int = 6, width: int = 16, *, seed: int = 0, loss_share: float = 0.5) -> Batch:
-    """Random tokens with random targets, padded tails, and one row without any target."""
-    random = np.random.default_rng(seed)
-    tokens = random.integers(10, 500, (rows, width)).astype(np.int32)
-    mask = random.random((rows, width)) < loss_share
-    mask[:, 0] = False
-    lengths = random.integers(width // 2, width + 1, rows)
-    for row, length in enumerate(lengths):
-        tokens[row, length:] = 4
-        mask[row, length:] = False
-    mask[1] = False
-    ids = np.where(np.arange(width)[None] < lengths[:, None], 1, 0).astype(np.int32)
-    return Batch(tokens, mask, ids, int(mask.sum()), int(mask.sum()) * 3, mask.sum(1) * 3, ("",) * rows)
 
 
 def with_random_adapter(base: BaseModel, **settings: object) -> dict[str, mx.array]:

@@ -13,9 +13,8 @@ from mlx_gardener.engine import head_loss
 from mlx_gardener.engine.call_graph import CannotSplit
 from mlx_gardener.engine.verify import largest_difference
 from mlx_gardener.engine.vocabulary import VocabularyShards
-from tests.engine.test_call_graph import TOLERANCE, batch, engine, with_adapters
-from tests.engine.test_stream import prepared, write_again
-from tests.engine.zoo import VOCAB, tiny_model
+from tests.engine.zoo import TOLERANCE, VOCAB, batch, engine, tiny_model, with_adapters
+from tests.support.engines import prepared, write_again
 
 
 @pytest.fixture(autouse=True)

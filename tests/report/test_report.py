@@ -15,14 +15,10 @@ from rich.console import Console
 from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.events import (
     Evaluated,
-    MemoryMeasured,
-    PlanChosen,
     ProgressChanged,
     StepAdvanced,
     StepCompleted,
-    TrainingEnded,
     TrainingPhase,
-    WarningRaised,
 )
 from mlx_gardener.report import render_model_card, render_report_html
 from mlx_gardener.report.evidence_view import show_evidence
@@ -32,40 +28,10 @@ from mlx_gardener.report.recipe import all_settings, train_command
 from mlx_gardener.report.story import best_and_worst, directory_gains, guards, language_gains, remarks
 from mlx_gardener.report.svg import COLOURS, labelled, line_chart, loss_chart, ticks
 from mlx_gardener.report.text import counted, duration, file_size, safe_lines, safe_text
-from tests.report.facts import full_events, full_evidence, full_facts
-from tests.runs.test_manager import until
+from tests.report.facts import EVENTS, EVIDENCE, METRICS, full_events, full_evidence, full_facts
+from tests.support.trainings import until
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07<script>alert(1)</script>\nnext"
-EVENTS = [
-    ProgressChanged(TrainingPhase.INITIALIZING, 0.0, "Choosing"),
-    PlanChosen(
-        {
-            "rows_of_width": {"512": 8},
-            "predicted_peak_bytes": 2**31,
-            "budget_bytes": 2**32,
-            "notes": [HOSTILE],
-        }
-    ),
-    ProgressChanged(TrainingPhase.TRAINING, 45.0, f"Step {HOSTILE}"),
-    *[
-        StepCompleted(n, 20, n / 20, 3.0 / n, 100, 1e-3, 0.4, 0.1, 1234.0, 2**30, 2**31, 2**32, 60.0 - n)
-        for n in range(1, 21)
-    ],
-    MemoryMeasured(2**30, 2**29, 2**28, 2**32),
-    Evaluated(20, 1.0, 0.5, True),
-    WarningRaised(HOSTILE),
-    TrainingEnded(TrainingPhase.COMPLETED, "Done"),
-]
-METRICS = {
-    "base_bits_per_byte": 1.5, "adapter_bits_per_byte": 1.2, "bits_per_byte_change": -0.2,
-    "bits_per_byte_change_low": -0.25, "bits_per_byte_change_high": -0.1, "base_next_line_exact": 0.1,
-    "adapter_next_line_exact": 0.2, "base_next_line_similarity": 0.4, "adapter_next_line_similarity": 0.5,
-}  # fmt: skip
-EVIDENCE = {
-    "verdict": "promote", "reason": "Because.", "metrics": METRICS, "next_line_tasks": 10,
-    "files": [{"path": HOSTILE, "bytes": 10, "base_bits_per_byte": 1.5, "adapter_bits_per_byte": 1.2}],
-    "samples": [{"path": HOSTILE, "line": 3, "context": HOSTILE, "expected": "x", "base": HOSTILE, "adapter": "x"}],
-}  # fmt: skip
 SUMMARY = {
     "chunks_kept": 10, "files_kept": 3, "train_loss_tokens": 1000, "padding_fraction": 0.01, "test_bytes": 99,
     "languages": {"python": {"files": 3, "chunks": 10, "bytes": 999}}, "dropped": {"binary": {"unit": "files", "count": 2}},

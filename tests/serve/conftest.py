@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -111,3 +112,12 @@ def chat_model_dir(tmp_path: Path, tiny_tokenizer_dir: Path) -> Path:
         "{% endfor %}{% if add_generation_prompt %}<|file_sep|>assistant\n{% endif %}"
     )
     return directory
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if true():
+            return True
+        time.sleep(0.02)
+    return False

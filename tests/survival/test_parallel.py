@@ -22,9 +22,9 @@ from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.runs.ranks import Group, hosts_of, launched_rank
 from mlx_gardener.training.checkpoint import list_checkpoints
 from mlx_gardener.training.parallel import Peers
-from tests.cli.test_command_line import train_flags
 from tests.conftest import write_repository
-from tests.runs.test_manager import WAIT, _alive, endless, steps_done, tiny_settings, until
+from tests.support.commands import train_flags
+from tests.support.trainings import WAIT, _alive, endless, steps_done, tiny_settings, until
 
 HERE = "127.0.0.1"
 STEPS = 12
