@@ -1,4 +1,4 @@
-"""Examples: pieces of files left to right, with a hole to fill in, or several files of the repository in a row.
+"""Examples: pieces of files left to right, with a span to fill in, or several files of the repository in a row.
 
 Every example opens with its file's path (the model's own file marker where it has one, a comment where not), which
 is shown and never a target. Fill-in-the-middle follows Bavarian et al. 2022 (arXiv:2207.14255) in prefix-suffix-middle
@@ -100,7 +100,7 @@ def _best_cut(text: str, start: int, most: int) -> int:
 def make_examples(
     excerpts: Sequence[Excerpt], config: DataConfig, *, can_fill: bool, seed: int
 ) -> Iterator[Example]:
-    """Every piece of every excerpt as one example: with probability ``fim_rate`` with a hole, else left to right.
+    """Every piece of every excerpt as one example: with probability ``fim_rate`` with a span, else left to right.
 
     Args:
         can_fill: whether the model has fill-in-the-middle markers.
@@ -258,7 +258,7 @@ class Encoder:
         import numpy as np
 
         markers = self._tokenizer.markers
-        assert markers is not None  # examples with a hole are only made for models that have markers
+        assert markers is not None  # examples with a span are only made for models that have markers
 
         def mark(index: int | None) -> tuple[np.ndarray, bool]:
             return np.array([] if index is None else [index], dtype=np.int32), False

@@ -22,7 +22,7 @@ from mlx_gardener.runs.job import Resume
 from mlx_gardener.runs.progress import TrainingProgressTracker
 
 if TYPE_CHECKING:
-    from mlx_gardener.training.parallel import Peers
+    from mlx_gardener.training.parallel import Ranks
     from mlx_gardener.training.time_plan import Clock
 
 
@@ -40,7 +40,7 @@ class Run:
     bus: EventBus
     tracker: TrainingProgressTracker
     interrupt: Callable[[], None]
-    peers: Peers
+    ranks: Ranks
     clock: Clock
 
     @property

@@ -26,7 +26,7 @@ from mlx_gardener.runs.forecast import learn_from
 from mlx_gardener.runs.job import Resume
 from mlx_gardener.runs.journal import JOURNAL_NAME, read_journal
 from mlx_gardener.runs.parent import Parent, already_trained, find_parent
-from mlx_gardener.runs.rank import hand_out, lead
+from mlx_gardener.runs.rank import coordinate, hand_out
 from mlx_gardener.runs.recovery import (
     CANCELLED_LATE,
     already_registered,
@@ -60,13 +60,13 @@ def run_training(run: Run) -> dict[str, Any]:
     """
     clear_away(run)
     if (result := already_registered(run)) is not None:
-        run.peers.leave(None)
+        run.ranks.leave(None)
         return result
     choice = _initialize(run)
     parent = find_parent(run, choice)
     data = _prepare_data(run, choice, parent)
     if (result := already_trained(run, parent, data)) is not None:
-        run.peers.leave(None)
+        run.ranks.leave(None)
         return result
     earlier = look_for_checkpoints(run, choice, data)
     base, engine = _start_training(run, choice, earlier)
@@ -168,7 +168,7 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
         plan = plan.smaller() or plan
     run.publish(PlanChosen(plan.to_json()))
     run.interrupt()
-    lead(run.peers, config, choice.name, plan)
+    coordinate(run.ranks, config, choice.name, plan)
     base, engine = load_engine(
         choice.name,
         plan,
@@ -223,8 +223,8 @@ def _train(
     from mlx_gardener.platform.processes import OthersWork
     from mlx_gardener.training import train as train_adapter
 
-    hand_out(run.peers, base, data)
-    together = f", {run.peers.size} ranks together" if run.peers.size > 1 else ""
+    hand_out(run.ranks, base, data)
+    together = f", {run.ranks.size} ranks together" if run.ranks.size > 1 else ""
     run.tell(TrainingPhase.TRAINING, 0.0, f"Training{together}")
     plan = engine.plan
     mx.reset_peak_memory()
@@ -242,7 +242,7 @@ def _train(
         first_update=data.first_update,
         clock=run.clock,
         store=KeptValues(run.registry.home / ANSWERS),
-        peers=run.peers,
+        ranks=run.ranks,
     )
     if engine.plan is plan:  # it never had to be made smaller
         learn_from(run, base, engine, outcome, mx.get_peak_memory(), others.share)

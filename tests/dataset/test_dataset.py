@@ -199,7 +199,7 @@ def test_spans_lie_inside_the_text_in_every_language(language: str) -> None:
         assert 0 <= start < end <= len(text) and text[start:end].strip()
 
 
-def test_a_hole_and_its_surroundings_are_the_piece(tokenizer: CodeTokenizer) -> None:
+def test_a_span_and_its_surroundings_are_the_piece(tokenizer: CodeTokenizer) -> None:
     text = "".join(f"def step_{n}(value):\n    return value * {n} + 'é'\n\n\n" for n in range(400))
     examples = list(
         make_examples([Excerpt("a.py", "python", text)], DataConfig(fim_rate=0.5), can_fill=True, seed=0)

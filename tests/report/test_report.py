@@ -199,7 +199,7 @@ def test_all_arms_guards_and_the_best_and_worst_are_shown_in_the_terminal() -> N
         "control",
         "1.5544",
         "✗ failed: Training files are not known by heart.",
-        "? unclear: Filled holes still parse.",
+        "? unclear: Filled spans still parse.",
         "Where the adapter gained most",
         "Where it lost most",
         "about 31 like these",
@@ -429,7 +429,7 @@ def test_the_words_of_the_evidence_are_explained() -> None:
 
 def test_the_times_and_what_was_cut_off_are_on_the_page() -> None:
     facts = full_facts()
-    facts["evidence"]["notes"] = ["Not measured, as the time was over: holes."]
+    facts["evidence"]["notes"] = ["Not measured, as the time was over: spans."]
     facts["training"] |= {
         "stopped_because": "the time limit, after 120 of 512 updates",
         "time_plan": {
@@ -440,7 +440,7 @@ def test_the_times_and_what_was_cut_off_are_on_the_page() -> None:
     }  # fmt: skip
     page = render_report_html(facts, events=[])
     for told in (
-        "as the time was over: holes", "22 min 05 s for training", "120 of 512 updates fit", "--timeout 0", "eval demo",
+        "as the time was over: spans", "22 min 05 s for training", "120 of 512 updates fit", "--timeout 0", "eval demo",
     ):  # fmt: skip
         assert told in page, told
 

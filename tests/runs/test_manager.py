@@ -22,7 +22,7 @@ from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.runs.context import Run
 from mlx_gardener.runs.job import Resume
 from mlx_gardener.runs.progress import TrainingProgressTracker
-from mlx_gardener.training.parallel import Peers
+from mlx_gardener.training.parallel import Ranks
 from mlx_gardener.training.time_plan import Clock
 from tests.conftest import write_repository
 from tests.support.trainings import (
@@ -380,7 +380,7 @@ def test_part_of_a_slow_step_moves_the_progress(
         bus=bus,
         tracker=TrainingProgressTracker(registry, record.id, bus=bus),
         interrupt=lambda: None,
-        peers=Peers(),
+        ranks=Ranks(),
         clock=Clock(),
     )
     run.tell(TrainingPhase.TRAINING, 0.0, "Training")
