@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlx_gardener.errors import ModelError, TimeLimitError, TrainingCancelledError
 from mlx_gardener.events import (
@@ -28,13 +28,13 @@ from mlx_gardener.runs.journal import JOURNAL_NAME, read_journal
 from mlx_gardener.runs.parent import Parent, already_trained, find_parent
 from mlx_gardener.runs.rank import coordinate, hand_out
 from mlx_gardener.runs.recovery import (
-    CANCELLED_LATE,
     already_registered,
     clear_away,
     keep_result,
     look_for_checkpoints,
     plan_of,
 )
+from mlx_gardener.runs.result import RunResult
 
 if TYPE_CHECKING:
     from mlx_gardener.adapter import StagedAdapter
@@ -49,11 +49,11 @@ if TYPE_CHECKING:
 TELL_SECONDS = 0.5
 
 
-def run_training(run: Run) -> dict[str, Any]:
+def run_training(run: Run) -> RunResult:
     """A whole run, phase by phase.
 
     Returns:
-        What the run left behind: ``adapter_version``, ``metrics`` and ``evidence``, as JSON types.
+        What the run left behind.
 
     Raises:
         GardenerError: whatever ended the run early; a checkpoint of the last update is kept.
@@ -251,7 +251,7 @@ def _train(
 
 def _complete(
     run: Run, base: BaseModel, data: PreparedData, engine: Engine, outcome: TrainOutcome
-) -> dict[str, Any]:
+) -> RunResult:
     """COMPLETING: write the adapter, measure what was written, register it."""
     from mlx_gardener.adapter import PeftManager
 
@@ -335,7 +335,7 @@ def _register(
     engine: Engine,
     outcome: TrainOutcome,
     evidence: Evidence,
-) -> dict[str, Any]:
+) -> RunResult:
     """Manifest, model card and report beside the weights, all renamed into place at once."""
     from mlx_gardener.adapter import ManifestDetails
     from mlx_gardener.adapter.manifest import package_versions
@@ -364,13 +364,13 @@ def _register(
         "versions": package_versions(),
     }
     events, _ = read_journal(run.directory / JOURNAL_NAME)
-    result = {
-        "adapter_version": staged.version,
-        "metrics": dict(evidence.metrics),
-        "evidence": evidence.to_json(with_source=True),
-        "training": training,
-        CANCELLED_LATE: _was_cancelled(run),
-    }
+    result = RunResult(
+        staged.version,
+        dict(evidence.metrics),
+        evidence.to_json(with_source=True),
+        training,
+        cancelled_late=_was_cancelled(run),
+    )
     keep_result(run, result)
     staged.commit(
         details,

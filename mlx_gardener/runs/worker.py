@@ -39,17 +39,16 @@ from mlx_gardener.runs.context import Run
 from mlx_gardener.runs.interrupt import Interrupt
 from mlx_gardener.runs.job import LOG_NAME, LOST_EXIT_CODE, Job
 from mlx_gardener.runs.journal import JOURNAL_NAME, JournalWriter
-from mlx_gardener.runs.parent import UNCHANGED_SINCE
 from mlx_gardener.runs.phases import run_training
 from mlx_gardener.runs.progress import TrainingProgressTracker
 from mlx_gardener.runs.ranks import launched_rank
-from mlx_gardener.runs.recovery import CANCELLED_LATE
+from mlx_gardener.runs.result import RunResult
 
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = RUN_LOCK_NAME
 _SUPERVISOR_GONE = "The process that watched over the training is gone."
-_LOGGED_RESULT = ("adapter_version", UNCHANGED_SINCE, CANCELLED_LATE, INTERRUPTED)
+_LOGGED_RESULT = ("adapter_version", "unchanged_since", "cancelled_late", INTERRUPTED)
 #: How long a worker waits for an earlier one in the same directory, which may be writing its last checkpoint.
 LOCK_WAIT_SECONDS = 120.0
 
@@ -120,14 +119,15 @@ def _work(
             must_end=must_end,
         )
         tracker.start_heartbeat(config.progress_update_interval, _memory_now)
-        result = _run(job, config, run_dir, registry, bus, tracker, interrupt)
+        made = _run(job, config, run_dir, registry, bus, tracker, interrupt)
+        result = made.to_json()
         phase, status, message = TrainingPhase.COMPLETED, TrainingStatus.COMPLETED, "Done"
-        if version := result.get(UNCHANGED_SINCE):
-            message = f"Neither files nor settings have changed since {version}, so nothing was trained"
-        if result.get(CANCELLED_LATE):
+        if made.unchanged_since is not None:
+            message = f"Neither files nor settings have changed since {made.unchanged_since}, so nothing was trained"
+        if made.cancelled_late:
             phase, status = TrainingPhase.CANCELLED, TrainingStatus.CANCELLED
             message = (
-                f"Cancelled while the adapter was measured: {result['adapter_version']} is registered with the evidence "
+                f"Cancelled while the adapter was measured: {made.adapter_version} is registered with the evidence "
                 f"there is. `mlx-gardener eval {job.project}` measures it whole."
             )
     except RankLostError as error:
@@ -183,7 +183,7 @@ def _run(
     bus: EventBus,
     tracker: TrainingProgressTracker,
     interrupt: Interrupt,
-) -> dict[str, Any]:
+) -> RunResult:
     if config.throttling.low_priority:
         logger.info("priority: %s", lower_priority())
     from mlx_gardener.training.parallel import Ranks
