@@ -10,7 +10,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
 from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.events import (
@@ -148,7 +150,10 @@ def test_every_width_of_terminal_is_survived(width: int) -> None:
     with LiveView(console, project="demo") as view:
         for event in EVENTS:
             view(event)
-        console.print(view.render())
+        with console.capture() as captured:
+            console.print(view.render())
+    lines = Text.from_ansi(captured.get()).plain.splitlines()
+    assert len(lines) > 3 and max(cell_len(line) for line in lines) <= width
 
 
 def test_json_lines_are_the_events() -> None:
