@@ -276,7 +276,7 @@ def notes_of(plan: Plan, facts: ModelFacts, config: TrainingConfig, *, whole: bo
     if plan.dequantize:
         yield "weights stay quantised in memory and become floats block by block: this backend multiplies only floats fast"
     if plan.kept_layers >= layers:
-        yield "all layers are computed once"
+        yield "no layer is recomputed"
     elif plan.kept_layers:
         yield f"{layers - plan.kept_layers} of {layers} layers are recomputed on the way back, to keep the budget"
     else:

@@ -173,7 +173,7 @@ def scan_text() -> str:
 def plan_text() -> str:
     """The plan, the same after the dry run, and the times: with a limit that cuts, one that does not, and none."""
     plan = {"rows_of_width": {"512": 2}, "predicted_peak_bytes": int(0.43 * GIB), "budget_bytes": 4 * GIB,
-            "notes": ["all layers are computed once"]}  # fmt: skip
+            "notes": ["no layer is recomputed"]}  # fmt: skip
     whole = TIME_PLAN | {
         "updates": 128,
         "all_updates": 128,
