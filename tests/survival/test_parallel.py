@@ -298,7 +298,7 @@ def test_a_rank_that_waits_alone_is_ended_by_the_clock(tmp_path: Path) -> None:
     ports = [_a_free_port(), _a_free_port()]
     (tmp_path / "hosts.json").write_text(json.dumps([[f"{HERE}:{port}"] for port in ports]))
     code = (
-        "import mlx_gardener\nfrom mlx_gardener.training.parallel import Ranks\nPeers.connect('ring', 0.3)\n"
+        "import mlx_gardener\nfrom mlx_gardener.training.parallel import Ranks\nRanks.connect('ring', 0.3)\n"
     )
     environment = {**os.environ, "MLX_RANK": "0", "MLX_HOSTFILE": str(tmp_path / "hosts.json")}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
