@@ -73,7 +73,8 @@ def cell(facts: ModelFacts, budget: int, width: int) -> str:
         )
     disk = f", {plan.streamed_layers}/{facts.layers} from disk" if plan.streamed_layers else ""
     recomputed = facts.layers - plan.kept_layers
-    return f"{plan.rows_of_width[width]} rows, {recomputed}/{facts.layers} recomputed{disk}, {plan.predicted_peak_bytes / 2**30:.1f} GB"
+    peak = f"{plan.predicted_peak_bytes / 2**30:.1f} GB"
+    return f"{plan.rows_of_width[width]} rows, {recomputed}/{facts.layers} recomputed{disk}, {peak}"
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from machine import bar, describe, save
 
 from mlx_gardener import TrainingPipeline
 from tests.conftest import write_repository, write_tiny_model, write_tiny_tokenizer
-from tests.runs.test_manager import tiny_settings
+from tests.support.trainings import tiny_settings
 from tests.survival.reboots import adapters_of, kill_everything, work_through
 
 #: Seconds after which something hangs.

@@ -100,7 +100,7 @@ class TrainingInterruptedError(TrainingError):
     """Raised inside a run whose process has to end, for no reason of the run's own; it may just go on later."""
 
 
-class PeersLostError(TrainingInterruptedError):
+class RankLostError(TrainingInterruptedError):
     """Another process of a training in parallel is gone; all of them may go on from the last checkpoint."""
 
 

@@ -90,7 +90,7 @@ def plan_bars() -> str:
 
 def step_picture() -> str:
     """How one step goes through a model that is cut into segments."""
-    names = ["words", "layer 1", "layer 2", "layer 3", "head + loss"]
+    names = ["embedding", "layer 1", "layer 2", "layer 3", "head + loss"]
     parts = [
         text(0, 14, "One step, segment by segment", bold=True),
         text(0, 46, "forward"),
@@ -108,7 +108,7 @@ def step_picture() -> str:
                 box(at, 82, width, "input kept", "yellow", height=24),
                 arrow(middle, 56, middle, 80, "yellow"),
                 arrow(middle, 106, middle, 134, "yellow"),
-                box(at, 136, width, "again + back", "orange"),
+                box(at, 136, width, "recompute", "orange"),
                 box(at, 194, width, "LoRA gradient", "green", height=24),
                 arrow(middle, 166, middle, 192, "green"),
             ]
@@ -123,7 +123,7 @@ def step_picture() -> str:
         text(
             0,
             246,
-            "Only the inputs of layers are kept. On the way back each layer is computed again with its own",
+            "Only the inputs of layers are kept. On the way back each layer is recomputed with its own",
         ),
         text(
             0,
@@ -131,9 +131,7 @@ def step_picture() -> str:
             "graph, gives its gradients and is freed, so memory holds one layer at work instead of all.",
         ),
     ]
-    title = (
-        "Forward through the layers keeping only their inputs; backward layer by layer, each computed again"
-    )
+    title = "Forward through the layers keeping only their inputs; backward layer by layer, each recomputed"
     return picture(parts, title=title, height=276, width=680)
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
@@ -17,6 +18,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import mlx_gardener  # noqa: F401  first: the fast BLAS must be opened before mlx is imported
+
+if TYPE_CHECKING:
+    from mlx_gardener import TrainingPipeline
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -256,8 +260,8 @@ def trained_cache(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path
     adapters that come out. It is made once for all processes of a session.
     """
     from mlx_gardener import ProjectRegistry, TrainingPhase, TrainingPipeline, load_config
-    from tests.cli.test_command_line import TRAIN_SETTINGS
-    from tests.runs.test_manager import tiny_settings
+    from tests.support.commands import TRAIN_SETTINGS
+    from tests.support.trainings import tiny_settings
 
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
@@ -284,3 +288,14 @@ def known_home(home: Path, trained_cache: Path) -> Path:
     home.mkdir(mode=0o700, exist_ok=True)
     shutil.copytree(trained_cache, home / "cache")
     return home
+
+
+@pytest.fixture
+def endless_pipeline(tiny_model_dir: Path, repository: Path, known_home: Path) -> TrainingPipeline:
+    """A pipeline whose trainings only end when somebody ends them; the project ``small`` is registered."""
+    from mlx_gardener import TrainingPipeline
+    from tests.support.trainings import endless
+
+    made = TrainingPipeline(endless(tiny_model_dir))
+    made.registry.register_project("small", repository)
+    return made

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import mlx_gardener
-from mlx_gardener import ProjectRegistry, TrainingPhase, TrainingStatus
+from mlx_gardener import ProjectRegistry, TrainingPhase, TrainingPipeline, TrainingStatus
 from mlx_gardener.registry.names import what_is_kept
-from tests.runs.test_manager import WAIT, TrainingPipeline, tiny_settings
+from tests.support.trainings import WAIT, tiny_settings
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from mlx_gardener.config import (
     RENAMED,
     LoraConfig,
     TrainingConfig,
+    as_of_today,
     known_keys,
     load_config,
     validate_config,
-    with_new_names,
 )
 from mlx_gardener.errors import ConfigError
 
@@ -80,7 +80,6 @@ def test_an_unknown_key_is_an_error_that_names_place_and_nearest(
         ({"optimizer.name": "magic"}, "optimizer.name"),
         ({"min_training_chunks": 10, "max_training_chunks": 5}, "must not exceed"),
         ({"data.sequence_lengths": [512, 128]}, "rising"),
-        ({"data.fim_ast_share": 0.9, "data.fim_line_share": 0.5}, "together"),
         ({"lora": 3}, "lora"),
     ],
 )
@@ -159,7 +158,12 @@ def test_a_setting_by_its_earlier_name_is_understood_and_told_the_new_one(
 
 def test_the_new_name_of_a_setting_wins_over_its_earlier_one() -> None:
     both = {"engine": {"cpu_streams": 2, "lanes": 5, "dry_run": False}, "seed": 4}
-    assert with_new_names(both) == {"engine": {"cpu_streams": 2, "dry_run": False}, "seed": 4}
+    retired = {"evaluation": {"scales": [1.0], "patience": 2}}
+    assert as_of_today(both | retired) == {
+        "engine": {"cpu_streams": 2, "dry_run": False},
+        "seed": 4,
+        "evaluation": {"patience": 2},
+    }
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from mlx_gardener.platform.files import existing_directory
 from mlx_gardener.registry import project_name_for
 from mlx_gardener.runs.manager import TrainingPipeline, completed_training
 from mlx_gardener.runs.progress import ProgressCallback
+from mlx_gardener.runs.result import RunResult
 
 if TYPE_CHECKING:
     from mlx_gardener.adapter.exports import Export
@@ -233,14 +234,15 @@ def training_result(
         TrainingError: the project is unknown or was never trained.
     """
     record = completed_training(pipeline, project_name)
-    adapter = pipeline.registry.get_adapter(project_name, record.result["adapter_version"])
+    result = RunResult.from_json(record.result)
+    adapter = pipeline.registry.get_adapter(project_name, result.adapter_version)
     return TrainingResult(
         project=project_name,
         adapter_version=adapter.version,
         directory=adapter.directory,
-        metrics=record.result["metrics"],
-        evidence=record.result["evidence"],
-        training=record.result["training"],
+        metrics=result.metrics,
+        evidence=result.evidence,
+        training=result.training,
         events=tuple(events),
     )
 

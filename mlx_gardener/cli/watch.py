@@ -158,12 +158,13 @@ def watch_training(
         _show_result(pipeline, name, end.result, console)
 
 
-def _show_result(pipeline: TrainingPipeline, name: str, result: dict[str, Any], console: Any) -> None:
+def _show_result(pipeline: TrainingPipeline, name: str, told: dict[str, Any], console: Any) -> None:
     from mlx_gardener.report.evidence_view import show_evidence
-    from mlx_gardener.runs.parent import UNCHANGED_SINCE
+    from mlx_gardener.runs.result import RunResult
 
-    adapter = pipeline.registry.get_adapter(name, result["adapter_version"])
-    if result.get(UNCHANGED_SINCE):
+    result = RunResult.from_json(told)
+    adapter = pipeline.registry.get_adapter(name, result.adapter_version)
+    if result.unchanged_since is not None:
         root = shlex.quote(str(pipeline.registry.get_project(name).path))
         console.print(
             f"Neither files nor settings have changed since {adapter.version} of {name} was trained: nothing was done.",
@@ -174,7 +175,7 @@ def _show_result(pipeline: TrainingPipeline, name: str, result: dict[str, Any], 
         )
         console.print(f"  What it is worth: mlx-gardener report {name}", highlight=False)
         return
-    show_evidence(console, result["evidence"], project=name, training=result.get("training"))
+    show_evidence(console, result.evidence, project=name, training=result.training)
     console.print(f"\nAdapter {adapter.version} of {name} is in the registry:", highlight=False)
     console.print(f"  {adapter.directory}", highlight=False, soft_wrap=True)
     console.print(

@@ -3,10 +3,10 @@
 from mlx_gardener.config.reading import (
     RENAMED,
     RETIRED,
+    as_of_today,
     load_config,
     parse_value,
     validate_config,
-    with_new_names,
 )
 from mlx_gardener.config.sections import (
     GIB,
@@ -39,9 +39,9 @@ __all__ = [
     "ParallelConfig",
     "ThrottlingConfig",
     "TrainingConfig",
+    "as_of_today",
     "known_keys",
     "load_config",
     "parse_value",
     "validate_config",
-    "with_new_names",
 ]

@@ -22,7 +22,25 @@ ENVIRONMENT_PREFIX = "MLX_GARDENER_"
 _NOT_SETTINGS = {"HOME", "BLAS", "DEBUG", "COMPLETE", "SEEDLING_WORK", "LOG", "TOKEN"}
 #: Settings of earlier versions that mean nothing any more, and why: passed over with a warning.
 RETIRED = {
-    "evaluation.scales": "the adapter's scale is not searched any more, as that brought less than 0.5 % (docs/decisions.md)"
+    "evaluation.scales": "the adapter's scale is not searched any more, as that brought less than 0.5 % (docs/decisions.md)",
+    **dict.fromkeys(
+        (
+            "optimizer.beta1",
+            "optimizer.beta2",
+            "optimizer.warmup_fraction",
+            "optimizer.final_fraction",
+            "optimizer.clip_norm",
+            "data.fim_ast_share",
+            "data.fim_line_share",
+            "data.near_duplicate_threshold",
+            "data.max_mean_line_length",
+            "data.min_alphanumeric_fraction",
+            "data.min_alphabetic_fraction",
+            "evaluation.min_improvement",
+        ),
+        "it is fixed at what its default was, as nobody has shown a use for another value",
+    ),
+    "data.fim_loss_on_context": "the context is learned always, which was better than the middle alone (docs/decisions.md)",
 }
 #: Settings by their earlier names, which are understood until 0.3 with a warning, and those of today.
 RENAMED = {
@@ -61,7 +79,7 @@ def load_config(
             warnings.warn(f"{key} in {origin} has no effect: {RETIRED[key]}.", FutureWarning, stacklevel=2)
         for key in RENAMED.keys() & set(_flatten(layer)):
             warnings.warn(f"{key} in {origin} is called {RENAMED[key]} now.", FutureWarning, stacklevel=2)
-        layer = with_new_names(layer)
+        layer = as_of_today(layer)
         _reject_unknown(layer, origin)
         _merge(values, layer)
     return validate_config(values)
@@ -73,13 +91,16 @@ def validate_config(values: Mapping[str, Any]) -> TrainingConfig:
     Raises:
         ConfigError: a key is unknown or a value is impossible.
     """
-    values = with_new_names(values)
+    values = as_of_today(values)
     _reject_unknown(values, "the settings")
-    return TrainingConfig.model_validate(_without_retired(values))
+    return TrainingConfig.model_validate(values)
 
 
-def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings in which `RENAMED` ones have the names of today; what is there by both names keeps the new one's value."""
+def as_of_today(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings without those that are `RETIRED`, and with the names of today of those that are `RENAMED`.
+
+    What is there by both names keeps the new one's value.
+    """
     renamed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for old, new in RENAMED.items():
         (old_section, old_key), (section, key) = old.split("."), new.split(".")
@@ -89,7 +110,7 @@ def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
                 renamed[section].setdefault(key, value)
             if not renamed[old_section]:
                 del renamed[old_section]
-    return renamed
+    return _without_retired(renamed)
 
 
 def _layers(
@@ -154,7 +175,7 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
 def _reject_unknown(values: Mapping[str, Any], origin: str) -> None:
     known = known_keys()
     for key in _flatten(values):
-        if key not in known and key not in RETIRED:
+        if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = (
                 f"Did you mean {near[0]!r}?"

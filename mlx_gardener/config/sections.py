@@ -83,12 +83,7 @@ class OptimizerConfig(_Section):
     name: Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"] = "adamw"
     learning_rate: float | None = Field(None, gt=0, le=1)
     weight_decay: float = Field(0.01, ge=0, le=1)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_fraction: float = Field(0.05, ge=0, lt=1)
-    final_fraction: float = Field(0.1, ge=0, le=1)
-    clip_norm: float = Field(1.0, gt=0)
     epochs: float = Field(3.0, gt=0, le=100)
     max_steps: int | None = Field(None, ge=1)
     tokens_per_update: int = Field(2048, ge=64)
@@ -97,24 +92,17 @@ class OptimizerConfig(_Section):
 class DataConfig(_Section):
     """What becomes a training example (docs/data.md; judgements are settings).
 
-    Fractions are of examples; ``sequence_lengths`` are tokens per row. Span shares are of fill-in-the-middle examples.
+    Fractions are of examples; ``sequence_lengths`` are tokens per row.
     """
 
     sequence_lengths: tuple[int, ...] = (512, 1024)
     fim_rate: float = Field(0.7, ge=0, le=1)
-    fim_ast_share: float = Field(0.6, ge=0, le=1)
-    fim_line_share: float = Field(0.25, ge=0, le=1)
-    fim_loss_on_context: bool = True
     repository_row_share: float = Field(0.2, ge=0, le=1)
     validation_fraction: float = Field(0.1, gt=0, lt=0.5)
     test_fraction: float = Field(0.1, gt=0, lt=0.5)
     attend_across_documents: bool = True
-    near_duplicate_threshold: float = Field(0.8, gt=0, le=1)
     max_file_bytes: int = Field(1_000_000, ge=1)
     max_line_length: int = Field(1000, ge=1)
-    max_mean_line_length: float = Field(100.0, gt=0)
-    min_alphanumeric_fraction: float = Field(0.25, ge=0, le=1)
-    min_alphabetic_fraction: float = Field(0.25, ge=0, le=1)
     replay_share: float = Field(0.5, ge=0, lt=1)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -125,8 +113,6 @@ class DataConfig(_Section):
             raise ValueError("sequence_lengths must be a rising list without repeats")
         if self.sequence_lengths[0] < 32 or self.sequence_lengths[-1] > 32768:
             raise ValueError("sequence_lengths must lie between 32 and 32768 tokens")
-        if self.fim_ast_share + self.fim_line_share > 1:
-            raise ValueError("fim_ast_share and fim_line_share together must not exceed 1")
         if self.validation_fraction + self.test_fraction >= 0.6:
             raise ValueError("validation_fraction and test_fraction leave too little to train on")
         return self
@@ -136,7 +122,7 @@ class EvaluationConfig(_Section):
     """Early stopping and the test after training (docs/evidence.md).
 
     Validation runs ``per_epoch`` times an epoch over the whole fixed validation set; training stops after
-    ``patience`` evaluations without an improvement of at least ``min_improvement`` (nats per token).
+    ``patience`` evaluations without an improvement.
 
     The test has ``arms`` and takes about ``time_share`` of what the training took, counted in tokens, but never fewer
     than ``least_tasks`` tasks of each kind and ``least_rows`` rows, unless the time limit leaves less. The limits are of the
@@ -146,7 +132,6 @@ class EvaluationConfig(_Section):
 
     per_epoch: int = Field(4, ge=1, le=100)
     patience: int = Field(3, ge=1)
-    min_improvement: float = Field(0.0, ge=0)
     arms: tuple[ArmName, ...] = ("base", "base_bm25", "adapter", "adapter_bm25", "control")
     time_share: float = Field(0.2, ge=0, le=10)
     least_tasks: int = Field(12, ge=0)

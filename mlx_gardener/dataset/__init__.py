@@ -9,18 +9,18 @@ from mlx_gardener.dataset.prepare import PreparedData, TrainingDataPreparator
 from mlx_gardener.dataset.rows import Batch, RowSet
 from mlx_gardener.dataset.split import Split, split_files
 from mlx_gardener.dataset.tasks import (
-    HoleTask,
+    FimTask,
     NextLineTask,
     Place,
     continuation_places,
-    hole_tasks,
+    fim_tasks,
     next_line_tasks,
 )
 
 __all__ = [
     "Batch",
     "Earlier",
-    "HoleTask",
+    "FimTask",
     "NextLineTask",
     "Place",
     "PreparedData",
@@ -28,7 +28,7 @@ __all__ = [
     "Split",
     "TrainingDataPreparator",
     "continuation_places",
-    "hole_tasks",
+    "fim_tasks",
     "next_line_tasks",
     "split_files",
 ]

@@ -1,4 +1,4 @@
-"""Examples: pieces of files left to right, with a hole to fill in, or several files of the repository in a row.
+"""Examples: pieces of files left to right, with a span to fill in, or several files of the repository in a row.
 
 Every example opens with its file's path (the model's own file marker where it has one, a comment where not), which
 is shown and never a target. Fill-in-the-middle follows Bavarian et al. 2022 (arXiv:2207.14255) in prefix-suffix-middle
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 CHARACTERS_PER_TOKEN = 3.0
 #: Shortest and longest middle of a fill-in-the-middle example, characters.
 MIDDLE_CHARACTERS = (8, 600)
+#: Shares of the middles that are a syntax node, and a line or its end: what an editor asks for most (judgement).
+FIM_NODE_SHARE, FIM_LINE_SHARE = 0.6, 0.25
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def _best_cut(text: str, start: int, most: int) -> int:
 def make_examples(
     excerpts: Sequence[Excerpt], config: DataConfig, *, can_fill: bool, seed: int
 ) -> Iterator[Example]:
-    """Every piece of every excerpt as one example: with probability ``fim_rate`` with a hole, else left to right.
+    """Every piece of every excerpt as one example: with probability ``fim_rate`` with a span, else left to right.
 
     Args:
         can_fill: whether the model has fill-in-the-middle markers.
@@ -111,7 +113,7 @@ def make_examples(
         for piece in pieces_of(excerpt.text, limit):
             span = None
             if can_fill and choose.random() < config.fim_rate:
-                span = choose_span(piece, excerpt.language, config, choose)
+                span = choose_span(piece, excerpt.language, choose)
             if span is None:
                 yield Example(excerpt.path, piece, "", None)
             else:
@@ -119,18 +121,16 @@ def make_examples(
                 yield Example(excerpt.path, piece[:start], piece[end:], piece[start:end])
 
 
-def choose_span(
-    text: str, language: str, config: DataConfig, choose: random.Random
-) -> tuple[int, int] | None:
-    """Start and end (characters) of the middle: a syntax node, a line or its tail, or anything; None if too short."""
+def choose_span(text: str, language: str, choose: random.Random) -> tuple[int, int] | None:
+    """Start and end (characters) of the middle: a syntax node, a line or its end, or anything; None if too short."""
     if len(text) < 4 * MIDDLE_CHARACTERS[0]:
         return None
     kind = choose.random()
-    if kind < config.fim_ast_share:
+    if kind < FIM_NODE_SHARE:
         span = _node_span(text, language, choose)
         if span is not None:
             return span
-    if kind < config.fim_ast_share + config.fim_line_share or kind < config.fim_ast_share:
+    if kind < FIM_NODE_SHARE + FIM_LINE_SHARE:
         return _line_span(text, choose)
     length = choose.randint(MIDDLE_CHARACTERS[0], min(MIDDLE_CHARACTERS[1], len(text) // 2))
     start = choose.randrange(len(text) - length)
@@ -188,8 +188,8 @@ class Encoder:
         self._tokenizer: CodeTokenizer = cache.tokenizer
         self._repository = repository
 
-    def documents(self, examples: Sequence[Example], *, loss_on_context: bool) -> list[Document]:
-        """One document an example."""
+    def documents(self, examples: Sequence[Example]) -> list[Document]:
+        """One document an example; prefix and suffix are learned too (docs/decisions.md)."""
         texts = [text for example in examples for text in self._texts(example)]
         encoded = iter(self._cache.encode_many(texts))
         result = []
@@ -198,7 +198,7 @@ class Encoder:
             if example.middle is None:
                 result.append(self._left_to_right(header, prefix))
             else:
-                result.append(self._fill(header, prefix, suffix, middle, loss_on_context))
+                result.append(self._fill(header, prefix, suffix, middle))
         return result
 
     def repository_document(self, excerpts: Sequence[Excerpt]) -> Document:
@@ -253,18 +253,18 @@ class Encoder:
         return self._document([(self._header(header), False), (text, True)], splittable=True)
 
     def _fill(
-        self, header: np.ndarray, prefix: np.ndarray, suffix: np.ndarray, middle: np.ndarray, on_context: bool
+        self, header: np.ndarray, prefix: np.ndarray, suffix: np.ndarray, middle: np.ndarray
     ) -> Document:
         import numpy as np
 
         markers = self._tokenizer.markers
-        assert markers is not None  # examples with a hole are only made for models that have markers
+        assert markers is not None  # examples with a span are only made for models that have markers
 
         def mark(index: int | None) -> tuple[np.ndarray, bool]:
             return np.array([] if index is None else [index], dtype=np.int32), False
 
-        first = [mark(markers.prefix), (prefix, on_context)]
-        second = [mark(markers.suffix), (suffix, on_context)]
+        first = [mark(markers.prefix), (prefix, True)]
+        second = [mark(markers.suffix), (suffix, True)]
         context = second + first if markers.order == "SPM" else first + second
         end = (np.array([markers.end], dtype=np.int32), True)
         parts = [(self._header(header), False), *context, mark(markers.middle), (middle, True), end]

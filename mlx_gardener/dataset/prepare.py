@@ -224,7 +224,7 @@ class TrainingDataPreparator:
                     excerpts, config, can_fill=self.tokenizer.markers is not None, seed=self.config.seed
                 )
             )
-            documents += encoder.documents(examples, loss_on_context=config.fim_loss_on_context)
+            documents += encoder.documents(examples)
             share = _SCAN_SHARE + (0.9 - _SCAN_SHARE) * min(1.0, (at + _FILES_AT_ONCE) / len(ordered))
             self._on_progress(share, f"Made {len(documents)} examples")
         if run:

@@ -1,4 +1,4 @@
-"""Tasks on held-out code: the next line, a hole the size of a syntax node, and places to be continued word for word."""
+"""Tasks on held-out code: the next line, a span the size of a syntax node, and places to be continued word for word."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TRIVIAL = re.compile(
     r"[\s{}()\[\];,:]*|\s*(import|from|use|using|package|#include|require)\b.*|\s*(#|//|\*|/\*).*"
 )
 _LEAST_CONTEXT_LINES = 3
-#: Shortest and longest hole, characters: short enough to be written within the usual limit of new tokens.
+#: Shortest and longest span, characters: short enough to be written within the usual limit of new tokens.
 _HOLE_CHARACTERS = (8, 96)
 
 
@@ -31,7 +31,7 @@ class NextLineTask:
 
 
 @dataclass(frozen=True)
-class HoleTask:
+class FimTask:
     """A syntax node taken out of a held-out file that parses without errors: ``prefix + target + suffix`` is the file."""
 
     path: str
@@ -77,12 +77,12 @@ def next_line_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> li
     return tasks
 
 
-def hole_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> list[HoleTask]:
-    """``count`` holes drawn without repeats, evenly by place; fewer where few files parse without errors."""
+def fim_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> list[FimTask]:
+    """``count`` spans drawn without repeats, evenly by place; fewer where few files parse without errors."""
     choose = random.Random(f"{seed}\0holes")
     parsed = [excerpt for excerpt in excerpts if _parses(excerpt)]
     weights = [len(excerpt.text) for excerpt in parsed]
-    found: dict[tuple[str, int, int], HoleTask] = {}
+    found: dict[tuple[str, int, int], FimTask] = {}
     for _ in range(8 * count if parsed else 0):
         if len(found) == count:
             break
@@ -93,7 +93,7 @@ def hole_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> list[Ho
         start, end = span
         data = excerpt.text.encode()
         prefix, target, suffix = data[:start].decode(), data[start:end].decode(), data[end:].decode()
-        task = HoleTask(excerpt.path, excerpt.language, prefix.count("\n") + 1, prefix, target, suffix)
+        task = FimTask(excerpt.path, excerpt.language, prefix.count("\n") + 1, prefix, target, suffix)
         found.setdefault((excerpt.path, start, end), task)
     return list(found.values())
 

@@ -1,8 +1,8 @@
-"""One micro-batch on its way through the segments: forward, tail, backward.
+"""One micro-batch on its way through the segments: forward, LM head and loss, backward.
 
 What a forward pass leaves behind is a tape: the arguments of every layer's call, and the arrays that segments hand on.
-A segment's gradient is that of replaying its calls from the tape. The last layers of a plan may stay *live*: they are
-computed once, together with the tail. With all of them live a step is one graph, as in a plain training step.
+A segment's gradient is that of replaying its calls from the tape. The last layers of a plan may keep their activations: they are
+computed once, together with head and loss. With all of them kept a step is one graph, as in a plain training step.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.engine.batch import MicroBatch, Pulse, Weights
-from mlx_gardener.engine.call_graph import Key, Wiring, arrays_of, filled, marked, segments_of, standing_in
+from mlx_gardener.engine.call_graph import CallGraph, Key, arrays_of, filled, marked, segments_of, standing_in
 from mlx_gardener.engine.executor import Executor
-from mlx_gardener.engine.tail import Tail, cross_entropy
+from mlx_gardener.engine.head_loss import HeadLoss, cross_entropy
 from mlx_gardener.model.lora import nested
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class _Tape:
     values: dict[Key, mx.array] = field(default_factory=dict)
 
 
-class Passage:
+class ForwardBackward:
     """A micro-batch and what is known of it while it passes.
 
     Args:
@@ -52,23 +52,23 @@ class Passage:
         """The loss sum in nats; the adapters' gradients are added to ``gradients``."""
         if not len(self.positions):
             return 0.0
-        if self.engine.wiring is None:
+        if self.engine.graph is None:
             return self._whole(gradients)
-        wiring, plan = self.engine.wiring, self.engine.plan
-        segments, live = segments_of(wiring.calls, live=plan.kept_layers)
-        adapters = self._adapters_of_layers(wiring)
-        trained = [call for call, layer in enumerate(wiring.layer_of_call) if adapters[layer]]
-        lowest = min(trained, default=wiring.calls)
-        tape = self._forward(wiring, segments, live, keep=True)
-        loss, slopes = self._finish(wiring, tape, live, adapters, lowest, gradients)
+        graph, plan = self.engine.graph, self.engine.plan
+        segments, kept = segments_of(graph.calls, kept=plan.kept_layers)
+        adapters = self._adapters_of_layers(graph)
+        trained = [call for call, layer in enumerate(graph.layer_of_call) if adapters[layer]]
+        lowest = min(trained, default=graph.calls)
+        tape = self._forward(graph, segments, kept, keep=True)
+        loss, cotangents = self._finish(graph, tape, kept, adapters, lowest, gradients)
         for number in range(len(segments) - 1, -1, -1):
             first, last = segments[number]
             if last <= lowest:
                 break
             self.between()
             following = segments[number - 1] if number and segments[number - 1][1] > lowest else None
-            with self._weights(wiring, (first, last), following):
-                self._backward(wiring, tape, first, last, adapters, lowest, gradients, slopes)
+            with self._weights(graph, (first, last), following):
+                self._backward(graph, tape, first, last, adapters, lowest, gradients, cotangents)
         return loss
 
     def row_losses(self) -> list[float]:
@@ -79,71 +79,71 @@ class Passage:
         totals = np.zeros(self.rows)
         if not len(self.positions):
             return totals.tolist()
-        wiring = self.engine.wiring
-        if wiring is None:
+        graph = self.engine.graph
+        if graph is None:
             self.between()
             logits = self.engine.model(self.inputs).astype(mx.float32)
             picked = logits.reshape(-1, logits.shape[-1])[mx.array(self.positions)]
             losses = cross_entropy(picked, self.targets)
         else:
-            segments, end = segments_of(wiring.calls, live=0)
-            tape = self._forward(wiring, segments, end, keep=False)
-            hidden = self._at_positions(tape.values[wiring.calls - 1, 0])
-            with self.engine.tail_threads():
-                losses = self._tail(wiring).losses(hidden)
+            segments, end = segments_of(graph.calls, kept=0)
+            tape = self._forward(graph, segments, end, keep=False)
+            hidden = self._at_positions(tape.values[graph.calls - 1, 0])
+            with self.engine.head_threads():
+                losses = self._head_loss(graph).losses(hidden)
                 mx.eval(losses)
         np.add.at(totals, self.positions // self.inputs.shape[1], np.array(losses, dtype=np.float64))
         return [float(total) for total in totals]
 
-    def _adapters_of_layers(self, wiring: Wiring) -> list[dict[str, str]]:
+    def _adapters_of_layers(self, graph: CallGraph) -> list[dict[str, str]]:
         """For each layer, its adapters' names within the layer and in the model."""
-        found: list[dict[str, str]] = [{} for _ in wiring.prefixes]
-        for layer, prefix in enumerate(wiring.prefixes):
+        found: list[dict[str, str]] = [{} for _ in graph.prefixes]
+        for layer, prefix in enumerate(graph.prefixes):
             for name in self.weights:
                 if name.startswith(f"{prefix}."):
                     found[layer][name.removeprefix(f"{prefix}.")] = name
         return found
 
-    def _forward(self, wiring: Wiring, segments: list[tuple[int, int]], live: int, *, keep: bool) -> _Tape:
-        """Compute the calls before ``live``; with ``keep``, hold on to what the backward pass needs."""
+    def _forward(self, graph: CallGraph, segments: list[tuple[int, int]], kept: int, *, keep: bool) -> _Tape:
+        """Compute the calls before ``kept``; with ``keep``, hold on to what the backward pass needs."""
         import mlx.core as mx
 
-        tape = _Tape([None] * wiring.calls)
+        tape = _Tape([None] * graph.calls)
         at = {call: number for number, (first, last) in enumerate(segments) for call in range(first, last)}
         loaded = ExitStack()
 
         def on_call(layer: Any, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            tape.arguments[call] = marked(wiring, call, args, kwargs) if keep else None
-            if call >= live:
+            tape.arguments[call] = marked(graph, call, args, kwargs) if keep else None
+            if call >= kept:
                 return layer(*args, **kwargs)  # never computed: it only tells what later calls are given
             first, last = segments[at[call]]
             if call == first:
                 self.between()
                 following = segments[at[call] + 1] if at[call] + 1 < len(segments) else None
-                loaded.enter_context(self._weights(wiring, (first, last), following))
+                loaded.enter_context(self._weights(graph, (first, last), following))
             result = self.engine.run_layer(layer, args, kwargs, self.rows)
-            given = {key[1] for key in wiring.given(first, last) if key[0] == call}
+            given = {key[1] for key in graph.given(first, last) if key[0] == call}
             for number, array in enumerate(arrays_of(result)):
                 if number in given:
                     tape.values[call, number] = array
             if call == last - 1:
-                mx.eval([tape.values[key] for key in wiring.given(first, last)])
+                mx.eval([tape.values[key] for key in graph.given(first, last)])
                 loaded.close()
-                if not keep and last < wiring.calls:
+                if not keep and last < graph.calls:
                     tape.values.clear()
             return result
 
-        words = self.engine.words
-        with loaded, standing_in(wiring.layers, on_call):
-            if words is None:
+        vocabulary = self.engine.vocabulary
+        with loaded, standing_in(graph.layers, on_call):
+            if vocabulary is None:
                 self.engine.model(self.inputs)
             else:
-                words.without_head(lambda: self.engine.model(self.inputs))
+                vocabulary.without_head(lambda: self.engine.model(self.inputs))
         return tape
 
     def _replay(
         self,
-        wiring: Wiring,
+        graph: CallGraph,
         tape: _Tape,
         first: int,
         last: int,
@@ -159,7 +159,7 @@ class Passage:
         known = dict(values)
         for call in range(first, last):
             args, kwargs = filled(tape.arguments[call], known)
-            result = self.engine.run_layer(wiring.layers[wiring.layer_of_call[call]], args, kwargs, self.rows)
+            result = self.engine.run_layer(graph.layers[graph.layer_of_call[call]], args, kwargs, self.rows)
             made = arrays_of(result)
             on_call(made)
             known.update({(call, number): array for number, array in enumerate(made)})
@@ -167,76 +167,76 @@ class Passage:
 
     def _backward(
         self,
-        wiring: Wiring,
+        graph: CallGraph,
         tape: _Tape,
         first: int,
         last: int,
         adapters: list[dict[str, str]],
         lowest: int,
         gradients: Weights,
-        slopes: dict[Key, mx.array],
+        cotangents: dict[Key, mx.array],
     ) -> None:
-        """Differentiate one segment; ``slopes`` of what it gives are used up, those of what it takes are added."""
+        """Differentiate one segment; ``cotangents`` of what it gives are used up, those of what it takes are added."""
         import mlx.core as mx
 
-        given, taken = wiring.given(first, last), wiring.taken(first, last)
+        given, taken = graph.given(first, last), graph.taken(first, last)
         below = (
             taken if lowest < first else []
         )  # what lies below needs no gradient when nothing there is trained
-        by_layer = self._names(wiring, first, last, adapters)
+        by_layer = self._names(graph, first, last, adapters)
         names = [name for layer in by_layer for name in layer]
         outer = {key: tape.values[key] for key in taken}
 
         def segment(*arrays: mx.array) -> list[mx.array]:
-            self._adopt(wiring, dict(zip(names, arrays[len(below) :], strict=True)), adapters)
-            known = self._replay(wiring, tape, first, last, outer | dict(zip(below, arrays, strict=False)))
+            self._adopt(graph, dict(zip(names, arrays[len(below) :], strict=True)), adapters)
+            known = self._replay(graph, tape, first, last, outer | dict(zip(below, arrays, strict=False)))
             return [known[key] for key in given]
 
         primals = [outer[key] for key in below] + [self.weights[name] for name in names]
-        wanted = [slopes.pop(key, None) for key in given]
-        cotangents = [
-            mx.zeros_like(tape.values[key]) if slope is None else slope
-            for key, slope in zip(given, wanted, strict=True)
+        wanted = [cotangents.pop(key, None) for key in given]
+        incoming = [
+            mx.zeros_like(tape.values[key]) if cotangent is None else cotangent
+            for key, cotangent in zip(given, wanted, strict=True)
         ]
-        _, found = mx.vjp(segment, primals, cotangents)
-        self._collect(found, below, by_layer, slopes, gradients)
-        self._adopt(wiring, {name: self.weights[name] for name in names}, adapters)
+        _, found = mx.vjp(segment, primals, incoming)
+        self._collect(found, below, by_layer, cotangents, gradients)
+        self._adopt(graph, {name: self.weights[name] for name in names}, adapters)
         for key in given:
             tape.values.pop(key, None)
 
     def _finish(
         self,
-        wiring: Wiring,
+        graph: CallGraph,
         tape: _Tape,
-        live: int,
+        kept: int,
         adapters: list[dict[str, str]],
         lowest: int,
         gradients: Weights,
     ) -> tuple[float, dict[Key, mx.array]]:
-        """Live layers, tail and loss: the loss sum, and its slopes at what the live part takes from below."""
+        """Layers whose activations are kept, LM head and loss: the loss sum, and the cotangents of what those layers take."""
         import mlx.core as mx
 
         self.between()
-        end, tail = (wiring.calls - 1, 0), self._tail(wiring)
-        slopes: dict[Key, mx.array] = {}
-        if live >= wiring.calls:  # the tail stands alone
+        end, head_loss = (graph.calls - 1, 0), self._head_loss(graph)
+        cotangents: dict[Key, mx.array] = {}
+        if kept >= graph.calls:  # the head stands alone
             hidden = tape.values[end]
-            with self.engine.tail_threads():
-                if lowest < wiring.calls:
-                    losses, slope = tail.losses_and_slope(self._at_positions(hidden))
+            with self.engine.head_threads():
+                if lowest < graph.calls:
+                    losses, gradient = head_loss.losses_and_gradient(self._at_positions(hidden))
                     flat = mx.zeros(
                         (hidden.shape[0] * hidden.shape[1], *hidden.shape[2:]), dtype=hidden.dtype
                     )
-                    flat = flat.at[mx.array(self.positions)].add(slope.astype(hidden.dtype))
-                    slopes[end] = flat.reshape(hidden.shape)
+                    flat = flat.at[mx.array(self.positions)].add(gradient.astype(hidden.dtype))
+                    cotangents[end] = flat.reshape(hidden.shape)
                 else:
-                    losses = tail.losses(self._at_positions(hidden))
+                    losses = head_loss.losses(self._at_positions(hidden))
                 loss = losses.sum()
-                mx.eval(loss, slopes)
-            return float(loss.item()), slopes  # type: ignore[arg-type]  # a float32 scalar, not complex
-        taken = wiring.taken(live, wiring.calls)
-        below = taken if lowest < live else []
-        by_layer = self._names(wiring, live, wiring.calls, adapters)
+                mx.eval(loss, cotangents)
+            return float(loss.item()), cotangents  # type: ignore[arg-type]  # a float32 scalar, not complex
+        taken = graph.taken(kept, graph.calls)
+        below = taken if lowest < kept else []
+        by_layer = self._names(graph, kept, graph.calls, adapters)
         names = [name for layer in by_layer for name in layer]
         outer = {key: tape.values[key] for key in taken}
         primals = [outer[key] for key in below] + [self.weights[name] for name in names]
@@ -244,14 +244,14 @@ class Passage:
         stages: list[list[mx.array]] = []
 
         def surrogate(*arrays: mx.array) -> tuple[mx.array, mx.array]:
-            # Its gradient is the loss's: the tail gives d loss / d hidden, which is constant here.
-            self._adopt(wiring, dict(zip(names, arrays[len(below) :], strict=True)), adapters)
+            # Its gradient is the loss's: head and loss give d loss / d hidden, which is constant here.
+            self._adopt(graph, dict(zip(names, arrays[len(below) :], strict=True)), adapters)
             known = outer | dict(zip(below, arrays, strict=False))
-            known = self._replay(wiring, tape, live, wiring.calls, known, stages.append)
+            known = self._replay(graph, tape, kept, graph.calls, known, stages.append)
             hidden = self._at_positions(known[end])
-            with self.engine.tail_threads():
-                losses, slope = tail.losses_and_slope(mx.stop_gradient(hidden), stages.append)
-            product = hidden.astype(mx.float32) * mx.stop_gradient(slope).astype(mx.float32)
+            with self.engine.head_threads():
+                losses, gradient = head_loss.losses_and_gradient(mx.stop_gradient(hidden), stages.append)
+            product = hidden.astype(mx.float32) * mx.stop_gradient(gradient).astype(mx.float32)
             return product.sum(), losses.sum()
 
         if not primals:
@@ -261,23 +261,23 @@ class Passage:
         for number in range(len(stages)):
             mx.eval(stages[number])
             stages[number] = []
-            if live + number < wiring.calls:
+            if kept + number < graph.calls:
                 self.between()
             else:
                 self.between.again()
         mx.eval(loss)
-        self._collect(found, below, by_layer, slopes, gradients, self.between)
-        self._adopt(wiring, {name: self.weights[name] for name in names}, adapters)
-        return float(loss.item()), slopes  # type: ignore[arg-type]
+        self._collect(found, below, by_layer, cotangents, gradients, self.between)
+        self._adopt(graph, {name: self.weights[name] for name in names}, adapters)
+        return float(loss.item()), cotangents  # type: ignore[arg-type]
 
-    def _tail(self, wiring: Wiring) -> Tail:
+    def _head_loss(self, graph: CallGraph) -> HeadLoss:
         engine = self.engine
-        return Tail(
-            wiring,
+        return HeadLoss(
+            graph,
             self.targets,
             slice_tokens=engine.plan.loss_slice_tokens,
             streams=engine.streams,
-            words=engine.words,
+            vocabulary=engine.vocabulary,
             between=self.between.again,
         )
 
@@ -301,14 +301,14 @@ class Passage:
         return float(loss.item())  # type: ignore[arg-type]  # a float32 scalar, not complex
 
     def _names(
-        self, wiring: Wiring, first: int, last: int, adapters: list[dict[str, str]]
+        self, graph: CallGraph, first: int, last: int, adapters: list[dict[str, str]]
     ) -> list[list[str]]:
         """The adapters of each of the layers that the calls ``first`` to ``last`` call."""
-        return [list(adapters[layer].values()) for layer in dict.fromkeys(wiring.layer_of_call[first:last])]
+        return [list(adapters[layer].values()) for layer in dict.fromkeys(graph.layer_of_call[first:last])]
 
-    def _adopt(self, wiring: Wiring, masters: Weights, adapters: list[dict[str, str]]) -> None:
+    def _adopt(self, graph: CallGraph, masters: Weights, adapters: list[dict[str, str]]) -> None:
         """Put adapter weights into the layers, in the model's type."""
-        for layer, own in zip(wiring.layers, adapters, strict=True):
+        for layer, own in zip(graph.layers, adapters, strict=True):
             present = {short: masters[name] for short, name in own.items() if name in masters}
             if present:
                 layer.update(
@@ -320,14 +320,14 @@ class Passage:
         found: list[mx.array],
         below: list[Key],
         names: list[list[str]],
-        slopes: dict[Key, mx.array],
+        cotangents: dict[Key, mx.array],
         gradients: Weights,
         between: Callable[[], None] = lambda: None,
     ) -> None:
         """Compute what differentiation found, the last layer's gradients first, and add it to what is there.
 
         Args:
-            found: slopes of what ``below`` names, then the gradients of the adapters ``names``.
+            found: cotangents of what ``below`` names, then the gradients of the adapters ``names``.
             names: adapters by layer.
             between: called after each layer but the first.
         """
@@ -341,11 +341,11 @@ class Passage:
             between()
         first = by_layer[0] if by_layer else []
         gradients.update((name, gradients[name] + value) for name, value in first)
-        slopes.update(
-            (key, slopes[key] + value if key in slopes else value)
+        cotangents.update(
+            (key, cotangents[key] + value if key in cotangents else value)
             for key, value in zip(below, found, strict=False)
         )
-        mx.eval([gradients[name] for name, _ in first], [slopes[key] for key in below])
+        mx.eval([gradients[name] for name, _ in first], [cotangents[key] for key in below])
 
     def _at_positions(self, hidden: mx.array) -> mx.array:
         """(positions, ...) of hidden states (rows, width - 1, ...)."""
@@ -355,14 +355,14 @@ class Passage:
 
     @contextmanager
     def _weights(
-        self, wiring: Wiring, segment: tuple[int, int], following: tuple[int, int] | None
+        self, graph: CallGraph, segment: tuple[int, int], following: tuple[int, int] | None
     ) -> Iterator[None]:
         """The base weights of a segment in memory, and those of the following one on their way."""
         streamed = self.engine.streamed
         if streamed is None:
             yield
             return
-        here = set(wiring.layer_of_call[slice(*segment)])
-        soon = set(wiring.layer_of_call[slice(*following)]) if following else set()
+        here = set(graph.layer_of_call[slice(*segment)])
+        soon = set(graph.layer_of_call[slice(*following)]) if following else set()
         with streamed.in_memory(here, soon):
             yield

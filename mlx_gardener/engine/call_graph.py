@@ -3,11 +3,11 @@
 mlx-lm has over a hundred architectures and no common way to run a part of one. But every model calls its layers one
 after the other, out of a list. So the entries of that list are swapped for stand-ins while the model is called: they
 see what each layer is given, and decide what it gives. One look at a few tokens tells how the calls hang together
-(`Wiring`): which arrays of a call come from which call before. From then on
+(`CallGraph`): which arrays of a call come from which call before. From then on
 
 - *forward*: stand-ins run the real layer and keep what a later part needs;
-- *backward*: a run of calls is replayed with other values in the places of those arrays (`Wiring.replay`);
-- *tail*: stand-ins pass through, and the last gives our hidden states: norm, head, soft-caps and scales are the
+- *backward*: a run of calls is replayed with other values in the places of those arrays (`CallGraph.replay`);
+- *LM head*: stand-ins pass through, and the last gives our hidden states: norm, head, soft-caps and scales are the
   model's own code. That works since everything after the last layer is per position.
 
 A model that does something between two layers (an array that a layer takes and no layer made) cannot be cut.
@@ -33,14 +33,14 @@ class CannotSplit(Exception):
 
 
 @dataclass(frozen=True)
-class Wired:
+class FromCall:
     """Stands in a recorded call for an array that another call makes."""
 
     key: Key
 
 
 @dataclass(frozen=True)
-class Wiring:
+class CallGraph:
     """How the calls of a model's layers hang together.
 
     Attributes:
@@ -131,7 +131,7 @@ def standing_in(layers: list[Any], on_call: OnCall) -> Iterator[None]:
         layers[:] = originals
 
 
-def learn_wiring(model: nn.Module, tokens: mx.array) -> Wiring:
+def learn_call_graph(model: nn.Module, tokens: mx.array) -> CallGraph:
     """Call the model once, lazily, and see how its layers are called; nothing is computed.
 
     Args:
@@ -170,7 +170,7 @@ def learn_wiring(model: nn.Module, tokens: mx.array) -> Wiring:
             raise CannotSplit(f"its code does not take stand-ins for layers ({error})") from error
     if not layer_of_call:
         raise CannotSplit("it does not call the layers in its list")
-    return Wiring(model, layers, prefixes, tuple(layer_of_call), tuple(sources), tuple(results))
+    return CallGraph(model, layers, prefixes, tuple(layer_of_call), tuple(sources), tuple(results))
 
 
 def layer_list(model: nn.Module) -> tuple[list[Any], tuple[str, ...]]:
@@ -192,7 +192,7 @@ def layer_list(model: nn.Module) -> tuple[list[Any], tuple[str, ...]]:
     raise CannotSplit("its layers are not in one list")
 
 
-def tail_logits(wiring: Wiring, hidden: mx.array) -> mx.array:
+def head_logits(graph: CallGraph, hidden: mx.array) -> mx.array:
     """What the model makes of the last layer's hidden states: logits in float32.
 
     Args:
@@ -204,12 +204,12 @@ def tail_logits(wiring: Wiring, hidden: mx.array) -> mx.array:
     import mlx.core as mx
 
     def answer(layer: Any, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        passed = hidden[None] if call == wiring.calls - 1 else arrays_of((args, kwargs))[0]
+        passed = hidden[None] if call == graph.calls - 1 else arrays_of((args, kwargs))[0]
         places = iter([passed])
-        return _fill(wiring.results[call], places, mx.zeros((1,)))
+        return _fill(graph.results[call], places, mx.zeros((1,)))
 
-    with standing_in(wiring.layers, answer):
-        logits = wiring.model(mx.zeros((1, len(hidden)), dtype=mx.int32))  # (1, positions, vocab)
+    with standing_in(graph.layers, answer):
+        logits = graph.model(mx.zeros((1, len(hidden)), dtype=mx.int32))  # (1, positions, vocab)
     return logits[0].astype(mx.float32)
 
 
@@ -220,13 +220,13 @@ def _fill(tree: Any, first: Iterator[mx.array], rest: mx.array) -> Any:
     return tree_map(lambda leaf: next(first, rest) if leaf is True else leaf, tree)
 
 
-def marked(wiring: Wiring, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A call's arguments, with `Wired` in the place of every array that another call makes."""
+def marked(graph: CallGraph, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call's arguments, with `FromCall` in the place of every array that another call makes."""
     from mlx.utils import tree_map_with_path
 
-    keys = wiring.sources[call]
+    keys = graph.sources[call]
     return tree_map_with_path(
-        lambda place, leaf: Wired(keys[place]) if place in keys else leaf, (args, kwargs)
+        lambda place, leaf: FromCall(keys[place]) if place in keys else leaf, (args, kwargs)
     )
 
 
@@ -234,14 +234,14 @@ def filled(arguments: Any, values: dict[Key, mx.array]) -> Any:
     """Marked arguments with ``values`` in their places."""
     from mlx.utils import tree_map
 
-    return tree_map(lambda leaf: values[leaf.key] if isinstance(leaf, Wired) else leaf, arguments)
+    return tree_map(lambda leaf: values[leaf.key] if isinstance(leaf, FromCall) else leaf, arguments)
 
 
-def segments_of(calls: int, *, live: int) -> tuple[list[tuple[int, int]], int]:
-    """(first, last) of each segment that is recomputed, ``last`` exclusive, and the first call of the live rest.
+def segments_of(calls: int, *, kept: int) -> tuple[list[tuple[int, int]], int]:
+    """(first, last) of each segment that is recomputed, ``last`` exclusive, and the first call of those that keep their activations.
 
     A segment is one call of a layer. Two would halve the hidden states that are kept and add 0.36 of a layer's work,
     which is 25 hidden states or more: measured, 1 % of the peak for 4 % of the speed; it would pay above 50 layers.
     """
-    end = max(0, calls - live)
+    end = max(0, calls - kept)
     return [(call, call + 1) for call in range(end)], end

@@ -40,7 +40,7 @@ MOST_TRIALS = 4
 #: to 4 (seen), and whoever follows the advice shall not be refused again.
 TRIALS_DIFFER = 1.05
 #: Layers whose activations are kept in a trial, and layers that are computed again.
-_TRIED_LIVE, _TRIED_AGAIN = 2, 2
+_TRIED_KEPT, _TRIED_AGAIN = 2, 2
 #: What was seen is believed within these bounds (judgement): beyond, something else was measured.
 _LEAST_SCALE, _MOST_SCALE = 0.25, 4.0
 
@@ -85,7 +85,7 @@ def after_dry_run(
     """
     import mlx.core as mx
 
-    plan, budget, whole = engine.plan, config.memory_limit_bytes, engine.wiring is None
+    plan, budget, whole = engine.plan, config.memory_limit_bytes, engine.graph is None
     there = _with_base_as_it_is(config, plan)
     attach_lora(base.model, config.lora, seed=config.seed)
     try:
@@ -191,8 +191,8 @@ def _measure(
     planned, limit = engine.plan, mx.set_cache_limit(0)
     mx.clear_cache()
     ((width, rows),) = tried.rows_of_width.items()
-    calls, live = engine.calls, min(tried.kept_layers, engine.calls)
-    enough = calls + 1 + max(0, live - 1) + _TRIED_AGAIN
+    calls, kept = engine.calls, min(tried.kept_layers, engine.calls)
+    enough = calls + 1 + max(0, kept - 1) + _TRIED_AGAIN
     engine.plan = tried
     look = _Look()
 
@@ -227,26 +227,28 @@ def _measure(
     looks = len(look.seconds)
     backend = replace(backend, scales=AS_FORETOLD)
     formula = work_parts(tried, facts, config, backend)
-    head = calls + 1 - live  # the look before the live layers, or before head and loss where there are none
+    head = (
+        calls + 1 - kept
+    )  # the look before the layers whose activations are kept, or before head and loss where there are none
     loss = calls + 1  # the look before head and loss
-    again = loss + max(1, live)  # the look before the first layer that is computed again
+    again = loss + max(1, kept)  # the look before the first layer that is computed again
     last = min(looks - 2, again + _TRIED_AGAIN)
     if (
-        engine.wiring is None or last <= again
+        engine.graph is None or last <= again
     ):  # one segment, or too few layers to tell its parts from each other
         scale = _believed(look.most(0, looks - 1) / max(1, formula.peak))
         foretold = predicted(tried, facts, config, backend).predicted_tokens_per_second
         return Scales(scale, scale, scale, rows * width / look.between(0, looks - 1) / foretold)
-    forward = look.between(1, head) / max(1, calls - live)
+    forward = look.between(1, head) / max(1, calls - kept)
     backward_again = look.between(again, last) / max(1, last - again)
-    backward_live = (
-        look.between(loss + 1, again) / (live - 1) if live > 1 else max(0.0, backward_again - forward)
+    backward_kept = (
+        look.between(loss + 1, again) / (kept - 1) if kept > 1 else max(0.0, backward_again - forward)
     )
-    tail = look.between(loss, loss + 1) - (backward_live if live else 0.0)
+    head_loss = look.between(loss, loss + 1) - (backward_kept if kept else 0.0)
     seconds = (
         calls * forward
-        + max(0.0, tail)
-        + wanted.kept_layers * backward_live
+        + max(0.0, head_loss)
+        + wanted.kept_layers * backward_kept
         + (calls - wanted.kept_layers) * backward_again
     )
     foretold = predicted(
@@ -255,7 +257,7 @@ def _measure(
     return Scales(
         layer=_believed((look.most(again, last) - formula.buffers) / max(1, formula.layer)),
         tail=_believed(look.most(loss, loss + 1) / max(1, formula.tail)),
-        live=_believed((look.active[loss] - look.active[head]) / max(1, formula.live)) if live else 1.0,
+        live=_believed((look.active[loss] - look.active[head]) / max(1, formula.live)) if kept else 1.0,
         speed=rows * width / seconds / foretold,
     )
 
@@ -277,8 +279,8 @@ def trial_of(plan: Plan, width: int, rows: int | None = None, *, whole: bool = F
         rows: so many of them; all where None.
     """
     rows = plan.rows_of_width[width] if rows is None else rows
-    live = plan.kept_layers if whole else min(plan.kept_layers, _TRIED_LIVE)
-    return replace(plan, rows_of_width={width: rows}, kept_layers=live)
+    kept = plan.kept_layers if whole else min(plan.kept_layers, _TRIED_KEPT)
+    return replace(plan, rows_of_width={width: rows}, kept_layers=kept)
 
 
 def _tried(plan: Plan, width: int, *, whole: bool) -> Plan:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.engine.batch import MicroBatch, Weights
 from mlx_gardener.engine.call_graph import (
+    CallGraph,
     CannotSplit,
-    Wiring,
     arrays_of,
-    learn_wiring,
+    learn_call_graph,
     map_arrays,
 )
 from mlx_gardener.engine.cpu_streams import cpu_stream
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mlx_gardener.dataset import Batch
     from mlx_gardener.engine.plan import Plan
     from mlx_gardener.engine.stream import StreamedWeights
-    from mlx_gardener.engine.words import Words
+    from mlx_gardener.engine.vocabulary import VocabularyShards
 
 #: Rows at once where nothing is differentiated, for each of a training step's: a layer's own work forward is less than half
 #: of that with its gradient, and nothing is kept for later.
@@ -49,7 +49,7 @@ class Executor:
         plan: may be replaced between steps (``engine.plan = smaller``).
         dtype: what adapters are cast to on their way into the model.
         streamed: reads the weights of layers that are not kept in memory; None when all are.
-        words: embedding and head, where the head is taken in slices of the vocabulary.
+        vocabulary: embedding and head, where the head is taken in slices of the vocabulary.
         per_document: whether documents packed into a row see only themselves.
 
     Attributes:
@@ -63,14 +63,14 @@ class Executor:
         *,
         dtype: mx.Dtype,
         streamed: StreamedWeights | None = None,
-        words: Words | None = None,
+        vocabulary: VocabularyShards | None = None,
         per_document: bool = False,
     ) -> None:
         import mlx.core as mx
 
         self.model, self.plan, self.dtype = model, plan, dtype
-        self.streamed, self.words, self.per_document = streamed, words, per_document
-        self.wiring: Wiring | None = None
+        self.streamed, self.vocabulary, self.per_document = streamed, vocabulary, per_document
+        self.graph: CallGraph | None = None
         self.whole_because: str | None = None
         self.streams = (
             [cpu_stream(f"stream {number}") for number in range(plan.cpu_streams)]
@@ -78,13 +78,13 @@ class Executor:
             else []
         )
         try:
-            self.wiring = learn_wiring(model, mx.zeros((2, 7), dtype=mx.int32))
+            self.graph = learn_call_graph(model, mx.zeros((2, 7), dtype=mx.int32))
         except CannotSplit as error:
             self.take_whole(str(error))
 
     def take_whole(self, because: str) -> None:
         """Compute the model as one segment from now on."""
-        self.wiring, self.whole_because = None, because
+        self.graph, self.whole_because = None, because
 
     def put_adapters(self, weights: Weights) -> None:
         """Give the model's adapters these values, in the type they compute in."""
@@ -93,13 +93,13 @@ class Executor:
     @property
     def calls(self) -> int:
         """Layer calls in a forward pass, after each of which a step may be ended; 1 for a model that is taken whole."""
-        return 1 if self.wiring is None else self.wiring.calls
+        return 1 if self.graph is None else self.graph.calls
 
     def micro_batches(self, batch: Batch, *, forward_only: bool = False) -> Iterator[MicroBatch]:
         """``batch`` in parts of as many rows as the plan takes at once."""
         rows, width = batch.tokens.shape
         size = self.plan.rows_for(width)
-        if forward_only and self.wiring is not None:
+        if forward_only and self.graph is not None:
             size *= FORWARD_ROWS
         for start in range(0, rows, size):
             here = slice(start, start + size)
@@ -159,8 +159,8 @@ class Executor:
             yield
 
     @contextmanager
-    def tail_threads(self) -> Iterator[None]:
-        """Threads of BLAS while the tail is computed: it uses all streams, however few the rows."""
+    def head_threads(self) -> Iterator[None]:
+        """Threads of BLAS while head and loss are computed: it uses all streams, however few the rows."""
         with self._threads(len(self.streams)):
             yield
 

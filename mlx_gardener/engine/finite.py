@@ -47,7 +47,7 @@ def _place(engine: Engine, batch: Batch) -> tuple[str, list[str]]:
     except CannotSplit:
         layers, names = [], ()
     numbers = {id(layer): number for number, layer in enumerate(layers)}
-    streamed, words = engine.streamed, engine.words
+    streamed, vocabulary = engine.streamed, engine.vocabulary
     found: list[tuple[str, list[str]]] = []
 
     def wrong_weights(module: Any, prefix: str = "") -> list[str]:
@@ -68,13 +68,13 @@ def _place(engine: Engine, batch: Batch) -> tuple[str, list[str]]:
     for part in engine.micro_batches(batch):
         inputs = mx.array(part.tokens[:, :-1])
         with engine.computing(part, 0, 0), standing_in(layers, on_call):
-            if words is None:
+            if vocabulary is None:
                 engine.model(inputs)
             else:
-                words.without_head(lambda inputs=inputs: engine.model(inputs))  # type: ignore[misc]
+                vocabulary.without_head(lambda inputs=inputs: engine.model(inputs))  # type: ignore[misc]
         if found and found[0][0] in names:
             return found[0]
-    outside = [] if words is not None or streamed is not None else wrong_weights(engine.model)
+    outside = [] if vocabulary is not None or streamed is not None else wrong_weights(engine.model)
     return found[0][0] if found else "what follows its layers", outside
 
 

@@ -128,7 +128,7 @@ def _attention_for(chosen: Operations, plain: Callable[..., mx.array]) -> Callab
         if sinks is not None or others or not same_width or not (blocked or documents is not None):
             return plain(queries, keys, values, scale=scale, mask=mask, sinks=sinks, **others)
         if documents is not None and documents.shape != (len(queries), width):
-            documents = None  # not the batch's own rows: a tail's placeholder
+            documents = None  # not the batch's own rows: the LM head's placeholder
         return blockwise_attention(
             queries,
             keys,
@@ -312,7 +312,7 @@ def dequantized_matmul(
 
     The gradient of ``x`` makes the floats again instead of keeping them. Shapes as in MLX: x (..., inputs),
     w (outputs, inputs * bits / 32) with ``transpose``, or (inputs, outputs * bits / 32) without. The blocks take turns on
-    ``streams``, which pays where rows are few and the floats are most of the work: the words of an answer.
+    ``streams``, which pays where rows are few and the floats are most of the work: the tokens of an answer.
     """
     import mlx.core as mx
 

@@ -75,7 +75,7 @@ class Plan:
     layers: int = 0
 
     @property
-    def by_words(self) -> bool:
+    def by_shards(self) -> bool:
         """Whether the head is taken in slices of the vocabulary: when it is on disk, or must become floats."""
         return self.vocabulary_on_disk or self.dequantize
 

@@ -42,7 +42,7 @@ def make_plan(
     """The fastest plan for training ``facts`` within ``budget_bytes``.
 
     Args:
-        whole: the model cannot be cut: all layers are live, all logits in memory, all weights too.
+        whole: the model cannot be cut: all activations are kept, all logits in memory, all weights too.
         measured: what a dry run saw, with the base where the settings pin it.
         scales: what another dry run of the same base saw.
 
@@ -73,9 +73,9 @@ def make_plan(
             best = candidate
     if math.isinf(least):
         raise ConfigError(
-            f"No plan for {facts.name} agrees with all pins under engine: layers that are read from disk cannot be live, "
-            "held as floats of a quantised base, or trained with lora.use_dora, and no layer can be live with "
-            "engine.vocabulary_on_disk.",
+            f"No plan for {facts.name} agrees with all pins under engine: layers that are read from disk cannot keep their "
+            "activations, be held as floats of a quantised base, or be trained with lora.use_dora, and no layer can keep "
+            "its activations with engine.vocabulary_on_disk.",
             next_step="Take away engine.streamed_layers, engine.vocabulary_on_disk, engine.kept_layers or "
             "engine.base_weights.",
         )
@@ -151,7 +151,7 @@ def _candidates(
         enough = most if streamed or stored == "stored" else min(most, max(ENOUGH_TOKENS, widths[-1]))
         rows_at_most = max(1, enough // widths[-1])
         row_choices = [pins.micro_batch_rows] if pins.micro_batch_rows else _steps(rows_at_most)
-        most_live = (
+        most_kept = (
             0 if vocabulary_on_disk else layers - streamed
         )  # in memory all at once, together with the head
         for rows in row_choices:
@@ -175,36 +175,36 @@ def _candidates(
                     layers=layers,
                 )
 
-                def with_live(live: int, plan: Plan = plan) -> Plan:
-                    plan = replace(plan, kept_layers=live)
+                def with_kept(kept: int, plan: Plan = plan) -> Plan:
+                    plan = replace(plan, kept_layers=kept)
                     return predicted(plan, facts, config, backend, measured=measured, scales=scales)
 
                 if whole:
-                    yield with_live(layers)
+                    yield with_kept(layers)
                 elif pins.kept_layers is not None:
-                    if min(pins.kept_layers, layers) <= most_live:
-                        yield with_live(min(pins.kept_layers, layers))
+                    if min(pins.kept_layers, layers) <= most_kept:
+                        yield with_kept(min(pins.kept_layers, layers))
                 else:
-                    yield from _with_most_live(with_live, most_live, budget_bytes, measured)
+                    yield from _with_most_kept(with_kept, most_kept, budget_bytes, measured)
 
 
-def _with_most_live(
-    with_live: Callable[[int], Plan], most: int, budget_bytes: int, measured: Measured | None
+def _with_most_kept(
+    with_kept: Callable[[int], Plan], most: int, budget_bytes: int, measured: Measured | None
 ) -> Iterator[Plan]:
     """The plan without activations kept, and the one that keeps those of as many layers as fit."""
-    lean = with_live(0)
+    lean = with_kept(0)
     yield lean
     if not most or least_budget_bytes(lean, measured) > budget_bytes:
         return
     fits, too_many = 0, most + 1
     while too_many - fits > 1:  # every layer more takes more
         middle = (fits + too_many) // 2
-        if least_budget_bytes(with_live(middle), measured) <= budget_bytes:
+        if least_budget_bytes(with_kept(middle), measured) <= budget_bytes:
             fits = middle
         else:
             too_many = middle
     if fits:
-        yield with_live(fits)
+        yield with_kept(fits)
 
 
 def _pinned(pin: int | None, choices: list[int]) -> list[int]:
@@ -229,7 +229,7 @@ def _rows_of_width(rows: int, config: TrainingConfig) -> dict[int, int]:
 def _weight_choices(
     facts: ModelFacts, config: TrainingConfig, backend: Backend
 ) -> Iterator[tuple[str, int, bool]]:
-    """("dense" or "stored", streamed layers, words on disk): from everything in memory to everything read."""
+    """("dense" or "stored", streamed layers, vocabulary on disk): from everything in memory to everything read."""
     pins, layers = config.engine, facts.layers
     quantized = facts.quantized_bits is not None
     kinds = ["dense", "stored"] if quantized else ["dense"]
@@ -276,7 +276,7 @@ def notes_of(plan: Plan, facts: ModelFacts, config: TrainingConfig, *, whole: bo
     if plan.dequantize:
         yield "weights stay quantised in memory and become floats block by block: this backend multiplies only floats fast"
     if plan.kept_layers >= layers:
-        yield "all layers are computed once"
+        yield "no layer is recomputed"
     elif plan.kept_layers:
         yield f"{layers - plan.kept_layers} of {layers} layers are recomputed on the way back, to keep the budget"
     else:

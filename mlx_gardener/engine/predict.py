@@ -1,7 +1,7 @@
 """Peak memory and speed of a plan, before anything is loaded.
 
 The peak adds up parts that people understand: weights, adapter, what is saved from the forward pass, the work of one
-segment or of the tail, freed buffers, the runtime. Sizes follow from shapes; constants were fitted to measured peaks
+segment or of head and loss, freed buffers, the runtime. Sizes follow from shapes; constants were fitted to measured peaks
 (``benchmarks/memory_plan.py``). The speed counts products, exponentials and bytes read, by the backend's measured speeds.
 """
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
+from mlx_gardener.engine.head_loss import shard_size
 from mlx_gardener.engine.plan import AS_FORETOLD, MIB, Plan, Scales
 from mlx_gardener.engine.speed import Backend
-from mlx_gardener.engine.tail import words_per_slice
 
 #: Python, MLX, BLAS buffers, tokenizer and token rows before a model is loaded.
 RUNTIME_BYTES = 150 * MIB
@@ -30,7 +30,7 @@ BLOCK_FLOATS = 3.5
 #: What a layer keeps whose activations are kept, in units of one layer's work: SmolLM2-135M, all 30 layers kept, takes 0.97
 #: of what this says at 4 rows of 512 tokens (MLX's attention), and 1.00 at 2 rows of 1,024 (in blocks).
 KEPT_SHARE = 0.43
-#: Floats of a tail slice's logits, per position and word, for all CPU streams together: two slices overlap on one.
+#: Floats of a slice's logits, per position and token of the vocabulary, for all CPU streams together: two slices overlap on one.
 TAIL_FLOATS = {1: 9.0, 2: 11.0}
 #: Arrays of logits' size that a slice of the vocabulary takes.
 SLICE_ARRAYS = 5
@@ -135,7 +135,7 @@ class WorkParts:
         live: activations kept of the other layers.
         layer: the backward pass of a layer that is computed again; ``live`` is gone by then.
         tail: head and loss, or the topmost layer's backward pass, while ``live`` is there.
-        buffers: weights that are read or turned into floats for a moment, in a layer or in the tail.
+        buffers: weights that are read or turned into floats for a moment, in a layer or in the LM head.
     """
 
     saved: float
@@ -183,9 +183,9 @@ def _work_of_width(
 ) -> WorkParts:
     size, tokens = _float_bytes(config, backend), rows * width
     layer = tokens * size * _work_floats(plan, facts, width)
-    if plan.by_words:
-        words = min(words_per_slice(tokens), facts.vocab)
-        logits = 4.0 * words * (SLICE_ARRAYS * tokens + 3 * facts.hidden)
+    if plan.by_shards:
+        rows = min(shard_size(tokens), facts.vocab)
+        logits = 4.0 * rows * (SLICE_ARRAYS * tokens + 3 * facts.hidden)
     else:
         logits = 4 * facts.vocab * plan.loss_slice_tokens * TAIL_FLOATS[2 if plan.cpu_streams > 1 else 1]
         logits *= max(1.0, plan.cpu_streams / 2)
@@ -292,7 +292,7 @@ def _tokens_per_second(plan: Plan, facts: ModelFacts, backend: Backend) -> float
     Good to about a factor of 2, until a training was seen on this machine.
 
     A product costs 2 operations per weight and position (Kaplan et al. 2020, arXiv:2001.08361, section 2.1). Layers
-    are passed forward and backward, and forward again where they are not live; the base's own weights need no gradient.
+    are passed forward and backward, and forward again where their activations are not kept; the base's own weights need no gradient.
     """
     seconds = [
         _seconds_per_token(plan, facts, backend, width, rows) for width, rows in plan.rows_of_width.items()
@@ -305,7 +305,7 @@ def _seconds_per_token(plan: Plan, facts: ModelFacts, backend: Backend, width: i
     passes = 2 * facts.layers + max(0, facts.layers - plan.kept_layers)
     outside = facts.vocab * facts.hidden
     slice_share = plan.loss_slice_tokens / (plan.loss_slice_tokens + 8)
-    products = 2 * (facts.active_parameters * passes + (3 if plan.by_words else 2 / slice_share) * outside)
+    products = 2 * (facts.active_parameters * passes + (3 if plan.by_shards else 2 / slice_share) * outside)
     keys = width / 2 + plan.attention_block if _in_blocks(plan, width) else width
     scores = 2 * 2 * keys * (facts.hidden) * passes * 1.5
     streams = min(plan.cpu_streams, rows)
@@ -318,9 +318,9 @@ def _seconds_per_token(plan: Plan, facts: ModelFacts, backend: Backend, width: i
         seconds *= 1 + 256 / tokens
     per_micro_batch = 0.002 * passes / 3
     if plan.dequantize:
-        # Every CPU stream makes floats of all weights for its rows; the words of the head are shared among the streams.
+        # Every CPU stream makes floats of all weights for its rows; the rows of the head are shared among the streams.
         per_micro_batch += facts.layer_parameters * passes / backend.dequantize_per_second
-        slices = 1 if plan.by_words else math.ceil(tokens / plan.loss_slice_tokens)
+        slices = 1 if plan.by_shards else math.ceil(tokens / plan.loss_slice_tokens)
         per_micro_batch += 2 * outside * slices / backend.dequantize_per_second / plan.cpu_streams
     if plan.streamed_layers or plan.vocabulary_on_disk:
         stored = plan.streamed_layers * facts.layer_stored_bytes

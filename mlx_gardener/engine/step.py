@@ -1,9 +1,9 @@
 """One training step under a plan: the loss of a batch and the gradients of the adapters.
 
-A model is a row of segments: embedding, runs of layers, tail (norm, head and loss). A step is, for each micro-batch,
+A model is a row of segments: embedding, runs of layers, LM head and loss (norm, head and loss). A step is, for each micro-batch,
 
 1. *forward*, segment by segment, each computed and freed but for what later segments take from it;
-2. *tail*, in slices, so that no full logits exist: loss and its gradient together (`engine.tail`);
+2. *LM head and loss*, in slices, so that no full logits exist: loss and its gradient together (`engine.head_loss`);
 3. *backward*, last segment first: computed again and differentiated (Chen et al. 2016, arXiv:1604.06174), its
    adapters' gradients kept, the rest handed on; it ends at the first layer that has an adapter.
 
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlx_gardener.engine.backprop import Passage
+from mlx_gardener.engine.backprop import ForwardBackward
 from mlx_gardener.engine.batch import BetweenSegments, Pulse, Weights
 from mlx_gardener.engine.executor import Executor
 
@@ -66,7 +66,7 @@ class Engine(Executor):
         try:
             for part in parts:
                 with self.computing(part, seed, first_row):
-                    total += Passage(self, weights, part, pulse).loss_and_gradients(gradients)
+                    total += ForwardBackward(self, weights, part, pulse).loss_and_gradients(gradients)
                 count += part.loss_tokens
         finally:
             self.model.eval()
@@ -81,7 +81,7 @@ class Engine(Executor):
         pulse = Pulse(between_segments, len(parts) * self.calls)
         for part in parts:
             with self.computing(part, 0, 0, forward_only=True):
-                losses += Passage(self, {}, part, pulse).row_losses()
+                losses += ForwardBackward(self, {}, part, pulse).row_losses()
         return losses
 
     def evaluate(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from mlx_gardener.dataset import Batch
-    from mlx_gardener.engine.words import Words
+    from mlx_gardener.engine.vocabulary import VocabularyShards
     from mlx_gardener.model import BaseModel
 
 #: Largest difference of a gradient, as a share of its largest entry: float32 sums in another order; bfloat16 rounds.
@@ -81,18 +81,18 @@ def prepare_engine(
         streamed=streamed,
         per_document=not config.data.attend_across_documents,
     )
-    words = _words(base, plan, facts)
+    vocabulary = _vocabulary(base, plan, facts)
     if config.engine.split == "never":
         engine.take_whole("engine.split is never")
-    elif engine.wiring is not None and config.engine.verify_split and not was_checked(cache_dir, base):
-        problem = split_problem(engine, base, words)
+    elif engine.graph is not None and config.engine.verify_split and not was_checked(cache_dir, base):
+        problem = split_problem(engine, base, vocabulary)
         if problem is not None:
             engine.take_whole(problem)
         elif cache_dir is not None:
             keep_checked(cache_dir, base)
-    if words is not None and engine.whole_because is None:
-        words.install()
-        engine.words = words
+    if vocabulary is not None and engine.whole_because is None:
+        vocabulary.install()
+        engine.vocabulary = vocabulary
     if engine.whole_because is not None:
         engine.plan = make_plan(facts, config, config.memory_limit_bytes, backend, whole=True)
         warn(f"{base.id} is computed as one segment, which takes more memory: {engine.whole_because}.")
@@ -110,33 +110,33 @@ def prepare_engine(
     return engine
 
 
-def _words(base: BaseModel, plan: Plan, facts: ModelFacts) -> Words | None:
-    """Embedding and head by words, where the plan wants them so; not in use yet.
+def _vocabulary(base: BaseModel, plan: Plan, facts: ModelFacts) -> VocabularyShards | None:
+    """Embedding and head in shards, where the plan wants them so; not in use yet.
 
     Raises:
         HeadNotOnDiskError: the plan leaves them on disk, and they cannot be read from there.
     """
-    if not plan.by_words:
+    if not plan.by_shards:
         return None
-    from mlx_gardener.engine.words import Words
+    from mlx_gardener.engine.vocabulary import VocabularyShards
 
     try:
-        return Words(
+        return VocabularyShards(
             base.model, facts.vocab, dtype=base.dtype, path=base.path if plan.vocabulary_on_disk else None
         )
     except CannotSplit as error:
         if not plan.vocabulary_on_disk:
-            return None  # an unusual head: the tail is taken in slices of positions
+            return None  # an unusual head: it is taken in slices of positions
         raise HeadNotOnDiskError(
             f"Embedding and head of {base.id} cannot stay on disk: {error}.",
             next_step="Set engine.vocabulary_on_disk to false and allow a larger --budget.",
         ) from error
 
 
-def split_problem(engine: Engine, base: BaseModel, words: Words | None = None) -> str | None:
+def split_problem(engine: Engine, base: BaseModel, vocabulary: VocabularyShards | None = None) -> str | None:
     """What is wrong with the cut, in words; None when segments give what the whole graph gives.
 
-    With ``words`` the segments take embedding and head by words, the whole graph as a whole.
+    With ``vocabulary`` the segments take embedding and head in shards, the whole graph as a whole.
     """
     import mlx.core as mx
 
@@ -152,7 +152,7 @@ def split_problem(engine: Engine, base: BaseModel, words: Words | None = None) -
         )
         whole = Engine(engine.model, few.plan, dtype=engine.dtype)
         whole.take_whole("to compare")
-        if few.wiring is None:
+        if few.graph is None:
             return few.whole_because
         attach_lora(engine.model, LoraConfig(rank=2), seed=1)
         try:
@@ -164,8 +164,8 @@ def split_problem(engine: Engine, base: BaseModel, words: Words | None = None) -
             batch = _random_batch(base.tokenizer.vocab_size)
             with streamed.in_memory({0, 1}, ()) if streamed is not None else nullcontext():
                 expected = whole.loss_and_gradients(weights, batch, seed=0)
-                few.words = words
-                with words.installed() if words is not None else nullcontext():
+                few.vocabulary = vocabulary
+                with vocabulary.installed() if vocabulary is not None else nullcontext():
                     found = few.loss_and_gradients(weights, batch, seed=0)
         finally:
             detach_lora(engine.model)

@@ -216,7 +216,7 @@ def _evidence(
         comparisons=comparisons,
         guards=_guards(findings.checks, main, found, trained_on_test, config),
         power=_power(main),
-        work={**plan.work.to_json(), "rows": len(plan.windows), "fim_tasks": len(plan.tasks.holes)},
+        work={**plan.work.to_json(), "rows": len(plan.windows), "fim_tasks": len(plan.tasks.spans)},
         notes=tuple(notes),
     )
 
@@ -309,11 +309,11 @@ def _samples(results: dict[str, ArmResult], tasks: Tasks, count: int) -> tuple[S
         gain = round(edit_similarity(second, target) - edit_similarity(first, target), 5)
         shown = "\n".join(line.prefix.rstrip("\n").split("\n")[-_CONTEXT_LINES:])
         samples.append(Sample(line.path, line.line, shown, line.target, first, second, "next_line", gain))
-    for hole, before, after in zip(tasks.holes, results["base"].holes, results["adapter"].holes, strict=True):
-        gain = edit_similarity(after.text, hole.target) - edit_similarity(before.text, hole.target)
-        shown = "\n".join(hole.prefix.split("\n")[-_CONTEXT_LINES:])
+    for span, before, after in zip(tasks.spans, results["base"].spans, results["adapter"].spans, strict=True):
+        gain = edit_similarity(after.text, span.target) - edit_similarity(before.text, span.target)
+        shown = "\n".join(span.prefix.split("\n")[-_CONTEXT_LINES:])
         samples.append(
-            Sample(hole.path, hole.line, shown, hole.target, before.text, after.text, "fim", round(gain, 5))
+            Sample(span.path, span.line, shown, span.target, before.text, after.text, "fim", round(gain, 5))
         )
     ordered = sorted(samples, key=lambda sample: (-sample.gain, sample.path, sample.line, sample.kind))
     best, worst = ordered[: (count + 1) // 2], ordered[(count + 1) // 2 :][-(count // 2) :]

@@ -35,7 +35,7 @@ def build_prompt(
     prefix_tokens: int = PREFIX_TOKENS,
     suffix_tokens: int = SUFFIX_TOKENS,
 ) -> list[int]:
-    """Token ids to complete from: the path, then left to right, or with a hole where ``suffix`` is given.
+    """Token ids to complete from: the path, then left to right, or with a span where ``suffix`` is given.
 
     Args:
         prefix_tokens, suffix_tokens: most tokens shown from before and after the place.
@@ -113,7 +113,7 @@ def whole_characters(text: str) -> str:
 
 
 def stop_ids(tokenizer: CodeTokenizer) -> frozenset[int]:
-    """The tokens that end a completion: end of text, padding, and every marker of files, repositories and holes."""
+    """The tokens that end a completion: end of text, padding, and every marker of files, repositories and spans."""
     stops = {tokenizer.eos_id, tokenizer.pad_id, tokenizer.file_id, tokenizer.repo_id}
     if (marks := tokenizer.markers) is not None:
         stops |= {marks.prefix, marks.suffix, marks.middle, marks.end}

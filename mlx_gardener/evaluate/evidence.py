@@ -20,7 +20,7 @@ ARM_TITLES = {
 class Sample:
     """One place in an unseen file, and how base and adapter go on from it. Texts are as generated.
 
-    ``kind`` is "next_line" (shown with the lines that follow) or "fim" (a hole); ``gain`` is the adapter's edit
+    ``kind`` is "next_line" (shown with the lines that follow) or "fim" (a span); ``gain`` is the adapter's edit
     similarity to what stands there, less the base's.
     """
 

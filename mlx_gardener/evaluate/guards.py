@@ -4,7 +4,7 @@
 - memorisation: 16 tokens continued word for word. What training files give beyond held-out files was learned by heart;
   what held-out files give beyond what the base knew of them says that they were trained on. So does a held-out file whose
   content is in the manifest's list of training files, and a gain on the test part far beyond the validation part's.
-- parse_ok: filled holes that parse, adapter against base.
+- parse_ok: filled spans that parse, adapter against base.
 """
 
 from __future__ import annotations
@@ -121,15 +121,15 @@ def memorisation(
 
 
 def parse_ok(change: Change | None, limit: float) -> Guard:
-    """Whether fewer filled holes parse than the base's: by more than ``limit``, and not by chance."""
+    """Whether fewer filled spans parse than the base's: by more than ``limit``, and not by chance."""
     if change is None:
-        return Guard("parse_ok", True, None, limit, "no holes were filled to judge by")
+        return Guard("parse_ok", True, None, limit, "no spans were filled to judge by")
     failed = change.change < -limit and change.high < 0
     return Guard(
         "parse_ok",
         not failed,
         round(change.change, 5),
         limit,
-        f"the share of filled holes that parse changed by {100 * change.change:+.1f} points (95 % interval "
+        f"the share of filled spans that parse changed by {100 * change.change:+.1f} points (95 % interval "
         f"{100 * change.low:+.1f} to {100 * change.high:+.1f}{'; chance explains that as well' * change.spans_zero})",
     )

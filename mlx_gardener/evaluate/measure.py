@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.dataset import Batch, HoleTask, NextLineTask, RowSet
+from mlx_gardener.dataset import Batch, FimTask, NextLineTask, RowSet
 from mlx_gardener.engine import Engine, base_topic, kept_row_losses
 from mlx_gardener.evaluate.complete import build_prompt
 from mlx_gardener.evaluate.generate import Answer, generate_many, prompt_key
@@ -29,7 +29,7 @@ class Tasks:
     """What every arm is asked, and the prompts of the arms without and with retrieved code."""
 
     lines: list[NextLineTask]
-    holes: list[HoleTask]
+    spans: list[FimTask]
     defined: frozenset[str]
 
 
@@ -39,7 +39,7 @@ class ArmResult:
 
     losses: dict[str, float] = field(default_factory=dict)
     lines: list[Answer] = field(default_factory=list)
-    holes: list[Answer] = field(default_factory=list)
+    spans: list[Answer] = field(default_factory=list)
 
 
 def part_of(tell: Callable[[float], None], number: int, count: int) -> Callable[[float], None]:
@@ -137,7 +137,7 @@ class Bench:
         ]
         return self.answers(prompts, kind="line", of=of, max_new_tokens=work.new_tokens, tell=tell)
 
-    def holes(
+    def spans(
         self,
         tasks: Tasks,
         retriever: Retriever | None,
@@ -146,11 +146,11 @@ class Bench:
         of: str,
         tell: Callable[[float], None],
     ) -> list[Answer]:
-        """What fills the hole of every task, likewise."""
+        """What fills the span of every task, likewise."""
         prompts = [
-            hole_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks.holes
+            fim_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks.spans
         ]
-        return self.answers(prompts, kind="hole", of=of, max_new_tokens=work.new_tokens, tell=tell)
+        return self.answers(prompts, kind="fim", of=of, max_new_tokens=work.new_tokens, tell=tell)
 
 
 def line_prompt(
@@ -162,10 +162,10 @@ def line_prompt(
     return _with_context(prompt, task.path, prefix, tokenizer, retriever)
 
 
-def hole_prompt(
-    task: HoleTask, tokenizer: CodeTokenizer, retriever: Retriever | None, sizes: tuple[int, int]
+def fim_prompt(
+    task: FimTask, tokenizer: CodeTokenizer, retriever: Retriever | None, sizes: tuple[int, int]
 ) -> list[int]:
-    """The model's own markers around what stands before and after the hole."""
+    """The model's own markers around what stands before and after the span."""
     prompt = build_prompt(
         tokenizer, task.prefix, task.suffix, task.path, prefix_tokens=sizes[0], suffix_tokens=sizes[1]
     )
@@ -215,8 +215,8 @@ def score(result: ArmResult, tasks: Tasks) -> Scores:
         found = identifier_f1(written, target, tasks.defined)
         if found is not None:
             add("identifier_f1", line.path, found)
-    for hole, answer in zip(tasks.holes, result.holes, strict=bool(result.holes)):
-        add("fim_exact", hole.path, float(answer.text.strip() == hole.target.strip()))
-        add("fim_parse_ok", hole.path, float(parses(hole.prefix + answer.text + hole.suffix, hole.language)))
-        add("stop_rate", hole.path, float(answer.stopped))
+    for span, answer in zip(tasks.spans, result.spans, strict=bool(result.spans)):
+        add("fim_exact", span.path, float(answer.text.strip() == span.target.strip()))
+        add("fim_parse_ok", span.path, float(parses(span.prefix + answer.text + span.suffix, span.language)))
+        add("stop_rate", span.path, float(answer.stopped))
     return Scores(values, files)

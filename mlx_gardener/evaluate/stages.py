@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.adapter import LoadedAdapter, attach_adapter
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.dataset import PreparedData, RowSet, continuation_places, hole_tasks, next_line_tasks
+from mlx_gardener.dataset import PreparedData, RowSet, continuation_places, fim_tasks, next_line_tasks
 from mlx_gardener.dataset.examples import Excerpt, header_text
 from mlx_gardener.evaluate import guards
 from mlx_gardener.evaluate.measure import ArmResult, Bench, Tasks, part_of
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
 
 _TOLD = {"base": "the base", "adapter": "the adapter", "control": "the adapter of another repository"}
-LOSSES, LINES, HOLES = "bits per byte", "next lines", "holes"
+LOSSES, LINES, SPANS = "bits per byte", "next lines", "spans"
 _GUARDS = "guards"
 
 
@@ -77,11 +77,11 @@ def stages_of(names: Sequence[str], tasks: Tasks) -> Iterator[Stage]:
         yield Stage(both, LINES)
     yield Stage(both, _GUARDS)
     yield from (Stage(arms, LOSSES) for arms in others)
-    if tasks.holes:
-        yield Stage(both, HOLES)
+    if tasks.spans:
+        yield Stage(both, SPANS)
     for arms in others:
         yield from (
-            Stage(arms, kind) for kind, asked in ((LINES, tasks.lines), (HOLES, tasks.holes)) if asked
+            Stage(arms, kind) for kind, asked in ((LINES, tasks.lines), (SPANS, tasks.spans)) if asked
         )
 
 
@@ -135,7 +135,7 @@ def measure_all(
         findings.missing.remove(stage.title)
 
 
-_FIELDS = {LOSSES: "losses", LINES: "lines", HOLES: "holes"}
+_FIELDS = {LOSSES: "losses", LINES: "lines", SPANS: "spans"}
 
 
 def _do(
@@ -152,7 +152,7 @@ def _do(
         return bench.losses(survey.rows if retriever is None else survey.context_rows, tell, of=of)
     if kind == LINES:
         return bench.lines(survey.tasks, retriever, survey.work, of=of, tell=tell)
-    return bench.holes(survey.tasks, retriever, survey.work, of=of, tell=tell)
+    return bench.spans(survey.tasks, retriever, survey.work, of=of, tell=tell)
 
 
 def _fingerprint(adapter: LoadedAdapter) -> str:
@@ -219,7 +219,7 @@ class Survey:
         if not can_write:
             notes.append("Nothing was generated: the base's weights are read from disk for every pass.")
         if base.tokenizer.markers is None and can_write:
-            notes.append("No holes were filled: the model has no fill-in-the-middle markers.")
+            notes.append("No spans were filled: the model has no fill-in-the-middle markers.")
         return cls.draw(decide(forward_tokens=forward_tokens), decide(), base, data, config, notes)
 
     @classmethod
@@ -249,7 +249,7 @@ class Survey:
         }
         asked = Tasks(
             next_line_tasks(data.test_excerpts, work.next_line_tasks, seed=seed),
-            hole_tasks(data.test_excerpts, work.fim_tasks, seed=seed),
+            fim_tasks(data.test_excerpts, work.fim_tasks, seed=seed),
             frozenset(defined),
         )
         rows = plain_rows(windows, tokenizer, widths)
@@ -266,8 +266,8 @@ class Survey:
         """Leave tasks out that not even base and adapter were asked."""
         if LINES in missing:
             self.tasks = replace(self.tasks, lines=[])
-        if HOLES in missing:
-            self.tasks = replace(self.tasks, holes=[])
+        if SPANS in missing:
+            self.tasks = replace(self.tasks, spans=[])
 
     def add_context(self, base: BaseModel, retriever: Retriever) -> None:
         """Make the rows with retrieved code in front."""

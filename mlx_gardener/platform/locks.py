@@ -17,21 +17,25 @@ from pathlib import Path
 _POLL_SECONDS = 0.01
 
 
-def take_lock(path: Path, *, shared: bool = False, wait_seconds: float = 0.0) -> int | None:
-    """Lock a file or directory that exists.
+def take_lock(
+    path: Path, *, shared: bool = False, make: bool = False, wait_seconds: float = 0.0
+) -> int | None:
+    """Lock a file or directory.
 
     Args:
         shared: with others who share it; else alone.
+        make: an empty file where there is nothing.
 
     Returns:
         A descriptor whose closing (or the process's end) releases the lock; None where others still have it after
         ``wait_seconds``.
 
     Raises:
-        OSError: there is nothing at ``path``, or it cannot be opened or locked.
+        OSError: there is nothing at ``path``, or it cannot be made, opened or locked.
     """
     deadline = time.monotonic() + wait_seconds
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_CREAT if make else 0)
+    descriptor = os.open(path, flags, 0o600)
     try:
         while True:
             try:
@@ -48,13 +52,13 @@ def take_lock(path: Path, *, shared: bool = False, wait_seconds: float = 0.0) ->
 
 
 @contextmanager
-def hold(path: Path, *, wait_seconds: float = 5.0) -> Iterator[None]:
-    """Have ``path`` to oneself while the block runs, under whatever name.
+def hold(path: Path, *, make: bool = False, wait_seconds: float = 5.0) -> Iterator[None]:
+    """Have ``path`` to oneself while the block runs, under whatever name; ``make`` as in `take_lock`.
 
     Raises:
         OSError: there is nothing at ``path``, it cannot be locked, or (`BlockingIOError`) others have it for so long.
     """
-    descriptor = take_lock(path, wait_seconds=wait_seconds)
+    descriptor = take_lock(path, make=make, wait_seconds=wait_seconds)
     if descriptor is None:
         raise BlockingIOError(errno.EAGAIN, "another process works on it", str(path))
     try:

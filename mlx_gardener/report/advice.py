@@ -52,7 +52,7 @@ GLOSSARY = (
     ),
     ("next line", "The model writes the next line of an unseen file; compared with the line that stands there."),
     ("similarity", "How much of a line is the same: 100 % is the line itself, letter by letter."),
-    ("hole", "A piece is taken out of an unseen file, and the model fills it in from what is around it."),
+    ("span", "A piece is taken out of an unseen file, and the model fills it in from what is around it (FIM)."),
     (
         "F1",
         "Whether the right names of this repository are written: 100 % is all of them and no wrong ones, 0 % is none.",

@@ -33,7 +33,7 @@ def show_details(console: Console, evidence: dict[str, Any]) -> None:
     if work := evidence["work"]:
         console.print(
             f"Measured on {counted(work['rows'], 'row')} of unseen code, {counted(work['next_line_tasks'], 'next line')} "
-            f"and {counted(work['fim_tasks'], 'hole')} ({work['reason']})."
+            f"and {counted(work['fim_tasks'], 'span')} ({work['reason']})."
         )
 
 

@@ -16,7 +16,7 @@ PARTS = {
     "weights": "base weights",
     "adapter": "adapter, gradients, optimiser",
     "saved": "hidden states kept for the way back",
-    "live": "activations kept of layers that are computed once",
+    "live": "activations kept instead of recomputed",
     "work": "the layers and logits at work",
     "cache": "freed buffers kept for reuse",
     "runtime": "Python, MLX and data",

@@ -16,8 +16,8 @@ METRICS: dict[str, tuple[str, Callable[[float], str], bool]] = {
     "bits_per_byte": ("bits per byte", lambda value: f"{value:.4f}", True),
     "next_line_exact": ("next line exactly right", lambda value: f"{value:.1%}", False),
     "next_line_similarity": ("next line, similarity", lambda value: f"{value:.1%}", False),
-    "fim_exact": ("hole filled exactly right", lambda value: f"{value:.1%}", False),
-    "fim_parse_ok": ("file with filled hole parses", lambda value: f"{value:.1%}", False),
+    "fim_exact": ("span filled exactly right", lambda value: f"{value:.1%}", False),
+    "fim_parse_ok": ("file with filled span parses", lambda value: f"{value:.1%}", False),
     "identifier_f1": ("the repository's names, F1", lambda value: f"{value:.1%}", False),
     "stop_rate": ("stops by itself", lambda value: f"{value:.1%}", False),
 }
@@ -31,10 +31,10 @@ ARMS = {
 GUARDS = {
     "forgetting": "Other projects' code is not forgotten",
     "memorisation": "Training files are not known by heart",
-    "parse_ok": "Filled holes still parse",
+    "parse_ok": "Filled spans still parse",
 }
 #: Kinds of samples.
-KINDS = {"fim": "hole to fill", "next_line": "next line"}
+KINDS = {"fim": "span to fill", "next_line": "next line"}
 _MOST_GROUPS = 10
 #: Half a point of similarity: less would be shown as none.
 _SEEN = 0.005

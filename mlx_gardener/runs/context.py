@@ -23,7 +23,7 @@ from mlx_gardener.runs.job import Resume
 from mlx_gardener.runs.progress import TrainingProgressTracker
 
 if TYPE_CHECKING:
-    from mlx_gardener.training.parallel import Peers
+    from mlx_gardener.training.parallel import Ranks
     from mlx_gardener.training.time_plan import Clock
 
 
@@ -41,7 +41,7 @@ class Run:
     bus: EventBus
     tracker: TrainingProgressTracker
     interrupt: Callable[[], None]
-    peers: Peers
+    ranks: Ranks
     clock: Clock
     #: While it lasts no time is used: for what the time limit was not chosen for (`Interrupt.clock_stands`).
     clock_stands: Callable[[], AbstractContextManager[None]] = nullcontext

@@ -101,7 +101,7 @@ def learn_from(
     plan, state, cache = engine.plan, outcome.state, run.registry.home / "cache"
     facts = model_facts(base.path)
     backend = known_backend(cache, facts)
-    speed = state.positions / max(1e-9, state.seconds) / run.peers.size
+    speed = state.positions / max(1e-9, state.seconds) / run.ranks.size
     if state.seconds >= SECONDS_TO_LEARN_FROM:
         forward = outcome.time_plan.pace.forward_tokens_per_second
         keep_training(

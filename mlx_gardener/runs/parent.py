@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.config import TrainingConfig, with_new_names
+from mlx_gardener.config import TrainingConfig, as_of_today
 from mlx_gardener.errors import AdapterError, RegistryError
 from mlx_gardener.events import WarningRaised
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.runs.context import Run
 from mlx_gardener.runs.job import Resume
+from mlx_gardener.runs.result import RunResult
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -38,8 +39,6 @@ MAY_CHANGE = frozenset(
 )
 #: What a training goes on from is decided when it begins, so a resumed one keeps it.
 DECIDED_AT_START = "continue_from"
-#: In a result: the version that is there already, as neither files nor settings have changed since it was trained.
-UNCHANGED_SINCE = "unchanged_since"
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def find_parent(run: Run, choice: ModelChoice) -> Parent | None:
     return None
 
 
-def already_trained(run: Run, parent: Parent | None, data: PreparedData) -> dict[str, Any] | None:
+def already_trained(run: Run, parent: Parent | None, data: PreparedData) -> RunResult | None:
     """The result that is there already, where training anew from the same files and settings would only repeat it.
 
     Says why a training begins from scratch though there is a version to go on from.
@@ -115,7 +114,7 @@ def already_trained(run: Run, parent: Parent | None, data: PreparedData) -> dict
                 parent.manifest if made is None else made.result
             )  # the manifest's evidence quotes no source
             told = {key: known[key] for key in ("metrics", "evidence", "training")}
-            return {"adapter_version": version, **told, UNCHANGED_SINCE: version}
+            return RunResult(version, **told, unchanged_since=version)
         why = f"no file has changed since, but settings have ({', '.join(others)})"
     run.publish(WarningRaised(f"Training begins from scratch, not from {version}: {why}."))
     return None
@@ -123,7 +122,7 @@ def already_trained(run: Run, parent: Parent | None, data: PreparedData) -> dict
 
 def _other_settings(config: TrainingConfig, manifest: dict[str, Any]) -> list[str]:
     """Settings by which a training would give something else than the version of a manifest; the base is compared by its weights."""
-    mine, theirs = config.model_dump(mode="json"), with_new_names(manifest["config"])
+    mine, theirs = config.model_dump(mode="json"), as_of_today(manifest["config"])
     compared = mine.keys() - MAY_CHANGE - {DECIDED_AT_START, "model"}
     return sorted(key for key in compared if theirs.get(key) != mine[key])
 

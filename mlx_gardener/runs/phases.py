@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlx_gardener.errors import ModelError, TimeLimitError, TrainingCancelledError
 from mlx_gardener.events import (
@@ -26,15 +26,15 @@ from mlx_gardener.runs.forecast import learn_from
 from mlx_gardener.runs.job import Resume
 from mlx_gardener.runs.journal import JOURNAL_NAME, read_journal
 from mlx_gardener.runs.parent import Parent, already_trained, find_parent
-from mlx_gardener.runs.rank import hand_out, lead
+from mlx_gardener.runs.rank import coordinate, hand_out
 from mlx_gardener.runs.recovery import (
-    CANCELLED_LATE,
     already_registered,
     clear_away,
     keep_result,
     look_for_checkpoints,
     plan_of,
 )
+from mlx_gardener.runs.result import RunResult
 
 if TYPE_CHECKING:
     from mlx_gardener.adapter import StagedAdapter
@@ -49,24 +49,24 @@ if TYPE_CHECKING:
 TELL_SECONDS = 0.5
 
 
-def run_training(run: Run) -> dict[str, Any]:
+def run_training(run: Run) -> RunResult:
     """A whole run, phase by phase.
 
     Returns:
-        What the run left behind: ``adapter_version``, ``metrics`` and ``evidence``, as JSON types.
+        What the run left behind.
 
     Raises:
         GardenerError: whatever ended the run early; a checkpoint of the last update is kept.
     """
     clear_away(run)
     if (result := already_registered(run)) is not None:
-        run.peers.leave(None)
+        run.ranks.leave(None)
         return result
     choice = _initialize(run)
     parent = find_parent(run, choice)
     data = _prepare_data(run, choice, parent)
     if (result := already_trained(run, parent, data)) is not None:
-        run.peers.leave(None)
+        run.ranks.leave(None)
         return result
     earlier = look_for_checkpoints(run, choice, data)
     base, engine = _start_training(run, choice, earlier)
@@ -172,7 +172,7 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
         plan = plan.smaller() or plan
     run.publish(PlanChosen(plan.to_json()))
     run.interrupt()
-    lead(run.peers, config, choice.name, plan)
+    coordinate(run.ranks, config, choice.name, plan)
     base, engine = load_engine(
         choice.name,
         plan,
@@ -227,8 +227,8 @@ def _train(
     from mlx_gardener.platform.processes import OthersWork
     from mlx_gardener.training import train as train_adapter
 
-    hand_out(run.peers, base, data)
-    together = f", {run.peers.size} ranks together" if run.peers.size > 1 else ""
+    hand_out(run.ranks, base, data)
+    together = f", {run.ranks.size} ranks together" if run.ranks.size > 1 else ""
     run.tell(TrainingPhase.TRAINING, 0.0, f"Training{together}")
     plan = engine.plan
     mx.reset_peak_memory()
@@ -246,7 +246,7 @@ def _train(
         first_update=data.first_update,
         clock=run.clock,
         store=KeptValues(run.registry.home / ANSWERS),
-        peers=run.peers,
+        ranks=run.ranks,
     )
     if engine.plan is plan:  # it never had to be made smaller
         learn_from(run, base, engine, outcome, mx.get_peak_memory(), others.share)
@@ -255,7 +255,7 @@ def _train(
 
 def _complete(
     run: Run, base: BaseModel, data: PreparedData, engine: Engine, outcome: TrainOutcome
-) -> dict[str, Any]:
+) -> RunResult:
     """COMPLETING: write the adapter, measure what was written, register it."""
     from mlx_gardener.adapter import PeftManager
 
@@ -339,7 +339,7 @@ def _register(
     engine: Engine,
     outcome: TrainOutcome,
     evidence: Evidence,
-) -> dict[str, Any]:
+) -> RunResult:
     """Manifest, model card and report beside the weights, all renamed into place at once."""
     from mlx_gardener.adapter import ManifestDetails
     from mlx_gardener.adapter.manifest import package_versions
@@ -368,13 +368,13 @@ def _register(
         "versions": package_versions(),
     }
     events, _ = read_journal(run.directory / JOURNAL_NAME)
-    result = {
-        "adapter_version": staged.version,
-        "metrics": dict(evidence.metrics),
-        "evidence": evidence.to_json(with_source=True),
-        "training": training,
-        CANCELLED_LATE: _was_cancelled(run),
-    }
+    result = RunResult(
+        staged.version,
+        dict(evidence.metrics),
+        evidence.to_json(with_source=True),
+        training,
+        cancelled_late=_was_cancelled(run),
+    )
     keep_result(run, result)
     staged.commit(
         details,

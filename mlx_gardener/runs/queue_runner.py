@@ -9,13 +9,13 @@ queue is empty. Cost: a Python process that looks into the database twice a seco
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 
-from filelock import FileLock, Timeout
-
 from mlx_gardener.config import validate_config
 from mlx_gardener.errors import GardenerError, RegistryUnavailableError, TrainingError
+from mlx_gardener.platform.locks import take_lock
 from mlx_gardener.registry import INTERRUPTED, ProjectRegistry, QueueEntry, TrainingStatus, patiently
 from mlx_gardener.runs.manager import TrainingPipeline
 from mlx_gardener.runs.queue_start import LOCK_NAME
@@ -55,18 +55,20 @@ class QueueRunner:
             RegistryError: the database cannot be used.
         """
         self._registry.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            while True:
-                with FileLock(self._registry.home / LOCK_NAME, timeout=_LOCK_WAIT_SECONDS):
-                    while patiently(self.step) or not until_empty:
-                        time.sleep(POLL_SECONDS)
-                if not patiently(self._registry.queue.entries):
-                    return
-                # Somebody put a project in after the last look, and left it to this process as it still had the lock.
-        except Timeout:
-            raise TrainingError(
-                "Another process works on the queue already.", next_step="See `mlx-gardener queue list`."
-            ) from None
+        while True:
+            lock = take_lock(self._registry.home / LOCK_NAME, make=True, wait_seconds=_LOCK_WAIT_SECONDS)
+            if lock is None:
+                raise TrainingError(
+                    "Another process works on the queue already.", next_step="See `mlx-gardener queue list`."
+                )
+            try:
+                while patiently(self.step) or not until_empty:
+                    time.sleep(POLL_SECONDS)
+            finally:
+                os.close(lock)
+            if not patiently(self._registry.queue.entries):
+                return
+            # Somebody put a project in after the last look, and left it to this process as it still had the lock.
 
     def step(self) -> bool:
         """One look at the queue; whether there is anything left in it."""

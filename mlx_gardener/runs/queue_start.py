@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from filelock import FileLock, Timeout
-
+from mlx_gardener.platform.locks import is_held
 from mlx_gardener.platform.processes import module_command
 from mlx_gardener.registry import ProjectRegistry
 
@@ -19,13 +18,7 @@ LOG_NAME = "queue.log"
 
 def is_running(registry: ProjectRegistry) -> bool:
     """Whether a process works on the queue."""
-    if not (registry.home / LOCK_NAME).exists():
-        return False
-    try:
-        with FileLock(registry.home / LOCK_NAME, timeout=0):
-            return False
-    except Timeout:
-        return True
+    return is_held(registry.home / LOCK_NAME)
 
 
 def ensure_runner(registry: ProjectRegistry) -> bool:

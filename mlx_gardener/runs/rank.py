@@ -2,7 +2,7 @@
 
 In: from rank 0, over the group, the settings, the plan and the rows. Out: gradients of its share of every update. It
 reads no repository, registry or checkpoint, and writes nothing, so that a host needs only this package and the base
-model. `lead` is rank 0's side of the same talk. What both do after it is `training.loop`.
+model. `coordinate` is rank 0's side of the same talk. What both do after it is `training.loop`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig, validate_config
-from mlx_gardener.errors import GardenerError, OtherRankError, PeersLostError
+from mlx_gardener.errors import GardenerError, OtherRankError, RankLostError
 from mlx_gardener.platform.priority import lower_priority
 from mlx_gardener.runs.ranks import BEAT_SECONDS
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlx_gardener.dataset import PreparedData, RowSet
     from mlx_gardener.engine import Plan
     from mlx_gardener.model import BaseModel
-    from mlx_gardener.training.parallel import Peers
+    from mlx_gardener.training.parallel import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -42,63 +42,64 @@ class _Rows:
     data_sha256: str
 
 
-def lead(peers: Peers, config: TrainingConfig, model: str, plan: Plan) -> None:
+def coordinate(ranks: Ranks, config: TrainingConfig, model: str, plan: Plan) -> None:
     """Rank 0: tell the others what to do, so that they load the base while this one does.
 
     Raises:
         OtherRankError: one of them cannot.
-        PeersLostError: one of them is gone.
+        RankLostError: one of them is gone.
     """
     from mlx_gardener.platform.device import backend
 
     settings = config.model_dump(mode="json", exclude={"parallel"})
     orders = {"config": settings, "model": model, "plan": plan.to_json(), "backend": backend()}
-    peers.from_first(lambda: json.dumps(orders).encode())
+    ranks.from_first(lambda: json.dumps(orders).encode())
 
 
-def hand_out(peers: Peers, base: BaseModel, data: PreparedData) -> None:
+def hand_out(ranks: Ranks, base: BaseModel, data: PreparedData) -> None:
     """Rank 0: see that all have the same base and versions, then send the rows.
 
     Raises:
         TrainingError: one has another base or version; says which.
-        OtherRankError, PeersLostError: as `lead`.
+        OtherRankError, RankLostError: as `coordinate`.
     """
     from mlx_gardener.training.parallel import pack_arrays
 
-    if peers.size == 1:
+    if ranks.size == 1:
         return
-    peers.check_same(_facts(base))
-    peers.from_first(lambda: data.data_sha256.encode())
-    peers.from_first(lambda: pack_arrays(data.train.arrays()))
-    peers.from_first(lambda: pack_arrays(data.validation.arrays()))
+    ranks.check_same(_facts(base))
+    ranks.from_first(lambda: data.data_sha256.encode())
+    ranks.from_first(lambda: pack_arrays(data.train.arrays()))
+    ranks.from_first(lambda: pack_arrays(data.validation.arrays()))
 
 
-def follow(peers: Peers) -> None:
+def work(ranks: Ranks) -> None:
     """Any other rank: do what rank 0 says until the training has ended.
 
     Raises:
         OtherRankError: another rank had to stop; that is an end like any other.
-        PeersLostError: another rank is gone.
+        RankLostError: another rank is gone.
         GardenerError: this one had to stop, and has told the others why.
     """
-    orders = json.loads(peers.from_first(lambda: b""))
+    orders = json.loads(ranks.from_first(lambda: b""))
     try:
         config = validate_config(orders["config"])
         if config.throttling.low_priority:
             logger.info("priority: %s", lower_priority())
-        _train(peers, config, orders)
+        _train(ranks, config, orders)
     except BaseException as error:
-        peers.leave(error)
+        ranks.leave(error)
         raise
 
 
-def _train(peers: Peers, config: TrainingConfig, orders: dict[str, Any]) -> None:
+def _train(ranks: Ranks, config: TrainingConfig, orders: dict[str, Any]) -> None:
+    from safetensors.numpy import load
+
     from mlx_gardener.dataset.rows import RowSet
     from mlx_gardener.engine import Plan, load_engine, prepare_model
     from mlx_gardener.platform.device import backend
     from mlx_gardener.registry import default_home
     from mlx_gardener.training import train
-    from mlx_gardener.training.parallel import unpack_arrays
 
     theirs = config.model_copy(update={"model": orders["model"]})  # chosen, where it was "auto"
     prepared = prepare_model(theirs, default_home() / "cache")
@@ -108,9 +109,9 @@ def _train(peers: Peers, config: TrainingConfig, orders: dict[str, Any]) -> None
     base, engine = load_engine(
         theirs.model, plan, config, facts=prepared.facts, backend=prepared.backend, warn=logger.warning
     )
-    peers.check_same(_facts(base))
-    data_sha256 = peers.from_first(lambda: b"").decode()
-    rows = [RowSet.from_arrays(unpack_arrays(peers.from_first(lambda: b""))) for _ in range(2)]
+    ranks.check_same(_facts(base))
+    data_sha256 = ranks.from_first(lambda: b"").decode()
+    rows = [RowSet.from_arrays(load(ranks.from_first(lambda: b""))) for _ in range(2)]
     with tempfile.TemporaryDirectory() as unused:
         train(
             base,
@@ -121,7 +122,7 @@ def _train(peers: Peers, config: TrainingConfig, orders: dict[str, Any]) -> None
             interrupt=lambda: None,
             checkpoint_dir=Path(unused),
             resume=False,
-            peers=peers,
+            ranks=ranks,
         )
 
 
@@ -137,15 +138,15 @@ def _facts(base: BaseModel) -> dict[str, str]:
 
 
 def follow_launched(backend: str, seconds: float) -> None:
-    """A rank that `mlx.launch` started: `follow`, without a word where another rank's end is the reason of its own.
+    """A rank that `mlx.launch` started: `work`, without a word where another rank's end is the reason of its own.
 
     Raises:
-        GardenerError: as `follow`, but for `OtherRankError`.
+        GardenerError: as `work`, but for `OtherRankError`.
     """
-    from mlx_gardener.training.parallel import Peers
+    from mlx_gardener.training.parallel import Ranks
 
     try:
-        follow(Peers.connect(backend, seconds))
+        work(Ranks.connect(backend, seconds))
     except OtherRankError as error:
         logger.info("%s", error)
 
@@ -156,7 +157,7 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
-    """Entry point of a peer under a supervisor: exit code 0 when rank 0 or another ended the training, 1 else."""
+    """Entry point of a rank under a supervisor: exit code 0 when rank 0 or another ended the training, 1 else."""
     orders = json.loads(sys.stdin.readline())
     rank = orders["environment"]["MLX_RANK"]
     logging.basicConfig(
@@ -165,7 +166,7 @@ def main() -> None:
     os.umask(0o077)
     os.environ.update(orders["environment"])
     try:
-        from mlx_gardener.training.parallel import Peers
+        from mlx_gardener.training.parallel import Ranks
 
         with tempfile.TemporaryDirectory() as scratch:
             for name, content in orders["files"].items():
@@ -174,17 +175,17 @@ def main() -> None:
             _say("ready")
             if sys.stdin.readline().strip() != "go":
                 return
-            peers = Peers.connect(orders["backend"], orders["connect_seconds"])
+            ranks = Ranks.connect(orders["backend"], orders["connect_seconds"])
         _say("connected")
         threading.Thread(target=_beat, daemon=True).start()
         threading.Thread(target=_end_with_supervisor, daemon=True).start()
-        follow(peers)
+        work(ranks)
     except OtherRankError as error:
         logger.info("%s", error)
     except GardenerError as error:
         logger.error("%s", error)
         _say(f"error {' '.join(error.in_terminal.split())}")
-        _exit(os.EX_TEMPFAIL if isinstance(error, PeersLostError) else 1)
+        _exit(os.EX_TEMPFAIL if isinstance(error, RankLostError) else 1)
     _exit(0)
 
 
@@ -202,7 +203,7 @@ def _end_with_supervisor() -> None:
 
 
 def _exit(code: int) -> None:
-    """At once: MLX's ring waits for peers that are gone when it is taken down."""
+    """At once: MLX's ring waits for ranks that are gone when it is taken down."""
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)

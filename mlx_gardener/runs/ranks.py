@@ -1,10 +1,10 @@
 """The other processes of a training in parallel, from their start to their end, as a supervisor sees them.
 
 In: `config.ParallelConfig`. Out: one `mlx_gardener.runs.rank` process per further rank, here or behind ssh, and the
-environment in which rank 0's worker finds them, the same that `mlx.launch` makes. A peer gets its orders as a line of JSON
+environment in which rank 0's worker finds them, the same that `mlx.launch` makes. A rank gets its orders as a line of JSON
 on stdin and answers with lines on stdout: ``ready``, ``connected``, then a ``beat`` every two seconds. So who cannot be
-reached, who died and who is stuck is known by rank, and a peer whose stdin closes knows that its supervisor is gone.
-Cost: a thread per peer.
+reached, who died and who is stuck is known by rank, and a rank whose stdin closes knows that its supervisor is gone.
+Cost: a thread per rank.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from mlx_gardener.platform.untrusted import parse_json
 
 logger = logging.getLogger(__name__)
 
-#: A peer that has not said a word for so long is taken for dead; it says one every `BEAT_SECONDS`.
+#: A rank that has not said a word for so long is taken for dead; it says one every `BEAT_SECONDS`.
 SILENCE_SECONDS, BEAT_SECONDS = 60.0, 2.0
-#: How long rank 0 may take to notice by itself that a peer died, and peers that the training is over.
+#: How long rank 0 may take to notice by itself that a rank died, and ranks that the training is over.
 _GRACE_SECONDS = 30.0
 #: mlx.launch's first port, used where several machines must agree on one.
 _STARTING_PORT = 32323
@@ -125,13 +125,13 @@ def launched_rank(environment: Mapping[str, str]) -> tuple[int, str] | None:
 
 
 class Group:
-    """The peers of one worker: started, connected, watched and ended with it.
+    """The ranks of one worker: started, connected, watched and ended with it.
 
     Args:
         run_dir: where rank 0's files for MLX are written.
 
     Attributes:
-        death: rank, host and a sentence on the first peer that died before its time; None while all is well.
+        death: rank, host and a sentence on the first rank that died before its time; None while all is well.
 
     Raises:
         ConfigError: see `hosts_of`; or the backend has to be started by a program of its own.
@@ -144,23 +144,23 @@ class Group:
                 next_step="Run `mlx.launch --backend mpi --hosts ... mlx-gardener train ...` without --hosts of its own.",
             )
         self._config, self._run_dir, self._hosts = config, run_dir, hosts_of(config)
-        self._peers: list[_PeerProcess] = []
+        self._ranks: list[_RankProcess] = []
         self._over = threading.Event()
         self.death: str | None = None
         self._variables, self._files = self._describe()
 
     def assemble(self) -> dict[str, str]:
-        """Start all peers and wait until each is ready to connect; returns rank 0's environment.
+        """Start all ranks and wait until each is ready to connect; returns rank 0's environment.
 
         Raises:
-            TrainingError: a host cannot be reached in time, or its peer cannot work; says which and why.
+            TrainingError: a host cannot be reached in time, or its rank cannot work; says which and why.
         """
         local = max(1, (os.cpu_count() or 1) // sum(host.is_local for host in self._hosts))
         threads = {
             name: os.environ.get(name, str(local)) for name in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         }
         for rank, host in enumerate(self._hosts[1:], start=1):
-            self._peers.append(_PeerProcess(rank, host, self._config))
+            self._ranks.append(_RankProcess(rank, host, self._config))
             orders = {
                 "backend": self._config.backend.removesuffix("-ring"),  # of JACCL, MLX knows by a variable
                 "connect_seconds": self._config.connect_seconds,
@@ -171,7 +171,7 @@ class Group:
                 },
                 "files": self._files,
             }
-            self._peers[-1].say(json.dumps(orders))
+            self._ranks[-1].say(json.dumps(orders))
         self._wait_for("ready", "cannot be reached")
         environment = {**self._variables, "MLX_RANK": "0", **threads}
         for name, content in self._files.items():
@@ -180,28 +180,28 @@ class Group:
         return environment
 
     def watch(self, worker: subprocess.Popen[bytes]) -> None:
-        """Let the peers connect with rank 0's worker, and end it where one of them dies or is stuck."""
-        for peer in self._peers:
-            peer.say("go")
-        threading.Thread(target=self._watch, args=(worker,), name="peers", daemon=True).start()
+        """Let the ranks connect with rank 0's worker, and end it where one of them dies or is stuck."""
+        for member in self._ranks:
+            member.say("go")
+        threading.Thread(target=self._watch, args=(worker,), name="ranks", daemon=True).start()
 
     def close(self) -> None:
-        """End all peers: by closing their stdin first, by force where that does not help."""
+        """End all ranks: by closing their stdin first, by force where that does not help."""
         self._over.set()
-        for peer in self._peers:
-            peer.close()
+        for member in self._ranks:
+            member.close()
         deadline = time.monotonic() + _GRACE_SECONDS
-        for peer in self._peers:
+        for member in self._ranks:
             try:
-                peer.process.wait(max(0.1, deadline - time.monotonic()))
+                member.process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                peer.process.kill()
-                peer.process.wait()
+                member.process.kill()
+                member.process.wait()
 
     def _watch(self, worker: subprocess.Popen[bytes]) -> None:
         connect_by = time.monotonic() + self._config.connect_seconds
         while not self._over.wait(0.2):
-            late = [peer for peer in self._peers if "connected" not in peer.heard]
+            late = [member for member in self._ranks if "connected" not in member.heard]
             if late and time.monotonic() > connect_by:
                 self.death = (
                     f"Rank {late[0].rank} on {late[0].host.name} did not connect within "
@@ -213,26 +213,26 @@ class Group:
                 return
 
     def find_death(self) -> str | None:
-        """Which peer died first, where the worker says that one did; its end may be a moment away."""
+        """Which rank died first, where the worker says that one did; its end may be a moment away."""
         deadline = time.monotonic() + 5.0
         while not self._look() and time.monotonic() < deadline:
             time.sleep(0.05)
         return self.death
 
     def _look(self) -> bool:
-        """Whether a peer can do nothing more; names the one that others lost before those that lost it."""
-        problems = [(peer, peer.problem()) for peer in self._peers]
-        dead = [(peer, problem) for peer, problem in problems if problem is not None]
+        """Whether a rank can do nothing more; names the one that others lost before those that lost it."""
+        problems = [(member, member.problem()) for member in self._ranks]
+        dead = [(member, problem) for member, problem in problems if problem is not None]
         guilty = [found for found in dead if found[0].process.poll() != os.EX_TEMPFAIL]
-        if guilty or (dead and all(peer.process.poll() is not None for peer in self._peers)):
-            peer, problem = (guilty or dead)[0]
-            self.death = self.death or f"Rank {peer.rank} on {peer.host.name} {problem}"
+        if guilty or (dead and all(member.process.poll() is not None for member in self._ranks)):
+            member, problem = (guilty or dead)[0]
+            self.death = self.death or f"Rank {member.rank} on {member.host.name} {problem}"
         return self.death is not None
 
     def _end(self, worker: subprocess.Popen[bytes]) -> None:
-        """The worker notices a lost peer by itself, writes a checkpoint and ends; unless the network just went silent."""
-        for peer in self._peers:
-            peer.close()
+        """The worker notices a lost rank by itself, writes a checkpoint and ends; unless the network just went silent."""
+        for member in self._ranks:
+            member.close()
         try:
             worker.wait(_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -240,17 +240,17 @@ class Group:
 
     def _wait_for(self, word: str, otherwise: str) -> None:
         deadline = time.monotonic() + self._config.connect_seconds
-        for peer in self._peers:
-            while word not in peer.heard:
-                problem = peer.problem()
+        for member in self._ranks:
+            while word not in member.heard:
+                problem = member.problem()
                 if problem is None and time.monotonic() > deadline:
                     problem = f"did not answer within {self._config.connect_seconds:g} seconds"
                 if problem is not None:
                     raise TrainingError(
-                        f"Rank {peer.rank} on {peer.host.name} {otherwise}: it {problem}.",
-                        next_step=f"See that `ssh {peer.host.name}` works without a password and that mlx_gardener is "
+                        f"Rank {member.rank} on {member.host.name} {otherwise}: it {problem}.",
+                        next_step=f"See that `ssh {member.host.name}` works without a password and that mlx_gardener is "
                         "installed there (parallel.python), then train again."
-                        if not peer.host.is_local
+                        if not member.host.is_local
                         else "`mlx-gardener logs` shows what it said.",
                     )
                 time.sleep(0.02)
@@ -288,8 +288,8 @@ def _free_ports(count: int) -> list[int]:
             one.close()
 
 
-class _PeerProcess:
-    """One peer, or the ssh that leads to it, and what it has said."""
+class _RankProcess:
+    """One rank, or the ssh that leads to it, and what it has said."""
 
     def __init__(self, rank: int, host: Host, config: ParallelConfig) -> None:
         self.rank, self.host = rank, host
@@ -303,7 +303,7 @@ class _PeerProcess:
             command = [*_SSH, "-o", timeout, host.name, there]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._heard_at = time.monotonic()
-        threading.Thread(target=self._listen, name=f"peer-{rank}", daemon=True).start()
+        threading.Thread(target=self._listen, name=f"rank-{rank}", daemon=True).start()
 
     def say(self, line: str) -> None:
         """A line on its stdin; nothing where it is gone, which `problem` tells."""

@@ -8,7 +8,8 @@ Cost: hashing the base's weights once more, where there is a checkpoint.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.errors import AdapterError, RegistryError
@@ -16,10 +17,10 @@ from mlx_gardener.events import TrainingPhase, WarningRaised
 from mlx_gardener.platform.files import write_whole
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_json
-from mlx_gardener.registry.names import is_version
 from mlx_gardener.registry.remnants import clear_run
 from mlx_gardener.runs.context import Run
 from mlx_gardener.runs.job import Resume
+from mlx_gardener.runs.result import RunResult
 
 if TYPE_CHECKING:
     from mlx_gardener.dataset import PreparedData
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from mlx_gardener.training.checkpoint import Origin
 
 RESULT_NAME = "result.json"
-#: In a run's result: it was cancelled when the adapter was trained, and the adapter is registered.
-CANCELLED_LATE = "cancelled_late"
 
 
 def look_for_checkpoints(run: Run, choice: ModelChoice, data: PreparedData) -> Origin | None:
@@ -69,10 +68,10 @@ def plan_of(earlier: Origin | None, config: TrainingConfig) -> Plan | None:
     return Plan.from_json(earlier.plan)
 
 
-def keep_result(run: Run, result: dict[str, Any]) -> None:
+def keep_result(run: Run, result: RunResult) -> None:
     """Write down what is about to be registered."""
     try:
-        write_whole(run.directory / RESULT_NAME, json.dumps(result))
+        write_whole(run.directory / RESULT_NAME, json.dumps(result.to_json()))
     except OSError as error:
         raise AdapterError(
             f"The result of the run cannot be written ({error.strerror}).",
@@ -80,26 +79,21 @@ def keep_result(run: Run, result: dict[str, Any]) -> None:
         ) from error
 
 
-def _kept_result(run: Run) -> dict[str, Any] | None:
+def _kept_result(run: Run) -> RunResult | None:
     """What `keep_result` wrote in this run, if it did."""
     if run.resume is Resume.NEVER:
         return None
     try:
-        result = read_json(run.directory / RESULT_NAME, follow_links=False)
+        return RunResult.from_json(read_json(run.directory / RESULT_NAME, follow_links=False))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        run.publish(
-            WarningRaised(
-                f"The {RESULT_NAME} of an earlier worker is damaged ({reason_of(error)}); passed over."
-            )
-        )
+    except (OSError, ValueError, RegistryError) as error:
+        why = "it is no result" if isinstance(error, RegistryError) else reason_of(error)
+        run.publish(WarningRaised(f"The {RESULT_NAME} of an earlier worker is damaged ({why}); passed over."))
         return None
-    usable = isinstance(result, dict) and is_version(result.get("adapter_version"))
-    return result if usable and {"training", "metrics", "evidence"} <= result.keys() else None
 
 
-def already_registered(run: Run) -> dict[str, Any] | None:
+def already_registered(run: Run) -> RunResult | None:
     """The result of a worker that died after its adapter was registered and before it could say so."""
     from mlx_gardener.adapter.manifest import read_manifest
 
@@ -107,12 +101,12 @@ def already_registered(run: Run) -> dict[str, Any] | None:
     if result is None:
         return None
     try:
-        adapter = run.registry.get_adapter(run.project.name, result["adapter_version"])
+        adapter = run.registry.get_adapter(run.project.name, result.adapter_version)
         manifest = read_manifest(adapter.directory)
     except (RegistryError, AdapterError):
         return None  # not registered, or since removed: the adapter is written again
-    is_ours = manifest["training"] == result["training"] and manifest["metrics"] == result["metrics"]
-    return {**result, CANCELLED_LATE: False} if is_ours else None
+    is_ours = manifest["training"] == result.training and manifest["metrics"] == result.metrics
+    return replace(result, cancelled_late=False) if is_ours else None
 
 
 def clear_away(run: Run) -> None:
@@ -126,9 +120,9 @@ def clear_away(run: Run) -> None:
         result = _kept_result(run)
         if result is not None:  # renamed into place, and not registered: `already_registered` says so
             known = {record.version for record in run.registry.list_adapters(run.project.name)}
-            if result["adapter_version"] not in known:
+            if result.adapter_version not in known:
                 adapters = run.registry.project_directory(run.project.name) / "adapters"
-                run.registry.discard(adapters / result["adapter_version"])
+                run.registry.discard(adapters / result.adapter_version)
     except (OSError, RegistryError) as error:
         run.publish(
             WarningRaised(

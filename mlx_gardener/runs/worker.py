@@ -9,13 +9,11 @@ the training counts as dead, and another one may begin.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,14 +22,14 @@ from typing import Any
 from mlx_gardener.config import TrainingConfig, validate_config
 from mlx_gardener.errors import (
     GardenerError,
-    PeersLostError,
+    RankLostError,
     TimeLimitError,
     TrainingCancelledError,
     TrainingError,
     TrainingInterruptedError,
 )
 from mlx_gardener.events import Event, EventBus, TrainingEnded, TrainingPhase
-from mlx_gardener.platform.files import private
+from mlx_gardener.platform.locks import take_lock
 from mlx_gardener.platform.out_of_memory import says_out_of_memory
 from mlx_gardener.platform.priority import lower_priority
 from mlx_gardener.registry import INTERRUPTED, ProjectRegistry, TrainingStatus, patiently
@@ -41,17 +39,16 @@ from mlx_gardener.runs.context import Run
 from mlx_gardener.runs.interrupt import Interrupt
 from mlx_gardener.runs.job import LOG_NAME, LOST_EXIT_CODE, Job
 from mlx_gardener.runs.journal import JOURNAL_NAME, JournalWriter
-from mlx_gardener.runs.parent import UNCHANGED_SINCE
 from mlx_gardener.runs.phases import run_training
 from mlx_gardener.runs.progress import TrainingProgressTracker
 from mlx_gardener.runs.ranks import launched_rank
-from mlx_gardener.runs.recovery import CANCELLED_LATE
+from mlx_gardener.runs.result import RunResult
 
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = RUN_LOCK_NAME
 _SUPERVISOR_GONE = "The process that watched over the training is gone."
-_LOGGED_RESULT = ("adapter_version", UNCHANGED_SINCE, CANCELLED_LATE, INTERRUPTED)
+_LOGGED_RESULT = ("adapter_version", "unchanged_since", "cancelled_late", INTERRUPTED)
 #: How long a worker waits for an earlier one in the same directory, which may be writing its last checkpoint.
 LOCK_WAIT_SECONDS = 120.0
 
@@ -71,7 +68,7 @@ def work(
     Raises:
         TrainingError: the job cannot be read, another worker holds the directory, or the supervisor is gone already.
         RegistryError: the registry cannot be written.
-        PeersLostError: another rank is gone, and the supervisor starts them all again.
+        RankLostError: another rank is gone, and the supervisor starts them all again.
         MemoryError: memory ran out where no smaller plan could be taken; a new worker may have more luck.
     """
     with only_worker(run_dir):
@@ -89,20 +86,16 @@ def only_worker(run_dir: Path, wait_seconds: float = LOCK_WAIT_SECONDS) -> Itera
     Raises:
         TrainingError: another worker kept it for all of ``wait_seconds``.
     """
-    deadline = time.monotonic() + wait_seconds
-    with open(run_dir / LOCK_NAME, "ab", opener=private) as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise TrainingError(
-                        f"Another worker still writes in {run_dir.name}.",
-                        next_step="Wait until it has stopped, or end it, then train again.",
-                    ) from None
-                time.sleep(0.1)
+    lock = take_lock(run_dir / LOCK_NAME, make=True, wait_seconds=wait_seconds)
+    if lock is None:
+        raise TrainingError(
+            f"Another worker still writes in {run_dir.name}.",
+            next_step="Wait until it has stopped, or end it, then train again.",
+        )
+    try:
         yield
+    finally:
+        os.close(lock)
 
 
 def _work(
@@ -126,17 +119,18 @@ def _work(
             must_end=must_end,
         )
         tracker.start_heartbeat(config.progress_update_interval, _memory_now)
-        result = _run(job, config, run_dir, registry, bus, tracker, interrupt)
+        made = _run(job, config, run_dir, registry, bus, tracker, interrupt)
+        result = made.to_json()
         phase, status, message = TrainingPhase.COMPLETED, TrainingStatus.COMPLETED, "Done"
-        if version := result.get(UNCHANGED_SINCE):
-            message = f"Neither files nor settings have changed since {version}, so nothing was trained"
-        if result.get(CANCELLED_LATE):
+        if made.unchanged_since is not None:
+            message = f"Neither files nor settings have changed since {made.unchanged_since}, so nothing was trained"
+        if made.cancelled_late:
             phase, status = TrainingPhase.CANCELLED, TrainingStatus.CANCELLED
             message = (
-                f"Cancelled while the adapter was measured: {result['adapter_version']} is registered with the evidence "
+                f"Cancelled while the adapter was measured: {made.adapter_version} is registered with the evidence "
                 f"there is. `mlx-gardener eval {job.project}` measures it whole."
             )
-    except PeersLostError as error:
+    except RankLostError as error:
         if config.parallel.is_wanted:
             raise
         result = {INTERRUPTED: True, **_told(error, run_dir)}
@@ -189,13 +183,13 @@ def _run(
     bus: EventBus,
     tracker: TrainingProgressTracker,
     interrupt: Interrupt,
-) -> dict[str, Any]:
+) -> RunResult:
     if config.throttling.low_priority:
         logger.info("priority: %s", lower_priority())
-    from mlx_gardener.training.parallel import Peers
+    from mlx_gardener.training.parallel import Ranks
 
     launched = launched_rank(os.environ)
-    peers = Peers() if launched is None else Peers.connect(launched[1], config.parallel.connect_seconds)
+    ranks = Ranks() if launched is None else Ranks.connect(launched[1], config.parallel.connect_seconds)
     run = Run(
         training_id=job.training_id,
         project=patiently(registry.get_project, job.project),
@@ -207,14 +201,14 @@ def _run(
         bus=bus,
         tracker=tracker,
         interrupt=interrupt,
-        peers=peers,
+        ranks=ranks,
         clock=interrupt.clock,
         clock_stands=interrupt.clock_stands,
     )
     try:
         return run_training(run)
     except BaseException as error:
-        peers.leave(error)
+        ranks.leave(error)
         raise
 
 
@@ -250,7 +244,7 @@ def main() -> None:
     try:
         phase = work(run_dir, ProjectRegistry(), supervisor, must_end=must_end)
         code = 1 if phase is TrainingPhase.FAILED else 0
-    except PeersLostError as error:
+    except RankLostError as error:
         logger.error("%s", error)
         code = LOST_EXIT_CODE
     except TrainingError as error:  # nothing was begun

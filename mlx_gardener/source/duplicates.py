@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PERMUTATIONS = 128
 _BANDS = 32
+#: Jaccard similarity from which files stay on one side of the split (judgement).
+LEAST_SIMILARITY = 0.8
 _WORD = re.compile(r"\w+")
 #: Shorter files are compared exactly only: a few shingles say nothing about similarity.
 _MIN_SHINGLES = 8
@@ -53,18 +55,13 @@ def signature_of(text: str) -> RMinHash | None:
 
 
 class NearDuplicates:
-    """Files added one by one; says which earlier ones each is nearly the same as.
+    """Files added one by one; says which earlier ones each is nearly the same as, by `LEAST_SIMILARITY`."""
 
-    Args:
-        threshold: least Jaccard similarity, 0 to 1.
-    """
-
-    def __init__(self, threshold: float) -> None:
+    def __init__(self) -> None:
         from rensa import RMinHashLSH
 
-        self._threshold = threshold
         # Banding finds candidates at lower similarity; each is then compared by its whole signature.
-        self._index = RMinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, num_bands=_BANDS)
+        self._index = RMinHashLSH(threshold=LEAST_SIMILARITY, num_perm=PERMUTATIONS, num_bands=_BANDS)
         self._signatures: dict[int, RMinHash] = {}
         self._parent: list[int] = []
 
@@ -75,7 +72,7 @@ class NearDuplicates:
         if signature is None:
             return number
         for other in self._index.query(signature):
-            if signature.jaccard(self._signatures[other]) >= self._threshold:
+            if signature.jaccard(self._signatures[other]) >= LEAST_SIMILARITY:
                 self._join(number, other)
         self._index.insert(number, signature)
         self._signatures[number] = signature

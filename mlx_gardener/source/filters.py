@@ -15,6 +15,9 @@ import pathspec
 from mlx_gardener.config import DataConfig
 
 MAX_LINES = 100_000
+MAX_MEAN_LINE_LENGTH = 100.0
+#: Least share of letters and digits, and of letters alone.
+_LEAST_SHARE = 0.25
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 #: Directories whose content was written elsewhere.
 _VENDORED = {
@@ -112,20 +115,20 @@ def drop_by_text(path: str, text: str, config: DataConfig) -> str | None:
     longest = max(map(len, lines), default=0)
     if longest > config.max_line_length:
         return "minified" if path.endswith((".js", ".css", ".mjs")) and longest > 5000 else "long_line"
-    if len(text) / max(1, len(lines)) > config.max_mean_line_length:
+    if len(text) / max(1, len(lines)) > MAX_MEAN_LINE_LENGTH:
         return "long_mean_line"
     encoded = sum(len(match[0]) for match in _ENCODED_RUN.finditer(text))
     if encoded > 0.3 * len(text):
         return "encoded_wall"
-    return _drop_by_characters(text, config)
+    return _drop_by_characters(text)
 
 
-def _drop_by_characters(text: str, config: DataConfig) -> str | None:
+def _drop_by_characters(text: str) -> str | None:
     sample = text if len(text) <= 40_000 else text[:20_000] + text[-20_000:]
     alphabetic = len(_NOT_LETTERS.sub("", sample))
     digits = len(_NOT_DIGITS.sub("", sample))
-    if (alphabetic + digits) / len(sample) < config.min_alphanumeric_fraction:
+    if (alphabetic + digits) / len(sample) < _LEAST_SHARE:
         return "few_alphanumeric"
-    if alphabetic / len(sample) < config.min_alphabetic_fraction:
+    if alphabetic / len(sample) < _LEAST_SHARE:
         return "few_alphabetic"
     return None

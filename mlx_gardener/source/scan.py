@@ -113,7 +113,7 @@ def scan_repository(
             "git does not answer here (a pipe in .git, or in the place of a .gitignore, keeps it waiting): "
             "files were listed without it."
         )
-    near = NearDuplicates(config.near_duplicate_threshold)
+    near = NearDuplicates()
     first_with: dict[bytes, str] = {}
     numbers: list[int] = []
     for done, found in enumerate(

@@ -44,10 +44,11 @@ from mlx_gardener.training.checkpoint import (
     TrainState,
 )
 from mlx_gardener.training.optimizer import (
+    CLIP_NORM,
     global_norm,
     learning_rate_at,
 )
-from mlx_gardener.training.parallel import Peers
+from mlx_gardener.training.parallel import Ranks
 from mlx_gardener.training.standing import Standing, TrainingRows
 from mlx_gardener.training.throttling import BudgetPassedError
 from mlx_gardener.training.time_plan import Clock, TimePlan
@@ -115,7 +116,7 @@ def train(
     first_update: int = 0,
     clock: Clock | None = None,
     store: KeptValues | None = None,
-    peers: Peers | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainOutcome:
     """Train an adapter on ``data.train``; the base is left without adapters again.
 
@@ -127,26 +128,26 @@ def train(
         first_update: updates on the same rows that ``initial`` has done: its epochs go on.
         clock: the run's time limit, within which the training leaves time for the evidence; none when None.
         store: where the base's validation is kept between trainings, and looked for.
-        peers: the processes that train together; this one alone when None.
+        ranks: the processes that train together; this one alone when None.
 
     Raises:
         TrainingError: the loss stays non-finite, a checkpoint cannot be written, or does not fit the run.
-        OtherRankError: another of the peers raised one.
-        PeersLostError: another of the peers is gone.
+        OtherRankError: another of the ranks raised one.
+        RankLostError: another of the ranks is gone.
         GardenerError: whatever ``interrupt`` raised, after a checkpoint of the last committed update; but a
             `TimeLimitError` only where no update was done.
     """
-    peers = peers or Peers()
+    ranks = ranks or Ranks()
     targets = attach_lora(base.model, config.lora, seed=config.seed)
     run: _Training | None = None
     try:
         if initial is not None:
             set_lora_parameters(base.model, initial)
         run = _Training(
-            base, data, config, engine, publish, interrupt, checkpoint_dir, peers, clock or Clock()
+            base, data, config, engine, publish, interrupt, checkpoint_dir, ranks, clock or Clock()
         )
         run.state.first_update = first_update
-        run.store = store if initial is None and peers.size == 1 else None
+        run.store = store if initial is None and ranks.size == 1 else None
         run.begin(resume=resume)
         stopped_because = run.to_the_end()
         return TrainOutcome(
@@ -157,10 +158,10 @@ def train(
             stopped_because,
             run.time_plan,
             run.is_short_of_updates and not run.is_patience_over,
-            peers.size,
+            ranks.size,
         )
     except GardenerError as error:
-        peers.leave(error)
+        ranks.leave(error)
         raise
     finally:
         if run is not None:
@@ -188,10 +189,10 @@ class _Training(Standing):
                     self.save()
         except TimeLimitError:
             self.save()
-            if not self.state.step or self.peers.size > 1:
+            if not self.state.step or self.ranks.size > 1:
                 raise
         except GardenerError as error:
-            self.peers.leave(error)  # before writing, which takes a while
+            self.ranks.leave(error)  # before writing, which takes a while
             self.save()
             raise
         self.save()
@@ -226,7 +227,7 @@ class _Training(Standing):
 
         started, step = time.perf_counter(), self.state.step + 1
         result, loss, norm = self._gradients(batch, step)
-        if not (math.isfinite(loss) and math.isfinite(norm)) and self.peers.any(
+        if not (math.isfinite(loss) and math.isfinite(norm)) and self.ranks.any(
             self.throttle.shrink(
                 f"step {step} gave a loss or gradient that is not finite, as memory that runs short can"
             )
@@ -235,7 +236,7 @@ class _Training(Standing):
         tokens = max(1, result.tokens)
         rate = learning_rate_at(step, self.total_steps, self.peak_rate, self.config.optimizer)
         if math.isfinite(loss) and math.isfinite(norm):
-            clip = min(1.0, self.config.optimizer.clip_norm / max(norm, 1e-12))
+            clip = min(1.0, CLIP_NORM / max(norm, 1e-12))
             gradients = {name: value * (clip / tokens) for name, value in result.gradients.items()}
             self.optimizer.learning_rate = mx.array(rate)
             self.weights = self.optimizer.apply_gradients(gradients, self.weights)
@@ -258,8 +259,8 @@ class _Training(Standing):
 
     def _gradients(self, batch: Batch, step: int) -> tuple[StepResult, float, float]:
         """The step's result over all ranks, its mean loss and gradient norm."""
-        own, first_row = self.peers.share(batch)
-        result = self.peers.sum_step(lambda: self._own_gradients(own, step, first_row))
+        own, first_row = self.ranks.share(batch)
+        result = self.ranks.sum_step(lambda: self._own_gradients(own, step, first_row))
         tokens = max(1, result.tokens)
         return result, result.loss_sum / tokens, global_norm(result.gradients) / tokens
 
@@ -362,7 +363,7 @@ class _Training(Standing):
             while True:
                 try:
                     return self.engine.evaluate(
-                        (self.peers.share(batch)[0] for batch in validation), between_segments=between
+                        (self.ranks.share(batch)[0] for batch in validation), between_segments=between
                     )
                 except BudgetPassedError as passed:
                     self.throttle.shrink(f"{passed} in the validation of step {self.state.step}")
@@ -379,7 +380,7 @@ class _Training(Standing):
             tokens = sum(batch.loss_tokens for batch in validation)
             source_bytes = sum(batch.source_bytes for batch in validation)
         else:
-            loss_sum, tokens, source_bytes = self.peers.sum_numbers(whole_set)
+            loss_sum, tokens, source_bytes = self.ranks.sum_numbers(whole_set)
             self.validation_seconds = time.perf_counter() - started
         loss = loss_sum / max(1, tokens)
         if not self.state.validation and not math.isfinite(loss):  # nothing that is trained could mend it
@@ -387,7 +388,7 @@ class _Training(Standing):
             raise not_finite_error(self.engine, batches, self.base.id)
         bits = loss_sum / math.log(2) / max(1, source_bytes)
         state = self.state
-        better = state.best_loss is None or loss < state.best_loss - self.config.evaluation.min_improvement
+        better = state.best_loss is None or loss < state.best_loss
         if better:
             state.best_loss, state.best_step, state.bad_evaluations = loss, state.step, 0
             self.best = dict(self.weights)

@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     import mlx.optimizers as optim
 
 
+#: Decay of the moments (Kingma and Ba 2015, section 2); the first is the momentum of optimisers that have one.
+BETAS = (0.9, 0.999)
+#: Shares of the updates that the rate rises over, and of the peak that it ends at: usual for LoRA (judgement).
+WARMUP_FRACTION, FINAL_FRACTION = 0.05, 0.1
+#: Gradients are scaled down to this norm where theirs is larger, as in most trainings of transformers.
+CLIP_NORM = 1.0
+
+
 def make_optimizer(config: OptimizerConfig) -> optim.Optimizer:
     """The optimiser that ``config.name`` names; its learning rate is set before every update.
 
@@ -19,18 +27,18 @@ def make_optimizer(config: OptimizerConfig) -> optim.Optimizer:
     """
     import mlx.optimizers as optim
 
-    betas = [config.beta1, config.beta2]
+    betas = [*BETAS]
     makers: dict[str, Any] = {
         "adamw": lambda: optim.AdamW(
             0.0, betas=betas, weight_decay=config.weight_decay, bias_correction=True
         ),
         "adam": lambda: optim.Adam(0.0, betas=betas, bias_correction=True),
-        "sgd": lambda: optim.SGD(0.0, momentum=config.beta1, weight_decay=config.weight_decay),
+        "sgd": lambda: optim.SGD(0.0, momentum=BETAS[0], weight_decay=config.weight_decay),
         "lion": lambda: optim.Lion(0.0, betas=betas, weight_decay=config.weight_decay),
         "adafactor": lambda: optim.Adafactor(
             0.0, relative_step=False, scale_parameter=False, weight_decay=config.weight_decay
         ),
-        "muon": lambda: optim.Muon(0.0, momentum=config.beta1, weight_decay=config.weight_decay),
+        "muon": lambda: optim.Muon(0.0, momentum=BETAS[0], weight_decay=config.weight_decay),
     }
     optimizer: optim.Optimizer = makers[config.name]()
     return optimizer
@@ -49,17 +57,17 @@ def recommended_learning_rate(hidden_size: int) -> float:
 def learning_rate_at(step: int, total_steps: int, peak: float, config: OptimizerConfig) -> float:
     """The learning rate of update ``step`` (1-based) of ``total_steps``.
 
-    Rises linearly over the first ``warmup_fraction`` of the updates, then follows ``schedule`` down to
-    ``final_fraction`` of the peak at the last one.
+    Rises linearly over the first `WARMUP_FRACTION` of the updates, then follows ``schedule`` down to `FINAL_FRACTION` of
+    the peak at the last one.
     """
-    warmup = min(round(total_steps * config.warmup_fraction), total_steps - 1)
+    warmup = min(round(total_steps * WARMUP_FRACTION), total_steps - 1)
     if step <= warmup:
         return peak * step / (warmup + 1)
     done = (step - warmup - 1) / max(1, total_steps - warmup - 1)
     if config.schedule == "constant":
         return peak
     falling = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return peak * (config.final_fraction + (1 - config.final_fraction) * falling)
+    return peak * (FINAL_FRACTION + (1 - FINAL_FRACTION) * falling)
 
 
 def global_norm(gradients: dict[str, mx.array]) -> float:

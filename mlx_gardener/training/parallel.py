@@ -1,4 +1,4 @@
-"""Peers: the processes (ranks) that train one adapter together, each on a share of every update's rows.
+"""Ranks: the processes that train one adapter together, each on a share of every update's rows.
 
 In: what one rank has, a sum or bytes. Out: the same on all ranks. Every exchange begins with a word from each rank on
 whether it can go on, so that an error, a wish to cancel or a deadline on one rank ends all of them at the same place and
@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.engine import StepResult
-from mlx_gardener.errors import GardenerError, OtherRankError, PeersLostError, TrainingError
+from mlx_gardener.errors import GardenerError, OtherRankError, RankLostError, TrainingError
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -31,7 +31,7 @@ _MESSAGE_BYTES = 16 * 1024**2
 _FIRST_BYTES = 256
 
 
-class Peers:
+class Ranks:
     """One rank's view of its group; without a group, a group of one.
 
     Attributes:
@@ -46,7 +46,7 @@ class Peers:
         self._over = False
 
     @classmethod
-    def connect(cls, backend: str, seconds: float) -> Peers:
+    def connect(cls, backend: str, seconds: float) -> Ranks:
         """Join the group that the environment describes, as `mlx.launch` sets it up (``MLX_RANK``, ...).
 
         Args:
@@ -104,7 +104,7 @@ class Peers:
         Raises:
             GardenerError: ``compute`` did, here.
             OtherRankError: it did on another rank.
-            PeersLostError: another rank is gone.
+            RankLostError: another rank is gone.
         """
         if self.size == 1:
             return compute()
@@ -171,7 +171,7 @@ class Peers:
         if self.size == 1 or self._over:
             return
         problem = error.in_terminal if isinstance(error, GardenerError) else "it ended"
-        with suppress(OtherRankError, PeersLostError):  # what was told comes back, or they are gone already
+        with suppress(OtherRankError, RankLostError):  # what was told comes back, or they are gone already
             self._gather(b"", problem=problem)
 
     def _try(self, compute: Callable[[], Any]) -> Any:
@@ -237,7 +237,7 @@ class Peers:
         import mlx.core as mx
 
         if self._over:
-            raise PeersLostError("The group of ranks has ended.")
+            raise RankLostError("The group of ranks has ended.")
         mx.eval(values)
         # NCCL works on the GPU's stream, all others on the CPU's.
         where: dict[str, Any] = {} if mx.cuda.is_available() else {"stream": mx.cpu}
@@ -246,27 +246,13 @@ class Peers:
             mx.eval(result)
         except RuntimeError as error:
             self._over = True  # MLX would hang at a second try
-            raise PeersLostError(f"Another rank is gone ({error}).") from error
+            raise RankLostError(f"Another rank is gone ({error}).") from error
         return result
 
 
 def pack_arrays(arrays: Mapping[str, mx.array | np.ndarray]) -> bytes:
-    """Named arrays as bytes, to be sent."""
+    """Named arrays as bytes, to be sent; `safetensors.numpy.load` is the inverse."""
     import numpy as np
+    from safetensors.numpy import save
 
-    parts = {name: np.array(value) for name, value in arrays.items()}
-    header = json.dumps([[name, value.dtype.str, value.shape] for name, value in parts.items()]).encode()
-    return len(header).to_bytes(8, "little") + header + b"".join(value.tobytes() for value in parts.values())
-
-
-def unpack_arrays(data: bytes) -> dict[str, np.ndarray]:
-    """The inverse of `pack_arrays`."""
-    import numpy as np
-
-    at = 8 + int.from_bytes(data[:8], "little")
-    arrays = {}
-    for name, kind, shape in json.loads(data[8:at]):
-        count = int(np.prod(shape, dtype=np.int64))
-        arrays[name] = np.frombuffer(data, np.dtype(kind), count, at).reshape(shape)
-        at += arrays[name].nbytes
-    return arrays
+    return save({name: np.array(value) for name, value in arrays.items()})

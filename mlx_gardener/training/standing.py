@@ -35,7 +35,7 @@ from mlx_gardener.training.optimizer import (
     recommended_learning_rate,
     unflatten_state,
 )
-from mlx_gardener.training.parallel import Peers, pack_arrays, unpack_arrays
+from mlx_gardener.training.parallel import Ranks, pack_arrays
 from mlx_gardener.training.throttling import Throttle
 from mlx_gardener.training.time_plan import Clock, Pace, TimePlan, plan_time
 
@@ -84,7 +84,7 @@ class Standing:
         publish: Callable[[Event], None],
         interrupt: Callable[[], None],
         checkpoint_dir: Path,
-        peers: Peers,
+        ranks: Ranks,
         clock: Clock,
     ) -> None:
         import mlx.core as mx
@@ -93,7 +93,7 @@ class Standing:
         self.store: KeptValues | None = None  # for what the base does alone
         self.base, self.data, self.config, self.engine = base, data, config, engine
         self.publish, self.interrupt, self.checkpoint_dir = publish, interrupt, checkpoint_dir
-        self.peers = peers
+        self.ranks = ranks
         self.tokens_per_update = config.optimizer.tokens_per_update
         self.steps_per_epoch = data.train.update_count(self.tokens_per_update)
         self.other_seconds = clock.used_seconds()  # until here
@@ -126,14 +126,14 @@ class Standing:
         """At the newest checkpoint, or at the beginning; all ranks stand where rank 0 does, and keep to its time."""
         self._stand_at_the_beginning(resume=resume)
         plan = self.engine.plan
-        speed = max(1e-9, plan.predicted_tokens_per_second) * self.peers.size
+        speed = max(1e-9, plan.predicted_tokens_per_second) * self.ranks.size
         positions = self.data.train.total_tokens / max(1, self.steps_per_epoch)  # of an update
-        forward = max(1e-9, plan.predicted_forward_tokens_per_second) * self.peers.size
+        forward = max(1e-9, plan.predicted_forward_tokens_per_second) * self.ranks.size
         self._follow(self._time_plan(Pace(positions / speed, forward, plan.speed_from)))
         self.publish(TimePlanned(self.time_plan.to_json()))
 
     def _stand_at_the_beginning(self, *, resume: bool) -> None:
-        if self.peers.size == 1:
+        if self.ranks.size == 1:
             if resume:
                 self.restore()
             return
@@ -143,7 +143,7 @@ class Standing:
                 self.restore()
             return json.dumps(asdict(self.state)).encode()
 
-        state = TrainState(**json.loads(self.peers.from_first(where_first_stands)))
+        state = TrainState(**json.loads(self.ranks.from_first(where_first_stands)))
         state.validation = [(int(step), loss, bits) for step, loss, bits in state.validation]
         self.state = state
         self.best = self._of_first(self.best)
@@ -169,8 +169,8 @@ class Standing:
 
     def _follow(self, plan: TimePlan) -> None:
         """Do as many updates, and validate as often and on as much, as ``plan`` says."""
-        if self.peers.size > 1:
-            told = json.loads(self.peers.from_first(lambda: json.dumps(plan.to_json()).encode()))
+        if self.ranks.size > 1:
+            told = json.loads(self.ranks.from_first(lambda: json.dumps(plan.to_json()).encode()))
             plan = TimePlan.from_json(told)
         self.time_plan, self.total_steps = plan, plan.updates
         per_epoch = max(1, round(self.steps_per_epoch / self.config.evaluation.per_epoch))
@@ -202,7 +202,7 @@ class Standing:
                 plan = replace(
                     plan, validation_tokens=self.time_plan.validation_tokens or plan.validation_tokens
                 )
-        elif self.peers.size == 1:
+        elif self.ranks.size == 1:
             return
         else:
             plan = self.time_plan
@@ -216,15 +216,16 @@ class Standing:
 
     def _of_first(self, arrays: dict[str, mx.array]) -> dict[str, mx.array]:
         import mlx.core as mx
+        from safetensors.numpy import load
 
-        sent = unpack_arrays(self.peers.from_first(lambda: pack_arrays(arrays)))
-        return {name: mx.array(value) for name, value in sent.items()}
+        sent = load(self.ranks.from_first(lambda: pack_arrays(arrays)))
+        return {name: mx.array(sent[name]) for name in arrays}
 
     def keep_together(self) -> None:
         """Ranks on other hardware may round another way; who strays from rank 0 takes its weights again."""
-        if self.peers.size == 1:
+        if self.ranks.size == 1:
             return
-        if self.peers.differ(hashlib.sha256(pack_arrays(self.weights)).digest()):
+        if self.ranks.differ(hashlib.sha256(pack_arrays(self.weights)).digest()):
             self._take_weights_of_first()
 
     def restore(self) -> None:
@@ -260,7 +261,7 @@ class Standing:
 
     def save(self) -> None:
         """Write a checkpoint of the last committed update, unless there is one; on rank 0 alone."""
-        if self.peers.rank:
+        if self.ranks.rank:
             return
         now = (self.state.step, len(self.state.validation))
         if now == self.saved:

@@ -11,36 +11,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_gardener.adapter import ManifestDetails, PeftManager, attach_adapter, exports
+from mlx_gardener.adapter import PeftManager, attach_adapter, exports
 from mlx_gardener.adapter.exports import Export, export_adapter
 from mlx_gardener.adapter.gguf_files import read_gguf_adapter
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.errors import AdapterError
-from mlx_gardener.model import BaseModel, load_base
-from mlx_gardener.model.lora import adapter_settings, attach_lora, detach_lora, lora_parameters
-from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.model import load_base
 from tests.conftest import write_tiny_model
-
-DETAILS = ManifestDetails({"model": ""}, {}, {}, {}, {}, {})
-
-
-def project_with(base: BaseModel, repository: Path, lora: LoraConfig, *, size: float = 0.02) -> PeftManager:
-    """A project ``web`` with an adapter of random weights about as large as trained ones."""
-    registry = ProjectRegistry()
-    registry.register_project("web", repository)
-    targets = attach_lora(base.model, lora, seed=3)
-    mx.random.seed(4)
-    weights = {
-        name: value + size * mx.random.normal(value.shape) if not name.endswith(".m") else value
-        for name, value in lora_parameters(base.model).items()
-    }
-    mx.eval(weights)
-    detach_lora(base.model)
-    manager = PeftManager(registry)
-    manager.create_adapter(
-        "web", weights, base=base, settings=adapter_settings(targets, lora), details=DETAILS, model_card=""
-    )
-    return manager
+from tests.support.adapters import project_with
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from mlx_gardener.adapter.imports import import_adapter
 from mlx_gardener.adapter.manifest import read_manifest
 from mlx_gardener.errors import AdapterError
 from mlx_gardener.registry import ProjectRegistry
-from tests.cli.test_command_line import gardener_here
+from tests.support.commands import gardener_here
 
 HIDDEN, INNER = 48, 96
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"],

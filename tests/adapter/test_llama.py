@@ -17,8 +17,8 @@ from mlx_gardener.adapter import PeftManager, attach_adapter
 from mlx_gardener.adapter.exports import export_adapter
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import load_base, seedling_path
-from tests.adapter.test_exports import project_with
 from tests.conftest import write_tiny_model
+from tests.support.adapters import project_with
 
 #: Largest difference over largest logit; up to 7e-6 was seen. ggml sums in another order.
 TOLERANCE = 1e-4

@@ -11,48 +11,18 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_gardener.adapter import ManifestDetails, PeftManager, attach_adapter
-from mlx_gardener.config import LoraConfig
+from mlx_gardener.adapter import PeftManager, attach_adapter
 from mlx_gardener.errors import AdapterError, RegistryError
 from mlx_gardener.model import BaseModel, load_base
-from mlx_gardener.model.lora import adapter_settings, attach_lora, detach_lora, lora_parameters
-from mlx_gardener.registry import AdapterRecord, ProjectRegistry
-
-DETAILS = ManifestDetails({"model": "/secret/place/model"}, {}, {"adapter_bits_per_byte": 1.0}, {}, {}, {})
+from mlx_gardener.model.lora import lora_parameters
+from mlx_gardener.registry import ProjectRegistry
+from tests.support.adapters import create, trained
+from tests.support.adapters import manager as manager
 
 
 @pytest.fixture
 def base(tiny_model_dir: Path) -> BaseModel:
     return load_base(str(tiny_model_dir))
-
-
-@pytest.fixture
-def manager(repository: Path) -> PeftManager:
-    registry = ProjectRegistry()
-    registry.register_project("small", repository)
-    return PeftManager(registry)
-
-
-def trained(base: BaseModel) -> tuple[dict[str, mx.array], dict[str, object]]:
-    config = LoraConfig(rank=4)
-    targets = attach_lora(base.model, config, seed=1)
-    weights = {name: value + 0.1 for name, value in lora_parameters(base.model).items()}
-    mx.eval(weights)
-    detach_lora(base.model)
-    return weights, adapter_settings(targets, config)
-
-
-def create(manager: PeftManager, base: BaseModel) -> AdapterRecord:
-    weights, settings = trained(base)
-    return manager.create_adapter(
-        "small",
-        weights,
-        base=base,
-        settings=settings,
-        details=DETAILS,
-        model_card="card",
-        extra_files={"x.txt": b"x"},
-    )
 
 
 def left_behind(manager: PeftManager) -> list[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mlx_gardener.registry import ProjectRegistry
-from tests.cli.test_command_line import gardener_here, train_flags
 from tests.conftest import write_repository
+from tests.support.commands import gardener_here, train_flags
 
 pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
 

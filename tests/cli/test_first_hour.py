@@ -16,9 +16,9 @@ import mlx_gardener
 from mlx_gardener.config import validate_config
 from mlx_gardener.registry import ProjectRegistry, TrainingRecord, TrainingStatus
 from mlx_gardener.runs.manager import TrainingPipeline
-from tests.cli.test_command_line import gardener, gardener_here, train_flags
 from tests.registry.worlds import install_adapter
-from tests.runs.test_manager import tiny_settings
+from tests.support.commands import gardener, gardener_here, train_flags
+from tests.support.trainings import tiny_settings
 
 
 def quotes_source(evidence: dict[str, Any], repository: Path) -> bool:

@@ -12,9 +12,9 @@ import pytest
 
 from mlx_gardener.cli import STREAMS, cli
 from mlx_gardener.registry import ProjectRegistry
-from tests.cli.test_command_line import gardener, train_flags
 from tests.registry.worlds import install_adapter
-from tests.runs.test_manager import tiny_settings
+from tests.support.commands import gardener, train_flags
+from tests.support.trainings import tiny_settings
 
 #: Commands whose output is for one other program and is in its language.
 WITHOUT_JSON = {"completion"}

@@ -13,8 +13,8 @@ import pytest
 from mlx_gardener.cli import cli, doctor
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.platform import blas, device
-from tests.cli.test_command_line import gardener, gardener_here, train_flags
 from tests.conftest import write_tiny_model
+from tests.support.commands import gardener, gardener_here, train_flags
 
 pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mlx_gardener.registry import ProjectRegistry
-from tests.cli.test_command_line import gardener, gardener_here
 from tests.registry.worlds import install_adapter
+from tests.support.commands import gardener, gardener_here
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 import mlx_gardener
 from mlx_gardener.cli import cli
-from tests.cli.test_command_line import TRAIN_SETTINGS
+from tests.support.commands import TRAIN_SETTINGS
 
 pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
 

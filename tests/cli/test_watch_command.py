@@ -13,8 +13,8 @@ import pytest
 
 from mlx_gardener.registry import TrainingStatus
 from mlx_gardener.runs.manager import TrainingPipeline
-from tests.cli.test_command_line import train_flags
-from tests.runs.test_manager import WAIT, steps_done, until
+from tests.support.commands import train_flags
+from tests.support.trainings import WAIT, steps_done, until
 
 pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
 

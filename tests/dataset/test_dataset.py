@@ -20,7 +20,7 @@ from mlx_gardener.source import ChunkType, FileRecord
 from mlx_gardener.source.languages import GRAMMARS
 from mlx_gardener.source.records import ChunkRecord
 from tests.conftest import write_repository
-from tests.source.test_chunks import SAMPLES
+from tests.support.samples import SAMPLES
 
 
 def settings(**more: object) -> TrainingConfig:
@@ -193,13 +193,13 @@ def test_special_tokens_written_in_source_are_text(
 def test_spans_lie_inside_the_text_in_every_language(language: str) -> None:
     text = SAMPLES[language][1] * 3
     for seed in range(40):
-        span = choose_span(text, language, DataConfig(), random.Random(seed))
+        span = choose_span(text, language, random.Random(seed))
         assert span is not None
         start, end = span
         assert 0 <= start < end <= len(text) and text[start:end].strip()
 
 
-def test_a_hole_and_its_surroundings_are_the_piece(tokenizer: CodeTokenizer) -> None:
+def test_a_span_and_its_surroundings_are_the_piece(tokenizer: CodeTokenizer) -> None:
     text = "".join(f"def step_{n}(value):\n    return value * {n} + 'é'\n\n\n" for n in range(400))
     examples = list(
         make_examples([Excerpt("a.py", "python", text)], DataConfig(fim_rate=0.5), can_fill=True, seed=0)
@@ -219,19 +219,18 @@ def test_pieces_are_cut_at_blank_lines_and_lose_nothing() -> None:
     assert "".join(pieces_of("x" * 1000, 300)) == "x" * 1000
 
 
-def test_a_fill_in_the_middle_document_learns_its_middle_and_its_end(
+def test_a_fill_in_the_middle_document_learns_context_middle_and_its_end(
     tokenizer: CodeTokenizer, tmp_path: Path
 ) -> None:
     from mlx_gardener.dataset.examples import Example
 
     encoder = Encoder(TokenCache(tmp_path, tokenizer), repository="r")
     example = Example("a.py", "def f(x):\n    return ", "\n", "x + 1")
-    (document,) = encoder.documents([example], loss_on_context=False)
+    (document,) = encoder.documents([example])
     learned = document.tokens[document.loss_mask].tolist()
-    assert learned == [*tokenizer.encode("x + 1"), tokenizer.eos_id]
-    assert document.target_bytes == len("x + 1")
-    (both,) = encoder.documents([example], loss_on_context=True)
-    assert both.target_bytes == len("def f(x):\n    return \nx + 1")
+    parts = (example.prefix, example.suffix, "x + 1")
+    assert learned == [*(token for part in parts for token in tokenizer.encode(part)), tokenizer.eos_id]
+    assert document.target_bytes == sum(map(len, parts))
 
 
 def test_whole_documents_stay_whole_and_split_ones_lose_one_target_a_cut() -> None:

@@ -6,13 +6,8 @@ must be there and know every option that the page gives it; tests of their own r
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,117 +15,13 @@ import click
 import pytest
 
 from mlx_gardener.cli import cli
-from tests.conftest import STORE_VARIABLES, without_stores, write_repository, write_tiny_model
 from tests.docs.commands import PAGES, ROOT, Line, quoted, shown
+from tests.support.reader import World
 
-HUB_MODEL = "Qwen/Qwen2.5-Coder-0.5B"  # here a tiny random one by that name
-#: Small enough to train in a second or two.
-SETTINGS = {
-    "MODEL": HUB_MODEL,
-    "MIN_TRAINING_CHUNKS": "5",
-    "OPTIMIZER__MAX_STEPS": "1",
-    "OPTIMIZER__TOKENS_PER_UPDATE": "512",
-    "DATA__SEQUENCE_LENGTHS": "[128]",
-    "EVALUATION__PER_EPOCH": "1",
-    "EVALUATION__NEXT_LINE_TASKS": "2",
-    "EVALUATION__SAMPLES": "1",
-    "EVALUATION__LEAST_TASKS": "2",
-    "EVALUATION__LEAST_ROWS": "4",
-    "EVALUATION__MEMORISATION_PLACES": "0",
-    "EVALUATION__ARMS": '["base", "adapter"]',
-    "EVALUATION__MAX_NEW_TOKENS": "8",
-    "THROTTLING__LOW_PRIORITY": "false",
-}
-BASH = shutil.which("bash") or "bash"
 #: Commands that do the same on whichever page they stand.
 ONCE = re.compile(r"mlx-gardener (doctor|serve)\b")
 _CODE = re.compile(r"`([^`\n]+)`")
 LONG_TRAINING = "mlx-gardener train . --fresh --detach --epochs 100 --max-steps 5000"
-
-
-def cache_model(hub: Path, tokenizer_dir: Path) -> None:
-    """Write `HUB_MODEL` as a hub's client would have left it in the directory that HF_HOME names."""
-    store = hub / "hub" / f"models--{HUB_MODEL.replace('/', '--')}"
-    write_tiny_model(
-        store / "snapshots" / "0123abc", tokenizer_dir, model_type="qwen2", architectures=["Qwen2ForCausalLM"]
-    )
-    (store / "refs").mkdir()
-    (store / "refs" / "main").write_text("0123abc")
-
-
-class World:
-    """A user's machine: a home that knows it, ``~/my/code``, a project's directory to work in, a model in the hub's cache."""
-
-    def __init__(self, root: Path, tokenizer_dir: Path, cache: Path) -> None:
-        self.root, self.tried = root, set[tuple[str, ...]]()
-        (root / "home").mkdir(mode=0o700)
-        shutil.copytree(cache, root / "home" / "cache")
-        self.project = root / "my-project"
-        write_repository(self.project)
-        (self.project / "src").mkdir()
-        parts = [path.read_text() for path in sorted(self.project.glob("core/*.py"))]
-        (self.project / "src" / "app.py").write_text("\n".join(parts))
-        write_repository(root / "my" / "code", modules=10)
-        self._environment = os.environ | {
-            **{f"MLX_GARDENER_{name}": value for name, value in SETTINGS.items()},
-            "MLX_GARDENER_HOME": str(root / "home"),
-            **without_stores(root),
-            "HF_HOME": str(root / "hub"),
-            "HF_HUB_OFFLINE": "1",
-            "BROWSER": "true",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        }
-        for name in STORE_VARIABLES:
-            self._environment.pop(name, None)
-        for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"):
-            self._environment[name] = "Test"
-        for name in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"):
-            self._environment[name] = "test@example.invalid"
-        for command in ("git init -q", "git add -A", "git commit -qm First"):
-            self.run(command)
-        cache_model(root / "hub", tokenizer_dir)
-
-    def run(self, command: str) -> None:
-        """Run ``command`` in the project's directory and expect it to succeed."""
-        connects, environment = "mlx-gardener connect" in command, self._environment
-        if connects:  # no editor of this machine, whatever its version and plug-ins; tests/editors runs those
-            environment = {**environment, "PATH": str(Path(sys.executable).parent)}
-        done = subprocess.run(
-            (BASH, "-c", command), cwd=self.project, env=environment, capture_output=True, text=True,
-            input="y\n" if connects else "", timeout=900,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-
-    def run_until_it_serves(self, command: str) -> None:
-        """Start a command that goes on for ever; it must stay, and end well when interrupted."""
-        process = subprocess.Popen(
-            ("bash", "-c", f"exec {command}"), cwd=self.project, env=self._environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        assert process.stdout is not None
-        try:
-            said = ""
-            for line in process.stdout:
-                said += line
-                if "http://" in line:
-                    break
-            assert process.poll() is None and "http://" in said, f"{command}\n{said[-3000:]}"
-        finally:
-            process.terminate()
-        process.communicate(timeout=600)
-        assert process.returncode in (0, -15, 143), said[-3000:]
-
-    def wait_for_trainings(self) -> None:
-        """Until nothing trains or waits any more."""
-        deadline = time.monotonic() + 600
-        while time.monotonic() < deadline:
-            done = subprocess.run(
-                ("mlx-gardener", "status", "--json"), env=self._environment, capture_output=True, text=True
-            )
-            if not re.search(r'"(training|queued|running)"', done.stdout):
-                return
-            time.sleep(0.5)
-        raise AssertionError(f"a training does not end: {done.stdout[-2000:]}")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.commands import PAGES
-from tests.docs.test_commands import World
+from tests.support.reader import World
 
 _SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 WITH_SNIPPETS = [page for page in PAGES if _SNIPPET.search(page.read_text())]

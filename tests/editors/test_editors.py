@@ -30,8 +30,8 @@ from mlx_gardener.platform.editor_places import has_vscode_extension, settings_f
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.server import serving
-from tests.cli.test_command_line import gardener, gardener_here
 from tests.serve.conftest import make_projects
+from tests.support.commands import gardener, gardener_here
 
 ADDRESS = "http://127.0.0.1:8012"
 ZED = """// Zed settings: all mine.

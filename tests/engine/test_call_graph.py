@@ -15,13 +15,11 @@ import numpy as np
 import pytest
 
 from mlx_gardener.config import LoraConfig
-from mlx_gardener.dataset import Batch
-from mlx_gardener.engine import Engine, Plan
-from mlx_gardener.engine.call_graph import CannotSplit, learn_wiring
+from mlx_gardener.engine.call_graph import CannotSplit, learn_call_graph
 from mlx_gardener.engine.verify import largest_difference
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model.lora import attach_lora, lora_parameters
-from tests.engine.zoo import CANNOT, MODEL_TYPES, VOCAB, tiny_model
+from tests.engine.zoo import CANNOT, MODEL_TYPES, TOLERANCE, batch, engine, tiny_model, with_adapters
 
 #: Of every kind: plain, tied head, soft-capped, sliding window, experts, state space, hybrid, latent attention.
 SOME = (
@@ -39,32 +37,6 @@ SOME = (
     "gpt_oss",
     "starcoder2",
 )
-TOLERANCE = 1e-5
-
-
-def batch() -> Batch:
-    """Two rows of 23 random tokens, most of them targets."""
-    tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 23)).astype(np.int32)
-    mask = np.ones(tokens.shape, dtype=bool)
-    mask[:, 0] = mask[1, 15:] = False
-    ones = np.ones(tokens.shape, dtype=np.int32)
-    return Batch(tokens, mask, ones, int(mask.sum()), 0, mask.sum(axis=1), ("", ""))
-
-
-def with_adapters(model: nn.Module) -> dict[str, mx.array]:
-    """Random adapters in all layers; their weights."""
-    attach_lora(model, LoraConfig(rank=2), seed=1)
-    mx.random.seed(2)
-    found = {
-        name: value + 0.05 * mx.random.normal(value.shape) for name, value in lora_parameters(model).items()
-    }
-    mx.eval(found)
-    return found
-
-
-def engine(model: nn.Module, **settings: Any) -> Engine:
-    plan = Plan({23: settings.pop("rows", 2)}, 2**32, 0, {}, (), loss_slice_tokens=16, **settings)
-    return Engine(model, plan, dtype=mx.float32)
 
 
 def outcome(model_type: str) -> tuple[str, str]:
@@ -87,7 +59,7 @@ def outcome(model_type: str) -> tuple[str, str]:
     if not np.isfinite(expected.loss_sum):
         return "no", "the tiny model's loss is not finite"
     cut = engine(model)
-    if cut.wiring is None:
+    if cut.graph is None:
         return "whole", str(cut.whole_because)
     found = cut.loss_and_gradients(weights, batch(), seed=0)
     worst = largest_difference(found.gradients, expected.gradients)
@@ -142,7 +114,7 @@ def test_only_layers_above_the_lowest_adapter_are_computed_again() -> None:
     engine(model).loss_and_gradients(
         weights, batch(), seed=0, between_segments=lambda share: asked.append(share)
     )
-    assert len(set(asked)) == 4 + 1 + 1  # four layers forward, the tail, one layer backward
+    assert len(set(asked)) == 4 + 1 + 1  # four layers forward, head and loss, one layer backward
 
 
 def test_a_model_that_changes_states_between_layers_is_not_cut() -> None:
@@ -159,7 +131,7 @@ def test_a_model_that_changes_states_between_layers_is_not_cut() -> None:
             return self.embed.as_linear(hidden)
 
     with pytest.raises(CannotSplit, match="between layers"):
-        learn_wiring(Between(), mx.zeros((1, 3), dtype=mx.int32))
+        learn_call_graph(Between(), mx.zeros((1, 3), dtype=mx.int32))
     assert "between layers" in str(engine(Between()).whole_because)
 
 

@@ -11,7 +11,7 @@ from mlx_gardener.dataset import Batch
 from mlx_gardener.engine import Engine, kept_row_losses
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.platform.kept import KeptValues
-from tests.engine.test_step import batch, engine, plan
+from tests.support.engines import batch, engine, plan
 
 
 class Counting(Engine):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlx_gardener.config import TrainingConfig, load_config
-from mlx_gardener.engine import Plan, load_engine, make_plan, model_facts, words
+from mlx_gardener.engine import Plan, load_engine, make_plan, model_facts, vocabulary
 from mlx_gardener.engine.predict import MARGIN
 from mlx_gardener.engine.speed import TWO_CORES
 from mlx_gardener.errors import MemoryBudgetError
@@ -55,7 +55,7 @@ def load(
     model: Path, budget_bytes: float, work_scale: float, shape: tuple[int, int], has_tables: bool
 ) -> tuple[Plan, Plan, list[str]] | float:
     if not has_tables:  # as in a model whose embedding and head are of kinds of its own
-        words.word_tables = lambda model, vocab: iter(())
+        vocabulary.vocabulary_tables = lambda model, vocab: iter(())
     config = settings(budget_bytes, shape)
     facts, backend, told = model_facts(model), replace(TWO_CORES, work_scale=work_scale), list[str]()
     try:

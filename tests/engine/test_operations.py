@@ -12,7 +12,7 @@ import pytest
 from mlx_gardener.engine import Engine, Plan
 from mlx_gardener.engine.operations import Operations, blockwise_attention, dequantized_matmul, operations
 from mlx_gardener.model import load_base
-from tests.engine.test_call_graph import batch
+from tests.engine.zoo import batch
 
 ROWS, WIDTH = 2, 96
 _AT = np.arange(WIDTH)

@@ -12,11 +12,12 @@ import pytest
 
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.dataset import Batch
-from mlx_gardener.engine import Engine, Plan, StepResult, operations
-from mlx_gardener.engine.backprop import Passage
+from mlx_gardener.engine import Plan, StepResult, operations
+from mlx_gardener.engine.backprop import ForwardBackward
 from mlx_gardener.engine.verify import largest_difference
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.lora import attach_lora, detach_lora, lora_parameters, nested
+from tests.support.engines import batch, engine, plan
 
 
 @pytest.fixture
@@ -24,33 +25,10 @@ def base(tiny_model_dir: Path) -> BaseModel:
     return load_base(str(tiny_model_dir))
 
 
-def plan(rows: int, width: int = 16) -> Plan:
-    return Plan({width: rows}, 2**32, 0, {}, ())
-
-
-def engine(base: BaseModel, chosen: Plan) -> Engine:
-    return Engine(base.model, chosen, dtype=base.dtype)
-
-
 def gradients_of(
     base: BaseModel, weights: dict[str, mx.array], given: Batch, chosen: Plan, **settings: Any
 ) -> StepResult:
     return engine(base, chosen).loss_and_gradients(weights, given, **settings)
-
-
-def batch(rows: int = 6, width: int = 16, *, seed: int = 0, loss_share: float = 0.5) -> Batch:
-    """Random tokens with random targets, padded tails, and one row without any target."""
-    random = np.random.default_rng(seed)
-    tokens = random.integers(10, 500, (rows, width)).astype(np.int32)
-    mask = random.random((rows, width)) < loss_share
-    mask[:, 0] = False
-    lengths = random.integers(width // 2, width + 1, rows)
-    for row, length in enumerate(lengths):
-        tokens[row, length:] = 4
-        mask[row, length:] = False
-    mask[1] = False
-    ids = np.where(np.arange(width)[None] < lengths[:, None], 1, 0).astype(np.int32)
-    return Batch(tokens, mask, ids, int(mask.sum()), int(mask.sum()) * 3, mask.sum(1) * 3, ("",) * rows)
 
 
 def with_random_adapter(base: BaseModel, **settings: object) -> dict[str, mx.array]:
@@ -211,13 +189,13 @@ def test_rows_are_measured_two_for_each_that_is_trained_and_give_the_same(
 ) -> None:
     given = batch()
     seen: list[int] = []
-    original = Passage.row_losses
+    original = ForwardBackward.row_losses
 
-    def noted(passage: Passage) -> list[float]:
+    def noted(passage: ForwardBackward) -> list[float]:
         seen.append(passage.rows)
         return original(passage)
 
-    monkeypatch.setattr(Passage, "row_losses", noted)
+    monkeypatch.setattr(ForwardBackward, "row_losses", noted)
     found = engine(base, plan(2)).row_losses(given)
     assert seen == [4, 2]
     assert found == pytest.approx(engine(base, plan(6)).row_losses(given), rel=1e-6)

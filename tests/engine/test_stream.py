@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,50 +9,12 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_gardener.config import load_config
-from mlx_gardener.engine import Engine, Plan, make_plan, model_facts, prepare_engine
+from mlx_gardener.engine import Engine, Plan
 from mlx_gardener.engine.operations import Operations, operations
-from mlx_gardener.engine.speed import TWO_CORES
 from mlx_gardener.engine.verify import largest_difference, split_problem
-from mlx_gardener.model import BaseModel, load_base
-from tests.engine.test_call_graph import with_adapters
-from tests.engine.test_step import batch
-
-
-def write_again(source: Path, target: Path, *, shards: int, bits: int | None) -> Path:
-    """The tiny model in several files, quantised when ``bits`` is given."""
-    base = load_base(str(source))
-    config = json.loads((source / "config.json").read_text())
-    if bits:
-        nn.quantize(base.model, group_size=32, bits=bits, class_predicate=_wide_enough)
-        config["quantization"] = {"group_size": 32, "bits": bits}
-    target.mkdir()
-    for file in source.iterdir():
-        if file.suffix != ".safetensors":
-            (target / file.name).write_bytes(file.read_bytes())
-    (target / "config.json").write_text(json.dumps(config))
-    weights = dict(tree_flatten(base.model.parameters()))
-    names = sorted(weights)
-    for number in range(shards):
-        part = {name: weights[name] for name in names[number::shards]}
-        mx.save_safetensors(str(target / f"model-{number + 1:05}-of-{shards:05}.safetensors"), part)
-    return target
-
-
-def _wide_enough(_: str, module: nn.Module) -> bool:
-    return hasattr(module, "to_quantized") and module.weight.shape[-1] % 32 == 0
-
-
-def prepared(path: Path, **pins: object) -> tuple[BaseModel, Engine]:
-    chosen = {f"engine.{name}": value for name, value in pins.items()} | {"data.sequence_lengths": [64]}
-    config = load_config(environment={}, overrides=chosen)
-    facts = model_facts(path)
-    plan = make_plan(facts, config, config.memory_limit_bytes)
-    base = load_base(str(path), base_weights=plan.base_weights, unread_layers=plan.streamed_layers)
-    said: list[str] = []
-    engine = prepare_engine(base, plan, config, facts=facts, backend=TWO_CORES, warn=said.append)
-    assert not said
-    return base, engine
+from mlx_gardener.model import load_base
+from tests.engine.zoo import with_adapters
+from tests.support.engines import batch, prepared, write_again
 
 
 @pytest.mark.parametrize(("shards", "bits"), [(1, None), (3, None), (2, 4), (1, 8)])

@@ -20,7 +20,13 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_gardener.config import LoraConfig
+from mlx_gardener.dataset import Batch
+from mlx_gardener.engine import Engine, Plan
+from mlx_gardener.model.lora import attach_lora, lora_parameters
 
 VOCAB = 128
 LAYERS = 4
@@ -395,3 +401,31 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+TOLERANCE = 1e-5
+
+
+def batch() -> Batch:
+    """Two rows of 23 random tokens, most of them targets."""
+    tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 23)).astype(np.int32)
+    mask = np.ones(tokens.shape, dtype=bool)
+    mask[:, 0] = mask[1, 15:] = False
+    ones = np.ones(tokens.shape, dtype=np.int32)
+    return Batch(tokens, mask, ones, int(mask.sum()), 0, mask.sum(axis=1), ("", ""))
+
+
+def with_adapters(model: nn.Module) -> dict[str, mx.array]:
+    """Random adapters in all layers; their weights."""
+    attach_lora(model, LoraConfig(rank=2), seed=1)
+    mx.random.seed(2)
+    found = {
+        name: value + 0.05 * mx.random.normal(value.shape) for name, value in lora_parameters(model).items()
+    }
+    mx.eval(found)
+    return found
+
+
+def engine(model: nn.Module, **settings: Any) -> Engine:
+    plan = Plan({23: settings.pop("rows", 2)}, 2**32, 0, {}, (), loss_slice_tokens=16, **settings)
+    return Engine(model, plan, dtype=mx.float32)

@@ -7,94 +7,16 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import mlx.core as mx
 import pytest
-from mlx.utils import tree_unflatten
 
 import mlx_gardener
-from mlx_gardener.adapter import LoadedAdapter, attach_adapter
-from mlx_gardener.config import TrainingConfig
-from mlx_gardener.dataset import PreparedData, TrainingDataPreparator
-from mlx_gardener.engine import Engine, make_plan, measured_backend, model_facts, prepare_engine
 from mlx_gardener.errors import TimeLimitError, TrainingCancelledError
-from mlx_gardener.evaluate import Control, Evidence, compare
-from mlx_gardener.events import EventBus
-from mlx_gardener.model import BaseModel, load_base
-from mlx_gardener.model.lora import adapter_settings, attach_lora, detach_lora, load_arrays, lora_parameters
-from mlx_gardener.training import train
+from mlx_gardener.evaluate import Control, Evidence
+from mlx_gardener.model.lora import load_arrays
 from mlx_gardener.training.checkpoint import list_checkpoints
 from tests.conftest import write_repository
-from tests.runs.test_manager import tiny_settings
-
-
-class World:
-    """A repository's data, a base and an engine, and what can be done with them."""
-
-    def __init__(self, model: str, root: Path, home: Path, **more: object) -> None:
-        settings = {
-            "evaluation.least_tasks": 3,
-            "evaluation.least_rows": 12,
-            "evaluation.memorisation_places": 8,
-            **more,
-        }
-        self.config: TrainingConfig = tiny_settings(Path(model), **settings)
-        self.home = home
-        self.base: BaseModel = load_base(model)
-        self.data: PreparedData = TrainingDataPreparator(
-            self.config, tokenizer=self.base.tokenizer, cache_dir=home / "tokens"
-        ).prepare(root)
-        facts, backend = model_facts(self.base.path), measured_backend(home / "cache")
-        plan = make_plan(facts, self.config, self.config.memory_limit_bytes, backend)
-        self.engine: Engine = prepare_engine(
-            self.base, plan, self.config, facts=facts, backend=backend, warn=print
-        )
-
-    def random_adapter(self, size: float) -> LoadedAdapter:
-        """An adapter that learned nothing: noise of this size in both of its factors."""
-        targets = attach_lora(self.base.model, self.config.lora, seed=3)
-        mx.random.seed(5)
-        weights = {
-            name: mx.random.normal(value.shape) * size
-            for name, value in lora_parameters(self.base.model).items()
-        }
-        mx.eval(weights)
-        detach_lora(self.base.model)
-        return LoadedAdapter(weights, adapter_settings(targets, self.config.lora), {}, Path("noise"))
-
-    def trained(self, data: PreparedData, steps: int, directory: Path) -> LoadedAdapter:
-        """An adapter trained on ``data`` for so many updates."""
-        optimizer = self.config.optimizer.model_copy(update={"max_steps": steps, "epochs": 100.0})
-        evaluation = self.config.evaluation.model_copy(update={"patience": 1000, "per_epoch": 1})
-        outcome = train(
-            self.base,
-            data,
-            self.config.model_copy(update={"optimizer": optimizer, "evaluation": evaluation}),
-            self.engine,
-            publish=EventBus().publish,
-            interrupt=lambda: None,
-            checkpoint_dir=directory,
-            resume=False,
-        )
-        return LoadedAdapter(outcome.weights, outcome.settings, {}, directory)
-
-    def learn(self, steps: int, directory: Path) -> None:
-        """Make the base one that knows the repository, by an adapter that is fused into it."""
-        with attach_adapter(self.base, self.trained(self.data, steps, directory)):
-            fused = [
-                (name, module.fuse())
-                for name, module in self.base.model.named_modules()
-                if hasattr(module, "fuse")
-            ]
-        self.base.model.update_modules(tree_unflatten(fused))
-
-    def evidence(self, adapter: LoadedAdapter, **more: Any) -> Evidence:
-        options: dict[str, Any] = {"training_tokens": 2000, "on_progress": lambda share, message: None}
-        return compare(
-            self.base, adapter, self.data, self.config, self.engine,
-            **{"cache_dir": self.home / "answers", "interrupt": lambda: None, **options, **more},
-        )  # fmt: skip
+from tests.support.evaluations import World
 
 
 @pytest.fixture(scope="module")

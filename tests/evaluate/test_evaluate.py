@@ -54,8 +54,8 @@ def test_a_prompt_looks_as_in_training(base: BaseModel) -> None:
     tokenizer = base.tokenizer
     plain = build_prompt(tokenizer, "def f", None, "a.py")
     assert plain == [tokenizer.file_id, *tokenizer.encode("a.py\n"), *tokenizer.encode("def f")]
-    hole = build_prompt(tokenizer, "def f", "(x)", "")
-    assert hole == [1, *tokenizer.encode("def f"), 3, *tokenizer.encode("(x)"), 2]
+    span = build_prompt(tokenizer, "def f", "(x)", "")
+    assert span == [1, *tokenizer.encode("def f"), 3, *tokenizer.encode("(x)"), 2]
 
 
 def test_a_completion_is_bounded_and_the_same_every_time(base: BaseModel) -> None:
@@ -66,7 +66,7 @@ def test_a_completion_is_bounded_and_the_same_every_time(base: BaseModel) -> Non
     assert "\n" not in next_line(base, "import os\n\n", path="a.py", max_new_tokens=12)
 
 
-def test_a_hole_needs_a_model_that_knows_holes(base: BaseModel) -> None:
+def test_a_span_needs_a_model_that_knows_spans(base: BaseModel) -> None:
     from dataclasses import replace
 
     blind = replace(base, tokenizer=replace(base.tokenizer, markers=None))

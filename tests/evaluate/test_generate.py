@@ -18,8 +18,8 @@ from mlx_gardener.evaluate import generate
 from mlx_gardener.evaluate.generate import generate_many
 from mlx_gardener.model import BaseModel, load_base
 from tests.conftest import write_tiny_model
-from tests.engine.test_stream import write_again
 from tests.engine.zoo import VOCAB, tiny_model
+from tests.support.engines import write_again
 
 LENGTHS = (1, 2, 30, 7, 600, 55, 30)
 

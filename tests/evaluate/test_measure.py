@@ -57,7 +57,7 @@ def test_another_kind_or_length_and_an_adapters_answers_are_their_own(
 ) -> None:
     prompt = [[5, 6, 7]]
     bench.answers(prompt, kind="line", of="", max_new_tokens=4)
-    bench.answers(prompt, kind="hole", of="", max_new_tokens=4)
+    bench.answers(prompt, kind="fim", of="", max_new_tokens=4)
     bench.answers(prompt, kind="line", of="", max_new_tokens=5)
     bench.answers(prompt, kind="line", of="an adapter", max_new_tokens=4)
     assert len(asked) == 4
@@ -94,8 +94,8 @@ def test_where_a_token_for_all_answers_costs_much_next_lines_are_all_that_is_ask
         )
 
     quick, slow = work(40_000, 1.0), work(11_000, 40.0)
-    assert quick.fim_tasks == quick.next_line_tasks > 4 and "no holes" not in quick.reason
-    assert slow.fim_tasks == 0 and slow.next_line_tasks == 4 and "no holes" in slow.reason
+    assert quick.fim_tasks == quick.next_line_tasks > 4 and "no spans" not in quick.reason
+    assert slow.fim_tasks == 0 and slow.next_line_tasks == 4 and "no spans" in slow.reason
     assert slow.new_tokens < work(float("inf"), 40.0).new_tokens == TrainingConfig().evaluation.max_new_tokens
     more = more_work(slow, quick, 3.0, TrainingConfig().data.sequence_lengths[-1])
     assert more is not None and more.fim_tasks == 0 and more.next_line_tasks == min(12, quick.next_line_tasks)

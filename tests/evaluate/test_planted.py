@@ -12,7 +12,7 @@ from mlx_gardener.dataset import RowSet
 from mlx_gardener.evaluate.complete import build_prompt
 from mlx_gardener.evaluate.generate import generate_many
 from tests.conftest import write_repository
-from tests.evaluate.test_arms import World
+from tests.support.evaluations import World
 
 SECRET = "AKIA" + "IOSFODNN7QWERTYU"
 CANARY = "the walrus of Spitsbergen hums 8841 quietly"

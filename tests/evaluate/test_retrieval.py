@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlx_gardener.dataset.examples import Excerpt
-from mlx_gardener.dataset.tasks import continuation_places, hole_tasks
+from mlx_gardener.dataset.tasks import continuation_places, fim_tasks
 from mlx_gardener.evaluate.metrics import parses
 from mlx_gardener.evaluate.retrieval import Retriever, code_words
 from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
@@ -84,13 +84,13 @@ def test_drawn_windows_come_from_every_file(tokenizer: CodeTokenizer) -> None:
     assert drawn == draw_windows(windows, 7, seed=1) and draw_windows(windows, 10_000, seed=1) == windows
 
 
-def test_holes_are_syntax_nodes_of_files_that_parse() -> None:
+def test_spans_are_syntax_nodes_of_files_that_parse() -> None:
     text = "".join(f"def area_{n}(width, height):\n    return width * height + {n}\n\n" for n in range(20))
     excerpts = [Excerpt("a.py", "python", text), Excerpt("b.py", "python", "def broken(:\n    pass\n" * 20)]
-    tasks = hole_tasks(excerpts, 10, seed=2)
+    tasks = fim_tasks(excerpts, 10, seed=2)
     assert len(tasks) == 10 and {task.path for task in tasks} == {"a.py"}
     assert all(task.prefix + task.target + task.suffix == text for task in tasks)
-    assert tasks == hole_tasks(excerpts, 10, seed=2)
+    assert tasks == fim_tasks(excerpts, 10, seed=2)
     assert parses(text, "python") and not parses(text + "def (", "python")
 
 

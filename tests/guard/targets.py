@@ -444,7 +444,7 @@ def seeds(name: str) -> list[bytes]:
         "source": [bytes([number]) + code for number in range(len(_SUFFIXES)) for code in codes],
         "ignore": [b"a.py" + CUT + b"*.py\n!b\n/c/\n**/d\n[a-z]?\n#x\n", b"a" * 99 + CUT + b"*a" * 30 + b"b\n"],
         "attributes": [b"a.py\nb\n" + CUT + b"*.py linguist-generated\nb linguist-vendored=true\n[attr]m -a\n"],
-        "config": [b'model = "seedling"\n[lora]\nrank = 8\n[data]\nrow_widths = [64, 128]\n', b"a = " + deep],
+        "config": [b'model = "seedling"\n[lora]\nrank = 8\n[data]\nsequence_lengths = [64, 128]\n', b"a = " + deep],
         "adapter": [
             CUT.join((text(manifest), text(settings), good)),
             CUT.join((text(manifest), text(settings), huge)),

@@ -25,10 +25,10 @@ from mlx_gardener.errors import AdapterError, ConfigError, ModelError, RegistryE
 from mlx_gardener.model import BaseModel, load_base, load_tokenizer
 from mlx_gardener.platform.untrusted import read_header
 from mlx_gardener.registry import ProjectRegistry, check_project_name, project_name_for
-from tests.adapter.test_manager import create
-from tests.adapter.test_manager import manager as manager
 from tests.conftest import write_tiny_model
 from tests.guard.targets import safetensors
+from tests.support.adapters import create
+from tests.support.adapters import manager as manager
 
 NO_NETWORK = Path(__file__).parent / "no_network"
 
@@ -327,7 +327,7 @@ def test_what_the_library_writes_is_the_owner_s_alone(
 def test_a_training_works_without_a_network_and_shows_nothing_to_others(
     repository: Path, tiny_model_dir: Path, tmp_path: Path, home: Path
 ) -> None:
-    from tests.cli.test_command_line import train_flags
+    from tests.support.commands import train_flags
 
     tried = tmp_path / "tried"
     environment = {**os.environ, "PYTHONPATH": str(NO_NETWORK), "TRIED_FILE": str(tried)}

@@ -20,9 +20,9 @@ from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.source import Scan, scan_repository
 from mlx_gardener.source import walk as walk_module
 from mlx_gardener.source.walk import _without_retries, head_commit, list_files, marked_paths
-from tests.cli.test_command_line import gardener, gardener_here
 from tests.conftest import write_repository
-from tests.runs.test_manager import until
+from tests.support.commands import gardener, gardener_here
+from tests.support.trainings import until
 
 CODE = (
     "def measure(basket):\n    total = sum(item.weight for item in basket)\n    return total / len(basket)\n"
@@ -305,7 +305,7 @@ def test_a_secret_in_the_repositorys_or_the_models_own_name_is_not_kept_nor_lear
 ) -> None:
     """The registry alone knows where they are: rows name places, and are never given away with an adapter."""
     from mlx_gardener.registry.database import DATABASE_NAME
-    from tests.cli.test_command_line import train_flags
+    from tests.support.commands import train_flags
 
     secret = "AKIA" + "Q3EGNJWKZ5RTY7UP"
     above = tmp_path / f"work-{secret}"
@@ -347,7 +347,7 @@ def test_modules_that_lie_in_a_repository_are_not_imported(
     import sys
 
     from mlx_gardener.source.scan import PARALLEL_FILES
-    from tests.cli.test_command_line import train_flags
+    from tests.support.commands import train_flags
 
     root, marker = write_repository(tmp_path / "modules"), tmp_path / "marker"
     trap = f"open({str(marker)!r}, 'a').write(__name__ + '\\n')\nraise ImportError('a trap')\n"

@@ -33,9 +33,9 @@ from mlx_gardener.runs.manager import TrainingPipeline
 from mlx_gardener.runs.parent import exclude_pattern
 from mlx_gardener.source.filters import drop_by_path
 from mlx_gardener.source.records import ChunkRecord, ChunkType, FileRecord
-from tests.cli.test_command_line import gardener_here, train_flags
 from tests.registry.worlds import install_adapter
-from tests.runs.test_manager import tiny_settings
+from tests.support.commands import gardener_here, train_flags
+from tests.support.trainings import tiny_settings
 
 pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
 

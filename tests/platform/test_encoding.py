@@ -11,7 +11,7 @@ from mlx_gardener.events import TrainingPhase
 from mlx_gardener.platform.encoding import replace_what_cannot_be_written
 from mlx_gardener.report.evidence_view import show_evidence
 from mlx_gardener.report.live import LiveView
-from tests.report.test_report import EVENTS, EVIDENCE
+from tests.report.facts import EVENTS, EVIDENCE
 
 
 def stream(encoding: str) -> io.TextIOWrapper:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import os
 import random
 import shutil
@@ -24,9 +22,7 @@ from mlx_gardener.errors import ConfigError, GardenerError, RegistryError
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.registry.restore import restore
 from mlx_gardener.registry.schema import newest_version
-from tests.registry.worlds import install_adapter
-
-Entry = tuple[tarfile.TarInfo, bytes]
+from tests.registry.worlds import Entry, entries_of, entry_of, install_adapter, write_archive
 
 
 @pytest.fixture
@@ -64,34 +60,6 @@ def content(registry: ProjectRegistry) -> dict[str, object]:
                 name = file.relative_to(registry.home).as_posix()
                 found[name] = (file.read_bytes(), adapter.created_at, adapter.metrics)
     return found
-
-
-def entries_of(archive: Path) -> list[Entry]:
-    with tarfile.open(archive) as tar:
-        return [(member, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
-
-
-def write_archive(file: Path, entries: list[Entry], *, index: bool = True) -> Path:
-    """An archive of ``entries``, with an index that fits them, so that only what was changed can be wrong."""
-    entries = [entry for entry in entries if entry[0].name != "index.json"]
-    files = {
-        member.name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-        for member, data in entries
-    }
-    body = {"format": "mlx-gardener-backup", "format_version": 1, "files": files}
-    if index:
-        entries.append(entry_of("index.json", json.dumps(body).encode()))
-    with tarfile.open(file, "w") as tar:
-        for member, data in entries:
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return file
-
-
-def entry_of(name: str, data: bytes = b"x", kind: bytes = tarfile.REGTYPE, linkname: str = "") -> Entry:
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname = kind, linkname
-    return member, data
 
 
 def nothing_is_left(place: Path) -> None:

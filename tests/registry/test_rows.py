@@ -13,8 +13,8 @@ from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.registry.lost import LOST_NAME
 from mlx_gardener.registry.restore import restore
 from mlx_gardener.registry.rows import TABLES
-from tests.cli.test_command_line import gardener_here
 from tests.registry.worlds import install_adapter
+from tests.support.commands import gardener_here
 
 #: What is done to one row, and the table it is of.
 TAMPERINGS = [
@@ -138,7 +138,7 @@ def test_a_row_that_nobody_wrote_is_named_put_out_of_use_and_stops_nothing_else(
 def test_an_archive_with_a_row_that_nobody_wrote_is_refused(
     registry: ProjectRegistry, tmp_path: Path, table: str, change: str
 ) -> None:
-    from tests.registry.test_archive import entries_of, write_archive
+    from tests.registry.worlds import entries_of, write_archive
 
     registry.backup(tmp_path / "b.tar")
     entries = entries_of(tmp_path / "b.tar")

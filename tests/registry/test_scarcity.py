@@ -16,8 +16,8 @@ import pytest
 from mlx_gardener.errors import RegistryUnavailableError
 from mlx_gardener.registry import GarbagePolicy, ProjectRegistry, TrainingStatus
 from mlx_gardener.registry.scarcity import RESERVE_NAME
-from tests.cli.test_command_line import gardener
 from tests.registry.worlds import install_adapter
+from tests.support.commands import gardener
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import tarfile
 from pathlib import Path
 
 from mlx_gardener.platform.locks import hold
@@ -70,3 +72,34 @@ def install_adapter(
             manifest_sha256=sha256,
             activate=activate,
         )
+
+
+Entry = tuple[tarfile.TarInfo, bytes]
+
+
+def entries_of(archive: Path) -> list[Entry]:
+    with tarfile.open(archive) as tar:
+        return [(member, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+
+
+def write_archive(file: Path, entries: list[Entry], *, index: bool = True) -> Path:
+    """An archive of ``entries``, with an index that fits them, so that only what was changed can be wrong."""
+    entries = [entry for entry in entries if entry[0].name != "index.json"]
+    files = {
+        member.name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        for member, data in entries
+    }
+    body = {"format": "mlx-gardener-backup", "format_version": 1, "files": files}
+    if index:
+        entries.append(entry_of("index.json", json.dumps(body).encode()))
+    with tarfile.open(file, "w") as tar:
+        for member, data in entries:
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return file
+
+
+def entry_of(name: str, data: bytes = b"x", kind: bytes = tarfile.REGTYPE, linkname: str = "") -> Entry:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, linkname
+    return member, data

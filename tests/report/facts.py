@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from mlx_gardener.config import load_config
-from mlx_gardener.events import Event, MemoryMeasured, StepCompleted
+from mlx_gardener.events import (
+    Evaluated,
+    Event,
+    MemoryMeasured,
+    PlanChosen,
+    ProgressChanged,
+    StepCompleted,
+    TrainingEnded,
+    TrainingPhase,
+    WarningRaised,
+)
 
 GIB = 2**30
 HOSTILE = "\x1b[2J\x1b]0;owned\x07<script>alert(1)</script>\u202e\nnext"
@@ -196,3 +206,39 @@ def full_events() -> list[Event]:
         for n in range(1, 241)
     ]  # fmt: skip
     return [*steps, *memory]
+
+
+EVENTS = [
+    ProgressChanged(TrainingPhase.INITIALIZING, 0.0, "Choosing"),
+    PlanChosen(
+        {
+            "rows_of_width": {"512": 8},
+            "predicted_peak_bytes": 2**31,
+            "budget_bytes": 2**32,
+            "notes": [HOSTILE],
+        }
+    ),
+    ProgressChanged(TrainingPhase.TRAINING, 45.0, f"Step {HOSTILE}"),
+    *[
+        StepCompleted(n, 20, n / 20, 3.0 / n, 100, 1e-3, 0.4, 0.1, 1234.0, 2**30, 2**31, 2**32, 60.0 - n)
+        for n in range(1, 21)
+    ],
+    MemoryMeasured(2**30, 2**29, 2**28, 2**32),
+    Evaluated(20, 1.0, 0.5, True),
+    WarningRaised(HOSTILE),
+    TrainingEnded(TrainingPhase.COMPLETED, "Done"),
+]
+
+
+METRICS = {
+    "base_bits_per_byte": 1.5, "adapter_bits_per_byte": 1.2, "bits_per_byte_change": -0.2,
+    "bits_per_byte_change_low": -0.25, "bits_per_byte_change_high": -0.1, "base_next_line_exact": 0.1,
+    "adapter_next_line_exact": 0.2, "base_next_line_similarity": 0.4, "adapter_next_line_similarity": 0.5,
+}  # fmt: skip
+
+
+EVIDENCE = {
+    "verdict": "promote", "reason": "Because.", "metrics": METRICS, "next_line_tasks": 10,
+    "files": [{"path": HOSTILE, "bytes": 10, "base_bits_per_byte": 1.5, "adapter_bits_per_byte": 1.2}],
+    "samples": [{"path": HOSTILE, "line": 3, "context": HOSTILE, "expected": "x", "base": HOSTILE, "adapter": "x"}],
+}  # fmt: skip

@@ -17,8 +17,8 @@ from mlx_gardener.api import TrainingResult
 from mlx_gardener.events import ProgressChanged, TrainingPhase
 from mlx_gardener.report.notebook import NotebookView, in_notebook
 from scripts.run_notebook import NOTEBOOK, execute
-from tests.cli.test_command_line import TRAIN_SETTINGS
 from tests.report.facts import full_events, full_evidence, full_facts
+from tests.support.commands import TRAIN_SETTINGS
 
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[2J"
 _PATHS = re.compile(

@@ -10,19 +10,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
 from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.events import (
     Evaluated,
-    MemoryMeasured,
-    PlanChosen,
     ProgressChanged,
     StepAdvanced,
     StepCompleted,
-    TrainingEnded,
     TrainingPhase,
-    WarningRaised,
 )
 from mlx_gardener.report import render_model_card, render_report_html
 from mlx_gardener.report.evidence_view import show_evidence
@@ -32,40 +30,10 @@ from mlx_gardener.report.recipe import all_settings, train_command
 from mlx_gardener.report.story import best_and_worst, directory_gains, guards, language_gains, remarks
 from mlx_gardener.report.svg import COLOURS, labelled, line_chart, loss_chart, ticks
 from mlx_gardener.report.text import counted, duration, file_size, safe_lines, safe_text
-from tests.report.facts import full_events, full_evidence, full_facts
-from tests.runs.test_manager import until
+from tests.report.facts import EVENTS, EVIDENCE, METRICS, full_events, full_evidence, full_facts
+from tests.support.trainings import until
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07<script>alert(1)</script>\nnext"
-EVENTS = [
-    ProgressChanged(TrainingPhase.INITIALIZING, 0.0, "Choosing"),
-    PlanChosen(
-        {
-            "rows_of_width": {"512": 8},
-            "predicted_peak_bytes": 2**31,
-            "budget_bytes": 2**32,
-            "notes": [HOSTILE],
-        }
-    ),
-    ProgressChanged(TrainingPhase.TRAINING, 45.0, f"Step {HOSTILE}"),
-    *[
-        StepCompleted(n, 20, n / 20, 3.0 / n, 100, 1e-3, 0.4, 0.1, 1234.0, 2**30, 2**31, 2**32, 60.0 - n)
-        for n in range(1, 21)
-    ],
-    MemoryMeasured(2**30, 2**29, 2**28, 2**32),
-    Evaluated(20, 1.0, 0.5, True),
-    WarningRaised(HOSTILE),
-    TrainingEnded(TrainingPhase.COMPLETED, "Done"),
-]
-METRICS = {
-    "base_bits_per_byte": 1.5, "adapter_bits_per_byte": 1.2, "bits_per_byte_change": -0.2,
-    "bits_per_byte_change_low": -0.25, "bits_per_byte_change_high": -0.1, "base_next_line_exact": 0.1,
-    "adapter_next_line_exact": 0.2, "base_next_line_similarity": 0.4, "adapter_next_line_similarity": 0.5,
-}  # fmt: skip
-EVIDENCE = {
-    "verdict": "promote", "reason": "Because.", "metrics": METRICS, "next_line_tasks": 10,
-    "files": [{"path": HOSTILE, "bytes": 10, "base_bits_per_byte": 1.5, "adapter_bits_per_byte": 1.2}],
-    "samples": [{"path": HOSTILE, "line": 3, "context": HOSTILE, "expected": "x", "base": HOSTILE, "adapter": "x"}],
-}  # fmt: skip
 SUMMARY = {
     "chunks_kept": 10, "files_kept": 3, "train_loss_tokens": 1000, "padding_fraction": 0.01, "test_bytes": 99,
     "languages": {"python": {"files": 3, "chunks": 10, "bytes": 999}}, "dropped": {"binary": {"unit": "files", "count": 2}},
@@ -182,7 +150,10 @@ def test_every_width_of_terminal_is_survived(width: int) -> None:
     with LiveView(console, project="demo") as view:
         for event in EVENTS:
             view(event)
-        console.print(view.render())
+        with console.capture() as captured:
+            console.print(view.render())
+    lines = Text.from_ansi(captured.get()).plain.splitlines()
+    assert len(lines) > 3 and max(cell_len(line) for line in lines) <= width
 
 
 def test_json_lines_are_the_events() -> None:
@@ -233,7 +204,7 @@ def test_all_arms_guards_and_the_best_and_worst_are_shown_in_the_terminal() -> N
         "control",
         "1.5544",
         "✗ failed: Training files are not known by heart.",
-        "? unclear: Filled holes still parse.",
+        "? unclear: Filled spans still parse.",
         "Where the adapter gained most",
         "Where it lost most",
         "about 31 like these",
@@ -463,7 +434,7 @@ def test_the_words_of_the_evidence_are_explained() -> None:
 
 def test_the_times_and_what_was_cut_off_are_on_the_page() -> None:
     facts = full_facts()
-    facts["evidence"]["notes"] = ["Not measured, as the time was over: holes."]
+    facts["evidence"]["notes"] = ["Not measured, as the time was over: spans."]
     facts["training"] |= {
         "stopped_because": "the time limit, after 120 of 512 updates",
         "time_plan": {
@@ -474,7 +445,7 @@ def test_the_times_and_what_was_cut_off_are_on_the_page() -> None:
     }  # fmt: skip
     page = render_report_html(facts, events=[])
     for told in (
-        "as the time was over: holes", "22 min 05 s for training", "120 of 512 updates fit", "--timeout 0", "eval demo",
+        "as the time was over: spans", "22 min 05 s for training", "120 of 512 updates fit", "--timeout 0", "eval demo",
     ):  # fmt: skip
         assert told in page, told
 

@@ -45,7 +45,7 @@ def evidence(verdict: str, change: tuple[float, float, float], **more: Any) -> d
          "reason": "it continues 0% of the places in training files word for word and 0% in held-out files (at most 25% more "
          "allowed)"},
         {"name": "parse_ok", "passed": True, "measured": -0.167, "limit": 0.05,
-         "reason": "the share of filled holes that parse changed by -16.7 points (95 % interval -87.0 to +71.0; chance explains "
+         "reason": "the share of filled spans that parse changed by -16.7 points (95 % interval -87.0 to +71.0; chance explains "
          "that as well)"},
     ]  # fmt: skip
     found["power"] = {
@@ -98,7 +98,7 @@ def unmeasured() -> dict[str, Any]:
         "verdict": "unmeasured",
         "reason": "It was not measured on files that it never saw; `mlx-gardener eval PROJECT` measures it.",
         "metrics": {}, "files": [], "samples": [], "arms": [], "comparisons": [], "guards": [], "power": None,
-        "notes": ["Not measured, as the time was over: bits per byte, next lines, holes."],
+        "notes": ["Not measured, as the time was over: bits per byte, next lines, spans."],
     }  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def scan_text() -> str:
 def plan_text() -> str:
     """The plan, the same after the dry run, and the times: with a limit that cuts, one that does not, and none."""
     plan = {"rows_of_width": {"512": 2}, "predicted_peak_bytes": int(0.43 * GIB), "budget_bytes": 4 * GIB,
-            "notes": ["all layers are computed once"]}  # fmt: skip
+            "notes": ["no layer is recomputed"]}  # fmt: skip
     whole = TIME_PLAN | {
         "updates": 128,
         "all_updates": 128,

@@ -9,15 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import mlx_gardener
 from mlx_gardener import TrainingPhase, TrainingPipeline, TrainingProgress
-from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.engine import measured_backend
 from mlx_gardener.errors import MemoryBudgetError, TrainingError, TrainingTimeoutError
 from mlx_gardener.events import EventBus, StepAdvanced, StepCompleted, TimePlanned, TrainingEnded
@@ -25,40 +22,18 @@ from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.runs.context import Run
 from mlx_gardener.runs.job import Resume
 from mlx_gardener.runs.progress import TrainingProgressTracker
-from mlx_gardener.training.parallel import Peers
+from mlx_gardener.training.parallel import Ranks
 from mlx_gardener.training.time_plan import Clock
 from tests.conftest import write_repository
-
-WAIT = 600.0  # seconds no run here comes near; a hang shows as an error instead of a stuck suite
-
-
-def tiny_settings(model: Path, **more: object) -> TrainingConfig:
-    settings: dict[str, object] = {
-        "model": str(model),
-        "min_training_chunks": 5,
-        "training_data_quality_threshold": 0.1,
-        "lora.rank": 4,
-        "optimizer.learning_rate": 0.01,
-        "optimizer.tokens_per_update": 512,
-        "optimizer.max_steps": 6,
-        "data.sequence_lengths": [64, 128],
-        "evaluation.next_line_tasks": 4,
-        "evaluation.fim_tasks": 4,
-        "evaluation.memorisation_places": 8,
-        "evaluation.samples": 1,
-        "evaluation.max_new_tokens": 8,
-        "progress_update_interval": 0.5,
-        "throttling.low_priority": False,  # beside a busy machine's other work it would take for ever
-    }
-    return load_config(environment={}, overrides={**settings, **more})
-
-
-def endless(model: Path, **more: object) -> TrainingConfig:
-    """Settings of a training that only ends when somebody ends it."""
-    return tiny_settings(
-        model,
-        **{"optimizer.max_steps": 1_000_000, "optimizer.epochs": 100, "evaluation.patience": 10_000, **more},
-    )
+from tests.support.trainings import (
+    WAIT,
+    _alive,
+    endless,
+    steps_done,
+    tiny_settings,
+    until,
+    worker_of,
+)
 
 
 @pytest.fixture
@@ -66,35 +41,6 @@ def pipeline(tiny_model_dir: Path, repository: Path, known_home: Path) -> Traini
     made = TrainingPipeline(tiny_settings(tiny_model_dir))
     made.registry.register_project("small", repository)
     return made
-
-
-@pytest.fixture
-def endless_pipeline(tiny_model_dir: Path, repository: Path, known_home: Path) -> TrainingPipeline:
-    made = TrainingPipeline(endless(tiny_model_dir))
-    made.registry.register_project("small", repository)
-    return made
-
-
-def until(condition: Callable[[], object], what: str, *, seconds: float | None = None) -> None:
-    deadline = time.monotonic() + (seconds or WAIT)
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.02)
-
-
-def steps_done(pipeline: TrainingPipeline, name: str = "small") -> int:
-    progress = pipeline.get_training_progress(name)
-    return 0 if progress is None else int(progress.details.get("step", 0))
-
-
-def worker_of(pipeline: TrainingPipeline, name: str) -> int:
-    """The process id of the worker that trains a project; the registry knows its supervisor's."""
-    import psutil
-
-    record = pipeline.registry.latest_training(name)
-    assert record is not None and record.pid is not None
-    until(lambda: psutil.Process(record.pid).children(), "a worker")
-    return psutil.Process(record.pid).children()[0].pid
 
 
 def test_a_repository_becomes_a_registered_adapter(pipeline: TrainingPipeline, home: Path) -> None:
@@ -122,7 +68,9 @@ def test_a_repository_becomes_a_registered_adapter(pipeline: TrainingPipeline, h
     stepped = [progress.details for progress in seen if "step" in progress.details]
     assert stepped[-1]["step"] == 6
     figures = {"loss", "tokens_per_second", "memory_bytes", "peak_bytes", "budget_bytes"}
-    assert any(details["step"] == 6 and figures <= set(details) for details in stepped)  # slow steps tell more
+    assert any(
+        details["step"] == 6 and figures <= set(details) for details in stepped
+    )  # slow steps tell more
 
     elsewhere = ProjectRegistry(home)
     record = elsewhere.latest_training("small")
@@ -231,15 +179,6 @@ def _events_so_far(pipeline: TrainingPipeline) -> list[mlx_gardener.events.Event
     record = pipeline.registry.latest_training("small")
     assert record is not None
     return read_journal(record.run_dir / JOURNAL_NAME, Job.read(record.run_dir).journal_offset)[0]
-
-
-def _alive(pid: int) -> bool:
-    import psutil
-
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.usefixtures("known_home")
@@ -441,7 +380,7 @@ def test_part_of_a_slow_step_moves_the_progress(
         bus=bus,
         tracker=TrainingProgressTracker(registry, record.id, bus=bus),
         interrupt=lambda: None,
-        peers=Peers(),
+        ranks=Ranks(),
         clock=Clock(),
     )
     run.tell(TrainingPhase.TRAINING, 0.0, "Training")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -116,3 +117,12 @@ def write_chat_model(directory: Path, tokenizer_dir: Path) -> Path:
 def chat_model_dir(tmp_path: Path, tiny_tokenizer_dir: Path) -> Path:
     """The directory of `write_chat_model`'s."""
     return write_chat_model(tmp_path / "chatty", tiny_tokenizer_dir)
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if true():
+            return True
+        time.sleep(0.02)
+    return False

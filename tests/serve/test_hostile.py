@@ -33,8 +33,7 @@ from mlx_gardener.serve.reading import read_json
 from mlx_gardener.serve.residents import Residents
 from mlx_gardener.serve.server import running_worker, serving
 from mlx_gardener.serve.worker import BadRequestError, Finished, QueuedRequest, Worker
-from tests.serve.conftest import make_projects
-from tests.serve.test_server import wait_until
+from tests.serve.conftest import make_projects, wait_until
 
 World = tuple[ProjectRegistry, BaseModel]
 TOKEN = "correct-horse-battery-staple"

@@ -8,7 +8,6 @@ import signal
 import socket
 import stat
 import subprocess
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,9 +26,9 @@ from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.residents import Residents
 from mlx_gardener.serve.server import running_worker, self_test, serving
 from mlx_gardener.serve.settings import choose_token
-from tests.cli.test_command_line import gardener
 from tests.conftest import write_tiny_model
-from tests.serve.conftest import SHAPES, make_adapter, make_projects
+from tests.serve.conftest import SHAPES, make_adapter, make_projects, wait_until
+from tests.support.commands import gardener
 
 World = tuple[ProjectRegistry, BaseModel]
 BODY = {"model": "alpha", "prompt": "import os\n", "max_tokens": 2}
@@ -41,15 +40,6 @@ TOKEN = "correct-horse-battery-staple"
 def metric(address: str, name: str) -> float:
     lines = httpx.get(f"{address}/metrics", timeout=60).text.splitlines()
     return float(next(line.split()[1] for line in lines if line.startswith(f"mlx_gardener_{name} ")))
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> bool:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if true():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def test_names_of_others_and_pages_of_others_are_refused(address: str) -> None:

@@ -21,10 +21,10 @@ from mlx_gardener.events import StepCompleted, WarningRaised
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.runs.ranks import Group, hosts_of, launched_rank
 from mlx_gardener.training.checkpoint import list_checkpoints
-from mlx_gardener.training.parallel import Peers
-from tests.cli.test_command_line import train_flags
+from mlx_gardener.training.parallel import Ranks
 from tests.conftest import write_repository
-from tests.runs.test_manager import WAIT, _alive, endless, steps_done, tiny_settings, until
+from tests.support.commands import train_flags
+from tests.support.trainings import WAIT, _alive, endless, steps_done, tiny_settings, until
 
 HERE = "127.0.0.1"
 STEPS = 12
@@ -247,19 +247,19 @@ TWO = """
 import json, sys
 import mlx_gardener
 from mlx_gardener.errors import GardenerError, TrainingError
-from mlx_gardener.training.parallel import Peers
-peers = Peers.connect("ring", 30)
-seen = [peers.any(peers.rank == 1), peers.any(False)]
-seen.append(peers.from_first(lambda: b"abcde" * 3).decode() if sys.argv[1] == "0" else peers.from_first(bytes).decode())
-seen.append(peers.sum_numbers(lambda: (1.5, 10**peers.rank)))
+from mlx_gardener.training.parallel import Ranks
+ranks = Ranks.connect("ring", 30)
+seen = [ranks.any(ranks.rank == 1), ranks.any(False)]
+seen.append(ranks.from_first(lambda: b"abcde" * 3).decode() if sys.argv[1] == "0" else ranks.from_first(bytes).decode())
+seen.append(ranks.sum_numbers(lambda: (1.5, 10**ranks.rank)))
 try:
     if sys.argv[2] == "differ":
-        peers.check_same({"version": "same", "base model": "abc"[peers.rank]})
+        ranks.check_same({"version": "same", "base model": "abc"[ranks.rank]})
     def compute():
-        if peers.rank == 1:
+        if ranks.rank == 1:
             raise TrainingError("memory ran out here")
         return (1.0,)
-    peers.sum_numbers(compute)
+    ranks.sum_numbers(compute)
 except GardenerError as error:
     seen.append(type(error).__name__ + ": " + error.message)
 print(json.dumps(seen), flush=True)
@@ -298,7 +298,7 @@ def test_a_rank_that_waits_alone_is_ended_by_the_clock(tmp_path: Path) -> None:
     ports = [_a_free_port(), _a_free_port()]
     (tmp_path / "hosts.json").write_text(json.dumps([[f"{HERE}:{port}"] for port in ports]))
     code = (
-        "import mlx_gardener\nfrom mlx_gardener.training.parallel import Peers\nPeers.connect('ring', 0.3)\n"
+        "import mlx_gardener\nfrom mlx_gardener.training.parallel import Ranks\nRanks.connect('ring', 0.3)\n"
     )
     environment = {**os.environ, "MLX_RANK": "0", "MLX_HOSTFILE": str(tmp_path / "hosts.json")}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
@@ -310,7 +310,7 @@ def test_a_backend_that_mlx_lacks_and_a_taken_port_are_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(TrainingError, match="no nccl on this machine; it has ring"):
-        Peers.connect("nccl", 5.0)
+        Ranks.connect("nccl", 5.0)
     with socket.socket() as taken:
         taken.bind((HERE, 0))
         taken.listen()
@@ -319,7 +319,7 @@ def test_a_backend_that_mlx_lacks_and_a_taken_port_are_errors(
         monkeypatch.setenv("MLX_RANK", "0")
         monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "hosts.json"))
         with pytest.raises(TrainingError, match="port that is taken"):
-            Peers.connect("ring", 5.0)
+            Ranks.connect("ring", 5.0)
 
 
 def test_hosts_come_from_a_list_or_from_a_host_file_of_mlx_launch(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from mlx_gardener.errors import RegistryError, TrainingError
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.runs.queue_runner import QueueRunner
 from mlx_gardener.runs.queue_start import ensure_runner, is_running
-from tests.cli.test_command_line import gardener_here, train_flags
-from tests.runs.test_manager import WAIT, tiny_settings, until
+from tests.support.commands import gardener_here, train_flags
+from tests.support.trainings import WAIT, tiny_settings, until
 from tests.survival.reboots import adapters_of, waiting, work_through
 
 pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere

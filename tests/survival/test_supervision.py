@@ -26,12 +26,11 @@ from mlx_gardener.runs.job import LOG_NAME, Job
 from mlx_gardener.runs.recovery import RESULT_NAME, Resume
 from mlx_gardener.runs.supervisor import describe_death
 from mlx_gardener.runs.worker import only_worker
-from tests.cli.test_command_line import gardener, gardener_here, train_flags
-from tests.runs.test_manager import (
+from tests.support.commands import gardener, gardener_here, train_flags
+from tests.support.trainings import (
     WAIT,
     _alive,
     endless,
-    endless_pipeline,  # noqa: F401  a fixture
     steps_done,
     tiny_settings,
     until,
@@ -160,7 +159,7 @@ def test_the_time_limit_does_not_count_what_a_base_takes_to_be_fetched(
         registry.finish_training(training.id, TrainingStatus.FAILED, "done with it", {})
 
 
-def test_a_worker_whose_supervisor_dies_stops_with_a_checkpoint(endless_pipeline: TrainingPipeline) -> None:  # noqa: F811
+def test_a_worker_whose_supervisor_dies_stops_with_a_checkpoint(endless_pipeline: TrainingPipeline) -> None:
     pipeline = endless_pipeline
     pipeline.start_training("small")
     until(lambda: steps_done(pipeline) >= 2, "two steps")
@@ -216,7 +215,7 @@ def test_a_supervisor_that_comes_after_its_training_was_closed_trains_nothing(
     assert not registry.list_adapters("small")
 
 
-def test_a_shutdown_ends_a_training_with_a_checkpoint(endless_pipeline: TrainingPipeline) -> None:  # noqa: F811
+def test_a_shutdown_ends_a_training_with_a_checkpoint(endless_pipeline: TrainingPipeline) -> None:
     pipeline = endless_pipeline
     pipeline.start_training("small")
     until(lambda: steps_done(pipeline) >= 2, "two steps")
@@ -254,7 +253,7 @@ def test_a_death_is_told_in_words(code: int, out_of_memory: bool, words: list[st
 
 
 def test_the_same_command_goes_on_and_other_settings_or_fresh_begin_anew(
-    endless_pipeline: TrainingPipeline,  # noqa: F811
+    endless_pipeline: TrainingPipeline,
     tiny_model_dir: Path,
 ) -> None:
     pipeline = endless_pipeline
@@ -282,7 +281,7 @@ def test_the_same_command_goes_on_and_other_settings_or_fresh_begin_anew(
 
 
 def test_a_changed_repository_begins_anew_and_keeps_the_old_checkpoints_aside(
-    endless_pipeline: TrainingPipeline,  # noqa: F811
+    endless_pipeline: TrainingPipeline,
     repository: Path,
 ) -> None:
     pipeline = endless_pipeline
@@ -404,7 +403,7 @@ def test_a_detached_training_says_that_it_goes_on_and_can_be_cancelled_from_else
     assert ended.returncode == 1 and "cancelled" in ended.stderr
 
 
-def test_logs_show_no_escape_codes(endless_pipeline: TrainingPipeline) -> None:  # noqa: F811
+def test_logs_show_no_escape_codes(endless_pipeline: TrainingPipeline) -> None:
     registry = endless_pipeline.registry
     record = registry.begin_training("small", {})
     (record.run_dir / LOG_NAME).write_bytes(b"red \x1b[31mfile.py\n")
@@ -413,7 +412,7 @@ def test_logs_show_no_escape_codes(endless_pipeline: TrainingPipeline) -> None: 
     assert shown.returncode == 0 and "\x1b" not in shown.stdout and "file.py" in shown.stdout
 
 
-def test_a_supervisor_costs_little(endless_pipeline: TrainingPipeline) -> None:  # noqa: F811
+def test_a_supervisor_costs_little(endless_pipeline: TrainingPipeline) -> None:
     pipeline = endless_pipeline
     with pipeline.training_context("small"):
         until(lambda: steps_done(pipeline) >= 1, "a step")

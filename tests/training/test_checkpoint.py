@@ -25,10 +25,7 @@ from mlx_gardener.training.checkpoint import (
     save_checkpoint,
     set_aside,
 )
-from tests.training.test_loop import Recorder, Runner, same, settings
-from tests.training.test_loop import base as base  # fixtures
-from tests.training.test_loop import data as data
-from tests.training.test_loop import run as run
+from tests.support.loops import Recorder, Runner, same, settings
 
 
 class StopAt(Recorder):

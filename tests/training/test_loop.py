@@ -3,117 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
-from mlx_gardener.config import TrainingConfig, load_config
-from mlx_gardener.dataset import PreparedData, TrainingDataPreparator
-from mlx_gardener.engine import Engine, Plan
+from mlx_gardener.dataset import PreparedData
+from mlx_gardener.engine import Engine
 from mlx_gardener.errors import ModelError, TrainingCancelledError, TrainingError
-from mlx_gardener.events import Evaluated, Event, StepAdvanced, StepCompleted, TimePlanned, WarningRaised
-from mlx_gardener.model import BaseModel, load_base
+from mlx_gardener.events import Evaluated, StepAdvanced, TimePlanned
+from mlx_gardener.model import BaseModel
 from mlx_gardener.model.lora import lora_parameters
 from mlx_gardener.platform.kept import KeptValues
-from mlx_gardener.training import TrainOutcome, loop, train
+from mlx_gardener.training import loop
 from mlx_gardener.training.checkpoint import list_checkpoints
 from mlx_gardener.training.time_plan import Clock
-
-
-def settings(**more: object) -> TrainingConfig:
-    chosen: dict[str, object] = {
-        "min_training_chunks": 5,
-        "training_data_quality_threshold": 0.1,
-        "lora.rank": 4,
-        "optimizer.learning_rate": 0.01,
-        "optimizer.tokens_per_update": 512,
-        "optimizer.max_steps": 6,
-        "data.sequence_lengths": [64, 128],
-        "checkpoint_interval_seconds": 1e-6,
-        "checkpoints_kept": 3,
-    }
-    return load_config(environment={}, overrides={**chosen, **more})
-
-
-@pytest.fixture
-def base(tiny_model_dir: Path) -> BaseModel:
-    return load_base(str(tiny_model_dir))
-
-
-@pytest.fixture
-def data(base: BaseModel, repository: Path, tmp_path: Path) -> PreparedData:
-    return TrainingDataPreparator(settings(), tokenizer=base.tokenizer, cache_dir=tmp_path / "cache").prepare(
-        repository
-    )
-
-
-class Recorder:
-    """Keeps the events; interrupts a run in the middle of a step when told to."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.events: list[Event] = []
-        self._stop_at = stop_at
-
-    def publish(self, event: Event) -> None:
-        self.events.append(event)
-
-    def interrupt(self) -> None:
-        if self._stop_at is not None and len(self.steps) >= self._stop_at:
-            raise TrainingCancelledError("stopped by the test")
-
-    @property
-    def steps(self) -> list[StepCompleted]:
-        return [event for event in self.events if isinstance(event, StepCompleted)]
-
-    @property
-    def warnings(self) -> list[str]:
-        return [event.message for event in self.events if isinstance(event, WarningRaised)]
-
-
-Runner = Callable[..., TrainOutcome]
-
-
-@pytest.fixture
-def run(base: BaseModel, data: PreparedData, tmp_path: Path) -> Runner:
-    def go(
-        config: TrainingConfig,
-        *,
-        directory: str = "checkpoints",
-        recorder: Recorder | None = None,
-        resume: bool = False,
-        rows: int = 2,
-        clock: Clock | None = None,
-        speed: float = 1e9,
-        store: KeptValues | None = None,
-    ) -> TrainOutcome:
-        recorder = recorder or Recorder()
-        plan = Plan(
-            {64: rows, 128: rows}, config.memory_limit_bytes, 0, {}, (),
-            predicted_tokens_per_second=speed, predicted_forward_tokens_per_second=speed,
-        )  # fmt: skip
-        return train(
-            base,
-            data,
-            config,
-            Engine(base.model, plan, dtype=base.dtype),
-            publish=recorder.publish,
-            interrupt=recorder.interrupt,
-            checkpoint_dir=tmp_path / directory,
-            resume=resume,
-            clock=clock,
-            store=store,
-        )
-
-    return go
-
-
-def same(first: TrainOutcome, second: TrainOutcome, tolerance: float = 0.0) -> bool:
-    return first.weights.keys() == second.weights.keys() and all(
-        mx.abs(first.weights[name] - second.weights[name]).max().item() <= tolerance for name in first.weights
-    )
+from tests.support.loops import Recorder, Runner, same, settings
 
 
 def test_training_lowers_the_loss_and_leaves_the_base_as_it_was(run: Runner, base: BaseModel) -> None:

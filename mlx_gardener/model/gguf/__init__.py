@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from mlx_gardener.model.gguf.kept import (
 from mlx_gardener.model.gguf.reader import Gguf, kind_name, read_header, shards_of
 from mlx_gardener.model.gguf.settings import NotReadableError
 from mlx_gardener.platform.files import make_private
+from mlx_gardener.platform.locks import hold
 from mlx_gardener.platform.read_folders import LOCK_NAME, STAGED, identity
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import open_regular
@@ -160,11 +162,9 @@ def read_gguf(
         layout = _readable(gguf)
     except NotReadableError as error:
         raise not_trainable(path, str(error)) from error
-    from filelock import FileLock
-
     try:
         make_private(cache_dir)
-        with FileLock(cache_dir / LOCK_NAME):
+        with hold(cache_dir / LOCK_NAME, make=True, wait_seconds=math.inf):
             return (
                 known_folder(path, cache_dir)  # another process was faster
                 or found_folder(gguf, cache_dir)

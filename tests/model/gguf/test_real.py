@@ -21,7 +21,7 @@ from mlx_gardener.model.gguf import gguf_facts, read_gguf
 from mlx_gardener.model.gguf.architectures import placed_tensors
 from mlx_gardener.model.gguf.blocks import packing_of
 from mlx_gardener.model.gguf.reader import read_header
-from tests.model.gguf.test_tokenizer import TEXTS, read, write_vocabulary
+from tests.model.gguf.files import TEXTS, read, write_vocabulary
 
 REAL = Path(os.environ.get("REAL_BASES", "/nowhere"))
 pytestmark = [

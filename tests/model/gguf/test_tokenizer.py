@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001  (texts in many scripts)
 """The tokenizer that is made of a file's metadata gives the ids of the one that the model had."""
 
 from __future__ import annotations
@@ -15,69 +14,7 @@ from mlx_gardener.model import load_tokenizer, seedling_path
 from mlx_gardener.model.gguf import gguf_facts
 from mlx_gardener.model.gguf.reader import read_header
 from mlx_gardener.model.gguf.tokenizer import _SPLITS, read_tokenizer
-from mlx_gardener.model.tokens import CodeTokenizer
-
-_PIECES = (
-    "def f(x1, y22, z333):\n    return 1234567 + 3.14159 - 0xDEADBEEF\n",
-    "if (a == 10) {\r\n\tb += 1;\r\n}\r\n\r\n",
-    "naïve café — “quoted” … 100 %",
-    "日本語のコメント、数字１２３と漢字。한국어 주석 中文注释",
-    "🚀🙂👩‍👩‍👧‍👦 emoji and \u200b zero width",
-    "<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>c<|endoftext|>",
-    "<|im_start|>user\nhello<|im_end|> </s> <s> <unk> [INST]",
-    "   leading and trailing   \n\n\n\n",
-    "\t\ttabs\tand  spaces \n \n  \n",
-    "I'll we're they'd it's DON'T can't O'Neill's",
-    "snake_case camelCase HTTPServer __init__ x.y.z::w->v a||b&&!c",
-    "// TODO(2024-11-28): fix №42 in v1.2.3-rc.4, 50€ or $1,000,000.00",
-    "Ünïcödé ａｂｃ ½ ² ³ Ⅷ ٣٤٥ ६७८",
-    "e\u0301 and \u00e9, A\u030a and \u00c5",
-    "\x00\x01\x7f\x80 control",
-    "SELECT * FROM t WHERE id IN (1,22,333,4444,55555,666666);\n",
-    '#include <stdio.h>\nint main(void){printf("%d\\n", 42);}\n',
-    "мама мыла раму 1941–1945; Ελληνικά; עברית; العربية",
-    "                                                        deep",
-    "",
-)
-#: Every piece alone, and every piece after every third one.
-TEXTS = [*_PIECES, *(first + second for first in _PIECES[::2] for second in _PIECES)]
-
-
-def write_vocabulary(file: Path, folder: Path, split: str, *, marker_kind: int | None = None) -> Path:
-    """The tokenizer.json in ``folder`` as a converter would write it; control tokens as ``marker_kind`` where given."""
-    parsed = json.loads((folder / "tokenizer.json").read_text())
-    ids = dict(parsed["model"]["vocab"])
-    added = {token["id"]: token for token in parsed["added_tokens"]}
-    ids |= {token["content"]: number for number, token in added.items()}
-    by_id = {number: token for token, number in ids.items()}
-    size = max(by_id) + 1
-    kinds = [5 if number not in by_id else 1 for number in range(size)]
-    for number, token in added.items():
-        kinds[number] = marker_kind or (3 if token["special"] else 4)
-    writer = gguf.GGUFWriter(file, "qwen2")
-    writer.add_context_length(512)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(split)
-    writer.add_token_list([by_id.get(number, f"[PAD{number}]") for number in range(size)])
-    writer.add_token_types(kinds)
-    writer.add_token_merges(
-        [merge if isinstance(merge, str) else " ".join(merge) for merge in parsed["model"]["merges"]]
-    )
-    writer.add_eos_token_id(ids["<|endoftext|>"])
-    writer.add_chat_template("{{ messages }}")
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    return file
-
-
-def read(file: Path, folder: Path, rows: int = 2**20) -> CodeTokenizer:
-    folder.mkdir(exist_ok=True)
-    tokenizer, settings, _ = read_tokenizer(read_header(file), rows)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return load_tokenizer(folder)
+from tests.model.gguf.files import TEXTS, read, write_vocabulary
 
 
 def test_there_are_texts_enough() -> None:

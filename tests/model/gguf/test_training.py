@@ -15,10 +15,10 @@ from mlx_gardener.engine import load_engine, make_plan, model_facts
 from mlx_gardener.engine.speed import measured_backend
 from mlx_gardener.model import choose_model, load_base, resolve_model
 from mlx_gardener.registry import ProjectRegistry
-from tests.cli.test_command_line import gardener, train_flags
 from tests.model.gguf.files import tiny_model, write_gguf
-from tests.runs.test_manager import tiny_settings
 from tests.serve.conftest import make_adapter
+from tests.support.commands import gardener, train_flags
+from tests.support.trainings import tiny_settings
 
 
 @pytest.fixture

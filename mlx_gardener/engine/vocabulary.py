@@ -1,8 +1,8 @@
-"""Embedding and head by words: the head in slices of the vocabulary, both on disk when they alone break the budget.
+"""Embedding and LM head in shards: the head in slices of the vocabulary, both on disk when they alone break the budget.
 
 In a small model with a large vocabulary, or a large one under a small budget, these two tables are most of what is
 left in memory when layers are streamed. A batch needs only the rows of its own tokens from the embedding; the head is
-taken in slices of the vocabulary (`engine.tail`). Rows of a table lie one after the other in a safetensors file, so a
+taken in slices of the vocabulary (`engine.head_loss`). Rows of a table lie one after the other in a safetensors file, so a
 slice is one read. Cost: the head is read twice per micro-batch, the next slice while this one computes. A quantised
 head that is in memory gains too: its floats are made twice per micro-batch, and not for every slice of positions.
 """
@@ -31,30 +31,30 @@ _KINDS = (nn.Embedding, nn.QuantizedEmbedding, nn.Linear, nn.QuantizedLinear)
 
 
 @dataclass(frozen=True)
-class Piece:
-    """The head's rows of the words ``first`` to ``first + len(rows)``; ``rows`` (words, hidden), ``bias`` (words,)."""
+class Shard:
+    """The head's rows of the tokens ``first`` to ``first + len(rows)``; ``rows`` (shard, hidden), ``bias`` (shard,)."""
 
     first: int
     rows: mx.array
     bias: mx.array | None
 
     def products(self, states: mx.array) -> mx.array:
-        """(positions, words) of hidden states (positions, hidden)."""
+        """(positions, shard) of hidden states (positions, hidden)."""
         found = states @ self.rows.T
         return found if self.bias is None else found + self.bias
 
-    def back(self, slope: mx.array) -> mx.array:
-        """The slope at the hidden states (positions, hidden), of the products' (positions, words)."""
-        return slope @ self.rows
+    def back(self, cotangent: mx.array) -> mx.array:
+        """The gradient at the hidden states (positions, hidden), of the products' (positions, shard)."""
+        return cotangent @ self.rows
 
     def holds(self, targets: mx.array) -> mx.array:
-        """Which targets are words of this piece."""
+        """Which targets are tokens of this shard."""
         return (targets >= self.first) & (targets < self.first + len(self.rows))
 
     def one_hot(self, targets: mx.array) -> mx.array:
-        """(positions, words): 1 at every target."""
-        words = mx.arange(self.first, self.first + len(self.rows))
-        return (targets[:, None] == words[None]).astype(mx.float32)
+        """(positions, shard): 1 at every target."""
+        tokens = mx.arange(self.first, self.first + len(self.rows))
+        return (targets[:, None] == tokens[None]).astype(mx.float32)
 
 
 class _Table:
@@ -62,7 +62,7 @@ class _Table:
 
     def __init__(self, module: nn.Module, arrays: Mapping[str, _OnDisk | _InMemory], dtype: mx.Dtype) -> None:
         self._arrays, self._dtype = arrays, dtype
-        self.words = len(module.weight)
+        self.rows = len(module.weight)
         self._packing = {
             name: getattr(module, name) for name in ("group_size", "bits", "mode") if hasattr(module, name)
         }
@@ -83,10 +83,10 @@ class _Table:
         return mx.dequantize(stored["weight"], scales, biases, **self._packing).astype(self._dtype)
 
     def pick(self, ids: np.ndarray) -> mx.array:
-        """(words, hidden) of any words."""
+        """(tokens, hidden) of any tokens."""
         import numpy as np
 
-        found = [self.read(int(word), int(word) + 1) for word in ids]
+        found = [self.read(int(token), int(token) + 1) for token in ids]
         return self.floats({name: np.concatenate([one[name] for one in found]) for name in self._arrays})
 
 
@@ -135,9 +135,11 @@ class _OnDisk:
 class _StandIn(nn.Module):
     """Takes the place of an embedding or a head."""
 
-    def __init__(self, words: Words, table: _Table, own: nn.Module | None, *, embeds: bool) -> None:
+    def __init__(
+        self, vocabulary: VocabularyShards, table: _Table, own: nn.Module | None, *, embeds: bool
+    ) -> None:
         super().__init__()
-        self.words, self.table, self.embeds = words, table, embeds
+        self.vocabulary, self.table, self.embeds = vocabulary, table, embeds
         if own is not None:
             self.own = own
 
@@ -153,18 +155,18 @@ class _StandIn(nn.Module):
         return self.table.pick(ids)[mx.array(places.reshape(x.shape))]
 
     def as_linear(self, x: mx.array) -> mx.array:
-        if self.words.idle and "own" in self:
+        if self.vocabulary.idle and "own" in self:
             found: mx.array = self.own.as_linear(x) if self.embeds else self.own(x)
             return found
-        return self.words.answer(self.table, x)
+        return self.vocabulary.answer(self.table, x)
 
 
-class Words:
-    """Embedding and head of a model, taken by words.
+class VocabularyShards:
+    """Embedding and head of a model, in shards of the vocabulary.
 
     Args:
         model: has the tables it was loaded with, read or not.
-        vocab: words in the tables.
+        vocab: tokens in the tables.
         dtype: what is computed in.
         path: the model's directory, to read rows from its ``model*.safetensors``; None when the tables are in memory.
 
@@ -174,7 +176,7 @@ class Words:
 
     def __init__(self, model: nn.Module, vocab: int, *, dtype: mx.Dtype, path: Path | None = None) -> None:
         self._model, self._on_disk = model, path is not None
-        self._own = dict(word_tables(model, vocab))
+        self._own = dict(vocabulary_tables(model, vocab))
         if not self._own:
             raise CannotSplit("its embedding and head are not of the usual kinds")
         entries = {} if path is None else _entries(path)
@@ -188,7 +190,7 @@ class Words:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody takes the head by words now."""
+        """Whether nobody takes the head in shards now."""
         return self._answer is None
 
     @contextmanager
@@ -254,19 +256,19 @@ class Words:
         finally:
             self._answer = before
 
-    def slices(self, words: int, pieces: int) -> Iterator[list[Piece]]:
-        """The head in slices of ``words``, each in up to ``pieces`` pieces; the next is read while one is used."""
+    def slices(self, rows: int, shards: int) -> Iterator[list[Shard]]:
+        """The head in slices of ``rows`` rows, each in up to ``shards`` shards; the next is read while one is used."""
         table = self._head
         assert table is not None, "the head was not called yet"
-        cuts = [(first, min(first + words, table.words)) for first in range(0, table.words, words)]
+        cuts = [(first, min(first + rows, table.rows)) for first in range(0, table.rows, rows)]
         coming: Future[dict[str, Any]] | None = None
         for number, (first, last) in enumerate(cuts):
             stored = table.read(first, last) if coming is None else coming.result()
             if self._on_disk and number + 1 < len(cuts):
                 coming = self._reader.submit(table.read, *cuts[number + 1])
-            size = -(-(last - first) // pieces)
+            size = -(-(last - first) // shards)
             yield [
-                Piece(
+                Shard(
                     first + at,
                     table.floats({name: array[at : at + size] for name, array in stored.items()}),
                     None if table.bias is None else table.bias[first + at : min(first + at + size, last)],
@@ -275,8 +277,8 @@ class Words:
             ]
 
 
-def word_tables(model: nn.Module, vocab: int) -> Iterator[tuple[str, nn.Module]]:
-    """(name, module) of what has a row for every word: embedding and head."""
+def vocabulary_tables(model: nn.Module, vocab: int) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module) of what has a row for every token: embedding and head."""
     for name, module in model.named_modules():
         if isinstance(module, _KINDS) and len(module.weight) == vocab and type(module) in _KINDS:
             yield name, module

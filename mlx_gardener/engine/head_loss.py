@@ -1,10 +1,10 @@
 """Norm, head and loss, in slices: loss and its gradient together, so that no full logits exist.
 
 Two ways. *Slices of positions* when the head is in memory as floats: the model's own code gives the logits of some
-positions. *Slices of the vocabulary* when it is on disk or quantised: the logits of all positions for some words, twice,
+positions. *Slices of the vocabulary* when it is on disk or quantised: the logits of all positions for a shard of it, twice,
 first for the normaliser (an online softmax, Milakov and Gimelshein 2018, arXiv:1805.02867), then for the gradient. That is
 three products instead of two, but the head is read, or made floats, twice per micro-batch and not twice per slice. What a
-model does to logits (soft-caps, scales) must be word by word for that; the check at load finds where it is not.
+model does to logits (soft-caps, scales) must be token by token for that; the check at load finds where it is not.
 """
 
 from __future__ import annotations
@@ -13,47 +13,47 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.engine.call_graph import Wiring, tail_logits
+from mlx_gardener.engine.call_graph import CallGraph, head_logits
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from mlx_gardener.engine.words import Words
+    from mlx_gardener.engine.vocabulary import VocabularyShards
 
 #: Logits of a slice of the vocabulary: 4 Mi floats, 16 MiB, about four times over for the arrays around them.
 SLICE_FLOATS = 4 * 1024**2
-MOST_WORDS, LEAST_WORDS = 8192, 256
+MOST_ROWS, LEAST_ROWS = 8192, 256
 
 
-def words_per_slice(positions: int) -> int:
-    """Words whose logits are in memory at once, for so many positions."""
-    return max(LEAST_WORDS, min(MOST_WORDS, SLICE_FLOATS // max(1, positions)))
+def shard_size(positions: int) -> int:
+    """VocabularyShards whose logits are in memory at once, for so many positions."""
+    return max(LEAST_ROWS, min(MOST_ROWS, SLICE_FLOATS // max(1, positions)))
 
 
-class Tail:
+class HeadLoss:
     """What comes after the last layer, for one micro-batch.
 
     Args:
         targets: int32 (positions,).
         slice_tokens: positions whose logits are in memory at once, on each stream.
         streams: CPU streams to share the work among; empty for the default one.
-        words: the head by words; None to take it in slices of positions.
+        vocabulary: the head in shards; None to take it in slices of positions.
         between: called between slices; may raise.
     """
 
     def __init__(
         self,
-        wiring: Wiring,
+        graph: CallGraph,
         targets: mx.array,
         *,
         slice_tokens: int,
         streams: list[mx.Stream],
-        words: Words | None,
+        vocabulary: VocabularyShards | None,
         between: Callable[[], None],
     ) -> None:
-        self._wiring, self._targets, self._slice_tokens = wiring, targets, slice_tokens
+        self._graph, self._targets, self._slice_tokens = graph, targets, slice_tokens
         self._streams: list[Any] = list(streams) or [None]
-        self._words, self._between = words, between
+        self._vocabulary, self._between = vocabulary, between
 
     def _compute(self, arrays: list[mx.array]) -> None:
         import mlx.core as mx
@@ -63,54 +63,54 @@ class Tail:
 
     def losses(self, hidden: mx.array) -> mx.array:
         """Losses in nats, (positions,), of hidden states (positions, ...)."""
-        if self._words is not None:
-            return self._by_words(hidden, with_slope=False)[0]
-        return self._by_positions(hidden, with_slope=False)[0]
+        if self._vocabulary is not None:
+            return self._by_shards(hidden, with_gradient=False)[0]
+        return self._by_positions(hidden, with_gradient=False)[0]
 
-    def losses_and_slope(
+    def losses_and_gradient(
         self, hidden: mx.array, on_slices: Callable[[list[mx.array]], None] | None = None
     ) -> tuple[mx.array, mx.array]:
-        """Losses (positions,), and the slope of their sum at ``hidden``, of its shape.
+        """Losses (positions,), and the gradient of their sum at ``hidden``, of its shape.
 
         Args:
             on_slices: given the arrays of the slices that are to be computed side by side, one such list after the
                 other, where nothing can be computed yet; None computes them.
         """
-        if self._words is not None:
-            return self._by_words(hidden, with_slope=True, on_slices=on_slices)
-        return self._by_positions(hidden, with_slope=True, on_slices=on_slices)
+        if self._vocabulary is not None:
+            return self._by_shards(hidden, with_gradient=True, on_slices=on_slices)
+        return self._by_positions(hidden, with_gradient=True, on_slices=on_slices)
 
     def _by_positions(
         self,
         hidden: mx.array,
         *,
-        with_slope: bool,
+        with_gradient: bool,
         on_slices: Callable[[list[mx.array]], None] | None = None,
     ) -> tuple[mx.array, mx.array]:
         """Slices of positions, one on each stream at a time: MLX allocates ahead of what it computes, all logits else."""
         import mlx.core as mx
 
-        losses, slopes = list[mx.array](), list[mx.array]()
+        losses, gradients = list[mx.array](), list[mx.array]()
         starts = list(range(0, len(hidden), self._slice_tokens))
         for first in range(0, len(starts), len(self._streams)):
             at_once = starts[first : first + len(self._streams)]
             for stream, start in zip(self._streams, at_once, strict=False):
                 here = slice(start, start + self._slice_tokens)
                 with _on(stream):
-                    if with_slope:
-                        loss, slope = _loss_and_slope(self._wiring, hidden[here], self._targets[here])
-                        slopes.append(slope)
+                    if with_gradient:
+                        loss, gradient = _loss_and_gradient(self._graph, hidden[here], self._targets[here])
+                        gradients.append(gradient)
                     else:
-                        loss = cross_entropy(tail_logits(self._wiring, hidden[here]), self._targets[here])
+                        loss = cross_entropy(head_logits(self._graph, hidden[here]), self._targets[here])
                 losses.append(loss)
-            (on_slices or self._compute)([*losses[-len(at_once) :], *slopes[-len(at_once) :]])
-        return mx.concatenate(losses), mx.concatenate(slopes) if slopes else mx.zeros((0,))
+            (on_slices or self._compute)([*losses[-len(at_once) :], *gradients[-len(at_once) :]])
+        return mx.concatenate(losses), mx.concatenate(gradients) if gradients else mx.zeros((0,))
 
-    def _by_words(
+    def _by_shards(
         self,
         hidden: mx.array,
         *,
-        with_slope: bool,
+        with_gradient: bool,
         on_slices: Callable[[list[mx.array]], None] | None = None,
     ) -> tuple[mx.array, mx.array]:
         """A slice of the vocabulary after the other, each computed and freed."""
@@ -118,48 +118,48 @@ class Tail:
 
         compute = on_slices or self._compute
 
-        words, wiring, targets = self._words, self._wiring, self._targets
-        assert words is not None
+        vocabulary, graph, targets = self._vocabulary, self._graph, self._targets
+        assert vocabulary is not None
 
         def before_head(hidden: mx.array) -> mx.array:
-            return words.head_input(lambda: tail_logits(wiring, hidden))[0]
+            return vocabulary.head_input(lambda: head_logits(graph, hidden))[0]
 
         def after_head(products: mx.array) -> mx.array:
-            return words.with_products(products[None], lambda: tail_logits(wiring, hidden))
+            return vocabulary.with_products(products[None], lambda: head_logits(graph, hidden))
 
-        size = words_per_slice(len(hidden))
+        size = shard_size(len(hidden))
         states = before_head(hidden)  # (positions, hidden)
         parts: list[tuple[mx.array, mx.array, mx.array]] = []
-        for pieces in words.slices(size, len(self._streams)):
-            for stream, piece in zip(self._streams, pieces, strict=False):
+        for shards in vocabulary.slices(size, len(self._streams)):
+            for stream, shard in zip(self._streams, shards, strict=False):
                 with _on(stream):
-                    logits = after_head(piece.products(states))  # (positions, words)
+                    logits = after_head(shard.products(states))  # (positions, shard)
                     highest = logits.max(axis=-1)
                     total = mx.exp(logits - highest[:, None]).sum(axis=-1)
-                    at = mx.clip(targets - piece.first, 0, logits.shape[-1] - 1)
+                    at = mx.clip(targets - shard.first, 0, logits.shape[-1] - 1)
                     own = mx.take_along_axis(logits, at[:, None], axis=-1)[:, 0]
-                    parts.append((highest, total, mx.where(piece.holds(targets), own, 0.0)))
-            compute([array for part in parts[-len(pieces) :] for array in part])
+                    parts.append((highest, total, mx.where(shard.holds(targets), own, 0.0)))
+            compute([array for part in parts[-len(shards) :] for array in part])
         all_highest = mx.stack([part[0] for part in parts])  # (slices, positions)
         highest = all_highest.max(axis=0)
         sums = mx.stack([part[1] for part in parts]) * mx.exp(all_highest - highest)
         normaliser = highest + mx.log(sums.sum(axis=0))
         losses = normaliser - mx.stack([part[2] for part in parts]).sum(axis=0)
-        if not with_slope:
+        if not with_gradient:
             return losses, mx.zeros((0,))
-        slope = mx.zeros_like(states)
-        for pieces in words.slices(size, len(self._streams)):
+        gradient = mx.zeros_like(states)
+        for shards in vocabulary.slices(size, len(self._streams)):
             added = []
-            for stream, piece in zip(self._streams, pieces, strict=False):
+            for stream, shard in zip(self._streams, shards, strict=False):
                 with _on(stream):
-                    products = piece.products(states)
-                    chances = mx.exp(after_head(products) - normaliser[:, None])
-                    change = chances - piece.one_hot(targets)  # d loss / d logits is softmax - one-hot
+                    products = shard.products(states)
+                    probabilities = mx.exp(after_head(products) - normaliser[:, None])
+                    change = probabilities - shard.one_hot(targets)  # d loss / d logits is softmax - one-hot
                     _, (inner,) = mx.vjp(after_head, [products], [change])
-                    added.append(piece.back(inner))
-            slope = slope + sum(added[1:], added[0])
-            compute([slope])
-        _, (outer,) = mx.vjp(before_head, [hidden], [slope])
+                    added.append(shard.back(inner))
+            gradient = gradient + sum(added[1:], added[0])
+            compute([gradient])
+        _, (outer,) = mx.vjp(before_head, [hidden], [gradient])
         return losses, outer
 
 
@@ -170,12 +170,12 @@ def _on(stream: Any) -> Any:
     return mx.stream(stream) if stream is not None else nullcontext()
 
 
-def _loss_and_slope(wiring: Wiring, hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+def _loss_and_gradient(graph: CallGraph, hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
     """(losses, d loss sum / d hidden) of some positions: d loss / d logits is softmax - one-hot, with one exp."""
     import mlx.core as mx
 
     def logits_of(hidden: mx.array) -> mx.array:
-        return tail_logits(wiring, hidden)
+        return head_logits(graph, hidden)
 
     logits = logits_of(hidden)  # (positions, vocab)
     weights = mx.softmax(logits, axis=-1)
@@ -183,8 +183,8 @@ def _loss_and_slope(wiring: Wiring, hidden: mx.array, targets: mx.array) -> tupl
     losses = total - mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     change = weights.at[mx.arange(len(targets)), targets].add(-1.0)
     # Most heads are linear: their gradient needs no logits, so that those of `mx.vjp` are never computed.
-    _, (slope,) = mx.vjp(logits_of, [hidden], [change])
-    return losses, slope
+    _, (gradient,) = mx.vjp(logits_of, [hidden], [change])
+    return losses, gradient
 
 
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:

@@ -9,19 +9,18 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_gardener.engine import tail as tails
+from mlx_gardener.engine import head_loss
 from mlx_gardener.engine.call_graph import CannotSplit
 from mlx_gardener.engine.verify import largest_difference
-from mlx_gardener.engine.words import Words
-from tests.engine.test_call_graph import TOLERANCE, batch, engine, with_adapters
-from tests.engine.test_stream import prepared, write_again
-from tests.engine.zoo import VOCAB, tiny_model
+from mlx_gardener.engine.vocabulary import VocabularyShards
+from tests.engine.zoo import TOLERANCE, VOCAB, batch, engine, tiny_model, with_adapters
+from tests.support.engines import prepared, write_again
 
 
 @pytest.fixture(autouse=True)
 def _several_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tails, "MOST_WORDS", VOCAB // 3)
-    monkeypatch.setattr(tails, "LEAST_WORDS", 1)
+    monkeypatch.setattr(head_loss, "MOST_ROWS", VOCAB // 3)
+    monkeypatch.setattr(head_loss, "LEAST_ROWS", 1)
 
 
 def written(model: nn.Module, directory: Path) -> Path:
@@ -36,14 +35,16 @@ def test_tied_scaled_and_soft_capped_heads_give_the_same_gradients(
     model_type: str, settings: dict[str, int], on_disk: bool, tmp_path: Path
 ) -> None:
     model = tiny_model(model_type)
-    words = Words(model, VOCAB, dtype=mx.float32, path=written(model, tmp_path) if on_disk else None)
+    vocabulary = VocabularyShards(
+        model, VOCAB, dtype=mx.float32, path=written(model, tmp_path) if on_disk else None
+    )
     weights = with_adapters(model)
     resident = engine(model)
     expected = resident.loss_and_gradients(weights, batch(), seed=0)
     losses = resident.row_losses(batch())
     cut = engine(model, **settings)
-    words.install()
-    cut.words = words
+    vocabulary.install()
+    cut.vocabulary = vocabulary
     found = cut.loss_and_gradients(weights, batch(), seed=0)
     assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-6)
     assert largest_difference(found.gradients, expected.gradients) <= TOLERANCE
@@ -58,7 +59,7 @@ def test_a_base_wholly_on_disk_trains_like_one_in_memory(
     base, resident = prepared(path, streamed_layers=0, base_weights="dense", vocabulary_on_disk=False)
     expected = resident.loss_and_gradients(with_adapters(base.model), batch(), seed=0)
     base, engine = prepared(path, streamed_layers=64, vocabulary_on_disk=True)
-    assert engine.plan.vocabulary_on_disk and engine.words is not None and engine.plan.kept_layers == 0
+    assert engine.plan.vocabulary_on_disk and engine.vocabulary is not None and engine.plan.kept_layers == 0
     weights = with_adapters(base.model)
     for _ in range(2):
         found = engine.loss_and_gradients(weights, batch(), seed=0)
@@ -75,13 +76,13 @@ def test_a_base_wholly_on_disk_trains_like_one_in_memory(
 def test_a_bfloat16_table_is_read_as_it_is(tmp_path: Path) -> None:
     model = tiny_model("llama")
     model.set_dtype(mx.bfloat16)
-    words = Words(model, VOCAB, dtype=mx.float32, path=written(model, tmp_path))
+    vocabulary = VocabularyShards(model, VOCAB, dtype=mx.float32, path=written(model, tmp_path))
     expected = model.lm_head.weight.astype(mx.float32)
-    words.install()
-    words.head_input(lambda: model(mx.zeros((1, 3), dtype=mx.int32)))
-    pieces = [piece for pieces in words.slices(100, 2) for piece in pieces]
-    assert mx.array_equal(mx.concatenate([piece.rows for piece in pieces]), expected)
-    assert [piece.first for piece in pieces][:3] == [0, 50, 100]
+    vocabulary.install()
+    vocabulary.head_input(lambda: model(mx.zeros((1, 3), dtype=mx.int32)))
+    shards = [shard for shards in vocabulary.slices(100, 2) for shard in shards]
+    assert mx.array_equal(mx.concatenate([shard.rows for shard in shards]), expected)
+    assert [shard.first for shard in shards][:3] == [0, 50, 100]
 
 
 def test_tables_under_another_name_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -89,13 +90,13 @@ def test_tables_under_another_name_are_refused(tiny_model_dir: Path, tmp_path: P
     other = {f"{name}.x": value for name, value in tree_flatten(model.parameters())}
     mx.save_safetensors(str(tmp_path / "model.safetensors"), other)
     with pytest.raises(CannotSplit, match="hold no"):
-        Words(model, VOCAB, dtype=mx.float32, path=tmp_path)
+        VocabularyShards(model, VOCAB, dtype=mx.float32, path=tmp_path)
 
 
 def test_a_head_on_disk_never_gives_wrong_answers_unasked(tmp_path: Path) -> None:
     model = tiny_model("llama")
-    words = Words(model, VOCAB, dtype=mx.float32, path=written(model, tmp_path))
-    words.install()
+    vocabulary = VocabularyShards(model, VOCAB, dtype=mx.float32, path=written(model, tmp_path))
+    vocabulary.install()
     with pytest.raises(RuntimeError, match="on disk"):
         model(mx.zeros((1, 3), dtype=mx.int32))
 
@@ -105,6 +106,6 @@ def test_a_model_whose_head_is_in_memory_can_be_called_as_before(model_type: str
     model = tiny_model(model_type)
     tokens = mx.array([[5, 6, 7]])
     before = model(tokens)
-    words = Words(model, VOCAB, dtype=mx.float32)
-    words.install()
+    vocabulary = VocabularyShards(model, VOCAB, dtype=mx.float32)
+    vocabulary.install()
     assert mx.array_equal(model(tokens), before)

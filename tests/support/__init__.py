@@ -1,0 +1,1 @@
+"""What several test files need: commands, trainings, engines, adapters, a reader of the docs."""

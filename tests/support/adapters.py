@@ -1,0 +1,68 @@
+"""Registered adapters of tiny models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlx_gardener.adapter import ManifestDetails, PeftManager
+from mlx_gardener.config import LoraConfig
+from mlx_gardener.model import BaseModel
+from mlx_gardener.model.lora import adapter_settings, attach_lora, detach_lora, lora_parameters
+from mlx_gardener.registry import AdapterRecord, ProjectRegistry
+
+DETAILS = ManifestDetails({"model": ""}, {}, {}, {}, {}, {})
+#: What must not be told: where a local model lies.
+LOCAL_DETAILS = ManifestDetails(
+    {"model": "/secret/place/model"}, {}, {"adapter_bits_per_byte": 1.0}, {}, {}, {}
+)
+
+
+def project_with(base: BaseModel, repository: Path, lora: LoraConfig, *, size: float = 0.02) -> PeftManager:
+    """A project ``web`` with an adapter of random weights about as large as trained ones."""
+    registry = ProjectRegistry()
+    registry.register_project("web", repository)
+    targets = attach_lora(base.model, lora, seed=3)
+    mx.random.seed(4)
+    weights = {
+        name: value + size * mx.random.normal(value.shape) if not name.endswith(".m") else value
+        for name, value in lora_parameters(base.model).items()
+    }
+    mx.eval(weights)
+    detach_lora(base.model)
+    manager = PeftManager(registry)
+    manager.create_adapter(
+        "web", weights, base=base, settings=adapter_settings(targets, lora), details=DETAILS, model_card=""
+    )
+    return manager
+
+
+@pytest.fixture
+def manager(repository: Path) -> PeftManager:
+    registry = ProjectRegistry()
+    registry.register_project("small", repository)
+    return PeftManager(registry)
+
+
+def trained(base: BaseModel) -> tuple[dict[str, mx.array], dict[str, object]]:
+    config = LoraConfig(rank=4)
+    targets = attach_lora(base.model, config, seed=1)
+    weights = {name: value + 0.1 for name, value in lora_parameters(base.model).items()}
+    mx.eval(weights)
+    detach_lora(base.model)
+    return weights, adapter_settings(targets, config)
+
+
+def create(manager: PeftManager, base: BaseModel) -> AdapterRecord:
+    weights, settings = trained(base)
+    return manager.create_adapter(
+        "small",
+        weights,
+        base=base,
+        settings=settings,
+        details=LOCAL_DETAILS,
+        model_card="card",
+        extra_files={"x.txt": b"x"},
+    )

@@ -1,0 +1,72 @@
+"""Trainings of a tiny model: their settings, and waiting for what they do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mlx_gardener import TrainingPipeline
+from mlx_gardener.config import TrainingConfig, load_config
+
+WAIT = 600.0  # seconds no run here comes near; a hang shows as an error instead of a stuck suite
+
+
+def tiny_settings(model: Path, **more: object) -> TrainingConfig:
+    settings: dict[str, object] = {
+        "model": str(model),
+        "min_training_chunks": 5,
+        "training_data_quality_threshold": 0.1,
+        "lora.rank": 4,
+        "optimizer.learning_rate": 0.01,
+        "optimizer.tokens_per_update": 512,
+        "optimizer.max_steps": 6,
+        "data.sequence_lengths": [64, 128],
+        "evaluation.next_line_tasks": 4,
+        "evaluation.fim_tasks": 4,
+        "evaluation.memorisation_places": 8,
+        "evaluation.samples": 1,
+        "evaluation.max_new_tokens": 8,
+        "progress_update_interval": 0.5,
+        "throttling.low_priority": False,  # beside a busy machine's other work it would take for ever
+    }
+    return load_config(environment={}, overrides={**settings, **more})
+
+
+def endless(model: Path, **more: object) -> TrainingConfig:
+    """Settings of a training that only ends when somebody ends it."""
+    return tiny_settings(
+        model,
+        **{"optimizer.max_steps": 1_000_000, "optimizer.epochs": 100, "evaluation.patience": 10_000, **more},
+    )
+
+
+def until(condition: Callable[[], object], what: str, *, seconds: float | None = None) -> None:
+    deadline = time.monotonic() + (seconds or WAIT)
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.02)
+
+
+def steps_done(pipeline: TrainingPipeline, name: str = "small") -> int:
+    progress = pipeline.get_training_progress(name)
+    return 0 if progress is None else int(progress.details.get("step", 0))
+
+
+def worker_of(pipeline: TrainingPipeline, name: str) -> int:
+    """The process id of the worker that trains a project; the registry knows its supervisor's."""
+    import psutil
+
+    record = pipeline.registry.latest_training(name)
+    assert record is not None and record.pid is not None
+    until(lambda: psutil.Process(record.pid).children(), "a worker")
+    return psutil.Process(record.pid).children()[0].pid
+
+
+def _alive(pid: int) -> bool:
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,62 @@
+"""A base, its data and a training loop over them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlx_gardener.config import TrainingConfig
+from mlx_gardener.dataset import PreparedData, TrainingDataPreparator
+from mlx_gardener.engine import Engine, Plan
+from mlx_gardener.model import BaseModel, load_base
+from mlx_gardener.platform.kept import KeptValues
+from mlx_gardener.training import TrainOutcome, train
+from mlx_gardener.training.time_plan import Clock
+from tests.support.loops import Recorder, Runner, settings
+
+
+@pytest.fixture
+def base(tiny_model_dir: Path) -> BaseModel:
+    return load_base(str(tiny_model_dir))
+
+
+@pytest.fixture
+def data(base: BaseModel, repository: Path, tmp_path: Path) -> PreparedData:
+    return TrainingDataPreparator(settings(), tokenizer=base.tokenizer, cache_dir=tmp_path / "cache").prepare(
+        repository
+    )
+
+
+@pytest.fixture
+def run(base: BaseModel, data: PreparedData, tmp_path: Path) -> Runner:
+    def go(
+        config: TrainingConfig,
+        *,
+        directory: str = "checkpoints",
+        recorder: Recorder | None = None,
+        resume: bool = False,
+        rows: int = 2,
+        clock: Clock | None = None,
+        speed: float = 1e9,
+        store: KeptValues | None = None,
+    ) -> TrainOutcome:
+        recorder = recorder or Recorder()
+        plan = Plan(
+            {64: rows, 128: rows}, config.memory_limit_bytes, 0, {}, (),
+            predicted_tokens_per_second=speed, predicted_forward_tokens_per_second=speed,
+        )  # fmt: skip
+        return train(
+            base,
+            data,
+            config,
+            Engine(base.model, plan, dtype=base.dtype),
+            publish=recorder.publish,
+            interrupt=recorder.interrupt,
+            checkpoint_dir=tmp_path / directory,
+            resume=resume,
+            clock=clock,
+            store=store,
+        )
+
+    return go
