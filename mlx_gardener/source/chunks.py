@@ -170,12 +170,12 @@ def _node_spans(parent: Node, data: bytes, inside_class: bool = False, depth: in
         if body is None:
             if kind is ChunkType.FUNCTION and inside_class:
                 kind = ChunkType.METHOD
-            yield _Span(node.start_byte, node.end_byte, kind, _name_of(core), node.has_error)
+            yield _Span(node.start_byte, node.end_byte, kind, _name_of(core, data), node.has_error)
             continue
         is_class = kind in (ChunkType.CLASS, ChunkType.INTERFACE)
         members = list(_node_spans(body, data, inside_class=is_class, depth=depth + 1))
         first = members[0].start if members else node.end_byte
-        yield _Span(node.start_byte, first, kind, _name_of(core), False)
+        yield _Span(node.start_byte, first, kind, _name_of(core, data), False)
         yield from members
 
 
@@ -207,17 +207,19 @@ def _body_of(node: Node) -> Node | None:
     return body if body is not None and body.named_child_count > 1 else None
 
 
-def _name_of(node: Node) -> str:
+def _name_of(node: Node, data: bytes) -> str:
     """The name a node gives to what it defines; "" where it gives none."""
     for field in ("name", "declarator", "type", "left"):
         found = node.child_by_field_name(field)
         while found is not None and (inner := found.child_by_field_name("declarator")) is not None:
             found = inner
-        if found is not None and found.text is not None:
-            return found.text.decode(errors="replace").split("(")[0].strip()[:100]
+        if found is not None:
+            # Not `Node.text`, which reads a whole piece of the file for it. A name of 100 characters has 400 bytes at most.
+            text = data[found.start_byte : found.end_byte].lstrip()[:400]
+            return text.decode(errors="replace").split("(")[0].strip()[:100]
     for child in node.named_children[:1]:
         if child.type == "variable_declarator":
-            return _name_of(child)
+            return _name_of(child, data)
     return ""
 
 
