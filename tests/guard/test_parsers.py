@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import tempfile
 from io import StringIO
 from pathlib import Path
@@ -12,11 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from mlx_gardener.dataset.examples import Excerpt, _node_span
+from mlx_gardener.dataset.tasks import hole_tasks
 from mlx_gardener.errors import ModelError
+from mlx_gardener.evaluate.metrics import parses
 from mlx_gardener.events import PlanChosen
 from mlx_gardener.model.tokens import load_tokenizer
 from mlx_gardener.report.live import LiveView
-from mlx_gardener.source import ChunkType, CodePreprocessor
+from mlx_gardener.source import ChunkType, CodePreprocessor, languages
 from tests.guard.targets import CUT, TARGETS, seeds
 
 #: git is asked a hundred times slower than the others are.
@@ -39,6 +43,24 @@ def test_a_grammar_that_does_not_end_is_done_without() -> None:
     assert {chunk.chunk_type for chunk in chunks} == {ChunkType.BLOCK}
     usual = CodePreprocessor().preprocess_file("a.kt", "fun f(x: Int): Int {\n    return x + 1\n}\n" * 2000)
     assert {chunk.chunk_type for chunk in usual} == {ChunkType.FUNCTION}
+
+
+def test_nobody_waits_for_a_grammar_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and evaluation waited: for what they cut out of files, and for whatever a model answers."""
+    code = "def area(width, height):\n    result = width * height\n    return result\n\n\n" * 5
+    excerpt = Excerpt("a.py", "python", code)
+
+    def shared() -> tuple[bool, bool, bool]:
+        return (
+            parses(code, "python"),
+            _node_span(code, "python", random.Random(4)) is not None,
+            bool(hole_tasks([excerpt], 4, seed=0)),
+        )
+
+    assert shared() == (True, True, True)
+    monkeypatch.setattr(languages, "FREE_PARSE_TICKS", -len(code))
+    assert shared() == (False, False, False)
+    assert parses(code, "text"), "without a grammar there is nothing to wait for"
 
 
 def test_classes_within_classes_without_end_are_read(tmp_path: Path) -> None:
