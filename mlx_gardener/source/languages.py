@@ -68,6 +68,8 @@ LANGUAGES = {suffix: language for language, suffixes in _BY_SUFFIX.items() for s
 #: A tick is a hundred operations of a parser. Usual files take at most one for 28 bytes, most one for 100 and more.
 FREE_PARSE_TICKS = 500
 BYTES_PER_PARSE_TICK = 20
+#: A parser gets a file in pieces, and usual files are read two or three times over.
+PIECE_BYTES, FREE_READS, READS_PER_PIECE = 4096, 500, 32
 
 #: language -> (module of the grammar's wheel, function that gives the grammar)
 GRAMMARS = {
@@ -109,21 +111,28 @@ def parser_for(language: str) -> Parser | None:
 def parse(data: bytes, language: str) -> Tree | None:
     """The syntax tree of UTF-8 text; None without a grammar, and where it would take unusually many operations.
 
-    Some grammars need a minute and more for a hundred bytes of nonsense (Kotlin's does), be it a stranger's file or what a
-    model writes. Operations are counted and not seconds, so that a text gives the same on every machine.
+    Some grammars need a minute and more for a hundred bytes of nonsense, or look ahead to the end of the file at every word
+    (Kotlin's does both), be it a stranger's file or what a model writes. Operations and reads are counted and not seconds, so
+    that a text gives the same on every machine.
     """
     parser = parser_for(language)
     if parser is None:
         return None
-    left = FREE_PARSE_TICKS + len(data) // BYTES_PER_PARSE_TICK
+    ticks = FREE_PARSE_TICKS + len(data) // BYTES_PER_PARSE_TICK
+    reads = FREE_READS + READS_PER_PIECE * (len(data) // PIECE_BYTES)
+
+    def read(at: int, point: object) -> bytes:
+        nonlocal reads
+        reads -= 1
+        return data[at : at + PIECE_BYTES]
 
     def is_too_much(offset: int, has_error: bool) -> bool:
-        nonlocal left
-        left -= 1
-        return left < 0
+        nonlocal ticks
+        ticks -= 1
+        return ticks < 0 or reads < 0
 
     try:
-        return parser.parse(lambda at, point: data[at : at + 2**16], progress_callback=is_too_much)
+        return parser.parse(read, progress_callback=is_too_much)
     except ValueError:
         parser.reset()
         return None
