@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from mlx_gardener.adapter.manager import PeftManager
     from mlx_gardener.model import BaseModel
-    from mlx_gardener.registry import AdapterRecord
+    from mlx_gardener.registry import AdapterRecord, ProjectRegistry
 
 _MOST_RANK = 1024
 _SAVE_AGAIN = "Save it again where it was made: `model.save_pretrained(path)` of PEFT keeps both in step."
@@ -167,7 +167,8 @@ def _by_pattern(
     left, found = set(modules), dict.fromkeys(modules, default)
     for pattern, value in patterns.items():
         plain = pattern.removeprefix("^")
-        repeats = re.findall(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}", plain)
+        # Possessive, as this too is a stranger's text: no blank is looked at twice.
+        repeats = re.findall(r"\{\s*+(\d*+)\s*+,?+\s*+(\d*+)\s*+\}", plain[: _MOST_PATTERN + 1])
         written_out = math.prod(max(1, *(int(number[:9] or 0) for number in pair)) for pair in repeats)
         too_long = AdapterError(
             f"The pattern {pattern[:80]!r} of this adapter takes too long to compare with its modules' names.",
@@ -326,6 +327,8 @@ def import_adapter(
     adapter = read_peft(directory)
     model = load_base(base or _named_base(adapter.config))
     weights, settings = to_one_shape(adapter, model)
+    source_sha256 = sha256_of(adapter.file)
+    _clear_away(manager.registry, project, source_sha256, model.weights_sha256)
     details = ManifestDetails(
         config={"lora": {name: settings["lora_parameters"][name] for name in ("rank", "scale")}},
         data={"commit": None},
@@ -333,7 +336,7 @@ def import_adapter(
         evidence={},
         training={
             "imported": True,
-            "source_sha256": sha256_of(adapter.file),
+            "source_sha256": source_sha256,
             "rank": adapter.config["r"],
             "lora_alpha": adapter.config["lora_alpha"],
             "use_rslora": bool(adapter.config.get("use_rslora")),
@@ -347,6 +350,32 @@ def import_adapter(
     )
     with manager.stage_adapter(project, weights, base=model, settings=settings) as staged:
         return staged.commit(details, model_card=card, activate=activate)
+
+
+def _clear_away(registry: ProjectRegistry, project: str, source_sha256: str, base_sha256: str) -> None:
+    """Delete what killed imports left: half an adapter, and a whole one of the same that was put in its place unregistered.
+
+    Raises:
+        RegistryError: it cannot be deleted.
+    """
+    from mlx_gardener.adapter.manifest import read_manifest
+    from mlx_gardener.platform.locks import is_held
+
+    registry.sweep(project)
+    versions = (registry.project_directory(project) / "adapters").glob("v*")
+    # Who is asked second knows whatever another import has let go of by then.
+    found = [directory for directory in sorted(versions) if not is_held(directory)]
+    known = {record.directory for record in registry.list_adapters(project)}
+    for directory in found:
+        if directory in known:
+            continue
+        try:
+            manifest = read_manifest(directory)
+        except AdapterError:
+            continue  # not ours to judge: `registry check` names it
+        training, base = manifest["training"], manifest["base"]
+        if (training.get("source_sha256"), base.get("weights_sha256")) == (source_sha256, base_sha256):
+            registry.discard(directory)
 
 
 def _named_base(config: dict[str, Any]) -> str:

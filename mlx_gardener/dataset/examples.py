@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mlx_gardener.config import DataConfig
 from mlx_gardener.dataset.cache import TokenCache
 from mlx_gardener.dataset.rows import Document
-from mlx_gardener.source.languages import parser_for
+from mlx_gardener.source.languages import parse
 from mlx_gardener.source.records import FileRecord, SourceFile
 
 if TYPE_CHECKING:
@@ -138,12 +138,11 @@ def choose_span(text: str, language: str, choose: random.Random) -> tuple[int, i
 
 
 def _node_span(text: str, language: str, choose: random.Random) -> tuple[int, int] | None:
-    """A named node around a random place, of a size between the limits; None without a grammar or a fitting node."""
-    parser = parser_for(language)
-    if parser is None:
-        return None
+    """A named node around a random place, of a size between the limits; None without a syntax tree or a fitting node."""
     data = text.encode()
-    tree = parser.parse(data)
+    tree = parse(data, language)
+    if tree is None:
+        return None
     for _ in range(4):
         at = choose.randrange(len(data))
         wanted = choose.randint(*MIDDLE_CHARACTERS)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlx_gardener.dataset.examples import Excerpt
-from mlx_gardener.source.languages import parser_for
+from mlx_gardener.source.languages import parse
 
 #: Nothing is learned from lines that anybody would guess: blanks, braces, imports, three characters.
 _TRIVIAL = re.compile(
@@ -99,17 +99,17 @@ def fim_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> list[Fim
 
 
 def _parses(excerpt: Excerpt) -> bool:
-    parser = parser_for(excerpt.language)
-    return parser is not None and not parser.parse(excerpt.text.encode()).root_node.has_error
+    tree = parse(excerpt.text.encode(), excerpt.language)
+    return tree is not None and not tree.root_node.has_error
 
 
 def _node_at(excerpt: Excerpt, choose: random.Random) -> tuple[int, int] | None:
     """The largest named node around a random byte that is no longer than a drawn length; bytes."""
-    parser = parser_for(excerpt.language)
-    assert parser is not None
     data = excerpt.text.encode()
     at, most = choose.randrange(len(data)), choose.randint(*_HOLE_CHARACTERS)
-    tree = parser.parse(data)
+    tree = parse(data, excerpt.language)
+    if tree is None:
+        return None
     node = tree.root_node.named_descendant_for_byte_range(at, at)
     while node is not None and node.parent is not None:
         if node.parent.end_byte - node.parent.start_byte > most:

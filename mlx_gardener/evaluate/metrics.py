@@ -37,8 +37,10 @@ def identifier_f1(answer: str, target: str, defined: frozenset[str]) -> float | 
 
 
 def parses(text: str, language: str) -> bool:
-    """Whether tree-sitter reads ``text`` without an error; True for languages without a grammar."""
-    from mlx_gardener.source.languages import parser_for
+    """Whether tree-sitter reads ``text`` without an error, and without unusual effort; True for languages without a grammar."""
+    from mlx_gardener.source.languages import GRAMMARS, parse
 
-    parser = parser_for(language)
-    return parser is None or not parser.parse(text.encode()).root_node.has_error
+    if language not in GRAMMARS:
+        return True
+    tree = parse(text.encode(), language)
+    return tree is not None and not tree.root_node.has_error

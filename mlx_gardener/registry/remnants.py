@@ -1,7 +1,7 @@
 """What a writer that was killed leaves: every kind, how it is told from what somebody alive is writing, and how it goes.
 
-This is the one list. `health` reports and mends by it, `garbage` and the next training of a project (`recovery`) sweep by
-it. A backup and an export lie outside of the home, where nobody could look for them; they sweep their own
+This is the one list. `health` reports and mends by it, `garbage` and the next training (`recovery`) or import of a project sweep
+by it. A backup and an export lie outside of the home, where nobody could look for them; they sweep their own
 (`platform.beside`). Cost: a few directory listings a run.
 
 | left by | where | alive while |

@@ -20,20 +20,17 @@ from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_bytes
 from mlx_gardener.source.filters import decode_source
 from mlx_gardener.source.imports import imports_of
-from mlx_gardener.source.languages import language_of, parser_for
+from mlx_gardener.source.languages import language_of, parse
 from mlx_gardener.source.quality import complexity_of, quality_of
 from mlx_gardener.source.records import ChunkType, CodeChunk
 
 if TYPE_CHECKING:
-    from tree_sitter import Node, Parser, Tree
+    from tree_sitter import Node
 
 #: A class of at most this many lines stays one chunk (judgement: it fits a screen).
 WHOLE_CLASS_LINES = 40
 #: Blocks of files without a grammar grow to about this many lines.
 BLOCK_LINES = 30
-#: A tick is a hundred operations of a parser. Usual files take at most one for 28 bytes, most one for 100 and more.
-FREE_PARSE_TICKS = 500
-BYTES_PER_PARSE_TICK = 20
 #: Classes within classes deeper than this stay one chunk.
 MAX_DEPTH = 20
 
@@ -122,36 +119,13 @@ class CodePreprocessor:
 
 def split_spans(data: bytes, language: str) -> list[_Span]:
     """Side-by-side spans of a file's UTF-8 bytes, without the blank lines between them."""
-    parser = parser_for(language)
-    if parser is None:
-        return list(_blocks(data, 0, len(data)))
-    tree = _parse(parser, data)
+    tree = parse(data, language)
     if tree is None:
         return list(_blocks(data, 0, len(data)))
     spans = list(_merged(_node_spans(tree.root_node, data), data))
     if len(spans) == 1 and spans[0].kind in (ChunkType.BLOCK, ChunkType.VARIABLE):
         return [_Span(spans[0].start, spans[0].end, ChunkType.MODULE, "", spans[0].broken)]
     return spans
-
-
-def _parse(parser: Parser, data: bytes) -> Tree | None:
-    """The syntax tree; None where it would take unusually many operations.
-
-    Some grammars need a minute and more for a hundred bytes of nonsense (Kotlin's does). Operations are counted and
-    not seconds, so that a file gives the same chunks on every machine.
-    """
-    left = FREE_PARSE_TICKS + len(data) // BYTES_PER_PARSE_TICK
-
-    def is_too_much(offset: int, has_error: bool) -> bool:
-        nonlocal left
-        left -= 1
-        return left < 0
-
-    try:
-        return parser.parse(lambda at, point: data[at : at + 2**16], progress_callback=is_too_much)
-    except ValueError:
-        parser.reset()
-        return None
 
 
 def _node_spans(parent: Node, data: bytes, inside_class: bool = False, depth: int = 0) -> Iterator[_Span]:
@@ -170,12 +144,12 @@ def _node_spans(parent: Node, data: bytes, inside_class: bool = False, depth: in
         if body is None:
             if kind is ChunkType.FUNCTION and inside_class:
                 kind = ChunkType.METHOD
-            yield _Span(node.start_byte, node.end_byte, kind, _name_of(core), node.has_error)
+            yield _Span(node.start_byte, node.end_byte, kind, _name_of(core, data), node.has_error)
             continue
         is_class = kind in (ChunkType.CLASS, ChunkType.INTERFACE)
         members = list(_node_spans(body, data, inside_class=is_class, depth=depth + 1))
         first = members[0].start if members else node.end_byte
-        yield _Span(node.start_byte, first, kind, _name_of(core), False)
+        yield _Span(node.start_byte, first, kind, _name_of(core, data), False)
         yield from members
 
 
@@ -207,17 +181,19 @@ def _body_of(node: Node) -> Node | None:
     return body if body is not None and body.named_child_count > 1 else None
 
 
-def _name_of(node: Node) -> str:
+def _name_of(node: Node, data: bytes) -> str:
     """The name a node gives to what it defines; "" where it gives none."""
     for field in ("name", "declarator", "type", "left"):
         found = node.child_by_field_name(field)
         while found is not None and (inner := found.child_by_field_name("declarator")) is not None:
             found = inner
-        if found is not None and found.text is not None:
-            return found.text.decode(errors="replace").split("(")[0].strip()[:100]
+        if found is not None:
+            # Not `Node.text`, which reads a whole piece of the file for it. A name of 100 characters has 400 bytes at most.
+            text = data[found.start_byte : found.end_byte].lstrip()[:400]
+            return text.decode(errors="replace").split("(")[0].strip()[:100]
     for child in node.named_children[:1]:
         if child.type == "variable_declarator":
-            return _name_of(child)
+            return _name_of(child, data)
     return ""
 
 

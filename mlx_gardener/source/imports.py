@@ -26,9 +26,9 @@ _PATTERNS = {
     "swift": re.compile(r"^[ \t]*import\s+(?:\w+\s+)?([\w.]+)", re.M),
     "csharp": re.compile(r"^[ \t]*using\s+(?:static\s+)?([\w.]+)\s*;", re.M),
     "php": re.compile(
-        r"^[ \t]*use\s+([\w\\]+)|(?:require|include)(?:_once)?\s*\(?\s*['\"]([^'\"\n]+)['\"]", re.M
+        r"^[ \t]*use\s+([\w\\]+)|(?:require|include)(?:_once)?\s*(?:\(\s*)?['\"]([^'\"\n]+)['\"]", re.M
     ),
-    "ruby": re.compile(rf"^[ \t]*require(?:_relative)?\s*\(?\s*{_QUOTED}", re.M),
+    "ruby": re.compile(rf"^[ \t]*require(?:_relative)?\s*(?:\(\s*)?{_QUOTED}", re.M),
     "bash": re.compile(r"^[ \t]*(?:source|\.)\s+([\w./-]+)", re.M),
 }
 

@@ -121,6 +121,8 @@ def test_a_pickle_is_never_opened(manager: PeftManager, tmp_path: Path, tiny_mod
         ({"rank_pattern": {"(": 3}}, "no regular expression"),
         ({"rank_pattern": {"(" * 400: 3}}, "no regular expression"),
         ({"rank_pattern": {"(.|..|...)*[!?]": 4}}, "takes too long"),
+        ({"rank_pattern": {"{" + " " * 100_000: 4}}, "takes too long"),
+        ({"rank_pattern": {"{" + " " * 450 + "(": 4}}, "no regular expression"),
         ({"alpha_pattern": {"((a{1000}){1000}){1000}": 4}}, "takes too long"),
         ({"alpha_pattern": {f"(.|..)*[!?]|z{at}": 4 for at in range(1000)}}, "takes too long"),
         ({"alpha_pattern": {"q_proj": float("inf")}}, "no table of positive numbers"),

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 import mlx_gardener
 from mlx_gardener.cli import cli
-from tests.support.commands import TRAIN_SETTINGS
+from tests.support.commands import TRAIN_SETTINGS, gardener
 
 pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
 
@@ -31,6 +31,8 @@ def test_the_report_is_shown_copied_and_opened(
     code, text = report("web")
     assert code == 0 and "web v1" in text and result.evidence["reason"][:30] in text.replace("\n", " ")
     assert "expected" in text, "the latest training's evidence has its source texts"
+    plain = gardener("report", "web", PYTHONIOENCODING="ascii")
+    assert plain.returncode == 0 and "web v1" in plain.stdout and plain.stdout.isascii(), plain.stderr
     told = json.loads(report("web", "--json")[1])
     assert told["evidence"]["verdict"] == result.evidence["verdict"] and told["page"].endswith("report.html")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import tempfile
 from io import StringIO
 from pathlib import Path
@@ -12,12 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from mlx_gardener.dataset.examples import Excerpt, _node_span
+from mlx_gardener.dataset.tasks import hole_tasks
 from mlx_gardener.errors import ModelError
+from mlx_gardener.evaluate.metrics import parses
 from mlx_gardener.events import PlanChosen
 from mlx_gardener.model.tokens import load_tokenizer
 from mlx_gardener.report.live import LiveView
-from mlx_gardener.source import ChunkType, CodePreprocessor
+from mlx_gardener.source import ChunkType, CodePreprocessor, languages
+from mlx_gardener.source.chunks import split_spans
 from tests.guard.targets import CUT, TARGETS, seeds
+from tests.source.test_chunks import Counted
 
 #: git is asked a hundred times slower than the others are.
 EXAMPLES = {"attributes": 25}
@@ -39,6 +45,33 @@ def test_a_grammar_that_does_not_end_is_done_without() -> None:
     assert {chunk.chunk_type for chunk in chunks} == {ChunkType.BLOCK}
     usual = CodePreprocessor().preprocess_file("a.kt", "fun f(x: Int): Int {\n    return x + 1\n}\n" * 2000)
     assert {chunk.chunk_type for chunk in usual} == {ChunkType.FUNCTION}
+
+
+def test_a_grammar_that_looks_ahead_to_the_end_of_the_file_is_done_without() -> None:
+    """Kotlin's read the rest of the file at each of these words: 45 s for 200 KB, and 25 times that for a megabyte."""
+    data = Counted(b"fun area(w: Int): Int {\n    return w\n}\n" + b"<a>\n" * 10_000)
+    assert {span.kind for span in split_spans(data, "kotlin")} == {ChunkType.BLOCK}
+    assert data.looked <= 10 * 2**20
+    usual = Counted(b"fun <R> map(f: (T) -> R): List<R> = items.map { x -> f(x) }\n" * 5_000)
+    assert {span.kind for span in split_spans(usual, "kotlin")} == {ChunkType.FUNCTION}
+
+
+def test_nobody_waits_for_a_grammar_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and evaluation waited: for what they cut out of files, and for whatever a model answers."""
+    code = "def area(width, height):\n    result = width * height\n    return result\n\n\n" * 5
+    excerpt = Excerpt("a.py", "python", code)
+
+    def shared() -> tuple[bool, bool, bool]:
+        return (
+            parses(code, "python"),
+            _node_span(code, "python", random.Random(4)) is not None,
+            bool(hole_tasks([excerpt], 4, seed=0)),
+        )
+
+    assert shared() == (True, True, True)
+    monkeypatch.setattr(languages, "FREE_PARSE_TICKS", -len(code))
+    assert shared() == (False, False, False)
+    assert parses(code, "text"), "without a grammar there is nothing to wait for"
 
 
 def test_classes_within_classes_without_end_are_read(tmp_path: Path) -> None:

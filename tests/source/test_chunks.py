@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlx_gardener.config import DataConfig
 from mlx_gardener.errors import DataError
 from mlx_gardener.source import ChunkType, CodePreprocessor
+from mlx_gardener.source.chunks import split_spans
 from mlx_gardener.source.languages import GRAMMARS
 from tests.support.samples import SAMPLES
 
@@ -99,6 +101,41 @@ def test_dependencies_are_the_imports_a_chunk_uses() -> None:
     code = "import json\nimport os.path\n\n\ndef save(x):\n    return json.dumps(x)\n"
     save = next(c for c in CodePreprocessor().preprocess_file("a.py", code) if c.metadata["name"] == "save")
     assert save.dependencies == ("json",)
+
+
+class Counted(bytes):
+    """Bytes that count how many of them are looked at."""
+
+    looked = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        self.looked += len(found) if isinstance(found, bytes) else 1
+        return found
+
+
+@pytest.mark.parametrize(
+    ("language", "line"),
+    [
+        ("python", "value = other\n"),
+        ("python", "value: other\n"),
+        ("javascript", "value = other;\n"),
+        ("go", "var value = other\n"),
+        ("python", "value = \n(\n"),
+    ],
+)
+def test_a_file_of_many_statements_is_looked_at_a_few_times(language: str, line: str) -> None:
+    """The name of each was read with 64 KB of the file after it: three minutes for a megabyte of short lines."""
+    data = Counted((line * 20_000).encode())
+    assert split_spans(data, language)
+    assert data.looked <= 8 * len(data)
+
+
+def test_a_name_has_a_hundred_characters_at_most() -> None:
+    (chunk,) = CodePreprocessor().preprocess_file(
+        "a.py", f"def {'é' * 300}(one, two):\n    return one + two\n"
+    )
+    assert chunk.metadata["name"] == "é" * 100
 
 
 def test_code_that_is_no_text_is_refused() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mlx_gardener.config import DataConfig
 from mlx_gardener.dataset.examples import excerpts_of, kept_lines
 from mlx_gardener.errors import DataError
 from mlx_gardener.source import Scan, dependency_order, read_source, scan_repository
+from mlx_gardener.source.imports import imports_of
 from mlx_gardener.source.secrets import find_secrets
 
 CODE = "def area(width, height):\n    if width < 0:\n        raise ValueError(width)\n    return width * height\n"
@@ -348,3 +350,22 @@ def test_what_is_imported_comes_first_also_in_a_circle(root: Path) -> None:
     assert sorted(order) == ["app.py", "good.py", "model.py", "store.py", "view.py"]
     assert order.index("store.py") < order.index("app.py")
     assert order.index("model.py") < order.index("store.py")
+
+
+def test_no_blanks_make_looking_for_imports_take_for_ever() -> None:
+    """No time is asserted; for blanks behind a ``require`` PHP's and Ruby's took minutes, and no rule drops such a file."""
+    script = (
+        "from mlx_gardener.source.imports import _PATTERNS, imports_of\n"
+        "words = ('from', 'import', 'import a', 'include', 'require', 'require(', 'source', 'use', 'using a', '#', 'pub')\n"
+        "for language in _PATTERNS:\n"
+        "    for word in words:\n"
+        "        for blank in (' ', '\\n'):\n"
+        "            imports_of(word + blank * 300_000 + '!', language)\n"
+        "            imports_of((word + blank) * 30_000 + '!', language)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], timeout=120, capture_output=True, check=False, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert imports_of("require ( 'a.rb' )\nrequire 'b'\n", "ruby") == ("a.rb", "b")
+    assert imports_of("<?php include_once('a.php'); require 'b.php';\n", "php") == ("a.php", "b.php")

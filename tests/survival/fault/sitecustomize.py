@@ -4,7 +4,8 @@
 fsync, rename, replace, mkdir, MLX's own writing of safetensors and commits of SQLite. Actions are errors of the call
 (ENOSPC, EIO, short), deaths in it (kill, abort), and memory that runs out from it on: "cgroup", by the kernel's killer in
 the cgroup whose ``cgroup.procs`` is under "procs", and "rlimit", where no further mapping is granted. "orphan" is none of
-a worker: its supervisor is killed as soon as it has started it. The file is deleted when the fault happens, so that the
+a worker: its supervisor is killed as soon as it has started it. With "of" only calls of that name are counted; "after" says
+whether a death comes after the call, which else every second one does. The file is deleted when the fault happens, so that the
 next worker lives; how many calls there were is written beside it. Nothing of this is in the package.
 """
 
@@ -39,6 +40,7 @@ class Fault:
         self.file = file
         chosen = json.loads(file.read_text())
         self.action, self.at, self.procs = chosen["action"], chosen["at"], chosen.get("procs")
+        self.of, self.after = chosen.get("of"), chosen.get("after", self.at % 2)
         self.calls: list[str] = []
         self._lock = threading.Lock()
         atexit.register(lambda: file.with_suffix(".calls").write_text(json.dumps(self.calls)))
@@ -46,7 +48,8 @@ class Fault:
     def is_now(self, label: str) -> bool:
         with self._lock:
             self.calls.append(label)
-            if len(self.calls) != self.at:
+            number = len(self.calls) if self.of is None else self.calls.count(label)
+            if self.of not in (None, label) or number != self.at:
                 return False
         self.file.unlink(missing_ok=True)
         if self.action == "rlimit":
@@ -112,8 +115,8 @@ def install(fault: Fault) -> None:
 
         def broken(*arguments: Any, name: str = name, real: Any = real, **options: Any) -> Any:
             if fault.is_now(name) and fault.action != "short":
-                if fault.at % 2 and fault.action in DEATHS:
-                    real(*arguments, **options)  # half of the deaths come just after
+                if fault.after and fault.action in DEATHS:
+                    real(*arguments, **options)
                 fault.strike(name)
             return real(*arguments, **options)
 
@@ -123,7 +126,7 @@ def install(fault: Fault) -> None:
         def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
             if sql == "COMMIT" and fault.is_now("commit") and fault.action != "short":
                 if fault.action in DEATHS:
-                    if fault.at % 2:
+                    if fault.after:
                         super().execute(sql)
                     fault.strike("commit")
                 super().execute("ROLLBACK")  # as SQLite does where the disk is full
