@@ -95,11 +95,11 @@ def meaning(evidence: Mapping[str, Any]) -> str:
         )
     if verdict == "reject" and failed and not _is_loss(evidence):
         reasons = " and ".join(_FAILED.get(name, name.replace("_", " ")) for name in failed)
-        return f"A training's adapter like this one is kept, but not put to use, because {reasons}."
+        return f"After a training, an adapter like this one is kept but not put to use, because {reasons}."
     if verdict == "reject":
         return (
             "On files of this repository that it was not trained on, the adapter predicts the code worse than the base "
-            "model alone. A training's adapter like this one is kept, but not put to use."
+            "model alone. After a training, an adapter like this one is kept but not put to use."
         )
     return (
         "Nothing says yet whether the adapter helps. It can be used, but it was not compared with its base."

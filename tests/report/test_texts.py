@@ -211,7 +211,11 @@ def trained_diff() -> str:
     ]
     files = [{"path": f"src/{number}.py", "first": 1.5 - number / 100, "second": 1.2} for number in range(11)]
     found = VersionsDiff(
-        *facts, {"adapter_bits_per_byte": [1.2, 1.1], "bits_per_byte_change": [-0.1, -0.2]}, files,
+        *facts,
+        {"adapter_bits_per_byte": [1.2, 1.1], "adapter_next_line_similarity": [0.15, 0.2177], "adapter_fim_exact": [0.0, 0.0],
+         "base_bits_per_byte": [1.3, 1.3], "bits_per_byte_change": [-0.1, -0.2], "bits_per_byte_change_low": [-0.2, -0.3],
+         "bits_per_byte_change_high": [-0.05, -0.1]},
+        files,
         {"lora.rank": [16, 8], "optimizer.max_steps": [None, 100]}, True, None,
     )  # fmt: skip
     return printed(lambda console: show_diff(console, found))
