@@ -102,18 +102,22 @@ def _show_settings(console: Console, found: VersionsDiff) -> None:
         if one is None or two is None:
             lacking[found.first.version if one is None else found.second.version] += 1
     alone = {version: count for version, count in lacking.items() if count > 5}
-    if found.settings:
-        console.print("\nSettings that differ:")
-    for name, (one, two) in found.settings.items():
-        hidden = (one is None and found.first.version in alone) or (two is None and found.second.version in alone)  # fmt: skip
-        if not hidden:
-            console.print(safe_text(f"{name}: {_value(one)} -> {_value(two)}"), highlight=False)
+    shown = {
+        name: (one, two)
+        for name, (one, two) in found.settings.items()
+        if not (one is None and found.first.version in alone)
+        and not (two is None and found.second.version in alone)
+    }
+    if shown or alone:
+        console.print("\nSettings that differ:" if shown else "")
+    for name, (one, two) in shown.items():
+        console.print(safe_text(f"{name}: {_value(one)} -> {_value(two)}"), highlight=False)
     for version, count in alone.items():
+        settings = counted(count, "other setting" if shown else "setting")
         console.print(
-            f"{counted(count, 'other setting')} cannot be compared: {version} does not say how it was trained, as imported "
-            "adapters do not.",
+            f"{settings} cannot be compared: {version} does not say how it was trained, as imported adapters do not.",
             highlight=False,
-        )  # fmt: skip
+        )
 
 
 def _value(value: object) -> str:
