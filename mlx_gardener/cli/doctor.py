@@ -142,5 +142,5 @@ def _registry() -> Finding:
         advice = (
             "; ".join(problem.message for problem in problems) + " `mlx-gardener registry repair` mends it."
         )
-        return Finding("registry", False, f"{seen}, {len(problems)} problems", advice)
+        return Finding("registry", False, f"{seen}, {counted(len(problems), 'problem')}", advice)
     return Finding("registry", True, seen)
