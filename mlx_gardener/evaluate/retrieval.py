@@ -55,9 +55,8 @@ class Retriever:
     ) -> None:
         import bm25s
 
-        logging.getLogger("bm25s").setLevel(
-            logging.INFO
-        )  # it sets DEBUG itself, and its lines would be in the run's log
+        # The library sets DEBUG itself, and its lines would be in the run's log.
+        logging.getLogger("bm25s").setLevel(logging.INFO)
         self._chunks = list(chunks)
         self._tokenizer = tokenizer
         self._limit = limit_tokens
