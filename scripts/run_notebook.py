@@ -1,7 +1,7 @@
 """Execute examples/first_adapter.ipynb again and keep its outputs: ``.venv/bin/python scripts/run_notebook.py``.
 
 In: the notebook's cells; with STEPS=N in the environment it makes N updates instead of its own number. Out: the same
-file with new outputs, without times and machine names; nothing is written where a cell fails. Takes two or three minutes
+file with new outputs, without times and machine names; nothing is written where a cell fails. Takes some minutes
 on two idle cores, and ends by itself after two hours.
 """
 
