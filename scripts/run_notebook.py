@@ -1,7 +1,8 @@
 """Execute examples/first_adapter.ipynb again and keep its outputs: ``.venv/bin/python scripts/run_notebook.py``.
 
 In: the notebook's cells; with STEPS=N in the environment it makes N updates instead of its own number. Out: the same
-file with new outputs, without times and machine names. Takes about a minute on two idle cores.
+file with new outputs, without times and machine names; nothing is written where a cell fails. Takes some minutes
+on two idle cores, and ends by itself after two hours.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def main() -> None:
     """Execute it and write it back."""
     import nbformat
 
-    found = execute(NOTEBOOK)
+    found = execute(NOTEBOOK, timeout_seconds=7200)
     found.metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python"},

@@ -123,7 +123,7 @@ def _models() -> Finding:
         choice = choose_base(TrainingConfig())
     except GardenerError as error:
         return Finding("models", False, error.in_terminal, "Install mlx-gardener again.")
-    return Finding("models", True, f"--model auto takes {choice.name} ({choice.reason})")
+    return Finding("models", True, f"found here for --model auto: {choice.name} ({choice.reason})")
 
 
 def _registry() -> Finding:
@@ -142,5 +142,5 @@ def _registry() -> Finding:
         advice = (
             "; ".join(problem.message for problem in problems) + " `mlx-gardener registry repair` mends it."
         )
-        return Finding("registry", False, f"{seen}, {len(problems)} problems", advice)
+        return Finding("registry", False, f"{seen}, {counted(len(problems), 'problem')}", advice)
     return Finding("registry", True, seen)

@@ -85,7 +85,7 @@ def export(
         click.echo(safe_text(as_sentence(line)))
     model = base or base_name(registry, registry.get_adapter(project, version))
     command = next_command(form, done.directory, project=project, base=model)
-    click.echo(f"Next: {safe_text(command)}")
+    click.echo(f"Next{', in Python' * (form == 'peft')}: {safe_text(command)}")
 
 
 @click.command(name="import")

@@ -97,14 +97,15 @@ def serve(
             click.echo(f"  {test.model}: cannot be served. {safe_text(test.problem)}", err=True)
         else:
             click.echo(
-                f"  {test.model} {test.version} on {test.base}: changes logits by up to {test.change:.3g}"
+                f"  {test.model} {test.version} on {test.base}: changes the base's logits on a test text by up to {test.change:.3g}"
             )
 
     def show_ready(address: str, end: object) -> None:
         if as_json:
             click.echo(json.dumps({"event": "ready", "address": address}))
             return
-        click.echo(f"Listening on {address}; token: {origin}. Ctrl-C ends.")
+        asked = "no token is asked for on loopback" if chosen is None else f"the token is from {origin}"
+        click.echo(f"Listening on {address}; {asked}. Ctrl-C ends.")
 
     def show_request(access: Access) -> None:
         if as_json:

@@ -311,14 +311,20 @@ def _check_count(scan: Scan, config: TrainingConfig) -> None:
     if scan.chunks_kept >= config.min_training_chunks:
         return
     taken = ", ".join(
-        f"{rule} {dropped.count} {dropped.unit}" for rule, dropped in sorted(scan.dropped.items())
+        f"{rule.replace('_', ' ')} {_counted(dropped.count, dropped.unit)}"
+        for rule, dropped in sorted(scan.dropped.items())
     )
     raise DataError(
-        f"Only {scan.chunks_kept} good chunks were found in {scan.files_seen} file{'s' * (scan.files_seen != 1)}; "
+        f"Only {_counted(scan.chunks_kept, 'good chunks')} {'was' if scan.chunks_kept == 1 else 'were'} found in "
+        f"{_counted(scan.files_seen, 'files')}; "
         f"{config.min_training_chunks} are needed. Dropped: {taken or 'nothing'}.",
         next_step="Train on a larger repository, lower min_training_chunks or training_data_quality_threshold, "
         "or see `mlx-gardener scan` for what was dropped.",
     )
+
+
+def _counted(count: int, plural: str) -> str:
+    return f"{count} {plural if count != 1 else plural.removesuffix('s')}"
 
 
 def select_best(files: Sequence[FileRecord], maximum: int) -> tuple[list[FileRecord], int]:

@@ -154,12 +154,14 @@ class Evidence:
             f"On {files} that it never saw the adapter needs {fewer(found['bits_per_byte_change'])} bits "
             f"per byte than the base (95 % interval of the change {low:+.1%} to {high:+.1%})"
         )
+        if low == high == 0:
+            told = f"On {files} that it never saw the adapter needs exactly as many bits per byte as the base"
         if self.failed_guards:
             return f"{told}, but {' and '.join(guard.reason for guard in self.failed_guards)}."
         retrieval = self._change("base_bm25", "adapter")
         if retrieval is not None and retrieval.high < 0:
             return f"{told}, but the base with retrieved code in front of the prompt needs {fewer(retrieval.change)} than the adapter."
-        if low <= 0 <= high:
+        if low <= 0 <= high and low < high:
             return f"{told}: chance explains that as well."
         return f"{told}."
 

@@ -125,11 +125,14 @@ def parse_ok(change: Change | None, limit: float) -> Guard:
     if change is None:
         return Guard("parse_ok", True, None, limit, "no spans were filled to judge by")
     failed = change.change < -limit and change.high < 0
+    points = f"{100 * change.change:+.1f}"
+    changed = "did not change" if float(points) == 0 else f"changed by {points} points"
+    by_chance = "; chance explains that as well" if change.spans_zero and float(points) else ""
     return Guard(
         "parse_ok",
         not failed,
         round(change.change, 5),
         limit,
-        f"the share of filled spans that parse changed by {100 * change.change:+.1f} points (95 % interval "
-        f"{100 * change.low:+.1f} to {100 * change.high:+.1f}{'; chance explains that as well' * change.spans_zero})",
+        f"the share of filled spans that parse {changed} (95 % interval {100 * change.low:+.1f} to {100 * change.high:+.1f}"
+        f"{by_chance})",
     )

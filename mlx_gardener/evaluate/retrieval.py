@@ -8,6 +8,7 @@ thousand chunks, a millisecond a query, and the training part's text in memory.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -54,6 +55,8 @@ class Retriever:
     ) -> None:
         import bm25s
 
+        # The library sets DEBUG itself, and its lines would be in the run's log.
+        logging.getLogger("bm25s").setLevel(logging.INFO)
         self._chunks = list(chunks)
         self._tokenizer = tokenizer
         self._limit = limit_tokens

@@ -49,6 +49,9 @@ class Staleness:
         """For people."""
         if self.note is not None:
             return f"What has changed since {self.version} was trained is not known: {self.note}"
+        if not (self.new_files or self.changed_files or self.gone_files):
+            commits = f" ({counted(self.commits_since, 'commit')})" if self.commits_since else ""
+            return f"Since {self.version} was trained, no file has changed{commits}."
         since = "" if self.commits_since is None else f"{counted(self.commits_since, 'commit')}, "
         text = (
             f"Since {self.version} was trained: {since}{counted(len(self.new_files), 'new file')}, "

@@ -77,6 +77,8 @@ def headline(evidence: Mapping[str, Any]) -> tuple[str, str]:
         return "Not put to use: a check failed.", "✗"
     if verdict == "promote" and _is_clearly_better(evidence, "base_bm25", "adapter"):
         return "It helped, but retrieval alone helped more.", "✓"
+    if verdict == "inconclusive" and _is_the_base(evidence):
+        return "It changed nothing.", "≈"
     return VERDICTS.get(verdict, (verdict.capitalize() + ".", "·"))
 
 
@@ -88,6 +90,11 @@ def meaning(evidence: Mapping[str, Any]) -> str:
             "On files of this repository that it was not trained on, the adapter predicts the code better than the base "
             "model alone, by more than chance explains."
         )
+    if verdict == "inconclusive" and _is_the_base(evidence):
+        return (
+            "The adapter predicts exactly what the base model does. After a training that is so where no update made the part "
+            "that it validates on better: then none is kept."
+        )
     if verdict == "inconclusive":
         return (
             "On files of this repository that it was not trained on, the adapter cannot be told from the base model alone: "
@@ -95,11 +102,11 @@ def meaning(evidence: Mapping[str, Any]) -> str:
         )
     if verdict == "reject" and failed and not _is_loss(evidence):
         reasons = " and ".join(_FAILED.get(name, name.replace("_", " ")) for name in failed)
-        return f"A training's adapter like this one is kept, but not put to use, because {reasons}."
+        return f"After a training, an adapter like this one is kept but not put to use, because {reasons}."
     if verdict == "reject":
         return (
             "On files of this repository that it was not trained on, the adapter predicts the code worse than the base "
-            "model alone. A training's adapter like this one is kept, but not put to use."
+            "model alone. After a training, an adapter like this one is kept but not put to use."
         )
     return (
         "Nothing says yet whether the adapter helps. It can be used, but it was not compared with its base."
@@ -119,7 +126,18 @@ def next_steps(
     steps: list[Step] = []
     if verdict == "unmeasured":
         steps.append(Step("Measure it:", (f"mlx-gardener eval {project}",)))
-    if verdict in ("promote", "inconclusive", "unmeasured"):
+    changes_nothing = verdict == "inconclusive" and _is_the_base(evidence)
+    if changes_nothing:
+        steps.append(
+            Step(
+                "Train more gently (a smaller learning rate), or see what it was trained on:",
+                (
+                    f"mlx-gardener train . --project {project} --fresh --learning-rate 0.0001",
+                    "mlx-gardener scan .",
+                ),
+            )
+        )
+    elif verdict in ("promote", "inconclusive", "unmeasured"):
         use = "Use it" if verdict == "promote" else "Try it and judge for yourself"
         steps.append(
             Step(
@@ -150,7 +168,7 @@ def next_steps(
                 ),
             )
         )
-    elif verdict == "inconclusive":
+    elif verdict == "inconclusive" and not changes_nothing:
         steps.append(
             Step(
                 "Or make the difference larger: more epochs, or a larger base. In a small repository too few files can be "
@@ -186,6 +204,13 @@ def _failed(evidence: Mapping[str, Any]) -> list[str]:
 def _is_loss(evidence: Mapping[str, Any]) -> bool:
     low = (evidence.get("metrics") or {}).get("bits_per_byte_change_low")
     return isinstance(low, int | float) and low > 0
+
+
+def _is_the_base(evidence: Mapping[str, Any]) -> bool:
+    """Whether no file was predicted otherwise than by the base."""
+    found = evidence.get("metrics") or {}
+    ends = [found.get(f"bits_per_byte_change{end}") for end in ("", "_low", "_high")]
+    return all(isinstance(value, int | float) and value == 0 for value in ends)
 
 
 def _is_clearly_better(evidence: Mapping[str, Any], arm: str, against: str) -> bool:

@@ -10,6 +10,8 @@ from mlx_gardener.report.story import METRICS, as_sentence
 from mlx_gardener.report.text import counted, safe_text
 
 _MOST_FILES = 10
+#: Told in each version's own sentence.
+_INTERVAL = ("bits_per_byte_change_low", "bits_per_byte_change_high")
 #: Verdicts in words; why one was rejected is its reason's to say.
 _VERDICTS = {
     "promote": "it helped",
@@ -34,15 +36,7 @@ def show_diff(console: Console, found: VersionsDiff) -> None:
         console.print(safe_text(version_line(facts)), highlight=False)
     if found.note is not None:
         console.print(as_sentence(found.note), highlight=False)
-    figures = [
-        (name, one, two) for name, (one, two) in found.metrics.items() if one is not None and two is not None
-    ]
-    if figures:
-        table = Table("metric", first, second, "change", box=None, header_style="bold", pad_edge=False)
-        for name, one, two in figures:
-            table.add_row(safe_text(_title(name)), f"{one:.4f}", f"{two:.4f}", f"{two - one:+.4f}")
-        console.print()
-        console.print(table)
+    _show_figures(console, found)
     if found.files:
         files = Table(
             "bits per byte of", first, second, "change", box=None, header_style="bold", pad_edge=False
@@ -57,15 +51,48 @@ def show_diff(console: Console, found: VersionsDiff) -> None:
     _show_settings(console, found)
 
 
+def _show_figures(console: Console, found: VersionsDiff) -> None:
+    """The figures that differ, and always the adapters' bits per byte; those that are the same are counted."""
+    known = {
+        name: (one, two)
+        for name, (one, two) in found.metrics.items()
+        if one is not None and two is not None and name not in _INTERVAL
+    }
+    same = [name for name, (one, two) in known.items() if one == two and name != "adapter_bits_per_byte"]
+    if not known:
+        return
+    versions = (found.first.version, found.second.version)
+    table = Table("metric", *versions, "change", box=None, header_style="bold", pad_edge=False)
+    for name, (one, two) in known.items():
+        if name not in same:
+            table.add_row(safe_text(_title(name)), *_written(name, one, two))
+    console.print()
+    console.print(table)
+    if same:
+        are = "are" if len(same) > 1 else "is"
+        console.print(f"and {counted(len(same), 'figure')} that {are} the same", highlight=False)
+
+
 def _title(name: str) -> str:
     """``adapter_bits_per_byte`` as ``adapter: bits per byte``."""
     if name == "bits_per_byte_change":
-        return "bits per byte, adapter against base"
+        return "adapter against base: bits per byte"
     arm, _, metric = name.partition("_")
     if metric not in METRICS:
         return name.replace("_", " ")
     title, _, less_is_better = METRICS[metric]
     return f"{arm}: {title}" + (" (less is better)" if less_is_better else "")
+
+
+def _written(name: str, one: float, two: float) -> tuple[str, str, str]:
+    """Both values and the change, as the metric is written elsewhere: shares as per cent, with a change in points."""
+    metric = name.partition("_")[2]
+    if name == "bits_per_byte_change":
+        return f"{one:+.1%}", f"{two:+.1%}", f"{100 * (two - one):+.1f} points"
+    if metric in METRICS and not METRICS[metric][2]:
+        form = METRICS[metric][1]
+        return form(one), form(two), f"{100 * (two - one):+.1f} points"
+    return f"{one:.4f}", f"{two:.4f}", f"{two - one:+.4f}"
 
 
 def _show_settings(console: Console, found: VersionsDiff) -> None:
@@ -75,18 +102,22 @@ def _show_settings(console: Console, found: VersionsDiff) -> None:
         if one is None or two is None:
             lacking[found.first.version if one is None else found.second.version] += 1
     alone = {version: count for version, count in lacking.items() if count > 5}
-    if found.settings:
-        console.print("\nSettings that differ:")
-    for name, (one, two) in found.settings.items():
-        hidden = (one is None and found.first.version in alone) or (two is None and found.second.version in alone)  # fmt: skip
-        if not hidden:
-            console.print(safe_text(f"{name}: {_value(one)} -> {_value(two)}"), highlight=False)
+    shown = {
+        name: (one, two)
+        for name, (one, two) in found.settings.items()
+        if not (one is None and found.first.version in alone)
+        and not (two is None and found.second.version in alone)
+    }
+    if shown or alone:
+        console.print("\nSettings that differ:" if shown else "")
+    for name, (one, two) in shown.items():
+        console.print(safe_text(f"{name}: {_value(one)} -> {_value(two)}"), highlight=False)
     for version, count in alone.items():
+        settings = counted(count, "other setting" if shown else "setting")
         console.print(
-            f"{counted(count, 'other setting')} cannot be compared: {version} does not say how it was trained, as imported "
-            "adapters do not.",
+            f"{settings} cannot be compared: {version} does not say how it was trained, as imported adapters do not.",
             highlight=False,
-        )  # fmt: skip
+        )
 
 
 def _value(value: object) -> str:

@@ -142,6 +142,7 @@ class LiveView:
         self._run = RunSoFar()
         self._printed_at = 0.0
         self._printed_phase: TrainingPhase | None = None
+        self._said = ""
         self._plan: dict[str, Any] = {}
         self._total: int | None = None
         self._live = (
@@ -187,7 +188,8 @@ class LiveView:
         elif isinstance(event, ProgressChanged) and event.phase is not self._printed_phase:
             self._printed_phase = event.phase
             if not event.phase.is_final:
-                self._line(f"{event.progress_percent:3.0f} %  {event.message}")
+                self._said = f"{event.progress_percent:3.0f} %  {event.message}"
+                self._line(self._said)
         elif isinstance(event, StepCompleted):
             self._print_total(event)
             if self._live is not None:
@@ -208,7 +210,9 @@ class LiveView:
             self._printed_at = time.monotonic()
             part = self._run.part_left(time.time())
             left_text = "" if part is None else f", {duration(part)} left in it"
-            self._line(f"{event.progress_percent:3.0f} %  {event.message}{left_text}")
+            said, self._said = self._said, f"{event.progress_percent:3.0f} %  {event.message}{left_text}"
+            so_far = "" if said != self._said else f", {duration(self._run.seconds(time.time()))} so far"
+            self._line(self._said + so_far)
         elif isinstance(event, CheckpointWritten):
             return
 

@@ -34,6 +34,7 @@ class LogReader:
 
     def __init__(self) -> None:
         self._last = ""
+        self._planned = False
 
     def __call__(self, line: str) -> str | None:
         """The line to show; None where it says nothing new."""
@@ -42,7 +43,11 @@ class LogReader:
             return line
         _, clock, level, _, message = found.groups()
         event = _event(message)
-        told = (message if level == "INFO" else f"{level}: {message}") if event is None else _told(event)
+        if event is None:
+            told: str | None = message if level == "INFO" else f"{level}: {message}"
+        else:
+            told = _told(event, is_planned=self._planned)
+            self._planned = self._planned or isinstance(event, PlanChosen)
         if told is None or told == self._last:
             return None
         self._last = told
@@ -70,8 +75,8 @@ def _event(message: str) -> Event | None:
         return None
 
 
-def _told(event: Event) -> str | None:
-    """An event in a line; None for those that another one tells as well."""
+def _told(event: Event, *, is_planned: bool) -> str | None:
+    """An event in a line; None for those that another one tells as well. A plan after another one corrects it."""
     match event:
         case ProgressChanged():
             return f"{event.progress_percent:3.0f} %  {event.message}"
@@ -82,7 +87,8 @@ def _told(event: Event) -> str | None:
             )
         case PlanChosen(plan):
             peak, budget = gigabytes(plan["predicted_peak_bytes"]), gigabytes(plan["budget_bytes"])
-            return f"Plan: {rows_line(plan['rows_of_width'])} at a time, a peak of about {peak} of {budget}"
+            what = "Plan corrected" if is_planned else "Plan"
+            return f"{what}: {rows_line(plan['rows_of_width'])} at a time, a peak of about {peak} of {budget}"
         case TimePlanned(plan):
             return time_line(plan)
         case Evaluated():

@@ -142,7 +142,7 @@ def changes(evidence: Mapping[str, Any]) -> list[Change]:
             for item in evidence["comparisons"]
             if all(isinstance(item.get(name), int | float) for name in ("change", "low", "high"))
         ]  # fmt: skip
-    found = evidence["metrics"]
+    found = evidence.get("metrics") or {}
     names = ("bits_per_byte_change", "bits_per_byte_change_low", "bits_per_byte_change_high")
     if not all(name in found for name in names):
         return []
@@ -160,12 +160,12 @@ def remarks(evidence: Mapping[str, Any]) -> list[str]:
         sides = {item.arm, item.against}
         adapter_better = item.better if item.arm == "adapter" or item.better is None else not item.better
         if sides == {"adapter", "base_bm25"} and adapter_better is False:
-            said.append(f"Retrieval alone did better in {what}: {item.told}.")
+            said.append(f'Retrieval alone did better in "{what}": {item.told}.')
         if sides == {"adapter", "base"} and adapter_better is False and item.metric != "bits_per_byte":
-            said.append(f"The adapter did worse in {what}: {item.told}.")
+            said.append(f'The adapter did worse in "{what}": {item.told}.')
         if sides == {"adapter", "control"} and adapter_better is not True:
             said.append(
-                f"In {what} an adapter of another repository (the control) did not do clearly worse: {item.told}."
+                f'In "{what}" an adapter of another repository (the control) did not do clearly worse: {item.told}.'
             )
     return said
 
@@ -185,22 +185,28 @@ class GuardShown:
 
 
 def guards(evidence: Mapping[str, Any]) -> list[GuardShown]:
-    """Every guard. One that was not measured, or fell by more than its limit where chance explains that, is unclear."""
+    """Every guard. One that was not measured, or whose interval does not leave out what it guards against, is unclear."""
+    lows = {
+        item.metric: item.low for item in changes(evidence) if (item.arm, item.against) == ("adapter", "base")
+    }
     return [
         GuardShown(
             GUARDS.get(guard["name"], guard["name"]),
-            _state(guard),
+            _state(guard, lows.get("fim_parse_ok")),
             as_sentence(str(guard.get("reason") or "")),
         )
         for guard in evidence.get("guards") or ()
     ]
 
 
-def _state(guard: Mapping[str, Any]) -> str:
+def _state(guard: Mapping[str, Any], parse_low: float | None) -> str:
+    """``parse_low`` is the lower end of the interval in which the change of parsing holes lies, where it is known."""
     if not guard["passed"]:
         return "failed"
-    measured = guard.get("measured")
-    fell = guard["name"] == "parse_ok" and measured is not None and measured < -guard["limit"]
+    least = measured = guard.get("measured")
+    if guard["name"] == "parse_ok" and parse_low is not None and measured is not None:
+        least = min(measured, parse_low)
+    fell = guard["name"] == "parse_ok" and least is not None and least < -guard["limit"]
     return "unclear" if measured is None or fell else "passed"
 
 

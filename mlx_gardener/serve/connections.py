@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, cast
 
 import h11
+from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mlx_gardener.serve.access import refuse_below
@@ -146,7 +147,7 @@ def bounded_protocol(
                 self.transport.abort()
                 return
             if under_way:
-                refuse_below(self.cycle.scope, status, message)
+                refuse_below(cast(Scope, self.cycle.scope), status, message)
             self._answer(status, message, "invalid_request_error", code)
 
         def _answer(self, status: int, message: str, kind: str, code: str) -> None:

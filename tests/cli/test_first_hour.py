@@ -289,6 +289,8 @@ def test_a_log_is_for_people_and_as_json_for_machines_and_quotes_no_source(
     told = [line.partition("  ")[2] for line in shown]
     assert all(one != next_one for one, next_one in pairwise(told)), "nothing is told twice in a row"
     assert any("Step 3 of 3" in line for line in shown)
+    assert sum(line.startswith("Plan: ") for line in told) == 1, "another one corrects it"
+    assert not any("DEBUG" in line for line in shown), shown
     events = [json.loads(line) for line in gardener_here("logs", "small", "--json").stdout.splitlines()]
     assert events[-1]["event"] == "TrainingEnded" and events[-1]["result"]["adapter_version"] == "v1"
     assert len(gardener_here("logs", "small", "--lines", "3").stdout.splitlines()) == 3

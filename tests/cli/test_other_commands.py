@@ -229,7 +229,7 @@ def test_a_trained_project_is_listed_used_exported_and_removed(
     exported = gardener_here("export", "web", str(target), "--form", "peft")
     assert exported.returncode == 0
     last = exported.stdout.splitlines()[-1]
-    assert last.startswith("Next: PeftModel.from_pretrained(") and str(target) in last
+    assert last.startswith("Next, in Python: PeftModel.from_pretrained(") and str(target) in last
     assert (target / "adapter_model.safetensors").exists()
     assert gardener_here("export", "web", str(target)).returncode == 1
 

@@ -251,8 +251,13 @@ def test_too_few_chunks_says_what_took_them(prepare, repository: Path) -> None: 
     (repository / "blob.bin").write_bytes(b"\0" * 100)
     with pytest.raises(DataError) as caught:
         prepare(repository, min_training_chunks=4000)
-    assert "4000 are needed" in caught.value.message and "binary 1 files" in caught.value.message
+    assert "4000 are needed" in caught.value.message and "binary 1 file." in caught.value.message
     assert "min_training_chunks" in caught.value.next_step
+    one = repository.parent / "one"
+    one.mkdir()
+    (one / "a.py").write_text("def double(value):\n    return value + value\n")
+    with pytest.raises(DataError, match="Only 1 good chunk was found in 1 file; 50 are needed"):
+        prepare(one, min_training_chunks=50)
 
 
 def test_only_the_best_chunks_are_kept_when_there_are_too_many(prepare, repository: Path) -> None:  # type: ignore[no-untyped-def]

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
-from importlib.metadata import distribution
+from importlib.metadata import distribution, distributions, packages_distributions, requires
 from pathlib import Path
 
 import pytest
 
 from tests.docs.commands import ROOT
 
-pytest.importorskip("hatchling")
-
 
 def test_the_wheel_of_a_checkout_brings_its_command_and_its_files(tmp_path: Path, repository: Path) -> None:
+    pytest.importorskip("hatchling")
     site = tmp_path / "site"
     build = (sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120)
@@ -41,3 +43,34 @@ def test_the_wheel_of_a_checkout_brings_its_command_and_its_files(tmp_path: Path
         assert done.returncode == 0, done.stderr
         assert Path(done.stdout.splitlines()[0]).is_relative_to(site)
     assert (site / "mlx_gardener" / "py.typed").is_file()
+
+
+#: Imported where a notebook is running anyway.
+_BROUGHT_ALONG = {"IPython"}
+
+
+def plain(requirement: str) -> str:
+    """The name in a requirement, as names are compared."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement, maxsplit=1)[0]).lower()
+
+
+def test_every_package_that_is_imported_comes_with_an_installation() -> None:
+    """Nothing is there only because tests need it: what is imported is declared, or belongs to something that is."""
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        declared = {plain(one) for one in tomllib.load(file)["project"]["dependencies"]}
+    here = {plain(one.name) for one in distributions()}  # not all are meant for every system
+    below = {plain(one) for name in declared & here for one in requires(name) or () if "extra ==" not in one}
+    imported: set[str] = set()
+    for path in (ROOT / "mlx_gardener").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    others = imported - set(sys.stdlib_module_names) - {"mlx_gardener"} - _BROUGHT_ALONG
+    assert len(others) > 20, "else nothing is proved"
+    known = packages_distributions()
+    lacking = {
+        name for name in others if not {plain(one) for one in known.get(name, [])} & (declared | below)
+    }
+    assert not lacking, lacking

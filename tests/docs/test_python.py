@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import shutil
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.commands import PAGES
+import mlx_gardener
+from tests.docs.commands import PAGES, ROOT
 from tests.support.reader import World
 
 _SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -19,6 +21,19 @@ WITH_SNIPPETS = [page for page in PAGES if _SNIPPET.search(page.read_text())]
 
 def test_the_page_on_python_has_snippets() -> None:
     assert "python.md" in {page.name for page in WITH_SNIPPETS}
+
+
+def test_the_names_on_the_page_on_python_are_public_and_have_what_it_says() -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`([A-Z][a-z]\w+)`", text):
+        assert hasattr(mlx_gardener, name), name
+    rows = re.findall(r"^\| `mlx-gardener \w+` \| `(\w+)\(.*?\)` \| (.*) \|$", text, re.MULTILINE)
+    assert len(rows) == 7, "one a command"
+    for function, result in rows:
+        assert callable(getattr(mlx_gardener, function))
+        kind, *attributes = re.findall(r"`(\w+)`", result)
+        fields = {field.name for field in dataclasses.fields(getattr(mlx_gardener, kind))}
+        assert set(attributes) <= fields, kind
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,11 @@ def test_an_interval_that_touches_zero_from_below_is_not_shown_as_an_improvement
     assert found.verdict == "inconclusive" and "-5.0% to +0.0%" in found.reason
 
 
+def test_an_adapter_that_is_the_base_is_said_to_be_so() -> None:
+    found = evidence(0.0, 0.0)
+    assert found.verdict == "inconclusive" and "exactly as many bits per byte as the base." in found.reason
+
+
 def test_bits_per_byte_is_the_loss_over_the_bytes() -> None:
     assert bits_per_byte(8 * math.log(2) * 10, 10) == pytest.approx(8.0)
 

@@ -89,6 +89,9 @@ def test_fewer_answers_that_parse_fail_only_beyond_limit_and_chance() -> None:
     assert guards.parse_ok(Change(-0.3, -0.7, 0.1, 9, 0.2), 0.05).passed
     assert guards.parse_ok(Change(-0.03, -0.04, -0.02, 9, 0.005), 0.05).passed
     assert guards.parse_ok(None, 0.05).measured is None
+    same = guards.parse_ok(Change(0.0, -1.0, 1.0, 2, 0.5), 0.05)
+    assert same.passed and "did not change (95 % interval -100.0 to +100.0)" in same.reason
+    assert "changed by -30.0 points" in guards.parse_ok(Change(-0.3, -0.7, 0.1, 9, 0.2), 0.05).reason
 
 
 def test_the_sample_of_other_code_is_small_and_of_several_languages_that_parse() -> None:

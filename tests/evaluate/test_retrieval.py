@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,20 @@ def test_the_chunk_that_fits_stands_nearest_and_in_the_models_form(tokenizer: Co
     last = tokenizer.decode(ids).rsplit("<|file_sep|>", 1)[1]
     assert last.startswith("src/tides.py\nclass TideTable")
     assert retriever.context("a.py", "zzz qqq") == []
+
+
+def test_the_ranking_writes_no_lines_of_its_own_into_a_runs_log(
+    tokenizer: CodeTokenizer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    handler = logging.StreamHandler()
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("bm25s").setLevel(logging.DEBUG)  # as the library sets it when it is imported
+    try:
+        Retriever(CHUNKS, tokenizer, limit_tokens=40).context("x.py", "TideTable")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    said = capfd.readouterr()
+    assert not said.out and not said.err
 
 
 def test_a_context_keeps_to_its_limit_and_shows_no_chunk_of_the_file_itself(tokenizer: CodeTokenizer) -> None:

@@ -178,7 +178,7 @@ def test_the_commands_say_it(repository: Path, tiny_model_dir: Path) -> None:
     assert gardener_here("train", str(repository), "--continue", "--fresh").returncode == 2
     shown = json.loads(gardener_here("status", "web", "--json").stdout)
     assert shown["adapter"]["version"] == "v1" and shown["adapter"]["stale_share"] == 0
-    assert "0 new files" in gardener_here("status", "web").stdout
+    assert "Since v1 was trained, no file has changed." in gardener_here("status", "web").stdout
     assert gardener_here("status", "--measure").returncode == 2
     assert "was active before v1" in gardener_here("rollback", "web").stderr
     typo = gardener_here("forget", "web", "README.mdx", "--yes")

@@ -139,6 +139,17 @@ def test_the_panel_is_drawn_again_while_a_run_says_nothing() -> None:
         )
 
 
+def test_a_line_that_says_the_same_again_says_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlx_gardener.report.live._PLAIN_SECONDS", 0.0)
+    stream, now = io.StringIO(), time.time()
+    with LiveView(Console(file=stream, width=100, markup=False), project="demo") as view:
+        for message, ago in (("Choosing", 200), ("Choosing", 100), ("Choosing", 50), ("Reading", 20)):
+            view(ProgressChanged(TrainingPhase.INITIALIZING, 0.0, message, timestamp=now - ago))
+    first, again, once_more, other = stream.getvalue().splitlines()
+    assert first == "  0 %  Choosing" and other == "  0 %  Reading"
+    assert again.startswith("  0 %  Choosing, 3 min 2") and once_more.endswith(" so far")
+
+
 def test_no_color_is_honoured() -> None:
     text = shown(terminal=True, no_color=True)
     assert "\x1b[32m" not in text and "█" in text
@@ -264,14 +275,15 @@ def test_the_whole_story_is_told_and_nothing_of_it_can_steer_or_run() -> None:
         and "\u202e" not in page
     )
     for told in (
-        "It helped.", "adapter + retrieval", "1.1502", "✗ failed", "Retrieval alone did better in next line exactly right",
+        "It helped.", "adapter + retrieval", "1.1502", "✗ failed", "Retrieval alone did better in &#34;next line exactly right&#34;",
         "about 31 like these are needed", "1.25 was chosen", "planned peak", "hidden states kept for the way back",
         "AWS Access Key", "settings.py:3", "Where the adapter gained most", "Where it lost most", "By language", "By directory",
         "--set lora.rank=8", "--seed 3", "ab" * 32, "12" * 32, "mlx 0.32.4", "6 of 24 layers are read from disk",
     ):  # fmt: skip
         assert told in page, told
-    assert page.index("It helped.") < page.index("What to do now") < page.index("<h2"), (
-        "the verdict comes first"
+    first_screen = ("It helped.", "how well a model predicts code", "What to do now", "<nav", "<h2")
+    assert sorted(first_screen, key=page.index) == list(first_screen), (
+        "the verdict comes first, in plain words"
     )
     assert '<span class="y-k">class</span>' in page, "code has syntax colour"
     assert page.count("<title>") > 6 and page.count("<caption>") > 6 and "<th scope=" in page
@@ -467,6 +479,17 @@ def test_what_chance_may_explain_gets_no_tick() -> None:
     ]
     assert states == ["unclear", "unclear", "passed", "failed"]
     assert guards({"guards": [fell]})[0].reason == "It fell."
+    for change, low, state in (
+        (0.0, -1.0, "unclear"),
+        (0.05, -0.06, "unclear"),
+        (0.0, 0.0, "passed"),
+        (0.1, -0.04, "passed"),
+    ):
+        interval = {
+            "metric": "fim_parse_ok", "arm": "adapter", "against": "base", "change": change, "low": low, "high": 1.0,
+        }  # fmt: skip
+        shown = guards({"guards": [{**fell, "measured": change}], "comparisons": [interval]})
+        assert shown[0].state == state, interval
 
 
 def test_the_numbers_of_an_axis_differ() -> None:

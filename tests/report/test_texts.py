@@ -93,6 +93,20 @@ def by_heart() -> dict[str, Any]:
     return found | {"reason": f"{found['reason'][:-1]}, but {told}."}
 
 
+def nothing() -> dict[str, Any]:
+    """No update was kept: the adapter is the base."""
+    found = evidence(
+        "inconclusive", (0.0, 0.0, 0.0), comparisons=[], samples=[],
+        reason="On 23 files that it never saw the adapter needs exactly as many bits per byte as the base.",
+        power={"metric": "bits_per_byte", "effect": 0.0, "files_seen": 23, "files_needed": None, "note": ""},
+    )  # fmt: skip
+    found["metrics"]["adapter_bits_per_byte"] = found["metrics"]["base_bits_per_byte"]
+    found["arms"] = [found["arms"][0], {**found["arms"][0], "name": "adapter"}]
+    same = "the share of filled holes that parse did not change (95 % interval +0.0 to +0.0)"
+    found["guards"] = [{**found["guards"][2], "measured": 0.0, "reason": same}]
+    return found
+
+
 def unmeasured() -> dict[str, Any]:
     return {
         "verdict": "unmeasured",
@@ -133,7 +147,7 @@ CUT_TRAINING = {
 }
 EVIDENCE = {
     "promoted": promoted, "few_files": few_files, "lost": lost, "by_heart": by_heart, "unmeasured": unmeasured,
-    "cut": cut, "retrieval_wins": retrieval_wins,
+    "cut": cut, "retrieval_wins": retrieval_wins, "nothing": nothing,
 }  # fmt: skip
 
 
@@ -204,6 +218,13 @@ def imported_diff() -> str:
     return printed(lambda console: show_diff(console, found))
 
 
+def test_settings_that_only_one_version_has_are_no_others() -> None:
+    facts = [VersionFacts(name, None, None, {}, None, None, "") for name in ("v1", "v2")]
+    found = VersionsDiff(*facts, {}, [], {f"setting.{at}": [at, None] for at in range(9)}, False, None)
+    told = printed(lambda console: show_diff(console, found)).replace("\n", " ")
+    assert " 9 settings cannot be compared" in told and "differ" not in told
+
+
 def trained_diff() -> str:
     facts = [
         VersionFacts(name, "promote", "It needs fewer.", {"adapter_bits_per_byte": bits}, None, None, "")
@@ -211,7 +232,11 @@ def trained_diff() -> str:
     ]
     files = [{"path": f"src/{number}.py", "first": 1.5 - number / 100, "second": 1.2} for number in range(11)]
     found = VersionsDiff(
-        *facts, {"adapter_bits_per_byte": [1.2, 1.1], "bits_per_byte_change": [-0.1, -0.2]}, files,
+        *facts,
+        {"adapter_bits_per_byte": [1.2, 1.1], "adapter_next_line_similarity": [0.15, 0.2177], "adapter_fim_exact": [0.0, 0.0],
+         "base_bits_per_byte": [1.3, 1.3], "bits_per_byte_change": [-0.1, -0.2], "bits_per_byte_change_low": [-0.2, -0.3],
+         "bits_per_byte_change_high": [-0.05, -0.1]},
+        files,
         {"lora.rank": [16, 8], "optimizer.max_steps": [None, 100]}, True, None,
     )  # fmt: skip
     return printed(lambda console: show_diff(console, found))

@@ -84,8 +84,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ProjectReg
 
 @pytest.fixture(scope="module")
 def address(world: tuple[ProjectRegistry, BaseModel]) -> Iterator[str]:
-    """A server of the four projects."""
-    with serving(world[0], ServeSettings(port=0)) as where:
+    """A server of the four projects; on a machine that is busy with others, one in eight may wait for minutes."""
+    with serving(world[0], ServeSettings(port=0, max_queued_seconds=600.0)) as where:
         yield where
 
 

@@ -35,7 +35,7 @@ def offline(
 
 
 def post(address: str, path: str, body: dict[str, Any]) -> httpx.Response:
-    return httpx.post(address + path, json=body, timeout=120)
+    return httpx.post(address + path, json=body, timeout=600)
 
 
 def test_openais_client_gets_each_projects_own_answer(world: World, address: str) -> None:
