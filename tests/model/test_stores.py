@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mlx_gardener.config import load_config
+from mlx_gardener.engine.bases import list_bases, look_at
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model.choose import absolute_model, choose_model, resolve_model
 from mlx_gardener.model.stores import StoredBase, find_base, find_bases, is_store_name
@@ -184,6 +186,18 @@ def test_shards_in_the_hub_s_cache_are_links_to_blobs_and_still_one_model(
     read = resolve_model(choose_model("hf:org/big-GGUF/Q8_0/big"))
     for name in (str(first), str(first.parent), first.name, absolute_model(first.name), absolute_model(".")):
         assert resolve_model(choose_model(name)) == read, name
+    config = load_config(environment={})
+    stored, named, in_folder = list_bases(config, [first, first.parent])
+    assert stored.parameters == named.parameters == in_folder.parameters and named.name == str(first)
+
+
+def test_a_file_that_goes_while_stores_are_looked_at_stops_nothing(user: Path) -> None:
+    for name in ("a", "b"):
+        write_gguf(user / f".lmstudio/models/pub/{name}/{name}.gguf")
+    stored = find_bases()
+    stored[0].path.unlink()
+    gone, here = look_at(stored)
+    assert "it cannot be read (" in str(gone.base.why_not) and here.base.why_not is None
 
 
 def test_a_link_out_of_a_store_is_named_and_not_followed(
