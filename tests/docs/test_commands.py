@@ -39,6 +39,7 @@ SETTINGS = {
     "EVALUATION__MEMORISATION_PLACES": "0",
     "EVALUATION__ARMS": '["base", "adapter"]',
     "EVALUATION__MAX_NEW_TOKENS": "8",
+    "ENGINE__REHEARSE": "false",  # tests/engine/test_rehearse.py
     "NEIGHBOUR__LOW_PRIORITY": "false",
 }
 BASH = shutil.which("bash") or "bash"
