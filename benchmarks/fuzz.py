@@ -6,8 +6,9 @@
 
 libFuzzer (by Atheris, Linux) mutates inputs and keeps those that reach new branches of this package's code. What must
 hold is that a parser gives a value or a `GardenerError` with a next step: any other exception, an abort, an input that
-takes over 10 seconds or 3 GB is a finding. Inputs kept and findings lie in ``.fuzz/``, so that a later call goes on from
-there, and says which findings are mended; ``results/fuzz.json`` adds up what all calls since ``--fresh`` did.
+takes over 10 seconds or 3 GB is a finding, and so is a GGUF file that takes more than four times its size and 4 MB.
+Inputs kept and findings lie in ``.fuzz/``, so that a later call goes on from there, and says which findings are mended;
+``results/fuzz.json`` adds up what all calls since ``--fresh`` did.
 """
 
 from __future__ import annotations
@@ -53,13 +54,18 @@ def main(
     if child is not None:
         fuzz_here(child, work / child, minutes * 60)
         return
-    from machine import describe, save
+    from machine import RESULTS, describe, save
 
     from tests.guard.targets import TARGETS, seeds
 
     if fresh:
         shutil.rmtree(work, ignore_errors=True)
-    result: dict[str, Any] = {"machine": describe(), "targets": {}}
+    known = RESULTS / "fuzz.json"
+    earlier = json.loads(known.read_text(encoding="utf-8"))["targets"] if known.exists() and not fresh else {}
+    result: dict[str, Any] = {
+        "machine": describe(),
+        "targets": earlier,
+    }  # of those that another machine fuzzed
     for name in TARGETS:
         place = work / name
         for part in ("corpus", "findings"):
@@ -162,7 +168,7 @@ def fuzz_here(name: str, place: Path, seconds: float) -> None:
         f"-timeout={SLOWEST_SECONDS}",
         f"-rss_limit_mb={MOST_MEBIBYTES}",
         f"-artifact_prefix={place / 'findings'}/",
-        "-max_len=20000",
+        "-max_len=60000",
         "-print_final_stats=1",
     ]
     atheris.Setup([sys.argv[0], *options, str(place / "corpus")], once)

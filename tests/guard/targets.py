@@ -11,12 +11,15 @@ import hashlib
 import json
 import struct
 import subprocess
+import tempfile
+import tracemalloc
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pathspec
+from gguf import GGMLQuantizationType as Kind
 
 from mlx_gardener.adapter.imports import read_peft, to_one_shape
 from mlx_gardener.adapter.manifest import (
@@ -58,6 +61,10 @@ from tests.model.gguf.files import smallest_file
 Target = Callable[[bytes, Path], None]
 
 CUT = b"\n---8<---\n"
+_GGUF_KINDS = (
+    Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K,
+    Kind.IQ4_NL, Kind.IQ4_XS, Kind.MXFP4,
+)  # fmt: skip
 _SUFFIX_OF = {language: suffix for suffix, language in reversed(LANGUAGES.items())}
 _SUFFIXES = [_SUFFIX_OF[language] for language in (*GRAMMARS, "markdown", "json")]
 
@@ -74,6 +81,23 @@ def may_refuse() -> Iterator[None]:
         yield
     except GardenerError as error:
         assert error.message and error.next_step, f"no next step: {error!r}"
+
+
+#: What reading takes of itself, however small a file is: objects and buffers.
+_OWN_BYTES = 4 * 2**20
+
+
+@contextlib.contextmanager
+def allocates_at_most(limit: int) -> Iterator[None]:
+    """Whether what is done takes no more memory at once, of Python's and numpy's."""
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    if peak > limit:
+        raise MemoryError(f"{peak:,} bytes, and {limit:,} are allowed")
 
 
 def source(data: bytes, directory: Path) -> None:
@@ -215,12 +239,24 @@ def tokenizer(data: bytes, directory: Path) -> None:
         assert all(0 <= index < found.vocab_size for index in ids)
 
 
+@cache
+def _import_for_gguf() -> None:
+    """Reads a file, for the modules that are imported for it, which take megabytes once."""
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "model.gguf"
+        file.write_bytes(smallest_file())
+        gguf_facts(file)
+        read_gguf(file, Path(place) / "bases")
+
+
 def gguf(data: bytes, directory: Path) -> None:
-    """A GGUF file: its facts, and the folder that it is read into."""
+    """A GGUF file: its facts, and the folder that it is read into; neither takes more memory than four times the file."""
+    _import_for_gguf()
     (directory / "model.gguf").write_bytes(data)
     with may_refuse():
-        gguf_facts(directory / "model.gguf")
-        folder = read_gguf(directory / "model.gguf", directory / "bases")
+        with allocates_at_most(4 * len(data) + _OWN_BYTES):
+            gguf_facts(directory / "model.gguf")
+            folder = read_gguf(directory / "model.gguf", directory / "bases")
         model_facts(folder)
         load_tokenizer(folder)
 
@@ -458,7 +494,10 @@ def seeds(name: str) -> list[bytes]:
         ],
         "journal": [b"".join(lines), *lines, lines[0] + lines[1][:20], deep + b"\n", b"[1]\n",
                     b'{"event": "DataPrepared", "summary": {}}\n', b'{"event": "PlanChosen", "plan": {}}\n'],
-        "gguf": [smallest_file(), smallest_file()[:700], b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60)],
+        "gguf": [
+            *(smallest_file(kind) for kind in _GGUF_KINDS),
+            smallest_file(byte_level=True), smallest_file()[:700], b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60),
+        ],
         "stores": [
             CUT.join((text(layers), text(sizes), text(words), b"---\nlicense: mit\n---\n", b"Apache License")),
             CUT.join((text({"layers": [{"digest": "sha256:../../x"}]}), b"[]", b"[]", b"---\n" * 99, b"\xff")),

@@ -27,9 +27,12 @@ def test_a_short_run_counts_what_it_did(
     import machine
 
     monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    (tmp_path / "fuzz.json").write_text('{"targets": {"gguf": {"executions": 7}}}')
     done = CliRunner().invoke(fuzz.main, ["names", "--minutes", "0.05", "--work", str(tmp_path / "work")])
     assert done.exit_code == 0, done.output
-    found = json.loads((tmp_path / "fuzz.json").read_text())["targets"]["names"]
+    targets = json.loads((tmp_path / "fuzz.json").read_text())["targets"]
+    found = targets["names"]
+    assert targets["gguf"] == {"executions": 7}, "what was told of other targets stays"
     assert found["executions"] > 100 and found["edges"] > 10 and found["findings"] == []
 
 

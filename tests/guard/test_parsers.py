@@ -19,10 +19,11 @@ from mlx_gardener.errors import ModelError
 from mlx_gardener.evaluate.metrics import parses
 from mlx_gardener.events import PlanChosen
 from mlx_gardener.model.tokens import load_tokenizer
+from mlx_gardener.platform.untrusted import read_bytes, read_head, read_json
 from mlx_gardener.report.live import LiveView
 from mlx_gardener.source import ChunkType, CodePreprocessor, languages
 from mlx_gardener.source.chunks import split_spans
-from tests.guard.targets import CUT, TARGETS, seeds
+from tests.guard.targets import CUT, TARGETS, allocates_at_most, seeds
 from tests.source.test_chunks import Counted
 
 #: git is asked a hundred times slower than the others are.
@@ -33,6 +34,17 @@ EXAMPLES = {"attributes": 25}
 def test_usual_and_hostile_examples_are_answered(name: str, tmp_path: Path) -> None:
     for data in seeds(name):
         TARGETS[name](data, tmp_path)
+
+
+def test_a_small_file_takes_little_memory_however_large_it_might_have_been(tmp_path: Path) -> None:
+    """Found by the bound of the GGUF target: 128 MB were allocated for every file of JSON."""
+    file = tmp_path / "small.json"
+    file.write_text('{"a": 1}')
+    with allocates_at_most(2**16):
+        assert read_json(file) == {"a": 1} and read_head(file, 2**30) == b'{"a": 1}'
+    assert read_bytes(file, max_bytes=8) == b'{"a": 1}'
+    with pytest.raises(ValueError, match="longer than 7 bytes"):
+        read_bytes(file, max_bytes=7)
 
 
 def test_a_grammar_that_does_not_end_is_done_without() -> None:

@@ -23,8 +23,12 @@ def write_gguf(
     licence: str | None = "apache-2.0",
     name: str = "Tiny Coder",
     layers: int = 2,
+    tensors_a_shard: int = 0,
 ) -> Path:
-    """A GGUF file with random weights and a byte-level vocabulary of some 260 tokens, as llama.cpp's scripts write them."""
+    """A GGUF file with random weights and a byte-level vocabulary of some 260 tokens, as llama.cpp's scripts write them.
+
+    With ``tensors_a_shard`` it is written in shards, as those scripts split; the first is returned.
+    """
     from gguf import GGUFWriter
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -32,7 +36,7 @@ def write_gguf(
     hidden, inner, heads = 64, 128, 4
     control = WORDS if fim else WORDS[:1]
     tokens = [*sorted(ByteLevel.alphabet()), "in", "er", *control]
-    writer = GGUFWriter(file, architecture)
+    writer = GGUFWriter(file, architecture, split_max_tensors=tensors_a_shard)
     writer.add_type(kind)
     writer.add_name(name)
     if licence:
@@ -80,7 +84,7 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return file
+    return file if not tensors_a_shard else min(file.parent.glob(f"{file.stem}-00001-of-*.gguf"))
 
 
 class OllamaStore:

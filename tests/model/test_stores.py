@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from mlx_gardener.config import load_config
+from mlx_gardener.engine.bases import list_bases, look_at
 from mlx_gardener.errors import ModelError
-from mlx_gardener.model.choose import absolute_model, choose_model
+from mlx_gardener.model.choose import absolute_model, choose_model, resolve_model
 from mlx_gardener.model.stores import StoredBase, find_base, find_bases, is_store_name
 from mlx_gardener.platform.store_places import store_places
 from tests.conftest import write_tiny_model
@@ -158,16 +161,43 @@ def test_lm_studio_s_models_are_found_where_its_pointer_and_settings_say(user: P
     assert list(found()) == ["lmstudio:pub/pointed/a.gguf"]
 
 
-def test_shards_are_one_model_and_a_missing_one_is_said(user: Path) -> None:
+def test_shards_are_one_model_and_a_missing_one_is_said(user: Path, tmp_path: Path) -> None:
     place = user / ".lmstudio/models/pub/big"
-    for number in (1, 2, 3):
-        write_gguf(place / f"big-Q4_K_M-{number:05d}-of-00003.gguf")
+    write_gguf(place / "big-Q4_K_M.gguf", tensors_a_shard=10)
     base = found()["lmstudio:pub/big/big-Q4_K_M.gguf"]
     assert len(found()) == 1 and len(base.files) == 3 and base.why_not is None
     assert base.path.name.endswith("00001-of-00003.gguf")
     assert find_base("lmstudio:pub/big/big-Q4_K_M") == base == find_base("lmstudio:pub/big")
+    whole = resolve_model(choose_model(str(write_gguf(tmp_path / "whole.gguf"))))
+    read = resolve_model(choose_model("lmstudio:pub/big"))
+    assert (read / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     (place / "big-Q4_K_M-00002-of-00003.gguf").unlink()
     assert "1 of its 3 shards are not here" in reasons()["lmstudio:pub/big/big-Q4_K_M.gguf"]
+
+
+def test_shards_in_the_hub_s_cache_are_links_to_blobs_and_still_one_model(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = hub_snapshot(hub_cache, "org/big-GGUF")
+    first = write_gguf(snapshot / "Q8_0" / "big.gguf", tensors_a_shard=10)
+    into_blobs(snapshot)
+    assert first.is_symlink() and list(found()) == ["hf:org/big-GGUF/Q8_0/big.gguf"] and not reasons()
+    monkeypatch.chdir(first.parent)
+    read = resolve_model(choose_model("hf:org/big-GGUF/Q8_0/big"))
+    for name in (str(first), str(first.parent), first.name, absolute_model(first.name), absolute_model(".")):
+        assert resolve_model(choose_model(name)) == read, name
+    config = load_config(environment={})
+    stored, named, in_folder = list_bases(config, [first, first.parent])
+    assert stored.parameters == named.parameters == in_folder.parameters and named.name == str(first)
+
+
+def test_a_file_that_goes_while_stores_are_looked_at_stops_nothing(user: Path) -> None:
+    for name in ("a", "b"):
+        write_gguf(user / f".lmstudio/models/pub/{name}/{name}.gguf")
+    stored = find_bases()
+    stored[0].path.unlink()
+    gone, here = look_at(stored)
+    assert "it cannot be read (" in str(gone.base.why_not) and here.base.why_not is None
 
 
 def test_a_link_out_of_a_store_is_named_and_not_followed(
@@ -244,6 +274,28 @@ def test_jan_and_omlx(
     assert [name for name in found() if name.startswith("omlx")] == ["omlx:moved"]
     monkeypatch.setenv("OMLX_MODEL_DIR", str(user / ".omlx/models"))
     assert [name for name in found() if name.startswith("omlx")] == ["omlx:org/tiny-4bit"]
+
+
+def test_the_variables_that_move_the_hub_s_and_llama_cpp_s_caches_are_obeyed(tmp_path: Path) -> None:
+    """Read by the hub's library when it is imported, so in a process of its own; the last one wins over those before it."""
+    code = (
+        "from mlx_gardener.platform.store_places import store_places\n"
+        "print(*(f'{place.store}={place.root}' for place in store_places()))"
+    )
+    places = {
+        "XDG_CACHE_HOME": ("xdg", "xdg/huggingface/hub"),
+        "HF_HOME": ("home", "home/hub"),
+        "HF_HUB_CACHE": ("cache", "cache"),
+    }
+    (tmp_path / "xdg/llama.cpp").mkdir(parents=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
+    for name, (value, hub) in places.items():
+        (tmp_path / hub).mkdir(parents=True, exist_ok=True)
+        environment[name] = str(tmp_path / value)
+        done = subprocess.run((sys.executable, "-c", code), env=environment, capture_output=True, text=True)
+        wanted = [f"hf={tmp_path / hub}"]
+        wanted += [f"llamacpp={tmp_path / 'xdg/llama.cpp'}"] if sys.platform != "darwin" else []
+        assert done.stdout.split() == wanted, done.stderr
 
 
 def test_settings_of_other_programs_may_hold_anything(user: Path) -> None:

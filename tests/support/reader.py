@@ -30,6 +30,7 @@ SETTINGS = {
     "EVALUATION__MEMORISATION_PLACES": "0",
     "EVALUATION__ARMS": '["base", "adapter"]',
     "EVALUATION__MAX_NEW_TOKENS": "8",
+    "ENGINE__DRY_RUN": "false",  # tests/engine/test_dry_run.py
     "THROTTLING__LOW_PRIORITY": "false",
 }
 

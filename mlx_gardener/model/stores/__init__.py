@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlx_gardener.errors import ModelError
-from mlx_gardener.model.stores.folders import StoredBase, bases_below, hub_bases
+from mlx_gardener.model.gguf.reader import shards_of
+from mlx_gardener.model.stores.folders import StoredBase, bases_below, hub_bases, place_of
 from mlx_gardener.model.stores.ollama import ollama_bases
 from mlx_gardener.platform.store_places import StorePlace, store_places
 
@@ -27,7 +28,7 @@ STORES = {
     "path": "path",
 }
 
-__all__ = ["STORES", "StoredBase", "bases_at", "find_base", "find_bases", "is_store_name"]
+__all__ = ["STORES", "StoredBase", "bases_at", "find_base", "find_bases", "is_store_name", "place_of"]
 
 
 def find_bases() -> list[StoredBase]:
@@ -56,9 +57,11 @@ def _bases_in(place: StorePlace) -> Iterator[StoredBase]:
 
 
 def bases_at(path: Path) -> list[StoredBase]:
-    """The models in the directory ``path`` and below, or the one GGUF file ``path``, named by their places."""
+    """The models in the directory ``path`` and below, or the one GGUF file ``path`` or model of which it is a shard, named by
+    their places."""
     if path.is_file():
-        return [StoredBase(str(path), "path", path, True, files=(path,))]
+        files = tuple(file for file in shards_of(path) if file.exists())
+        return [StoredBase(str(path), "path", path, True, files=files)]
     return list(bases_below(path, "path", lambda below: str(path / below)))
 
 

@@ -44,6 +44,11 @@ class StoredBase:
     why_not: str | None = None
 
 
+def place_of(path: Path) -> Path:
+    """Where a model is, by its own name: in the hub's cache a shard is a link to a blob, whose name tells no others."""
+    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+
+
 def bases_below(root: Path, store: str, name_of: Callable[[str], str]) -> Iterator[StoredBase]:
     """All models below ``root``.
 

@@ -281,10 +281,17 @@ def settings_of(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "config.json").read_text()))
 
 
-def smallest_file() -> bytes:
-    """A whole llama of one layer and a SentencePiece vocabulary of eight tokens, in less than 5,000 bytes."""
+def smallest_file(kind: Kind = Kind.Q4_0, *, byte_level: bool = False) -> bytes:
+    """A whole llama of one layer and eight tokens, in 5,000 bytes where blocks are of 32 values, and in 30,000 where of 256.
+
+    Args:
+        kind: of the matrices whose rows are whole blocks.
+        byte_level: the tokenizer, with merges, instead of SentencePiece.
+    """
     uint32, float32, string, listed, int32 = 4, 6, 8, 9, 5
-    numbers = {"context_length": 64, "embedding_length": 32, "block_count": 1, "feed_forward_length": 32}
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    width = max(32, block)
+    numbers = {"context_length": 64, "embedding_length": width, "block_count": 1, "feed_forward_length": 32}
     numbers |= {"attention.head_count": 1, "attention.key_length": 2, "attention.value_length": 2}
     tokens = ["<unk>", "<s>", "</s>", "▁", "a", "b", "▁a", "ab"]
 
@@ -295,22 +302,28 @@ def smallest_file() -> bytes:
     pairs += [pair(f"llama.{key}", uint32, struct.pack("<I", value)) for key, value in numbers.items()]
     pairs += [
         pair("llama.attention.layer_norm_rms_epsilon", float32, struct.pack("<f", 1e-5)),
-        pair("tokenizer.ggml.model", string, text("llama")),
+        pair("tokenizer.ggml.model", string, text("gpt2" if byte_level else "llama")),
         pair("tokenizer.ggml.tokens", listed, a_list(string, [text(token) for token in tokens])),
         pair("tokenizer.ggml.scores", listed, a_list(float32, [struct.pack("<f", -at) for at in range(8)])),
         pair("tokenizer.ggml.token_type", listed, a_list(int32, [struct.pack("<i", k) for k in (2, 3, 3, *[1] * 5)])),
         pair("tokenizer.ggml.eos_token_id", uint32, struct.pack("<I", 2)),
     ]  # fmt: skip
-    layer = {"attn_q": (32, 2), "attn_k": (32, 2), "attn_v": (32, 2), "attn_output": (2, 32)}
-    layer |= {"ffn_gate": (32, 32), "ffn_up": (32, 32), "ffn_down": (32, 32)}
-    shapes: dict[str, tuple[int, ...]] = {"token_embd": (32, 8), "output_norm": (32,)}
-    shapes |= {"blk.0.attn_norm": (32,), "blk.0.ffn_norm": (32,)}
+    if byte_level:
+        pairs += [
+            pair("tokenizer.ggml.pre", string, text("qwen2")),
+            pair("tokenizer.ggml.merges", listed, a_list(string, [text("a b")])),
+        ]
+    layer = {"attn_q": (width, 2), "attn_k": (width, 2), "attn_v": (width, 2), "attn_output": (2, width)}
+    layer |= {"ffn_gate": (width, 32), "ffn_up": (width, 32), "ffn_down": (32, width)}
+    shapes: dict[str, tuple[int, ...]] = {"token_embd": (width, 8), "output_norm": (width,)}
+    shapes |= {"blk.0.attn_norm": (width,), "blk.0.ffn_norm": (width,)}
     shapes |= {f"blk.0.{name}": shape for name, shape in layer.items()}
     entries, offset = [], 0
     for name, shape in shapes.items():
-        is_float = len(shape) == 1 or shape[0] < 32
-        entries.append(entry(f"{name}.weight", shape, 0 if is_float else 2, offset))
-        size = int(np.prod(shape)) * 4 if is_float else int(np.prod(shape)) // 32 * 18
+        is_float = len(shape) == 1 or shape[0] % block != 0
+        own = Kind.F32 if is_float else kind
+        entries.append(entry(f"{name}.weight", shape, own, offset))
+        size = int(np.prod(shape)) * 4 if is_float else int(np.prod(shape)) // block * block_bytes
         offset += -(-size // 32) * 32
     start = header(pairs, entries)
     return start + b"\0" * (-len(start) % 32) + b"\x11" * offset
