@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import stat
 from pathlib import Path
 
 import gguf
-import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -13,10 +15,12 @@ from mlx_gardener.adapter import PeftManager, attach_adapter
 from mlx_gardener.adapter.exports import Export, export_adapter
 from mlx_gardener.adapter.gguf_files import BASE_SHA256
 from mlx_gardener.config import LoraConfig
+from mlx_gardener.errors import AdapterError
 from mlx_gardener.model import load_base
 from mlx_gardener.platform.untrusted import sha256_of
 from tests.adapter.test_exports import project_with
 from tests.model.gguf.files import CONFIGS, logits, tiny_model, write_gguf
+from tests.model.store_worlds import OllamaStore
 
 IDS = [*range(40, 64), 3, 250, 7, 7, 9]
 LORA = LoraConfig(rank=4, target_modules="all-linear")
@@ -84,6 +88,154 @@ def test_an_adapter_says_which_file_it_belongs_to(repository: Path, tmp_path: Pa
     base = gguf_base(tmp_path, "llama")
     manager = project_with(load_base(str(base)), repository, LORA, size=0.1)
     write(manager, "gguf", tmp_path / "out")
-    told = {name: field.contents() for name, field in gguf.GGUFReader(tmp_path / "out" / "adapter.gguf").fields.items()}
+    told = {
+        name: field.contents()
+        for name, field in gguf.GGUFReader(tmp_path / "out" / "adapter.gguf").fields.items()
+    }
     assert told[BASE_SHA256] == sha256_of(base) and told["general.base_model.0.name"] == "llama.gguf"
     assert told["general.architecture"] == "llama" and told["general.type"] == "adapter"
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_merged_model_has_the_settings_of_its_base_s_file(
+    architecture: str, repository: Path, tmp_path: Path
+) -> None:
+    base = gguf_base(tmp_path, architecture)
+    manager = project_with(load_base(str(base)), repository, LORA, size=0.1)
+    write(manager, "gguf-fused", tmp_path / "out", dtype="float32")
+    wanted, file = adapted_logits(manager, base), tmp_path / "out" / "model.gguf"
+    found = logits(load_base(str(file)).model, IDS)
+    assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+    told, before = (
+        {
+            key: field.contents()
+            for key, field in gguf.GGUFReader(place).fields.items()
+            if not key.startswith("GGUF.")
+        }
+        for place in (file, base)
+    )
+    assert told.pop("general.name") == "web v1" and told.pop("general.file_type") == 0
+    assert all(told[key] == value for key, value in before.items() if key != "general.name")
+    names = [{tensor.name for tensor in gguf.GGUFReader(place).tensors} for place in (file, base)]
+    assert names[0] == names[1]
+
+
+def test_a_merged_model_is_quantised_where_the_adapter_survives_it(repository: Path, tmp_path: Path) -> None:
+    base = gguf_base(tmp_path, "llama")
+    manager = project_with(load_base(str(base)), repository, LORA, size=0.1)
+    done = write(manager, "gguf-fused", tmp_path / "eight", quantise="q8_0")
+    assert done.agreement is not None and 0 < done.agreement.share < 0.5
+    tensors = {item.name: item for item in gguf.GGUFReader(tmp_path / "eight" / "model.gguf").tensors}
+    Kind = gguf.GGMLQuantizationType
+    assert tensors["blk.0.attn_q.weight"].tensor_type == Kind.Q8_0
+    assert tensors["blk.0.attn_norm.weight"].tensor_type == Kind.F32
+    assert "quantised to q8_0" in (tmp_path / "eight" / "README.md").read_text()
+    assert {path.name for path in (tmp_path / "eight").iterdir()} == {"model.gguf", "README.md"}
+    manager.registry.remove_project("web")
+    weak = project_with(load_base(str(base)), repository, LORA, size=0.003)
+    with pytest.raises(AdapterError, match=r"off by .* At most 50.0% is let pass"):
+        write(weak, "gguf-fused", tmp_path / "four", quantise="q4_0")
+    assert not (tmp_path / "four").exists() and not list(tmp_path.glob(".four*"))
+
+
+def test_four_bits_leave_the_head_eight(tmp_path: Path) -> None:
+    from mlx_gardener.adapter.gguf_merged import quantise_gguf
+
+    quantise_gguf(gguf_base(tmp_path, "qwen3moe"), tmp_path / "four.gguf", "q4_0")
+    read = gguf.GGUFReader(tmp_path / "four.gguf")
+    kinds = {item.name: item.tensor_type.name for item in read.tensors}
+    assert kinds["output.weight"] == "Q8_0" and kinds["token_embd.weight"] == "Q4_0"
+    assert kinds["blk.0.ffn_down_exps.weight"] == "Q4_0" and kinds["blk.0.ffn_gate_inp.weight"] == "F32"
+    assert read.fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_Q4_0
+    before = {item.name: item for item in gguf.GGUFReader(tmp_path / "qwen3moe.gguf").tensors}
+    for item in read.tensors:
+        wanted = np.array(before[item.name].data)
+        found = gguf.quants.dequantize(item.data, item.tensor_type).reshape(wanted.shape)
+        most = {"F32": 0.0, "Q8_0": 0.01, "Q4_0": 0.15}[item.tensor_type.name]
+        assert np.linalg.norm(found - wanted) <= most * np.linalg.norm(wanted), item.name
+
+
+def test_what_only_llama_cpp_quantises_is_refused_without_it_before_anything_is_done(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_gardener.adapter import gguf_merged
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(gguf_merged, "find_spec", lambda name: None)
+    manager = project_with(load_base(str(gguf_base(tmp_path, "llama"))), repository, LORA)
+    with pytest.raises(AdapterError, match=r"llama\.cpp's own quantiser") as caught:
+        write(manager, "gguf-fused", tmp_path / "out", quantise="q4_k_m")
+    assert caught.value.next_step is not None and "llama-quantize" in caught.value.next_step
+    for form in ("gguf", "mlx", "fused"):
+        with pytest.raises(AdapterError, match="no GGUF model"):
+            write(manager, form, tmp_path / "out", quantise="q8_0")
+
+
+def test_ollama_gets_the_adapter_on_the_model_that_it_has(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = OllamaStore(tmp_path / "ollama")
+    monkeypatch.setenv("OLLAMA_MODELS", str(store.root))
+    base = gguf_base(tmp_path, "llama")
+    manager = project_with(load_base(str(base)), repository, LORA, size=0.1)
+    write(manager, "ollama", tmp_path / "path")
+    assert (tmp_path / "path" / "Modelfile").read_text() == f"FROM {base.resolve()}\nADAPTER ./adapter.gguf\n"
+    store.add("coder", "1.5b", [store.layer("model", base.read_bytes())])
+    program = tmp_path / "bin" / "ollama"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\necho "$@" in "$(ls)" > {tmp_path}/told\n[ "$2" != bad ] || {{ echo no server >&2; exit 1; }}\n'
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    done = write(manager, "ollama", tmp_path / "out", create="web")
+    assert (tmp_path / "out" / "Modelfile").read_text() == "FROM coder:1.5b\nADAPTER ./adapter.gguf\n"
+    assert "create web -f Modelfile in" in (tmp_path / "told").read_text()
+    assert "adapter.gguf" in (tmp_path / "told").read_text() and "Ollama has it as web." in done.notes
+    with pytest.raises(AdapterError, match="no server") as caught:
+        write(manager, "ollama", tmp_path / "kept", create="bad")
+    assert (
+        str(tmp_path / "kept") in str(caught.value.next_step)
+        and (tmp_path / "kept" / "adapter.gguf").exists()
+    )
+
+
+def test_ollama_s_form_is_refused_where_it_has_no_base(
+    repository: Path, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = gguf_base(tmp_path, "llama")
+    manager = project_with(load_base(str(base)), repository, LORA, size=0.1)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(AdapterError, match="no program `ollama`"):
+        write(manager, "ollama", tmp_path / "out", create="web")
+    with pytest.raises(AdapterError, match="no Modelfile"):
+        write(manager, "gguf", tmp_path / "out", create="web")
+    base.unlink()
+    with pytest.raises(AdapterError, match="is not here any more"):
+        write(manager, "ollama", tmp_path / "out")
+    manager.registry.remove_project("web")
+    dense = project_with(load_base(str(tiny_model_dir)), repository, LORA, size=0.1)
+    with pytest.raises(AdapterError, match="GGUF models only"):
+        write(dense, "ollama", tmp_path / "out")
+
+
+def test_lm_studio_finds_the_merged_model(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_gardener.model.stores import find_bases
+
+    base = gguf_base(tmp_path, "llama")
+    manager = project_with(load_base(str(base)), repository, LORA, size=0.1)
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    with pytest.raises(AdapterError, match="LM Studio's folder"):
+        export_adapter(manager.registry, "web", None, "lmstudio", None)
+    settings, moved = tmp_path / "user" / ".lmstudio" / "settings.json", tmp_path / "disk" / "models"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(f'{{"downloadsFolder": "{moved}"}}')
+    moved.parent.mkdir()
+    done = export_adapter(manager.registry, "web", None, "lmstudio", None, quantise="q8_0")
+    assert done.directory == moved / "mlx-gardener" / "web-v1"
+    assert (done.directory / "web-v1-q8_0.gguf").is_file()
+    names = [found.name for found in find_bases() if found.store == "lmstudio"]
+    assert names == ["lmstudio:mlx-gardener/web-v1/web-v1-q8_0.gguf"]
+    shutil.rmtree(moved)

@@ -18,7 +18,11 @@ from mlx_gardener.adapter.exports import export_adapter
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import load_base, seedling_path
 from tests.adapter.test_exports import project_with
+from tests.adapter.test_gguf_bases import IDS, LORA, adapted_logits
 from tests.conftest import write_tiny_model
+from tests.model.gguf.files import CONFIGS, logits, tiny_model, write_gguf
+from tests.model.gguf.test_llama import SAME
+from tests.model.gguf.test_llama import TOLERANCE as OF_ARCHITECTURES
 
 #: Largest difference over largest logit; up to 7e-6 was seen. ggml sums in another order.
 TOLERANCE = 1e-4
@@ -73,6 +77,22 @@ def test_llama_cpp_gives_the_same_logits(
     }
     print({arm: f"{value:.1e}" for arm, value in found.items()})
     assert max(found.values()) < TOLERANCE
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_llama_cpp_puts_an_adapter_on_the_file_that_it_was_trained_on(
+    architecture: str, repository: Path, tmp_path: Path
+) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    model, config = tiny_model(architecture, **SAME.get(architecture, {}))
+    file = write_gguf(tmp_path / "tiny.gguf", architecture, model, config)
+    manager = project_with(load_base(str(file)), repository, LORA, size=0.1)
+    export_adapter(manager.registry, "web", None, "gguf", tmp_path / "out")
+    wanted, plain = adapted_logits(manager, file), logits(load_base(str(file)).model, IDS)
+    assert relative(plain, wanted) > 0.02, "the adapter changes the logits, or there is nothing to compare"
+    found = llama_logits(llama_cpp, file, tmp_path / "out" / "adapter.gguf", IDS)
+    assert relative(wanted, found) < OF_ARCHITECTURES.get(architecture, TOLERANCE)
 
 
 @pytest.mark.llama
