@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -89,10 +90,33 @@ def test_llama_cpp_puts_an_adapter_on_the_file_that_it_was_trained_on(
     file = write_gguf(tmp_path / "tiny.gguf", architecture, model, config)
     manager = project_with(load_base(str(file)), repository, LORA, size=0.1)
     export_adapter(manager.registry, "web", None, "gguf", tmp_path / "out")
+    export_adapter(manager.registry, "web", None, "gguf-fused", tmp_path / "fused", dtype="float32")
     wanted, plain = adapted_logits(manager, file), logits(load_base(str(file)).model, IDS)
     assert relative(plain, wanted) > 0.02, "the adapter changes the logits, or there is nothing to compare"
-    found = llama_logits(llama_cpp, file, tmp_path / "out" / "adapter.gguf", IDS)
-    assert relative(wanted, found) < OF_ARCHITECTURES.get(architecture, TOLERANCE)
+    found = {
+        "with adapter": relative(
+            wanted, llama_logits(llama_cpp, file, tmp_path / "out" / "adapter.gguf", IDS)
+        ),
+        "fused": relative(wanted, llama_logits(llama_cpp, tmp_path / "fused" / "model.gguf", None, IDS)),
+    }
+    print({arm: f"{value:.1e}" for arm, value in found.items()})
+    assert max(found.values()) < OF_ARCHITECTURES.get(architecture, TOLERANCE)
+
+
+@pytest.mark.llama
+def test_llama_cpp_s_own_quantisation_is_made_and_checked(repository: Path, tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    model, config = tiny_model("llama", hidden_size=256, intermediate_size=512, head_dim=64)
+    file = write_gguf(tmp_path / "tiny.gguf", "llama", model, config)
+    manager = project_with(load_base(str(file)), repository, LORA, size=0.1)
+    done = export_adapter(manager.registry, "web", None, "gguf-fused", tmp_path / "out", quantise="q4_k_m")
+    assert done.agreement is not None and 0 < done.agreement.share < 0.5
+    made = tmp_path / "out" / "model.gguf"
+    assert "Q4_K" in {tensor.tensor_type.name for tensor in gguf.GGUFReader(made).tensors}
+    ours = logits(load_base(str(made)).model, IDS)
+    assert relative(ours, llama_logits(llama_cpp, made, None, IDS)) < 0.05, (
+        "its activations are in 8 bits, ours are not"
+    )
 
 
 @pytest.mark.llama
