@@ -41,6 +41,7 @@ from mlx_gardener.adapter.modelfile import (
     render_adapter_modelfile,
     render_modelfile,
 )
+from mlx_gardener.adapter.moved import moved_to
 from mlx_gardener.errors import AdapterError, ModelError
 from mlx_gardener.model.gguf import read_gguf, source_sha256
 from mlx_gardener.platform.beside import staged_beside
@@ -49,7 +50,6 @@ from mlx_gardener.registry import ProjectRegistry
 
 if TYPE_CHECKING:
     import numpy as np
-
 
 #: What each form is, for --help and cards.
 FORMS = {
@@ -99,7 +99,7 @@ def export_adapter(
     Args:
         form: one of `FORMS`.
         destination: a directory that does not exist yet; of the form ``lmstudio`` where LM Studio finds it when None.
-        base: the base model's directory or id, where it is not where it was.
+        base: the base model's directory or id, where it is not where it was; or another form of it (`moved_to`).
         bits: 4 or 8 quantises what ``fused`` writes, where the adapter's effect survives it.
         dtype: floats of a merged model: ``auto`` (the base's own), ``float32``, ``bfloat16`` or ``float16``.
         quantise: one of `gguf_merged.QUANTISATIONS` for merged GGUF models, where the adapter's effect survives it.
@@ -132,6 +132,8 @@ def export_adapter(
     record = registry.get_adapter(project, version)
     destination = destination or _place(form, project, record.version)
     adapter = load_registered(registry, project, record.version)
+    moved = None if base is None else moved_to(adapter, base_name(registry, record), base)
+    adapter = adapter if moved is None else moved.adapter
     if destination.exists():
         raise AdapterError(f"{str(destination)!r} exists already.", next_step="Name a new directory.")
     try:
@@ -141,6 +143,7 @@ def export_adapter(
                 adapter, form, base or base_name(registry, record), base is not None, bits, dtype, quantise, staged,
                 registry.get_project(project).path, tell or (lambda text: None),
             )  # fmt: skip
+            work.notes += [moved.sentence] if moved else []
             agreement = work.write_and_compare()
             (staged / "README.md").write_text(_card(adapter, form, agreement, work), encoding="utf-8")
             staged.rename(destination)
@@ -199,9 +202,7 @@ class _Work:
         """
         if self.form in _COPIES:
             return self._copy()
-        if self.form in _ADAPTERS:
-            return self._gguf_adapter()
-        return self._model()
+        return self._gguf_adapter() if self.form in _ADAPTERS else self._model()
 
     def _copy(self) -> Agreement | None:
         adapter, source = self.adapter, self.adapter.directory / self.form
@@ -352,7 +353,6 @@ class _Work:
         return tokens, spent_logits(base, tokens), self._logits(self.adapter, tokens)
 
     def _logits(self, adapter: LoadedAdapter, tokens: np.ndarray) -> np.ndarray:
-
         base = load_adapter_base(self.base, self.adapter, lazy=True)
         with attach_adapter(base, adapter):
             return spent_logits(base, tokens)

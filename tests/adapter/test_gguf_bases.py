@@ -10,6 +10,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from mlx_gardener.adapter import PeftManager, attach_adapter
 from mlx_gardener.adapter.exports import Export, export_adapter
@@ -239,3 +240,62 @@ def test_lm_studio_finds_the_merged_model(
     names = [found.name for found in find_bases() if found.store == "lmstudio"]
     assert names == ["lmstudio:mlx-gardener/web-v1/web-v1-q8_0.gguf"]
     shutil.rmtree(moved)
+
+
+def mlx_folder(place: Path, base: Path, *, rounded: float = 0.0) -> Path:
+    """The base of a GGUF file as an MLX folder of floats, of which a share is noise."""
+    import json
+
+    import mlx.core as mx
+
+    folder = load_base(str(base)).path
+    place.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        shutil.copyfile(folder / name, place / name)
+    settings = json.loads((place / "config.json").read_text())
+    settings.pop("quantization", None)
+    (place / "config.json").write_text(json.dumps(settings))
+    mx.random.seed(1)
+    weights = {
+        name: value + rounded * mx.random.normal(value.shape) * mx.sqrt((value**2).mean())
+        for name, value in tree_flatten(load_base(str(base)).model.parameters())
+    }
+    mx.save_safetensors(str(place / "model.safetensors"), weights)
+    return place
+
+
+@pytest.mark.parametrize("trained_on", ["mlx", "gguf"])
+def test_an_adapter_moves_to_the_other_form_of_its_base(
+    trained_on: str, repository: Path, tmp_path: Path
+) -> None:
+    model, config = tiny_model("llama")
+    packed = write_gguf(tmp_path / "base.gguf", "llama", model, config, kind=gguf.GGMLQuantizationType.Q8_0)
+    folder = mlx_folder(tmp_path / "folder", packed, rounded=0.002)
+    own, other = (folder, packed) if trained_on == "mlx" else (packed, folder)
+    manager = project_with(load_base(str(own)), repository, LORA, size=0.1)
+    done = write(manager, "gguf" if trained_on == "mlx" else "peft", tmp_path / "out", base=str(other))
+    assert "differ from its by 0.20" in done.notes[0], done.notes
+    assert done.agreement is not None and done.agreement.share < 1e-3
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"Base: `{other.name}`" in card and "differ from its by" in card
+    if trained_on == "mlx":
+        told = gguf.GGUFReader(tmp_path / "out" / "adapter.gguf").fields
+        assert told[BASE_SHA256].contents() == sha256_of(packed)
+
+
+def test_an_adapter_does_not_move_to_what_is_rounded_otherwise(repository: Path, tmp_path: Path) -> None:
+    base = gguf_base(tmp_path, "llama")
+    manager = project_with(load_base(str(base)), repository, LORA, size=0.1)
+    rough = mlx_folder(tmp_path / "rough", base, rounded=0.07)
+    with pytest.raises(
+        AdapterError, match=r"is not the model .* differ by [67]\.\d\d% .* at most 1% is let pass"
+    ):
+        write(manager, "peft", tmp_path / "out", base=str(rough))
+    other = write_gguf(tmp_path / "other.gguf", "llama", *tiny_model("llama", intermediate_size=64))
+    with pytest.raises(AdapterError, match="no counterpart of the same shape"):
+        write(manager, "gguf", tmp_path / "out", base=str(other))
+    shutil.rmtree(load_base(str(base)).path)
+    base.unlink()
+    with pytest.raises(AdapterError, match="not here to compare"):
+        write(manager, "peft", tmp_path / "out", base=str(rough))
+    assert not (tmp_path / "out").exists()
