@@ -130,11 +130,13 @@ def import_(
     activate: bool,
     as_json: bool,
 ) -> None:
-    """Take the PEFT adapter in the directory PATH into the registry, as a new version of PROJECT's without evidence.
+    """Take the PEFT adapter in the directory PATH into the registry, as a new version of PROJECT's without evidence;
+    or the adapter of llama.cpp's in the GGUF file PATH.
 
-    Only safetensors and JSON are read; pickled weights (adapter_model.bin) are refused.
+    Only safetensors, JSON and GGUF are read; pickled weights (adapter_model.bin) are refused.
     """
     from mlx_gardener.adapter import PeftManager
+    from mlx_gardener.adapter.gguf_imports import import_gguf_adapter
     from mlx_gardener.adapter.imports import import_adapter
 
     if named is not None:  # until 0.2: import PATH --project PROJECT
@@ -143,12 +145,17 @@ def import_(
         path, project = Path(project), renamed("--project", "PROJECT, in front of PATH,", named, None)
     if path is None:
         raise click.UsageError("Missing argument 'PATH'.")
-    path = existing_directory(path, "Name the directory of a PEFT adapter.")
+    take = import_gguf_adapter if path.is_file() else import_adapter
+    path = (
+        path.resolve()
+        if path.is_file()
+        else existing_directory(path, "Name the directory of a PEFT adapter.")
+    )
     manager = PeftManager()
     if repository is not None:
         repository = existing_directory(repository, "Name the root directory of a repository.")
     with nullcontext() if repository is None else manager.registry.registering(project, repository):
-        record = import_adapter(manager, project, path, base=base, activate=activate)
+        record = take(manager, project, path, base=base, activate=activate)
     if as_json:
         click.echo(
             json.dumps(

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 from mlx_gardener.adapter import PeftManager, attach_adapter
 from mlx_gardener.adapter.exports import Export, export_adapter
 from mlx_gardener.adapter.gguf_files import BASE_SHA256
+from mlx_gardener.adapter.gguf_imports import import_gguf_adapter
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.errors import AdapterError
 from mlx_gardener.model import load_base
@@ -299,3 +300,44 @@ def test_an_adapter_does_not_move_to_what_is_rounded_otherwise(repository: Path,
     with pytest.raises(AdapterError, match="not here to compare"):
         write(manager, "peft", tmp_path / "out", base=str(rough))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "granite", "gemma3", "phi3"])
+def test_an_adapter_of_llama_cpp_s_comes_back(architecture: str, repository: Path, tmp_path: Path) -> None:
+    base = gguf_base(tmp_path, architecture)
+    manager = project_with(load_base(str(base)), repository, LORA, size=0.1)
+    write(manager, "gguf", tmp_path / "out")
+    record = import_gguf_adapter(manager, "web", tmp_path / "out" / "adapter.gguf")
+    mine, back = (manager.load_adapter("web", version) for version in ("v1", record.version))
+    assert back.settings["lora_parameters"]["scale"] == mine.settings["lora_parameters"]["scale"]
+    assert all(
+        np.array_equal(np.array(back.weights[name]), np.array(value)) for name, value in mine.weights.items()
+    )
+    assert back.manifest["base"]["weights_sha256"] == mine.manifest["base"]["weights_sha256"]
+
+
+def test_a_foreign_or_damaged_adapter_of_llama_cpp_s_is_refused_by_name(
+    repository: Path, tmp_path: Path
+) -> None:
+    base, other = gguf_base(tmp_path, "llama"), gguf_base(tmp_path, "qwen2")
+    manager = project_with(load_base(str(base)), repository, LORA, size=0.1)
+    write(manager, "gguf", tmp_path / "out")
+    file = tmp_path / "out" / "adapter.gguf"
+    again = write_gguf(tmp_path / "again.gguf", "llama", *tiny_model("llama", rope_theta=1e4))
+    for place, named, why in (
+        (base, None, "it is a model"),
+        (file, other, "architecture 'llama'|another file"),
+        (file, again, "trained on another file"),
+    ):
+        with pytest.raises(AdapterError, match=why):
+            import_gguf_adapter(manager, "web", place, base=None if named is None else str(named))
+    data = file.read_bytes()
+    for broken, why in (
+        (data[: len(data) // 2], "where the file ends"),
+        (data.replace(b"adapter.lora.alpha", b"adapter.lora.alphA"), "alpha is no number"),
+        (data.replace(b"blk.1.attn_q.weight.lora_b", b"blk.1.attn_x.weight.lora_b"), "attn_x.* has no place"),
+    ):
+        (tmp_path / "broken.gguf").write_bytes(broken)
+        with pytest.raises(AdapterError, match=why):
+            import_gguf_adapter(manager, "web", tmp_path / "broken.gguf", base=str(base))
+    assert len(manager.list_adapters("web")) == 1
