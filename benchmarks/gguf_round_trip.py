@@ -48,6 +48,7 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         for adapter in (None, *adapters):
             name = "base" if adapter is None else adapter_name(adapter)
+            name += f" ({len(figures)})" if name in figures else ""
             packed = None if adapter is None else as_gguf(file, adapter, Path(scratch) / f"{name}.gguf")
             theirs, answers = llama_side(file, packed, *texts, threads)
             figures[name] = agreement(our_side(file, adapter, theirs, answers, texts), theirs, answers)

@@ -130,7 +130,7 @@ def export_adapter(
             raise AdapterError(f"The form {form} has no Modelfile.", next_step="Take ollama or modelfile.")
         check_ollama()
     record = registry.get_adapter(project, version)
-    destination = destination or _place(form, project, record.version)
+    destination = destination or _place(form, "-".join(filter(None, (project, record.version, quantise))))
     adapter = load_registered(registry, project, record.version)
     moved = None if base is None else moved_to(adapter, base_name(registry, record), base)
     adapter = adapter if moved is None else moved.adapter
@@ -159,7 +159,7 @@ def export_adapter(
     return Export(destination, form, agreement, tuple(work.notes))
 
 
-def _place(form: str, project: str, version: str) -> Path:
+def _place(form: str, name: str) -> Path:
     """Where a form is written that has a place of its own.
 
     Raises:
@@ -173,7 +173,7 @@ def _place(form: str, project: str, version: str) -> Path:
             "LM Studio's folder of models is not on this machine.",
             next_step="Start LM Studio once, or name a new directory two levels below its folder: PUBLISHER/NAME.",
         )
-    return models / _PUBLISHER / f"{project}-{version}"
+    return models / _PUBLISHER / name
 
 
 @dataclass

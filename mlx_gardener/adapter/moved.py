@@ -51,9 +51,11 @@ def moved_to(adapter: LoadedAdapter, own: str, other: str) -> Moved | None:
     try:
         first = _lazy(own)
         if first.weights_sha256 != told.get("weights_sha256"):
-            raise _refused(adapter, second, "and its own base is not what it was")
+            raise _refused(adapter, second, "the one it was trained on is not what it was")
     except ModelError as error:
-        raise _refused(adapter, second, f"and its own is not here to compare ({error.message})") from error
+        raise _refused(
+            adapter, second, f"that one is not here to compare it with ({error.message})"
+        ) from error
     difference = weights_difference(adapter, first, second)
     if difference > MOST_DIFFERENCE:
         raise _refused(

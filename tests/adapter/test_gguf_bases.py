@@ -236,10 +236,10 @@ def test_lm_studio_finds_the_merged_model(
     settings.write_text(f'{{"downloadsFolder": "{moved}"}}')
     moved.parent.mkdir()
     done = export_adapter(manager.registry, "web", None, "lmstudio", None, quantise="q8_0")
-    assert done.directory == moved / "mlx-gardener" / "web-v1"
+    assert done.directory == moved / "mlx-gardener" / "web-v1-q8_0"
     assert (done.directory / "web-v1-q8_0.gguf").is_file()
     names = [found.name for found in find_bases() if found.store == "lmstudio"]
-    assert names == ["lmstudio:mlx-gardener/web-v1/web-v1-q8_0.gguf"]
+    assert names == ["lmstudio:mlx-gardener/web-v1-q8_0/web-v1-q8_0.gguf"]
     shutil.rmtree(moved)
 
 
@@ -297,7 +297,7 @@ def test_an_adapter_does_not_move_to_what_is_rounded_otherwise(repository: Path,
         write(manager, "gguf", tmp_path / "out", base=str(other))
     shutil.rmtree(load_base(str(base)).path)
     base.unlink()
-    with pytest.raises(AdapterError, match="not here to compare"):
+    with pytest.raises(AdapterError, match="not here to compare it with"):
         write(manager, "peft", tmp_path / "out", base=str(rough))
     assert not (tmp_path / "out").exists()
 

