@@ -76,6 +76,7 @@ def weights_difference(adapter: LoadedAdapter, first: BaseModel, second: BaseMod
         AdapterError: they have other tensors, or of other shapes; names one.
     """
     import mlx.core as mx
+    import numpy as np
 
     mine, others = _weights(first), _weights(second)
     apart = total = 0.0
@@ -86,7 +87,8 @@ def weights_difference(adapter: LoadedAdapter, first: BaseModel, second: BaseMod
         one, two = one.astype(mx.float32), two.astype(mx.float32)
         sums = mx.stack([((one - two) ** 2).sum(), (one**2).sum()])
         mx.eval(sums)
-        apart, total = apart + sums[0].item(), total + sums[1].item()
+        difference, own = np.array(sums, dtype=np.float64)
+        apart, total = apart + float(difference), total + float(own)
         del one, two, sums
         mx.clear_cache()
     return float((apart / total) ** 0.5) if total else 0.0
