@@ -116,14 +116,15 @@ def spent_logits(base: BaseModel, tokens: np.ndarray) -> np.ndarray:
     import mlx.core as mx
     import numpy as np
 
-    with _layers_given_up(base.model):
+    with layers_given_up(base.model):
         logits = base.model(mx.array(tokens))[:, ::EVERY].astype(mx.float32)
         mx.eval(logits)
     return np.array(logits).reshape(-1, logits.shape[-1])
 
 
 @contextmanager
-def _layers_given_up(model: nn.Module) -> Iterator[None]:
+def layers_given_up(model: nn.Module) -> Iterator[None]:
+    """``model`` with layers that can be computed once: each lets its weights go, so that only one's are in memory."""
     layers = model.layers
     kept = list(layers)
     layers[:] = [_Spent(layer) for layer in kept]

@@ -9,7 +9,7 @@ def render_export_card(facts: dict[str, Any]) -> str:
     """The card in Markdown.
 
     Args:
-        facts: form, what, project, version, base, commit, evidence, rank, bits, agreement and notes.
+        facts: form, what, project, version, base, commit, evidence, rank, quantised, agreement and notes.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

@@ -28,21 +28,28 @@ from mlx_gardener.adapter.fused import has_usual_names, stored_type, write_fused
 from mlx_gardener.adapter.gguf_files import (
     ADAPTER_NAME,
     MODEL_NAME,
-    differing_tensor,
     read_gguf_adapter,
     write_gguf_adapter,
-    write_gguf_model,
 )
+from mlx_gardener.adapter.gguf_merged import check_quantisation, write_merged
 from mlx_gardener.adapter.loaded import attach_adapter, load_registered
 from mlx_gardener.adapter.manifest import LoadedAdapter
-from mlx_gardener.adapter.modelfile import render_modelfile
+from mlx_gardener.adapter.modelfile import (
+    check_ollama,
+    create_in_ollama,
+    ollama_base,
+    render_adapter_modelfile,
+    render_modelfile,
+)
+from mlx_gardener.adapter.moved import moved_to
 from mlx_gardener.errors import AdapterError, ModelError
+from mlx_gardener.model.gguf import read_gguf, source_sha256
 from mlx_gardener.platform.beside import staged_beside
+from mlx_gardener.platform.store_places import lm_studio_models
 from mlx_gardener.registry import ProjectRegistry
 
 if TYPE_CHECKING:
     import numpy as np
-
 
 #: What each form is, for --help and cards.
 FORMS = {
@@ -53,9 +60,14 @@ FORMS = {
     "gguf-fused": "the merged model for llama.cpp",
     "gguf-base": "the base alone for llama.cpp, to put the adapter on",
     "modelfile": "the merged model with a Modelfile for `ollama create`",
+    "ollama": "the adapter with a Modelfile that puts it on the base as Ollama has it",
+    "lmstudio": "the merged model where LM Studio looks for models",
 }
 _COPIES = ("mlx", "peft")
-_MODELS = ("fused", "gguf-fused", "gguf-base", "modelfile")
+_MODELS = ("fused", "gguf-fused", "gguf-base", "modelfile", "lmstudio")
+_ADAPTERS = ("gguf", "ollama")
+#: Of LM Studio's two levels of directories, the first: whose models they are.
+_PUBLISHER = "mlx-gardener"
 
 
 @dataclass(frozen=True)
@@ -73,21 +85,25 @@ def export_adapter(
     project: str,
     version: str | None,
     form: str,
-    destination: Path,
+    destination: Path | None,
     *,
     base: str | None = None,
     bits: int | None = None,
     dtype: str = "auto",
+    quantise: str | None = None,
+    create: str | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Export:
     """Write one form of an adapter to a new directory, whole or not at all; what a killed one left beside goes first.
 
     Args:
         form: one of `FORMS`.
-        destination: a directory that does not exist yet.
-        base: the base model's directory or id, where it is not where it was.
+        destination: a directory that does not exist yet; of the form ``lmstudio`` where LM Studio finds it when None.
+        base: the base model's directory or id, where it is not where it was; or another form of it (`moved_to`).
         bits: 4 or 8 quantises what ``fused`` writes, where the adapter's effect survives it.
         dtype: floats of a merged model: ``auto`` (the base's own), ``float32``, ``bfloat16`` or ``float16``.
+        quantise: one of `gguf_merged.QUANTISATIONS` for merged GGUF models, where the adapter's effect survives it.
+        create: let Ollama take the forms ``ollama`` and ``modelfile`` under this name.
         tell: told what is being done.
 
     Raises:
@@ -102,17 +118,32 @@ def export_adapter(
         raise AdapterError("Only the form fused is quantised, to 4 or 8 bits.", next_step="Leave --bits out.")
     if dtype != "auto" and form not in _MODELS:
         raise AdapterError(f"The form {form} holds the adapter as it is.", next_step="Leave --dtype out.")
+    if quantise is not None and (form not in _MODELS or form == "fused"):
+        raise AdapterError(
+            f"The form {form} is no GGUF model, which is what is quantised so.",
+            next_step="Name --form gguf-fused, lmstudio or modelfile; the form fused has --bits.",
+        )
+    if quantise is not None:
+        check_quantisation(quantise)
+    if create is not None:
+        if form not in ("ollama", "modelfile"):
+            raise AdapterError(f"The form {form} has no Modelfile.", next_step="Take ollama or modelfile.")
+        check_ollama()
     record = registry.get_adapter(project, version)
+    destination = destination or _place(form, "-".join(filter(None, (project, record.version, quantise))))
     adapter = load_registered(registry, project, record.version)
+    moved = None if base is None else moved_to(adapter, base_name(registry, record), base)
+    adapter = adapter if moved is None else moved.adapter
     if destination.exists():
         raise AdapterError(f"{str(destination)!r} exists already.", next_step="Name a new directory.")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with staged_beside(destination, mode=0o777) as staged:
             work = _Work(
-                adapter, form, base or base_name(registry, record), base is not None, bits, dtype, staged,
+                adapter, form, base or base_name(registry, record), base is not None, bits, dtype, quantise, staged,
                 registry.get_project(project).path, tell or (lambda text: None),
             )  # fmt: skip
+            work.notes += [moved.sentence] if moved else []
             agreement = work.write_and_compare()
             (staged / "README.md").write_text(_card(adapter, form, agreement, work), encoding="utf-8")
             staged.rename(destination)
@@ -121,7 +152,28 @@ def export_adapter(
             f"{str(destination)!r} cannot be written ({error.strerror or error}).",
             next_step="Name another directory, or free disk space.",
         ) from error
+    if create is not None:
+        work.tell("Giving it to Ollama")
+        create_in_ollama(destination, create)
+        work.notes.append(f"Ollama has it as {create}.")
     return Export(destination, form, agreement, tuple(work.notes))
+
+
+def _place(form: str, name: str) -> Path:
+    """Where a form is written that has a place of its own.
+
+    Raises:
+        AdapterError: it has none, or LM Studio is not on this machine.
+    """
+    if form != "lmstudio":
+        raise AdapterError(f"The form {form} has no place of its own.", next_step="Name a new directory.")
+    models = lm_studio_models()
+    if models is None:
+        raise AdapterError(
+            "LM Studio's folder of models is not on this machine.",
+            next_step="Start LM Studio once, or name a new directory two levels below its folder: PUBLISHER/NAME.",
+        )
+    return models / _PUBLISHER / name
 
 
 @dataclass
@@ -134,6 +186,7 @@ class _Work:
     base_was_named: bool
     bits: int | None
     dtype: str
+    quantise: str | None
     staged: Path
     repository: Path
     tell: Callable[[str], None]
@@ -149,9 +202,7 @@ class _Work:
         """
         if self.form in _COPIES:
             return self._copy()
-        if self.form == "gguf":
-            return self._gguf_adapter()
-        return self._model()
+        return self._gguf_adapter() if self.form in _ADAPTERS else self._model()
 
     def _copy(self) -> Agreement | None:
         adapter, source = self.adapter, self.adapter.directory / self.form
@@ -187,7 +238,6 @@ class _Work:
 
         from mlx_gardener.model import choose_model, resolve_model
         from mlx_gardener.model.choose import read_model_config
-        from mlx_gardener.model.gguf import source_sha256
 
         place = resolve_model(choose_model(self.base))
         config: dict[str, Any] = dict(read_model_config(place))
@@ -197,6 +247,9 @@ class _Work:
             file, self.adapter.weights, settings, config, name=name, base=self.adapter.manifest["base"]["id"],
             base_sha256=source_sha256(place),
         )  # fmt: skip
+        if self.form == "ollama":
+            text = render_adapter_modelfile(ollama_base(place), ADAPTER_NAME)
+            (self.staged / "Modelfile").write_text(text, encoding="utf-8")
         weights, alpha = read_gguf_adapter(file, config)
         read = {name: mx.array(value) for name, value in weights.items()}
         return self._compare_adapter(read, alpha / settings["lora_parameters"]["rank"])
@@ -234,7 +287,7 @@ class _Work:
         with_adapter = self.form != "gguf-base"
         self.tell("Measuring the adapter on real text")
         base = load_adapter_base(self.base, self.adapter, lazy=True)
-        kind = stored_type(base.path) if self.dtype == "auto" else self.dtype
+        kind = _float_type(base.path) if self.dtype == "auto" else self.dtype
         tokens, plain, adapted = self._source_logits()
         self.tell("Merging layer by layer" if with_adapter else "Copying the base")
         merged = self.staged if self.form == "fused" else self.staged / "merged"
@@ -256,25 +309,42 @@ class _Work:
         reached = self._agreed(
             compare_logits(plain, adapted, got), MOST_ROUNDING if self.bits else MOST_ERROR
         )
-        if self.form != "fused":
-            self.tell("Writing the GGUF file")
-            self._gguf_model(merged, fused)
-            shutil.rmtree(merged)
-        return reached
+        if self.form == "fused":
+            return reached
+        self.tell("Writing the GGUF file")
+        file = self._gguf_model(merged, base.path, fused)
+        if self.quantise is None and source_sha256(base.path) is None:
+            return reached  # every tensor was compared bit for bit
+        self.tell("Reading it back")
+        folder = read_gguf(file, self.staged / "read")
+        again = load_base(
+            str(folder), compute_dtype="float32", base_weights="dense", unread_layers=10**6, unread_words=True
+        )
+        got = spent_logits(again, tokens)
+        shutil.rmtree(folder.parent)
+        if not with_adapter:
+            got = got + (adapted - plain)
+        return self._agreed(
+            compare_logits(plain, adapted, got), MOST_ROUNDING if self.quantise else MOST_ERROR
+        )
 
-    def _gguf_model(self, merged: Path, fused: Any) -> None:
+    def _gguf_model(self, merged: Path, source: Path, fused: Any) -> Path:
+        """Write the GGUF model of what was merged, which is gone afterwards; the file."""
         name = f"{self.adapter.manifest['project']} {self.adapter.manifest['version']}"
+        target = self.staged / MODEL_NAME
+        if self.form == "lmstudio":  # which shows the file's name
+            target = (
+                self.staged / f"{'-'.join([*name.split(), *([self.quantise] if self.quantise else [])])}.gguf"
+            )
         if self.form == "gguf-base":
             name = self.adapter.manifest["base"]["id"]
-        write_gguf_model(merged, self.staged / MODEL_NAME, fused.tokenizer, name=name)
-        different = differing_tensor(merged, self.staged / MODEL_NAME)
-        if different is not None:
-            raise AdapterError(f"The tensor {different!r} of the GGUF file is not the one that was merged.")
+        write_merged(merged, source, fused.tokenizer, target, name=name, quantise=self.quantise)
         if self.form == "modelfile":
             context = int(fused.config.get("max_position_embeddings", 2048))
             (self.staged / "Modelfile").write_text(
                 render_modelfile(fused.tokenizer, MODEL_NAME, context_tokens=context), encoding="utf-8"
             )
+        return target
 
     def _source_logits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of real text, and the logits of the base without and with the adapter."""
@@ -283,7 +353,6 @@ class _Work:
         return tokens, spent_logits(base, tokens), self._logits(self.adapter, tokens)
 
     def _logits(self, adapter: LoadedAdapter, tokens: np.ndarray) -> np.ndarray:
-
         base = load_adapter_base(self.base, self.adapter, lazy=True)
         with attach_adapter(base, adapter):
             return spent_logits(base, tokens)
@@ -291,7 +360,9 @@ class _Work:
     def _agreed(self, found: Agreement, most: float) -> Agreement:
         if found.share <= most:
             return found
-        if self.bits is not None:
+        if most == MOST_ROUNDING and self.quantise is not None:
+            hint = "Export without --quantise, or with --quantise q8_0."
+        elif self.bits is not None:
             hint = "Export without --bits, or with --bits 8." if self.bits == 4 else "Export without --bits."
         else:
             hint = "Export with --dtype float32, or the adapter itself (mlx, peft, gguf)."
@@ -299,6 +370,14 @@ class _Work:
             f"The {self.form} form does not say what the adapter says. {found.sentence()} At most {most:.1%} is let pass.",
             next_step=hint,
         )
+
+
+def _float_type(path: Path) -> str:
+    """The floats of a base: float16 of one that was read from a quantised GGUF file, whose scales may be float32."""
+    from mlx_gardener.model.choose import read_model_config
+
+    is_packed = source_sha256(path) is not None and "quantization" in read_model_config(path)
+    return "float16" if is_packed else stored_type(path)
 
 
 def _card(adapter: LoadedAdapter, form: str, agreement: Agreement | None, work: _Work) -> str:
@@ -314,7 +393,7 @@ def _card(adapter: LoadedAdapter, form: str, agreement: Agreement | None, work: 
             "commit": manifest["data"].get("commit"),
             "evidence": manifest.get("evidence") or {},
             "rank": adapter.settings["lora_parameters"]["rank"],
-            "bits": work.bits,
+            "quantised": f"{work.bits} bits" if work.bits else work.quantise,
             "agreement": None if agreement is None else agreement.sentence(),
             "notes": work.notes,
         }

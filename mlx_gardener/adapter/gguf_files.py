@@ -163,17 +163,17 @@ def write_gguf_model(directory: Path, file: Path, tokenizer: CodeTokenizer, *, n
     writer.add_name(name)
     _add_shape(writer, config)
     _add_tokenizer(writer, directory, tokenizer, int(config["vocab_size"]))
-    names = sorted(_files_of(directory).items())
+    names = sorted(files_of(directory).items())
     for path, (_, entry) in names:
-        kind, width = _kind(entry)
+        raw, kind, width = gguf_kind(entry)
         count = math.prod(entry["shape"])
-        writer.add_tensor_info(_tensor_name(known, path), entry["shape"], kind, count * width, _raw(entry))
+        writer.add_tensor_info(_tensor_name(known, path), entry["shape"], kind, count * width, raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for path, (source, entry) in names:
-        array = _tensor(source, path)
-        value = _as_numpy(array, entry)
+        array = tensor_of(source, path)
+        value = as_numpy(array, entry)
         writer.write_tensor_data(_permuted(value, path, config))
         del array, value
         mx.clear_cache()
@@ -192,12 +192,12 @@ def differing_tensor(directory: Path, file: Path) -> str | None:
     config = read_json(directory / "config.json")
     _, known = _architecture(config)
     written = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
-    sources = _files_of(directory)
+    sources = files_of(directory)
     if len(written) != len(sources):
         return "(their number)"
     for path, (source, entry) in sorted(sources.items()):
         tensor = written.get(_tensor_name(known, path))
-        wanted = _as_numpy(_tensor(source, path), entry)
+        wanted = as_numpy(tensor_of(source, path), entry)
         if tensor is None:
             return path
         got = np.array(tensor.data).view(wanted.dtype).reshape(wanted.shape)
@@ -206,7 +206,8 @@ def differing_tensor(directory: Path, file: Path) -> str | None:
     return None
 
 
-def _tensor(file: Path, name: str) -> mx.array:
+def tensor_of(file: Path, name: str) -> mx.array:
+    """An array of a safetensors file; nothing else of it is read."""
     import mlx.core as mx
 
     found: Any = mx.load(str(file))  # lazy: only this one is read
@@ -214,7 +215,8 @@ def _tensor(file: Path, name: str) -> mx.array:
     return array
 
 
-def _files_of(directory: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
+def files_of(directory: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """A model's arrays by name: the file that each is in, and its entry there."""
     return {
         name: (file, entry)
         for file in sorted(directory.glob("model*.safetensors"))
@@ -222,31 +224,24 @@ def _files_of(directory: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
     }
 
 
-def _kind(entry: dict[str, Any]) -> tuple[Any, int]:
-    """numpy type, bytes a value. Vectors are float32, which llama.cpp wants of norms and biases."""
+def gguf_kind(entry: dict[str, Any]) -> tuple[Any, Any, int]:
+    """GGUF's type, numpy's, and bytes a value. Vectors are float32, which llama.cpp wants of norms and biases."""
+    import gguf
     import numpy as np
 
     if len(entry["shape"]) == 1 or entry["dtype"] == "F32":
-        return np.dtype(np.float32), 4
-    return np.dtype(np.float16 if entry["dtype"] == "F16" else np.uint16), 2
+        return gguf.GGMLQuantizationType.F32, np.dtype(np.float32), 4
+    if entry["dtype"] == "F16":
+        return gguf.GGMLQuantizationType.F16, np.dtype(np.float16), 2
+    return gguf.GGMLQuantizationType.BF16, np.dtype(np.uint16), 2
 
 
-def _raw(entry: dict[str, Any]) -> Any:
-    import gguf
-
-    _, width = _kind(entry)
-    if width == 4:
-        return gguf.GGMLQuantizationType.F32
-    return gguf.GGMLQuantizationType.F16 if entry["dtype"] == "F16" else gguf.GGMLQuantizationType.BF16
-
-
-def _as_numpy(array: mx.array, entry: dict[str, Any]) -> np.ndarray:
+def as_numpy(array: mx.array, entry: dict[str, Any]) -> np.ndarray:
     """A tensor in the type it is written in; bfloat16 as the uint16 of the same bits."""
     import mlx.core as mx
     import numpy as np
 
-    _, width = _kind(entry)
-    if width == 4:
+    if gguf_kind(entry)[2] == 4:
         return np.array(array.astype(mx.float32))
     return np.array(array if entry["dtype"] == "F16" else array.view(mx.uint16))
 

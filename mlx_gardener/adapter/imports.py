@@ -319,13 +319,30 @@ def import_adapter(
         ModelError: the base cannot be found.
         RegistryError: there is no such project.
     """
-    from mlx_gardener.adapter.manifest import ManifestDetails
     from mlx_gardener.model import load_base
-    from mlx_gardener.platform.untrusted import sha256_of
 
     manager.registry.get_project(project)
     adapter = read_peft(directory)
     model = load_base(base or _named_base(adapter.config))
+    return register_imported(
+        manager, project, adapter, model, form="Hugging Face PEFT's form", activate=activate
+    )
+
+
+def register_imported(
+    manager: PeftManager, project: str, adapter: PeftAdapter, model: BaseModel, *, form: str, activate: bool
+) -> AdapterRecord:
+    """Register what was read as a new version of ``project``.
+
+    Args:
+        form: that it came in, for the card.
+
+    Raises:
+        AdapterError: it does not fit the base; nothing is registered.
+    """
+    from mlx_gardener.adapter.manifest import ManifestDetails
+    from mlx_gardener.platform.untrusted import sha256_of
+
     weights, settings = to_one_shape(adapter, model)
     source_sha256 = sha256_of(adapter.file)
     _clear_away(manager.registry, project, source_sha256, model.weights_sha256)
@@ -346,7 +363,7 @@ def import_adapter(
     )
     card = (
         f"# {project}: an imported adapter\n\nA LoRA adapter of `{model.id}` that was trained elsewhere and imported "
-        "from Hugging Face PEFT's form. mlx-gardener has measured nothing about it: there is no evidence that it helps.\n"
+        f"from {form}. mlx-gardener has measured nothing about it: there is no evidence that it helps.\n"
     )
     with manager.stage_adapter(project, weights, base=model, settings=settings) as staged:
         return staged.commit(details, model_card=card, activate=activate)

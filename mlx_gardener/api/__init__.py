@@ -128,12 +128,14 @@ class TrainingResult:
 
     def export(
         self,
-        destination: str | Path,
+        destination: str | Path | None = None,
         form: str = "mlx",
         *,
         base: str | None = None,
         bits: int | None = None,
         dtype: str = "auto",
+        quantise: str | None = None,
+        create: str | None = None,
     ) -> Export:
         """`export` of this adapter."""
         return export(
@@ -144,6 +146,8 @@ class TrainingResult:
             base=base,
             bits=bits,
             dtype=dtype,
+            quantise=quantise,
+            create=create,
         )
 
     def _repr_html_(self) -> str:

@@ -234,22 +234,27 @@ def evaluate_adapter(
 
 def export(
     project: str,
-    destination: str | Path,
+    destination: str | Path | None = None,
     form: str = "mlx",
     *,
     version: str | None = None,
     base: str | None = None,
     bits: int | None = None,
     dtype: str = "auto",
+    quantise: str | None = None,
+    create: str | None = None,
 ) -> Export:
     """Write an adapter to the new directory ``destination``, in a form that another program loads.
 
     Args:
-        form: mlx, peft, fused, gguf, gguf-fused, gguf-base or modelfile (docs/adapters.md).
+        destination: left out for the form lmstudio, which then is where LM Studio finds it.
+        form: mlx, peft, fused, gguf, gguf-fused, gguf-base, modelfile, ollama or lmstudio (docs/adapters.md).
         version: of the adapter; the active one when None.
         base: the base model's directory or hub id, where it is not where it was trained.
         bits: 4 or 8 quantises the form fused, if the adapter survives it.
         dtype: floats of merged models: auto, float32, bfloat16 or float16.
+        quantise: q4_0, q8_0 or q4_k_m (wants llama.cpp) for merged GGUF models, if the adapter survives it.
+        create: let Ollama take the form ollama or modelfile under this name.
 
     Raises:
         AdapterError: the form is unknown or cannot hold this adapter, what was written does not agree with it, or the
@@ -259,9 +264,11 @@ def export(
     """
     from mlx_gardener.adapter.exports import export_adapter
 
+    place = None if destination is None else Path(destination)
     return export_adapter(
-        ProjectRegistry(), project, version, form, Path(destination), base=base, bits=bits, dtype=dtype
-    )
+        ProjectRegistry(), project, version, form, place, base=base, bits=bits, dtype=dtype, quantise=quantise,
+        create=create,
+    )  # fmt: skip
 
 
 def settings_of(config: TrainingConfig | None, settings: dict[str, Any]) -> TrainingConfig:

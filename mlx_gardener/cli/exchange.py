@@ -14,12 +14,12 @@ from mlx_gardener.cli.options import as_json_option
 from mlx_gardener.cli.renamed import renamed
 from mlx_gardener.platform.files import existing_directory
 
-_FORMS = ("mlx", "peft", "fused", "gguf", "gguf-fused", "gguf-base", "modelfile")
+_FORMS = ("mlx", "peft", "fused", "gguf", "gguf-fused", "gguf-base", "modelfile", "ollama", "lmstudio")
 
 
 @click.command()
 @click.argument("project", shell_complete=complete_projects)
-@click.argument("destination", type=click.Path(path_type=Path))
+@click.argument("destination", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--version", shell_complete=complete_versions, help="Adapter version; the active one by default."
 )
@@ -40,21 +40,33 @@ _FORMS = ("mlx", "peft", "fused", "gguf", "gguf-fused", "gguf-base", "modelfile"
     show_default=True,
     help="Floats of merged models; auto is the base's own.",
 )
+@click.option(
+    "--quantise",
+    type=click.Choice(["q4_0", "q8_0", "q4_k_m"]),
+    help="Quantise a merged GGUF model, if the adapter survives it; q4_k_m wants llama.cpp.",
+)
+@click.option(
+    "--create", metavar="NAME", help="Let Ollama take the form ollama or modelfile under this name."
+)
 @as_json_option
 def export(
     project: str,
-    destination: Path,
+    destination: Path | None,
     version: str | None,
     form: str,
     base: str | None,
     bits: str | None,
     dtype: str,
+    quantise: str | None,
+    create: str | None,
     as_json: bool,
 ) -> None:
     """Write PROJECT's adapter to the new directory DESTINATION, in a form that another program loads.
 
-    mlx: mlx-lm. peft: Hugging Face PEFT. fused: the base with the adapter merged in. gguf: the adapter for llama.cpp;
-    gguf-base the base to put it on; gguf-fused both in one file. modelfile: that with a Modelfile for Ollama.
+    mlx: mlx-lm. peft: Hugging Face PEFT. fused: the base with the adapter merged in. gguf: the adapter for llama.cpp,
+    on the GGUF file it was trained on; gguf-base the base to put it on; gguf-fused both in one file. modelfile: that
+    with a Modelfile for Ollama; ollama: the adapter on the model that Ollama has. lmstudio: the merged model where
+    LM Studio finds it, for which DESTINATION is left out.
 
     What was written is loaded back and compared with the adapter on real text; where it does not agree it is refused.
     """
@@ -65,6 +77,8 @@ def export(
     from mlx_gardener.report.story import as_sentence
     from mlx_gardener.report.text import safe_text
 
+    if destination is None and form != "lmstudio":
+        raise click.UsageError("Missing argument 'DESTINATION'.")
     registry = ProjectRegistry()
 
     def tell(text: str) -> None:
@@ -73,7 +87,7 @@ def export(
 
     done = export_adapter(
         registry, project, version, form, destination, base=base, bits=None if bits is None else int(bits),
-        dtype=dtype, tell=tell,
+        dtype=dtype, quantise=quantise, create=create, tell=tell,
     )  # fmt: skip
     if as_json:
         figures = None if done.agreement is None else done.agreement.to_json()
@@ -85,6 +99,8 @@ def export(
         click.echo(safe_text(as_sentence(line)))
     model = base or base_name(registry, registry.get_adapter(project, version))
     command = next_command(form, done.directory, project=project, base=model)
+    if create is not None:
+        command = f"ollama run {create}"
     click.echo(f"Next{', in Python' * (form == 'peft')}: {safe_text(command)}")
 
 
@@ -114,11 +130,13 @@ def import_(
     activate: bool,
     as_json: bool,
 ) -> None:
-    """Take the PEFT adapter in the directory PATH into the registry, as a new version of PROJECT's without evidence.
+    """Take the PEFT adapter in the directory PATH into the registry, as a new version of PROJECT's without evidence;
+    or the adapter of llama.cpp's in the GGUF file PATH.
 
-    Only safetensors and JSON are read; pickled weights (adapter_model.bin) are refused.
+    Only safetensors, JSON and GGUF are read; pickled weights (adapter_model.bin) are refused.
     """
     from mlx_gardener.adapter import PeftManager
+    from mlx_gardener.adapter.gguf_imports import import_gguf_adapter
     from mlx_gardener.adapter.imports import import_adapter
 
     if named is not None:  # until 0.2: import PATH --project PROJECT
@@ -127,12 +145,17 @@ def import_(
         path, project = Path(project), renamed("--project", "PROJECT, in front of PATH,", named, None)
     if path is None:
         raise click.UsageError("Missing argument 'PATH'.")
-    path = existing_directory(path, "Name the directory of a PEFT adapter.")
+    take = import_gguf_adapter if path.is_file() else import_adapter
+    path = (
+        path.resolve()
+        if path.is_file()
+        else existing_directory(path, "Name the directory of a PEFT adapter.")
+    )
     manager = PeftManager()
     if repository is not None:
         repository = existing_directory(repository, "Name the root directory of a repository.")
     with nullcontext() if repository is None else manager.registry.registering(project, repository):
-        record = import_adapter(manager, project, path, base=base, activate=activate)
+        record = take(manager, project, path, base=base, activate=activate)
     if as_json:
         click.echo(
             json.dumps(

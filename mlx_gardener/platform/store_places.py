@@ -47,6 +47,12 @@ def store_places() -> list[StorePlace]:
     return [place for place in found if _is_directory(place.root)]
 
 
+def lm_studio_models() -> Path | None:
+    """Where LM Studio looks for models, also before it has any; None where it was never on this machine."""
+    place = next(iter(_lm_studio()))
+    return place if _is_directory(place) or _is_directory(place.parent) else None
+
+
 def packages_cache() -> Path:
     """Where models lie that came in wheels from the package index."""
     return default_home() / "cache" / "packages"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -17,7 +18,11 @@ from mlx_gardener.adapter import PeftManager, attach_adapter
 from mlx_gardener.adapter.exports import export_adapter
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import load_base, seedling_path
+from tests.adapter.test_gguf_bases import IDS, LORA, adapted_logits
 from tests.conftest import write_tiny_model
+from tests.model.gguf.files import CONFIGS, logits, tiny_model, write_gguf
+from tests.model.gguf.test_llama import SAME
+from tests.model.gguf.test_llama import TOLERANCE as OF_ARCHITECTURES
 from tests.support.adapters import project_with
 
 #: Largest difference over largest logit; up to 7e-6 was seen. ggml sums in another order.
@@ -73,6 +78,45 @@ def test_llama_cpp_gives_the_same_logits(
     }
     print({arm: f"{value:.1e}" for arm, value in found.items()})
     assert max(found.values()) < TOLERANCE
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_llama_cpp_puts_an_adapter_on_the_file_that_it_was_trained_on(
+    architecture: str, repository: Path, tmp_path: Path
+) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    model, config = tiny_model(architecture, **SAME.get(architecture, {}))
+    file = write_gguf(tmp_path / "tiny.gguf", architecture, model, config)
+    manager = project_with(load_base(str(file)), repository, LORA, size=0.1)
+    export_adapter(manager.registry, "web", None, "gguf", tmp_path / "out")
+    export_adapter(manager.registry, "web", None, "gguf-fused", tmp_path / "fused", dtype="float32")
+    wanted, plain = adapted_logits(manager, file), logits(load_base(str(file)).model, IDS)
+    assert relative(plain, wanted) > 0.02, "the adapter changes the logits, or there is nothing to compare"
+    found = {
+        "with adapter": relative(
+            wanted, llama_logits(llama_cpp, file, tmp_path / "out" / "adapter.gguf", IDS)
+        ),
+        "fused": relative(wanted, llama_logits(llama_cpp, tmp_path / "fused" / "model.gguf", None, IDS)),
+    }
+    print({arm: f"{value:.1e}" for arm, value in found.items()})
+    assert max(found.values()) < OF_ARCHITECTURES.get(architecture, TOLERANCE)
+
+
+@pytest.mark.llama
+def test_llama_cpp_s_own_quantisation_is_made_and_checked(repository: Path, tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    model, config = tiny_model("llama", hidden_size=256, intermediate_size=512, head_dim=64)
+    file = write_gguf(tmp_path / "tiny.gguf", "llama", model, config)
+    manager = project_with(load_base(str(file)), repository, LORA, size=0.1)
+    done = export_adapter(manager.registry, "web", None, "gguf-fused", tmp_path / "out", quantise="q4_k_m")
+    assert done.agreement is not None and 0 < done.agreement.share < 0.5
+    made = tmp_path / "out" / "model.gguf"
+    assert "Q4_K" in {tensor.tensor_type.name for tensor in gguf.GGUFReader(made).tensors}
+    ours = logits(load_base(str(made)).model, IDS)
+    assert relative(ours, llama_logits(llama_cpp, made, None, IDS)) < 0.15, (
+        "its activations are in 8 bits, ours are not"
+    )
 
 
 @pytest.mark.llama

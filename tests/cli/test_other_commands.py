@@ -238,3 +238,10 @@ def test_a_trained_project_is_listed_used_exported_and_removed(
     assert "no adapter" in gardener_here("complete", "web", place).stderr
     assert gardener_here("remove", "web", "--yes").returncode == 0
     assert gardener_here("show", "web").returncode == 1
+
+
+def test_an_export_needs_a_place_but_for_lm_studio_s() -> None:
+    done = gardener_here("export", "web", "--form", "gguf")
+    assert done.returncode == 2 and "Missing argument 'DESTINATION'" in done.stderr
+    done = gardener_here("export", "web", "--form", "lmstudio")
+    assert done.returncode == 1 and "no project" in done.stderr.lower()

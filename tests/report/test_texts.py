@@ -243,7 +243,7 @@ def trained_diff() -> str:
 
 
 def export_text() -> str:
-    forms = ("mlx", "peft", "fused", "gguf", "gguf-fused", "gguf-base", "modelfile")
+    forms = ("mlx", "peft", "fused", "gguf", "gguf-fused", "gguf-base", "modelfile", "ollama", "lmstudio")
     return "".join(
         f"{form}: {next_command(form, Path('/some where/out'), project='Web', base='Qwen/Qwen2.5-Coder-0.5B')}\n"
         for form in forms

@@ -19,8 +19,8 @@ import pytest
 from mlx_gardener.adapter import PeftManager
 from mlx_gardener.registry import ProjectRegistry
 from tests.adapter.test_imports import write_peft
-from tests.cli.test_command_line import gardener_here
 from tests.registry.worlds import install_adapter
+from tests.support.commands import gardener_here
 
 ROOT = Path(__file__).parents[2]
 START = """

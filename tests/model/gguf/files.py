@@ -195,7 +195,8 @@ def as_llama_cpp(architecture: str, model: nn.Module, config: dict[str, Any]) ->
 
 
 def _add_settings(writer: Any, architecture: str, config: dict[str, Any]) -> None:
-    writer.add_name(f"Tiny {architecture}")
+    # llama.cpp takes the vocabulary of what is called phi3 for the one that was published.
+    writer.add_name(f"Tiny {architecture}".replace("phi3", "Phi"))
     writer.add_license("apache-2.0")
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
