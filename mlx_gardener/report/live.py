@@ -38,10 +38,9 @@ from mlx_gardener.report.text import counted, duration, gigabytes, safe_text
 from mlx_gardener.report.time_view import time_line
 
 _BARS = "▁▂▃▄▅▆▇█"
-#: In a log: seconds between two lines. A run gives a sign every five seconds, too, so that no silence is longer than ten.
-_PLAIN_SECONDS = 5.0
-#: A segment of a large base may take longer than ten seconds; then its run's sign of life gets a line.
-_SIGN_SECONDS = 7.0
+#: In a log: least seconds between two lines. A run gives a sign of life every five seconds, also within a slow segment of a
+#: large base; less than that, or a sign that comes early is passed over and the silence lasts ten seconds.
+_PLAIN_SECONDS = 4.0
 #: What a run does in each phase, in words.
 PHASES = {
     TrainingPhase.INITIALIZING: "choosing a model",
@@ -219,9 +218,7 @@ class LiveView:
     def _is_news(self, event: ProgressChanged) -> bool:
         """Whether a log wants a line about it: something new, or a sign of life where updates have had no line of their own."""
         silent = time.monotonic() - self._printed_at
-        return not event.phase.is_final and silent >= (
-            _SIGN_SECONDS if event.phase is TrainingPhase.TRAINING else _PLAIN_SECONDS
-        )
+        return not event.phase.is_final and silent >= _PLAIN_SECONDS
 
     def _line(self, text: str, style: str = "") -> None:
         self.console.print(Text(safe_text(text), style=style), soft_wrap=True)

@@ -12,20 +12,16 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_gardener.adapter import PeftManager, attach_adapter
+from mlx_gardener.adapter import PeftManager
 from mlx_gardener.adapter.exports import Export, export_adapter
 from mlx_gardener.adapter.gguf_files import BASE_SHA256
 from mlx_gardener.adapter.gguf_imports import import_gguf_adapter
-from mlx_gardener.config import LoraConfig
 from mlx_gardener.errors import AdapterError
 from mlx_gardener.model import load_base
 from mlx_gardener.platform.untrusted import sha256_of
 from tests.model.gguf.files import CONFIGS, logits, tiny_model, write_gguf
 from tests.model.store_worlds import OllamaStore
-from tests.support.adapters import project_with
-
-IDS = [*range(40, 64), 3, 250, 7, 7, 9]
-LORA = LoraConfig(rank=4, target_modules="all-linear")
+from tests.support.adapters import IDS, LORA, adapted_logits, project_with
 
 
 def gguf_base(place: Path, architecture: str) -> Path:
@@ -36,13 +32,6 @@ def gguf_base(place: Path, architecture: str) -> Path:
 
 def write(manager: PeftManager, form: str, place: Path, **options: object) -> Export:
     return export_adapter(manager.registry, "web", None, form, place, **options)  # type: ignore[arg-type]
-
-
-def adapted_logits(manager: PeftManager, base: Path) -> np.ndarray:
-    """What the adapter says here."""
-    model = load_base(str(base))
-    with attach_adapter(model, manager.load_adapter("web")):
-        return logits(model.model, IDS)
 
 
 def as_llama_cpp_adds(base: Path, adapter: Path, file: Path) -> Path:

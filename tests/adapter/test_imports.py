@@ -17,10 +17,7 @@ from mlx_gardener.adapter.manifest import read_manifest
 from mlx_gardener.errors import AdapterError
 from mlx_gardener.registry import ProjectRegistry
 from tests.support.commands import gardener_here
-
-HIDDEN, INNER = 48, 96
-CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"],
-          "base_model_name_or_path": "some/base"}  # fmt: skip
+from tests.support.peft import HIDDEN, INNER, write_peft
 
 
 @pytest.fixture
@@ -28,23 +25,6 @@ def manager(repository: Path) -> PeftManager:
     registry = ProjectRegistry()
     registry.register_project("web", repository)
     return PeftManager(registry)
-
-
-def write_peft(
-    directory: Path, modules: dict[str, int], extra: dict[str, mx.array] | None = None, **config: Any
-) -> Path:
-    """A PEFT adapter of random weights; ``modules`` are names within the model and their ranks."""
-    directory.mkdir()
-    mx.random.seed(5)
-    weights = dict(extra or {})
-    for module, rank in modules.items():
-        inputs = INNER if module.endswith("down_proj") else HIDDEN
-        outputs = INNER if module.endswith("up_proj") else HIDDEN
-        weights[f"base_model.model.{module}.lora_A.weight"] = mx.random.normal((rank, inputs))
-        weights[f"base_model.model.{module}.lora_B.weight"] = mx.random.normal((outputs, rank))
-    mx.save_safetensors(str(directory / "adapter_model.safetensors"), weights)
-    (directory / "adapter_config.json").write_text(json.dumps({**CONFIG, **config}))
-    return directory
 
 
 def delta(directory: Path, module: str, scale: float) -> np.ndarray:

@@ -18,12 +18,10 @@ from mlx_gardener.adapter import PeftManager, attach_adapter
 from mlx_gardener.adapter.exports import export_adapter
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import load_base, seedling_path
-from tests.adapter.test_gguf_bases import IDS, LORA, adapted_logits
 from tests.conftest import write_tiny_model
-from tests.model.gguf.files import CONFIGS, logits, tiny_model, write_gguf
-from tests.model.gguf.test_llama import SAME
-from tests.model.gguf.test_llama import TOLERANCE as OF_ARCHITECTURES
-from tests.support.adapters import project_with
+from tests.model.gguf.files import CONFIGS, SAME, logits, tiny_model, write_gguf
+from tests.model.gguf.files import TOLERANCE as OF_ARCHITECTURES
+from tests.support.adapters import IDS, LORA, adapted_logits, project_with
 
 #: Largest difference over largest logit; up to 7e-6 was seen. ggml sums in another order.
 TOLERANCE = 1e-4

@@ -41,7 +41,7 @@ from mlx_gardener.runs.context import Run
 from mlx_gardener.runs.job import Resume
 from mlx_gardener.runs.phases import _initialize
 from mlx_gardener.runs.progress import TrainingProgressTracker
-from mlx_gardener.training.parallel import Peers
+from mlx_gardener.training.parallel import Ranks
 from mlx_gardener.training.time_plan import Clock
 from tests.conftest import write_tiny_model
 from tests.docs.commands import ROOT
@@ -53,7 +53,7 @@ SETTINGS: dict[str, Any] = {
     "optimizer": {"max_steps": 1, "tokens_per_update": 512},
     "data": {"sequence_lengths": (128,)},
     "evaluation": {"least_tasks": 0, "least_rows": 4, "time_share": 0, "memorisation_places": 0, "arms": ("base", "adapter")},
-    "engine": {"rehearse": False},
+    "engine": {"dry_run": False},
     "show_progress": False,
 }  # fmt: skip
 
@@ -80,7 +80,7 @@ def chosen_in_a_run(
     run = Run(
         training_id=record.id, project=project, config=config, directory=record.run_dir, resume=Resume.NEVER, smaller_plan=False,
         registry=registry, bus=bus, tracker=TrainingProgressTracker(registry, record.id, bus=bus), interrupt=lambda: None,
-        peers=Peers(), clock=Clock(), clock_stands=clock_stands,
+        ranks=Ranks(), clock=Clock(), clock_stands=clock_stands,
     )  # fmt: skip
     try:
         return _initialize(run), events

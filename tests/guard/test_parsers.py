@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from mlx_gardener.dataset.examples import Excerpt, _node_span
-from mlx_gardener.dataset.tasks import hole_tasks
+from mlx_gardener.dataset.tasks import fim_tasks
 from mlx_gardener.errors import ModelError
 from mlx_gardener.evaluate.metrics import parses
 from mlx_gardener.events import PlanChosen
@@ -24,7 +24,7 @@ from mlx_gardener.report.live import LiveView
 from mlx_gardener.source import ChunkType, CodePreprocessor, languages
 from mlx_gardener.source.chunks import split_spans
 from tests.guard.targets import CUT, TARGETS, allocates_at_most, seeds
-from tests.source.test_chunks import Counted
+from tests.support.counted import Counted
 
 #: git is asked a hundred times slower than the others are.
 EXAMPLES = {"attributes": 25}
@@ -77,7 +77,7 @@ def test_nobody_waits_for_a_grammar_that_does_not_end(monkeypatch: pytest.Monkey
         return (
             parses(code, "python"),
             _node_span(code, "python", random.Random(4)) is not None,
-            bool(hole_tasks([excerpt], 4, seed=0)),
+            bool(fim_tasks([excerpt], 4, seed=0)),
         )
 
     assert shared() == (True, True, True)

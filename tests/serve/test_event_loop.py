@@ -20,7 +20,7 @@ from mlx_gardener.serve.generation import Limits, Sampling
 from mlx_gardener.serve.server import serving
 from mlx_gardener.serve.streams import EventStream
 from mlx_gardener.serve.worker import QueuedRequest
-from tests.serve.test_hostile import HEAD, World, connected, ended, message, post
+from tests.support.requests import HEAD, World, connected, ended, message, post
 
 TEXT = "def run(self):\n    return 1\n" * 4_000
 LONG_BODIES = {

@@ -34,18 +34,10 @@ from mlx_gardener.serve.residents import Residents
 from mlx_gardener.serve.server import running_worker, serving
 from mlx_gardener.serve.worker import BadRequestError, Finished, QueuedRequest, Worker
 from tests.serve.conftest import make_projects, wait_until
+from tests.support.requests import HEAD, World, connected, ended, message, post
 
-World = tuple[ProjectRegistry, BaseModel]
 TOKEN = "correct-horse-battery-staple"
 JSON = {"content-type": "application/json"}
-
-
-def post(address: str, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
-    return httpx.post(address + path, json=body, headers=headers, timeout=120)
-
-
-def message(answer: httpx.Response) -> str:
-    return str(answer.json()["error"]["message"])
 
 
 @pytest.fixture
@@ -304,22 +296,6 @@ def test_a_prompt_of_megabytes_is_refused_after_a_part_of_it(tiny: World) -> Non
             and far.json()["content"] == post(address, "/infill", near).json()["content"]
         )
         assert post(address, "/infill", {**near, "input_extra": extra}).status_code == 200
-
-
-def connected(address: str) -> socket.socket:
-    host, _, port = address.removeprefix("http://").rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=60)
-
-
-def ended(connection: socket.socket) -> bytes:
-    """What a server says until it closes a connection; waits for that."""
-    said = b""
-    while part := connection.recv(4096):
-        said += part
-    return said
-
-
-HEAD = b"POST /projects/alpha/infill HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
 
 def test_half_requests_are_not_waited_for(start: Callable[..., str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,6 +11,7 @@ from mlx_gardener.errors import DataError
 from mlx_gardener.source import ChunkType, CodePreprocessor
 from mlx_gardener.source.chunks import split_spans
 from mlx_gardener.source.languages import GRAMMARS
+from tests.support.counted import Counted
 from tests.support.samples import SAMPLES
 
 
@@ -101,17 +101,6 @@ def test_dependencies_are_the_imports_a_chunk_uses() -> None:
     code = "import json\nimport os.path\n\n\ndef save(x):\n    return json.dumps(x)\n"
     save = next(c for c in CodePreprocessor().preprocess_file("a.py", code) if c.metadata["name"] == "save")
     assert save.dependencies == ("json",)
-
-
-class Counted(bytes):
-    """Bytes that count how many of them are looked at."""
-
-    looked = 0
-
-    def __getitem__(self, key: Any) -> Any:
-        found = super().__getitem__(key)
-        self.looked += len(found) if isinstance(found, bytes) else 1
-        return found
 
 
 @pytest.mark.parametrize(

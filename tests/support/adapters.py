@@ -5,19 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
-from mlx_gardener.adapter import ManifestDetails, PeftManager
+from mlx_gardener.adapter import ManifestDetails, PeftManager, attach_adapter
 from mlx_gardener.config import LoraConfig
-from mlx_gardener.model import BaseModel
+from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.lora import adapter_settings, attach_lora, detach_lora, lora_parameters
 from mlx_gardener.registry import AdapterRecord, ProjectRegistry
+from tests.model.gguf.files import logits
 
 DETAILS = ManifestDetails({"model": ""}, {}, {}, {}, {}, {})
 #: What must not be told: where a local model lies.
 LOCAL_DETAILS = ManifestDetails(
     {"model": "/secret/place/model"}, {}, {"adapter_bits_per_byte": 1.0}, {}, {}, {}
 )
+
+#: Tokens that the tiny models of GGUF files are asked about, and the adapters these get.
+IDS = [*range(40, 64), 3, 250, 7, 7, 9]
+LORA = LoraConfig(rank=4, target_modules="all-linear")
 
 
 def project_with(base: BaseModel, repository: Path, lora: LoraConfig, *, size: float = 0.02) -> PeftManager:
@@ -66,3 +72,10 @@ def create(manager: PeftManager, base: BaseModel) -> AdapterRecord:
         model_card="card",
         extra_files={"x.txt": b"x"},
     )
+
+
+def adapted_logits(manager: PeftManager, base: Path) -> np.ndarray:
+    """What the adapter says here."""
+    model = load_base(str(base))
+    with attach_adapter(model, manager.load_adapter("web")):
+        return logits(model.model, IDS)

@@ -18,9 +18,9 @@ import pytest
 
 from mlx_gardener.adapter import PeftManager
 from mlx_gardener.registry import ProjectRegistry
-from tests.adapter.test_imports import write_peft
 from tests.registry.worlds import install_adapter
 from tests.support.commands import gardener_here
+from tests.support.peft import write_peft
 
 ROOT = Path(__file__).parents[2]
 START = """

@@ -12,15 +12,9 @@ from gguf import GGMLQuantizationType as Kind
 
 from benchmarks.llama_cpp_side import llama_logits, relative
 from mlx_gardener.model import load_base
-from tests.model.gguf.files import CONFIGS, logits, tiny_model, write_gguf
+from tests.model.gguf.files import CONFIGS, SAME, TOLERANCE, logits, tiny_model, write_gguf
 
 IDS = [*range(40, 64), 3, 250, 7, 7, 9]
-#: Largest difference over largest logit, where it is more than that of sums in another order: ggml looks GELU up in a table of
-#: float16. With such a table in mlx-lm's place gemma2 and starcoder2 agree to 6e-5, and gemma3 does at its first tokens.
-TOLERANCE = {"starcoder2": 3e-3, "gemma2": 1e-3, "gemma3": 5e-3}
-#: Settings under which mlx-lm computes what llama.cpp does: see docs/gguf.md, the table's last column.
-SAME = {"phi3": {"rope_scaling": {"type": "longrope", "long_factor": [1.0] * 4, "short_factor": [1.0] * 4},
-                 "original_max_position_embeddings": 512}}  # fmt: skip
 
 
 @pytest.mark.llama

@@ -1,0 +1,35 @@
+"""What tests send to a server, and how they read what it says."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import httpx
+
+from mlx_gardener.model import BaseModel
+from mlx_gardener.registry import ProjectRegistry
+
+World = tuple[ProjectRegistry, BaseModel]
+HEAD = b"POST /projects/alpha/infill HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+
+
+def post(address: str, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
+    return httpx.post(address + path, json=body, headers=headers, timeout=120)
+
+
+def message(answer: httpx.Response) -> str:
+    return str(answer.json()["error"]["message"])
+
+
+def connected(address: str) -> socket.socket:
+    host, _, port = address.removeprefix("http://").rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def ended(connection: socket.socket) -> bytes:
+    """What a server says until it closes a connection; waits for that."""
+    said = b""
+    while part := connection.recv(4096):
+        said += part
+    return said
