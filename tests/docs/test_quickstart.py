@@ -27,7 +27,6 @@ SETTINGS = {
 }
 
 
-@pytest.mark.slow  # four minutes: the script trains as much as it says; tests/engine/test_choosing.py has its choice of a base
 @pytest.mark.usefixtures("known_home")
 def test_the_quickstart_ends_with_a_verdict_and_both_completions(
     tmp_path: Path, repository: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
