@@ -121,7 +121,7 @@ def export_adapter(
     if quantise is not None and (form not in _MODELS or form == "fused"):
         raise AdapterError(
             f"The form {form} is no GGUF model, which is what is quantised so.",
-            next_step="Name --form gguf-fused, lmstudio or modelfile; the form fused has --bits.",
+            next_step="Take the form gguf-fused, lmstudio or modelfile; the form fused has bits of its own.",
         )
     if quantise is not None:
         check_quantisation(quantise)

@@ -87,6 +87,9 @@ def test_a_refusal_is_told_and_not_raised(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(priority.os, "getpriority", lambda *_arguments: 0)
     monkeypatch.setattr(priority.os, "setpriority", refuse)
     monkeypatch.setattr(priority.psutil.Process, "ionice", deny, raising=False)
+    monkeypatch.setattr(
+        priority.os, "getsid", lambda _process: -1
+    )  # a suite in a session of its own keeps it
     done = lower_priority()
     assert done.startswith("nice unchanged (Operation not permitted)")
     if sys.platform.startswith("linux"):
