@@ -32,7 +32,7 @@ _IN_PYTHON = (
     (r"--hosts?\b", "parallel.hosts"),
     (r"--hostfile\b", "parallel.hostfile"),
     (r"--backend\b", "parallel.backend"),
-    (r"--(model|project|base|bits|dtype|control|seed|version|tasks|arms)\b", r"\1"),
+    (r"--(model|project|base|bits|dtype|form|quantise|create|control|seed|version|tasks|arms)\b", r"\1"),
     (r"--config\b", "file"),
 )
 _COMMAND = re.compile(r"(`(?!mlx-gardener train(?: --resume)?`)[\w.]*mlx[-.]\w+[^`]*`)")

@@ -44,7 +44,7 @@ def gguf_adapter(file: Path) -> Gguf:
     except (OSError, ValueError) as error:
         raise AdapterError(
             f"{file.name!r} cannot be imported as a LoRA adapter of llama.cpp's: {reason_of(error)}.",
-            next_step="Name a file that llama.cpp takes with --lora, or the directory of a PEFT adapter.",
+            next_step="Name a file that llama.cpp takes with `--lora`, or the directory of a PEFT adapter.",
         ) from error
 
 

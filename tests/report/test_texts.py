@@ -102,7 +102,7 @@ def nothing() -> dict[str, Any]:
     )  # fmt: skip
     found["metrics"]["adapter_bits_per_byte"] = found["metrics"]["base_bits_per_byte"]
     found["arms"] = [found["arms"][0], {**found["arms"][0], "name": "adapter"}]
-    same = "the share of filled holes that parse did not change (95 % interval +0.0 to +0.0)"
+    same = "the share of filled spans that parse did not change (95 % interval +0.0 to +0.0)"
     found["guards"] = [{**found["guards"][2], "measured": 0.0, "reason": same}]
     return found
 
