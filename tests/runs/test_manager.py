@@ -27,8 +27,8 @@ from mlx_gardener.training.time_plan import Clock
 from tests.conftest import write_repository
 from tests.support.trainings import (
     WAIT,
-    _alive,
     endless,
+    is_alive,
     steps_done,
     tiny_settings,
     until,
@@ -153,7 +153,7 @@ def test_cancelling_stops_the_work_and_keeps_a_checkpoint_to_resume(
     assert end.phase is TrainingPhase.CANCELLED
     record = pipeline.registry.latest_training("small")
     assert record is not None and record.status is TrainingStatus.CANCELLED
-    assert record.pid is None or not _alive(record.pid), "the worker process is gone"
+    assert record.pid is None or not is_alive(record.pid), "the worker process is gone"
     assert any((record.run_dir / "checkpoints").iterdir())
     assert not pipeline.registry.list_adapters("small")
 

@@ -10,17 +10,12 @@ from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.errors import TrainingCancelledError
 from mlx_gardener.events import Event, StepCompleted, WarningRaised
 from mlx_gardener.training import TrainOutcome
+from tests.support.trainings import SMALL
 
 
 def settings(**more: object) -> TrainingConfig:
     chosen: dict[str, object] = {
-        "min_training_chunks": 5,
-        "training_data_quality_threshold": 0.1,
-        "lora.rank": 4,
-        "optimizer.learning_rate": 0.01,
-        "optimizer.tokens_per_update": 512,
-        "optimizer.max_steps": 6,
-        "data.sequence_lengths": [64, 128],
+        **SMALL,
         "checkpoint_interval_seconds": 1e-6,
         "checkpoints_kept": 3,
     }

@@ -11,17 +11,22 @@ from mlx_gardener.config import TrainingConfig, load_config
 
 WAIT = 600.0  # seconds no run here comes near; a hang shows as an error instead of a stuck suite
 
+#: A training of six updates on a few small files.
+SMALL: dict[str, object] = {
+    "min_training_chunks": 5,
+    "training_data_quality_threshold": 0.1,
+    "lora.rank": 4,
+    "optimizer.learning_rate": 0.01,
+    "optimizer.tokens_per_update": 512,
+    "optimizer.max_steps": 6,
+    "data.sequence_lengths": [64, 128],
+}
+
 
 def tiny_settings(model: Path, **more: object) -> TrainingConfig:
     settings: dict[str, object] = {
         "model": str(model),
-        "min_training_chunks": 5,
-        "training_data_quality_threshold": 0.1,
-        "lora.rank": 4,
-        "optimizer.learning_rate": 0.01,
-        "optimizer.tokens_per_update": 512,
-        "optimizer.max_steps": 6,
-        "data.sequence_lengths": [64, 128],
+        **SMALL,
         "evaluation.next_line_tasks": 4,
         "evaluation.fim_tasks": 4,
         "evaluation.memorisation_places": 8,
@@ -63,7 +68,7 @@ def worker_of(pipeline: TrainingPipeline, name: str) -> int:
     return psutil.Process(record.pid).children()[0].pid
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     import psutil
 
     try:

@@ -24,7 +24,7 @@ from mlx_gardener.training.checkpoint import list_checkpoints
 from mlx_gardener.training.parallel import Ranks
 from tests.conftest import write_repository
 from tests.support.commands import train_flags
-from tests.support.trainings import WAIT, _alive, endless, steps_done, tiny_settings, until
+from tests.support.trainings import WAIT, endless, is_alive, steps_done, tiny_settings, until
 
 HERE = "127.0.0.1"
 STEPS = 12
@@ -198,7 +198,7 @@ def test_a_wish_to_cancel_ends_all_ranks(tiny_model_dir: Path, world: World) -> 
     others = peers_of(running)
     assert len(others) == 1 and running.cancel_training("small")
     assert running.wait_for_training_completion("small", timeout=WAIT).phase is TrainingPhase.CANCELLED
-    until(lambda: not any(_alive(pid) for pid in others), "the other rank's end")
+    until(lambda: not any(is_alive(pid) for pid in others), "the other rank's end")
 
 
 def test_a_host_that_cannot_be_reached_is_named(

@@ -29,8 +29,8 @@ from mlx_gardener.runs.worker import only_worker
 from tests.support.commands import gardener, gardener_here, train_flags
 from tests.support.trainings import (
     WAIT,
-    _alive,
     endless,
+    is_alive,
     steps_done,
     tiny_settings,
     until,
@@ -74,7 +74,7 @@ def test_a_worker_that_died_is_replaced_and_that_is_said(long_pipeline: Training
         until(lambda done=done: steps_done(pipeline) >= done + 3, "three more steps")
         victim = worker_of(pipeline, "small")
         os.kill(victim, number)
-        until(lambda victim=victim: not _alive(victim), "its death")
+        until(lambda victim=victim: not is_alive(victim), "its death")
         done = steps_done(pipeline)
     assert wait(pipeline) is TrainingPhase.COMPLETED
     told = [message for message in warnings_of(pipeline) if "last checkpoint" in message]
@@ -95,7 +95,7 @@ def test_a_worker_that_keeps_dying_at_the_same_place_is_given_up(
     for _ in range(2):
         victim = worker_of(pipeline, "small")
         os.kill(victim, signal.SIGKILL)
-        until(lambda victim=victim: not _alive(victim), "its death")
+        until(lambda victim=victim: not is_alive(victim), "its death")
     assert wait(pipeline) is TrainingPhase.FAILED
     record = pipeline.registry.latest_training("small")
     assert record is not None and "signal 9" in record.message and "logs small" in record.message
@@ -169,7 +169,7 @@ def test_a_worker_whose_supervisor_dies_stops_with_a_checkpoint(endless_pipeline
     record = pipeline.registry.latest_training("small")
     assert record is not None and record.pid is not None
     os.kill(record.pid, signal.SIGKILL)
-    until(lambda: not _alive(worker), "the worker's end")
+    until(lambda: not is_alive(worker), "the worker's end")
     assert wait(pipeline) is TrainingPhase.FAILED
     assert any((record.run_dir / "checkpoints").glob("step-*"))
 
