@@ -34,7 +34,7 @@ from mlx_gardener.evaluate.metrics import bits_per_byte, edit_similarity
 from mlx_gardener.evaluate.retrieval import Retriever, training_chunks
 from mlx_gardener.evaluate.stages import Checks, Findings, Survey, measure_all
 from mlx_gardener.evaluate.statistics import Change, files_needed, relative_change, share_change
-from mlx_gardener.evaluate.work import STEP_TOKENS
+from mlx_gardener.evaluate.work import STEP_TOKENS, SURE
 from mlx_gardener.platform.kept import KeptValues
 from mlx_gardener.source.languages import language_of
 
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
 
 _CONTEXT_LINES = 8
-#: The share of the time that work is planned for: generation and attention are foretold by the speed of plain rows.
-_SURE = 0.8
 #: Where so much of the time is left, in shares of what was used, more rows and tasks are worth another round.
 _WORTH_A_ROUND = 0.25
 #: (arm, against) of every comparison of bits per byte that is made where both arms are there.
@@ -111,7 +109,7 @@ def compare(
             raise TimeLimitError("The time for the evidence is over.")
 
     names = [arm for arm in ARM_TITLES if arm in config.evaluation.arms and (arm != "control" or control)]
-    tokens = math.inf if math.isinf(seconds) else _SURE * seconds * forward_tokens_per_second
+    tokens = math.inf if math.isinf(seconds) else SURE * seconds * forward_tokens_per_second
     measured = config.evaluation.model_copy(
         update={"arms": tuple(names)}
     )  # no time is kept for an arm that is not there
@@ -158,7 +156,7 @@ def compare(
 def _room_for_more(began: float, ends: float) -> float:
     """How much more can be done in the time that is left, as a share of what was done; 0 where it is not worth it."""
     now = time.monotonic()
-    room = _SURE * (ends - now) / max(1e-3, now - began)
+    room = SURE * (ends - now) / max(1e-3, now - began)
     return 0.0 if math.isinf(ends) or room < _WORTH_A_ROUND else room
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.dataset.examples import header_text
+from mlx_gardener.engine import writing_operations
 from mlx_gardener.errors import ModelError
 
 if TYPE_CHECKING:
@@ -151,10 +152,12 @@ def written_ids(
         prefill_step_size=PREFILL_TOKENS,
         prompt_progress_callback=None if on_prompt is None else lambda *_: on_prompt(),
     )
-    for token, logprobs in steps:
-        if int(token) in ends:
+    while True:
+        with writing_operations():  # not across a yield: what the caller does in between is not ours
+            step = next(steps, None)
+        if step is None or int(step[0]) in ends:
             break
-        yield int(token), logprobs
+        yield int(step[0]), step[1]
 
 
 def next_line(base: BaseModel, prefix: str, *, path: str, max_new_tokens: int) -> str:

@@ -7,6 +7,7 @@ gets the same tasks, whatever the speed of the machine on the day. Cost: nothing
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +28,10 @@ _GUARD_TOKENS = 25_000
 _FEWEST_ROWS, _FEWEST_TASKS = 4, 4
 #: The shortest answers, where time presses: most lines of code are no longer (judgement).
 _FEWEST_NEW_TOKENS = 24
+#: The share of the time that work is planned for: generation and attention are foretold by the speed of plain rows.
+SURE = 0.8
+#: Rows and prompts are at most so many times shorter where time presses (judgement).
+_SMALLEST = 4
 #: The shortest row: an editor's question is no shorter (judgement).
 _SHORTEST = 256
 
@@ -91,7 +96,7 @@ def decide_work(
     allowed = settings.time_share * _FORWARDS_PER_TRAINED_TOKEN * training_tokens
     kinds = 1 + can_fill
     whole = _Sizes(width, settings.context_tokens, prompt_sizes(config), settings.max_new_tokens)
-    row, task, writing = whole.costs(settings, step_tokens)
+    row, task, writing = whole.costs(settings.arms, step_tokens)
     rows = min(windows, max(settings.least_rows, int(allowed / 2 / row)))
     fitting = max(settings.least_tasks, int(allowed / 2 / (2 * task)))
     why = f"at most {settings.time_share:.0%} of the work of training on {training_tokens:,} tokens"
@@ -130,6 +135,24 @@ def decide_work(
     )
 
 
+def least_tokens(config: TrainingConfig, arms: Collection[str], step_tokens: float) -> float:
+    """Tokens to keep time for, so that every arm is measured on the fewest rows and next lines.
+
+    Args:
+        arms: that are measured.
+        step_tokens: what one more token for all answers costs, in tokens that are read (`STEP_TOKENS`).
+    """
+    settings = config.evaluation
+    whole = _Sizes(
+        config.data.sequence_lengths[-1],
+        settings.context_tokens,
+        prompt_sizes(config),
+        settings.max_new_tokens,
+    )
+    row, task, writing = whole.shrunk(_SMALLEST).costs(arms, step_tokens)
+    return (_FEWEST_ROWS * row + _FEWEST_TASKS * task + writing) / (1 - _GUARDS_SHARE) / SURE
+
+
 def more_work(work: Work, wanted: Work, factor: float, row_tokens: int) -> Work | None:
     """``factor`` times the rows and tasks of ``work``, of the same length; None where none are wanted beyond those.
 
@@ -157,15 +180,24 @@ class _Sizes:
     prompt_tokens: tuple[int, int]
     new_tokens: int
 
-    def costs(self, settings: EvaluationConfig, step_tokens: float) -> tuple[float, float, float]:
+    def shrunk(self, times: int) -> _Sizes:
+        """Sizes ``times`` smaller, but none so small that it says nothing."""
+        return _Sizes(
+            max(_SHORTEST, self.row_tokens // times),
+            min(self.context_tokens, max(_SHORTEST // 2, self.context_tokens // times)),
+            (self.prompt_tokens[0] // times, self.prompt_tokens[1] // times),
+            min(self.new_tokens, max(_FEWEST_NEW_TOKENS, self.new_tokens // times)),
+        )
+
+    def costs(self, arms: Collection[str], step_tokens: float) -> tuple[float, float, float]:
         """Tokens that go forward for a row, for a task, and for the writing of any number of answers of a kind, of all arms."""
-        with_retrieval = sum(arm.endswith("_bm25") for arm in settings.arms)
-        arms = len(settings.arms)
+        with_retrieval = sum(arm.endswith("_bm25") for arm in arms)
+        count = len(arms)
         in_halves = 2 * self.context_tokens + 1.5 * self.row_tokens
-        row = (arms - with_retrieval) * self.row_tokens + with_retrieval * in_halves
+        row = (count - with_retrieval) * self.row_tokens + with_retrieval * in_halves
         prompt = sum(self.prompt_tokens) + self.new_tokens / 2  # few write all they may
-        task = arms * prompt + with_retrieval * self.context_tokens
-        return row, task, arms * self.new_tokens * step_tokens  # some write all they may
+        task = count * prompt + with_retrieval * self.context_tokens
+        return row, task, count * self.new_tokens * step_tokens  # some write all they may
 
 
 def _made_to_fit(
@@ -180,14 +212,9 @@ def _made_to_fit(
 
     Where answers are so slow to write that there is no time for two kinds, next lines are all that is asked.
     """
-    for shrink in (1, 2, 4):
-        sizes = _Sizes(
-            max(_SHORTEST, whole.row_tokens // shrink),
-            min(whole.context_tokens, max(_SHORTEST // 2, whole.context_tokens // shrink)),
-            (whole.prompt_tokens[0] // shrink, whole.prompt_tokens[1] // shrink),
-            min(whole.new_tokens, max(_FEWEST_NEW_TOKENS, whole.new_tokens // shrink)),
-        )
-        row, task, writing = sizes.costs(settings, step_tokens)
+    for times in (1, 2, _SMALLEST):
+        sizes = whole.shrunk(times)
+        row, task, writing = sizes.costs(settings.arms, step_tokens)
         rows = int(_ROWS_SHARE * forward_tokens / row)
         for_tasks = (1 - _ROWS_SHARE - _GUARDS_SHARE) * forward_tokens
         fitting = int((for_tasks / kinds - writing) / task)

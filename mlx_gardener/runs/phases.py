@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel, ModelChoice
     from mlx_gardener.training import TrainOutcome
     from mlx_gardener.training.checkpoint import Origin
+    from mlx_gardener.training.time_plan import Clock
 
 #: Seconds between two words about the same part of an evaluation.
 TELL_SECONDS = 0.5
@@ -248,13 +249,27 @@ def _train(
         resume=resume,
         initial=parent.weights if parent is not None and data.continued_from else None,
         first_update=data.first_update,
-        clock=run.clock,
+        clock=_clock(run, base, engine),
         store=KeptValues(run.registry.home / ANSWERS),
         ranks=run.ranks,
     )
     if engine.plan is plan:  # it never had to be made smaller
         learn_from(run, base, engine, outcome, mx.get_peak_memory(), others.share)
     return outcome
+
+
+def _clock(run: Run, base: BaseModel, engine: Engine) -> Clock:
+    """The run's, with what its evidence takes at least."""
+    from mlx_gardener.evaluate.registered import find_control
+    from mlx_gardener.evaluate.work import STEP_TOKENS, least_tokens
+
+    if engine.streamed is not None:  # nothing is written then, and rows are read as fast as in training
+        return run.clock
+    arms = set(run.config.evaluation.arms)
+    if "control" in arms and find_control(run.registry, run.project, base.weights_sha256)[0] is None:
+        arms.discard("control")
+    tokens = least_tokens(run.config, arms, STEP_TOKENS[engine.plan.dequantize])
+    return replace(run.clock, evidence_tokens=tokens)
 
 
 def _complete(

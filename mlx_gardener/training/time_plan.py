@@ -2,8 +2,8 @@
 
 In: the limit and what is used of it, what an update and a validation take, how many updates all epochs have. Out: a
 `TimePlan`: how many updates are done, how often and on how much it is validated, how long the evidence may take. What is not
-training gets at most a quarter of the limit. Where all fits, nothing is cut. The training loop makes it anew when updates
-turn out to take another time than was foretold. Cost: nothing.
+training gets at most a quarter of the limit; the evidence more, where the least of it takes longer. Where all fits, nothing
+is cut. The training loop makes it anew when updates turn out to take another time than was foretold. Cost: nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from mlx_gardener.config import OTHER_SHARE, VALIDATION_SHARE
 
 #: Of the limit: what the evidence gets at least.
 LEAST_EVIDENCE_SHARE = 0.05
+#: Of the limit: what it gets at most where the base is so slow that its least work takes longer than what is otherwise left:
+#: a few more updates are worth less than to know whether they helped (judgement).
+MOST_EVIDENCE_SHARE = 0.4
 #: Writing, registering and the report: measured, some seconds with SmolLM2-135M; kept free for a busy machine (judgement).
 FINISH_SECONDS = 15.0
 #: Where time is short: validations after the one at the start; fewer of them, but one, where a base is so slow that the shortest
@@ -29,10 +32,14 @@ LEAST_VALIDATION_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Clock:
-    """A run's time limit in seconds, ``math.inf`` for none, and what is used of it."""
+    """A run's time limit in seconds, ``math.inf`` for none, and what is used of it.
+
+    ``evidence_tokens`` go forward for the least evidence of all arms, which time is kept for.
+    """
 
     limit_seconds: float = math.inf
     used_seconds: Callable[[], float] = time.monotonic
+    evidence_tokens: float = 0.0
 
     @property
     def left_seconds(self) -> float:
@@ -134,8 +141,9 @@ def plan_time(
     validation = validation_tokens / pace.forward_tokens_per_second
     to_do = all_updates - done_updates
     whole = to_do * pace.update_seconds + (1 + math.ceil(to_do / evaluate_every)) * validation
-    wished = max(OTHER_SHARE * limit - other - FINISH_SECONDS, LEAST_EVIDENCE_SHARE * limit)
-    if math.isinf(limit) or used + whole + min(wished, whole / 3) + FINISH_SECONDS <= limit:
+    least = min(clock.evidence_tokens / pace.forward_tokens_per_second, MOST_EVIDENCE_SHARE * limit)
+    wished = max(OTHER_SHARE * limit - other - FINISH_SECONDS, LEAST_EVIDENCE_SHARE * limit, least)
+    if math.isinf(limit) or used + whole + min(wished, max(whole / 3, least)) + FINISH_SECONDS <= limit:
         evidence = math.inf if math.isinf(limit) else limit - used - whole
         return TimePlan(
             limit,

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from mlx_gardener.engine import Engine, Plan
-from mlx_gardener.engine.operations import Operations, blockwise_attention, dequantized_matmul, operations
+from mlx_gardener.engine.operations import (
+    Operations,
+    blockwise_attention,
+    dequantized_matmul,
+    operations,
+    writing_operations,
+)
 from mlx_gardener.model import load_base
 from tests.engine.zoo import batch
 
@@ -106,3 +112,31 @@ def test_a_product_shared_among_streams_is_the_same_to_the_bit(monkeypatch: pyte
     assert mx.array_equal(alone, shared)
     expected = mx.quantized_matmul(x, *packed, transpose=True, **settings)
     assert mx.abs(shared - expected).max().item() < 1e-4
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_handful_of_tokens_read_by_packed_weights_say_the_same_as_many_by_floats(
+    rows: int, bits: int
+) -> None:
+    mx.random.seed(1)
+    packed, scales, biases = mx.quantize(mx.random.normal((300, 128)), 64, bits)
+    x = mx.random.normal((rows, 1, 128))
+    asked: list[tuple[int, ...]] = []
+
+    def mlx_product(x: mx.array, *args: Any, **facts: Any) -> mx.array:
+        asked.append(x.shape)
+        return mx.quantized_matmul(x, *args, **facts)
+
+    facts = {"transpose": True, "group_size": 64, "bits": bits}
+    found = dequantized_matmul(x, packed, scales, biases, packed=mlx_product, **facts)
+    assert bool(asked) == (rows <= 4)
+    floats = mx.dequantize(packed, scales, biases, group_size=64, bits=bits)
+    assert mx.allclose(found, x @ floats.T, atol=1e-3)
+
+
+def test_prompts_are_read_by_way_of_floats_on_a_cpu_and_only_meanwhile() -> None:
+    mlx_own = mx.quantized_matmul
+    with writing_operations():
+        assert mx.quantized_matmul is not mlx_own
+    assert mx.quantized_matmul is mlx_own

@@ -76,3 +76,20 @@ def test_the_line_for_people_names_every_part() -> None:
         " epochs) at 10 s an update, seen",
     ):
         assert part in told
+
+
+def test_a_base_so_slow_that_a_quarter_is_too_short_for_its_least_evidence_gets_more() -> None:
+    facts = {"all_updates": 294, "steps_per_epoch": 98, "evaluate_every": 25, "validation_tokens": 20_000}
+    pace = Pace(300.0, 13.5, "seen")
+
+    def evidence(tokens: float, limit: float = 3600.0) -> TimePlan:
+        return plan_time(Clock(limit, lambda: 140.0, evidence_tokens=tokens), pace, **facts)
+
+    quarter, more, most = evidence(1_000), evidence(16_000), evidence(100_000)
+    assert quarter.evidence_seconds == 0.25 * 3600 - 140 - FINISH_SECONDS
+    assert more.evidence_seconds == 16_000 / 13.5
+    assert most.evidence_seconds == 0.4 * 3600
+    assert quarter.updates > more.updates > most.updates > 0
+    for plan in (quarter, more, most):
+        assert 140 + plan.training_seconds + plan.evidence_seconds + FINISH_SECONDS <= 3600 + 1e-6
+    assert math.isinf(evidence(16_000, math.inf).evidence_seconds)
