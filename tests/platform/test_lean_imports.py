@@ -1,0 +1,59 @@
+"""Processes of our own do without transformers, whatever they import of mlx-lm; other people's keep it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.support.commands import gardener
+
+#: Whatever the package imports of mlx-lm, and every architecture that asks for no package of its own.
+ALL_OF_MLX_LM = """
+import importlib, json, pkgutil, sys, mlx_gardener
+from mlx_gardener.platform.lean_imports import leave_out_transformers
+leave_out_transformers()
+import mlx_lm.generate, mlx_lm.models, mlx_lm.sample_utils, mlx_lm.tuner.utils, mlx_lm.utils
+names = [found.name for found in pkgutil.iter_modules(mlx_lm.models.__path__) if found.name != "olmo"]
+for name in names:
+    importlib.import_module(f"mlx_lm.models.{name}")
+from mlx_lm.tokenizer_utils import NewlineTokenizer
+try:
+    NewlineTokenizer()
+except RuntimeError as error:
+    said = str(error)
+read = [name for name, module in sys.modules.items() if "transformers" in (getattr(module, "__file__", None) or "")]
+print(json.dumps([len(names), read, "transformers" in sys.modules, said]))
+"""
+IMPORTED_BEFORE = """
+import json, mlx_gardener, transformers
+from mlx_gardener.platform.lean_imports import leave_out_transformers
+leave_out_transformers()
+import mlx_lm.tokenizer_utils
+print(json.dumps(mlx_lm.tokenizer_utils.AutoTokenizer is transformers.AutoTokenizer))
+"""
+
+
+def printed(code: str) -> Any:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_mlx_lm_is_imported_without_a_file_of_transformers_and_says_what_it_lacks() -> None:
+    architectures, read, is_asked_for, said = printed(ALL_OF_MLX_LM)
+    assert architectures > 100 and read == []
+    assert is_asked_for, "mlx-lm needs transformers no more, and leave_out_transformers can go"
+    assert said.startswith("NewlineTokenizer: transformers is left out")
+
+
+def test_what_is_imported_already_stays() -> None:
+    assert printed(IMPORTED_BEFORE) is True
+
+
+def test_a_command_looks_at_a_base_without_it(repository: Path, tiny_model_dir: Path) -> None:
+    done = gardener("plan", str(repository), "--model", str(tiny_model_dir), PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "mlx_lm.tokenizer_utils" in done.stderr and "transformers.utils" not in done.stderr
