@@ -270,3 +270,19 @@ def test_a_pointer_of_git_lfs_is_called_one(
     (source / name).write_text(pointer)
     with pytest.raises(AdapterError, match=f"{name} is a Git LFS pointer"):
         import_adapter(manager, "web", source, base=str(tiny_model_dir))
+
+
+def test_an_unregistered_directory_that_cannot_be_judged_is_left_and_named(
+    manager: PeftManager, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_peft(tmp_path / "peft", SMALL)
+    damaged = manager.registry.project_directory("web") / "adapters" / "v7"
+    damaged.mkdir(parents=True)
+    (damaged / "manifest.json").write_text('{"training": ')
+    record = import_adapter(manager, "web", source, base=str(tiny_model_dir))
+    assert record.version and (damaged / "manifest.json").exists()
+    (said,) = [entry.getMessage() for entry in caplog.records if entry.name == "mlx_gardener.adapter.imports"]
+    assert said.startswith("web/v7 is not registered") and "no readable manifest.json" in said
+    assert any("v7" in problem.subject for problem in manager.registry.check()), "as it says"
+    manager.registry.repair()
+    assert not damaged.exists() and manager.registry.check() == [], "as it says"

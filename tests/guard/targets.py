@@ -21,13 +21,14 @@ from typing import Any
 import pathspec
 from gguf import GGMLQuantizationType as Kind
 
-from mlx_gardener.adapter.imports import read_peft, to_one_shape
+from mlx_gardener.adapter.imports import to_one_shape
 from mlx_gardener.adapter.manifest import (
     LoadedAdapter,
     load_adapter_directory,
     read_manifest,
     verify_files,
 )
+from mlx_gardener.adapter.peft_files import read_peft
 from mlx_gardener.config import DataConfig, load_config
 from mlx_gardener.editors import jsonc
 from mlx_gardener.editors.change import _without_values
