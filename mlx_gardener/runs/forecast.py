@@ -121,9 +121,9 @@ def learn_from(
         )
     if state.step >= STEPS_TO_LEARN_FROM and not backend.knows_base:
         parts = plan.predicted_parts
-        rest = parts["weights"] + parts["adapter"] + parts["saved"]
+        rest = parts.weights + parts.adapter + parts.saved
         learn(
             cache,
-            work=(peak_bytes - rest) / max(1, parts["live"] + parts["work"]),
+            work=(peak_bytes - rest) / max(1, parts.live + parts.work),
             speed=speed / plan.predicted_tokens_per_second,
         )
