@@ -19,6 +19,7 @@ import numpy as np
 from machine import bar, describe, save
 
 import mlx_gardener  # noqa: F401  first: it opens the fast BLAS
+from mlx_gardener.model.lora import AdapterSettings
 
 MAIN = Path(__file__).resolve().parent.parent
 WIDTH, ANSWER, SPAN_TOKENS = 128, 32, 160
@@ -114,12 +115,13 @@ def folder_of(file: Path) -> Path:
     return resolve_model(choose_model(str(file)))
 
 
-def settings_of(adapter: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def settings_of(adapter: Path) -> tuple[dict[str, Any], AdapterSettings]:
     """Weights and settings of an adapter in mlx-lm's form."""
     from mlx_gardener.model.lora import load_arrays
     from mlx_gardener.platform.untrusted import read_json
 
-    return load_arrays(adapter / "adapters.safetensors"), read_json(adapter / "adapter_config.json")
+    settings = AdapterSettings.from_json(read_json(adapter / "adapter_config.json"))
+    return load_arrays(adapter / "adapters.safetensors"), settings
 
 
 def as_gguf(file: Path, adapter: Path, place: Path) -> Path:

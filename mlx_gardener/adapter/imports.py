@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from mlx_gardener.adapter.manager import PeftManager
     from mlx_gardener.model import BaseModel
+    from mlx_gardener.model.lora import AdapterSettings
     from mlx_gardener.registry import AdapterRecord, ProjectRegistry
 
 logger = logging.getLogger(__name__)
@@ -29,16 +30,15 @@ _MOST_RANK = 1024
 _LAYER = re.compile(r"(.*\blayers\.)(\d+)\.(.+)")
 
 
-def to_one_shape(adapter: PeftAdapter, base: BaseModel) -> tuple[dict[str, mx.array], dict[str, Any]]:
+def to_one_shape(adapter: PeftAdapter, base: BaseModel) -> tuple[dict[str, mx.array], AdapterSettings]:
     """Weights and settings in mlx-lm's form, for ``base``.
 
     Raises:
         AdapterError: a module is not in the base's layers, or a shape does not fit.
     """
     import mlx.core as mx
-    from mlx_lm.tuner.utils import linear_to_lora_layers
 
-    from mlx_gardener.model.lora import detach_lora, lora_parameters
+    from mlx_gardener.model.lora import AdapterSettings, detach_lora, lora_parameters
 
     modules = sorted({name.rpartition(".")[0] for name in adapter.weights})
     ranks = {}
@@ -69,27 +69,15 @@ def to_one_shape(adapter: PeftAdapter, base: BaseModel) -> tuple[dict[str, mx.ar
             f"The adapter changes {outside!r}, which lies outside of the model's layers; mlx-lm has no place for that.",
             next_step="Train it again on modules within the layers.",
         )
-    keys = sorted({place[3] for place in places.values() if place is not None})
+    keys = tuple(sorted({place[3] for place in places.values() if place is not None}))
     first = min(int(place[2]) for place in places.values() if place is not None)
     count = len(base.model.layers)
-    settings: dict[str, Any] = {
-        "fine_tune_type": "dora" if adapter.config.get("use_dora") else "lora",
-        "num_layers": max(1, count - first),
-        "lora_parameters": {
-            "rank": rank,
-            "scale": adapter.scale_of(modules[0]),
-            "dropout": 0.0,
-            "keys": keys,
-        },
-    }
-    shared = settings["lora_parameters"]["scale"]
+    shared = adapter.scale_of(modules[0])
+    settings = AdapterSettings(
+        max(1, count - first), rank, shared, keys, is_dora=bool(adapter.config.get("use_dora"))
+    )
     try:
-        linear_to_lora_layers(
-            base.model,
-            settings["num_layers"],
-            {**settings["lora_parameters"], "keys": set(keys)},
-            use_dora=bool(adapter.config.get("use_dora")),
-        )
+        settings.put_into(base.model)
         present = dict(lora_parameters(base.model))
         weights = {
             name: value.astype(mx.float32) if name.endswith(".m") else mx.zeros(value.shape)
@@ -181,7 +169,7 @@ def register_imported(
     source_sha256 = sha256_of(adapter.file)
     _clear_away(manager.registry, project, source_sha256, model.weights_sha256)
     details = ManifestDetails(
-        config={"lora": {name: settings["lora_parameters"][name] for name in ("rank", "scale")}},
+        config={"lora": {"rank": settings.rank, "scale": settings.scale}},
         data={"commit": None},
         metrics={},
         evidence={},

@@ -56,7 +56,7 @@ class PredictedParts:
     @property
     def peak_bytes(self) -> int:
         """All of them."""
-        return sum(asdict(self).values())
+        return sum(vars(self).values())
 
 
 @dataclass(frozen=True)

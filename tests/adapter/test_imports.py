@@ -47,8 +47,7 @@ def test_ranks_alphas_and_places_of_their_own_keep_their_sum(
     )  # fmt: skip
     record = import_adapter(manager, "web", source, base=str(tiny_model_dir))
     adapter = manager.load_adapter("web", record.version)
-    lora = adapter.settings["lora_parameters"]
-    assert (adapter.settings["num_layers"], lora["rank"]) == (2, 6) and not record.active
+    assert (adapter.settings.layers, adapter.settings.rank) == (2, 6) and not record.active
     wanted = {
         first: delta(source, first, 8 / 4**0.5),
         second: delta(source, second, 3 / 2**0.5),
@@ -57,7 +56,9 @@ def test_ranks_alphas_and_places_of_their_own_keep_their_sum(
     }
     for module, value in wanted.items():
         pair = [np.array(adapter.weights[f"{module}.lora_{side}"]) for side in "ab"]
-        np.testing.assert_allclose(lora["scale"] * (pair[0] @ pair[1]).T, value, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            adapter.settings.scale * (pair[0] @ pair[1]).T, value, rtol=1e-4, atol=1e-4
+        )
     manifest = read_manifest(record.directory)
     assert (
         manifest["training"]["imported"] is True and manifest["evidence"] == {} and manifest["metrics"] == {}
@@ -147,7 +148,7 @@ def test_dora_comes_with_its_magnitudes(manager: PeftManager, tiny_model_dir: Pa
     )
     import_adapter(manager, "web", source, base=str(tiny_model_dir))
     adapter = manager.load_adapter("web", "v1")
-    assert adapter.settings["fine_tune_type"] == "dora"
+    assert adapter.settings.is_dora
     assert mx.array_equal(adapter.weights[f"{name}.m"], magnitude).item()
     other: Any = mx.load(str(tiny_model_dir / "model.safetensors"))
     norm = mx.linalg.norm(other["model.layers.1.self_attn.q_proj.weight"], axis=1)

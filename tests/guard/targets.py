@@ -296,7 +296,7 @@ def peft(data: bytes, directory: Path) -> None:
         found = read_peft(directory)
         found.scale_of("model.layers.0.self_attn.q_proj")
         shaped, written = to_one_shape(found, _base())
-        rank = written["lora_parameters"]["rank"]
+        rank = written.rank
         assert all(rank in array.shape for name, array in shaped.items() if not name.endswith(".m"))
     assert not lora_parameters(_base().model), "the base is left as it was"
 
