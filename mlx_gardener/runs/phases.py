@@ -158,7 +158,7 @@ def _prepare_data(run: Run, choice: ModelChoice, parent: Parent | None) -> Prepa
         data = preparator.prepare(run.project.path)
     else:
         data = preparator.prepare(run.project.path, earlier=parent.earlier, must_continue=parent.is_asked)
-    run.publish(DataPrepared(data.summary))
+    run.publish(DataPrepared(data.summary.to_json()))
     return data
 
 
