@@ -54,7 +54,7 @@ def side(name: str) -> dict[str, Any]:
     from sides import random_batch
 
     from mlx_gardener.config import LoraConfig, load_config
-    from mlx_gardener.engine import Plan, model_facts, prepare_engine
+    from mlx_gardener.engine import Plan, PredictedParts, model_facts, prepare_engine
     from mlx_gardener.engine.speed import TWO_CORES
     from mlx_gardener.engine.stream import StreamedWeights
     from mlx_gardener.model import load_base
@@ -62,7 +62,7 @@ def side(name: str) -> dict[str, Any]:
 
     kind, rows, width, at_once, chosen, off = SIDES[name]
     path = write_shape("qwen2.5-coder-0.5b", SHAPES, bits=None if kind == "dense" else 4, layers=8)
-    plan = Plan({width: at_once}, 2**34, 0, {}, (), layers=8, **chosen)
+    plan = Plan({width: at_once}, 2**34, 0, PredictedParts(), (), layers=8, **chosen)
     mx.set_cache_limit(0 if off == "cache" else 512 * 2**20)
     base = load_base(
         str(path),

@@ -29,7 +29,7 @@ def side(name: str) -> dict[str, Any]:
     from sides import half_billion_shape, random_batch, unfreeze_adapters
 
     from mlx_gardener.config import LoraConfig
-    from mlx_gardener.engine import Engine, Plan
+    from mlx_gardener.engine import Engine, Plan, PredictedParts
     from mlx_gardener.model.lora import attach_lora, lora_parameters
 
     model = half_billion_shape()
@@ -51,7 +51,9 @@ def side(name: str) -> dict[str, Any]:
         norm = float(sum((value * value).sum() for _, value in tree_flatten(gradients)).item()) ** 0.5
     else:
         live = 8 if name == "fast" else 0
-        plan = Plan({WIDTH: 2}, 2**33, 0, {}, (), kept_layers=live, loss_slice_tokens=64, cpu_streams=2)
+        plan = Plan(
+            {WIDTH: 2}, 2**33, 0, PredictedParts(), (), kept_layers=live, loss_slice_tokens=64, cpu_streams=2
+        )
         mx.set_cache_limit(512 * 2**20)
         result = Engine(model, plan, dtype=mx.float32).loss_and_gradients(weights, batch, seed=0)
         found = result.loss_sum / result.tokens

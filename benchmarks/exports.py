@@ -63,7 +63,7 @@ def make_adapter(repository: Path, trained: Path | None) -> None:
     from mlx_gardener.adapter.imports import import_adapter
     from mlx_gardener.config import LoraConfig
     from mlx_gardener.model import load_base
-    from mlx_gardener.model.lora import adapter_settings, attach_lora, detach_lora, lora_parameters
+    from mlx_gardener.model.lora import AdapterSettings, attach_lora, detach_lora, lora_parameters
 
     manager, base, lora = PeftManager(), load_base("seedling"), LoraConfig(rank=RANK)
     manager.registry.register_project("exports", repository)
@@ -83,7 +83,7 @@ def make_adapter(repository: Path, trained: Path | None) -> None:
         "exports",
         weights,
         base=base,
-        settings=adapter_settings(targets, lora),
+        settings=AdapterSettings.of(targets, lora),
         details=details,
         model_card="",
     )

@@ -3,7 +3,7 @@
 ``python benchmarks/gguf_round_trip.py FILE.gguf [ADAPTER ...]`` needs llama-cpp-python (`.venv-parity` has it). An ADAPTER is a
 directory in mlx-lm's form (a registered version's ``mlx``); it is written as GGUF and put on FILE by llama.cpp as ``--lora``
 does, and on the folder that FILE is read into here. Compared are the likeliest next tokens of every position of real code, and
-greedy answers to holes: they are the same exactly if every token that llama.cpp writes is the likeliest one here after those
+greedy answers to FIM spans: they are the same exactly if every token that llama.cpp writes is the likeliest one here after those
 before it, which one pass shows. Cost: layers are read one after the other; still, 5.7 GB were seen with a 1.5B model, and a
 pass of 700 tokens took more than ten minutes of processor time, unfinished: it needs an idle machine with 8 GB free.
 """
@@ -19,9 +19,10 @@ import numpy as np
 from machine import bar, describe, save
 
 import mlx_gardener  # noqa: F401  first: it opens the fast BLAS
+from mlx_gardener.model.lora import AdapterSettings
 
 MAIN = Path(__file__).resolve().parent.parent
-WIDTH, ANSWER, HOLE_TOKENS = 128, 32, 160
+WIDTH, ANSWER, SPAN_TOKENS = 128, 32, 160
 _PART = 128
 
 
@@ -30,7 +31,7 @@ _PART = 128
 @click.argument("adapters", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--repository", type=click.Path(exists=True, path_type=Path), default=MAIN, help="Whose code.")
 @click.option("--positions", default=2048, show_default=True, help="Positions of code.")
-@click.option("--holes", default=20, show_default=True, help="Greedy answers.")
+@click.option("--spans", default=20, show_default=True, help="Greedy answers.")
 @click.option("--threads", default=2, show_default=True, help="llama.cpp's.")
 @click.option("--out", default="gguf_round_trip", show_default=True, help="Name of the result.")
 def main(
@@ -38,13 +39,13 @@ def main(
     adapters: tuple[Path, ...],
     repository: Path,
     positions: int,
-    holes: int,
+    spans: int,
     threads: int,
     out: str,
 ) -> None:
     """Compare FILE, alone and with each ADAPTER, in llama.cpp and here."""
     before, figures = describe(), {}
-    texts = real_texts(file, repository, positions, holes)
+    texts = real_texts(file, repository, positions, spans)
     with tempfile.TemporaryDirectory() as scratch:
         for adapter in (None, *adapters):
             name = "base" if adapter is None else adapter_name(adapter)
@@ -59,7 +60,7 @@ def main(
         for row in (
             bar(f"likeliest next tokens, {name}", "llama.cpp", ">= 99 %", f"{found['top1']:.2%} of {found['positions']}",
                 found["top1"] >= 0.99),
-            bar(f"greedy answers to holes, {name}", "llama.cpp", ">= 9 of 10",
+            bar(f"greedy answers to FIM spans, {name}", "llama.cpp", ">= 9 of 10",
                 f"{found['same_answers']} of {found['answers']}", found["same_answers"] >= 0.9 * found["answers"]),
         )
     ]  # fmt: skip
@@ -79,9 +80,9 @@ def adapter_name(directory: Path) -> str:
 
 
 def real_texts(
-    file: Path, repository: Path, positions: int, holes: int
+    file: Path, repository: Path, positions: int, spans: int
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Rows of code, and prompts with holes in functions of other files; none where the model has no markers for that."""
+    """Rows of code, and prompts with FIM spans in functions of other files; none where the model has no markers for that."""
     from mlx_gardener.model import load_tokenizer
 
     tokenizer = load_tokenizer(folder_of(file))
@@ -91,17 +92,17 @@ def real_texts(
     encoded = [
         ids for path in files if len(ids := tokenizer.encode(path.read_text(encoding="utf-8"))) > 2 * WIDTH
     ]
-    step = max(1, len(encoded) // max(1, -(-positions // WIDTH) + holes))
+    step = max(1, len(encoded) // max(1, -(-positions // WIDTH) + spans))
     spread = encoded[::step]
     rows = [ids[WIDTH // 2 : WIDTH // 2 + WIDTH] for ids in spread[: -(-positions // WIDTH)]]
     assert len(rows) * WIDTH >= positions, "the repository has too little code"
     prompts = []
     if tokenizer.markers is not None:
-        for ids in [ids for ids in spread[len(rows) :] if len(ids) > 2 * HOLE_TOKENS][:holes]:
+        for ids in [ids for ids in spread[len(rows) :] if len(ids) > 2 * SPAN_TOKENS][:spans]:
             middle = len(ids) // 2
             prefix, suffix = (
-                ids[middle - HOLE_TOKENS // 2 : middle],
-                ids[middle + 12 : middle + HOLE_TOKENS // 2],
+                ids[middle - SPAN_TOKENS // 2 : middle],
+                ids[middle + 12 : middle + SPAN_TOKENS // 2],
             )
             prompts.append(tokenizer.markers.prompt(prefix, suffix))
     return rows, prompts
@@ -114,12 +115,13 @@ def folder_of(file: Path) -> Path:
     return resolve_model(choose_model(str(file)))
 
 
-def settings_of(adapter: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def settings_of(adapter: Path) -> tuple[dict[str, Any], AdapterSettings]:
     """Weights and settings of an adapter in mlx-lm's form."""
     from mlx_gardener.model.lora import load_arrays
     from mlx_gardener.platform.untrusted import read_json
 
-    return load_arrays(adapter / "adapters.safetensors"), read_json(adapter / "adapter_config.json")
+    settings = AdapterSettings.from_json(read_json(adapter / "adapter_config.json"))
+    return load_arrays(adapter / "adapters.safetensors"), settings
 
 
 def as_gguf(file: Path, adapter: Path, place: Path) -> Path:

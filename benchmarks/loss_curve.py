@@ -35,7 +35,7 @@ def side(name: str) -> dict[str, Any]:
 
     from mlx_gardener.config import LoraConfig, load_config
     from mlx_gardener.dataset import TrainingDataPreparator
-    from mlx_gardener.engine import Engine, Plan
+    from mlx_gardener.engine import Engine, Plan, PredictedParts
     from mlx_gardener.model import load_base
     from mlx_gardener.model.lora import attach_lora, lora_parameters
     from mlx_gardener.training.optimizer import make_optimizer
@@ -62,7 +62,16 @@ def side(name: str) -> dict[str, Any]:
 
     attach_lora(base.model, LoraConfig(rank=8), seed=0)
     if name == "ours":
-        plan = Plan({256: 3, 512: 1}, 2**33, 0, {}, (), kept_layers=2, loss_slice_tokens=64, cpu_streams=2)
+        plan = Plan(
+            {256: 3, 512: 1},
+            2**33,
+            0,
+            PredictedParts(),
+            (),
+            kept_layers=2,
+            loss_slice_tokens=64,
+            cpu_streams=2,
+        )
         engine = Engine(base.model, plan, dtype=base.dtype)
         weights, optimizer = lora_parameters(base.model), make_optimizer(config.optimizer)
         optimizer.init(weights)

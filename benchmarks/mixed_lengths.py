@@ -57,7 +57,7 @@ def side(name: str) -> dict[str, Any]:
 
     from mlx_gardener.config import LoraConfig, OptimizerConfig
     from mlx_gardener.dataset.rows import Document, pack
-    from mlx_gardener.engine import Engine, Plan
+    from mlx_gardener.engine import Engine, Plan, PredictedParts
     from mlx_gardener.model.lora import attach_lora, lora_parameters
     from mlx_gardener.training.optimizer import make_optimizer
 
@@ -93,7 +93,9 @@ def side(name: str) -> dict[str, Any]:
         WIDTHS,
         pad_id=4,
     )
-    plan = Plan({512: 4, 1024: 2}, BUDGET, 0, {}, (), kept_layers=8, loss_slice_tokens=64, cpu_streams=2)
+    plan = Plan(
+        {512: 4, 1024: 2}, BUDGET, 0, PredictedParts(), (), kept_layers=8, loss_slice_tokens=64, cpu_streams=2
+    )
     mx.set_cache_limit(512 * 2**20)
     engine = Engine(model, plan, dtype=mx.float32)
     weights, optimizer = lora_parameters(model), make_optimizer(OptimizerConfig())

@@ -33,7 +33,7 @@ def side(name: str) -> dict[str, Any]:
     from sides import random_batch, train_with_mlx_lm, unfreeze_adapters
 
     from mlx_gardener.config import LoraConfig, OptimizerConfig
-    from mlx_gardener.engine import Engine, Plan
+    from mlx_gardener.engine import Engine, Plan, PredictedParts
     from mlx_gardener.model import load_base
     from mlx_gardener.model.lora import attach_lora, lora_parameters
     from mlx_gardener.training.optimizer import make_optimizer
@@ -65,7 +65,7 @@ def side(name: str) -> dict[str, Any]:
         {WIDTH: ROWS},
         2**33,
         0,
-        {},
+        PredictedParts(),
         (),
         kept_layers=8,
         loss_slice_tokens=128,

@@ -3,7 +3,7 @@
     python benchmarks/serve.py [--minutes 10] [--clients 8]
 
 A server process (``mlx-gardener serve``) on the embedded model; clients in threads ask for places in this repository's own
-files: holes through ``/v1/completions`` (streamed or whole) and ``/infill``, and raw prompts. Each answer is compared with
+files: FIM spans through ``/v1/completions`` (streamed or whole) and ``/infill``, and raw prompts. Each answer is compared with
 what `evaluate.complete` writes offline with that project's adapter. Then one request after the other, to the same or to
 the other adapter in turn, to this server and to ``mlx_lm.server``, which reloads the model to change adapters. All traffic
 stays on 127.0.0.1. Writes ``results/serve.json``.

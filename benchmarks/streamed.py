@@ -63,7 +63,7 @@ def side(name: str) -> dict[str, Any]:
     from sides import random_batch
 
     from mlx_gardener.config import LoraConfig, load_config
-    from mlx_gardener.engine import Plan, model_facts, prepare_engine
+    from mlx_gardener.engine import Plan, PredictedParts, model_facts, prepare_engine
     from mlx_gardener.engine.speed import TWO_CORES
     from mlx_gardener.engine.stream import StreamedWeights
     from mlx_gardener.model import load_base
@@ -78,7 +78,7 @@ def side(name: str) -> dict[str, Any]:
         {WIDTH: ROWS},
         2**33,
         0,
-        {},
+        PredictedParts(),
         (),
         loss_slice_tokens=64,
         cpu_streams=2,

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import repeat
 from operator import truediv
 from pathlib import Path
@@ -169,9 +170,9 @@ def main(
                 "rows": len(batch.tokens),
                 "predicted_peak_bytes": engine.plan.predicted_peak_bytes,
                 "formula_peak_bytes": formula.predicted_peak_bytes,
-                "formula_parts": formula.predicted_parts,
+                "formula_parts": asdict(formula.predicted_parts),
                 "check_seconds": round(check_seconds, 2),
-                "predicted_parts": engine.plan.predicted_parts,
+                "predicted_parts": asdict(engine.plan.predicted_parts),
                 "measured_peak_bytes": max(process_peak_footprint_bytes(), max(samples)[0]),
                 "checked_peak_bytes": checked,
                 "at_peak_bytes": dict(zip(("footprint", "active", "cache"), max(samples), strict=True)),

@@ -8,6 +8,7 @@ dark. Cost: a second.
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +64,7 @@ def plan_bars() -> str:
     for budget, plan in rows:
         parts.append(text(0, y + 17, f"{budget} GB"))
         x = left
-        for name, size in ({} if plan is None else plan.predicted_parts).items():
+        for name, size in ({} if plan is None else asdict(plan.predicted_parts)).items():
             if size:
                 width = size / GIB * scale
                 parts.append(

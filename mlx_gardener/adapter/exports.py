@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,7 +252,7 @@ class _Work:
             (self.staged / "Modelfile").write_text(text, encoding="utf-8")
         weights, alpha = read_gguf_adapter(file, config)
         read = {name: mx.array(value) for name, value in weights.items()}
-        return self._compare_adapter(read, alpha / settings["lora_parameters"]["rank"])
+        return self._compare_adapter(read, alpha / settings.rank)
 
     def _compare_adapter(self, weights: dict[str, Any], scale: float) -> Agreement | None:
         """The adapter that was read back against the source, on the base where it is there."""
@@ -264,10 +264,7 @@ class _Work:
         ):
             raise AdapterError(f"The {self.form} form that was written does not hold the adapter's weights.")
         settings = self.adapter.settings
-        lora = {**settings["lora_parameters"], "scale": scale}
-        again = LoadedAdapter(
-            weights, {**settings, "lora_parameters": lora}, self.adapter.manifest, self.adapter.directory
-        )
+        again = replace(self.adapter, weights=weights, settings=replace(settings, scale=scale))
         try:
             tokens, plain, adapted = self._source_logits()
         except ModelError as error:
@@ -276,7 +273,7 @@ class _Work:
             self.notes.append(
                 f"Weights and scale are the source's; logits were not compared, as the base is not here ({error.message})"
             )
-            if abs(scale / settings["lora_parameters"]["scale"] - 1) > 1e-6:
+            if abs(scale / settings.scale - 1) > 1e-6:
                 raise AdapterError(f"The {self.form} form that was written has another scale.") from error
             return None
         return self._agreed(compare_logits(plain, adapted, self._logits(again, tokens)), 1e-3)
@@ -392,7 +389,7 @@ def _card(adapter: LoadedAdapter, form: str, agreement: Agreement | None, work: 
             "base": manifest["base"],
             "commit": manifest["data"].get("commit"),
             "evidence": manifest.get("evidence") or {},
-            "rank": adapter.settings["lora_parameters"]["rank"],
+            "rank": adapter.settings.rank,
             "quantised": f"{work.bits} bits" if work.bits else work.quantise,
             "agreement": None if agreement is None else agreement.sentence(),
             "notes": work.notes,

@@ -16,18 +16,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from mlx_gardener.model.lora import AdapterSettings
+
 _PEFT_LEAF = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
 
 
 def write_mlx_form(
-    directory: Path, weights: dict[str, mx.array], settings: dict[str, Any], base_model: str
+    directory: Path, weights: dict[str, mx.array], settings: AdapterSettings, base_model: str
 ) -> None:
     """``adapters.safetensors`` and ``adapter_config.json``, as ``mlx_lm`` reads with ``--adapter-path``."""
     import mlx.core as mx
 
     directory.mkdir()
     mx.save_safetensors(str(directory / "adapters.safetensors"), weights, metadata={"format": "mlx"})
-    _write_json(directory / "adapter_config.json", {**settings, "model": base_model})
+    _write_json(directory / "adapter_config.json", {**settings.to_json(), "model": base_model})
 
 
 def has_peft_form(weights: dict[str, mx.array]) -> bool:
@@ -36,7 +38,7 @@ def has_peft_form(weights: dict[str, mx.array]) -> bool:
 
 
 def write_peft_form(
-    directory: Path, weights: dict[str, mx.array], settings: dict[str, Any], base_model: str, layers: int
+    directory: Path, weights: dict[str, mx.array], settings: AdapterSettings, base_model: str, layers: int
 ) -> None:
     """``adapter_model.safetensors`` and ``adapter_config.json``, as PEFT's ``PeftModel.from_pretrained`` reads."""
     import mlx.core as mx
@@ -45,23 +47,22 @@ def write_peft_form(
     mx.save_safetensors(
         str(directory / "adapter_model.safetensors"), to_peft(weights), metadata={"format": "pt"}
     )
-    lora = settings["lora_parameters"]
-    trained = settings["num_layers"]
+    trained = settings.layers
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "inference_mode": True,
-        "r": lora["rank"],
-        "lora_alpha": lora["scale"] * lora["rank"],
-        "lora_dropout": lora["dropout"],
-        "target_modules": list(lora["keys"]),
+        "r": settings.rank,
+        "lora_alpha": settings.scale * settings.rank,
+        "lora_dropout": settings.dropout,
+        "target_modules": list(settings.keys),
         "layers_to_transform": None if trained >= layers else list(range(layers - trained, layers)),
         "layers_pattern": None if trained >= layers else "layers",
         "bias": "none",
         "fan_in_fan_out": False,
         "use_rslora": False,
-        "use_dora": settings["fine_tune_type"] == "dora",
+        "use_dora": settings.is_dora,
         "init_lora_weights": True,
         "modules_to_save": None,
     }

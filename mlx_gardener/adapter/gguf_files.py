@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mlx_gardener.model import CodeTokenizer
+    from mlx_gardener.model.lora import AdapterSettings
 
 ADAPTER_NAME, MODEL_NAME = "adapter.gguf", "model.gguf"
 #: In an adapter's metadata: sha256 of the GGUF file that it was trained on.
@@ -51,14 +52,14 @@ def _architecture(config: dict[str, Any]) -> tuple[str, Architecture]:
     return found
 
 
-def refuse_adapter(config: dict[str, Any], settings: dict[str, Any]) -> None:
+def refuse_adapter(config: dict[str, Any], settings: AdapterSettings) -> None:
     """Refuse what llama.cpp's adapters cannot hold.
 
     Raises:
         AdapterError: DoRA, or an architecture that is not known.
     """
     _architecture(config)
-    if settings["fine_tune_type"] == "dora":
+    if settings.is_dora:
         raise AdapterError(
             "llama.cpp has no DoRA adapters: their magnitudes have no place in the file.",
             next_step="Export the form fused or gguf-fused, which merge it.",
@@ -68,7 +69,7 @@ def refuse_adapter(config: dict[str, Any], settings: dict[str, Any]) -> None:
 def write_gguf_adapter(
     file: Path,
     weights: dict[str, mx.array],
-    settings: dict[str, Any],
+    settings: AdapterSettings,
     config: dict[str, Any],
     *,
     name: str,
@@ -93,7 +94,7 @@ def write_gguf_adapter(
     import numpy as np
 
     refuse_adapter(config, settings)
-    (architecture, known), lora = _architecture(config), settings["lora_parameters"]
+    architecture, known = _architecture(config)
     writer = gguf.GGUFWriter(file, architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_name(name)
@@ -102,7 +103,7 @@ def write_gguf_adapter(
     if base_sha256 is not None:
         writer.add_string(BASE_SHA256, base_sha256)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(lora["scale"] * lora["rank"]))
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(settings.scale * settings.rank))
     for path, value in weights.items():
         module, _, leaf = path.rpartition(".")
         turned = np.array(value.astype(mx.float32))

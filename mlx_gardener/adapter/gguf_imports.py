@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.adapter.gguf_files import BASE_SHA256
-from mlx_gardener.adapter.imports import PeftAdapter, register_imported
+from mlx_gardener.adapter.imports import register_imported
+from mlx_gardener.adapter.peft_files import PeftAdapter
 from mlx_gardener.errors import AdapterError
 from mlx_gardener.model.gguf import source_sha256
 from mlx_gardener.model.gguf.architectures import architecture_for, mlx_name, row_order

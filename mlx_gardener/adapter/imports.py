@@ -1,210 +1,44 @@
-"""Adapters of Hugging Face PEFT taken into the registry: safetensors and JSON only, nothing pickled.
+"""Adapters of Hugging Face PEFT taken into the registry as versions of a project, without evidence.
 
 PEFT may give every module its own rank, alpha and place; mlx-lm's form has one rank and scale and the same modules in
 the last N layers. What differs is made the same without changing the sum: a smaller rank is filled up with zeros, an
-alpha of its own goes into B, and a module that has no adapter gets one whose B is zero. Source: peft/tuners/lora
-(version 0.21). Cost: the base is read once.
+alpha of its own goes into B, and a module that has no adapter gets one whose B is zero. In: what `peft_files` read, and
+the base. Out: a version in the registry. Cost: the base is read once.
 """
 
 from __future__ import annotations
 
-import math
+import logging
 import re
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import regex
-
-from mlx_gardener.adapter.forms import from_peft
+from mlx_gardener.adapter.peft_files import SAVE_AGAIN, PeftAdapter, read_peft
 from mlx_gardener.errors import AdapterError
-from mlx_gardener.platform.reasons import reason_of
-from mlx_gardener.platform.untrusted import cached_file, read_json
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
     from mlx_gardener.adapter.manager import PeftManager
     from mlx_gardener.model import BaseModel
+    from mlx_gardener.model.lora import AdapterSettings
     from mlx_gardener.registry import AdapterRecord, ProjectRegistry
 
+logger = logging.getLogger(__name__)
+
 _MOST_RANK = 1024
-_SAVE_AGAIN = "Save it again where it was made: `model.save_pretrained(path)` of PEFT keeps both in step."
-#: A stranger's patterns may take for ever (``re`` cannot be interrupted, `regex` can); honest ones take microseconds.
-_PATTERN_SECONDS = 2.0
-#: `regex` writes counted repeats out when it compiles, which nothing interrupts.
-_MOST_PATTERN, _MOST_REPEATS = 500, 10_000
-_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-#: Settings of PEFT that change what an adapter computes in ways that no form here holds.
-_FOREIGN = (
-    "bias", "modules_to_save", "fan_in_fan_out", "layer_replication", "lora_bias", "trainable_token_indices",
-    "alora_invocation_tokens", "target_parameters", "use_qalora", "use_bdlora", "arrow_config", "megatron_config",
-)  # fmt: skip
 _LAYER = re.compile(r"(.*\blayers\.)(\d+)\.(.+)")
 
 
-@dataclass(frozen=True)
-class PeftAdapter:
-    """A PEFT adapter as read: weights by mlx-lm's names, its configuration, and each module's rank and alpha by that."""
-
-    weights: dict[str, mx.array]
-    config: dict[str, Any]
-    ranks: dict[str, float]
-    alphas: dict[str, float]
-    file: Path
-
-    def scale_of(self, module: str) -> float:
-        """What multiplies B A in ``module``: alpha over its rank, or over the rank's root with rsLoRA."""
-        rank = self.ranks[module]
-        return self.alphas[module] / (rank**0.5 if self.config.get("use_rslora") else rank)
-
-
-def read_peft(directory: Path) -> PeftAdapter:
-    """Read ``adapter_config.json`` and ``adapter_model.safetensors``; links are followed within the hub's cache only.
-
-    Raises:
-        AdapterError: they are missing or damaged, pickled, or say something that cannot be held; says what.
-    """
-    from mlx_gardener.model.lora import load_arrays
-
-    file = directory / "adapter_model.safetensors"
-    if not file.exists() and (directory / "adapter_model.bin").exists():
-        raise AdapterError(
-            f"{directory.name!r} holds its weights as adapter_model.bin, pickled, which can run any code when it is read.",
-            next_step="Save it again where you trust it: `model.save_pretrained(path)` of PEFT writes safetensors.",
-        )
-    try:
-        config = read_json(
-            cached_file(directory / "adapter_config.json"), max_bytes=2**24, follow_links=False
-        )
-        _check_config(config)
-        file = cached_file(file)
-        stored = load_arrays(file)
-        _check_numbers(stored)
-        weights = from_peft(stored)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise AdapterError(
-            f"{directory.name!r} cannot be imported as a PEFT adapter: {reason_of(error)}.",
-            next_step="Name the directory that `save_pretrained` of PEFT wrote for a LoRA adapter.",
-        ) from error
-    _check_magnitudes(weights, config)
-    modules = sorted({name.rpartition(".")[0] for name in weights})
-    until = time.monotonic() + _PATTERN_SECONDS
-    ranks, alphas = (
-        _by_pattern(config.get(f"{kind}_pattern") or {}, modules, float(config[default]), until)
-        for kind, default in (("rank", "r"), ("alpha", "lora_alpha"))
-    )
-    return PeftAdapter(weights, config, ranks, alphas, file)
-
-
-def _check_numbers(weights: dict[str, mx.array]) -> None:
-    """Raises ValueError where a tensor holds what is no number."""
-    import mlx.core as mx
-
-    for name, value in weights.items():
-        if not mx.isfinite(value).all().item():
-            raise ValueError(f"the tensor {name!r} holds NaN or infinity")
-
-
-def _check_magnitudes(weights: dict[str, mx.array], config: dict[str, Any]) -> None:
-    """DoRA's magnitudes belong to every module or to none.
-
-    Raises:
-        AdapterError: they are missing, or there are some that the configuration knows nothing of.
-    """
-    modules = {name.rpartition(".")[0] for name in weights}
-    without = sorted(module for module in modules if f"{module}.m" not in weights)
-    if config.get("use_dora") and without:
-        raise AdapterError(
-            f"The configuration says use_dora, but {without[0]!r} has no magnitudes (lora_magnitude_vector).",
-            next_step=_SAVE_AGAIN,
-        )
-    if not config.get("use_dora") and len(without) < len(modules):
-        with_some = min(modules - set(without))
-        raise AdapterError(
-            f"{with_some!r} has magnitudes (lora_magnitude_vector), but the configuration does not say use_dora.",
-            next_step=_SAVE_AGAIN,
-        )
-
-
-def _check_config(config: Any) -> None:
-    """Raises ValueError where the configuration is none, or asks for what cannot be held."""
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ValueError("its peft_type is not LORA")
-    for name in ("r", "lora_alpha"):
-        if not _is_positive(config.get(name)):
-            raise ValueError(f"its {name} is no positive number")
-    for name in ("rank_pattern", "alpha_pattern"):
-        patterns = config.get(name) or {}
-        if not isinstance(patterns, dict) or not all(map(_is_positive, patterns.values())):
-            raise ValueError(f"its {name} is no table of positive numbers")
-    for name in _FOREIGN:
-        if config.get(name) not in (None, False, "none", [], {}):
-            raise ValueError(f"it uses {name}, which this program's adapters cannot hold")
-    if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
-        raise ValueError(
-            f"it began as {config['init_lora_weights']!r}, which changes the base too; convert it with PEFT's "
-            "path_initial_model_for_weight_conversion first"
-        )
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1e6
-
-
-def _by_pattern(
-    patterns: dict[str, float], modules: list[str], default: float, until: float
-) -> dict[str, float]:
-    """Every module's value by PEFT's rule: that of the first pattern that is its name, or ends it after a dot.
-
-    Args:
-        until: when to give up, by the monotonic clock.
-
-    Raises:
-        AdapterError: a pattern is no regular expression, or comparing takes too long.
-    """
-    left, found = set(modules), dict.fromkeys(modules, default)
-    for pattern, value in patterns.items():
-        plain = pattern.removeprefix("^")
-        # Possessive, as this too is a stranger's text: no blank is looked at twice.
-        repeats = re.findall(r"\{\s*+(\d*+)\s*+,?+\s*+(\d*+)\s*+\}", plain[: _MOST_PATTERN + 1])
-        written_out = math.prod(max(1, *(int(number[:9] or 0) for number in pair)) for pair in repeats)
-        too_long = AdapterError(
-            f"The pattern {pattern[:80]!r} of this adapter takes too long to compare with its modules' names.",
-            next_step="Replace it by the names of the modules it stands for.",
-        )
-        if len(plain) > _MOST_PATTERN or written_out > _MOST_REPEATS:
-            raise too_long
-        try:
-            compiled = regex.compile(rf"(.*\.)?({plain})")
-            for module in sorted(left):
-                seconds = until - time.monotonic()
-                if seconds <= 0:
-                    raise TimeoutError
-                if compiled.fullmatch(module, timeout=seconds):
-                    found[module] = float(value)
-                    left.discard(module)
-        except (regex.error, RecursionError) as error:
-            raise AdapterError(
-                f"The pattern {pattern[:80]!r} of this adapter is no regular expression.",
-                next_step="Correct rank_pattern or alpha_pattern in its adapter_config.json.",
-            ) from error
-        except TimeoutError as error:
-            raise too_long from error
-    return found
-
-
-def to_one_shape(adapter: PeftAdapter, base: BaseModel) -> tuple[dict[str, mx.array], dict[str, Any]]:
+def to_one_shape(adapter: PeftAdapter, base: BaseModel) -> tuple[dict[str, mx.array], AdapterSettings]:
     """Weights and settings in mlx-lm's form, for ``base``.
 
     Raises:
         AdapterError: a module is not in the base's layers, or a shape does not fit.
     """
     import mlx.core as mx
-    from mlx_lm.tuner.utils import linear_to_lora_layers
 
-    from mlx_gardener.model.lora import detach_lora, lora_parameters
+    from mlx_gardener.model.lora import AdapterSettings, detach_lora, lora_parameters
 
     modules = sorted({name.rpartition(".")[0] for name in adapter.weights})
     ranks = {}
@@ -213,14 +47,14 @@ def to_one_shape(adapter: PeftAdapter, base: BaseModel) -> tuple[dict[str, mx.ar
         if any(value is None or value.ndim != 2 for value in pair) or pair[0].shape[1] != pair[1].shape[0]:  # type: ignore[union-attr]
             raise AdapterError(
                 f"The module {module!r} has no pair of matrices A and B that fit each other.",
-                next_step=_SAVE_AGAIN,
+                next_step=SAVE_AGAIN,
             )
         ranks[module] = pair[0].shape[1]  # type: ignore[union-attr]
         said = int(adapter.ranks[module])
         if ranks[module] != said:
             raise AdapterError(
                 f"The rank of {module!r} is {ranks[module]}, but the configuration says {said}.",
-                next_step=_SAVE_AGAIN,
+                next_step=SAVE_AGAIN,
             )
     rank = max(ranks.values(), default=0)
     if not 1 <= rank <= _MOST_RANK:
@@ -235,27 +69,15 @@ def to_one_shape(adapter: PeftAdapter, base: BaseModel) -> tuple[dict[str, mx.ar
             f"The adapter changes {outside!r}, which lies outside of the model's layers; mlx-lm has no place for that.",
             next_step="Train it again on modules within the layers.",
         )
-    keys = sorted({place[3] for place in places.values() if place is not None})
+    keys = tuple(sorted({place[3] for place in places.values() if place is not None}))
     first = min(int(place[2]) for place in places.values() if place is not None)
     count = len(base.model.layers)
-    settings: dict[str, Any] = {
-        "fine_tune_type": "dora" if adapter.config.get("use_dora") else "lora",
-        "num_layers": max(1, count - first),
-        "lora_parameters": {
-            "rank": rank,
-            "scale": adapter.scale_of(modules[0]),
-            "dropout": 0.0,
-            "keys": keys,
-        },
-    }
-    shared = settings["lora_parameters"]["scale"]
+    shared = adapter.scale_of(modules[0])
+    settings = AdapterSettings(
+        max(1, count - first), rank, shared, keys, is_dora=bool(adapter.config.get("use_dora"))
+    )
     try:
-        linear_to_lora_layers(
-            base.model,
-            settings["num_layers"],
-            {**settings["lora_parameters"], "keys": set(keys)},
-            use_dora=bool(adapter.config.get("use_dora")),
-        )
+        settings.put_into(base.model)
         present = dict(lora_parameters(base.model))
         weights = {
             name: value.astype(mx.float32) if name.endswith(".m") else mx.zeros(value.shape)
@@ -287,7 +109,7 @@ def to_one_shape(adapter: PeftAdapter, base: BaseModel) -> tuple[dict[str, mx.ar
             )
         if not mx.isfinite(value).all().item():
             raise AdapterError(
-                f"{name!r} times its alpha over its rank is beyond what float32 holds.", next_step=_SAVE_AGAIN
+                f"{name!r} times its alpha over its rank is beyond what float32 holds.", next_step=SAVE_AGAIN
             )
         if leaf == "m":
             changed = changed or not mx.allclose(weights[name], value).item()
@@ -347,7 +169,7 @@ def register_imported(
     source_sha256 = sha256_of(adapter.file)
     _clear_away(manager.registry, project, source_sha256, model.weights_sha256)
     details = ManifestDetails(
-        config={"lora": {name: settings["lora_parameters"][name] for name in ("rank", "scale")}},
+        config={"lora": {"rank": settings.rank, "scale": settings.scale}},
         data={"commit": None},
         metrics={},
         evidence={},
@@ -372,6 +194,8 @@ def register_imported(
 def _clear_away(registry: ProjectRegistry, project: str, source_sha256: str, base_sha256: str) -> None:
     """Delete what killed imports left: half an adapter, and a whole one of the same that was put in its place unregistered.
 
+    One whose manifest cannot be read is left where it is, and named in the log: it may be of another import, or of a training.
+
     Raises:
         RegistryError: it cannot be deleted.
     """
@@ -388,8 +212,15 @@ def _clear_away(registry: ProjectRegistry, project: str, source_sha256: str, bas
             continue
         try:
             manifest = read_manifest(directory)
-        except AdapterError:
-            continue  # not ours to judge: `registry check` names it
+        except AdapterError as error:
+            logger.warning(
+                "%s/%s is not registered, and what it is cannot be told: %s It was left there; `mlx-gardener registry check` "
+                "lists what is wrong, `mlx-gardener registry repair` clears it away.",
+                project,
+                directory.name,
+                error.message,
+            )
+            continue
         training, base = manifest["training"], manifest["base"]
         if (training.get("source_sha256"), base.get("weights_sha256")) == (source_sha256, base_sha256):
             registry.discard(directory)

@@ -49,16 +49,10 @@ def attach_adapter(base: BaseModel, adapter: LoadedAdapter) -> Iterator[None]:
     Raises:
         AdapterError: the adapter's modules or shapes do not fit the base.
     """
-    from mlx_lm.tuner.utils import linear_to_lora_layers
-
     from mlx_gardener.model.lora import detach_lora, set_lora_parameters
 
-    settings = adapter.settings
     try:
-        lora = {**settings["lora_parameters"], "keys": set(settings["lora_parameters"]["keys"])}
-        linear_to_lora_layers(
-            base.model, settings["num_layers"], lora, use_dora=settings["fine_tune_type"] == "dora"
-        )
+        adapter.settings.put_into(base.model)
         set_lora_parameters(
             base.model, {name: value.astype(base.dtype) for name, value in adapter.weights.items()}
         )

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from mlx_gardener.model import BaseModel
+    from mlx_gardener.model.lora import AdapterSettings
 
 
 class StagedAdapter:
@@ -142,13 +143,13 @@ class PeftManager:
 
     @contextmanager
     def stage_adapter(
-        self, project: str, weights: dict[str, mx.array], *, base: BaseModel, settings: dict[str, Any]
+        self, project: str, weights: dict[str, mx.array], *, base: BaseModel, settings: AdapterSettings
     ) -> Iterator[StagedAdapter]:
         """Write an adapter's weights beside its place; left without `StagedAdapter.commit`, it is removed again.
 
         Args:
             weights: by mlx-lm's names.
-            settings: `model.lora.adapter_settings`.
+            settings: `model.lora.AdapterSettings.of`.
 
         Raises:
             AdapterError: the weights cannot be written.
@@ -182,7 +183,7 @@ class PeftManager:
         weights: dict[str, mx.array],
         *,
         base: BaseModel,
-        settings: dict[str, Any],
+        settings: AdapterSettings,
         details: ManifestDetails,
         model_card: str,
         extra_files: dict[str, bytes] | None = None,

@@ -5,7 +5,6 @@ Nothing in it names a place on this machine, and no source text goes into it.
 
 from __future__ import annotations
 
-import math
 import platform
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from mlx_gardener.model import BaseModel
+    from mlx_gardener.model.lora import AdapterSettings
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
@@ -50,7 +50,7 @@ class LoadedAdapter:
     """An adapter read from its files: weights by mlx-lm's names, and what mlx-lm needs to place them."""
 
     weights: dict[str, mx.array]
-    settings: dict[str, Any]
+    settings: AdapterSettings
     manifest: dict[str, Any]
     directory: Path
 
@@ -166,47 +166,20 @@ def is_plain_name(name: str) -> bool:
     return usual and name.isprintable() and "\\" not in name and ":" not in name
 
 
-def check_settings(settings: Any) -> None:
-    """Whether an ``adapter_config.json`` is one that LoRA layers can be made of.
-
-    Raises:
-        ValueError: it is not; says what is wrong.
-    """
-    lora = settings.get("lora_parameters") if isinstance(settings, dict) else None
-    if not isinstance(lora, dict):
-        raise ValueError("adapter_config.json has no lora_parameters")
-    if settings.get("fine_tune_type") not in ("lora", "dora"):
-        raise ValueError("its fine_tune_type is neither lora nor dora")
-    for name, value, most in (
-        ("num_layers", settings.get("num_layers"), 100_000),
-        ("rank", lora.get("rank"), 2**16),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            raise ValueError(f"its {name} is not a number from 1 to {most}")
-    for name in ("scale", "dropout"):
-        value = lora.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ValueError(f"its {name} is no number")
-    if not 0 <= lora["dropout"] < 1:
-        raise ValueError("its dropout is not between 0 and 1")
-    keys = lora.get("keys")
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise ValueError("its keys are no list of names")
-
-
 def load_adapter_directory(directory: Path, manifest: dict[str, Any] | None = None) -> LoadedAdapter:
     """Read the ``mlx/`` form of an adapter.
 
     Raises:
         AdapterError: its files are missing or damaged.
     """
-    from mlx_gardener.model.lora import load_arrays
+    from mlx_gardener.model.lora import AdapterSettings, load_arrays
 
     file = directory / "mlx" / "adapters.safetensors"
     try:
         refuse_links(directory)
-        settings = read_json(directory / "mlx" / "adapter_config.json", max_bytes=2**24, follow_links=False)
-        check_settings(settings)
+        settings = AdapterSettings.from_json(
+            read_json(directory / "mlx" / "adapter_config.json", max_bytes=2**24, follow_links=False)
+        )
         weights = load_arrays(file)
     except (OSError, ValueError, RuntimeError) as error:
         raise AdapterError(

@@ -35,10 +35,10 @@ def render_modelfile(tokenizer: CodeTokenizer, source: str, *, context_tokens: i
     if marks is not None:
         before, after, middle = spelled(marks.prefix), spelled(marks.suffix), spelled(marks.middle)
         if marks.order == "SPM":
-            hole = f"{after}{{{{ .Suffix }}}}{before}{{{{ .Prompt }}}}{middle}"
+            fim = f"{after}{{{{ .Suffix }}}}{before}{{{{ .Prompt }}}}{middle}"
         else:
-            hole = f"{before}{{{{ .Prompt }}}}{after}{{{{ .Suffix }}}}{middle}"
-        prompt = f"{{{{- if .Suffix }}}}{hole}{{{{- else }}}}{{{{ .Prompt }}}}{{{{- end }}}}"
+            fim = f"{before}{{{{ .Prompt }}}}{after}{{{{ .Suffix }}}}{middle}"
+        prompt = f"{{{{- if .Suffix }}}}{fim}{{{{- else }}}}{{{{ .Prompt }}}}{{{{- end }}}}"
     stops = {spelled(tokenizer.eos_id), spelled(tokenizer.file_id), spelled(tokenizer.repo_id)}
     if marks is not None:
         stops |= {spelled(marks.prefix), spelled(marks.suffix), spelled(marks.middle), spelled(marks.end)}

@@ -109,16 +109,17 @@ def scan_with_progress(path: Path, config: TrainingConfig, *, silent: bool = Fal
 
 
 def time_text(estimate: dict[str, Any]) -> str:
-    """``about 9 minutes to learn from 259,000 tokens at 1,543 tokens/s (estimated from ...)``."""
+    """``about 9 minutes to learn from 259,000 tokens at 1,543 tokens/s (estimated from ...)``, and what of it a limit allows."""
     minutes = estimate["minutes"]
     time = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes:.0f} minutes"
     if minutes < 1.5:
         time = "a minute"
     within = ""
-    if estimate["epochs_in_limit"] < estimate["epochs"]:
+    if estimate["updates_in_limit"] < estimate["updates"]:
         within = (
-            f"; of its {estimate['epochs']:g} epochs about {estimate['epochs_in_limit']:.2g} fit into the limit of "
-            f"{estimate['limit_minutes']:g} minutes (--timeout), with a measured adapter at the end"
+            f"; the time limit of {estimate['limit_minutes']:g} minutes (--timeout) allows {estimate['updates_in_limit']:,} "
+            f"of these {estimate['updates']:,} updates, which is {estimate['epochs_in_limit']:.2g} epochs instead of "
+            f"{estimate['epochs']:.2g}, and then the test of the adapter"
         )
     return (
         f"about {time} to learn from {estimate['trained_tokens']:,} tokens at "

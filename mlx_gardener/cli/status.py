@@ -83,7 +83,9 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.text import ago, safe_text, words
 
-    table = Table("project", "status", "done", "loss", "updated", "message", box=None, header_style="bold")
+    has_loss = any("loss" in row["details"] for row in rows)
+    columns = ("project", "status", "done", *(["loss"] * has_loss), "updated", "message")
+    table = Table(*columns, box=None, header_style="bold")
     for row in rows:
         loss = row["details"].get("loss")
         age = "" if row["updated_at"] is None else ago(row["updated_at"])
@@ -91,7 +93,7 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
             safe_text(row["project"]),
             words(row["status"]),
             f"{row['progress_percent']:.0f} %",
-            "" if loss is None else f"{loss:.3f}",
+            *(["-" if loss is None else f"{loss:.3f}"] * has_loss),
             age,
             safe_text(row["message"]),
         )

@@ -8,6 +8,7 @@ from mlx_gardener.dataset.changes import Earlier
 from mlx_gardener.dataset.prepare import PreparedData, TrainingDataPreparator
 from mlx_gardener.dataset.rows import Batch, RowSet
 from mlx_gardener.dataset.split import Split, split_files
+from mlx_gardener.dataset.summary import DataSummary
 from mlx_gardener.dataset.tasks import (
     FimTask,
     NextLineTask,
@@ -19,6 +20,7 @@ from mlx_gardener.dataset.tasks import (
 
 __all__ = [
     "Batch",
+    "DataSummary",
     "Earlier",
     "FimTask",
     "NextLineTask",

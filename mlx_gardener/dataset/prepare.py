@@ -15,6 +15,7 @@ from mlx_gardener.dataset.changes import Continuation, Earlier, continue_split, 
 from mlx_gardener.dataset.examples import Encoder, Excerpt, excerpts_of, make_examples
 from mlx_gardener.dataset.rows import Document, RowSet, bucket, pack
 from mlx_gardener.dataset.split import Split, split_files
+from mlx_gardener.dataset.summary import DataSummary, summarise
 from mlx_gardener.errors import DataError, TrainingError
 from mlx_gardener.source import FileRecord, Scan, dependency_order, read_source, scan_repository
 
@@ -32,7 +33,7 @@ UNCHANGED = "no file has changed since"
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What training and evaluation work on. ``summary`` has JSON types; ``data_sha256`` is over all rows.
+    """What training and evaluation work on; ``data_sha256`` is over all rows.
 
     ``files`` are those the adapter will know, by path: digits of their sha256, and their part; ``continued_from`` is the
     version that the training goes on from, ``first_update`` the updates that it has done on the same rows.
@@ -45,7 +46,7 @@ class PreparedData:
     scan: Scan
     test_excerpts: tuple[Excerpt, ...]
     data_sha256: str
-    summary: dict[str, Any]
+    summary: DataSummary
     files: dict[str, list[str]]
     continued_from: str | None = None
     first_update: int = 0
@@ -57,7 +58,7 @@ class PreparedData:
             "commit": self.scan.commit,
             "file_list_sha256": self.scan.file_list_sha256,
             "files": self.files,
-            "summary": self.summary,
+            "summary": self.summary.to_json(),
             "trained_files": trained_files(self.split),
         }
 
@@ -157,14 +158,17 @@ class TrainingDataPreparator:
             )
         digest = hashlib.sha256((train.sha256() + validation.sha256() + test.sha256()).encode()).hexdigest()
         self._on_progress(1.0, f"{train.loss_tokens:,} tokens to learn from in {len(train)} rows")
-        summary = self._summarize(scan, split, train, validation, test, over_maximum, cache)
+        summary = summarise(
+            scan, split, train, validation, test, cache,
+            over_maximum=over_maximum, lost=len(self._lost), can_fill=self.tokenizer.markers is not None,
+        )  # fmt: skip
         if going_on is not None and earlier is not None:
-            summary["continued_from"] = {
-                "version": earlier.version,
+            changed = {
                 "changed_files": going_on.changed_files,
                 "changed_share": round(going_on.changed_share, 4),
                 "replayed_files": going_on.replayed_files,
             }
+            summary = replace(summary, continued_from={"version": earlier.version, **changed})
         parent = earlier if going_on is not None else None
         first_update = 0
         if (
@@ -174,9 +178,11 @@ class TrainingDataPreparator:
             and earlier.data_sha256 == digest
         ):
             parent, first_update = earlier, earlier.updates_done
-            summary["continued_from"] = {"version": earlier.version, "updates_done": first_update}
+            done = {"version": earlier.version, "updates_done": first_update}
+            summary = replace(summary, continued_from=done)
         if earlier is not None and parent is None:
-            summary["not_continued"] = {"version": earlier.version, "why": _why_anew(whole, earlier)}
+            why = {"version": earlier.version, "why": _why_anew(whole, earlier)}
+            summary = replace(summary, not_continued=why)
         return PreparedData(
             train,
             validation,
@@ -249,41 +255,6 @@ class TrainingDataPreparator:
         except DataError:
             self._lost.append(record.path)
             return []
-
-    def _summarize(
-        self,
-        scan: Scan,
-        split: Split,
-        train: RowSet,
-        validation: RowSet,
-        test: RowSet,
-        over_maximum: int,
-        cache: TokenCache,
-    ) -> dict[str, Any]:
-        return {
-            "files_seen": scan.files_seen,
-            "files_kept": len(scan.files),
-            "chunks_found": scan.chunks_found,
-            "chunks_kept": scan.chunks_kept - over_maximum,
-            "dropped": {
-                rule: {"unit": item.unit, "count": item.count} for rule, item in scan.dropped.items()
-            },
-            "chunks_over_maximum": over_maximum,
-            "files_changed_while_reading": len(self._lost),
-            "languages": scan.languages,
-            "secrets": len(scan.secrets),
-            "near_duplicate_clusters": scan.near_duplicate_clusters,
-            "split": split.describe(),
-            "train_rows": len(train),
-            "train_tokens": train.total_tokens,
-            "train_loss_tokens": train.loss_tokens,
-            "padding_fraction": round(train.padding_tokens / max(1, train.total_tokens), 4),
-            "validation_bytes": validation.source_bytes,
-            "test_bytes": test.source_bytes,
-            "fill_in_the_middle": self.tokenizer.markers is not None,
-            "texts_tokenized": cache.misses,
-            "texts_from_cache": cache.hits,
-        }
 
 
 def _why_anew(fresh: Split, earlier: Earlier) -> str:

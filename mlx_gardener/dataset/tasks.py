@@ -17,7 +17,7 @@ _TRIVIAL = re.compile(
 )
 _LEAST_CONTEXT_LINES = 3
 #: Shortest and longest span, characters: short enough to be written within the usual limit of new tokens.
-_HOLE_CHARACTERS = (8, 96)
+_SPAN_CHARACTERS = (8, 96)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _parses(excerpt: Excerpt) -> bool:
 def _node_at(excerpt: Excerpt, choose: random.Random) -> tuple[int, int] | None:
     """The largest named node around a random byte that is no longer than a drawn length; bytes."""
     data = excerpt.text.encode()
-    at, most = choose.randrange(len(data)), choose.randint(*_HOLE_CHARACTERS)
+    at, most = choose.randrange(len(data)), choose.randint(*_SPAN_CHARACTERS)
     tree = parse(data, excerpt.language)
     if tree is None:
         return None
@@ -115,7 +115,7 @@ def _node_at(excerpt: Excerpt, choose: random.Random) -> tuple[int, int] | None:
         if node.parent.end_byte - node.parent.start_byte > most:
             break
         node = node.parent
-    if node is None or not _HOLE_CHARACTERS[0] <= node.end_byte - node.start_byte <= _HOLE_CHARACTERS[1]:
+    if node is None or not _SPAN_CHARACTERS[0] <= node.end_byte - node.start_byte <= _SPAN_CHARACTERS[1]:
         return None
     text = data[node.start_byte : node.end_byte].decode()
     return None if "comment" in node.type or _TRIVIAL.fullmatch(text) else (node.start_byte, node.end_byte)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EDITORS = ("zed", "vscode", "vim", "neovim")
 LLAMA_VSCODE = "ggml-org.llama-vscode"
 VIM_BEGIN, VIM_END = '" mlx-gardener: begin', '" mlx-gardener: end'
-#: Zed's name of a prompt's form, by the model's marker of what precedes the hole.
+#: Zed's name of a prompt's form, by the model's marker of what precedes a FIM span.
 _ZED_FORMATS = {
     "<|fim_prefix|>": "qwen",
     "<fim_prefix>": "star_coder",
@@ -43,7 +43,7 @@ def json_settings(
     """Keys and values for ``zed`` or ``vscode``.
 
     Raises:
-        ConfigError: Zed does not know how this model wants holes told.
+        ConfigError: Zed does not know this model's form of fill-in-the-middle prompts.
     """
     if editor == "vscode":
         key = [(("llama-vscode.api_key",), token)] if token else []
@@ -92,7 +92,7 @@ def _vim(text: str) -> str:
 
 
 def request_of(editor: str, project: str, tokenizer: CodeTokenizer) -> tuple[str, dict[str, Any]]:
-    """Path and body of a request as the editor sends it, for a small hole."""
+    """Path and body of a request as the editor sends it, for a small FIM span."""
     prefix, suffix = "def add(first, second):\n    return ", "\n\n\nprint(add(1, 2))\n"
     if editor == "zed":
         marks = tokenizer.markers
@@ -114,7 +114,7 @@ def request_of(editor: str, project: str, tokenizer: CodeTokenizer) -> tuple[str
             "environment": None,
         }
     lines = prefix.rpartition("\n")
-    hole = {
+    fim = {
         "id_slot": 0,
         "input_prefix": lines[0] + "\n",
         "input_suffix": suffix,
@@ -134,4 +134,4 @@ def request_of(editor: str, project: str, tokenizer: CodeTokenizer) -> tuple[str
         fields = [f"{part}_{unit}" for part in ("prompt", "predicted") for unit in _VIM_UNITS]
         told = ["content", *(f"timings/{field}" for field in fields), "truncated", "tokens_cached"]
         own = {"top_p": 0.90, "stop": [], "t_max_predict_ms": 1000, "response_fields": told, "model": ""}
-    return f"/projects/{quote(project, safe='')}/infill", {**hole, **own}
+    return f"/projects/{quote(project, safe='')}/infill", {**fim, **own}

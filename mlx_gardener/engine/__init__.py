@@ -11,7 +11,7 @@ from mlx_gardener.engine.facts import ModelFacts, facts_of, model_facts
 from mlx_gardener.engine.kept import base_topic, kept_row_losses
 from mlx_gardener.engine.load import load_engine
 from mlx_gardener.engine.operations import writing_operations
-from mlx_gardener.engine.plan import Plan
+from mlx_gardener.engine.plan import Plan, PredictedParts
 from mlx_gardener.engine.planner import make_plan
 from mlx_gardener.engine.prepared import PreparedModel, prepare_model
 from mlx_gardener.engine.seen import keep_training, known_backend
@@ -24,6 +24,7 @@ __all__ = [
     "Engine",
     "ModelFacts",
     "Plan",
+    "PredictedParts",
     "PreparedModel",
     "StepResult",
     "base_topic",

@@ -86,6 +86,13 @@ def look_ahead_at(config: TrainingConfig) -> tuple[ModelChoice, Path, ModelFacts
             useless += [choice.name, f"hf:{choice.name}"]
 
 
+def what_is_against(name: str, error: ModelError) -> str:
+    """An error about the model ``name`` as a clause that does not name it again: ``it is not in the local cache``."""
+    said = error.message.rstrip(".")
+    own = f"The model {name!r} "
+    return f"it {said[len(own) :]}" if said.startswith(own) else said[:1].lower() + said[1:]
+
+
 def _steady_backend() -> Backend:
     """This machine's speeds without what trainings taught: a base is not to be another one after each of them."""
     return replace(measured_backend(default_home() / "cache"), work_scale=1.0, speed_scale=1.0)
@@ -187,11 +194,7 @@ def _from_hub(
             )
             slow = _why_slow(one, choice, config, backend)
         except ModelError as error:
-            return (
-                None,
-                why_not
-                or f"{one.id} would fit, but {error.message[0].lower()}{error.message[1:].rstrip('.')}",
-            )
+            return None, why_not or f"{one.id} would fit, but {what_is_against(one.id, error)}"
         if slow is None:
             return choice, ""
         why_not = why_not or slow

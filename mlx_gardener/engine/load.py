@@ -135,7 +135,7 @@ def _load(model: str, plan: Plan, config: TrainingConfig) -> BaseModel:
 def _is_tight(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend) -> bool:
     """Whether a trial of the plan could go beyond the budget."""
     trial = predicted(trial_of(plan, heaviest_width(plan, facts, config, backend)), facts, config, backend)
-    return trial.predicted_peak_bytes + _DOUBT * trial.predicted_parts["work"] > plan.budget_bytes
+    return trial.predicted_peak_bytes + _DOUBT * trial.predicted_parts.work > plan.budget_bytes
 
 
 def _heavier(
@@ -146,7 +146,7 @@ def _heavier(
         found = make_plan(facts, config, config.memory_limit_bytes, backend, scales=scales)
     except MemoryBudgetError:
         return None  # what was tried needs less room for error
-    return found if found.predicted_parts["weights"] > plan.predicted_parts["weights"] else None
+    return found if found.predicted_parts.weights > plan.predicted_parts.weights else None
 
 
 def _free() -> None:

@@ -30,12 +30,42 @@ AS_FORETOLD = Scales()
 
 
 @dataclass(frozen=True)
+class PredictedParts:
+    """What the peak is made of, bytes.
+
+    Attributes:
+        weights: of the base, as far as they stay in memory.
+        adapter: the adapter's copies: weights, best, gradients, moments.
+        saved: hidden states at the borders of layers that are recomputed.
+        live: activations kept of the other layers, where they are there at the peak.
+        work: one layer's backward pass, or head and loss, whichever is more; and weights that are read for a moment.
+        cache: freed buffers kept for reuse.
+        runtime: Python, MLX, tokenizer and data.
+        check: what the check of the cut takes more than all that.
+    """
+
+    weights: int = 0
+    adapter: int = 0
+    saved: int = 0
+    live: int = 0
+    work: int = 0
+    cache: int = 0
+    runtime: int = 0
+    check: int = 0
+
+    @property
+    def peak_bytes(self) -> int:
+        """All of them."""
+        return sum(vars(self).values())
+
+
+@dataclass(frozen=True)
 class Plan:
     """What the budget is used for; all figures of memory in bytes.
 
     Attributes:
         rows_of_width: rows per micro-batch for every row width in tokens.
-        predicted_parts: weights, adapter, saved, live, work, cache, runtime, check.
+        predicted_parts: what the peak is made of.
         notes: what was traded for the budget, a sentence each.
         kept_layers: last layers whose activations are kept; the others are recomputed.
         loss_slice_tokens: positions whose logits are in memory at once (on each CPU stream).
@@ -56,7 +86,7 @@ class Plan:
     rows_of_width: dict[int, int]
     budget_bytes: int
     predicted_peak_bytes: int
-    predicted_parts: dict[str, int]
+    predicted_parts: PredictedParts
     notes: tuple[str, ...]
     kept_layers: int = 0
     loss_slice_tokens: int = 128
@@ -85,7 +115,7 @@ class Plan:
 
         MLX allocates some dozens of operations ahead of those that compute, which depends on how busy the machine is.
         """
-        other = self.predicted_parts.get("runtime", 0) + self.cache_bytes
+        other = self.predicted_parts.runtime + self.cache_bytes
         return max(self.budget_bytes // 2, int(0.95 * self.budget_bytes) - other)
 
     def set_limits(self) -> None:
@@ -132,6 +162,7 @@ class Plan:
                 "rows_of_width": rows,
                 "notes": tuple(values["notes"]),
                 "scales": Scales(**values["scales"]),
+                "predicted_parts": PredictedParts(**values["predicted_parts"]),
             }
             return cls(**{**values, **read})
         except (TypeError, KeyError, ValueError, AttributeError):

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
-from mlx_gardener.engine.plan import Plan, Scales
+from mlx_gardener.engine.plan import Plan, PredictedParts, Scales
 from mlx_gardener.engine.predict import Measured, least_budget_bytes, predicted
 from mlx_gardener.engine.speed import TWO_CORES, Backend
 from mlx_gardener.errors import ConfigError, MemoryBudgetError, ModelError
@@ -112,7 +112,7 @@ def lighter_plan(
         for candidate in _candidates(
             facts, config, config.memory_limit_bytes, backend, whole=False, measured=None, scales=scales
         )
-        if candidate.predicted_parts["weights"] < plan.predicted_parts["weights"]
+        if candidate.predicted_parts.weights < plan.predicted_parts.weights
     ]
     fitting = [candidate for candidate in lighter if least_budget_bytes(candidate) <= budget_bytes]
     best = max(fitting, key=_worth, default=None) or min(lighter, key=least_budget_bytes, default=None)
@@ -160,7 +160,7 @@ def _candidates(
                     rows_of_width=_rows_of_width(rows, config),
                     budget_bytes=budget_bytes,
                     predicted_peak_bytes=0,
-                    predicted_parts={},
+                    predicted_parts=PredictedParts(),
                     notes=(),
                     loss_slice_tokens=slice_tokens,
                     cpu_streams=streams,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.head_loss import shard_size
-from mlx_gardener.engine.plan import AS_FORETOLD, MIB, Plan, Scales
+from mlx_gardener.engine.plan import AS_FORETOLD, MIB, Plan, PredictedParts, Scales
 from mlx_gardener.engine.speed import Backend
 
 #: Python, MLX, BLAS buffers, tokenizer and token rows before a model is loaded.
@@ -77,16 +77,15 @@ def predicted(
     parts = _memory_parts(plan, facts, config, backend, scales)
     if measured is not None:
         parts = _corrected(parts, measured)
-    left = plan.budget_bytes * HEADROOM - sum(parts.values())
-    cache = int(max(0, min(left, CACHE_SHARE * parts["work"])))
-    parts["cache"] = cache
-    parts["check"] = max(0, parts["check"] - cache)
+    left = plan.budget_bytes * HEADROOM - parts.peak_bytes
+    cache = int(max(0, min(left, CACHE_SHARE * parts.work)))
+    parts = replace(parts, cache=cache, check=max(0, parts.check - cache))
     speed = scales.speed * _tokens_per_second(plan, facts, backend)
     return replace(
         plan,
         cache_bytes=cache,
         predicted_parts=parts,
-        predicted_peak_bytes=sum(parts.values()),
+        predicted_peak_bytes=parts.peak_bytes,
         predicted_tokens_per_second=speed,
         predicted_forward_tokens_per_second=speed * backend.forward_share,
         speed_from=backend.speed_from,
@@ -102,21 +101,17 @@ def least_budget_bytes(plan: Plan, measured: Measured | None = None) -> float:
     """
     if measured is None:
         return plan.predicted_peak_bytes / HEADROOM
-    foretold = plan.predicted_peak_bytes - plan.predicted_parts["check"]
+    foretold = plan.predicted_peak_bytes - plan.predicted_parts.check
     return max(foretold / MARGIN, measured.highest_bytes)
 
 
-def _corrected(parts: dict[str, int], measured: Measured) -> dict[str, int]:
+def _corrected(parts: PredictedParts, measured: Measured) -> PredictedParts:
     """The parts with what lay in memory between steps."""
     base = measured.fixed_bytes - measured.adapter_bytes
-    weights = min(parts["weights"], base)
-    found = parts | {
-        "weights": weights,
-        "adapter": ADAPTER_COPIES * measured.adapter_bytes,
-        "runtime": base - weights,
-        "check": 0,
-    }
-    return found | {"check": max(0, measured.highest_bytes - sum(found.values()))}
+    weights = min(parts.weights, base)
+    adapter = ADAPTER_COPIES * measured.adapter_bytes
+    found = replace(parts, weights=weights, adapter=adapter, runtime=base - weights, check=0)
+    return replace(found, check=max(0, measured.highest_bytes - found.peak_bytes))
 
 
 def _float_bytes(config: TrainingConfig, backend: Backend) -> int:
@@ -202,23 +197,21 @@ def _work_of_width(
 
 def _memory_parts(
     plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend, scales: Scales
-) -> dict[str, int]:
+) -> PredictedParts:
     size = _float_bytes(config, backend)
     work = work_parts(plan, facts, config, backend, scales)
     is_live_higher = work.live + work.tail > work.layer
-    parts = {
-        "weights": int(_weight_bytes(plan, facts, size)[0]),
-        "adapter": _adapter_bytes(facts, config),
-        "saved": int(work.saved),
-        "live": int(work.live) if is_live_higher else 0,
-        "work": int((work.tail if is_live_higher else work.layer) + work.buffers),
-        "cache": 0,
-        "runtime": RUNTIME_BYTES,
-        "check": 0,
-    }
+    parts = PredictedParts(
+        weights=int(_weight_bytes(plan, facts, size)[0]),
+        adapter=_adapter_bytes(facts, config),
+        saved=int(work.saved),
+        live=int(work.live) if is_live_higher else 0,
+        work=int((work.tail if is_live_higher else work.layer) + work.buffers),
+        runtime=RUNTIME_BYTES,
+    )
     if config.engine.verify_split and config.engine.split != "never":
         check = _check_bytes(plan, facts, size) + RUNTIME_BYTES
-        parts["check"] = max(0, int(check) - sum(parts.values()))
+        parts = replace(parts, check=max(0, int(check) - parts.peak_bytes))
     return parts
 
 

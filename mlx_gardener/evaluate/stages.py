@@ -160,7 +160,7 @@ def _fingerprint(adapter: LoadedAdapter) -> str:
     import mlx.core as mx
     import numpy as np
 
-    digest = hashlib.sha256(json.dumps(adapter.settings, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(adapter.settings.to_json(), sort_keys=True).encode())
     for name, value in sorted(adapter.weights.items()):
         digest.update(name.encode())
         digest.update(np.array(value.astype(mx.float32)).tobytes())

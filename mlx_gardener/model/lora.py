@@ -8,7 +8,7 @@ way into the model, so a bfloat16 base stays bfloat16 (one float32 operand would
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,21 +41,15 @@ def attach_lora(model: nn.Module, config: LoraConfig, *, seed: int) -> LoraTarge
         ModelError: no module fits ``config.target_modules``, or DoRA is asked of a mixture of experts.
     """
     import mlx.core as mx
-    from mlx_lm.tuner.utils import linear_to_lora_layers
 
     count = len(model.layers)
     layers = min(config.num_layers or count, count)
     keys = _target_keys(model.layers[count - layers :], config)
     model.freeze()
     mx.random.seed(seed)
-    settings = {
-        "rank": config.rank,
-        "scale": effective_scale(config),
-        "dropout": config.dropout,
-        "keys": set(keys),
-    }
+    targets = LoraTargets(tuple(sorted(keys)), layers, 0)
     try:
-        linear_to_lora_layers(model, layers, settings, use_dora=config.use_dora)
+        AdapterSettings.of(targets, config).put_into(model)
     except ValueError as error:
         raise ModelError(
             f"The model cannot take these adapters: {error}.", next_step="Change lora.* settings."
@@ -64,9 +58,7 @@ def attach_lora(model: nn.Module, config: LoraConfig, *, seed: int) -> LoraTarge
     model.update(nested({name: value.astype(mx.float32) for name, value in adapters.items()}))
     model.freeze()
     mx.eval(lora_parameters(model))
-    return LoraTargets(
-        tuple(sorted(keys)), layers, sum(value.size for value in lora_parameters(model).values())
-    )
+    return replace(targets, parameters=sum(value.size for value in lora_parameters(model).values()))
 
 
 def check_targets(model: nn.Module, config: LoraConfig) -> None:
@@ -152,18 +144,83 @@ def detach_lora(model: nn.Module) -> None:
     model.freeze()
 
 
-def adapter_settings(targets: LoraTargets, config: LoraConfig) -> dict[str, Any]:
-    """What mlx-lm's ``adapter_config.json`` needs to put the same layers in."""
-    return {
-        "fine_tune_type": "dora" if config.use_dora else "lora",
-        "num_layers": targets.layers,
-        "lora_parameters": {
-            "rank": config.rank,
-            "scale": effective_scale(config),
-            "dropout": config.dropout,
-            "keys": list(targets.keys),
-        },
-    }
+@dataclass(frozen=True)
+class AdapterSettings:
+    """Which adapters lie in a base, as mlx-lm's ``adapter_config.json`` says it.
+
+    Attributes:
+        layers: the last so many have adapters.
+        rank, scale, dropout: of every adapter; ``scale`` multiplies B A.
+        keys: names of the modules within a layer that have one.
+        is_dora: whether they are weight-decomposed.
+    """
+
+    layers: int
+    rank: int
+    scale: float
+    keys: tuple[str, ...]
+    dropout: float = 0.0
+    is_dora: bool = False
+
+    @classmethod
+    def of(cls, targets: LoraTargets, config: LoraConfig) -> AdapterSettings:
+        """Those of the adapters that `attach_lora` put in."""
+        scale = effective_scale(config)
+        return cls(targets.layers, config.rank, scale, targets.keys, config.dropout, config.use_dora)
+
+    def to_json(self) -> dict[str, Any]:
+        """What mlx-lm reads."""
+        return {
+            "fine_tune_type": "dora" if self.is_dora else "lora",
+            "num_layers": self.layers,
+            "lora_parameters": {
+                "rank": self.rank,
+                "scale": self.scale,
+                "dropout": self.dropout,
+                "keys": list(self.keys),
+            },
+        }
+
+    @classmethod
+    def from_json(cls, values: Any) -> AdapterSettings:
+        """What a file says.
+
+        Raises:
+            ValueError: LoRA layers cannot be made of it; says what is wrong.
+        """
+        lora = values.get("lora_parameters") if isinstance(values, dict) else None
+        if not isinstance(lora, dict):
+            raise ValueError("adapter_config.json has no lora_parameters")
+        if values.get("fine_tune_type") not in ("lora", "dora"):
+            raise ValueError("its fine_tune_type is neither lora nor dora")
+        for name, value, most in (
+            ("num_layers", values.get("num_layers"), 100_000),
+            ("rank", lora.get("rank"), 2**16),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise ValueError(f"its {name} is not a number from 1 to {most}")
+        for name in ("scale", "dropout"):
+            value = lora.get(name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"its {name} is no number")
+        if not 0 <= lora["dropout"] < 1:
+            raise ValueError("its dropout is not between 0 and 1")
+        keys = lora.get("keys")
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise ValueError("its keys are no list of names")
+        is_dora = values["fine_tune_type"] == "dora"
+        return cls(values["num_layers"], lora["rank"], lora["scale"], tuple(keys), lora["dropout"], is_dora)
+
+    def put_into(self, model: nn.Module) -> None:
+        """Fresh adapters in ``model``, by mlx-lm.
+
+        Raises:
+            ValueError: a module cannot take one.
+        """
+        from mlx_lm.tuner.utils import linear_to_lora_layers
+
+        values = {"rank": self.rank, "scale": self.scale, "dropout": self.dropout, "keys": set(self.keys)}
+        linear_to_lora_layers(model, self.layers, values, use_dora=self.is_dora)
 
 
 def nested(weights: dict[str, mx.array]) -> Any:

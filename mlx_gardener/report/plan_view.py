@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
@@ -44,7 +45,7 @@ def show_plan(console: Console, plan: Plan, others: Sequence[tuple[int, Plan | N
     """
     table = Table("memory", "predicted", "share", box=None, header_style="bold", pad_edge=False)
     bar = Text()
-    for (name, size), style in zip(plan.predicted_parts.items(), _STYLES, strict=True):
+    for (name, size), style in zip(asdict(plan.predicted_parts).items(), _STYLES, strict=True):
         if name == "check" and not size:
             continue
         share = size / plan.budget_bytes

@@ -200,7 +200,7 @@ def guards(evidence: Mapping[str, Any]) -> list[GuardShown]:
 
 
 def _state(guard: Mapping[str, Any], parse_low: float | None) -> str:
-    """``parse_low`` is the lower end of the interval in which the change of parsing holes lies, where it is known."""
+    """``parse_low`` is the lower end of the interval in which the change of the share of parsing FIM spans lies, where it is known."""
     if not guard["passed"]:
         return "failed"
     least = measured = guard.get("measured")

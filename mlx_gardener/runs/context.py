@@ -54,7 +54,7 @@ class Run:
     def tell(self, phase: TrainingPhase, share: float, message: str, /, **details: Any) -> None:
         """Progress within a phase; ``share`` of it is done, 0 to 1."""
         low, high = PHASE_PERCENT[phase]
-        self.tracker.update_progress(phase, low + (high - low) * share, message, details or None)
+        self.tracker.update_progress(phase, low + (high - low) * share, message, details)
 
     def publish(self, event: Event) -> None:
         """Hand an event of the training loop on; a step also moves the progress."""

@@ -6,6 +6,7 @@ files are tokenised, and one plan is made; no weights are loaded.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def estimate_training(found: Scan, config: TrainingConfig, model: PreparedModel)
         trained = min(trained, config.optimizer.max_steps * config.optimizer.tokens_per_update)
     epoch = max(1.0, tokens * train_share)
     fitting = config.learning_seconds * speed
+    in_limit, update = min(trained, fitting), config.optimizer.tokens_per_update
     is_other = packaged(model.choice.name) is not None and not model.choice.is_here
     other = " by the embedded model's tokenizer" if is_other else ""
     return {
@@ -84,7 +86,11 @@ def estimate_training(found: Scan, config: TrainingConfig, model: PreparedModel)
         "tokens_per_second": round(speed, 1),
         "speed_from": plan.speed_from,
         "epochs": round(trained / epoch, 3),
-        "epochs_in_limit": round(min(trained, fitting) / epoch, 3),
+        "epochs_in_limit": round(in_limit / epoch, 3),
+        "updates": math.ceil(trained / update),
+        "updates_in_limit": max(
+            1, math.ceil(trained / update) if in_limit == trained else int(in_limit / update)
+        ),
         "trained_tokens": int(trained),
         "minutes": round(trained / speed / 60, 3),
         "limit_minutes": config.training_timeout_minutes,
@@ -115,9 +121,9 @@ def learn_from(
         )
     if state.step >= STEPS_TO_LEARN_FROM and not backend.knows_base:
         parts = plan.predicted_parts
-        rest = parts["weights"] + parts["adapter"] + parts["saved"]
+        rest = parts.weights + parts.adapter + parts.saved
         learn(
             cache,
-            work=(peak_bytes - rest) / max(1, parts["live"] + parts["work"]),
+            work=(peak_bytes - rest) / max(1, parts.live + parts.work),
             speed=speed / plan.predicted_tokens_per_second,
         )

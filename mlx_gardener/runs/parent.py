@@ -102,7 +102,7 @@ def already_trained(run: Run, parent: Parent | None, data: PreparedData) -> RunR
     """
     from mlx_gardener.dataset.prepare import UNCHANGED
 
-    anew = data.summary.get("not_continued")
+    anew = data.summary.not_continued
     if parent is None or anew is None or run.resume is Resume.ALWAYS:
         return None
     version, why = parent.earlier.version, anew["why"]

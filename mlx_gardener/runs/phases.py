@@ -79,6 +79,7 @@ def run_training(run: Run) -> RunResult:
 def _initialize(run: Run) -> ModelChoice:
     """INITIALIZING: which base model, and why; fetched or read from its GGUF file where it is not here yet."""
     from mlx_gardener.engine import choose_base
+    from mlx_gardener.engine.choosing import what_is_against
     from mlx_gardener.model import check_model
 
     run.tell(TrainingPhase.INITIALIZING, 0.0, "Choosing the base model")
@@ -93,7 +94,9 @@ def _initialize(run: Run) -> ModelChoice:
             if run.config.model != "auto" or choice.name in (*useless, "seedling"):
                 raise
             useless += [choice.name, f"hf:{choice.name}"]
-            run.publish(WarningRaised(f"{choice.name} is passed over: {error.message}"))
+            run.publish(
+                WarningRaised(f"{choice.name} is passed over: {what_is_against(choice.name, error)}.")
+            )
     for line in choice.lines:
         run.tell(TrainingPhase.INITIALIZING, 1.0, line, model=choice.name)
     run.interrupt()
@@ -156,7 +159,7 @@ def _prepare_data(run: Run, choice: ModelChoice, parent: Parent | None) -> Prepa
         data = preparator.prepare(run.project.path)
     else:
         data = preparator.prepare(run.project.path, earlier=parent.earlier, must_continue=parent.is_asked)
-    run.publish(DataPrepared(data.summary))
+    run.publish(DataPrepared(data.summary.to_json()))
     return data
 
 

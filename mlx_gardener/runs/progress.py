@@ -91,7 +91,7 @@ class TrainingProgressTracker:
             phase: the phase it is in; once a final phase was set, nothing changes any more.
             percent: of the whole run, 0 to 100; held inside the phase's share and never below what was told before.
             message: one line for people.
-            details: see `TrainingProgress`; None keeps the earlier ones, but for what was said of another thing's end.
+            details: see `TrainingProgress`; laid over the earlier ones, of which only what was said of another thing's end goes.
 
         Returns:
             The progress as recorded.
@@ -107,7 +107,7 @@ class TrainingProgressTracker:
                 else:  # failed or cancelled: it got as far as it got
                     percent = before.progress_percent
                 percent = max(percent, before.progress_percent)
-                kept = _lasting(before.details) if details is None else dict(details)
+                kept = {**_lasting(before.details), **(details or {})}
                 progress = self._progress = TrainingProgress(phase, percent, message, kept)
             self._tell(progress)
         return progress

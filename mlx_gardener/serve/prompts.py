@@ -1,8 +1,8 @@
-"""Requests as token ids: raw text, the trained form with a file's path and a hole, and chats by the model's template.
+"""Requests as token ids: raw text, the trained form with a file's path and a FIM span, and chats by the model's template.
 
-A raw prompt is read as the client wrote it, markers as markers, like every server does: editors such as Zed spell the
-hole out in the prompt. Everywhere else text is text, whatever it spells. No more of a text becomes tokens than a model can
-read: a token in memory costs some hundred bytes.
+A raw prompt is read as the client wrote it, markers as markers, like every server does: editors such as Zed write
+their fill-in-the-middle prompts so. Everywhere else text is text, whatever it spells. No more of a text becomes tokens
+than a model can read: a token in memory costs some hundred bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 #: Tokens of other files that are shown before the one that is written; the last ones are kept.
 _EXTRA_TOKENS = 768
-#: Characters before the hole that are put together.
+#: Characters before the FIM span that are put together.
 _PREFIX_CHARACTERS = CHARACTERS_PER_TOKEN * PREFIX_TOKENS
 #: Long texts are counted in pieces of so many characters.
 _PIECE_CHARACTERS = 2**14
@@ -35,7 +35,7 @@ def completion_prompts(body: CompletionBody, base: BaseModel, room: int, limits:
         room: tokens that prompt and answer may have together.
 
     Raises:
-        BadRequestError: one is empty or too long, or the model cannot fill holes.
+        BadRequestError: one is empty or too long, or the model has no fill-in-the-middle markers.
     """
     if body.suffix is not None or body.file:
         assert isinstance(body.prompt, str)
@@ -66,7 +66,7 @@ def infill_prompt(body: InfillBody, base: BaseModel, room: int, limits: Limits) 
     """Token ids of the trained form, with pieces of other files in front as in the repository's rows.
 
     Raises:
-        BadRequestError: the model cannot fill holes, or there is no room.
+        BadRequestError: the model has no fill-in-the-middle markers, or there is no room.
     """
     tokenizer = base.tokenizer
     before = body.input_prefix[-_PREFIX_CHARACTERS:] + body.prompt[-_PREFIX_CHARACTERS:]

@@ -29,7 +29,7 @@ from mlx_gardener.events import (
     WarningRaised,
 )
 from mlx_gardener.model.lora import (
-    adapter_settings,
+    AdapterSettings,
     attach_lora,
     detach_lora,
     nested,
@@ -71,7 +71,7 @@ class TrainOutcome:
     """The best adapter and how it came about; losses in nats per loss-bearing token."""
 
     weights: dict[str, mx.array]
-    settings: dict[str, Any]
+    settings: AdapterSettings
     state: TrainState
     total_steps: int
     stopped_because: str
@@ -152,7 +152,7 @@ def train(
         stopped_because = run.to_the_end()
         return TrainOutcome(
             run.adapter,
-            adapter_settings(targets, config.lora),
+            AdapterSettings.of(targets, config.lora),
             run.state,
             run.total_steps,
             stopped_because,

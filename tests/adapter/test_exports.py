@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -96,8 +97,7 @@ def test_an_export_that_says_something_else_is_refused(
     write_it = gguf_files.write_gguf_adapter
 
     def with_another_scale(file, weights, settings, config, **named):  # type: ignore[no-untyped-def]
-        lora = {**settings["lora_parameters"], "scale": 1.0}
-        write_it(file, weights, {**settings, "lora_parameters": lora}, config, **named)
+        write_it(file, weights, replace(settings, scale=1.0), config, **named)
 
     monkeypatch.setattr(exports, "write_gguf_adapter", with_another_scale)
     with pytest.raises(AdapterError, match="does not say what the adapter says"):

@@ -298,7 +298,7 @@ def test_an_adapter_of_llama_cpp_s_comes_back(architecture: str, repository: Pat
     write(manager, "gguf", tmp_path / "out")
     record = import_gguf_adapter(manager, "web", tmp_path / "out" / "adapter.gguf")
     mine, back = (manager.load_adapter("web", version) for version in ("v1", record.version))
-    assert back.settings["lora_parameters"]["scale"] == mine.settings["lora_parameters"]["scale"]
+    assert back.settings.scale == mine.settings.scale
     assert all(
         np.array_equal(np.array(back.weights[name]), np.array(value)) for name, value in mine.weights.items()
     )

@@ -47,8 +47,7 @@ def test_ranks_alphas_and_places_of_their_own_keep_their_sum(
     )  # fmt: skip
     record = import_adapter(manager, "web", source, base=str(tiny_model_dir))
     adapter = manager.load_adapter("web", record.version)
-    lora = adapter.settings["lora_parameters"]
-    assert (adapter.settings["num_layers"], lora["rank"]) == (2, 6) and not record.active
+    assert (adapter.settings.layers, adapter.settings.rank) == (2, 6) and not record.active
     wanted = {
         first: delta(source, first, 8 / 4**0.5),
         second: delta(source, second, 3 / 2**0.5),
@@ -57,7 +56,9 @@ def test_ranks_alphas_and_places_of_their_own_keep_their_sum(
     }
     for module, value in wanted.items():
         pair = [np.array(adapter.weights[f"{module}.lora_{side}"]) for side in "ab"]
-        np.testing.assert_allclose(lora["scale"] * (pair[0] @ pair[1]).T, value, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            adapter.settings.scale * (pair[0] @ pair[1]).T, value, rtol=1e-4, atol=1e-4
+        )
     manifest = read_manifest(record.directory)
     assert (
         manifest["training"]["imported"] is True and manifest["evidence"] == {} and manifest["metrics"] == {}
@@ -147,7 +148,7 @@ def test_dora_comes_with_its_magnitudes(manager: PeftManager, tiny_model_dir: Pa
     )
     import_adapter(manager, "web", source, base=str(tiny_model_dir))
     adapter = manager.load_adapter("web", "v1")
-    assert adapter.settings["fine_tune_type"] == "dora"
+    assert adapter.settings.is_dora
     assert mx.array_equal(adapter.weights[f"{name}.m"], magnitude).item()
     other: Any = mx.load(str(tiny_model_dir / "model.safetensors"))
     norm = mx.linalg.norm(other["model.layers.1.self_attn.q_proj.weight"], axis=1)
@@ -270,3 +271,19 @@ def test_a_pointer_of_git_lfs_is_called_one(
     (source / name).write_text(pointer)
     with pytest.raises(AdapterError, match=f"{name} is a Git LFS pointer"):
         import_adapter(manager, "web", source, base=str(tiny_model_dir))
+
+
+def test_an_unregistered_directory_that_cannot_be_judged_is_left_and_named(
+    manager: PeftManager, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_peft(tmp_path / "peft", SMALL)
+    damaged = manager.registry.project_directory("web") / "adapters" / "v7"
+    damaged.mkdir(parents=True)
+    (damaged / "manifest.json").write_text('{"training": ')
+    record = import_adapter(manager, "web", source, base=str(tiny_model_dir))
+    assert record.version and (damaged / "manifest.json").exists()
+    (said,) = [entry.getMessage() for entry in caplog.records if entry.name == "mlx_gardener.adapter.imports"]
+    assert said.startswith("web/v7 is not registered") and "no readable manifest.json" in said
+    assert any("v7" in problem.subject for problem in manager.registry.check()), "as it says"
+    manager.registry.repair()
+    assert not damaged.exists() and manager.registry.check() == [], "as it says"

@@ -35,7 +35,14 @@ def test_what_is_read_back_is_what_was_written(manager: PeftManager, base: BaseM
     adapter = manager.load_adapter("small")
     weights, settings = trained(base)
     assert all(mx.array_equal(adapter.weights[name], value) for name, value in weights.items())
-    assert adapter.settings["lora_parameters"] == settings["lora_parameters"]
+    assert adapter.settings == settings
+    written = json.loads((record.directory / "mlx" / "adapter_config.json").read_text())
+    assert written == {
+        "fine_tune_type": "lora",
+        "model": base.id,
+        "num_layers": settings.layers,
+        "lora_parameters": {"rank": 4, "scale": 2.0, "dropout": 0.0, "keys": sorted(settings.keys)},
+    }, "as mlx-lm reads it"
     assert record.version == "v1" and record.active and left_behind(manager) == ["v1"]
     tokens = mx.array([[5, 6, 7]])
     before = base.model(tokens)

@@ -16,7 +16,7 @@ from mlx_gardener.adapter import ManifestDetails, PeftManager, attach_adapter
 from mlx_gardener.adapter.exports import export_adapter
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import load_base, seedling_path
-from mlx_gardener.model.lora import adapter_settings, attach_lora, detach_lora, lora_parameters
+from mlx_gardener.model.lora import AdapterSettings, attach_lora, detach_lora, lora_parameters
 from mlx_gardener.registry import ProjectRegistry
 from tests.conftest import write_tiny_model
 
@@ -70,7 +70,7 @@ def test_ours_mlx_lm_and_peft_give_the_same_logits(
         "parity",
         weights,
         base=base,
-        settings=adapter_settings(targets, lora),
+        settings=AdapterSettings.of(targets, lora),
         details=DETAILS,
         model_card="",
     )

@@ -14,7 +14,7 @@ import pytest
 import mlx_gardener.api
 from mlx_gardener.cli.watch import watch_training
 from mlx_gardener.errors import DataError, TrainingError
-from mlx_gardener.events import WarningRaised
+from mlx_gardener.events import TrainingPhase, TrainingProgress, WarningRaised
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.report.live import LiveView, make_console
 from mlx_gardener.runs.manager import TrainingPipeline
@@ -168,7 +168,8 @@ def test_train_shows_a_run_and_leaves_an_adapter(repository: Path, tiny_model_di
     assert "bits per byte" in done.stdout.lower() and "in the registry" in done.stdout
     state = json.loads(gardener("status", "shown", "--json").stdout)["trainings"][0]
     assert state["status"] == "completed" and state["progress_percent"] == 100
-    assert "completed" in gardener("status").stdout
+    shown = gardener("status").stdout
+    assert "completed" in shown and f"{state['details']['loss']:.3f}" in shown, "the last loss is still told"
 
 
 @pytest.mark.usefixtures("known_home")
@@ -318,3 +319,17 @@ def test_a_clock_that_was_set_back_makes_no_negative_ages(repository: Path) -> N
         with registry._database.write() as connection:
             connection.execute("UPDATE trainings SET updated_at = ?", (time.time() + hours * 3600,))
         assert words in gardener_here("status").stdout
+
+
+def test_the_status_has_a_column_for_losses_only_where_there_are_any(repository: Path) -> None:
+    registry = ProjectRegistry()
+    for name in ("first", "second"):
+        registry.register_project(name, repository)
+    record = registry.begin_training("first", {})
+    assert "loss" not in gardener_here("status").stdout
+    registry.update_training(
+        record.id, TrainingProgress(TrainingPhase.TRAINING, 50, "Step 1 of 2", {"loss": 1.5})
+    )
+    registry.finish_training(record.id, TrainingStatus.COMPLETED, "Done", {})
+    head, first, second = gardener_here("status").stdout.splitlines()
+    assert "loss" in head and "1.500" in first and " - " in second

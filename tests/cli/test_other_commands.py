@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlx_gardener.cli import cli, doctor
+from mlx_gardener.cli.scan import time_text
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.platform import blas, device
 from tests.conftest import write_tiny_model
@@ -155,7 +156,7 @@ def test_plan_of_a_repository_says_how_long_it_takes_as_it_is_set(
     shown = gardener_here(*command, "--set", "engine.micro_batch_rows=3")
     assert shown.returncode == 0, shown.stderr
     assert "3 rows of 512 tokens" in shown.stdout and "minute to learn from" in shown.stdout
-    assert "fit into the limit" not in shown.stdout
+    assert "the time limit" not in shown.stdout
     set_too = gardener_here(
         "plan", "--json", "--set", f"model={tiny_model_dir}", "--set", "memory_limit_gb=3"
     )
@@ -164,13 +165,26 @@ def test_plan_of_a_repository_says_how_long_it_takes_as_it_is_set(
     long = gardener_here(
         *command, "--set", "training_timeout_minutes=0.0001", "--set", "optimizer.epochs=100"
     )
-    assert "fit into the limit of 0.0001 minutes" in " ".join(long.stdout.split())
+    assert "the time limit of 0.0001 minutes (--timeout) allows 1 of these" in " ".join(long.stdout.split())
     twice, short = (
         json.loads(gardener_here(*command, "--json", "--set", setting).stdout)["estimate"]
         for setting in ("optimizer.epochs=2", "optimizer.max_steps=1")
     )
     assert twice["trained_tokens"] > twice["tokens"] > 0
     assert short["trained_tokens"] == 2048 < twice["trained_tokens"]
+
+
+def test_what_a_time_limit_allows_is_said_in_updates_and_epochs() -> None:
+    estimate = {
+        "minutes": 22, "trained_tokens": 131_072, "tokens_per_second": 99.0, "speed_from": "estimated", "epochs": 0.474,
+        "epochs_in_limit": 0.072, "updates": 64, "updates_in_limit": 9, "limit_minutes": 5.0,
+    }  # fmt: skip
+    assert time_text(estimate) == (
+        "about 22 minutes to learn from 131,072 tokens at 99 tokens/s (estimated); the time limit of 5 minutes (--timeout) "
+        "allows 9 of these 64 updates, which is 0.072 epochs instead of 0.47, and then the test of the adapter"
+    )
+    whole = {**estimate, "epochs_in_limit": 0.474, "updates_in_limit": 64}
+    assert "limit" not in time_text(whole)
 
 
 def test_doctor_looks_at_everything() -> None:

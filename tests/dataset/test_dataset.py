@@ -93,12 +93,12 @@ def test_too_few_files_to_split_is_an_error() -> None:
 
 def test_the_second_run_over_an_unchanged_repository_tokenises_nothing(prepare, repository: Path) -> None:  # type: ignore[no-untyped-def]
     first, second = prepare(repository), prepare(repository)
-    assert first.summary["texts_tokenized"] > 0 and second.summary["texts_tokenized"] == 0
+    assert first.summary.texts_tokenized > 0 and second.summary.texts_tokenized == 0
     assert first.data_sha256 == second.data_sha256
     changed = next(repository.rglob("basket_0.py"))
     changed.write_text(changed.read_text() + "\n\ndef late(value):\n    return value + 1\n")
     third = prepare(repository)
-    assert 0 < third.summary["texts_tokenized"] < first.summary["texts_tokenized"] / 2
+    assert 0 < third.summary.texts_tokenized < first.summary.texts_tokenized / 2
 
 
 def test_a_damaged_cache_is_made_anew(tokenizer: CodeTokenizer, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_test_files_are_in_no_other_part(prepare, repository: Path, tokenizer: C
 
 def test_a_realistic_repository_is_packed_with_hardly_any_padding(prepare, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     data = prepare(write_repository(tmp_path / "large", modules=60, functions=12))
-    assert data.summary["padding_fraction"] <= 0.03
+    assert data.summary.padding_fraction <= 0.03
     assert set(data.train.widths) <= {64, 128}
 
 
@@ -262,7 +262,7 @@ def test_too_few_chunks_says_what_took_them(prepare, repository: Path) -> None: 
 
 def test_only_the_best_chunks_are_kept_when_there_are_too_many(prepare, repository: Path) -> None:  # type: ignore[no-untyped-def]
     data = prepare(repository, max_training_chunks=30)
-    assert data.summary["chunks_kept"] == 30 and data.summary["chunks_over_maximum"] > 0
+    assert data.summary.chunks_kept == 30 and data.summary.chunks_over_maximum > 0
 
 
 def test_a_file_that_changes_after_the_scan_is_left_out_and_counted(  # type: ignore[no-untyped-def]
@@ -279,7 +279,7 @@ def test_a_file_that_changes_after_the_scan_is_left_out_and_counted(  # type: ig
         return found
 
     monkeypatch.setattr(module, "scan_repository", scan_then_change)
-    assert prepare(repository).summary["files_changed_while_reading"] == 1
+    assert prepare(repository).summary.files_changed_while_reading == 1
 
 
 def test_a_registered_project_is_prepared_by_name(

@@ -27,6 +27,7 @@ from mlx_gardener.engine.choosing import (
     _tokens_in_time,
     choose_base,
     look_ahead_at,
+    what_is_against,
 )
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.speed import TWO_CORES, _keep
@@ -363,3 +364,15 @@ def test_what_was_chosen_and_passed_over_takes_four_lines_whatever_is_there(
                 slower = len(free) - 1 if world is little_time else 0
                 assert choice.name in free and told + counted == len(here) - len(free) + slower, lines
                 assert choice.name not in " ".join(over)
+
+
+@pytest.mark.parametrize(
+    ("message", "clause"),
+    [
+        ("The model 'a/b' is not in the local cache.", "it is not in the local cache"),
+        ("The model 'a/c' is not in the local cache.", "the model 'a/c' is not in the local cache"),
+        ("Layer 3 is damaged.", "layer 3 is damaged"),
+    ],
+)
+def test_what_is_against_a_model_does_not_name_it_again(message: str, clause: str) -> None:
+    assert what_is_against("a/b", ModelError(message)) == clause

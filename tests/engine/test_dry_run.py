@@ -58,8 +58,8 @@ def test_a_plan_that_fits_stays_and_its_prediction_is_what_the_footprint_says(ba
     found = after_dry_run(engine, base, config, facts=FACTS, backend=TWO_CORES)
     assert found.rows_of_width == {128: 4} and found.kept_layers == plan.kept_layers
     parts = found.predicted_parts
-    assert sum(parts.values()) == found.predicted_peak_bytes >= process_peak_footprint_bytes()
-    kept = parts["weights"] + parts["runtime"] - before  # the first try leaves buffers of BLAS and threads
+    assert parts.peak_bytes == found.predicted_peak_bytes >= process_peak_footprint_bytes()
+    kept = parts.weights + parts.runtime - before  # the first try leaves buffers of BLAS and threads
     assert -0.1 * before < kept < 64 * 1024**2
     assert 0.4 < found.scales.live < 2.5 and found.scales.live != 1
     assert not lora_parameters(base.model)

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_gardener.engine import Engine, Plan
+from mlx_gardener.engine import Engine, Plan, PredictedParts
 from mlx_gardener.engine.operations import (
     Operations,
     blockwise_attention,
@@ -75,9 +75,12 @@ def test_documents_of_a_row_can_be_kept_apart(tiny_model_dir: Path) -> None:
     given.loss_mask[:] = False
     given.loss_mask[:, 13:15] = True  # targets of the second document only
     apart = Engine(
-        base.model, Plan({23: 2}, 0, 0, {}, (), cpu_streams=2), dtype=base.dtype, per_document=True
+        base.model,
+        Plan({23: 2}, 0, 0, PredictedParts(), (), cpu_streams=2),
+        dtype=base.dtype,
+        per_document=True,
     )
-    together = Engine(base.model, Plan({23: 2}, 0, 0, {}, ()), dtype=base.dtype)
+    together = Engine(base.model, Plan({23: 2}, 0, 0, PredictedParts(), ()), dtype=base.dtype)
     first = apart.row_losses(given), together.row_losses(given)
     given.tokens[:, 2:10] = 9  # of the first document
     second = apart.row_losses(given), together.row_losses(given)

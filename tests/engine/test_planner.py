@@ -44,7 +44,7 @@ def test_a_plan_fits_its_budget_and_more_budget_never_means_fewer_rows() -> None
     rows = []
     for budget in (0.95, 1.1, 1.3, 2.0, 4.0, 8.0):
         plan = make_plan(facts, config, int(budget * GIB))
-        assert sum(plan.predicted_parts.values()) == plan.predicted_peak_bytes <= budget * GIB
+        assert plan.predicted_parts.peak_bytes == plan.predicted_peak_bytes <= budget * GIB
         rows.append(tuple(plan.rows_of_width.values()))
     assert rows == sorted(rows) and rows[0] < rows[-1]
 
@@ -113,7 +113,7 @@ def test_the_planner_learns_from_what_trainings_took(tmp_path: Path) -> None:
     first, second = (
         make_plan(facts, pins, 2 * GIB, one) for one in (TWO_CORES, replace(TWO_CORES, work_scale=1.25))
     )
-    assert second.predicted_parts["work"] == pytest.approx(1.25 * first.predicted_parts["work"], rel=1e-6)
+    assert second.predicted_parts.work == pytest.approx(1.25 * first.predicted_parts.work, rel=1e-6)
     for _ in range(9):  # one strange run after the other does not lead away
         learn(tmp_path, work=100.0, speed=0.01)
     assert measured_backend(tmp_path).work_scale == 2.0 and measured_backend(tmp_path).speed_scale == 0.2

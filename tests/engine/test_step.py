@@ -12,7 +12,7 @@ import pytest
 
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.dataset import Batch
-from mlx_gardener.engine import Plan, StepResult, operations
+from mlx_gardener.engine import Plan, PredictedParts, StepResult, operations
 from mlx_gardener.engine.backprop import ForwardBackward
 from mlx_gardener.engine.verify import largest_difference
 from mlx_gardener.model import BaseModel, load_base
@@ -173,7 +173,7 @@ def test_dropout_belongs_to_rows_and_not_to_how_they_are_computed(
     weights = with_random_adapter(base, dropout=0.5)
     given = batch()
     expected = gradients_of(base, weights, given, plan(6), seed=3)
-    chosen = Plan({16: 2}, 2**32, 0, {}, (), **settings)
+    chosen = Plan({16: 2}, 2**32, 0, PredictedParts(), (), **settings)
     found = gradients_of(base, weights, given, chosen, seed=3)
     assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-5)
     assert largest_difference(found.gradients, expected.gradients) <= 1e-5

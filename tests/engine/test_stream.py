@@ -9,7 +9,7 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_gardener.engine import Engine, Plan
+from mlx_gardener.engine import Engine, Plan, PredictedParts
 from mlx_gardener.engine.operations import Operations, operations
 from mlx_gardener.engine.verify import largest_difference, split_problem
 from mlx_gardener.model import load_base
@@ -81,7 +81,7 @@ def test_quantised_products_by_way_of_floats_are_mlx_s_own() -> None:
 
 def test_a_wrong_cut_is_found_at_load(tiny_model_dir: Path) -> None:
     base = load_base(str(tiny_model_dir))
-    engine = Engine(base.model, Plan({64: 2}, 2**32, 0, {}, ()), dtype=base.dtype)
+    engine = Engine(base.model, Plan({64: 2}, 2**32, 0, PredictedParts(), ()), dtype=base.dtype)
     assert split_problem(engine, base) is None
     first = base.model.layers[0]
 

@@ -25,7 +25,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.dataset import Batch
-from mlx_gardener.engine import Engine, Plan
+from mlx_gardener.engine import Engine, Plan, PredictedParts
 from mlx_gardener.model.lora import attach_lora, lora_parameters
 
 VOCAB = 128
@@ -427,5 +427,7 @@ def with_adapters(model: nn.Module) -> dict[str, mx.array]:
 
 
 def engine(model: nn.Module, **settings: Any) -> Engine:
-    plan = Plan({23: settings.pop("rows", 2)}, 2**32, 0, {}, (), loss_slice_tokens=16, **settings)
+    plan = Plan(
+        {23: settings.pop("rows", 2)}, 2**32, 0, PredictedParts(), (), loss_slice_tokens=16, **settings
+    )
     return Engine(model, plan, dtype=mx.float32)

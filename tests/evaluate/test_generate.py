@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_gardener.engine import Engine, Plan, operations
+from mlx_gardener.engine import Engine, Plan, PredictedParts, operations
 from mlx_gardener.errors import ModelError, TrainingCancelledError
 from mlx_gardener.evaluate import generate
 from mlx_gardener.evaluate.generate import generate_many
@@ -30,7 +30,7 @@ def prompts(*lengths: int, vocab: int = 500) -> list[list[int]]:
 
 
 def engine(base: BaseModel, **settings: Any) -> Engine:
-    plan = Plan({16: 2}, 2**32, 0, {}, (), attention_block=16, cache_bytes=0)
+    plan = Plan({16: 2}, 2**32, 0, PredictedParts(), (), attention_block=16, cache_bytes=0)
     return Engine(base.model, replace(plan, **settings), dtype=base.dtype)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.dataset.examples import Excerpt
-from mlx_gardener.engine import Engine, Plan
+from mlx_gardener.engine import Engine, Plan, PredictedParts
 from mlx_gardener.evaluate import measure
 from mlx_gardener.evaluate.generate import Answer
 from mlx_gardener.evaluate.measure import Bench
@@ -24,7 +24,9 @@ from mlx_gardener.platform.kept import KeptValues
 def bench(tiny_model_dir: Path, tmp_path: Path) -> Bench:
     config = load_config(environment={}, overrides={"data.sequence_lengths": [32, 64]})
     base = load_base(str(tiny_model_dir))
-    engine = Engine(base.model, Plan({64: 2}, 2**32, 0, {}, (), cache_bytes=0), dtype=base.dtype)
+    engine = Engine(
+        base.model, Plan({64: 2}, 2**32, 0, PredictedParts(), (), cache_bytes=0), dtype=base.dtype
+    )
     return Bench(base, engine, config, KeptValues(tmp_path / "kept"), lambda: None)
 
 

@@ -21,13 +21,14 @@ from typing import Any
 import pathspec
 from gguf import GGMLQuantizationType as Kind
 
-from mlx_gardener.adapter.imports import read_peft, to_one_shape
+from mlx_gardener.adapter.imports import to_one_shape
 from mlx_gardener.adapter.manifest import (
     LoadedAdapter,
     load_adapter_directory,
     read_manifest,
     verify_files,
 )
+from mlx_gardener.adapter.peft_files import read_peft
 from mlx_gardener.config import DataConfig, load_config
 from mlx_gardener.editors import jsonc
 from mlx_gardener.editors.change import _without_values
@@ -295,7 +296,7 @@ def peft(data: bytes, directory: Path) -> None:
         found = read_peft(directory)
         found.scale_of("model.layers.0.self_attn.q_proj")
         shaped, written = to_one_shape(found, _base())
-        rank = written["lora_parameters"]["rank"]
+        rank = written.rank
         assert all(rank in array.shape for name, array in shaped.items() if not name.endswith(".m"))
     assert not lora_parameters(_base().model), "the base is left as it was"
 

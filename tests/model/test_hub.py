@@ -118,7 +118,8 @@ def test_auto_takes_the_embedded_model_where_the_hub_has_not_what_fits(tmp_path:
     )
     with hub_with("somebody/else", model) as address:
         said = run_with_hub(script, tmp_path, address)
-    assert said.startswith(f"seedling the embedded model: {NAME} would fit, but the model")
+    assert said.startswith(f"seedling the embedded model: {NAME} would fit, but it is not in the local cache")
+    assert said.count(NAME) == 1, said
 
 
 def test_what_anybody_fetched_is_at_hand_if_it_is_whole(

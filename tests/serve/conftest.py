@@ -13,7 +13,7 @@ import pytest
 from mlx_gardener.adapter import ManifestDetails, PeftManager
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import BaseModel, load_base
-from mlx_gardener.model.lora import adapter_settings, attach_lora, detach_lora, lora_parameters
+from mlx_gardener.model.lora import AdapterSettings, attach_lora, detach_lora, lora_parameters
 from mlx_gardener.registry import AdapterRecord, ProjectRegistry
 from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.server import serving
@@ -48,7 +48,7 @@ def make_adapter(
     mx.eval(weights)
     detach_lora(base.model)
     with PeftManager(registry).stage_adapter(
-        project, weights, base=base, settings=adapter_settings(targets, config)
+        project, weights, base=base, settings=AdapterSettings.of(targets, config)
     ) as staged:
         return staged.commit(DETAILS, model_card="card", activate=activate)
 

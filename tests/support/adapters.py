@@ -11,7 +11,7 @@ import pytest
 from mlx_gardener.adapter import ManifestDetails, PeftManager, attach_adapter
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import BaseModel, load_base
-from mlx_gardener.model.lora import adapter_settings, attach_lora, detach_lora, lora_parameters
+from mlx_gardener.model.lora import AdapterSettings, attach_lora, detach_lora, lora_parameters
 from mlx_gardener.registry import AdapterRecord, ProjectRegistry
 from tests.model.gguf.files import logits
 
@@ -40,7 +40,7 @@ def project_with(base: BaseModel, repository: Path, lora: LoraConfig, *, size: f
     detach_lora(base.model)
     manager = PeftManager(registry)
     manager.create_adapter(
-        "web", weights, base=base, settings=adapter_settings(targets, lora), details=DETAILS, model_card=""
+        "web", weights, base=base, settings=AdapterSettings.of(targets, lora), details=DETAILS, model_card=""
     )
     return manager
 
@@ -52,13 +52,13 @@ def manager(repository: Path) -> PeftManager:
     return PeftManager(registry)
 
 
-def trained(base: BaseModel) -> tuple[dict[str, mx.array], dict[str, object]]:
+def trained(base: BaseModel) -> tuple[dict[str, mx.array], AdapterSettings]:
     config = LoraConfig(rank=4)
     targets = attach_lora(base.model, config, seed=1)
     weights = {name: value + 0.1 for name, value in lora_parameters(base.model).items()}
     mx.eval(weights)
     detach_lora(base.model)
-    return weights, adapter_settings(targets, config)
+    return weights, AdapterSettings.of(targets, config)
 
 
 def create(manager: PeftManager, base: BaseModel) -> AdapterRecord:

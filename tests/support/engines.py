@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 
 from mlx_gardener.config import load_config
 from mlx_gardener.dataset import Batch
-from mlx_gardener.engine import Engine, Plan, make_plan, model_facts, prepare_engine
+from mlx_gardener.engine import Engine, Plan, PredictedParts, make_plan, model_facts, prepare_engine
 from mlx_gardener.engine.speed import TWO_CORES
 from mlx_gardener.model import BaseModel, load_base
 
@@ -54,7 +54,7 @@ def prepared(path: Path, **pins: object) -> tuple[BaseModel, Engine]:
 
 
 def plan(rows: int, width: int = 16) -> Plan:
-    return Plan({width: rows}, 2**32, 0, {}, ())
+    return Plan({width: rows}, 2**32, 0, PredictedParts(), ())
 
 
 def engine(base: BaseModel, chosen: Plan) -> Engine:

@@ -15,7 +15,7 @@ from mlx_gardener.engine import Engine, make_plan, measured_backend, model_facts
 from mlx_gardener.evaluate import Evidence, compare
 from mlx_gardener.events import EventBus
 from mlx_gardener.model import BaseModel, load_base
-from mlx_gardener.model.lora import adapter_settings, attach_lora, detach_lora, lora_parameters
+from mlx_gardener.model.lora import AdapterSettings, attach_lora, detach_lora, lora_parameters
 from mlx_gardener.training import train
 from tests.support.trainings import tiny_settings
 
@@ -52,7 +52,7 @@ class World:
         }
         mx.eval(weights)
         detach_lora(self.base.model)
-        return LoadedAdapter(weights, adapter_settings(targets, self.config.lora), {}, Path("noise"))
+        return LoadedAdapter(weights, AdapterSettings.of(targets, self.config.lora), {}, Path("noise"))
 
     def trained(self, data: PreparedData, steps: int, directory: Path) -> LoadedAdapter:
         """An adapter trained on ``data`` for so many updates."""

@@ -8,7 +8,7 @@ import pytest
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import PreparedData, TrainingDataPreparator
-from mlx_gardener.engine import Engine, Plan
+from mlx_gardener.engine import Engine, Plan, PredictedParts
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.platform.kept import KeptValues
 from mlx_gardener.training import TrainOutcome, train
@@ -43,7 +43,7 @@ def run(base: BaseModel, data: PreparedData, tmp_path: Path) -> Runner:
     ) -> TrainOutcome:
         recorder = recorder or Recorder()
         plan = Plan(
-            {64: rows, 128: rows}, config.memory_limit_bytes, 0, {}, (),
+            {64: rows, 128: rows}, config.memory_limit_bytes, 0, PredictedParts(), (),
             predicted_tokens_per_second=speed, predicted_forward_tokens_per_second=speed,
         )  # fmt: skip
         return train(

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from mlx_gardener.config import ThrottlingConfig
-from mlx_gardener.engine import Engine, Plan
+from mlx_gardener.engine import Engine, Plan, PredictedParts
 from mlx_gardener.errors import TrainingCancelledError
 from mlx_gardener.model import load_base
 from mlx_gardener.platform.power import PowerState
@@ -84,7 +84,7 @@ def limits() -> Iterator[None]:
 @pytest.fixture
 def engine(tiny_model_dir: Path) -> Engine:
     base = load_base(str(tiny_model_dir))
-    return Engine(base.model, Plan({64: 4}, 100, 0, {}, (), kept_layers=2), dtype=base.dtype)
+    return Engine(base.model, Plan({64: 4}, 100, 0, PredictedParts(), (), kept_layers=2), dtype=base.dtype)
 
 
 def test_above_the_budget_the_plan_shrinks_and_grows_back_when_memory_is_calm(
