@@ -100,6 +100,5 @@ def _seal(arrays: Mapping[str, np.ndarray], words: str) -> str:
     digest = hashlib.sha256(words.encode())
     for name, value in sorted(arrays.items()):
         digest.update(f"\0{name} {value.dtype.str} {value.shape}\0".encode())
-        if value.size:
-            digest.update(memoryview(value.reshape(-1).view("uint8")))
+        digest.update(value.reshape(-1).view("uint8").data)
     return digest.hexdigest()

@@ -143,7 +143,7 @@ def code_in_front(
     retriever: Retriever | None,
     path: str,
     before: str,
-    after: str = "",
+    after: str | None = None,
     *,
     sent: Sequence[int] = (),
     sent_texts: Sequence[str] = (),
@@ -153,15 +153,21 @@ def code_in_front(
 
     Args:
         retriever: None retrieves nothing.
-        path, before, after: as in `Retriever.find`.
+        path, before, after: as in `Retriever.find`; ``after`` None goes on left to right. Without a path nothing would tell
+            where the retrieved code ends then, so nothing is retrieved.
         sent: token ids of the client's pieces of other files; they take the room first.
         sent_texts: their texts.
         most_tokens: for all of it.
     """
-    if retriever is None:
+    if retriever is None or not (path or after is not None):
         return list(sent), Context()
-    found = retriever.find(path, before, after, shown=sent_texts, most_tokens=most_tokens - len(sent))
+    found = retriever.find(path, before, after or "", shown=sent_texts, most_tokens=most_tokens - len(sent))
     return [*found.ids, *sent], found
+
+
+def most_in_front(prompt: Sequence[int], room: int) -> int:
+    """Tokens of other code that fit in front of a prompt, into ``room`` tokens for both."""
+    return max(0, min(OTHER_CODE_TOKENS, room - len(prompt)))
 
 
 def with_context(prompt: Sequence[int], context: Sequence[int], tokenizer: CodeTokenizer) -> list[int]:
