@@ -205,7 +205,7 @@ def complete(
     base = load_adapter_base(base_name(registry, record), adapter)
     if base.tokenizer.markers is None:
         suffix = None
-    choice = choose_retrieval(record, wish, with_adapter=with_adapter)
+    choice = choose_retrieval(record.directory, wish, with_adapter=with_adapter)
     retriever, why = None, choice.why
     if choice.on:
         index, problem = index_as_it_is(registry, project)

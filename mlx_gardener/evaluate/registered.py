@@ -20,7 +20,7 @@ from mlx_gardener.config import EvaluationConfig, RetrievalWish, TrainingConfig,
 from mlx_gardener.errors import AdapterError, DataError, RegistryError
 from mlx_gardener.platform.files import make_private, write_whole
 from mlx_gardener.platform.untrusted import read_json
-from mlx_gardener.registry import AdapterRecord, Project, ProjectRegistry
+from mlx_gardener.registry import Project, ProjectRegistry
 
 if TYPE_CHECKING:
     from mlx_gardener.adapter import LoadedAdapter
@@ -268,20 +268,19 @@ class RetrievalChoice:
     limit_tokens: int
 
 
-def choose_retrieval(
-    record: AdapterRecord, wish: RetrievalWish, *, with_adapter: bool = True
-) -> RetrievalChoice:
+def choose_retrieval(directory: Path, wish: RetrievalWish, *, with_adapter: bool = True) -> RetrievalChoice:
     """What ``serve.retrieval`` means for a version: "auto" follows the newest evidence that has the arms, and is off without.
 
     Args:
+        directory: the version's.
         with_adapter: whether it answers, or its base alone.
     """
     from mlx_gardener.adapter.manifest import read_manifest
     from mlx_gardener.evaluate.retrieval import retrieval_helps
 
-    found: list[Any] = [_evidence_in(file) for file in sorted((record.directory / DIRECTORY).glob("*.json"))]
+    found: list[Any] = [_evidence_in(file) for file in sorted((directory / DIRECTORY).glob("*.json"))]
     with suppress(AdapterError):  # whoever loads the adapter says so
-        found.insert(0, read_manifest(record.directory).get("evidence"))
+        found.insert(0, read_manifest(directory).get("evidence"))
     found = [evidence for evidence in found if isinstance(evidence, dict) and evidence.get("arms")]
     arm = "adapter_bm25" if with_adapter else "base_bm25"
     telling = [item for item in found if any(found_arm["name"] == arm for found_arm in item["arms"])]

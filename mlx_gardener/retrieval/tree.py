@@ -101,6 +101,7 @@ def refreshed(
         DataError: ``root`` is not a directory that can be read.
     """
     root = root.resolve()
+    name = without_secrets(root.name)
     git = Git(root)
     paths = list_files(root, git)
     marked = marked_paths(root, paths, git) | dict.fromkeys(names_with_secrets(paths), "secret_in_name")
@@ -121,7 +122,7 @@ def refreshed(
         else:
             to_examine.append(path)
     parts += _examined(root, to_examine, rules, stamps, interrupt, processes)
-    if earlier is not None and not parts and len(kept) == len(earlier.paths):
+    if earlier is not None and not parts and len(kept) == len(earlier.paths) and earlier.name == name:
         return earlier
     firsts = _first_with_content(earlier, kept, parts)
     # A file whose earlier double is gone, and files of which an earlier double has come.
@@ -142,7 +143,7 @@ def refreshed(
         else FilePart(part.path, part.stamp, DUPLICATE, part.key)
         for part in parts
     ]
-    return merged(earlier, parts, name=without_secrets(root.name), kept=sorted(kept.values()))
+    return merged(earlier, parts, name=name, kept=sorted(kept.values()))
 
 
 def _first_with_content(

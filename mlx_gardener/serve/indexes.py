@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -31,7 +32,6 @@ from mlx_gardener.serve.metrics import Metrics
 
 if TYPE_CHECKING:
     from mlx_gardener.model import CodeTokenizer
-    from mlx_gardener.registry import AdapterRecord
 
 _LEAST_SECONDS = 2.0
 _REST = 20.0
@@ -91,12 +91,12 @@ class Indexes:
         """Whether code is retrieved for answers of ``target``, and why."""
         if target.record is None:
             return RetrievalChoice(False, "a base alone has no repository", 0)
-        evaluations = target.record.directory / DIRECTORY
+        directory, manifest = target.record.directory, target.record.manifest_sha256
         try:
-            changed = evaluations.stat().st_mtime_ns
+            changed = (directory / DIRECTORY).stat().st_mtime_ns
         except OSError:
             changed = 0  # there are none
-        return _choose(target.record, self._wish, changed)
+        return _choose(directory, self._wish, (manifest, changed))
 
     def open(self, target: Target) -> str:
         """Read a project's index before its first request, as far as there is one; what comes of it, a phrase."""
@@ -168,8 +168,9 @@ class Indexes:
 
 
 @lru_cache(maxsize=1024)
-def _choose(record: AdapterRecord, wish: RetrievalWish, changed: int) -> RetrievalChoice:
-    return choose_retrieval(record, wish)
+def _choose(directory: Path, wish: RetrievalWish, state: tuple[str, int]) -> RetrievalChoice:
+    """`choose_retrieval`, anew where ``state``, of what it reads, is another one."""
+    return choose_retrieval(directory, wish)
 
 
 @dataclass
@@ -216,7 +217,7 @@ class Lookup:
     def header(self) -> str:
         """``3 chunks, 512 tokens; src/a.py:10-24, ...`` or ``none; ...``, in ASCII."""
         if not self.found.pieces:
-            return f"none; {quote(self.why, safe=_SAFE)}"
+            return f"none; {quote(self.why, safe=_SAFE + ',%')}"
         count = len(self.found.pieces)
         told = f"{count} chunk{'s' * (count > 1)}, {self.found.tokens} tokens; "
         places = [
