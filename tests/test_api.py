@@ -8,7 +8,8 @@ import pytest
 
 import mlx_gardener
 from mlx_gardener import ProjectRegistry, TrainingPhase, TrainingPipeline, TrainingStatus
-from mlx_gardener.registry.names import what_is_kept
+from mlx_gardener.platform.home import default_home
+from mlx_gardener.registry.names import INDEX_NAME, what_is_kept
 from tests.support.trainings import WAIT, tiny_settings
 
 
@@ -91,6 +92,8 @@ def test_a_result_completes_is_evaluated_and_exported_and_a_failed_try_takes_not
     code = (repository / "tools" / "basket_0.py").read_text()
     written = result.complete(code[:200], code[260:], path="tools/basket_0.py", max_tokens=12)
     assert written.text and str(written) == written.text
+    assert (default_home() / "projects" / "repository" / INDEX_NAME).exists(), "made by the training"
+    assert result.complete(code[:200], path="tools/basket_0.py", max_tokens=2, retrieval="on").retrieved
     assert (written.project, written.version) == ("repository", "v1")
     place = {"path": "tools/basket_0.py", "max_tokens": 12, "version": "v1"}
     alone = mlx_gardener.complete("repository", code[:200], code[260:], with_adapter=False, **place)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.api.commands import Completion, complete, evaluate_adapter, export, settings_of
-from mlx_gardener.config import ArmName, TrainingConfig
+from mlx_gardener.config import ArmName, RetrievalWish, TrainingConfig
 from mlx_gardener.errors import TrainingError
 from mlx_gardener.events import Event, MemoryMeasured, StepCompleted, TrainingProgress
 from mlx_gardener.platform.files import existing_directory
@@ -96,6 +96,7 @@ class TrainingResult:
         path: str = "",
         with_adapter: bool = True,
         max_tokens: int = 48,
+        retrieval: RetrievalWish | None = None,
     ) -> Completion:
         """`complete` with this adapter."""
         return complete(
@@ -106,6 +107,7 @@ class TrainingResult:
             version=self.adapter_version,
             with_adapter=with_adapter,
             max_tokens=max_tokens,
+            retrieval=retrieval,
         )
 
     def evaluate(

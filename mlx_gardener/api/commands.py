@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.config import ArmName, TrainingConfig, load_config
+from mlx_gardener.config import ArmName, RetrievalWish, TrainingConfig, load_config
 from mlx_gardener.errors import ConfigError, DataError
 from mlx_gardener.platform.files import existing_directory
 from mlx_gardener.registry import ProjectRegistry, default_home
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlx_gardener.engine import Plan, PreparedModel
     from mlx_gardener.engine.bases import Base
     from mlx_gardener.evaluate.registered import Evaluation
+    from mlx_gardener.retrieval import Piece
     from mlx_gardener.source import Scan
 
 
@@ -138,12 +139,18 @@ def models(*places: str | Path, config: TrainingConfig | None = None, **settings
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote: ``text``, by the ``version`` of the project's adapter, None for its base alone."""
+    """What a model wrote: ``text``, by the ``version`` of the project's adapter, None for its base alone.
+
+    ``retrieved`` are the pieces of the repository that stood in front of the prompt, best first; ``retrieval`` says why there
+    are some, or none.
+    """
 
     text: str
     project: str
     version: str | None
     base_model: str
+    retrieved: tuple[Piece, ...] = ()
+    retrieval: str = ""
 
     def __str__(self) -> str:
         return self.text
@@ -158,6 +165,7 @@ def complete(
     version: str | None = None,
     with_adapter: bool = True,
     max_tokens: int = 48,
+    retrieval: RetrievalWish | None = None,
 ) -> Completion:
     """What ``project``'s adapter writes between ``prefix`` and ``suffix``, greedily.
 
@@ -169,28 +177,49 @@ def complete(
         version: of the adapter; the active one when None.
         with_adapter: False completes with the base alone, to compare.
         max_tokens: at most so many are written, from 1 to 1024.
+        retrieval: "on" puts code of the repository in front of the prompt, "off" does not, "auto" does where the version's
+            evidence speaks for it; as ``serve.retrieval`` says when None. The index is made or brought up to date first.
 
     Raises:
         RegistryError: there is no such project or version.
         AdapterError: the adapter's files are damaged or do not fit the base.
         ModelError: the base is not there.
-        ConfigError: ``max_tokens`` is impossible.
+        ConfigError: ``max_tokens`` or ``retrieval`` is impossible.
     """
     from mlx_gardener.adapter import PeftManager, attach_adapter
     from mlx_gardener.adapter.base import base_name, load_adapter_base
+    from mlx_gardener.engine.facts import model_facts
     from mlx_gardener.evaluate import complete as complete_code
+    from mlx_gardener.evaluate.complete import build_prompt
+    from mlx_gardener.evaluate.registered import choose_retrieval
+    from mlx_gardener.retrieval import Retriever, code_in_front
+    from mlx_gardener.retrieval.context import most_in_front
+    from mlx_gardener.runs.indexed import index_as_it_is
 
     if not 1 <= max_tokens <= 1024:
         raise ConfigError(f"max_tokens is {max_tokens}.", next_step="Choose from 1 to 1024.")
+    wish = load_config(overrides={"serve.retrieval": retrieval}).serve.retrieval
     registry = ProjectRegistry()
     record = registry.get_adapter(project, version)
     adapter = PeftManager(registry).load_adapter(project, record.version)
     base = load_adapter_base(base_name(registry, record), adapter)
     if base.tokenizer.markers is None:
         suffix = None
+    choice = choose_retrieval(record.directory, wish, with_adapter=with_adapter)
+    retriever, why = None, choice.why
+    if choice.on:
+        index, problem = index_as_it_is(registry, project)
+        why = problem or choice.why
+        if index is not None:
+            retriever = Retriever(index, base.tokenizer, limit_tokens=choice.limit_tokens)
+    most = most_in_front(
+        build_prompt(base.tokenizer, prefix, suffix, path), model_facts(base.path).max_tokens - max_tokens
+    )
+    context, found = code_in_front(retriever, path, prefix, suffix, most_tokens=most)
     with attach_adapter(base, adapter) if with_adapter else nullcontext():
-        text = complete_code(base, prefix, suffix, path=path, max_new_tokens=max_tokens)
-    return Completion(text, project, record.version if with_adapter else None, record.base_model)
+        text = complete_code(base, prefix, suffix, path=path, context=context, max_new_tokens=max_tokens)
+    version = record.version if with_adapter else None
+    return Completion(text, project, version, record.base_model, found.pieces, why)
 
 
 def evaluate_adapter(

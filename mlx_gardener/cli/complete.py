@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mlx_gardener.cli.completion import complete_projects, complete_versions
-from mlx_gardener.cli.options import as_json_option
+from mlx_gardener.cli.options import as_json_option, config_option, retrieval_option
+
+if TYPE_CHECKING:
+    from mlx_gardener.config import RetrievalWish
 
 
 @click.command()
@@ -22,6 +25,8 @@ from mlx_gardener.cli.options import as_json_option
 )
 @click.option("--no-suffix", is_flag=True, help="Do not show the model what follows LINE.")
 @click.option("--max-tokens", type=click.IntRange(1, 1024), default=48, show_default=True)
+@retrieval_option
+@config_option
 @as_json_option
 def complete(
     project: str,
@@ -30,38 +35,50 @@ def complete(
     version: str | None,
     no_suffix: bool,
     max_tokens: int,
+    retrieval: RetrievalWish | None,
+    config_file: Path | None,
     as_json: bool,
 ) -> None:
     """Complete code with PROJECT's adapter.
 
     With FILE:LINE the completion begins at the start of that line, with what follows the line as context; without it
-    the text on standard input is continued.
+    the text on standard input is continued. Where the version's evidence speaks for it, code of the repository is retrieved
+    and stands in front of the prompt; --json says which.
     """
-    from mlx_gardener.adapter import PeftManager, attach_adapter
-    from mlx_gardener.adapter.base import base_name, load_adapter_base
-    from mlx_gardener.evaluate import complete as complete_code
+    from mlx_gardener.api.commands import complete as complete_code
+    from mlx_gardener.config import load_config
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.text import safe_lines
 
+    wish = load_config(config_file, overrides={"serve.retrieval": retrieval}).serve.retrieval
     registry = ProjectRegistry()
     root = registry.get_project(project).path
-    record = registry.get_adapter(project, version)
+    registry.get_adapter(project, version)
     prefix, suffix, path = _read_place(place, root) if place else (_read_input(), None, "")
-    adapter = PeftManager(registry).load_adapter(project, record.version)
-    base = load_adapter_base(base_name(registry, record), adapter)
-    if no_suffix or base.tokenizer.markers is None:
-        suffix = None
-    with nullcontext() if with_base else attach_adapter(base, adapter):
-        text = complete_code(base, prefix, suffix, path=path, max_new_tokens=max_tokens)
+    found = complete_code(
+        project,
+        prefix,
+        None if no_suffix else suffix,
+        path=path,
+        version=version,
+        with_adapter=not with_base,
+        max_tokens=max_tokens,
+        retrieval=wish,
+    )
     if as_json:
         told = {
             "project": project,
-            "version": None if with_base else record.version,
-            "base_model": record.base_model,
+            "version": found.version,
+            "base_model": found.base_model,
+            "retrieval": {
+                "why": found.retrieval,
+                "tokens": sum(piece.tokens for piece in found.retrieved),
+                "chunks": [piece.to_json() for piece in found.retrieved],
+            },
         }
-        click.echo(json.dumps({**told, "text": text}))
+        click.echo(json.dumps({**told, "text": found.text}))
         return
-    click.echo(safe_lines(text) if sys.stdout.isatty() else text)
+    click.echo(safe_lines(found.text) if sys.stdout.isatty() else found.text)
 
 
 def _read_input() -> str:

@@ -29,6 +29,11 @@ settings_option = click.option(
     shell_complete=complete_settings,
     help="Any setting, as in train.",
 )
+retrieval_option = click.option(
+    "--retrieval",
+    type=click.Choice(["auto", "on", "off"]),
+    help="Code of the repository in front of prompts; auto: where the version's evidence speaks for it. [default: auto]",
+)
 
 
 def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:

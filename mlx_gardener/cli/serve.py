@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mlx_gardener.cli.completion import complete_projects
+from mlx_gardener.cli.options import config_option, retrieval_option
+
+if TYPE_CHECKING:
+    from mlx_gardener.config import RetrievalWish
 
 
 @click.command()
@@ -46,6 +52,8 @@ from mlx_gardener.cli.completion import complete_projects
     show_default=True,
     help="Tokens of prompt and answer together, if the model allows as many.",
 )
+@retrieval_option
+@config_option
 @click.option("--allow-host", multiple=True, help="Another name that clients may call this server by.")
 @click.option("--quiet", is_flag=True, help="No line for each request.")
 @click.option(
@@ -59,6 +67,8 @@ def serve(
     budget: float,
     max_queued: int,
     context: int,
+    retrieval: RetrievalWish | None,
+    config_file: Path | None,
     allow_host: tuple[str, ...],
     quiet: bool,
     as_json: bool,
@@ -67,9 +77,11 @@ def serve(
 
     /v1/models, /v1/completions, /v1/chat/completions and llama.cpp's /infill, /completion and /props; a request's
     `model` is a project, and a version that is activated is served from the next request on. Each request leaves one
-    line: method, path, project, status, tokens read and written, seconds, client; why, where it was refused.
+    line: method, path, project, status, tokens read and written, seconds, client; why, where it was refused. Where the
+    version's evidence speaks for it, code of the repository is retrieved and stands in front of prompts; the answer's header
+    X-Gardener-Retrieval says which.
     """
-    from mlx_gardener.config import GIB
+    from mlx_gardener.config import GIB, load_config
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.text import safe_text
     from mlx_gardener.serve.access import Access, told_aside
@@ -87,6 +99,7 @@ def serve(
         budget_bytes=int(budget * GIB),
         max_queued=max_queued,
         max_context_tokens=context,
+        retrieval=load_config(config_file, overrides={"serve.retrieval": retrieval}).serve.retrieval,
         allowed_hosts=allow_host,
     )
 
@@ -97,7 +110,8 @@ def serve(
             click.echo(f"  {test.model}: cannot be served. {safe_text(test.problem)}", err=True)
         else:
             click.echo(
-                f"  {test.model} {test.version} on {test.base}: changes the base's logits on a test text by up to {test.change:.3g}"
+                f"  {test.model} {test.version} on {test.base}: changes the base's logits on a test text by up to {test.change:.3g}; "
+                f"retrieval is {test.retrieval}"
             )
 
     def show_ready(address: str, end: object) -> None:

@@ -17,6 +17,7 @@ from mlx_gardener.errors import ConfigError
 GIB = 1024**3
 #: Of the time limit, where it is short: what all phases but training may take, and of the training what validations take.
 OTHER_SHARE, VALIDATION_SHARE = 0.25, 0.1
+RetrievalWish = Literal["auto", "on", "off"]
 ArmName = Literal["base", "base_bm25", "adapter", "adapter_bm25", "control"]
 
 
@@ -217,6 +218,15 @@ class ParallelConfig(_Section):
         return bool(self.hosts or self.hostfile)
 
 
+class ServingConfig(_Section):
+    """How `serve`, `complete` and `mlx_gardener.complete` answer; nothing that a training depends on.
+
+    ``retrieval`` puts code of the repository in front of prompts; "auto" does where the version's evidence speaks for it.
+    """
+
+    retrieval: RetrievalWish = "auto"
+
+
 class TrainingConfig(_Section):
     """Everything a training can be told; validated once (`ConfigError` says all that is wrong), then never changed.
 
@@ -244,6 +254,7 @@ class TrainingConfig(_Section):
     engine: EngineConfig = EngineConfig()
     throttling: ThrottlingConfig = ThrottlingConfig()
     parallel: ParallelConfig = ParallelConfig()
+    serve: ServingConfig = ServingConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:

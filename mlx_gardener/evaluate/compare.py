@@ -31,7 +31,7 @@ from mlx_gardener.evaluate.evidence import (
 )
 from mlx_gardener.evaluate.measure import ArmResult, Bench, Scores, Tasks, line_of, score
 from mlx_gardener.evaluate.metrics import bits_per_byte, edit_similarity
-from mlx_gardener.evaluate.retrieval import Retriever, training_chunks
+from mlx_gardener.evaluate.retrieval import Retriever, training_index
 from mlx_gardener.evaluate.stages import Checks, Findings, Survey, measure_all
 from mlx_gardener.evaluate.statistics import Change, files_needed, relative_change, share_change
 from mlx_gardener.evaluate.work import STEP_TOKENS, SURE
@@ -120,7 +120,7 @@ def compare(
     retriever = None
     if any(name.endswith("_bm25") for name in names):
         longest = min(survey.work.context_tokens, config.data.sequence_lengths[-1])
-        retriever = Retriever(training_chunks(data), base.tokenizer, limit_tokens=longest)
+        retriever = Retriever(training_index(data), base.tokenizer, limit_tokens=longest)
         survey.add_context(base, retriever)
     adapters = {"adapter": adapter} | ({} if control is None else {"control": control.adapter})
     findings, notes = Findings(), list(notes)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.dataset.examples import header_text
 from mlx_gardener.engine import writing_operations
 from mlx_gardener.errors import ModelError
+from mlx_gardener.retrieval import with_context
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -81,6 +82,7 @@ def complete(
     suffix: str | None = None,
     *,
     path: str = "",
+    context: Sequence[int] = (),
     max_new_tokens: int,
     is_enough: Callable[[str], bool] | None = None,
 ) -> str:
@@ -90,6 +92,7 @@ def complete(
     Args:
         base: with or without an adapter attached.
         path: shown in front, as in training.
+        context: other code that stands before it (`retrieval.code_in_front`).
         max_new_tokens: at most this many.
         is_enough: asked with the text so far; ends the generation early.
 
@@ -97,7 +100,7 @@ def complete(
         ModelError: a suffix is given and the model has no fill-in-the-middle markers.
     """
     tokenizer = base.tokenizer
-    prompt = build_prompt(tokenizer, prefix, suffix, path)
+    prompt = with_context(build_prompt(tokenizer, prefix, suffix, path), context, tokenizer)
     ids: list[int] = []
     text = ""
     for token, _ in written_ids(base, prompt, max_new_tokens=max_new_tokens):

@@ -19,6 +19,7 @@ from mlx_gardener.evaluate.metrics import edit_similarity, identifier_f1, parses
 from mlx_gardener.evaluate.retrieval import Retriever
 from mlx_gardener.evaluate.work import Work
 from mlx_gardener.platform.kept import KeptValues
+from mlx_gardener.retrieval import code_in_front, with_context
 
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel, CodeTokenizer
@@ -159,7 +160,7 @@ def line_prompt(
     """Line breaks at the end are left to the model: newlines and indentation are often one token."""
     prefix = task.prefix.rstrip("\n")
     prompt = build_prompt(tokenizer, prefix, None, task.path, prefix_tokens=sizes[0])
-    return _with_context(prompt, task.path, prefix, tokenizer, retriever)
+    return with_context(prompt, code_in_front(retriever, task.path, prefix)[0], tokenizer)
 
 
 def fim_prompt(
@@ -169,16 +170,8 @@ def fim_prompt(
     prompt = build_prompt(
         tokenizer, task.prefix, task.suffix, task.path, prefix_tokens=sizes[0], suffix_tokens=sizes[1]
     )
-    return _with_context(prompt, task.path, task.prefix, tokenizer, retriever)
-
-
-def _with_context(
-    prompt: list[int], path: str, before: str, tokenizer: CodeTokenizer, retriever: Retriever | None
-) -> list[int]:
-    if retriever is None:
-        return prompt
-    opening = 0 if tokenizer.bos_id is None else 1
-    return [*prompt[:opening], *retriever.context(path, before), *prompt[opening:]]
+    found, _ = code_in_front(retriever, task.path, task.prefix, task.suffix)
+    return with_context(prompt, found, tokenizer)
 
 
 def line_of(answer: Answer) -> str:

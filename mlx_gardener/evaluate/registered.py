@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.config import TrainingConfig, validate_config
+from mlx_gardener.config import EvaluationConfig, RetrievalWish, TrainingConfig, validate_config
 from mlx_gardener.errors import AdapterError, DataError, RegistryError
 from mlx_gardener.platform.files import make_private, write_whole
+from mlx_gardener.platform.untrusted import read_json
 from mlx_gardener.registry import Project, ProjectRegistry
 
 if TYPE_CHECKING:
@@ -255,3 +257,44 @@ def _keep(directory: Path, project: str, version: str, data: PreparedData, evide
             next_step="Free disk space, then evaluate again.",
         ) from error
     return file
+
+
+@dataclass(frozen=True)
+class RetrievalChoice:
+    """Whether code is retrieved for a version's answers, ``why``, and at most how many tokens of it."""
+
+    on: bool
+    why: str
+    limit_tokens: int
+
+
+def choose_retrieval(directory: Path, wish: RetrievalWish, *, with_adapter: bool = True) -> RetrievalChoice:
+    """What ``serve.retrieval`` means for a version: "auto" follows the newest evidence that has the arms, and is off without.
+
+    Args:
+        directory: the version's.
+        with_adapter: whether it answers, or its base alone.
+    """
+    from mlx_gardener.adapter.manifest import read_manifest
+    from mlx_gardener.evaluate.retrieval import retrieval_helps
+
+    found: list[Any] = [_evidence_in(file) for file in sorted((directory / DIRECTORY).glob("*.json"))]
+    with suppress(AdapterError):  # whoever loads the adapter says so
+        found.insert(0, read_manifest(directory).get("evidence"))
+    found = [evidence for evidence in found if isinstance(evidence, dict) and evidence.get("arms")]
+    arm = "adapter_bm25" if with_adapter else "base_bm25"
+    telling = [item for item in found if any(found_arm["name"] == arm for found_arm in item["arms"])]
+    evidence: dict[str, Any] = telling[-1] if telling else {}
+    limit = int(evidence.get("work", {}).get("context_tokens", EvaluationConfig().context_tokens))
+    if wish != "auto":
+        return RetrievalChoice(wish == "on", f"serve.retrieval is {wish}", limit)
+    helps, why = retrieval_helps(evidence, with_adapter=with_adapter)
+    return RetrievalChoice(helps, why, limit)
+
+
+def _evidence_in(file: Path) -> Any:
+    try:
+        told = read_json(file, follow_links=False)
+    except (OSError, ValueError):
+        return None  # an evaluation that cannot be read decides nothing
+    return told.get("evidence") if isinstance(told, dict) else None

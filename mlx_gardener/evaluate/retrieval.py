@@ -1,106 +1,26 @@
-"""Retrieved context: BM25 over the chunks of the training part, put in front of a prompt in the model's own form.
+"""Retrieval as evidence measures it: the index over the training part, and what a measured arm says about using it.
 
-Good retrieval is what a fine-tuned model has to beat, so it is an arm of every evaluation. A query is what an editor
-would have: the file's path and the code before the place, never what is to be guessed. Identifiers count whole and by
-their parts (camelCase, snake_case). The ranking is `bm25s`' (Lù 2024, arXiv:2407.03618). Cost: under a second for some
-thousand chunks, a millisecond a query, and the training part's text in memory.
+The index, the search and the form in a prompt are `mlx_gardener.retrieval`'s, which also serves. Good retrieval is what a
+fine-tuned model has to beat, so it is an arm of every evaluation. A query is what an editor would have: the file's path and
+the code before the place, never what is to be guessed. Cost: under a second for some thousand chunks, some milliseconds a
+query, and the training part's text in memory.
 """
 
 from __future__ import annotations
 
-import logging
-import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
 from mlx_gardener.dataset import PreparedData
-from mlx_gardener.dataset.examples import Excerpt, excerpts_of, header_text
+from mlx_gardener.dataset.examples import Excerpt, excerpts_of
 from mlx_gardener.errors import DataError
+from mlx_gardener.retrieval import Index, Retriever, index_of_chunks
 from mlx_gardener.source import read_source
 
-if TYPE_CHECKING:
-    from mlx_gardener.model import CodeTokenizer
+__all__ = ["Retriever", "retrieval_helps", "training_excerpts", "training_index"]
 
-_WORD = re.compile(r"[^\W\d_]\w*|_\w+")
-_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_A-Za-z]+")
-#: Characters before the place that make the query; an editor's screen.
-_QUERY_CHARACTERS = 1200
-_MOST_CHUNKS = 8
-
-
-def code_words(text: str) -> list[str]:
-    """Identifiers of ``text``, in lower case, each followed by its parts where it has several."""
-    words: list[str] = []
-    for word in _WORD.findall(text):
-        parts = [part.lower() for part in _PART.findall(word)]
-        words += [word.lower(), *parts] if len(parts) > 1 else [word.lower()]
-    return words
-
-
-def _words_of(path: str, text: str) -> list[str]:
-    """Words of a text and of its path, whose suffix says nothing that tells files of a repository apart."""
-    return code_words(f"{path.rpartition('.')[0] or path}\n{text}")
-
-
-class Retriever:
-    """Finds chunks of the training part for a place in another file.
-
-    Args:
-        chunks: (path, text) of every chunk.
-        limit_tokens: most tokens of a context.
-    """
-
-    def __init__(
-        self, chunks: Sequence[tuple[str, str]], tokenizer: CodeTokenizer, *, limit_tokens: int
-    ) -> None:
-        import bm25s
-
-        # The library sets DEBUG itself, and its lines would be in the run's log.
-        logging.getLogger("bm25s").setLevel(logging.INFO)
-        self._chunks = list(chunks)
-        self._tokenizer = tokenizer
-        self._limit = limit_tokens
-        self._index = bm25s.BM25()
-        self._words: set[str] = set()
-        corpus = [_words_of(path, text) for path, text in self._chunks]
-        self._words.update(word for words in corpus for word in words)
-        if self._words:
-            self._index.index(corpus, show_progress=False)
-
-    def context(self, path: str, before: str) -> list[int]:
-        """Token ids of the best chunks for a place: the best one last, nearest to the prompt; at most the limit.
-
-        Args:
-            path: of the file that is worked on; its own chunks are never shown.
-            before: the code in front of the place.
-        """
-        import numpy as np
-
-        query = [
-            word
-            for word in dict.fromkeys(_words_of(path, before[-_QUERY_CHARACTERS:]))
-            if word in self._words
-        ]
-        if not query:
-            return []
-        scores = self._index.get_scores(query)
-        shown: list[list[int]] = []
-        room = self._limit
-        for at in np.argsort(-scores, kind="stable")[:_MOST_CHUNKS]:
-            name, text = self._chunks[int(at)]
-            if scores[at] <= 0 or room < 32:
-                break
-            if name == path:
-                continue
-            ids = self._file(name, text)[:room]
-            shown.append(ids)
-            room -= len(ids)
-        return [index for ids in reversed(shown) for index in ids]
-
-    def _file(self, path: str, text: str) -> list[int]:
-        """A piece of a file as the model is used to see one: file marker (or a comment) with the path, then the text."""
-        marker = [] if self._tokenizer.file_id is None else [self._tokenizer.file_id]
-        return [*marker, *self._tokenizer.encode(header_text(self._tokenizer, path) + text.rstrip() + "\n")]
+#: Shares of answers that are word for word right; retrieval must not make them fewer.
+_EXACT = ("next_line_exact", "fim_exact")
 
 
 def training_excerpts(data: PreparedData) -> list[Excerpt]:
@@ -114,8 +34,8 @@ def training_excerpts(data: PreparedData) -> list[Excerpt]:
     return excerpts
 
 
-def training_chunks(data: PreparedData) -> list[tuple[str, str]]:
-    """(path, text) of every chunk of the training part."""
+def training_index(data: PreparedData) -> Index:
+    """Every chunk of the training part."""
     chunks = []
     for record in data.split.train:
         try:
@@ -126,4 +46,38 @@ def training_chunks(data: PreparedData) -> list[tuple[str, str]]:
             (record.path, text[chunk.start_byte : chunk.end_byte].decode(errors="replace"))
             for chunk in record.chunks
         ]
-    return chunks
+    return index_of_chunks(chunks, name=data.scan.name)
+
+
+def retrieval_helps(evidence: Mapping[str, Any], *, with_adapter: bool = True) -> tuple[bool, str]:
+    """Whether recorded evidence speaks for retrieval, and why, a phrase.
+
+    It does where the arm with retrieved code needs fewer bits per byte than the same arm without (all of the interval, where one
+    is recorded), and not fewer of its answers are right.
+
+    Args:
+        evidence: `Evidence.to_json`.
+        with_adapter: compare the arms of the adapter, else those of the base.
+    """
+    plain = "adapter" if with_adapter else "base"
+    arms = {arm["name"]: arm["metrics"] for arm in evidence.get("arms", ())}
+    without, found = arms.get(plain, {}), arms.get(f"{plain}_bm25", {})
+    if "bits_per_byte" not in without or "bits_per_byte" not in found:
+        return False, f"its evidence has no arm of the {plain} with retrieval"
+    change = found["bits_per_byte"] / without["bits_per_byte"] - 1 if without["bits_per_byte"] else 0.0
+    high = next(
+        (
+            item["high"]
+            for item in evidence.get("comparisons", ())
+            if (item["arm"], item["against"], item["metric"]) == (f"{plain}_bm25", plain, "bits_per_byte")
+        ),
+        change,
+    )
+    told = f"{change:+.1%} bits per byte in its evidence"
+    if high >= 0:
+        return False, told
+    measured = [name for name in _EXACT if name in without and name in found]
+    lost = sum(without[name] - found[name] for name in measured) / max(1, len(measured))
+    if lost > 0:
+        return False, f"{told}, but {lost:.1%} fewer answers are right"
+    return True, told

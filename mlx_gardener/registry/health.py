@@ -16,10 +16,13 @@ from pathlib import Path
 from mlx_gardener.errors import RegistryError
 from mlx_gardener.platform.locks import is_held
 from mlx_gardener.platform.reasons import reason_of
+from mlx_gardener.platform.sealed import read_sealed
 from mlx_gardener.registry.adapter_files import MANIFEST_NAME, differences, manifest_facts
 from mlx_gardener.registry.adapter_rows import forget_adapter, insert_adapter
 from mlx_gardener.registry.database import Database, is_damage
+from mlx_gardener.registry.deletion import delete_with
 from mlx_gardener.registry.lost import lost_directory, move_to_lost
+from mlx_gardener.registry.names import INDEX_NAME
 from mlx_gardener.registry.processes import is_alive
 from mlx_gardener.registry.records import AdapterRecord, Problem
 from mlx_gardener.registry.remnants import clear, is_known, name_of, remnants
@@ -39,7 +42,7 @@ def check(
     """Everything that does not fit together; nothing is changed.
 
     Kinds: damaged_database (then nothing else can be looked at), bad_row, dead_training, stale_queue, missing_files,
-    wrong_files, missing_version, orphan_project, orphan_files, leftover. Subjects are project names, training ids,
+    wrong_files, wrong_index, missing_version, orphan_project, orphan_files, leftover. Subjects are project names, training ids,
     ``project/version``, ``TABLE row NUMBER``, or paths below the home.
 
     Args:
@@ -62,6 +65,7 @@ def check(
         problems = [*bad_rows(database), *_trainings(registry, database)]
         problems += _adapters(registry, database, hashes, tell)
         tell("files nobody knows")
+        problems += _indexes(database, hashes)
         return [*problems, *_orphans(database), *_leftovers(database)]
     except OSError as error:
         raise RegistryError(
@@ -136,6 +140,18 @@ def _adapter(adapter: AdapterRecord, subject: str, hashes: bool) -> Problem | No
         return None
     more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     return Problem("wrong_files", subject, f"In the adapter {subject}, {wrong[0]}{more}.", True)
+
+
+def _indexes(database: Database, hashes: bool) -> Iterator[Problem]:
+    """Indexes for retrieval that are not what was written; with hashes, as they are read whole."""
+    for path in sorted((database.home / "projects").glob(f"*/{INDEX_NAME}")) if hashes else ():
+        try:
+            read_sealed(path)
+        except FileNotFoundError:
+            continue  # removed meanwhile
+        except (OSError, ValueError) as error:
+            subject = path.relative_to(database.home).as_posix()
+            yield Problem("wrong_index", subject, f"{subject} cannot be used ({reason_of(error)}).", True)
 
 
 def _adapters_of(registry: Tables, project: str) -> dict[str, AdapterRecord]:
@@ -247,6 +263,10 @@ def _mend(registry: Tables, database: Database, problem: Problem) -> str:
         return _take_out_of_use(registry, database, problem)
     if problem.kind in ("orphan_files", "orphan_project"):
         return _find_a_place(database, path)
+    if problem.kind == "wrong_index":
+        with delete_with(database, path):
+            pass  # no row names it
+        return f"{subject} is gone; it is made anew when the adapter is served."
     return clear(database, path)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from mlx_gardener.errors import RegistryError
 from mlx_gardener.registry.adapters import Adapters
 from mlx_gardener.registry.deletion import delete_with
+from mlx_gardener.registry.names import INDEX_NAME
 from mlx_gardener.registry.records import LIVE, Project
 from mlx_gardener.registry.rows import readable
 
@@ -77,13 +78,15 @@ class Tables(Adapters):
             connection.execute("DELETE FROM projects WHERE name = ?", (name,))
 
     def forget_path(self, project: str, path: str) -> None:
-        """Leave ``path`` (a file or directory of the repository) out of the project's trainings from now on.
+        """Leave ``path`` (a file or directory of the repository) out of the project's trainings and answers from now on.
+
+        Its index for retrieval goes, as it may hold what is to be forgotten.
 
         Raises:
-            RegistryError: there is no such project.
+            RegistryError: there is no such project, or the index cannot be deleted.
         """
         self.get_project(project)
-        with self._database.write() as connection:
+        with delete_with(self._database, self.project_directory(project) / INDEX_NAME) as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO forgotten (project, path, forgotten_at) VALUES (?, ?, ?)",
                 (project, path, time.time()),

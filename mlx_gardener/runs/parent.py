@@ -35,6 +35,7 @@ MAY_CHANGE = frozenset(
         "checkpoints_kept",
         "worker_restarts",
         "parallel",
+        "serve",
     }
 )
 #: What a training goes on from is decided when it begins, so a resumed one keeps it.

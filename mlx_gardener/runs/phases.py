@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mlx_gardener.errors import ModelError, TimeLimitError, TrainingCancelledError
+from mlx_gardener.errors import DataError, ModelError, TimeLimitError, TrainingCancelledError
 from mlx_gardener.events import (
     DataPrepared,
     PlanChosen,
     TrainingPhase,
     WarningRaised,
 )
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.registry.patience import PATIENCE_SECONDS
 from mlx_gardener.report.text import duration
 from mlx_gardener.runs.context import Run
@@ -160,7 +161,22 @@ def _prepare_data(run: Run, choice: ModelChoice, parent: Parent | None) -> Prepa
     else:
         data = preparator.prepare(run.project.path, earlier=parent.earlier, must_continue=parent.is_asked)
     run.publish(DataPrepared(data.summary.to_json()))
+    _index(run)
     return data
+
+
+def _index(run: Run) -> None:
+    """The index of the working tree, from which code is retrieved when the adapter answers; a training does without, too."""
+    from mlx_gardener.retrieval import Rules
+    from mlx_gardener.runs.indexed import update_index
+
+    run.tell(TrainingPhase.PREPARING_DATA, 1.0, "Indexing the repository")
+    rules = Rules.of(run.config.data, run.config.training_data_quality_threshold)
+    try:
+        update_index(run.registry, run.project.name, rules, interrupt=run.interrupt)
+    except (OSError, DataError) as error:
+        message = f"The repository's index for retrieval could not be kept ({reason_of(error)})"
+        run.publish(WarningRaised(f"{message}; it is made when the adapter is served."))
 
 
 def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tuple[BaseModel, Engine]:
@@ -370,7 +386,7 @@ def _register(
     run.tell(TrainingPhase.COMPLETING, 0.95, "Registering the adapter")
     training = {**outcome.to_json(), "parent": data.continued_from}
     details = ManifestDetails(
-        config=run.config.model_dump(mode="json", exclude={"parallel"}),  # names of machines
+        config=run.config.model_dump(mode="json", exclude={"parallel", "serve"}),  # names of machines
         data=data.describe(),
         metrics=evidence.metrics,
         evidence=evidence.to_json(),

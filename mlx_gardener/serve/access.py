@@ -22,6 +22,7 @@ class Access:
     Attributes:
         project: the model that was asked, "" where none was found.
         prompt_tokens, written_tokens: read and written; 0 where nothing was.
+        retrieved_chunks, retrieved_tokens: of the repository's code in front of the prompt.
         client: address and what it calls itself.
         ignored: fields of the request that are unknown, each told once in a server's life.
         refused: why it was not answered, "" where it was.
@@ -34,6 +35,8 @@ class Access:
     status: int = 500
     prompt_tokens: int = 0
     written_tokens: int = 0
+    retrieved_chunks: int = 0
+    retrieved_tokens: int = 0
     seconds: float = 0.0
     ignored: list[str] = field(default_factory=list)
     refused: str = ""
@@ -46,6 +49,7 @@ class Access:
         """One line for people."""
         tokens = f" {self.prompt_tokens}+{self.written_tokens} tokens" if self.prompt_tokens else ""
         line = f"{self.method} {self.path} {self.project or '-'} {self.status}{tokens} {self.seconds:.2f} s {self.client}"
+        line += f"; {self.retrieved_tokens} tokens retrieved" if self.retrieved_tokens else ""
         line += f"; unknown fields are ignored: {', '.join(self.ignored)}" if self.ignored else ""
         return line + (f"; {self.refused[:300]}" if self.refused else "")
 

@@ -144,11 +144,12 @@ def head(target: Target, prefix: str, kind: str) -> dict[str, Any]:
 
 
 def headers(target: Target, started: Started) -> dict[str, str]:
-    """Headers that name what wrote an answer; what is not ASCII in a name is percent-encoded."""
+    """Headers that name what wrote an answer and what code was retrieved for it; what is not ASCII in a name is percent-encoded."""
     return {
         "x-model": quote(target.id, safe=" !#$&'()*+,/:;=?@[]~"),
         "x-adapter": started.weights_sha256 or "none",
         "x-adapter-version": started.version or "none",
+        "x-gardener-retrieval": started.retrieval,
     }
 
 

@@ -1,7 +1,8 @@
 """The HTTP side: routes and what each answers. Nothing here computes; handlers await the worker's events.
 
 Every route is also below ``/projects/NAME/``, for editors that can be given an address and no model's name. Answers name
-what wrote them: ``X-Model``, ``X-Adapter`` (sha256 of the adapter's weights, ``none`` for a base) and ``X-Adapter-Version``.
+what wrote them: ``X-Model``, ``X-Adapter`` (sha256 of the adapter's weights, ``none`` for a base) and ``X-Adapter-Version``; and
+what code of the repository stood in front of the prompt: ``X-Gardener-Retrieval``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from mlx_gardener.serve.chats import chat_text, check_length
 from mlx_gardener.serve.errors import shown_error
 from mlx_gardener.serve.generation import Ending, Limits, TokenScore
 from mlx_gardener.serve.guard import Guard
+from mlx_gardener.serve.indexes import Indexes, Lookup
 from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.off_loop import off_loop
 from mlx_gardener.serve.paths import ENDPOINTS
@@ -42,6 +44,8 @@ from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, PieceOf,
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
 
+#: Makes the prompts' token ids: of a base, in so many tokens, within limits, with code in front.
+Prepare = Callable[["BaseModel", int, Limits, Lookup], list[list[int]]]
 AnyBody = TypeVar("AnyBody", CompletionBody, ChatBody, InfillBody, LlamaCompletionBody)
 
 #: Chat templates that may be rendered at the same time; each is a process.
@@ -61,12 +65,14 @@ class Server:
         worker: Worker,
         settings: ServeSettings,
         metrics: Metrics,
+        indexes: Indexes,
         on_request: Callable[[Access], None] = lambda _: None,
     ) -> None:
         self._catalog = catalog
         self._worker = worker
         self._settings = settings
         self._metrics = metrics
+        self._indexes = indexes
         self._on_request = on_request
         self._templates = asyncio.Semaphore(_TEMPLATES_AT_ONCE)
         self._told: set[str] = set()
@@ -149,6 +155,11 @@ class Server:
             "bases_loaded": ("Bases in memory.", float(worker.residents.base_count)),
             "weights_bytes": ("What bases and adapters in memory take.", float(worker.residents.size_bytes)),
             "process_footprint_bytes": ("What the process takes.", float(process_footprint_bytes())),
+            "index_chunks": ("Chunks that can be retrieved.", float(self._indexes.chunk_count)),
+            "index_bytes": (
+                "What their indexes take, mapped files included.",
+                float(self._indexes.size_bytes),
+            ),
         }
         counters = {
             "swaps_total": ("Times that another adapter was put in.", float(worker.residents.swaps)),
@@ -166,8 +177,8 @@ class Server:
         if body.echo and not all(isinstance(text, str) for text in body.prompts()):
             raise BadRequestError("echo: only prompts that are text are echoed.")
 
-        def prepare(base: BaseModel, room: int, limits: Limits) -> list[list[int]]:
-            return prompts.completion_prompts(body, base, room, limits)
+        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
+            return prompts.completion_prompts(body, base, room, limits, lookup)
 
         job = self._job(self._target(request, body.model), body, prepare, body.n, body.logprobs)
         head = answers.head(job.target, "cmpl", "text_completion")
@@ -200,7 +211,7 @@ class Server:
         async with self._templates:
             text = await asyncio.to_thread(write_out)
 
-        def prepare(base: BaseModel, room: int, limits: Limits) -> list[list[int]]:
+        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
             return prompts.chat_prompt(text, base, room, limits)
 
         job = self._job(target, body, prepare, body.n)
@@ -224,8 +235,8 @@ class Server:
         """``/infill``, as llama.cpp's server."""
         body = await self._body(request, InfillBody)
 
-        def prepare(base: BaseModel, room: int, limits: Limits) -> list[list[int]]:
-            return prompts.infill_prompt(body, base, room, limits)
+        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
+            return prompts.infill_prompt(body, base, room, limits, lookup)
 
         return await self._llama(request, body, prepare)
 
@@ -233,7 +244,7 @@ class Server:
         """``/completion``, as llama.cpp's server."""
         body = await self._body(request, LlamaCompletionBody)
 
-        def prepare(base: BaseModel, room: int, limits: Limits) -> list[list[int]]:
+        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
             return prompts.raw_prompts(body.prompts(), base, room, limits)
 
         return await self._llama(request, body, prepare)
@@ -242,7 +253,7 @@ class Server:
         self,
         request: Request,
         body: InfillBody | LlamaCompletionBody,
-        prepare: Callable[[BaseModel, int, Limits], list[list[int]]],
+        prepare: Prepare,
     ) -> Response:
         """An answer as llama.cpp's clients read it: one document, a list of them, or a stream."""
         job = self._job(self._target(request, body.model), body, prepare, body.n_cmpl)
@@ -289,15 +300,17 @@ class Server:
         self,
         target: Target,
         body: CompletionBody | ChatBody | InfillBody | LlamaCompletionBody,
-        prepare: Callable[[BaseModel, int, Limits], list[list[int]]],
+        prepare: Prepare,
         count: int,
         top_scores: int | None = None,
     ) -> QueuedRequest:
         """What the worker is to do; ``prepare`` makes the prompts' token ids when its turn comes."""
         limits = body.limits(self._settings.max_answer_tokens)
+        lookup = Lookup(self._indexes, self._metrics, target)
         return QueuedRequest(
             target,
-            lambda base, room: prepare(base, room, limits),
+            lambda base, room: prepare(base, room, limits, lookup),
+            lookup,
             body.sampling(),
             limits,
             answers=count,
@@ -384,3 +397,5 @@ def _told_error(request: Request, error: Exception) -> dict[str, Any]:
 def _count(access: Access, endings: list[Ending], job: QueuedRequest) -> None:
     access.prompt_tokens = sum(ending.prompt_tokens for ending in endings[:: job.answers])
     access.written_tokens = sum(ending.written_tokens for ending in endings)
+    access.retrieved_chunks = len(job.lookup.found.pieces)
+    access.retrieved_tokens = job.lookup.found.tokens

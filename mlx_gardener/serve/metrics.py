@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from mlx_gardener.retrieval import Context
 from mlx_gardener.serve.generation import Ending
 
 #: Upper bounds of the histogram of times to the first piece of an answer, seconds.
@@ -20,6 +21,14 @@ class Metrics:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     written_tokens: int = 0
+    retrievals: int = 0
+    retrieved_chunks: int = 0
+    retrieved_tokens: int = 0
+    retrieval_seconds: float = 0.0
+    index_looks: int = 0
+    index_changes: int = 0
+    index_failures: int = 0
+    index_seconds: float = 0.0
     first_token_buckets: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS) + 1))
     first_token_seconds: float = 0.0
 
@@ -28,6 +37,13 @@ class Metrics:
         self.prompt_tokens += ending.prompt_tokens
         self.cached_tokens += ending.cached_tokens
         self.written_tokens += ending.written_tokens
+
+    def retrieved(self, found: Context, seconds: float) -> None:
+        """Count a search for code to put in front of a prompt, and what it found."""
+        self.retrievals += 1
+        self.retrieved_chunks += len(found.pieces)
+        self.retrieved_tokens += found.tokens
+        self.retrieval_seconds += seconds
 
     def first_token(self, seconds: float) -> None:
         """Count the time from a request's arrival to the first piece of its answer."""
@@ -46,6 +62,14 @@ class Metrics:
             "prompt_tokens_total": ("Tokens of prompts.", self.prompt_tokens),
             "cached_tokens_total": ("Tokens of prompts that were not read again.", self.cached_tokens),
             "written_tokens_total": ("Tokens written.", self.written_tokens),
+            "retrievals_total": ("Prompts that code was looked for.", self.retrievals),
+            "retrieved_chunks_total": ("Chunks put in front of prompts.", self.retrieved_chunks),
+            "retrieved_tokens_total": ("Their tokens.", self.retrieved_tokens),
+            "retrieval_seconds_total": ("Seconds that looking for them took.", self.retrieval_seconds),
+            "index_looks_total": ("Times that a repository was looked at for changes.", self.index_looks),
+            "index_changes_total": ("Times that its index changed.", self.index_changes),
+            "index_failures_total": ("Times that it could not be indexed.", self.index_failures),
+            "index_seconds_total": ("Seconds that all this took, beside the answers.", self.index_seconds),
         }
         for kind, values in (("counter", {**own, **counters}), ("gauge", gauges)):
             for name, (text, value) in values.items():

@@ -13,33 +13,40 @@ from typing import TYPE_CHECKING
 from mlx_gardener.dataset.examples import header_text
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.evaluate.complete import CHARACTERS_PER_TOKEN, PREFIX_TOKENS, build_prompt, edge_tokens
+from mlx_gardener.retrieval import with_context
+from mlx_gardener.retrieval.context import most_in_front
 from mlx_gardener.serve.bodies import CompletionBody, InfillBody
 from mlx_gardener.serve.generation import Limits
+from mlx_gardener.serve.indexes import Lookup
 from mlx_gardener.serve.worker import BadRequestError
 
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel, CodeTokenizer
 
-#: Tokens of other files that are shown before the one that is written; the last ones are kept.
-_EXTRA_TOKENS = 768
 #: Characters before the FIM span that are put together.
 _PREFIX_CHARACTERS = CHARACTERS_PER_TOKEN * PREFIX_TOKENS
 #: Long texts are counted in pieces of so many characters.
 _PIECE_CHARACTERS = 2**14
 
 
-def completion_prompts(body: CompletionBody, base: BaseModel, room: int, limits: Limits) -> list[list[int]]:
-    """Token ids of each prompt of ``/v1/completions``.
+def completion_prompts(
+    body: CompletionBody, base: BaseModel, room: int, limits: Limits, lookup: Lookup
+) -> list[list[int]]:
+    """Token ids of each prompt of ``/v1/completions``; one of the trained form has code of the repository in front.
 
     Args:
         room: tokens that prompt and answer may have together.
+        lookup: finds that code.
 
     Raises:
         BadRequestError: one is empty or too long, or the model has no fill-in-the-middle markers.
     """
     if body.suffix is not None or body.file:
         assert isinstance(body.prompt, str)
-        return [_fitting(_trained(base.tokenizer, body.prompt, body.suffix, body.file), room, limits)]
+        own = _trained(base.tokenizer, body.prompt, body.suffix, body.file)
+        most = most_in_front(own, room - limits.max_tokens)
+        front = lookup.in_front(base.tokenizer, body.file, body.prompt, body.suffix, most_tokens=most)
+        return [_fitting(with_context(own, front, base.tokenizer), room, limits)]
     return raw_prompts(body.prompts(), base, room, limits)
 
 
@@ -62,16 +69,19 @@ def raw_prompts(
     return found
 
 
-def infill_prompt(body: InfillBody, base: BaseModel, room: int, limits: Limits) -> list[list[int]]:
-    """Token ids of the trained form, with pieces of other files in front as in the repository's rows.
+def infill_prompt(
+    body: InfillBody, base: BaseModel, room: int, limits: Limits, lookup: Lookup
+) -> list[list[int]]:
+    """Token ids of the trained form, with the client's pieces of other files in front, and what ``lookup`` finds before these.
 
     Raises:
         BadRequestError: the model has no fill-in-the-middle markers, or there is no room.
     """
     tokenizer = base.tokenizer
     before = body.input_prefix[-_PREFIX_CHARACTERS:] + body.prompt[-_PREFIX_CHARACTERS:]
-    own = _trained(tokenizer, before, body.input_suffix, body.path or body.filename or "")
-    most = max(0, min(_EXTRA_TOKENS, room - limits.max_tokens - len(own)))
+    path = body.path or body.filename or ""
+    own = _trained(tokenizer, before, body.input_suffix, path)
+    most = most_in_front(own, room - limits.max_tokens)
     extra: list[int] = []
     for piece in reversed(body.input_extra):
         if len(extra) >= most:
@@ -80,8 +90,16 @@ def infill_prompt(body: InfillBody, base: BaseModel, room: int, limits: Limits) 
         header = tokenizer.encode(header_text(tokenizer, piece.filename[:4096])) if piece.filename else []
         extra = [*marker, *header, *edge_tokens(tokenizer.encode, piece.text, most, last=True), *extra]
     extra = extra[-most:] if most else []
-    bos = [] if tokenizer.bos_id is None or not extra else [tokenizer.bos_id]
-    return [_fitting([*bos, *extra, *own[len(bos) :]], room, limits)]
+    front = lookup.in_front(
+        tokenizer,
+        path,
+        before,
+        body.input_suffix,
+        sent=extra,
+        sent_texts=[piece.text for piece in body.input_extra],
+        most_tokens=most,
+    )
+    return [_fitting(with_context(own, front, tokenizer), room, limits)]
 
 
 def chat_prompt(text: str, base: BaseModel, room: int, limits: Limits) -> list[list[int]]:

@@ -6,12 +6,13 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlx_gardener.errors import ConfigError, GardenerError, RegistryError
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve.access import Access
 from mlx_gardener.serve.catalog import Catalog, Target
+from mlx_gardener.serve.indexes import Indexes
 from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.settings import ServeSettings
 from mlx_gardener.serve.worker import Worker
@@ -25,7 +26,7 @@ class SelfTest:
     """What came of loading a model at the start.
 
     ``change`` is the largest difference that the adapter makes to a logit of a fixed text; ``problem`` says why the model
-    will answer with errors, where it will.
+    will answer with errors, where it will; ``retrieval`` whether code of the repository stands in front of prompts, and why.
     """
 
     model: str
@@ -33,6 +34,7 @@ class SelfTest:
     version: str
     change: float
     problem: str | None
+    retrieval: str = ""
 
 
 @contextlib.contextmanager
@@ -53,11 +55,23 @@ def running_worker(registry: ProjectRegistry, settings: ServeSettings, metrics: 
         worker.stop()
 
 
-def self_test(worker: Worker, catalog: Catalog) -> Iterator[SelfTest]:
-    """Load every served project's active adapter and see that it changes what the base says."""
+@contextlib.contextmanager
+def kept_indexes(registry: ProjectRegistry, settings: ServeSettings, metrics: Metrics) -> Iterator[Indexes]:
+    """Indexes that are looked after while the block runs."""
+    indexes = Indexes(registry, settings.retrieval, metrics)
+    try:
+        yield indexes
+    finally:
+        indexes.stop()
+
+
+def self_test(worker: Worker, catalog: Catalog, indexes: Indexes | None = None) -> Iterator[SelfTest]:
+    """Load every served project's active adapter, see that it changes what the base says, and read its repository's index."""
     for target in catalog.targets():
         if target.record is not None and "@" not in target.id:
-            yield _test(worker, target)
+            test = _test(worker, target)
+            opened = indexes.open(target) if indexes is not None and test.problem is None else ""
+            yield replace(test, retrieval=opened)
 
 
 def _test(worker: Worker, target: Target) -> SelfTest:
@@ -131,9 +145,13 @@ def serve(
             "No project has an adapter yet: there is nothing to serve.",
             next_step="Train one with `mlx-gardener train PATH`.",
         )
-    with contextlib.closing(listen(settings)) as found, running_worker(registry, settings, metrics) as worker:
+    with (
+        contextlib.closing(listen(settings)) as found,
+        kept_indexes(registry, settings, metrics) as indexes,
+        running_worker(registry, settings, metrics) as worker,
+    ):
         tests = []
-        for result in self_test(worker, catalog):
+        for result in self_test(worker, catalog, indexes):
             on_test(result)
             tests.append(result)
         if tests and all(result.problem is not None for result in tests):
@@ -152,7 +170,7 @@ def serve(
                 self.should_exit = True
 
         config = uvicorn.Config(
-            Server(catalog, worker, settings, metrics, on_request).app(),
+            Server(catalog, worker, settings, metrics, indexes, on_request).app(),
             http=bounded_protocol(
                 max_connections=settings.max_connections,
                 head_seconds=settings.head_seconds,

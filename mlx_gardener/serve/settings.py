@@ -8,7 +8,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_gardener.config import GIB
+from mlx_gardener.config import GIB, RetrievalWish
 from mlx_gardener.errors import ConfigError
 from mlx_gardener.platform.files import make_private, write_private
 
@@ -36,6 +36,7 @@ class ServeSettings:
         stalled_seconds: how long the computing thread may give no sign before /health says so.
         max_context_tokens: prompt and answer together, where the model does not allow less.
         max_answer_tokens: longest answer that can be asked for.
+        retrieval: whether code of the repository stands in front of prompts; "auto" as the version's evidence says.
         allowed_hosts: names in a request's Host, besides those of loopback and ``host``.
     """
 
@@ -54,6 +55,7 @@ class ServeSettings:
     stalled_seconds: float = 60.0
     max_context_tokens: int = 8192
     max_answer_tokens: int = 4096
+    retrieval: RetrievalWish = "auto"
     allowed_hosts: tuple[str, ...] = ()
 
 

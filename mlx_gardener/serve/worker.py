@@ -20,6 +20,7 @@ from mlx_gardener.errors import GardenerError
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve.catalog import Target
 from mlx_gardener.serve.generation import Ending, Limits, Piece, PromptCaches, Sampling, answer
+from mlx_gardener.serve.indexes import Lookup
 from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.residents import Resident, Residents
 
@@ -44,10 +45,14 @@ class _GoneError(Exception):
 
 @dataclass(frozen=True)
 class Started:
-    """The first event of an answer: ``weights_sha256`` of the adapter that writes, None where the base alone does."""
+    """The first event of an answer: ``weights_sha256`` of the adapter that writes, None where the base alone does.
+
+    ``retrieval`` says what code of the repository stands in front of the prompt.
+    """
 
     weights_sha256: str | None
     version: str | None
+    retrieval: str
 
 
 @dataclass(frozen=True)
@@ -81,11 +86,12 @@ class QueuedRequest:
     """A request on its way.
 
     ``prompts`` makes the token ids of each prompt when its turn comes; every prompt is answered ``answers`` times, by
-    the target's adapter at ``strength`` times its scale.
+    the target's adapter at ``strength`` times its scale. ``lookup`` knows what code was retrieved for them.
     """
 
     target: Target
     prompts: Callable[[BaseModel, int], list[list[int]]]
+    lookup: Lookup
     sampling: Sampling
     limits: Limits
     answers: int = 1
@@ -282,7 +288,7 @@ class Worker:
         loaded, resident = self.residents.enter(job.target, job.strength)
         room = min(loaded.max_tokens, self._max_context_tokens)
         prompts = job.prompts(loaded.base, room)
-        job.tell(_started(job.target, resident))
+        job.tell(_started(job, resident))
         key = (loaded.identity, f"{resident.weights_sha256} {job.strength}" if resident is not None else "")
         for number, prompt in enumerate(prompts):
             limits = replace(job.limits, max_tokens=min(job.limits.max_tokens, room - len(prompt)))
@@ -313,6 +319,6 @@ class Worker:
             job.tell(PieceOf(index, event))
 
 
-def _started(target: Target, resident: Resident | None) -> Started:
-    version = target.record.version if target.record is not None else None
-    return Started(resident.weights_sha256 if resident is not None else None, version)
+def _started(job: QueuedRequest, resident: Resident | None) -> Started:
+    version = job.target.record.version if job.target.record is not None else None
+    return Started(resident.weights_sha256 if resident is not None else None, version, job.lookup.header())

@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_gardener.config import DataConfig
 from mlx_gardener.errors import DataError
@@ -49,10 +49,11 @@ __all__ = ["decode_source", "dependency_order", "read_source", "scan_repository"
 #: From this many files on, worker processes earn their start-up of about half a second.
 PARALLEL_FILES = 300
 _BATCH = 16
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class _Examined:
+class Examined:
     """What was found out about one file: the rule that drops it, or what is worth keeping."""
 
     path: str
@@ -142,7 +143,7 @@ def _drop(scan: Scan, rule: str, unit: str, place: str, size_bytes: int) -> None
     scan.dropped.setdefault(rule, Dropped(unit)).add(place, size_bytes)
 
 
-def _keep(scan: Scan, found: _Examined) -> None:
+def _keep(scan: Scan, found: Examined) -> None:
     scan.chunks_found += len(found.chunks) + len(found.dropped_chunks)
     scan.chunks_kept += len(found.chunks)
     scan.parse_errors += found.parse_error
@@ -185,44 +186,68 @@ def _examine_all(
     config: DataConfig,
     quality_threshold: float,
     processes: int | None,
-) -> Iterator[_Examined]:
+) -> Iterator[Examined]:
     """Every path examined, in order; a bounded number of batches is under way at any time."""
     marked = marked | dict.fromkeys(names_with_secrets(paths), "secret_in_name")
     jobs = ((root, path, marked.get(path), config, quality_threshold) for path in paths)
-    workers = processes or (min(4, os.cpu_count() or 1) if len(paths) >= PARALLEL_FILES else 1)
+    yield from done_by_processes(_examine, jobs, len(paths), processes)
+
+
+def done_by_processes(
+    work: Callable[..., _Result], jobs: Iterator[tuple[Any, ...]], count: int, processes: int | None = None
+) -> Iterator[_Result]:
+    """``work(*job)`` of each job, in order; a bounded number of batches is under way at any time.
+
+    Args:
+        work: a function of a module, as other processes have to find it.
+        count: how many jobs there are: few are done in this process.
+        processes: as in `scan_repository`.
+    """
+    workers = processes or (min(4, os.cpu_count() or 1) if count >= PARALLEL_FILES else 1)
     if workers == 1:
         for job in jobs:
-            yield _examine(*job)
+            yield work(*job)
         return
     context = multiprocessing.get_context("spawn")  # MLX and BLAS threads do not survive a fork
     with safe_children(), ProcessPoolExecutor(workers, mp_context=context) as pool:
         batches = iter(lambda: list(islice(jobs, _BATCH)), [])
-        waiting = deque(pool.submit(_examine_batch, batch) for batch in islice(batches, workers * 4))
+        waiting = deque(pool.submit(_do_batch, work, batch) for batch in islice(batches, workers * 4))
         while waiting:
             yield from waiting.popleft().result()
-            waiting.extend(pool.submit(_examine_batch, batch) for batch in islice(batches, 1))
+            waiting.extend(pool.submit(_do_batch, work, batch) for batch in islice(batches, 1))
 
 
-def _examine_batch(batch: list[tuple[Path, str, str | None, DataConfig, float]]) -> list[_Examined]:
-    return [_examine(*job) for job in batch]
+def _do_batch(work: Callable[..., _Result], batch: list[tuple[Any, ...]]) -> list[_Result]:
+    return [work(*job) for job in batch]
 
 
 def _examine(
     root: Path, path: str, marked: str | None, config: DataConfig, quality_threshold: float
-) -> _Examined:
+) -> Examined:
+    return examine_file(root, path, marked, config, quality_threshold)[0]
+
+
+def examine_file(
+    root: Path, path: str, marked: str | None, config: DataConfig, quality_threshold: float
+) -> tuple[Examined, str]:
+    """What one file is, and its text, of which the kept chunks may be looked at; "" where the file is dropped.
+
+    Args:
+        marked: the rule that drops it whatever it holds, if one does (`marked_paths`, `names_with_secrets`).
+    """
     rule = marked or drop_by_path(path, config) or _drop_by_kind(root, path)
     if rule is not None:
         shown = without_secrets(path) if rule == "secret_in_name" else path
-        return _Examined(shown, _size_of(root / path), rule)
+        return Examined(shown, _size_of(root / path), rule), ""
     try:
         size = (root / path).stat().st_size
         if size > config.max_file_bytes:
-            return _Examined(path, size, "too_large")
+            return Examined(path, size, "too_large"), ""
         data = read_bytes(root / path, max_bytes=config.max_file_bytes, follow_links=False)
     except FileNotFoundError:
-        return _Examined(path, 0, "deleted_during_scan")
+        return Examined(path, 0, "deleted_during_scan"), ""
     except (OSError, ValueError):
-        return _Examined(path, _size_of(root / path), "unreadable")
+        return Examined(path, _size_of(root / path), "unreadable"), ""
     rule = drop_by_bytes(data, config)
     if rule is None:
         try:
@@ -237,9 +262,9 @@ def _examine(
         except TooManySecretsError:
             rule = "many_secrets"
     if rule is not None:
-        return _Examined(path, len(data), rule)
+        return Examined(path, len(data), rule), ""
     secrets = tuple(SecretFound(path, *place) for place in found)
-    return _examine_text(path, data, text, secrets, config, quality_threshold)
+    return _examine_text(path, data, text, secrets, config, quality_threshold), text
 
 
 def _examine_text(
@@ -249,7 +274,7 @@ def _examine_text(
     secrets: tuple[SecretFound, ...],
     config: DataConfig,
     quality_threshold: float,
-) -> _Examined:
+) -> Examined:
     language = language_of(path)
     kept, dropped = [], []
     broken = False
@@ -275,7 +300,7 @@ def _examine_text(
                     chunk.complexity_score,
                 )
             )
-    return _Examined(
+    return Examined(
         path=path,
         size_bytes=len(data),
         rule=None,

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.dataset.tasks import continuation_places, fim_tasks
 from mlx_gardener.evaluate.metrics import parses
-from mlx_gardener.evaluate.retrieval import Retriever, code_words
+from mlx_gardener.evaluate.retrieval import Retriever, retrieval_helps
 from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
 from mlx_gardener.model import CodeTokenizer, load_tokenizer
-
-CHUNKS = [
-    ("src/parser.py", "def parse_arguments(argv):\n    return splitWords(argv)\n"),
-    ("src/tides.py", "class TideTable:\n    def height_at(self, hour):\n        return self.heights[hour]\n"),
-    ("src/mail.py", "def send_mail(recipient, body):\n    connection.deliver(recipient, body)\n"),
-]
+from mlx_gardener.retrieval import index_of_chunks
+from tests.retrieval.test_index import CHUNKS
 
 
 @pytest.fixture
@@ -26,50 +22,12 @@ def tokenizer(tiny_tokenizer_dir: Path) -> CodeTokenizer:
     return load_tokenizer(tiny_tokenizer_dir)
 
 
-def test_identifiers_count_whole_and_by_their_parts() -> None:
-    assert code_words("parseHTTPHeader snake_case x") == [
-        "parsehttpheader", "parse", "http", "header", "snake_case", "snake", "case", "x",
-    ]  # fmt: skip
-
-
-def test_the_chunk_that_fits_stands_nearest_and_in_the_models_form(tokenizer: CodeTokenizer) -> None:
-    retriever = Retriever(CHUNKS, tokenizer, limit_tokens=400)
-    ids = retriever.context("tests/test_boat.py", "table = TideTable()\nassert table.height_at(")
-    assert ids[0] == tokenizer.file_id and len(ids) <= 400
-    last = tokenizer.decode(ids).rsplit("<|file_sep|>", 1)[1]
-    assert last.startswith("src/tides.py\nclass TideTable")
-    assert retriever.context("a.py", "zzz qqq") == []
-
-
-def test_the_ranking_writes_no_lines_of_its_own_into_a_runs_log(
-    tokenizer: CodeTokenizer, capfd: pytest.CaptureFixture[str]
-) -> None:
-    handler = logging.StreamHandler()
-    logging.getLogger().addHandler(handler)
-    logging.getLogger("bm25s").setLevel(logging.DEBUG)  # as the library sets it when it is imported
-    try:
-        Retriever(CHUNKS, tokenizer, limit_tokens=40).context("x.py", "TideTable")
-    finally:
-        logging.getLogger().removeHandler(handler)
-    said = capfd.readouterr()
-    assert not said.out and not said.err
-
-
-def test_a_context_keeps_to_its_limit_and_shows_no_chunk_of_the_file_itself(tokenizer: CodeTokenizer) -> None:
-    retriever = Retriever(CHUNKS, tokenizer, limit_tokens=40)
-    assert len(retriever.context("x.py", "TideTable height_at send_mail parse_arguments")) <= 40
-    own = tokenizer.decode(
-        Retriever(CHUNKS, tokenizer, limit_tokens=400).context("src/tides.py", "TideTable height")
-    )
-    assert "class TideTable" not in own
-
-
 def test_nothing_that_is_asked_for_is_part_of_the_query(tokenizer: CodeTokenizer) -> None:
     """The rows' contexts are the same whatever stands in the rows' own targets."""
-    retriever = Retriever(CHUNKS, tokenizer, limit_tokens=200)
+    retriever = Retriever(index_of_chunks(CHUNKS), tokenizer, limit_tokens=200)
     seen: list[str] = []
     context = retriever.context
-    retriever.context = lambda path, before: (seen.append(before), context(path, before))[1]  # type: ignore[method-assign]
+    retriever.context = lambda path, before, after="": (seen.append(before), context(path, before))[1]  # type: ignore[method-assign]
     text = "".join(f"value_{n} = {n}\n" for n in range(80))
     windows = make_windows([Excerpt("a.py", "python", text)], tokenizer, 128)
     rows_with_context(windows, tokenizer, retriever, (64, 128))
@@ -86,7 +44,9 @@ def test_rows_with_context_have_the_same_targets_as_plain_ones(tokenizer: CodeTo
     excerpts = [Excerpt("a.py", "python", text), Excerpt("b.py", "python", text[:200])]
     windows = make_windows(excerpts, tokenizer, 128)
     plain = plain_rows(windows, tokenizer, (64, 128))
-    rich = rows_with_context(windows, tokenizer, Retriever(CHUNKS, tokenizer, limit_tokens=96), (64, 128))
+    rich = rows_with_context(
+        windows, tokenizer, Retriever(index_of_chunks(CHUNKS), tokenizer, limit_tokens=96), (64, 128)
+    )
     assert plain.source_bytes == rich.source_bytes == len(text.encode()) + len(text[:200].encode())
     assert plain.loss_tokens == rich.loss_tokens and rich.total_tokens > plain.total_tokens
 
@@ -115,3 +75,33 @@ def test_places_to_continue_have_lines_before_and_enough_after() -> None:
     assert len(places) == 8
     assert all(place.prefix + place.rest == text and place.rest.startswith("\n") for place in places)
     assert all(place.prefix.count("\n") >= 2 and len(place.rest) >= 100 for place in places)
+
+
+def arms(adapter: float, both: float, **exact: tuple[float, float]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "arms": [
+            {"name": "adapter", "metrics": {"bits_per_byte": adapter, **{name: pair[0] for name, pair in exact.items()}}},
+            {"name": "adapter_bm25", "metrics": {"bits_per_byte": both, **{name: pair[1] for name, pair in exact.items()}}},
+        ],
+        "comparisons": [],
+    }  # fmt: skip
+    return found
+
+
+def test_evidence_speaks_for_retrieval_where_it_saves_bits_and_costs_no_answers() -> None:
+    assert retrieval_helps(arms(1.2, 1.1)) == (True, "-8.3% bits per byte in its evidence")
+    assert retrieval_helps(arms(1.2, 1.1, next_line_exact=(0.2, 0.2), fim_exact=(0.1, 0.2)))[0]
+    assert not retrieval_helps(arms(1.1, 1.2))[0] and not retrieval_helps(arms(1.1, 1.1))[0]
+    helps, why = retrieval_helps(arms(1.2, 1.1, next_line_exact=(0.5, 0.25)))
+    assert not helps and why.endswith("but 25.0% fewer answers are right")
+    unsure = arms(1.2, 1.1)
+    unsure["comparisons"] = [
+        {"arm": "adapter_bm25", "against": "adapter", "metric": "bits_per_byte", "high": 0.01}
+    ]
+    assert not retrieval_helps(unsure)[0]
+
+
+def test_without_those_arms_nothing_speaks_for_it() -> None:
+    for evidence in ({}, {"arms": []}, {"arms": arms(1.2, 1.1)["arms"][:1]}):
+        assert retrieval_helps(evidence) == (False, "its evidence has no arm of the adapter with retrieval")
+    assert retrieval_helps(arms(1.2, 1.1), with_adapter=False)[0] is False

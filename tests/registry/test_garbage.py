@@ -15,6 +15,7 @@ from mlx_gardener.model.gguf.kept import note_source
 from mlx_gardener.platform.locks import take_lock
 from mlx_gardener.platform.read_folders import sources
 from mlx_gardener.registry import GarbagePolicy, ProjectRegistry, TrainingStatus
+from mlx_gardener.registry.names import INDEX_NAME
 from tests.model.store_worlds import write_gguf
 from tests.registry.worlds import install_adapter
 
@@ -55,6 +56,16 @@ def run(
             "UPDATE trainings SET finished_at = ? WHERE id = ?", (time.time() - days_ago * 86400, record.id)
         )
     return record.id, record.run_dir
+
+
+def test_an_index_goes_where_no_adapter_is_left_that_could_use_it(registry: ProjectRegistry) -> None:
+    index = registry.project_directory("small") / INDEX_NAME
+    index.write_bytes(b"i" * 700)
+    assert registry.collect_garbage(GarbagePolicy(keep_versions=9)) == [] and index.exists()
+    for version in versions(registry):
+        registry.remove_adapter("small", version)
+    (gone,) = [item for item in registry.collect_garbage(GarbagePolicy()) if item.kind == "index"]
+    assert (gone.subject, gone.size_bytes) == (f"projects/small/{INDEX_NAME}", 700) and not index.exists()
 
 
 def test_old_versions_go_and_the_newest_and_the_active_one_stay(registry: ProjectRegistry) -> None:

@@ -12,12 +12,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlx_gardener.errors import RegistryError
 from mlx_gardener.platform.locks import hold
+from mlx_gardener.platform.sealed import write_sealed
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.registry.lost import LOST_NAME
+from mlx_gardener.registry.names import INDEX_NAME
 from tests.registry.worlds import install_adapter, write_adapter
 
 
@@ -107,6 +110,20 @@ def test_an_adapter_whose_files_are_not_the_written_ones_is_taken_out_of_use(
     assert [adapter.version for adapter in registry.list_adapters("small")] == ["v1"]
     assert registry.get_project("small").active_adapter is None
     assert lost(registry) == ([] if damage == "no directory" else ["small-v2"])
+
+
+def test_a_damaged_index_is_deleted_as_it_can_be_made_again(registry: ProjectRegistry) -> None:
+    place = registry.project_directory("small") / INDEX_NAME
+    write_sealed(place, {"words": np.arange(99, dtype=np.uint64)}, {"format": "any"})
+    assert registry.check() == []
+    data = bytearray(place.read_bytes())
+    data[-8] ^= 4
+    place.write_bytes(data)
+    (problem,) = registry.check()
+    assert (problem.kind, problem.subject) == ("wrong_index", f"projects/small/{INDEX_NAME}")
+    assert registry.check(hashes=False) == []
+    (said,) = registry.repair()
+    assert "made anew" in said and not place.exists() and registry.check() == []
 
 
 def test_a_quick_check_reads_no_hashes(registry: ProjectRegistry) -> None:

@@ -55,6 +55,7 @@ IN_RUN = [
 IN_HOME = [
     "projects/small/adapters/.new-0badcafe/mlx/adapters.safetensors",
     "projects/small/adapters/v1/evaluations/2026.new",
+    "projects/small/.retrieval.safetensors.4711.new",
     ".trash/v0-0badcafe/README.md",
     ".trash/projects+small+adapters+v0-0badcafe/README.md",
     ".rebuild-abc/new.sqlite3",

@@ -38,6 +38,7 @@ def make_adapter(
     seed: int,
     strength: float = 0.6,
     activate: bool = True,
+    details: ManifestDetails = DETAILS,
 ) -> AdapterRecord:
     """Write an adapter of random weights as a training would; ``strength`` 0 makes one that changes nothing."""
     targets = attach_lora(base.model, config, seed=seed)
@@ -50,7 +51,7 @@ def make_adapter(
     with PeftManager(registry).stage_adapter(
         project, weights, base=base, settings=AdapterSettings.of(targets, config)
     ) as staged:
-        return staged.commit(DETAILS, model_card="card", activate=activate)
+        return staged.commit(details, model_card="card", activate=activate)
 
 
 def make_projects(base: BaseModel, root: Path, model: str, names: list[str]) -> ProjectRegistry:

@@ -1,0 +1,263 @@
+"""What is served is what evidence measures: the same prompts and answers; and an answer never waits for an index."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from mlx_gardener.adapter import ManifestDetails, PeftManager, attach_adapter
+from mlx_gardener.config import LoraConfig
+from mlx_gardener.dataset.examples import Excerpt
+from mlx_gardener.dataset.tasks import fim_tasks, next_line_tasks
+from mlx_gardener.evaluate.complete import PREFIX_TOKENS, SUFFIX_TOKENS, whole_characters
+from mlx_gardener.evaluate.generate import generate_many
+from mlx_gardener.evaluate.measure import fim_prompt, line_prompt
+from mlx_gardener.evaluate.retrieval import Retriever
+from mlx_gardener.model import BaseModel, load_base
+from mlx_gardener.registry import ProjectRegistry, TrainingStatus
+from mlx_gardener.runs import indexed
+from mlx_gardener.runs.indexed import index_place, index_rules, kept_index, update_index
+from mlx_gardener.serve import ServeSettings, indexes
+from mlx_gardener.serve import worker as worker_module
+from mlx_gardener.serve.access import Access
+from mlx_gardener.serve.server import SelfTest, serve, serving
+from tests.conftest import write_repository
+from tests.serve.conftest import make_adapter, wait_until
+
+CONFIG = {"training_data_quality_threshold": 0.1, "data": {"exclude": ["web/"]}}
+SIZES = (PREFIX_TOKENS, SUFFIX_TOKENS)
+LIMIT = 300
+ASKED = "class Timber9:\n    def compare_walnut_3(self, amount, limit=9):\n        "
+
+
+def evidence(adapter: float = 1.2, both: float = 1.1) -> dict[str, Any]:
+    arms = {"adapter": adapter, "adapter_bm25": both}
+    told = [{"name": name, "metrics": {"bits_per_byte": value}} for name, value in arms.items()]
+    return {"arms": told, "comparisons": [], "work": {"context_tokens": LIMIT}}
+
+
+class World:
+    """A project with an adapter whose evidence speaks for retrieval, or not."""
+
+    def __init__(self, root: Path, model: Path) -> None:
+        self.tree = write_repository(root / "code")
+        self.registry = ProjectRegistry()
+        self.registry.register_project("small", self.tree)
+        training = self.registry.begin_training("small", {"model": str(model)})
+        self.registry.finish_training(training.id, TrainingStatus.COMPLETED, "Done", {})
+        self.base: BaseModel = load_base(str(model))
+
+    def adapter(self, told: dict[str, Any], *, seed: int = 1) -> None:
+        details = ManifestDetails(CONFIG, {}, {}, told, {}, {})
+        make_adapter(self.registry, "small", self.base, LoraConfig(rank=4), seed=seed, details=details)
+
+    def indexed(self) -> None:
+        update_index(self.registry, "small", index_rules(self.registry, "small"))
+
+    @property
+    def retriever(self) -> Retriever:
+        index = kept_index(self.registry, "small", index_rules(self.registry, "small"))
+        assert index is not None
+        return Retriever(index, self.base.tokenizer, limit_tokens=LIMIT)
+
+
+@pytest.fixture
+def world(home: Path, tmp_path: Path, tiny_model_dir: Path) -> World:
+    return World(tmp_path, tiny_model_dir)
+
+
+def infill(address: str, prefix: str = ASKED, suffix: str = "\n", **more: Any) -> httpx.Response:
+    body = {"input_prefix": prefix, "input_suffix": suffix, "path": "core/new.py", "n_predict": 4, **more}
+    return httpx.post(f"{address}/infill", json=body, timeout=300)
+
+
+def told(answer: httpx.Response) -> str:
+    assert answer.status_code == 200, answer.text
+    return answer.headers["x-gardener-retrieval"]
+
+
+@contextmanager
+def prompts_seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
+    seen: list[list[int]] = []
+    original = worker_module.answer
+
+    def noted(base: BaseModel, prompt: list[int], *rest: Any, **more: Any) -> Any:
+        seen.append(prompt)
+        return original(base, prompt, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_module, "answer", noted)
+        yield seen
+
+
+def test_prompts_and_answers_that_are_served_are_those_that_evidence_measures(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.adapter(evidence())
+    world.indexed()
+    files = sorted((world.tree / "core").glob("*.py"))
+    unseen = [Excerpt(f"core/{file.name}", "python", file.read_text()) for file in files]
+    lines, spans = next_line_tasks(unseen, 14, seed=3), fim_tasks(unseen, 14, seed=3)
+    retriever, tokenizer = world.retriever, world.base.tokenizer
+    measured = [line_prompt(task, tokenizer, retriever, SIZES) for task in lines]
+    measured += [fim_prompt(task, tokenizer, retriever, SIZES) for task in spans]
+    plain = [line_prompt(task, tokenizer, None, SIZES) for task in lines]
+    plain += [fim_prompt(task, tokenizer, None, SIZES) for task in spans]
+    assert len(measured) >= 20 and all(
+        len(rich) > len(poor) for rich, poor in zip(measured, plain, strict=True)
+    )
+    with attach_adapter(world.base, PeftManager(world.registry).load_adapter("small")):
+        found = [generate_many(world.base, [prompt], max_new_tokens=6)[0] for prompt in measured]
+    served = []
+    with prompts_seen(monkeypatch) as seen, serving(world.registry, ServeSettings(port=0)) as address:
+        for line in lines:
+            body = {"prompt": line.prefix.rstrip("\n"), "path": line.path, "max_tokens": 6}
+            done = httpx.post(f"{address}/v1/completions", json=body, timeout=300)
+            served.append(done.json()["choices"][0]["text"])
+        for span in spans:
+            done = infill(address, span.prefix, span.suffix, path=span.path, n_predict=6)
+            served.append(done.json()["content"])
+    assert seen == measured
+    assert served == [whole_characters(answer.text) for answer in found]
+
+
+@pytest.mark.parametrize("wish", ["auto", "on", "off"])
+@pytest.mark.parametrize("helps", [True, False, None])
+def test_auto_follows_the_evidence_and_on_and_off_do_not(world: World, wish: Any, helps: bool | None) -> None:
+    world.adapter({} if helps is None else evidence(1.2, 1.1) if helps else evidence(1.1, 1.2))
+    world.indexed()
+    tests: list[SelfTest] = []
+    answer: list[str] = []
+
+    def on_ready(address: str, end: Any) -> None:
+        threading.Thread(target=lambda: (answer.append(told(infill(address))), end())).start()
+
+    serve(world.registry, ServeSettings(port=0, retrieval=wish), on_test=tests.append, on_ready=on_ready)
+    is_on = wish == "on" or (wish == "auto" and bool(helps))
+    assert tests[0].retrieval.startswith("on (" if is_on else "off ("), tests
+    if is_on:
+        assert "chunks, " in answer[0] and ".py:" in answer[0]
+    elif wish == "off":
+        assert answer == ["none; serve.retrieval is off"]
+    else:
+        assert answer[0].startswith("none; +9.1%" if helps is False else "none; its evidence has no arm")
+
+
+def test_a_newer_evaluation_decides_for_the_next_request(world: World) -> None:
+    from mlx_gardener.platform.files import make_private, write_whole
+
+    world.adapter(evidence(1.1, 1.2))
+    world.indexed()
+    with serving(world.registry, ServeSettings(port=0)) as address:
+        assert told(infill(address)).startswith("none; ")
+        file = world.registry.get_adapter("small").directory / "evaluations" / "2031-01-01T00-00-00Z.json"
+        make_private(file.parent)
+        import json
+
+        write_whole(file, json.dumps({"evidence": evidence()}))
+        assert wait_until(lambda: "chunks, " in told(infill(address)))
+
+
+def test_what_is_asked_in_another_form_gets_nothing_in_front(world: World) -> None:
+    world.adapter(evidence())
+    world.indexed()
+    with serving(world.registry, ServeSettings(port=0)) as address:
+        raw = httpx.post(f"{address}/v1/completions", json={"prompt": ASKED, "max_tokens": 2}, timeout=300)
+        assert told(raw) == "none; the prompt is taken as it was written"
+        base = {"model": world.base.id, "prompt": ASKED, "path": "a.py", "max_tokens": 2}
+        alone = httpx.post(f"{address}/v1/completions", json=base, timeout=300)
+        assert told(alone) == "none; a base alone has no repository"
+
+
+def test_the_clients_pieces_stand_between_what_is_retrieved_and_the_file(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.adapter(evidence())
+    world.indexed()
+    piece = {"text": "def sent_by_the_client():\n    return True\n", "filename": "open.py"}
+    with prompts_seen(monkeypatch) as seen, serving(world.registry, ServeSettings(port=0)) as address:
+        found = told(infill(address))
+        shown = found.partition("; ")[2].split(", ")[0].partition(":")[0]
+        assert shown
+        told(infill(address, input_extra=[piece]))
+        full = {"text": "word = 1\n" * 2000, "filename": "full.py"}
+        assert told(infill(address, input_extra=[full])) == "none; nothing fits, or there is no room"
+        again = {"text": (world.tree / shown).read_text(), "filename": shown}
+        assert shown not in told(infill(address, input_extra=[again]))
+    text = world.base.tokenizer.decode(seen[1])
+    assert text.startswith("<|repo_name|>code\n<|file_sep|>")
+    places = [
+        text.index(part)
+        for part in (f"<|file_sep|>{shown}\n", "<|file_sep|>open.py\n", "<|file_sep|>core/new.py\n")
+    ]
+    assert places == sorted(places)
+
+
+def test_no_answer_waits_for_an_index_and_the_next_one_has_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there is none yet, where it is damaged, and where the repository changes or goes."""
+    world.adapter(evidence())
+    monkeypatch.setattr(indexes, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(indexes, "_REST", 0.0)
+    monkeypatch.setattr(indexes, "_FAILED_SECONDS", 0.0)
+    place = index_place(world.registry, "small")
+    place.write_bytes(b"damaged")
+    go, original = threading.Event(), indexed.refreshed
+
+    def held(*given: Any, **more: Any) -> Any:
+        go.wait(60)
+        return original(*given, **more)
+
+    monkeypatch.setattr(indexed, "refreshed", held)
+    with serving(world.registry, ServeSettings(port=0)) as address:
+        assert told(infill(address)) == "none; its repository is being read"
+        go.set()
+        assert wait_until(lambda: "chunks, " in told(infill(address)))
+        go.clear()
+        (world.tree / "core" / "fresh.py").write_text(
+            "def compare_walnut_unheard_of(amount):\n    return compare_walnut_everywhere(amount)\n"
+        )
+        assert "fresh.py" not in told(infill(address, "compare_walnut_unheard_of"))
+        go.set()
+        assert wait_until(lambda: "core/fresh.py:1-2" in told(infill(address, "compare_walnut_unheard_of")))
+        world.tree.rename(world.tree.with_name("elsewhere"))
+        metrics = lambda: httpx.get(f"{address}/metrics", timeout=60).text  # noqa: E731
+        assert wait_until(lambda: bool(infill(address)) and "index_failures_total 0" not in metrics())
+        assert "chunks, " in told(infill(address)), "what was known goes on serving"
+        numbers = dict(line.split() for line in metrics().splitlines() if not line.startswith("#"))
+        assert float(numbers["mlx_gardener_index_chunks"]) > 10
+        assert float(numbers["mlx_gardener_retrieved_chunks_total"]) > 3
+        assert float(numbers["mlx_gardener_retrievals_total"]) >= 3
+
+
+def test_what_is_to_be_forgotten_is_shown_no_more_from_then_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.adapter(evidence())
+    world.indexed()
+    with serving(world.registry, ServeSettings(port=0)) as address:
+        shown = told(infill(address)).partition("; ")[2].partition(":")[0]
+        world.registry.forget_path("small", shown)
+        assert not index_place(world.registry, "small").exists()
+        assert shown not in told(infill(address))
+        assert wait_until(lambda: "chunks, " in told(infill(address)))
+        assert shown not in told(infill(address))
+
+
+def test_a_request_leaves_how_much_was_retrieved_and_no_path(world: World) -> None:
+    world.adapter(evidence())
+    world.indexed()
+    seen: list[Access] = []
+    with serving(world.registry, ServeSettings(port=0), seen.append) as address:
+        found = told(infill(address))
+    access = next(item for item in seen if item.path == "/infill")
+    assert f"{access.retrieved_chunks} chunks, {access.retrieved_tokens} tokens" in found
+    assert f"; {access.retrieved_tokens} tokens retrieved" in access.text()
+    assert ".py" not in access.text() and access.as_json()["retrieved_tokens"] == access.retrieved_tokens
