@@ -2,8 +2,8 @@
 
     python benchmarks/retrieval.py [--chunks 100000] [--files 50000] [--queries 1000]
 
-The code is made up: functions with names of one to three parts, which are as unevenly common as words are (Zipf), 60 to 70
-distinct ones a chunk. Lookups are timed one by one in a process that does nothing else: wall time, and the
+The code is made up: functions with names of one to three parts, which are as unevenly common as words are (Zipf), about as
+many as code has. Lookups are timed one by one in a process that does nothing else: wall time, and the
 processor time of the thread, which does not depend on what else the machine is doing. The repository of files lies in a
 temporary directory; memory is the sum over the process and its workers, sampled every 50 ms. Aims: a lookup in at most 20 ms in 99
 of 100 cases; memory as `mlx_gardener.retrieval.index` says.
@@ -34,6 +34,8 @@ from mlx_gardener.retrieval.index import file_part, merged
 from mlx_gardener.retrieval.words import QUERY_CHARACTERS, query_words
 
 _CHUNKS_IN_A_FILE = 10
+#: Of a function: with five names each, it has about as many distinct words and characters as this project's own chunks (50 and 600).
+_LINES = 5
 _BAR_MS = 20.0
 
 
@@ -128,7 +130,7 @@ def lookups(index: Index, places: list[tuple[str, str]]) -> dict[str, Any]:
 def many_chunks(count: int, queries: int, directory: Path) -> dict[str, Any]:
     """An index of made-up chunks: how it is made, kept, read and searched."""
     language = Language(seed=1)
-    texts = [language.function(12).encode() for _ in range(count)]
+    texts = [language.function(_LINES).encode() for _ in range(count)]
     files = range(0, count, _CHUNKS_IN_A_FILE)
 
     def parts() -> list[Any]:
@@ -136,7 +138,7 @@ def many_chunks(count: int, queries: int, directory: Path) -> dict[str, Any]:
             file_part(
                 f"package/module_{at:06d}.py",
                 texts[at : at + _CHUNKS_IN_A_FILE],
-                [(1, 14)] * _CHUNKS_IN_A_FILE,
+                [(1, _LINES + 2)] * _CHUNKS_IN_A_FILE,
             )
             for at in files
         ]
@@ -154,8 +156,8 @@ def many_chunks(count: int, queries: int, directory: Path) -> dict[str, Any]:
     choose = random.Random(2)
     places = []
     for _ in range(queries):
-        at = choose.randrange(count - 2)
-        text = b"".join(texts[at : at + 2]).decode()
+        at = choose.randrange(count - 4)
+        text = b"".join(texts[at : at + 4]).decode()
         places.append(
             (
                 f"package/module_{at // _CHUNKS_IN_A_FILE:06d}.py",
@@ -187,7 +189,7 @@ def many_files(count: int, directory: Path) -> dict[str, Any]:
     for at in range(count):
         folder = root / f"part_{at // 500:03d}"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"module_{at:05d}.py").write_text("\n\n".join(language.function(5) for _ in range(3)))
+        (folder / f"module_{at:05d}.py").write_text("\n\n".join(language.function(_LINES) for _ in range(2)))
     rules = Rules.of(DataConfig(), 0.1)
     time.sleep(0.2)  # none of them is as young as a tick of the clock
     with memory() as taken:

@@ -29,8 +29,8 @@ _LOOKED_AT = 4 * _MOST_CHUNKS
 _LEAST_TOKENS = 32
 #: Characters for each token of room that are read of a piece: no tokenizer's tokens are as long on average.
 _CHARACTERS_PER_TOKEN = 100
-#: Characters of the open file, before and after the place, whose lines count as shown.
-_OPEN_CHARACTERS = 2**16
+#: Characters of the open file, before and after the place, whose lines count as shown; a server may look at few more.
+_OPEN_CHARACTERS = 2**15
 #: Lines shorter than this say nothing about where they come from.
 _TELLING_CHARACTERS = 4
 
