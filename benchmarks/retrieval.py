@@ -25,11 +25,22 @@ from typing import Any
 import click
 import numpy as np
 import psutil
-from machine import bar, describe, save
+from machine import bar, describe, save, spread
 
 import mlx_gardener  # noqa: F401  first: opens the fast BLAS
 from mlx_gardener.config import DataConfig
-from mlx_gardener.retrieval import Index, Rules, read_index, refreshed, write_index
+from mlx_gardener.evaluate.complete import build_prompt, written_ids
+from mlx_gardener.model import load_base
+from mlx_gardener.retrieval import (
+    Index,
+    Retriever,
+    Rules,
+    code_in_front,
+    read_index,
+    refreshed,
+    with_context,
+    write_index,
+)
 from mlx_gardener.retrieval.index import file_part, merged
 from mlx_gardener.retrieval.words import QUERY_CHARACTERS, query_words
 
@@ -127,6 +138,38 @@ def lookups(index: Index, places: list[tuple[str, str]]) -> dict[str, Any]:
     }
 
 
+def first_token(index: Index, places: list[tuple[str, str]]) -> dict[str, Any]:
+    """How much longer the first token takes where its prompt has code of the repository in front, than for a prompt as long.
+
+    With the embedded base, whose prompts are read fastest: with any other the share of the search is smaller.
+    """
+    import mlx.core as mx
+
+    base = load_base("seedling")
+    retriever = Retriever(index, base.tokenizer, limit_tokens=384)
+    found, read, tokens = [], [], []
+    for path, before in places:
+        own = build_prompt(base.tokenizer, before, "\n", path)
+        started = time.perf_counter()
+        front, _ = code_in_front(retriever, path, before, "\n")
+        prompt = with_context(own, front, base.tokenizer)
+        found.append(1000 * (time.perf_counter() - started))
+        started = time.perf_counter()
+        next(written_ids(base, prompt, max_new_tokens=1), None)
+        mx.synchronize()
+        read.append(1000 * (time.perf_counter() - started))
+        tokens.append(len(prompt))
+    ratios = [(search + rest) / rest for search, rest in zip(found, read, strict=True)]
+    return {
+        "base": base.id,
+        "prompts": len(places),
+        "prompt_tokens": spread(tokens),
+        "found_and_put_in_front_ms": spread(found),
+        "read_ms": spread(read),
+        "ratio": spread(ratios),
+    }
+
+
 def many_chunks(count: int, queries: int, directory: Path) -> dict[str, Any]:
     """An index of made-up chunks: how it is made, kept, read and searched."""
     language = Language(seed=1)
@@ -179,6 +222,7 @@ def many_chunks(count: int, queries: int, directory: Path) -> dict[str, Any]:
         "read_seconds": read_wall,
         "making_mb": {name: round(value, 1) for name, value in taken.items()},
         "lookup": lookups(mapped, places),
+        "first_token": first_token(mapped, places[:40]),
     }
 
 
@@ -241,6 +285,10 @@ def main(chunks: int, files: int, queries: int) -> None:
             busy <= _BAR_MS,
         ),
     ]
+    ratio = found["first_token"]["ratio"]["median"]
+    bars.append(
+        bar("first token, median", "a prompt as long without retrieval", "<= 1.2x", f"{ratio}x", ratio <= 1.2)
+    )
     machine["load_after"] = [round(load, 2) for load in os.getloadavg()]
     result = {"machine": machine, "bars": bars, "many_chunks": found, "many_files": tree}
     print("wrote", save("retrieval", result))

@@ -174,7 +174,7 @@ def test_each_family_s_markers_are_found_by_id(
     assert prompt.index(701) < prompt.index(702) if order == "PSM" else prompt.index(702) < prompt.index(701)
     for parts in (([1, 2], [3]), ([], [3]), ([1], []), ([], [])):
         assert found.markers.split(found.markers.prompt(*parts)) == parts
-    for other in ([], [1, 2], prompt[:-1] + [701], [1, *prompt], [*prompt, 702, 702]):
+    for other in ([], [1, 2], [*prompt[:-1], 701], [1, *prompt], [*prompt, 702, 702]):
         assert found.markers.split(other) is None
 
 
