@@ -114,7 +114,7 @@ def infill_prompt(
         before,
         body.input_suffix,
         sent=extra,
-        sent_texts=[piece.text for piece in body.input_extra],
+        sent_texts=[piece.text for piece in reversed(body.input_extra)],
         most_tokens=most,
     )
     return [_fitting(with_context(own, front, tokenizer), room, limits)]
