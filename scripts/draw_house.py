@@ -27,7 +27,7 @@ ROOMS = {
     "evaluate": (0.47, "arms, guards, verdict"),
     "engine": (0.25, "a step under a budget"),
     "adapter": (0.74, "weights to files and back"),
-    "retrieval": (0.53, "code in front of a prompt"),
+    "retrieval": (0.495, "code in front of a prompt"),
     "dataset": (0.25, "chunks to token rows"),
     "model": (0.4, "base, tokenizer, LoRA"),
     "registry": (0.74, "projects in SQLite"),

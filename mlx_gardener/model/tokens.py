@@ -79,6 +79,18 @@ class FimMarkers:
             return [self.suffix, *suffix, self.prefix, *prefix, *middle]
         return [self.prefix, *prefix, self.suffix, *suffix, *middle]
 
+    def split(self, ids: list[int]) -> tuple[list[int], list[int]] | None:
+        """The prefix and the suffix of which `prompt` makes ``ids``; None where it does not."""
+        second = self.prefix if self.order == "SPM" else self.suffix
+        if ids.count(second) != 1:
+            return None
+        at, end = ids.index(second), len(ids) - (self.middle is not None)
+        parts = [ids[1:at], ids[at + 1 : end]]
+        prefix, suffix = reversed(parts) if self.order == "SPM" else parts
+        marks = {self.prefix, self.suffix, self.middle, self.end}
+        is_whole = self.prompt(prefix, suffix) == ids and marks.isdisjoint([*prefix, *suffix])
+        return (prefix, suffix) if is_whole else None
+
 
 @dataclass(frozen=True)
 class CodeTokenizer:

@@ -29,8 +29,8 @@ _LOOKED_AT = 4 * _MOST_CHUNKS
 _LEAST_TOKENS = 32
 #: Characters for each token of room that are read of a piece: no tokenizer's tokens are as long on average.
 _CHARACTERS_PER_TOKEN = 100
-#: Characters of the open file, before and after the place, whose lines count as shown.
-_OPEN_CHARACTERS = 2**16
+#: Characters of the open file, before and after the place, whose lines count as shown; a server may look at few more.
+_OPEN_CHARACTERS = 2**15
 #: Lines shorter than this say nothing about where they come from.
 _TELLING_CHARACTERS = 4
 
@@ -92,7 +92,8 @@ class Retriever:
         Args:
             path: of the file that is worked on; its own chunks are never shown.
             before, after: the code around the place. Only ``before`` is searched by.
-            shown: other code that the prompt shows. A chunk most of whose lines stand in it, or around the place, is left out.
+            shown: other code that the prompt shows, nearest first. A chunk most of whose lines stand in it, or around the place,
+                is left out.
             most_tokens: fewer than the limit.
         """
         room = self._limit if most_tokens is None else min(self._limit, most_tokens)
@@ -101,8 +102,13 @@ class Retriever:
             return Context()
         opening = self._repository()
         room -= len(opening)
-        around = (before[-_OPEN_CHARACTERS:], after[:_OPEN_CHARACTERS], *shown)
-        known = {line for text in around for line in _telling_lines(text)}
+        known = _telling_lines(before[-_OPEN_CHARACTERS:]) | _telling_lines(after[:_OPEN_CHARACTERS])
+        left = _OPEN_CHARACTERS  # a client may send megabytes, of which the prompt shows little
+        for text in shown:
+            known |= _telling_lines(text[-left:])
+            left -= len(text)
+            if left <= 0:
+                break
         ids: list[list[int]] = []
         pieces: list[Piece] = []
         for chunk in found:
@@ -156,7 +162,7 @@ def code_in_front(
         path, before, after: as in `Retriever.find`; ``after`` None goes on left to right. Without a path nothing would tell
             where the retrieved code ends then, so nothing is retrieved.
         sent: token ids of the client's pieces of other files; they take the room first.
-        sent_texts: their texts.
+        sent_texts: their texts, the nearest first.
         most_tokens: for all of it.
     """
     if retriever is None or not (path or after is not None):

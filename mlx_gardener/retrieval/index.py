@@ -6,8 +6,9 @@ not depend on the query is computed when the index is made, as in bm25s (Lù 202
 
 In: `FilePart`s, one a file. Out: an `Index`, and another one for every change: files that are the same keep their postings, so
 that a refreshed index equals one that is made anew. Cost: 10 bytes a posting (chunk, weight, count) and the texts themselves;
-code has about 70 distinct words a chunk, so 0.7 kB a chunk and the text. Arrays that were read from disk are mapped: of them, memory
-holds what was looked at lately, and the system may take it back. Making one takes 40 bytes a posting for a moment.
+code has about 50 distinct words a chunk, so half a kB a chunk and about as much of text. Arrays that were read from disk are
+mapped: of them, memory holds what was looked at lately, and the system may take it back. Making one takes 80 bytes a posting for a
+moment.
 """
 
 from __future__ import annotations

@@ -68,12 +68,14 @@ def update_index(
     *,
     earlier: Index | None = None,
     interrupt: Callable[[], None] = lambda: None,
+    processes: int | None = None,
 ) -> Index:
     """The index of the working tree as it is now, kept for the next one who asks.
 
     Args:
         earlier: made by the same rules; the kept one when None.
         interrupt: asked between files; may raise.
+        processes: as in `source.scan_repository`.
 
     Raises:
         DataError: the repository cannot be read.
@@ -82,7 +84,7 @@ def update_index(
     """
     root = registry.get_project(project).path
     earlier = kept_index(registry, project, rules) if earlier is None else earlier
-    found = refreshed(earlier, root, rules, interrupt=interrupt)
+    found = refreshed(earlier, root, rules, interrupt=interrupt, processes=processes)
     if found is earlier:
         return found
     place = index_place(registry, project)
@@ -101,7 +103,8 @@ def index_as_it_is(registry: ProjectRegistry, project: str) -> tuple[Index | Non
     """
     rules = index_rules(registry, project)
     try:
-        return update_index(registry, project, rules), ""
+        # In this process: a script that asks need not be one that other processes can import.
+        return update_index(registry, project, rules, processes=1), ""
     except (OSError, DataError) as error:
         kept = kept_index(registry, project, rules)
         return kept, "" if kept is not None else f"the repository cannot be indexed ({reason_of(error)})"

@@ -245,7 +245,7 @@ class Server:
         body = await self._body(request, LlamaCompletionBody)
 
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
-            return prompts.raw_prompts(body.prompts(), base, room, limits)
+            return prompts.raw_prompts(body.prompts(), base, room, limits, lookup)
 
         return await self._llama(request, body, prepare)
 

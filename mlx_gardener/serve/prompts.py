@@ -1,8 +1,8 @@
 """Requests as token ids: raw text, the trained form with a file's path and a FIM span, and chats by the model's template.
 
 A raw prompt is read as the client wrote it, markers as markers, like every server does: editors such as Zed write
-their fill-in-the-middle prompts so. Everywhere else text is text, whatever it spells. No more of a text becomes tokens
-than a model can read: a token in memory costs some hundred bytes.
+their fill-in-the-middle prompts so, and code of the repository may come before them. Everywhere else text is text, whatever
+it spells. No more of a text becomes tokens than a model can read: a token in memory costs some hundred bytes.
 """
 
 from __future__ import annotations
@@ -47,13 +47,16 @@ def completion_prompts(
         most = most_in_front(own, room - limits.max_tokens)
         front = lookup.in_front(base.tokenizer, body.file, body.prompt, body.suffix, most_tokens=most)
         return [_fitting(with_context(own, front, base.tokenizer), room, limits)]
-    return raw_prompts(body.prompts(), base, room, limits)
+    return raw_prompts(body.prompts(), base, room, limits, lookup)
 
 
 def raw_prompts(
-    prompts: list[str | list[int]], base: BaseModel, room: int, limits: Limits
+    prompts: list[str | list[int]], base: BaseModel, room: int, limits: Limits, lookup: Lookup
 ) -> list[list[int]]:
-    """Token ids of prompts that are written whole; raises as `completion_prompts`."""
+    """Token ids of prompts that are written whole; raises as `completion_prompts`.
+
+    One that is a hole in the model's own markers and nothing else, as editors spell it, has code of the repository in front.
+    """
     tokenizer = base.tokenizer
     found = []
     for prompt in prompts:
@@ -61,12 +64,27 @@ def raw_prompts(
             ids = _bounded(tokenizer.encode_with_markers, prompt, room)
             bos = tokenizer.bos_id
             ids = ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+            if len(prompts) == 1:
+                ids = _with_code(ids, tokenizer, room, limits, lookup)
         else:
             ids = list(prompt)
             if not all(0 <= token < tokenizer.vocab_size for token in ids):
                 raise BadRequestError(f"prompt: token ids are from 0 to {tokenizer.vocab_size - 1}.")
         found.append(_fitting(ids, room, limits))
     return found
+
+
+def _with_code(
+    ids: list[int], tokenizer: CodeTokenizer, room: int, limits: Limits, lookup: Lookup
+) -> list[int]:
+    """A hole with what ``lookup`` finds in front; any other prompt as it is."""
+    hole = ids if tokenizer.bos_id is None else ids[1:]
+    parts = None if tokenizer.markers is None else tokenizer.markers.split(hole)
+    if parts is None or not {tokenizer.file_id, tokenizer.repo_id}.isdisjoint(hole):
+        return ids
+    before, after = map(tokenizer.decode, parts)
+    most = most_in_front(ids, room - limits.max_tokens)
+    return with_context(ids, lookup.in_front(tokenizer, "", before, after, most_tokens=most), tokenizer)
 
 
 def infill_prompt(
@@ -96,7 +114,7 @@ def infill_prompt(
         before,
         body.input_suffix,
         sent=extra,
-        sent_texts=[piece.text for piece in body.input_extra],
+        sent_texts=[piece.text for piece in reversed(body.input_extra)],
         most_tokens=most,
     )
     return [_fitting(with_context(own, front, tokenizer), room, limits)]

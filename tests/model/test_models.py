@@ -172,6 +172,10 @@ def test_each_family_s_markers_are_found_by_id(
     assert found.byte_lengths[ids].sum() == len(text.encode())
     prompt = found.markers.prompt([1, 2], [3])
     assert prompt.index(701) < prompt.index(702) if order == "PSM" else prompt.index(702) < prompt.index(701)
+    for parts in (([1, 2], [3]), ([], [3]), ([1], []), ([], [])):
+        assert found.markers.split(found.markers.prompt(*parts)) == parts
+    for other in ([], [1, 2], [*prompt[:-1], 701], [1, *prompt], [*prompt, 702, 702]):
+        assert found.markers.split(other) is None
 
 
 def test_a_tokenizer_without_markers_says_so(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:

@@ -72,14 +72,22 @@ def test_a_text_that_stands_in_two_files_is_shown_once(tokenizer: CodeTokenizer)
 def test_the_clients_pieces_have_the_room_first_and_stand_nearer(tokenizer: CodeTokenizer) -> None:
     sent = tokenizer.encode("sent = True\n" * 300)
     found = retriever(tokenizer)
-    ids, context = code_in_front(found, "", BEFORE, sent=sent[:100])
+    ids, context = code_in_front(found, "a.py", BEFORE, sent=sent[:100])
     assert ids[-100:] == sent[:100] and ids[:-100] == list(context.ids) != []
-    ids, context = code_in_front(found, "", BEFORE, sent=sent[: OTHER_CODE_TOKENS - 40])
+    ids, context = code_in_front(found, "a.py", BEFORE, sent=sent[: OTHER_CODE_TOKENS - 40])
     assert len(ids) <= OTHER_CODE_TOKENS and context.pieces
-    ids, context = code_in_front(found, "", BEFORE, sent=sent[:OTHER_CODE_TOKENS])
+    ids, context = code_in_front(found, "a.py", BEFORE, sent=sent[:OTHER_CODE_TOKENS])
     assert ids == sent[:OTHER_CODE_TOKENS] and not context.pieces
-    assert code_in_front(None, "", BEFORE, sent=sent[:5]) == (sent[:5], type(context)())
-    assert code_in_front(found, "", BEFORE, most_tokens=10)[0] == []
+    assert code_in_front(None, "a.py", BEFORE, sent=sent[:5]) == (sent[:5], type(context)())
+    assert code_in_front(found, "a.py", BEFORE, most_tokens=10)[0] == []
+
+
+def test_without_a_path_or_what_follows_nothing_would_tell_where_retrieved_code_ends(
+    tokenizer: CodeTokenizer,
+) -> None:
+    assert code_in_front(retriever(tokenizer), "", BEFORE)[0] == []
+    assert code_in_front(retriever(tokenizer), "", BEFORE, "")[0]
+    assert code_in_front(retriever(tokenizer), "a.py", BEFORE)[0]
 
 
 def test_other_code_stands_behind_what_opens_a_document(tokenizer: CodeTokenizer) -> None:

@@ -34,6 +34,7 @@ CONFIG = {"training_data_quality_threshold": 0.1, "data": {"exclude": ["web/"]}}
 SIZES = (PREFIX_TOKENS, SUFFIX_TOKENS)
 LIMIT = 300
 ASKED = "class Timber9:\n    def compare_walnut_3(self, amount, limit=9):\n        "
+HOLE = f"<|fim_prefix|>{ASKED}<|fim_suffix|>\n<|fim_middle|>"
 
 
 def evidence(adapter: float = 1.2, both: float = 1.1) -> dict[str, Any]:
@@ -164,12 +165,33 @@ def test_a_newer_evaluation_decides_for_the_next_request(world: World) -> None:
         assert wait_until(lambda: "chunks, " in told(infill(address)))
 
 
+def test_a_hole_that_an_editor_spells_out_gets_code_in_front(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Zed sends it to /v1/completions, and twinny to /completion."""
+    world.adapter(evidence())
+    world.indexed()
+    tokenizer = world.base.tokenizer
+    written = tokenizer.encode_with_markers(HOLE)
+    with prompts_seen(monkeypatch) as seen, serving(world.registry, ServeSettings(port=0)) as address:
+        for path in ("/v1/completions", "/completion"):
+            answer = httpx.post(f"{address}{path}", json={"prompt": HOLE, "max_tokens": 2}, timeout=300)
+            assert "chunks, " in told(answer)
+    front = world.retriever.context("", ASKED, "\n")
+    assert front and seen == [[*front, *written]] * 2
+
+
 def test_what_is_asked_in_another_form_gets_nothing_in_front(world: World) -> None:
     world.adapter(evidence())
     world.indexed()
     with serving(world.registry, ServeSettings(port=0)) as address:
         raw = httpx.post(f"{address}/v1/completions", json={"prompt": ASKED, "max_tokens": 2}, timeout=300)
         assert told(raw) == "none; the prompt is taken as it was written"
+        twice = {"prompt": [HOLE, HOLE], "max_tokens": 2}
+        other = {"prompt": f"<|file_sep|>a.py\n{HOLE}", "max_tokens": 2}
+        for body in (twice, other):
+            answer = httpx.post(f"{address}/v1/completions", json=body, timeout=300)
+            assert told(answer) == "none; the prompt is taken as it was written"
         base = {"model": world.base.id, "prompt": ASKED, "path": "a.py", "max_tokens": 2}
         alone = httpx.post(f"{address}/v1/completions", json=base, timeout=300)
         assert told(alone) == "none; a base alone has no repository"

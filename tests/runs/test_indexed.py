@@ -1,0 +1,84 @@
+"""A project's index: made by its training, by the rules of the version that answers, and made anew where it cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import mlx_gardener
+from mlx_gardener.events import Event, WarningRaised
+from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.runs.indexed import (
+    index_as_it_is,
+    index_place,
+    index_rules,
+    kept_index,
+    update_index,
+)
+from tests.serve.test_retrieval import CONFIG, World, evidence
+from tests.support.trainings import tiny_settings
+
+
+@pytest.fixture
+def world(home: Path, tmp_path: Path, tiny_model_dir: Path) -> World:
+    return World(tmp_path, tiny_model_dir)
+
+
+def test_what_may_be_retrieved_is_what_the_active_versions_training_reads(world: World) -> None:
+    registry = world.registry
+    assert index_rules(registry, "small").exclude == () and index_rules(registry, "small").quality == 0.5
+    world.adapter(evidence())
+    assert index_rules(registry, "small").exclude == ("web/",)
+    assert index_rules(registry, "small").quality == CONFIG["training_data_quality_threshold"]
+    registry.forget_path("small", "core/ledger_1.py")
+    rules = index_rules(registry, "small")
+    assert rules.exclude == ("web/", "/core/ledger_1.py")
+    index = update_index(registry, "small", rules)
+    found = {index.path_of(at) for at in range(index.chunk_count)}
+    assert "core/lantern_3.py" in found and "core/ledger_1.py" not in found
+    assert not any(path.startswith("web/") for path in found)
+
+
+def test_an_index_of_other_rules_or_a_damaged_one_is_not_used(world: World) -> None:
+    registry = world.registry
+    before = index_rules(registry, "small")
+    update_index(registry, "small", before)
+    assert kept_index(registry, "small", before) is not None
+    world.adapter(evidence())
+    after = index_rules(registry, "small")
+    assert kept_index(registry, "small", after) is None
+    update_index(registry, "small", after)
+    place = index_place(registry, "small")
+    place.write_bytes(place.read_bytes()[:-1])
+    assert kept_index(registry, "small", after) is None
+    found, why = index_as_it_is(registry, "small")
+    assert found is not None and why == "" and kept_index(registry, "small", after) is not None
+
+
+def test_without_the_repository_the_kept_index_serves_and_without_both_it_is_said_why(world: World) -> None:
+    index, _ = index_as_it_is(world.registry, "small")
+    world.tree.rename(world.tree.with_name("elsewhere"))
+    kept, why = index_as_it_is(world.registry, "small")
+    assert index is not None and kept is not None and kept.paths == index.paths and why == ""
+    index_place(world.registry, "small").unlink()
+    nothing, why = index_as_it_is(world.registry, "small")
+    assert nothing is None and "cannot be indexed" in why and "does not exist" in why
+
+
+@pytest.mark.usefixtures("known_home")
+def test_a_training_whose_index_cannot_be_kept_says_so_and_goes_on(
+    tiny_model_dir: Path, repository: Path
+) -> None:
+    registry = ProjectRegistry()
+    registry.register_project("repository", repository)
+    place = index_place(registry, "repository")
+    place.mkdir(parents=True)
+    (place / "in the way").touch()
+    seen: list[Event] = []
+    result = mlx_gardener.train(
+        repository, config=tiny_settings(tiny_model_dir), on_event=seen.append, show_progress=False
+    )
+    assert result.adapter_version == "v1"
+    said = [event.message for event in seen if isinstance(event, WarningRaised)]
+    assert any("index for retrieval could not be kept (" in message for message in said), said
