@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 from filelock import FileLock
 
-# Tests start a thousand processes, and each would compile the package again: a tenth of what a small training takes.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
+if sys.dont_write_bytecode:
+    # Tests start a thousand processes, and each would compile the package again: a tenth of what a small training takes.
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Tests run side by side, one a core: a product on two threads would take the other's core for nothing.

@@ -47,6 +47,7 @@ def check(notebook: Any) -> None:
 def test_the_notebook_runs_and_shows_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEPS", "2")
     monkeypatch.setenv("MLX_GARDENER_ENGINE__DRY_RUN", "false")
+    monkeypatch.setenv("MLX_GARDENER_THROTTLING__LOW_PRIORITY", "false")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     check(execute(NOTEBOOK))
 
