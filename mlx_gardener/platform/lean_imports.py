@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader  # whose import would take a tenth of what a command takes to start
 
 _LEFT_OUT = "transformers"
 
@@ -28,7 +30,7 @@ def import_lean() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
-class _Finder(MetaPathFinder, Loader):
+class _Finder:
     """Finds transformers, and all below it, as modules in which every name is a class."""
 
     def find_spec(
@@ -37,7 +39,7 @@ class _Finder(MetaPathFinder, Loader):
         if fullname == "mlx_lm":
             _put_off_the_hub()
         found = fullname == _LEFT_OUT or fullname.startswith(f"{_LEFT_OUT}.")
-        return ModuleSpec(fullname, self, is_package=True) if found else None
+        return ModuleSpec(fullname, cast("Loader", self), is_package=True) if found else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _Empty(spec.name)
