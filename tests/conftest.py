@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 from filelock import FileLock
 
-# Tests start a thousand processes, and each would compile the package again: a tenth of what a small training takes.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
+if sys.dont_write_bytecode:
+    # Tests start a thousand processes, and each would compile the package again: a tenth of what a small training takes.
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Tests run side by side, one a core: a product on two threads would take the other's core for nothing.
@@ -38,23 +39,30 @@ SPECIAL_TOKENS = (
 )
 
 
-#: Files that take a minute and more, longest first: begun last, one of them would keep a single process busy at the end.
+#: Files that take half a minute and more, longest first: begun last, one of them would keep a single process busy at the end.
 LONG_FILES = (
+    "serve/test_hostile.py",
     "survival/test_supervision.py",
     "survival/test_parallel.py",
     "docs/test_commands.py",
+    "serve/test_answers.py",
+    "training/test_loop.py",
     "evaluate/test_arms.py",
-    "test_manager.py",
+    "runs/test_manager.py",
     "engine/test_load.py",
-    "survival/test_queue.py",
-    "docs/test_python.py",
+    "benchmarks/test_engine_benchmarks.py",
     "survival/test_kill_storm.py",
+    "docs/test_python.py",
+    "report/test_notebook.py",
+    "lifecycle/test_lifecycle.py",
+    "survival/test_queue.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {str(Path(__file__).parent / name): at for at, name in enumerate(LONG_FILES)}
-    items.sort(key=lambda item: places.get(str(item.path), len(places)))
+    places = {Path(__file__).parent / name: at for at, name in enumerate(LONG_FILES)}
+    assert not (gone := [str(path) for path in places if not path.is_file()]), gone
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def pytest_configure() -> None:

@@ -16,7 +16,7 @@ import click
 
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.platform.encoding import replace_what_cannot_be_written
-from mlx_gardener.platform.lean_imports import leave_out_transformers
+from mlx_gardener.platform.lean_imports import import_lean
 from mlx_gardener.platform.version import __version__
 
 #: command -> (module and function, one line of help); the order is the order of ``--help``.
@@ -156,5 +156,5 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the ``mlx-gardener`` script."""
-    leave_out_transformers()
+    import_lean()
     cli(prog_name="mlx-gardener")

@@ -1,37 +1,45 @@
-"""mlx-lm without transformers, in processes of our own.
+"""mlx-lm without what it imports for uses that we do not make of it, in processes of our own.
 
-mlx-lm imports transformers, whose every import reads all of its some 3000 files: 1.3 s, most of what a command or a
-worker takes to start. mlx-lm needs it for tokenizers alone, and ours come from `tokenizers` (`model.tokens`). So entry
-points of our own processes leave it out; in a notebook or program of somebody else's, who may want mlx-lm's tokenizers,
-nothing is left out. Cost: nothing.
+mlx-lm imports transformers, whose every import reads all of its some 3000 files, and the client of the hub: 1.6 s, most of
+what a command or a worker takes to start. It needs the one for tokenizers, and ours come from `tokenizers`
+(`model.tokens`); the other to fetch models, which `model.hub` does. So entry points of our own processes leave the first
+out and put off the second; in a notebook or program of somebody else's, who may want mlx-lm's tokenizers, all is as it is.
+Cost: nothing.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader  # whose import would take a tenth of what a command takes to start
 
 _LEFT_OUT = "transformers"
 
 
-def leave_out_transformers() -> None:
-    """From now on whatever this process imports of transformers is an empty class; nothing where it is imported already."""
+def import_lean() -> None:
+    """From now on this process imports mlx-lm without transformers, in whose place is nothing but empty classes.
+
+    Nothing is changed where it is imported already.
+    """
     if _LEFT_OUT not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
-class _Finder(MetaPathFinder, Loader):
+class _Finder:
     """Finds transformers, and all below it, as modules in which every name is a class."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        if fullname == "mlx_lm":
+            _put_off_the_hub()
         found = fullname == _LEFT_OUT or fullname.startswith(f"{_LEFT_OUT}.")
-        return ModuleSpec(fullname, self, is_package=True) if found else None
+        return ModuleSpec(fullname, cast("Loader", self), is_package=True) if found else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _Empty(spec.name)
@@ -60,3 +68,16 @@ class _LeftOut:
     @classmethod
     def register(cls, *arguments: object, **named: object) -> None:
         """mlx-lm registers a tokenizer of its own with `AutoTokenizer` as it is imported."""
+
+
+def _put_off_the_hub() -> None:
+    """Let the client of the hub be imported when somebody fetches something, and not by the name of its function."""
+    import huggingface_hub
+
+    names = vars(huggingface_hub)
+
+    def snapshot_download(*arguments: Any, **named: Any) -> Any:
+        names.pop("snapshot_download", None)  # it is imported by its name from here on
+        return huggingface_hub.snapshot_download(*arguments, **named)
+
+    names.setdefault("snapshot_download", snapshot_download)

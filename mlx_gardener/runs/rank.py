@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig, validate_config
 from mlx_gardener.errors import GardenerError, OtherRankError, RankLostError
-from mlx_gardener.platform.lean_imports import leave_out_transformers
+from mlx_gardener.platform.lean_imports import import_lean
 from mlx_gardener.platform.priority import lower_priority
 from mlx_gardener.runs.ranks import BEAT_SECONDS
 
@@ -159,7 +159,7 @@ def _say(line: str) -> None:
 
 def main() -> None:
     """Entry point of a rank under a supervisor: exit code 0 when rank 0 or another ended the training, 1 else."""
-    leave_out_transformers()
+    import_lean()
     orders = json.loads(sys.stdin.readline())
     rank = orders["environment"]["MLX_RANK"]
     logging.basicConfig(

@@ -29,7 +29,7 @@ from mlx_gardener.errors import (
     TrainingInterruptedError,
 )
 from mlx_gardener.events import Event, EventBus, TrainingEnded, TrainingPhase
-from mlx_gardener.platform.lean_imports import leave_out_transformers
+from mlx_gardener.platform.lean_imports import import_lean
 from mlx_gardener.platform.locks import take_lock
 from mlx_gardener.platform.out_of_memory import says_out_of_memory
 from mlx_gardener.platform.priority import lower_priority
@@ -228,7 +228,7 @@ def _log_event(event: Event) -> None:
 
 def main() -> None:
     """Entry point of the worker process; exit code 0 when completed or cancelled, 1 when failed."""
-    leave_out_transformers()
+    import_lean()
     os.umask(0o077)  # whatever a library writes here belongs to the owner alone
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     asked: list[int] = []

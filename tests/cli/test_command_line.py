@@ -77,7 +77,7 @@ def test_every_command_in_the_table_has_help(command: str) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_get_their_completion(shell: str) -> None:
-    done = gardener("completion", shell)
+    done = gardener_here("completion", shell)
     assert done.returncode == 0 and "_MLX_GARDENER_COMPLETE" in done.stdout
 
 
@@ -138,9 +138,9 @@ def test_a_model_directory_that_is_damaged_is_named(repository: Path, tmp_path: 
     broken = tmp_path / "broken-model"
     broken.mkdir()
     (broken / "config.json").write_text("{")
-    done = gardener("train", str(repository), *train_flags(broken))
+    done = gardener_here("train", str(repository), *train_flags(broken))
     assert done.returncode == 1 and "broken-model" in done.stderr and "Traceback" not in done.stderr
-    shown = gardener("projects", "--json")
+    shown = gardener_here("projects", "--json")
     assert (
         shown.returncode == 0 and "adapter" not in shown.stdout.replace('"active_adapter": null', "").lower()
     )
@@ -156,7 +156,7 @@ def test_a_home_that_cannot_be_written_is_named(repository: Path, tmp_path: Path
 def test_an_empty_directory_says_that_there_is_nothing(tmp_path: Path, tiny_model_dir: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    done = gardener("train", str(empty), *train_flags(tiny_model_dir))
+    done = gardener_here("train", str(empty), *train_flags(tiny_model_dir))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "Error:" in done.stderr
 
@@ -166,9 +166,9 @@ def test_train_shows_a_run_and_leaves_an_adapter(repository: Path, tiny_model_di
     done = gardener("train", str(repository), "--project", "shown", *train_flags(tiny_model_dir))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "bits per byte" in done.stdout.lower() and "in the registry" in done.stdout
-    state = json.loads(gardener("status", "shown", "--json").stdout)["trainings"][0]
+    state = json.loads(gardener_here("status", "shown", "--json").stdout)["trainings"][0]
     assert state["status"] == "completed" and state["progress_percent"] == 100
-    shown = gardener("status").stdout
+    shown = gardener_here("status").stdout
     assert "completed" in shown and f"{state['details']['loss']:.3f}" in shown, "the last loss is still told"
 
 
@@ -186,7 +186,7 @@ def test_a_dry_run_shows_data_and_plan_and_writes_nothing(
 ) -> None:
     before = sorted(path for path in repository.rglob("*"))
     home.mkdir()  # as caches leave it
-    done = gardener("train", str(repository), "--dry-run", "--json", *train_flags(tiny_model_dir))
+    done = gardener_here("train", str(repository), "--dry-run", "--json", *train_flags(tiny_model_dir))
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
     assert shown["scan"] and shown["plan"]["predicted_peak_bytes"] > 0
@@ -202,11 +202,11 @@ def test_a_detached_training_is_seen_and_cancelled_from_elsewhere(
     flags = train_flags(tiny_model_dir, **ENDLESS)
     done = gardener("train", str(repository), "--project", "afar", "--detach", *flags)
     assert done.returncode == 0 and "background" in done.stdout, done.stderr
-    state = json.loads(gardener("status", "afar", "--json").stdout)["trainings"][0]
+    state = json.loads(gardener_here("status", "afar", "--json").stdout)["trainings"][0]
     assert state["active"] is True and state["is_training"] is True
-    cancelled = gardener("cancel", "afar")
+    cancelled = gardener_here("cancel", "afar")
     assert cancelled.returncode == 0 and "cancelled" in cancelled.stdout
-    assert json.loads(gardener("status", "afar", "--json").stdout)["trainings"][0]["active"] is False
+    assert json.loads(gardener_here("status", "afar", "--json").stdout)["trainings"][0]["active"] is False
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
@@ -243,8 +243,8 @@ def test_a_view_that_breaks_off_says_how_to_look_on_again(
         assert watching.wait(600) == 1
     assert "its reader went away); the training goes on" in said and "attach afar" in said, said
     assert "Exception ignored" not in said and "Traceback" not in said
-    assert json.loads(gardener("status", "afar", "--json").stdout)["trainings"][0]["active"] is True
-    assert gardener("cancel", "afar").returncode == 0
+    assert json.loads(gardener_here("status", "afar", "--json").stdout)["trainings"][0]["active"] is True
+    assert gardener_here("cancel", "afar").returncode == 0
 
 
 def test_a_view_that_fails_says_that_the_training_goes_on(
@@ -280,7 +280,8 @@ def test_a_training_that_fails_is_told_by_its_own_class_and_code(
     with pytest.raises(DataError) as caught:
         watch_training(pipeline, "small", as_json=True, cancel_on_interrupt=True)
     assert caught.value.next_step and caught.value.next_step not in caught.value.message
-    done = gardener("train", str(repository), *train_flags(tiny_model_dir, min_training_chunks=900), "--json")
+    flags = train_flags(tiny_model_dir, min_training_chunks=900)
+    done = gardener_here("train", str(repository), *flags, "--json")
     told = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 1 and told["event"] == "Error"
     assert told["error"]["next_step"] == caught.value.next_step

@@ -38,18 +38,18 @@ def test_check_tells_by_its_exit_code_and_repair_mends(registry: ProjectRegistry
 
 
 def test_gc_says_what_goes_before_it_does(registry: ProjectRegistry) -> None:
-    planned = json.loads(gardener("registry", "gc", "--keep", "1", "--dry-run", "--json").stdout)
+    planned = json.loads(gardener_here("registry", "gc", "--keep", "1", "--dry-run", "--json").stdout)
     assert [item["subject"] for item in planned["items"]] == ["small/v2", "small/v1"]
     assert planned["freed_bytes"] > 0 and len(registry.list_adapters("small")) == 3
     asked = gardener("registry", "gc", "--keep", "1")  # nobody answers
     assert asked.returncode == 2 and "version small/v2" in asked.stdout
     assert "Delete these 2" in asked.stderr and "--yes" in asked.stderr
-    assert gardener("registry", "gc", "--keep", "1", "--json").returncode == 2
+    assert gardener_here("registry", "gc", "--keep", "1", "--json").returncode == 2
     assert len(registry.list_adapters("small")) == 3
-    done = gardener("registry", "gc", "--keep", "1", "--yes")
+    done = gardener_here("registry", "gc", "--keep", "1", "--yes")
     assert done.returncode == 0 and f"{planned['freed_bytes']:,} bytes are freed" in done.stdout
     assert [adapter.version for adapter in registry.list_adapters("small")] == ["v3"]
-    assert gardener("registry", "gc", "--keep", "0").returncode == 2
+    assert gardener_here("registry", "gc", "--keep", "0").returncode == 2
 
 
 def test_a_backup_is_restored_elsewhere_and_in_place_only_when_asked(

@@ -18,6 +18,10 @@ from mlx_gardener.cli import cli
 from tests.docs.commands import PAGES, ROOT, Line, quoted, shown
 from tests.support.reader import World
 
+#: The page of commands, which are processes of their own, as a reader's are; commands elsewhere are where only a shell, or a
+#: process that goes on, could tell the difference.
+PROCESSES = "cli.md"
+OWN_PROCESS = re.compile(r"[|&;<>$`~*]|mlx-gardener (connect|doctor|train)\b|^(?!mlx-gardener )")
 #: Commands that do the same on whichever page they stand.
 ONCE = re.compile(r"mlx-gardener (doctor|serve)\b")
 _CODE = re.compile(r"`([^`\n]+)`")
@@ -66,7 +70,10 @@ def test_what_a_page_shows_can_be_typed(page: Path, world: World) -> None:
         else:
             if "mlx-gardener cancel" in line.text:  # there has to be something to cancel
                 world.run(LONG_TRAINING)
-            world.run(line.text)
+            if line.page == PROCESSES or OWN_PROCESS.search(line.text.partition("#")[0]):
+                world.run(line.text)
+            else:
+                world.run_here(line.text)
             if re.search(r"--(detach|queue)", line.text):
                 world.wait_for_trainings()
 

@@ -17,7 +17,7 @@ from mlx_gardener.errors import MemoryBudgetError
 from tests.conftest import write_tiny_model
 
 GIB, MIB = 1024**3, 1024**2
-SHAPE = (64, 64)  # rows and their width are pinned, so that all that can give way is the base
+SHAPE = (32, 64)  # rows and their width are pinned, so that all that can give way is the base
 
 
 @pytest.fixture(scope="module")

@@ -313,9 +313,9 @@ _NESTED: dict[str, tuple[str, str]] = {
 
 def _find_types() -> Iterator[str]:
     """The names of the modules that define or import both `Model` and `ModelArgs`, without running them."""
-    spec = importlib.util.find_spec("mlx_lm.models")
+    spec = importlib.util.find_spec("mlx_lm")
     for folder in spec.submodule_search_locations or () if spec else ():
-        for path in Path(folder).glob("*.py"):
+        for path in Path(folder, "models").glob("*.py"):
             names: set[str] = set()
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.ClassDef):

@@ -1,4 +1,4 @@
-"""Processes of our own do without transformers, whatever they import of mlx-lm; other people's keep it."""
+"""Processes of our own do without transformers and the hub's client where they import mlx-lm; other people's keep both."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.support.commands import gardener
 #: Whatever the package imports of mlx-lm, and every architecture that asks for no package of its own.
 ALL_OF_MLX_LM = """
 import importlib, json, pkgutil, sys, mlx_gardener
-from mlx_gardener.platform.lean_imports import leave_out_transformers
-leave_out_transformers()
+from mlx_gardener.platform.lean_imports import import_lean
+import_lean()
 import mlx_lm.generate, mlx_lm.models, mlx_lm.sample_utils, mlx_lm.tuner.utils, mlx_lm.utils
 names = [found.name for found in pkgutil.iter_modules(mlx_lm.models.__path__) if found.name != "olmo"]
 for name in names:
@@ -25,12 +25,19 @@ try:
 except RuntimeError as error:
     said = str(error)
 read = [name for name, module in sys.modules.items() if "transformers" in (getattr(module, "__file__", None) or "")]
-print(json.dumps([len(names), read, "transformers" in sys.modules, said]))
+read += [name for name in sys.modules if name == "huggingface_hub.hf_api"]
+import huggingface_hub
+before = mlx_lm.utils.snapshot_download is huggingface_hub.snapshot_download
+try:
+    mlx_lm.utils.snapshot_download("no/model", local_files_only=True)
+except huggingface_hub.errors.LocalEntryNotFoundError:
+    fetched = mlx_lm.utils.snapshot_download is not huggingface_hub.snapshot_download
+print(json.dumps([len(names), read, "transformers" in sys.modules, said, [before, fetched]]))
 """
 IMPORTED_BEFORE = """
 import json, mlx_gardener, transformers
-from mlx_gardener.platform.lean_imports import leave_out_transformers
-leave_out_transformers()
+from mlx_gardener.platform.lean_imports import import_lean
+import_lean()
 import mlx_lm.tokenizer_utils
 print(json.dumps(mlx_lm.tokenizer_utils.AutoTokenizer is transformers.AutoTokenizer))
 """
@@ -42,11 +49,12 @@ def printed(code: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_mlx_lm_is_imported_without_a_file_of_transformers_and_says_what_it_lacks() -> None:
-    architectures, read, is_asked_for, said = printed(ALL_OF_MLX_LM)
+def test_mlx_lm_is_imported_without_what_is_not_used_of_it() -> None:
+    architectures, read, is_asked_for, said, hub = printed(ALL_OF_MLX_LM)
     assert architectures > 100 and read == []
-    assert is_asked_for, "mlx-lm needs transformers no more, and leave_out_transformers can go"
+    assert is_asked_for, "mlx-lm needs transformers no more, and nothing has to be left out"
     assert said.startswith("NewlineTokenizer: transformers is left out")
+    assert hub == [True, True], "the hub's own function comes when somebody fetches something"
 
 
 def test_what_is_imported_already_stays() -> None:

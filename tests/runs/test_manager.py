@@ -217,6 +217,7 @@ def test_the_time_limit_ends_a_run_with_a_registered_adapter_and_the_next_one_ad
     )
 
 
+@pytest.mark.usefixtures("known_home")
 def test_a_limit_that_is_over_before_the_first_update_is_an_error(
     tiny_model_dir: Path, repository: Path
 ) -> None:
@@ -228,6 +229,7 @@ def test_a_limit_that_is_over_before_the_first_update_is_an_error(
     assert not pipeline.registry.list_adapters("small")
 
 
+@pytest.mark.usefixtures("known_home")
 def test_a_run_that_is_cancelled_while_it_is_measured_ends_registered(
     tiny_model_dir: Path, repository: Path
 ) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -237,10 +238,12 @@ WIRE_BODIES = {
 }
 
 
-def wire_bodies() -> Iterator[tuple[str, str, bytes]]:
+def wire_bodies(texts_a_form: int) -> Iterator[tuple[str, str, bytes]]:
+    """Every path, form and text; each form with so many of the texts, in turn."""
+    texts = cycle(WIRE_TEXTS.items())
     for path, forms in WIRE_BODIES.items():
         for form in forms:
-            for name, text in WIRE_TEXTS.items():
+            for name, text in islice(texts, texts_a_form):
                 yield path, f"{form[:40]!r}: {name}", form.replace(b"%s", text)
         for name in ("few numbers", "few messages", "names", "deep"):
             yield path, name, SHAPES_OF_BODIES[name]
@@ -253,8 +256,9 @@ def peak_kib(process: int) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux measures a peak anew")
+@pytest.mark.parametrize("texts_a_form", [3, pytest.param(len(WIRE_TEXTS), marks=pytest.mark.slow)])
 def test_no_body_costs_the_server_more_than_ten_times_its_size(
-    home: Path, tmp_path: Path, chat_model_dir: Path
+    home: Path, tmp_path: Path, chat_model_dir: Path, texts_a_form: int
 ) -> None:
     base = load_base(str(chat_model_dir))
     make_projects(base, tmp_path / "code", str(chat_model_dir), ["alpha"])
@@ -270,7 +274,7 @@ def test_no_body_costs_the_server_more_than_ten_times_its_size(
                 near = b"x = 1; " * 900
                 for form in WIRE_BODIES[path]:
                     client.post(path, content=form.replace(b"%s", near))
-            for path, name, data in wire_bodies():
+            for path, name, data in wire_bodies(texts_a_form):
                 Path(f"/proc/{running.pid}/clear_refs").write_text("5")
                 before = peak_kib(running.pid)
                 done = client.post(path, content=data)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from mlx_gardener.registry import ProjectRegistry
 from tests.conftest import STORE_VARIABLES, without_stores, write_repository, write_tiny_model
+from tests.support.commands import gardener_here
 
 HUB_MODEL = "Qwen/Qwen2.5-Coder-0.5B"  # here a tiny random one by that name
 
@@ -91,6 +95,16 @@ class World:
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
+    def run_here(self, command: str) -> None:
+        """Run a plain command of ours in the project's directory and in this process, and expect it to succeed."""
+        from huggingface_hub import constants
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(constants, "HF_HUB_CACHE", str(self.root / "hub" / "hub"))
+            _, *arguments = shlex.split(command, comments=True)
+            done = gardener_here(*arguments, cwd=self.project, **self._environment)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
     def run_until_it_serves(self, command: str) -> None:
         """Start a command that goes on for ever; it must stay, and end well when interrupted."""
         process = subprocess.Popen(
@@ -112,12 +126,8 @@ class World:
 
     def wait_for_trainings(self) -> None:
         """Until nothing trains or waits any more."""
+        registry = ProjectRegistry(self.root / "home")
         deadline = time.monotonic() + 600
-        while time.monotonic() < deadline:
-            done = subprocess.run(
-                ("mlx-gardener", "status", "--json"), env=self._environment, capture_output=True, text=True
-            )
-            if not re.search(r'"(training|queued|running)"', done.stdout):
-                return
-            time.sleep(0.5)
-        raise AssertionError(f"a training does not end: {done.stdout[-2000:]}")
+        while registry.active_trainings() or registry.queue.entries():
+            assert time.monotonic() < deadline, f"a training does not end: {registry.active_trainings()}"
+            time.sleep(0.1)

@@ -50,7 +50,7 @@ def until(condition: Callable[[], object], what: str, *, seconds: float | None =
     deadline = time.monotonic() + (seconds or WAIT)
     while not condition():
         assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def steps_done(pipeline: TrainingPipeline, name: str = "small") -> int:

@@ -60,7 +60,7 @@ LITTLE = {
 
 @pytest.fixture
 def long_pipeline(tiny_model_dir: Path, repository: Path, known_home: Path) -> TrainingPipeline:
-    made = TrainingPipeline(tiny_settings(tiny_model_dir, **LONG))
+    made = TrainingPipeline(tiny_settings(tiny_model_dir, **LONG, **LITTLE))
     made.registry.register_project("small", repository)
     return made
 
@@ -174,6 +174,7 @@ def test_a_worker_whose_supervisor_dies_stops_with_a_checkpoint(endless_pipeline
     assert any((record.run_dir / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.usefixtures("known_home")
 def test_a_worker_whose_supervisor_died_while_it_was_starting_trains_nothing(
     tiny_model_dir: Path, repository: Path, tmp_path: Path
 ) -> None:
