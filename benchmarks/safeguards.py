@@ -96,7 +96,6 @@ def side(name: str) -> dict[str, Any]:
         overrides={
             "data.sequence_lengths": [WIDTH],
             "engine.micro_batch_rows": ROWS,
-            "engine.verify_split": False,
             "engine.dry_run": False,
             **{f"engine.{name}": value for name, value in pins.items()},
         },
