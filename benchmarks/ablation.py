@@ -70,7 +70,7 @@ def side(name: str) -> dict[str, Any]:
         unread_layers=plan.streamed_layers,
         unread_words=plan.vocabulary_on_disk,
     )
-    config = load_config(environment={}, overrides={"engine.verify_split": False})
+    config = load_config(environment={})
     engine = prepare_engine(base, plan, config, facts=model_facts(path), backend=TWO_CORES, warn=print)
     if off == "cut":
         engine.take_whole("to compare")

@@ -87,7 +87,7 @@ def side(name: str) -> dict[str, Any]:
         layers=24,
     )
     mx.set_cache_limit(256 * 2**20)
-    config = load_config(environment={}, overrides={"engine.verify_split": False})
+    config = load_config(environment={})
     engine = prepare_engine(base, plan, config, facts=model_facts(path), backend=TWO_CORES, warn=print)
     if name.endswith("without prefetch"):
         at_once = StreamedWeights.in_memory

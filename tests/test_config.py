@@ -126,6 +126,22 @@ def test_a_retired_setting_is_passed_over_and_said() -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "what_happens_now"),
+    [
+        ("engine.attention_block", 64, "blocks of 128 queries"),
+        ("engine.verify_split", False, "is checked always"),
+    ],
+)
+def test_a_setting_that_nobody_needs_any_more_is_passed_over_and_says_what_happens_now(
+    key: str, value: object, what_happens_now: str
+) -> None:
+    with pytest.warns(FutureWarning, match=f"{key} in the flags has no effect: .*{what_happens_now}"):
+        assert load_config(environment={}, overrides={key: value}) == load_config(environment={})
+    section, _, name = key.partition(".")
+    assert validate_config({section: {name: value}}) == validate_config({}), "as in older manifests"
+
+
+@pytest.mark.parametrize(
     ("old", "new", "value"),
     [
         ("data.row_widths", "data.sequence_lengths", [64, 128]),

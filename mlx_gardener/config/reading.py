@@ -40,6 +40,8 @@ RETIRED = {
         ),
         "it is fixed at what its default was, as nobody has shown a use for another value",
     ),
+    "engine.attention_block": "rows of 1,024 tokens or more have attention in blocks of 128 queries; MLX's own is as good below",
+    "engine.verify_split": "how a model is cut is checked always, once for a base on a machine, which takes a few tokens",
     "data.fim_loss_on_context": "the context is learned always, which was better than the middle alone (docs/decisions.md)",
 }
 #: Settings by their earlier names, which are understood until 0.3 with a warning, and those of today.

@@ -157,9 +157,9 @@ class EvaluationConfig(_Section):
 class EngineConfig(_Section):
     """Pins for what the planner would choose; None and "auto" leave the choice to it.
 
-    ``kept_layers`` of at least the model's layers makes a step one graph. ``attention_block`` 0 leaves attention to
-    MLX. ``streamed_layers`` are read from disk in every pass, with ``vocabulary_on_disk`` embedding and head too.
-    ``base_weights`` "dense" holds a quantised base as floats, "stored" as it is.
+    ``kept_layers`` of at least the model's layers makes a step one graph. ``streamed_layers`` are read from disk in every
+    pass, with ``vocabulary_on_disk`` embedding and head too. ``base_weights`` "dense" holds a quantised base as floats,
+    "stored" as it is.
     """
 
     micro_batch_rows: int | None = Field(None, ge=1)
@@ -169,10 +169,8 @@ class EngineConfig(_Section):
     vocabulary_on_disk: bool | None = None
     kept_layers: int | None = Field(None, ge=0)
     loss_slice_tokens: int | None = Field(None, ge=1)
-    attention_block: int | None = Field(None, ge=0)
     cpu_streams: int | None = Field(None, ge=1, le=64)
     split: Literal["auto", "never"] = "auto"
-    verify_split: bool = True
     dry_run: bool = True
 
 

@@ -164,8 +164,8 @@ def _candidates(
                     notes=(),
                     loss_slice_tokens=slice_tokens,
                     cpu_streams=streams,
-                    attention_block=ATTENTION_BLOCK if pins.attention_block is None else pins.attention_block,
-                    attention_least=ATTENTION_LEAST if pins.attention_block is None else 0,
+                    attention_block=ATTENTION_BLOCK,
+                    attention_least=ATTENTION_LEAST,
                     base_weights=stored,
                     dequantize=stored == "stored"
                     and facts.quantized_bits is not None

@@ -209,7 +209,7 @@ def _memory_parts(
         work=int((work.tail if is_live_higher else work.layer) + work.buffers),
         runtime=RUNTIME_BYTES,
     )
-    if config.engine.verify_split and config.engine.split != "never":
+    if config.engine.split != "never":
         check = _check_bytes(plan, facts, size) + RUNTIME_BYTES
         parts = replace(parts, check=max(0, int(check) - parts.peak_bytes))
     return parts

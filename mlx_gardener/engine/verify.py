@@ -84,7 +84,7 @@ def prepare_engine(
     vocabulary = _vocabulary(base, plan, facts)
     if config.engine.split == "never":
         engine.take_whole("engine.split is never")
-    elif engine.graph is not None and config.engine.verify_split and not was_checked(cache_dir, base):
+    elif engine.graph is not None and not was_checked(cache_dir, base):
         problem = split_problem(engine, base, vocabulary)
         if problem is not None:
             engine.take_whole(problem)

@@ -227,12 +227,6 @@ class _Training(Standing):
 
         started, step = time.perf_counter(), self.state.step + 1
         result, loss, norm = self._gradients(batch, step)
-        if not (math.isfinite(loss) and math.isfinite(norm)) and self.ranks.any(
-            self.throttle.shrink(
-                f"step {step} gave a loss or gradient that is not finite, as memory that runs short can"
-            )
-        ):
-            result, loss, norm = self._gradients(batch, step)
         tokens = max(1, result.tokens)
         rate = learning_rate_at(step, self.total_steps, self.peak_rate, self.config.optimizer)
         if math.isfinite(loss) and math.isfinite(norm):

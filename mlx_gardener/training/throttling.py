@@ -1,10 +1,9 @@
 """A training that keeps its budget while the machine's owner works: what it does between updates and segments.
 
 The process's footprint is the truth its owner sees. Above the budget, caches are dropped and the next smaller plan is
-taken; after a calm while the first plan returns. When the machine runs short of memory, caches are dropped too; when it
-is critical, hot or on battery (as the settings ask), the training waits, with a checkpoint written. A plan changes
-memory and speed, never the result, so nothing of this shows in the adapter. Cost: under a
-millisecond per update, 20 microseconds per segment.
+taken; after a calm while the first plan returns. When the machine is critically short of memory, hot or on battery (as the
+settings ask), the training waits, without caches and with a checkpoint written. A plan changes memory and speed, never
+the result, so nothing of this shows in the adapter. Cost: under a millisecond per update, 20 microseconds per segment.
 """
 
 from __future__ import annotations
@@ -72,8 +71,6 @@ class Throttle:
             if self._calm >= CALM_UPDATES:
                 self._use(self._first_plan)
                 self._warn("Memory was calm for a while: the first plan is tried again.")
-        if memory_pressure().level != "normal":
-            self._drop_caches()
         self._wait_while_needed()
 
     @property

@@ -91,11 +91,6 @@ class TimePlan:
     pace: Pace
 
     @property
-    def is_cut(self) -> bool:
-        """Whether the limit leaves less than all epochs."""
-        return self.updates < self.all_updates
-
-    @property
     def is_short(self) -> bool:
         """Whether anything is less than the settings ask for."""
         return self.validations is not None

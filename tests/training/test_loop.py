@@ -125,6 +125,30 @@ def test_an_update_that_is_not_finite_is_not_applied(
     assert all(mx.isfinite(value).all().item() for value in outcome.weights.values())
 
 
+def test_an_update_for_which_memory_runs_out_is_done_again_with_a_smaller_plan(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, plans = Engine.loss_and_gradients, []
+
+    def short_of_memory(engine: Engine, *arguments: object, **options: object) -> object:
+        plans.append(engine.plan)
+        if len(plans) == 2:
+            raise RuntimeError(
+                "[metal::malloc] Unable to allocate 4294967296 bytes."
+            )  # on a CPU the process ends
+        return real(engine, *arguments, **options)  # type: ignore[arg-type]
+
+    undisturbed = run(settings())
+    monkeypatch.setattr(Engine, "loss_and_gradients", short_of_memory)
+    recorder = Recorder()
+    outcome = run(settings(), recorder=recorder)
+    assert plans[2] == plans[1].smaller() and outcome.state.step == undisturbed.state.step
+    assert any("memory ran out in step 2" in message for message in recorder.warnings)
+    assert all(
+        mx.allclose(outcome.weights[name], value, atol=1e-5) for name, value in undisturbed.weights.items()
+    )
+
+
 @pytest.mark.parametrize(
     ("weight", "words"),
     [
