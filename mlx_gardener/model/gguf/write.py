@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 #: Values of a part: what is made of them stays in a core's own cache.
 _PART = 2**18
 _THREADS = 4
+#: Bytes of the source after which what was made of them is sent to the disk.
+_ON_ITS_WAY = 2**27
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "U32": 4}
 
 
@@ -141,6 +143,7 @@ def write_folder(gguf: Gguf, layout: Layout, folder: Path, tell: Callable[[int, 
     start = _write_header(weights, layout)
     descriptor = os.open(weights, os.O_WRONLY)
     workers = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "gguf")
+    disk, sent = ThreadPoolExecutor(1, "gguf-disk"), list[Future[None]]()
     try:
         writer = _Writer(gguf, layout, descriptor, start)
         digest = workers.submit(sha256_of, gguf.files)
@@ -157,10 +160,15 @@ def write_folder(gguf: Gguf, layout: Layout, folder: Path, tell: Callable[[int, 
         for job in as_completed(jobs):
             done += job.result()
             tell(done, total)
+            if done // _ON_ITS_WAY > len(sent):  # the disk works while the rest is made, not only afterwards
+                sent.append(disk.submit(os.fsync, descriptor))
+        for one in sent:
+            one.result()  # the system tells a failure once
         os.fsync(descriptor)
         return digest.result()
     finally:
         workers.shutdown(cancel_futures=True)
+        disk.shutdown(cancel_futures=True)
         os.close(descriptor)
         gguf.close()
 
@@ -171,11 +179,11 @@ def sha256_of(files: tuple[Path, ...]) -> str:
     Raises:
         OSError: one cannot be read.
     """
-    digest = hashlib.sha256()
+    digest, part = hashlib.sha256(), memoryview(bytearray(2**18))  # one: a new page costs more than hashing it
     for file in files:
         with file.open("rb", buffering=0) as stream:
-            while part := stream.read(2**18):
-                digest.update(part)
+            while count := stream.readinto(part):
+                digest.update(part[:count])
     return digest.hexdigest()
 
 
