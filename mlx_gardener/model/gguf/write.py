@@ -179,7 +179,8 @@ def sha256_of(files: tuple[Path, ...]) -> str:
     Raises:
         OSError: one cannot be read.
     """
-    digest, part = hashlib.sha256(), memoryview(bytearray(2**18))  # one: a new page costs more than hashing it
+    digest = hashlib.sha256()
+    part = memoryview(bytearray(2**18))  # the same for all: a new page costs more than hashing it
     for file in files:
         with file.open("rb", buffering=0) as stream:
             while count := stream.readinto(part):
