@@ -64,11 +64,14 @@ def main(
         name = "base" if adapter is None else adapter_name(adapter)
         name += f" ({len(figures)})" if name in figures else ""
         packed = None if adapter is None else as_gguf(file, adapter, work / f"{name}.gguf")
+        ours = side(work, our_side, file, adapter, rows)
         theirs = side(work, llama_side, file, packed, rows, prompts, threads)
         whole = [prompt + answer[:-1] for prompt, answer in zip(prompts, theirs["answers"], strict=True)]
-        ours = side(work, our_side, file, adapter, rows, whole)
+        told = side(work, our_side, file, adapter, whole)
         bare = bare or ours["likeliest"]
-        figures[name] = agreement(ours, theirs, bare)
+        figures[name] = agreement(ours, told["likeliest"], theirs, bare) | {
+            "sides": {"llama.cpp": cost(theirs), "here": cost(ours), "here, answers": cost(told)}
+        }
         print(name, figures[name], flush=True)
     rows_of_bars = [
         row
@@ -236,14 +239,7 @@ def end_tokens(file: Path) -> set[int]:
     }
 
 
-def our_side(
-    file: Path, adapter: Path | None, rows: list[list[int]], whole: list[list[int]]
-) -> dict[str, Any]:
-    """Our likeliest tokens of every row, and of every prompt with llama.cpp's answer."""
-    return {"likeliest": likeliest(file, adapter, rows), "whole": likeliest(file, adapter, whole)}
-
-
-def likeliest(file: Path, adapter: Path | None, sequences: list[list[int]]) -> list[list[int]]:
+def our_side(file: Path, adapter: Path | None, sequences: list[list[int]]) -> dict[str, Any]:
     """Our likeliest tokens of every sequence, all in one pass, layer by layer."""
     import mlx.core as mx
 
@@ -254,7 +250,7 @@ def likeliest(file: Path, adapter: Path | None, sequences: list[list[int]]) -> l
 
     width = max(map(len, sequences), default=0)
     if not width:
-        return []
+        return {"likeliest": []}
     tokens = np.zeros((len(sequences), width), dtype=np.int32)
     for place, ids in enumerate(sequences):
         tokens[place, : len(ids)] = ids  # what is filled up comes later, and changes nothing before it
@@ -285,44 +281,43 @@ def likeliest(file: Path, adapter: Path | None, sequences: list[list[int]]) -> l
         weights, settings = settings_of(adapter)
         with attach_adapter(base, LoadedAdapter(weights, settings, {}, adapter)):
             tops = found()
-    return [tops[place, : len(ids)].tolist() for place, ids in enumerate(sequences)]
+    return {"likeliest": [tops[place, : len(ids)].tolist() for place, ids in enumerate(sequences)]}
 
 
-def agreement(ours: dict[str, Any], theirs: dict[str, Any], bare: list[list[int]]) -> dict[str, Any]:
+def agreement(
+    ours: dict[str, Any], whole: list[list[int]], theirs: dict[str, Any], bare: list[list[int]]
+) -> dict[str, Any]:
     """How often the likeliest tokens are the same, how sure llama.cpp was where not, and how many answers are the same.
 
     Args:
+        whole: our likeliest tokens of prompts with llama.cpp's answers.
         bare: our likeliest tokens without an adapter: how many of them it changes.
     """
     mine, wanted, ahead = (
         np.array(value) for value in (ours["likeliest"], theirs["likeliest"], theirs["ahead"])
     )
-    same = [
-        tops[len(tops) - len(answer) :] == answer
-        for tops, answer in zip(ours["whole"], theirs["answers"], strict=True)
-    ]
-    told = [
-        top == token
-        for tops, answer in zip(ours["whole"], theirs["answers"], strict=True)
-        for top, token in zip(tops[len(tops) - len(answer) :], answer, strict=True)
-    ]
     other = mine != wanted
+    told = [
+        [top == token for top, token in zip(tops[len(tops) - len(answer) :], answer, strict=True)]
+        for tops, answer in zip(whole, theirs["answers"], strict=True)
+    ]
     return {
         "positions": int(wanted.size),
         "top1": float((~other).mean()),
-        "llama_cpp_is_ahead_by_where_the_same": float(np.median(ahead[~other])),
-        "llama_cpp_is_ahead_by_at_most_where_not": float(ahead[other].max(initial=0)),
+        "llama_cpp_is_ahead_by_where_the_same": round(float(np.median(ahead[~other])), 3),
+        "llama_cpp_is_ahead_by_at_most_where_not": round(float(ahead[other].max(initial=0)), 3),
         "changed_by_the_adapter": float((mine != np.array(bare)).mean()),
-        "answers": len(same),
-        "same_answers": sum(same),
-        "answer_tokens": len(told),
-        "same_answer_tokens": sum(told),
-        "sides": {
-            name: {key: round(value[key], 1) for key in ("seconds", "processor_seconds")}
-            | {"peak_gb": round(value["peak_bytes"] / 1e9, 2)}
-            for name, value in (("llama.cpp", theirs), ("here", ours))
-        },
+        "answers": len(told),
+        "same_answers": sum(map(all, told)),
+        "answer_tokens": sum(map(len, told)),
+        "same_answer_tokens": sum(map(sum, told)),
     }
+
+
+def cost(found: dict[str, Any]) -> dict[str, float]:
+    """What a side took."""
+    seconds = {name: round(found[name], 1) for name in ("seconds", "processor_seconds")}
+    return seconds | {"peak_gb": round(found["peak_bytes"] / 1e9, 2)}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 In: a header whose claims were checked. Out: the folder, written beside and renamed. Every tensor is taken in parts of some
 250,000 values, by as many threads as there are cores up to four, each part read, repacked and written at its place: memory
 is a few megabytes a thread whatever the size of the model, but for the rows of one matrix of queries, which change places.
-Cost: six seconds of processor time a gigabyte of Q4_K_M, its sha256 and the tokenizer among them, shared by the threads.
+Cost: six seconds of processor time a gigabyte of Q4_K_M, its sha256 and the tokenizer among them, shared by the threads; what
+is written is sent to the disk meanwhile.
 """
 
 from __future__ import annotations
