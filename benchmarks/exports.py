@@ -1,7 +1,7 @@
 """Every form of an export of an adapter of the embedded model: how far it is from the source, in figures.
 
 ``python benchmarks/exports.py [REPOSITORY] [--adapter DIRECTORY]`` exports an adapter of random weights, or a trained one,
-compares on text of the repository (this one by default), and where llama-cpp-python is installed compares llama.cpp's
+compares on text of the repository (this one by default), and where llama.cpp is installed (`llama_cpp_side`) compares llama.cpp's
 logits with MLX's. About a minute on two cores.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +118,12 @@ def exported(scratch: Path) -> dict[str, dict[str, Any]]:
 
 def llama_figures(scratch: Path, repository: Path) -> dict[str, float] | None:
     """Largest difference of logits between llama.cpp and MLX by arm, over the largest logit."""
-    if find_spec("llama_cpp") is None:
+    from llama_cpp_side import has_llama_cpp, llama_logits, relative
+
+    if not has_llama_cpp():
         return None
-    import llama_cpp
     import mlx.core as mx
     import numpy as np
-    from llama_cpp_side import llama_logits, relative
 
     from mlx_gardener.adapter import PeftManager, attach_adapter
     from mlx_gardener.adapter.agreement import real_text_rows
@@ -138,9 +137,9 @@ def llama_figures(scratch: Path, repository: Path) -> dict[str, float] | None:
     model, lora = scratch / "gguf-base" / "model.gguf", scratch / "gguf" / "adapter.gguf"
     found = {
         "adapter against base (MLX)": relative(plain, adapted),
-        "base": relative(plain, llama_logits(llama_cpp, model, None, ids)),
-        "base with adapter": relative(adapted, llama_logits(llama_cpp, model, lora, ids)),
-        "fused": relative(adapted, llama_logits(llama_cpp, scratch / "gguf-fused" / "model.gguf", None, ids)),
+        "base": relative(plain, llama_logits(model, None, ids)),
+        "base with adapter": relative(adapted, llama_logits(model, lora, ids)),
+        "fused": relative(adapted, llama_logits(scratch / "gguf-fused" / "model.gguf", None, ids)),
     }
     print(found)
     return {name: value for name, value in found.items() if not name.startswith("adapter")}

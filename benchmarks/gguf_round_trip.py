@@ -1,16 +1,26 @@
 """A GGUF base and adapters trained on it, in llama.cpp and here, on real code: how often both want the same next token.
 
-``python benchmarks/gguf_round_trip.py FILE.gguf [ADAPTER ...]`` needs llama-cpp-python (`.venv-parity` has it). An ADAPTER is a
-directory in mlx-lm's form (a registered version's ``mlx``); it is written as GGUF and put on FILE by llama.cpp as ``--lora``
-does, and on the folder that FILE is read into here. Compared are the likeliest next tokens of every position of real code, and
-greedy answers to FIM spans: they are the same exactly if every token that llama.cpp writes is the likeliest one here after those
-before it, which one pass shows. Cost: layers are read one after the other; still, 5.7 GB were seen with a 1.5B model, and a
-pass of 700 tokens took more than ten minutes of processor time, unfinished: it needs an idle machine with 8 GB free.
+``python benchmarks/gguf_round_trip.py FILE.gguf [ADAPTER ...]`` needs llama.cpp as `llama_cpp_side` finds it (`.venv-parity` has
+it). An ADAPTER is a directory in mlx-lm's form (a registered version's ``mlx``); it is written as GGUF and put on FILE by
+llama.cpp as ``--lora`` does, and on the folder that FILE is read into here. Compared are the likeliest next tokens of every
+position of real code, and greedy answers to FIM spans: they are the same exactly if every token that llama.cpp writes is the
+likeliest one here after those before it, which one pass shows. Each side is a process of its own, one after the other, that
+gives likeliest tokens back and no logits; what a side gave is kept below ``--work`` and found again. Cost, 1.5B model: 2 GB,
+five minutes of processor time a side.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import multiprocessing
+import os
+import resource
+import sys
 import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +32,7 @@ import mlx_gardener  # noqa: F401  first: it opens the fast BLAS
 from mlx_gardener.model.lora import AdapterSettings
 
 MAIN = Path(__file__).resolve().parent.parent
-WIDTH, ANSWER, SPAN_TOKENS = 128, 32, 160
+WIDTH, ANSWER, SPAN_TOKENS = 512, 24, 128
 _PART = 128
 
 
@@ -32,7 +42,8 @@ _PART = 128
 @click.option("--repository", type=click.Path(exists=True, path_type=Path), default=MAIN, help="Whose code.")
 @click.option("--positions", default=2048, show_default=True, help="Positions of code.")
 @click.option("--spans", default=20, show_default=True, help="Greedy answers.")
-@click.option("--threads", default=2, show_default=True, help="llama.cpp's.")
+@click.option("--threads", default=os.cpu_count(), show_default=True, help="llama.cpp's.")
+@click.option("--work", type=click.Path(path_type=Path), default=None, help="Where a side's tokens are kept.")
 @click.option("--out", default="gguf_round_trip", show_default=True, help="Name of the result.")
 def main(
     file: Path,
@@ -41,20 +52,29 @@ def main(
     positions: int,
     spans: int,
     threads: int,
+    work: Path | None,
     out: str,
 ) -> None:
     """Compare FILE, alone and with each ADAPTER, in llama.cpp and here."""
     before, figures = describe(), {}
-    texts = real_texts(file, repository, positions, spans)
-    with tempfile.TemporaryDirectory() as scratch:
-        for adapter in (None, *adapters):
-            name = "base" if adapter is None else adapter_name(adapter)
-            name += f" ({len(figures)})" if name in figures else ""
-            packed = None if adapter is None else as_gguf(file, adapter, Path(scratch) / f"{name}.gguf")
-            theirs, answers = llama_side(file, packed, *texts, threads)
-            figures[name] = agreement(our_side(file, adapter, theirs, answers, texts), theirs, answers)
-            print(name, figures[name], flush=True)
-    rows = [
+    work = work or Path(tempfile.mkdtemp(prefix="gguf_round_trip-"))
+    work.mkdir(parents=True, exist_ok=True)
+    rows, prompts = real_texts(file, repository, positions, spans)
+    bare: list[list[int]] = []
+    for adapter in (None, *adapters):
+        name = "base" if adapter is None else adapter_name(adapter)
+        name += f" ({len(figures)})" if name in figures else ""
+        packed = None if adapter is None else as_gguf(file, adapter, work / f"{name}.gguf")
+        ours = side(work, our_side, file, adapter, rows)
+        theirs = side(work, llama_side, file, packed, rows, prompts, threads)
+        whole = [prompt + answer[:-1] for prompt, answer in zip(prompts, theirs["answers"], strict=True)]
+        told = side(work, our_side, file, adapter, whole)
+        bare = bare or ours["likeliest"]
+        figures[name] = agreement(ours, told["likeliest"], theirs, bare) | {
+            "sides": {"llama.cpp": cost(theirs), "here": cost(ours), "here, answers": cost(told)}
+        }
+        print(name, figures[name], flush=True)
+    rows_of_bars = [
         row
         for name, found in figures.items()
         for row in (
@@ -69,9 +89,43 @@ def main(
         "file": file.name,
         "repository": repository.name,
         "figures": figures,
-        "bars": rows,
+        "bars": rows_of_bars,
     }
     print(save(out, about))
+
+
+def side(work: Path, run: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What ``run(*arguments)`` gives in a process of its own, with the seconds and memory it took; from a file if it was run."""
+    told = json.dumps([contents_of(value) if isinstance(value, Path) else value for value in arguments])
+    place = work / f"{run.__name__}-{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
+    if not place.exists():
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+            found = alone.submit(_measured, run, *arguments).result()
+        place.write_text(json.dumps(found), encoding="utf-8")
+    kept: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    print(f"{run.__name__}: {kept['seconds']:.0f} s, {kept['peak_bytes'] / 1e9:.1f} GB", flush=True)
+    return kept
+
+
+def _measured(run: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    began = time.monotonic()
+    found = run(*arguments)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return found | {
+        "seconds": time.monotonic() - began,
+        "processor_seconds": used.ru_utime + used.ru_stime,
+        "peak_bytes": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+    }
+
+
+def contents_of(place: Path) -> list[Any]:
+    """What tells a file, or a directory's files, from others: size, and sha256 where that is quick."""
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    return [
+        [file.stat().st_size, file.stat().st_size < 2**28 and hashlib.sha256(file.read_bytes()).hexdigest()]
+        for file in files
+        if file.is_file()
+    ]
 
 
 def adapter_name(directory: Path) -> str:
@@ -137,25 +191,40 @@ def as_gguf(file: Path, adapter: Path, place: Path) -> Path:
 
 def llama_side(
     file: Path, adapter: Path | None, rows: list[list[int]], prompts: list[list[int]], threads: int
-) -> tuple[np.ndarray, list[list[int]]]:
-    """llama.cpp's likeliest tokens (rows, WIDTH), and its greedy answers, at most ANSWER tokens, with what ended them."""
-    import llama_cpp
+) -> dict[str, Any]:
+    """llama.cpp's likeliest tokens of every row and how far the next likeliest is, and its greedy answers.
+
+    An answer has at most ANSWER tokens, with the one that ended it.
+    """
     from llama_cpp_side import llama_session
 
     ends = end_tokens(file)
     most = max(WIDTH, *(len(prompt) + ANSWER for prompt in prompts), 1)
-    with llama_session(llama_cpp, file, adapter, most_tokens=most, threads=threads) as decode:
-        likeliest = np.stack([decode(row, 0).argmax(-1) for row in rows])
-        answers = []
+    likeliest: list[list[int]] = []
+    ahead: list[list[float]] = []
+    answers: list[list[int]] = []
+    with llama_session(file, adapter, most_tokens=most, at_once=_PART, threads=threads) as decode:
+        for row in rows:
+            tops: list[np.ndarray] = []
+            gaps: list[np.ndarray] = []
+            for at in range(0, len(row), _PART):
+                logits = decode(row[at : at + _PART], at)
+                tops.append(logits.argmax(-1))
+                two = np.partition(logits, -2, axis=-1)[:, -2:]
+                gaps.append(two[:, 1] - two[:, 0])
+            likeliest.append(np.concatenate(tops).tolist())
+            ahead.append(np.concatenate(gaps).tolist())
         for prompt in prompts:
-            logits, answer = decode(prompt, 0), []
+            for at in range(0, len(prompt), _PART):
+                logits = decode(prompt[at : at + _PART], at)
+            answer: list[int] = []
             while True:
                 answer.append(int(logits[-1].argmax()))
                 if answer[-1] in ends or len(answer) == ANSWER:
                     break
                 logits = decode(answer[-1:], len(prompt) + len(answer) - 1)
             answers.append(answer)
-    return likeliest, answers
+    return {"likeliest": likeliest, "ahead": ahead, "answers": answers}
 
 
 def end_tokens(file: Path) -> set[int]:
@@ -172,21 +241,18 @@ def end_tokens(file: Path) -> set[int]:
     }
 
 
-def our_side(
-    file: Path, adapter: Path | None, theirs: np.ndarray, answers: list[list[int]],
-    texts: tuple[list[list[int]], list[list[int]]],
-) -> list[np.ndarray]:  # fmt: skip
-    """Our likeliest tokens of every row, and of every prompt with llama.cpp's answer; in one pass, layer by layer."""
+def our_side(file: Path, adapter: Path | None, sequences: list[list[int]]) -> dict[str, Any]:
+    """Our likeliest tokens of every sequence, all in one pass, layer by layer."""
     import mlx.core as mx
 
-    from mlx_gardener.adapter.agreement import layers_given_up
+    from mlx_gardener.adapter.agreement import give_up, layers_given_up
     from mlx_gardener.adapter.loaded import attach_adapter
     from mlx_gardener.adapter.manifest import LoadedAdapter
     from mlx_gardener.model import load_base
 
-    rows, prompts = texts
-    sequences = [*rows, *(prompt + answer[:-1] for prompt, answer in zip(prompts, answers, strict=True))]
-    width = max(map(len, sequences))
+    width = max(map(len, sequences), default=0)
+    if not width:
+        return {"likeliest": []}
     tokens = np.zeros((len(sequences), width), dtype=np.int32)
     for place, ids in enumerate(sequences):
         tokens[place, : len(ids)] = ids  # what is filled up comes later, and changes nothing before it
@@ -194,43 +260,66 @@ def our_side(
         str(file), compute_dtype="float32", base_weights="dense", unread_layers=10**6, unread_words=True
     )
 
-    def likeliest() -> np.ndarray:
+    def found() -> np.ndarray:
+        words = base.model.model.embed_tokens
         with layers_given_up(base.model):
             hidden = base.model.model(mx.array(tokens)).reshape(len(sequences) * width, -1)
             mx.eval(hidden)
-        head = (
-            base.model.lm_head if hasattr(base.model, "lm_head") else base.model.model.embed_tokens.as_linear
-        )
-        found = []
+        head = getattr(base.model, "lm_head", None)
+        if head is None:
+            head = words.as_linear
+        else:
+            give_up(words)
+        parts = []
         for at in range(0, len(hidden), _PART):
             part = head(hidden[at : at + _PART]).argmax(-1)
             mx.eval(part)
-            found.append(np.array(part))
-        return np.concatenate(found).reshape(len(sequences), width)
+            parts.append(np.array(part))
+        return np.concatenate(parts).reshape(len(sequences), width)
 
     if adapter is None:
-        found = likeliest()
+        tops = found()
     else:
         weights, settings = settings_of(adapter)
         with attach_adapter(base, LoadedAdapter(weights, settings, {}, adapter)):
-            found = likeliest()
-    return [found[place, : len(ids)] for place, ids in enumerate(sequences)]
+            tops = found()
+    return {"likeliest": [tops[place, : len(ids)].tolist() for place, ids in enumerate(sequences)]}
 
 
-def agreement(ours: list[np.ndarray], theirs: np.ndarray, answers: list[list[int]]) -> dict[str, float | int]:
-    """How often the likeliest tokens are the same, and how many answers."""
-    rows, filled = np.stack(ours[: len(theirs)]), ours[len(theirs) :]
-    same = [
-        bool(np.array_equal(mine[len(mine) - len(answer) :], answer))
-        for mine, answer in zip(filled, answers, strict=True)
+def agreement(
+    ours: dict[str, Any], whole: list[list[int]], theirs: dict[str, Any], bare: list[list[int]]
+) -> dict[str, Any]:
+    """How often the likeliest tokens are the same, how sure llama.cpp was where not, and how many answers are the same.
+
+    Args:
+        whole: our likeliest tokens of prompts with llama.cpp's answers.
+        bare: our likeliest tokens without an adapter: how many of them it changes.
+    """
+    mine, wanted, ahead = (
+        np.array(value) for value in (ours["likeliest"], theirs["likeliest"], theirs["ahead"])
+    )
+    other = mine != wanted
+    told = [
+        [top == token for top, token in zip(tops[len(tops) - len(answer) :], answer, strict=True)]
+        for tops, answer in zip(whole, theirs["answers"], strict=True)
     ]
     return {
-        "positions": int(theirs.size),
-        "top1": float((rows == theirs).mean()),
-        "answers": len(same),
-        "same_answers": sum(same),
-        "answer_tokens": sum(map(len, answers)),
+        "positions": int(wanted.size),
+        "top1": float((~other).mean()),
+        "llama_cpp_is_ahead_by_where_the_same": round(float(np.median(ahead[~other])), 3),
+        "llama_cpp_is_ahead_by_at_most_where_not": round(float(ahead[other].max(initial=0)), 3),
+        "changed_by_the_adapter": float((mine != np.array(bare)).mean()),
+        "answers": len(told),
+        "same_answers": sum(map(all, told)),
+        "answer_tokens": sum(map(len, told)),
+        "same_answer_tokens": sum(map(sum, told)),
     }
+
+
+def cost(found: dict[str, Any]) -> dict[str, float]:
+    """What a side took."""
+    seconds = {name: round(found[name], 1) for name in ("seconds", "processor_seconds")}
+    return seconds | {"peak_gb": round(found["peak_bytes"] / 1e9, 2)}
 
 
 if __name__ == "__main__":

@@ -125,7 +125,17 @@ def spent_logits(base: BaseModel, tokens: np.ndarray) -> np.ndarray:
 @contextmanager
 def layers_given_up(model: nn.Module) -> Iterator[None]:
     """``model`` with layers that can be computed once: each lets its weights go, so that only one's are in memory."""
-    layers = model.layers
+    from mlx_gardener.engine.call_graph import CannotSplit, layer_list
+
+    try:
+        layers, _ = layer_list(
+            model
+        )  # `model.layers` may be a copy: mlx-lm's qwen2 gives the part of a pipeline
+    except CannotSplit as error:
+        raise AdapterError(
+            f"An export of this model cannot be checked layer by layer: {error}.",
+            next_step="Export the form mlx, which is a copy.",
+        ) from error
     kept = list(layers)
     layers[:] = [_Spent(layer) for layer in kept]
     try:

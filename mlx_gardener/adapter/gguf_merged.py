@@ -44,12 +44,22 @@ _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 _PART = 2**22
 #: llama.cpp's LLAMA_FTYPE_MOSTLY_Q4_K_M.
 _Q4_K_M = 15
-_BY_PACKAGE = (
-    "import ctypes, sys, llama_cpp as llama\n"
-    "settings = llama.llama_model_quantize_default_params()\n"
-    f"settings.ftype = {_Q4_K_M}\n"
-    "sys.exit(llama.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(settings)))\n"
-)
+#: Packages that bring llama.cpp's library, and how it is asked there: built on this machine first, then built elsewhere.
+_BY_PACKAGE = {
+    "llama_cpp": (
+        "import ctypes, sys, llama_cpp as llama\n"
+        "settings = llama.llama_model_quantize_default_params()\n"
+        f"settings.ftype = {_Q4_K_M}\n"
+        "sys.exit(llama.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(settings)))\n"
+    ),
+    "llama_cpp_py_sync": (
+        "import sys\n"
+        "from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib\n"
+        "settings = get_ffi().new('llama_model_quantize_params *', get_lib().llama_model_quantize_default_params())\n"
+        f"settings.ftype = {_Q4_K_M}\n"
+        "sys.exit(get_lib().llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), settings))\n"
+    ),
+}
 
 
 def check_quantisation(kind: str) -> None:
@@ -66,7 +76,8 @@ def check_quantisation(kind: str) -> None:
     if kind == "q4_k_m" and _quantiser() is None:
         raise AdapterError(
             "q4_k_m is made by llama.cpp's own quantiser, which is not on this machine.",
-            next_step="Install llama.cpp (llama-quantize on the PATH), or llama-cpp-python; q8_0 and q4_0 need neither.",
+            next_step="Install llama.cpp (llama-quantize on the PATH), or the package llama-cpp-py-sync, which brings it "
+            "(llama-cpp-python builds it); q8_0 and q4_0 need none.",
         )
 
 
@@ -253,9 +264,8 @@ def _quantiser() -> Callable[[Path, Path], list[str]] | None:
     program = shutil.which("llama-quantize")
     if program is not None:
         return lambda source, file: [program, str(source), str(file), "Q4_K_M"]
-    if find_spec("llama_cpp") is not None:
-        return lambda source, file: [sys.executable, "-P", "-c", _BY_PACKAGE, str(source), str(file)]
-    return None
+    told = next((told for package, told in _BY_PACKAGE.items() if find_spec(package) is not None), None)
+    return told and (lambda source, file: [sys.executable, "-P", "-c", told, str(source), str(file)])
 
 
 def _by_llama_cpp(source: Path, file: Path) -> None:

@@ -3,7 +3,8 @@
 In: a header whose claims were checked. Out: the folder, written beside and renamed. Every tensor is taken in parts of some
 250,000 values, by as many threads as there are cores up to four, each part read, repacked and written at its place: memory
 is a few megabytes a thread whatever the size of the model, but for the rows of one matrix of queries, which change places.
-Cost: six seconds of processor time a gigabyte of Q4_K_M, its sha256 and the tokenizer among them, shared by the threads.
+Cost: six seconds of processor time a gigabyte of Q4_K_M, its sha256 and the tokenizer among them, shared by the threads; what
+is written is sent to the disk meanwhile.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 #: Values of a part: what is made of them stays in a core's own cache.
 _PART = 2**18
 _THREADS = 4
+#: Bytes of the source after which what was made of them is sent to the disk.
+_ON_ITS_WAY = 2**27
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "U32": 4}
 
 
@@ -141,6 +144,7 @@ def write_folder(gguf: Gguf, layout: Layout, folder: Path, tell: Callable[[int, 
     start = _write_header(weights, layout)
     descriptor = os.open(weights, os.O_WRONLY)
     workers = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "gguf")
+    disk, sent = ThreadPoolExecutor(1, "gguf-disk"), list[Future[None]]()
     try:
         writer = _Writer(gguf, layout, descriptor, start)
         digest = workers.submit(sha256_of, gguf.files)
@@ -157,10 +161,15 @@ def write_folder(gguf: Gguf, layout: Layout, folder: Path, tell: Callable[[int, 
         for job in as_completed(jobs):
             done += job.result()
             tell(done, total)
+            if done // _ON_ITS_WAY > len(sent):  # the disk works while the rest is made, not only afterwards
+                sent.append(disk.submit(os.fsync, descriptor))
+        for one in sent:
+            one.result()  # the system tells a failure once
         os.fsync(descriptor)
         return digest.result()
     finally:
         workers.shutdown(cancel_futures=True)
+        disk.shutdown(cancel_futures=True)
         os.close(descriptor)
         gguf.close()
 
@@ -172,10 +181,11 @@ def sha256_of(files: tuple[Path, ...]) -> str:
         OSError: one cannot be read.
     """
     digest = hashlib.sha256()
+    part = memoryview(bytearray(2**18))  # the same for all: a new page costs more than hashing it
     for file in files:
         with file.open("rb", buffering=0) as stream:
-            while part := stream.read(2**18):
-                digest.update(part)
+            while count := stream.readinto(part):
+                digest.update(part[:count])
     return digest.hexdigest()
 
 

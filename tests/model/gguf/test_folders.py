@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -77,6 +78,24 @@ def test_reading_that_is_stopped_leaves_nothing(file: Path, tmp_path: Path) -> N
     with pytest.raises(StoppedError):
         read_gguf(file, tmp_path / "cache", stop)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [LOCK_NAME]
+
+
+def test_what_the_disk_refuses_on_its_way_is_no_folder(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells a failed write to the first who asks, and never again."""
+    failed: list[int] = []
+
+    def once(descriptor: int) -> None:
+        if not failed:
+            failed.append(descriptor)
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(write, "_ON_ITS_WAY", 16)
+    monkeypatch.setattr(write.os, "fsync", once)
+    with pytest.raises(ModelError, match="Input/output error"):
+        read_gguf(file, tmp_path / "cache")
+    assert failed and [path.name for path in (tmp_path / "cache").iterdir()] == [LOCK_NAME]
 
 
 def test_a_full_disk_is_named_before_anything_is_written(
