@@ -113,6 +113,7 @@ class TrainingResult:
         *,
         control: str | None = None,
         tasks: int | None = None,
+        thorough: bool = False,
         arms: Sequence[ArmName] | None = None,
         on_progress: Callable[[float, str], None] | None = None,
     ) -> Evaluation:
@@ -122,6 +123,7 @@ class TrainingResult:
             self.adapter_version,
             control=control,
             tasks=tasks,
+            thorough=thorough,
             arms=arms,
             on_progress=on_progress,
         )

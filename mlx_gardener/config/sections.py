@@ -125,7 +125,8 @@ class EvaluationConfig(_Section):
     ``patience`` evaluations without an improvement.
 
     The test has ``arms`` and takes about ``time_share`` of what the training took, counted in tokens, but never fewer
-    than ``least_tasks`` tasks of each kind and ``least_rows`` rows, unless the time limit leaves less. The limits are of the
+    than ``least_tasks`` tasks of each kind and ``least_rows`` rows, unless the time limit leaves less; of cross-file lines and
+    assertions there are at most as many as of next lines. The limits are of the
     guards: a rise of bits per byte on other code, a share of places continued word for word, a fall of the share of answers
     that parse.
     """
@@ -136,8 +137,8 @@ class EvaluationConfig(_Section):
     time_share: float = Field(0.2, ge=0, le=10)
     least_tasks: int = Field(12, ge=0)
     least_rows: int = Field(40, ge=1)
-    next_line_tasks: int = Field(60, ge=0)
-    fim_tasks: int = Field(60, ge=0)
+    next_line_tasks: int = Field(155, ge=0)
+    fim_tasks: int = Field(155, ge=0)
     memorisation_places: int = Field(24, ge=0)
     samples: int = Field(6, ge=0, le=20)
     max_new_tokens: int = Field(48, ge=1, le=1024)

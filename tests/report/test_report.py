@@ -203,7 +203,12 @@ def test_evidence_is_shown_without_steering_the_terminal() -> None:
     stream = io.StringIO()
     show_evidence(Console(file=stream, width=100, markup=False), EVIDENCE)
     text = stream.getvalue()
-    assert "It helped." in text and "1.2000" in text and "20.0%" in text and "\x1b" not in text
+    assert (
+        "predicts your code better; its answers were not compared." in text
+        and "1.2000" in text
+        and "20.0%" in text
+        and "\x1b" not in text
+    )
 
 
 def test_all_arms_guards_and_the_best_and_worst_are_shown_in_the_terminal() -> None:
@@ -290,10 +295,11 @@ def test_the_whole_story_is_told_and_nothing_of_it_can_steer_or_run() -> None:
 
 
 def test_every_part_that_is_missing_is_left_out() -> None:
-    for part in ("arms", "comparisons", "guards", "power", "scale_sweep", "samples"):
+    for part in ("arms", "comparisons", "guards", "power", "answers_power", "scale_sweep", "samples"):
         facts = full_facts()
         del facts["evidence"][part]
-        assert "It helped." in render_report_html(facts, events=[]), part
+        told = "It helped." if part != "comparisons" else "its answers were not compared."
+        assert told in render_report_html(facts, events=[]), part
     for part in ("power", "scale_sweep"):
         facts = full_facts()
         facts["evidence"][part] = None
