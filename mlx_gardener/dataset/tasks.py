@@ -92,13 +92,20 @@ def next_line_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> li
 
 
 def names_defined(files: Sequence[FileRecord]) -> dict[str, frozenset[str]]:
-    """The names that a repository's chunks define, each with the paths of the files that do."""
+    """The repository's own names: those that its chunks define and that say something, each with the files that define it.
+
+    ``__init__``, ``name`` and what more than three files define are nobody's own: who writes them knows nothing of the repository.
+    """
     found: dict[str, set[str]] = {}
     for record in files:
         for chunk in record.chunks:
             for name in re.findall(r"[^\W\d]\w{2,}", chunk.name):
                 found.setdefault(name, set()).add(record.path)
-    return {name: frozenset(paths) for name, paths in found.items()}
+    return {
+        name: frozenset(paths)
+        for name, paths in found.items()
+        if len(paths) <= _MOST_DEFINING and _TELLING.fullmatch(name.strip("_"))
+    }
 
 
 def cross_file_tasks(
@@ -111,11 +118,6 @@ def cross_file_tasks(
     Args:
         defined: what `names_defined` says of the repository.
     """
-    telling = {
-        name: paths
-        for name, paths in defined.items()
-        if len(paths) <= _MOST_DEFINING and _TELLING.fullmatch(name.strip("_"))
-    }
     found: list[NextLineTask] = []
     looked_at = 0
     ordered = list(excerpts)
@@ -127,7 +129,7 @@ def cross_file_tasks(
         lines = file_lines(excerpt.text)
         found += [
             NextLineTask(excerpt.path, at + 1, "".join(lines[:at]), lines[at].rstrip("\r\n"))
-            for at in _lines_using(excerpt, telling)
+            for at in _lines_using(excerpt, defined)
             if at < len(lines) and _is_asked(at, lines[at].rstrip("\r\n"))
         ]
     random.Random(f"{seed}\0cross-file lines").shuffle(found)

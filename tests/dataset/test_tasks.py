@@ -65,5 +65,25 @@ def test_names_of_the_file_itself_and_names_that_many_files_define_need_no_other
     assert found == [], "defined here, by half of the files, or by the place itself"
 
 
+def test_names_that_anybody_may_write_are_not_the_repositorys_own() -> None:
+    own = names_defined(
+        [
+            record(
+                "a.py",
+                "__init__",
+                "name",
+                "HarborMaster",
+                "Harbor.load_all",
+                "_close_harbor",
+                "run_it",
+                "Tok",
+            )
+        ]
+        + [record(f"{at}.py", "setup_method") for at in range(4)]
+    )
+    assert set(own) == {"HarborMaster", "Harbor", "load_all", "_close_harbor", "run_it"}
+    assert own["HarborMaster"] == {"a.py"}
+
+
 def test_a_language_without_a_grammar_has_none() -> None:
     assert targets(Excerpt("notes.lua", "lua", USES)) == []

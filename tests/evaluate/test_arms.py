@@ -110,7 +110,7 @@ def test_all_arms_are_measured_on_the_same_tasks_and_twice_the_same(world: World
     assert first.work["cross_file_tasks"] == first.work["assertion_tasks"] == 3
     every = next(found for found in first.comparisons if found.metric == "answers_exact")
     assert first.answers_power is not None and first.answers_power.tasks == every.tasks <= 12
-    assert 0 < first.answers_power.told <= 1 and "Its answers" in first.reason or first.answers == "unclear"
+    assert (0 < first.answers_power.told <= 1 and "Its answers" in first.reason) or first.answers == "unclear"
     gains = [sample.gain for sample in first.samples]
     assert gains == sorted(gains, reverse=True)
     again = world.evidence(adapter, control=control)

@@ -15,7 +15,6 @@ from mlx_gardener.evaluate.evidence import Comparison, answers_state
 from mlx_gardener.evaluate.metrics import edit_similarity
 from mlx_gardener.model import BaseModel, load_base
 
-
 BETTER, UNCLEAR, WORSE = (0.02, 0.1), (-0.1, 0.1), (-0.2, -0.05)
 
 

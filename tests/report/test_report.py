@@ -383,7 +383,8 @@ def test_every_colour_of_text_has_enough_contrast() -> None:
 def test_the_model_card_says_what_it_is_and_how_to_load_it() -> None:
     card = render_model_card(FACTS)
     assert card.startswith("---\nbase_model: seedling") and "--adapter-path mlx" in card
-    assert "1.5000 | 1.2000" in card and "**It helped.**" in card
+    assert "1.5000 | 1.2000" in card
+    assert "**It predicts your code better; its answers were not compared.**" in card
     assert "alert(1)" not in card, "no source text and no file names in the card"
     full = render_model_card({**FACTS, "evidence": full_evidence()})
     assert (
@@ -438,6 +439,8 @@ def test_the_first_screen_says_what_it_means_and_what_to_do() -> None:
     ):
         facts = full_facts()
         facts["evidence"] |= {"verdict": verdict, "guards": []}
+        if verdict == "inconclusive":
+            facts["evidence"]["metrics"]["bits_per_byte_change_high"] = 0.1
         page = render_report_html(facts, events=[])
         first = page[page.index("<main>") : page.index("<nav")]
         assert "What to do now" in first and told in first, verdict
