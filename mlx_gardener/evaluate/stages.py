@@ -164,9 +164,13 @@ def _do(
     """What one arm does in a stage, with retrieved code in front where there is a retriever."""
     if kind == LOSSES:
         return bench.losses(survey.rows if retriever is None else survey.context_rows, tell, of=of)
-    tasks = getattr(survey.tasks, _FIELDS[kind])
-    ask = {ASSERTIONS: bench.assertions, SPANS: bench.spans}.get(kind, bench.lines)
-    return ask(tasks, retriever, survey.work, of=of, tell=tell)
+    tasks = survey.tasks
+    if kind == ASSERTIONS:
+        return bench.assertions(tasks.assertions, retriever, survey.work, of=of, tell=tell)
+    if kind == SPANS:
+        return bench.spans(tasks.spans, retriever, survey.work, of=of, tell=tell)
+    lines = tasks.cross_file if kind == CROSS_FILE else tasks.lines
+    return bench.lines(lines, retriever, survey.work, of=of, tell=tell)
 
 
 def _fingerprint(adapter: LoadedAdapter) -> str:
@@ -283,7 +287,8 @@ class Survey:
         """Leave tasks out that not even base and adapter were asked."""
         for kind, name in _FIELDS.items():
             if kind in missing and kind != LOSSES:
-                self.tasks = replace(self.tasks, **{name: []})
+                left_out: dict[str, Any] = {name: []}
+                self.tasks = replace(self.tasks, **left_out)
 
     def add_context(self, base: BaseModel, retriever: Retriever) -> None:
         """Make the rows with retrieved code in front."""
