@@ -92,7 +92,8 @@ class OptimizerConfig(_Section):
 class DataConfig(_Section):
     """What becomes a training example (docs/data.md; judgements are settings).
 
-    Fractions are of examples; ``sequence_lengths`` are tokens per row.
+    Fractions are of examples; ``sequence_lengths`` are tokens per row. ``split`` "time" holds out what the latest commits added,
+    "files" draws, "auto" goes by time where the history is enough.
     """
 
     sequence_lengths: tuple[int, ...] = (512, 1024)
@@ -100,6 +101,7 @@ class DataConfig(_Section):
     repository_row_share: float = Field(0.2, ge=0, le=1)
     validation_fraction: float = Field(0.1, gt=0, lt=0.5)
     test_fraction: float = Field(0.1, gt=0, lt=0.5)
+    split: Literal["auto", "time", "files"] = "auto"
     attend_across_documents: bool = True
     max_file_bytes: int = Field(1_000_000, ge=1)
     max_line_length: int = Field(1000, ge=1)

@@ -156,6 +156,11 @@ def compare(
         if findings.missing:
             notes.append(f"Not measured, as {why}: {', '.join(findings.missing)}.")
     notes = [*survey.notes, *notes]
+    if data.split.since is not None:
+        notes.append(
+            f"Held out are files that commits since {data.split.since[:12]} added; what these changed in other files was "
+            "trained on."
+        )
     survey.keep_what_was_done(findings.missing)
     if "adapter" not in findings.results:
         return Evidence({}, (), (), 0, work=survey.work.to_json(), notes=tuple(notes))
@@ -235,6 +240,7 @@ def _evidence(
             "assertion_tasks": len(plan.tasks.assertions),
         },
         notes=tuple(notes),
+        held_out_since=data.split.since,
     )
 
 

@@ -155,7 +155,8 @@ class Evidence:
     interval; it is empty where nothing could be measured. ``verdict`` is "reject" when a guard fails, the whole
     interval is a loss, or answers are worse and bits per byte not better; "promote" when all of it is an improvement and
     answers are not worse; "unmeasured" where nothing was measured, else "inconclusive". ``answers`` is apart from it: better,
-    worse, unclear or unmeasured (`answers_state`). ``work`` says how many tasks were done and why; ``notes`` what was left out.
+    worse, unclear or unmeasured (`answers_state`). ``work`` says how many tasks were done and why; ``notes`` what was left out;
+    ``held_out_since`` the oldest commit that added one of the files, where they are the latest.
     """
 
     metrics: dict[str, float]
@@ -169,6 +170,7 @@ class Evidence:
     answers_power: AnswersPower | None = None
     work: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    held_out_since: str | None = None
 
     @property
     def verdict(self) -> str:
@@ -204,6 +206,7 @@ class Evidence:
             return "It was not measured on files that it never saw; `mlx-gardener eval PROJECT` measures it."
         low, high = found["bits_per_byte_change_low"], found["bits_per_byte_change_high"]
         files = f"{len(self.files)} file{'s' * (len(self.files) != 1)}"
+        files += " of later commits" * (self.held_out_since is not None)
         told = (
             f"On {files} that it never saw the adapter needs {fewer(found['bits_per_byte_change'])} bits "
             f"per byte than the base (95 % interval of the change {low:+.1%} to {high:+.1%})"
@@ -271,4 +274,5 @@ class Evidence:
             "answers_power": None if self.answers_power is None else asdict(self.answers_power),
             "work": dict(self.work),
             "notes": list(self.notes),
+            "held_out_since": self.held_out_since,
         }

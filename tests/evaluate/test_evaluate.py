@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,12 @@ def test_answers_are_better_or_worse_by_whole_intervals_and_unclear_where_they_c
     assert answers_state([("next_line_exact", *WORSE)]) == "worse", "as evidence of older versions has it"
 
 
+def test_files_of_later_commits_are_called_so() -> None:
+    found = replace(evidence(-0.2, -0.1), held_out_since="1a2b3c")
+    assert "On 1 file of later commits that it never saw" in found.reason
+    assert found.to_json()["held_out_since"] == "1a2b3c"
+
+
 def test_the_reason_tells_the_answers_apart_from_the_bits() -> None:
     told = evidence(-0.2, -0.1, answers_exact=UNCLEAR, answers_f1=UNCLEAR).reason
     assert (
@@ -121,8 +128,6 @@ def test_a_completion_is_bounded_and_the_same_every_time(base: BaseModel) -> Non
 
 
 def test_a_span_needs_a_model_that_knows_spans(base: BaseModel) -> None:
-    from dataclasses import replace
-
     blind = replace(base, tokenizer=replace(base.tokenizer, markers=None))
     with pytest.raises(ModelError, match="no fill-in-the-middle markers"):
         complete(blind, "a", "b", max_new_tokens=2)
