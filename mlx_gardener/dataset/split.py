@@ -20,6 +20,8 @@ from mlx_gardener.source.records import FileRecord
 #: Of a held-out part, the most that one file or cluster takes. On five real repositories the held-out files then weigh as
 #: much as 6 to 14 files of one size, instead of 2 to 6 (total squared over the sum of squares).
 _LARGEST_SHARE = 0.25
+#: By time, where passing over a large new file would mean to take an old one (judgement).
+_LARGEST_SHARE_BY_TIME = 0.5
 #: Commits that have to have added what is held out, that it is a history and no import of everything at once (judgement).
 _LEAST_COMMITS = 3
 
@@ -83,7 +85,7 @@ def split_files(
     ordered = sorted(clusters.values(), key=lambda group: _rank(group, seed))
     if config.split != "files" and added is not None:
         by_time = _latest_first(ordered, added)
-        found = _divided(by_time, files, config)
+        found = _divided(by_time, files, config, largest=_LARGEST_SHARE_BY_TIME)
         commits = {added[record.path].commit for record in found.test if record.path in added}
         dated = all(record.path in added for record in (*found.test, *found.validation))
         oldest = max((entry.age for entry in added.values()), default=0)
@@ -96,7 +98,7 @@ def split_files(
                 "The history does not tell enough files apart to hold out the latest: too few commits added any.",
                 next_step="Fetch the whole history (`git fetch --unshallow`), or set data.split to files.",
             )
-    return _divided(ordered, files, config)
+    return _divided(ordered, files, config, largest=_LARGEST_SHARE)
 
 
 def _latest_first(groups: Sequence[list[FileRecord]], added: Mapping[str, Added]) -> list[list[FileRecord]]:
@@ -108,13 +110,15 @@ def _latest_first(groups: Sequence[list[FileRecord]], added: Mapping[str, Added]
     return sorted(groups, key=age)
 
 
-def _divided(ordered: list[list[FileRecord]], files: Sequence[FileRecord], config: DataConfig) -> Split:
-    """The parts, test and validation from the front of ``ordered``."""
+def _divided(
+    ordered: list[list[FileRecord]], files: Sequence[FileRecord], config: DataConfig, *, largest: float
+) -> Split:
+    """The parts, test and validation from the front of ``ordered``, of groups that are at most ``largest`` of a part."""
     total = sum(kept_bytes(record) for record in files)
     parts: dict[str, list[list[FileRecord]]] = {"test": [], "validation": [], "train": []}
     left = ordered
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
-        parts[name], left = _take(left, fraction * total)
+        parts[name], left = _take(left, fraction * total, largest)
     parts["train"] = left
     if not left:  # a handful of files of the same size: training takes the largest
         parts["train"] = [max(parts["validation"] + parts["test"], key=_group_bytes)]
@@ -126,13 +130,13 @@ def _divided(ordered: list[list[FileRecord]], files: Sequence[FileRecord], confi
 
 
 def _take(
-    groups: list[list[FileRecord]], wanted: float
+    groups: list[list[FileRecord]], wanted: float, share: float
 ) -> tuple[list[list[FileRecord]], list[list[FileRecord]]]:
     """Groups for about ``wanted`` bytes, at least one, and the rest."""
     taken: list[list[FileRecord]] = []
     rest = groups
     have = 0
-    for largest in (wanted * _LARGEST_SHARE, 2 * wanted):
+    for largest in (wanted * share, 2 * wanted):
         if have >= wanted / 2:
             break
         left = []

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from mlx_gardener.config import DataConfig
-from mlx_gardener.dataset import split_files
+from mlx_gardener.dataset import PreparedData, TrainingDataPreparator, split_files
 from mlx_gardener.errors import DataError
+from mlx_gardener.model import load_tokenizer
 from mlx_gardener.source import ChunkType, FileRecord
 from mlx_gardener.source.history import Added
 from mlx_gardener.source.records import ChunkRecord
+from tests.conftest import write_repository
+from tests.support.trainings import tiny_settings
 
 TIME, AUTO, DRAWN = (DataConfig(split=way) for way in ("time", "auto", "files"))
 
@@ -59,3 +65,39 @@ def test_a_history_that_tells_too_little_is_not_gone_by(added: dict[str, Added])
     with pytest.raises(DataError, match="too few commits") as raised:
         split_files(FILES, TIME, seed=0, added=added)
     assert "data.split" in str(raised.value.next_step)
+
+
+def test_a_repository_with_a_history_is_split_by_it(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:
+    root = write_repository(tmp_path / "repository", modules=16)
+    settings = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ("git", *settings, "-C", str(root), *arguments), check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    git("init", "-q")
+    files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*_*.py"))
+    later = files[-6:]
+    git("add", "-A", "--", *(f":!{path}" for path in later))
+    git("commit", "-qm", "most")
+    commits = []
+    for path in later:
+        git("add", path)
+        git("commit", "-qm", path)
+        commits.append(git("rev-parse", "HEAD"))
+
+    def prepared(**more: object) -> PreparedData:
+        config = tiny_settings(tmp_path, **{"data.test_fraction": 0.2, **more})
+        tokenizer = load_tokenizer(tiny_tokenizer_dir)
+        return TrainingDataPreparator(config, tokenizer=tokenizer, cache_dir=tmp_path / "cache").prepare(root)
+
+    data = prepared()
+    held_out = [record.path for record in data.split.test]
+    assert set(held_out) <= set(later) and len(held_out) >= 3
+    since = data.summary["held_out_since"]
+    assert since == commits[min(later.index(path) for path in held_out)]
+    drawn = prepared(**{"data.split": "files"})
+    assert drawn.summary["held_out_since"] is None
+    assert drawn.data_sha256 != data.data_sha256
