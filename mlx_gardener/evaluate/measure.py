@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: When an answer of a kind has all that is looked at: a line, or the rest of one.
 _ENOUGH: dict[str, Callable[[str], bool]] = {
-    "line": lambda text: "\n" in text.lstrip("\n"),
+    "next line": lambda text: "\n" in text.lstrip("\n"),
     "value": lambda text: "\n" in text,
 }
 #: The score of the repository's names of a kind of task, where it has one of its own.
@@ -122,6 +122,7 @@ class Bench:
                 list(new.values()),
                 max_new_tokens=max_new_tokens,
                 engine=self.engine,
+                begins=self.base.tokenizer.line_breaks if kind == "next line" else (),
                 is_enough=_ENOUGH.get(kind),
                 tell=tell,
                 interrupt=self.interrupt,
@@ -146,7 +147,7 @@ class Bench:
             work: says how long prompts and answers are.
         """
         prompts = [line_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks]
-        return self.answers(prompts, kind="line", of=of, max_new_tokens=work.new_tokens, tell=tell)
+        return self.answers(prompts, kind="next line", of=of, max_new_tokens=work.new_tokens, tell=tell)
 
     def assertions(
         self,
@@ -178,7 +179,7 @@ class Bench:
 def line_prompt(
     task: NextLineTask, tokenizer: CodeTokenizer, retriever: Retriever | None, sizes: tuple[int, int]
 ) -> list[int]:
-    """Line breaks at the end are left to the model: newlines and indentation are often one token."""
+    """Line breaks at the end are left to the model, which begins with one: newlines and indentation are often one token."""
     prefix = task.prefix.rstrip("\n")
     prompt = build_prompt(tokenizer, prefix, None, task.path, prefix_tokens=sizes[0])
     return _with_context(prompt, task.path, prefix, tokenizer, retriever)
