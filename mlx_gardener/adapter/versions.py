@@ -14,7 +14,7 @@ from mlx_gardener.registry import ProjectRegistry
 
 @dataclass(frozen=True)
 class VersionFacts:
-    """What a manifest says of a version's worth; ``verdict`` is None where nothing was measured."""
+    """What a manifest says of a version's worth; ``verdict`` is None where nothing was measured, ``answers`` where older."""
 
     version: str
     verdict: str | None
@@ -23,6 +23,7 @@ class VersionFacts:
     commit: str | None
     parent: str | None
     created_at: str
+    answers: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def _facts(version: str, manifest: dict[str, Any]) -> VersionFacts:
         manifest["data"].get("commit"),
         manifest["training"].get("parent"),
         str(manifest.get("created_at", "")),
+        evidence.get("answers"),
     )
 
 

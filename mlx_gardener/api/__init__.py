@@ -115,6 +115,7 @@ class TrainingResult:
         *,
         control: str | None = None,
         tasks: int | None = None,
+        thorough: bool = False,
         arms: Sequence[ArmName] | None = None,
         on_progress: Callable[[float, str], None] | None = None,
     ) -> Evaluation:
@@ -124,6 +125,7 @@ class TrainingResult:
             self.adapter_version,
             control=control,
             tasks=tasks,
+            thorough=thorough,
             arms=arms,
             on_progress=on_progress,
         )

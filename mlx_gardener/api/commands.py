@@ -228,6 +228,7 @@ def evaluate_adapter(
     *,
     control: str | None = None,
     tasks: int | None = None,
+    thorough: bool = False,
     arms: Sequence[ArmName] | None = None,
     on_progress: Callable[[float, str], None] | None = None,
 ) -> Evaluation:
@@ -237,25 +238,29 @@ def evaluate_adapter(
         version: of the adapter; the active one when None.
         control: the project whose adapter is the control; the newest fitting one of any other when None.
         tasks: of each kind, instead of as many as the time share allows.
+        thorough: as many of each kind as tell a difference of 5 points in exact answers.
         arms: what is compared; those of the training when None.
         on_progress: told the share done (0 to 1) and a line for people.
 
     Raises:
-        ConfigError: an arm is unknown.
+        ConfigError: an arm is unknown, or both ``tasks`` and ``thorough`` are given.
         RegistryError: there is no such project or version.
         AdapterError: the adapter's files, the base or the control do not fit.
         DataError: the repository cannot be read, or holds no files any more that were not trained on.
     """
 
     from mlx_gardener.evaluate import registered
+    from mlx_gardener.evaluate.statistics import THOROUGH_TASKS
 
+    if thorough and tasks is not None:
+        raise ConfigError("thorough and tasks both say how many tasks.", next_step="Choose one of them.")
     tell = on_progress or (lambda share, message: None)
     return registered.evaluate_adapter(
         ProjectRegistry(),
         project,
         version,
         control=control,
-        tasks=tasks,
+        tasks=THOROUGH_TASKS if thorough else tasks,
         arms=None if arms is None else tuple(arms),
         on_progress=tell,
     )

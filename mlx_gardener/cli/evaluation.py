@@ -26,6 +26,9 @@ _ARMS = ("base", "base_bm25", "adapter", "adapter_bm25", "control")
     help="Whose adapter is the control; the newest other by default.",
 )
 @click.option("--tasks", type=click.IntRange(0, 1000), metavar="N", help="Tasks of each kind.")
+@click.option(
+    "--thorough", is_flag=True, help="As many tasks as tell a difference of 5 points; takes its time."
+)
 @click.option("--arms", metavar="ARM,ARM", help=f"Of {', '.join(_ARMS)}; the recorded ones by default.")
 @click.option("--json", "as_json", is_flag=True, help="The evidence as JSON on stdout.")
 @click.option(
@@ -40,6 +43,7 @@ def evaluate(
     adapter: str | None,
     control: str | None,
     tasks: int | None,
+    thorough: bool,
     arms: str | None,
     as_json: bool,
     output: Path | None,
@@ -51,6 +55,7 @@ def evaluate(
     """
     from mlx_gardener.errors import DataError
     from mlx_gardener.evaluate.registered import evaluate_adapter
+    from mlx_gardener.evaluate.statistics import THOROUGH_TASKS
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.arms_view import progress_line, show_details
     from mlx_gardener.report.evidence_view import show_evidence
@@ -63,9 +68,17 @@ def evaluate(
         raise click.BadParameter(f"{', '.join(wrong)} is none of {', '.join(_ARMS)}", param_hint="--arms")
     if control is not None and wanted is not None and "control" not in wanted:
         raise click.UsageError("--control needs the arm control among --arms.")
+    if thorough and tasks is not None:
+        raise click.UsageError("--thorough and --tasks both say how many tasks: choose one.")
     with progress_line() as tell:
         done = evaluate_adapter(
-            ProjectRegistry(), project, version, control=control, tasks=tasks, arms=wanted, on_progress=tell
+            ProjectRegistry(),
+            project,
+            version,
+            control=control,
+            tasks=THOROUGH_TASKS if thorough else tasks,
+            arms=wanted,
+            on_progress=tell,
         )
     told = {"project": done.project, "version": done.version, **done.evidence.to_json()}
     text = json.dumps(told, indent=2, sort_keys=True) + "\n"

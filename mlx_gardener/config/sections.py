@@ -93,7 +93,8 @@ class OptimizerConfig(_Section):
 class DataConfig(_Section):
     """What becomes a training example (docs/data.md; judgements are settings).
 
-    Fractions are of examples; ``sequence_lengths`` are tokens per row.
+    Fractions are of examples; ``sequence_lengths`` are tokens per row. ``split`` "time" holds out what the latest commits added,
+    "files" draws, "auto" goes by time where the history is enough.
     """
 
     sequence_lengths: tuple[int, ...] = (512, 1024)
@@ -101,6 +102,7 @@ class DataConfig(_Section):
     repository_row_share: float = Field(0.2, ge=0, le=1)
     validation_fraction: float = Field(0.1, gt=0, lt=0.5)
     test_fraction: float = Field(0.1, gt=0, lt=0.5)
+    split: Literal["auto", "time", "files"] = "auto"
     attend_across_documents: bool = True
     max_file_bytes: int = Field(1_000_000, ge=1)
     max_line_length: int = Field(1000, ge=1)
@@ -126,7 +128,8 @@ class EvaluationConfig(_Section):
     ``patience`` evaluations without an improvement.
 
     The test has ``arms`` and takes about ``time_share`` of what the training took, counted in tokens, but never fewer
-    than ``least_tasks`` tasks of each kind and ``least_rows`` rows, unless the time limit leaves less. The limits are of the
+    than ``least_tasks`` tasks of each kind and ``least_rows`` rows, unless the time limit leaves less; of cross-file lines and
+    assertions there are at most as many as of next lines. The limits are of the
     guards: a rise of bits per byte on other code, a share of places continued word for word, a fall of the share of answers
     that parse.
     """
@@ -137,8 +140,8 @@ class EvaluationConfig(_Section):
     time_share: float = Field(0.2, ge=0, le=10)
     least_tasks: int = Field(12, ge=0)
     least_rows: int = Field(40, ge=1)
-    next_line_tasks: int = Field(60, ge=0)
-    fim_tasks: int = Field(60, ge=0)
+    next_line_tasks: int = Field(155, ge=0)
+    fim_tasks: int = Field(155, ge=0)
     memorisation_places: int = Field(24, ge=0)
     samples: int = Field(6, ge=0, le=20)
     max_new_tokens: int = Field(48, ge=1, le=1024)

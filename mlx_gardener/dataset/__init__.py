@@ -4,6 +4,7 @@ In: a repository's `Scan`. Out: `PreparedData`: packed training rows, and left-t
 parts in which every kept source byte is a target exactly once. Cost: tokenising, once per content (the cache).
 """
 
+from mlx_gardener.dataset.assertions import AssertionTask, assertion_tasks, first_value
 from mlx_gardener.dataset.changes import Earlier
 from mlx_gardener.dataset.prepare import PreparedData, TrainingDataPreparator
 from mlx_gardener.dataset.rows import Batch, RowSet
@@ -14,11 +15,14 @@ from mlx_gardener.dataset.tasks import (
     NextLineTask,
     Place,
     continuation_places,
+    cross_file_tasks,
     fim_tasks,
+    names_defined,
     next_line_tasks,
 )
 
 __all__ = [
+    "AssertionTask",
     "Batch",
     "DataSummary",
     "Earlier",
@@ -29,8 +33,12 @@ __all__ = [
     "RowSet",
     "Split",
     "TrainingDataPreparator",
+    "assertion_tasks",
     "continuation_places",
+    "cross_file_tasks",
     "fim_tasks",
+    "first_value",
+    "names_defined",
     "next_line_tasks",
     "split_files",
 ]

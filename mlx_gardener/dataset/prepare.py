@@ -18,6 +18,7 @@ from mlx_gardener.dataset.split import Split, split_files
 from mlx_gardener.dataset.summary import DataSummary, summarise
 from mlx_gardener.errors import DataError, TrainingError
 from mlx_gardener.source import FileRecord, Scan, dependency_order, read_source, scan_repository
+from mlx_gardener.source.history import added_files
 
 if TYPE_CHECKING:
     from mlx_gardener.model import CodeTokenizer
@@ -140,7 +141,8 @@ class TrainingDataPreparator:
         )
         _check_count(scan, self.config)
         files, over_maximum = select_best(scan.files, self.config.max_training_chunks)
-        split = split_files(files, self.config.data, seed=self.config.seed)
+        added = None if self.config.data.split == "files" else added_files(scan.root)
+        split = split_files(files, self.config.data, seed=self.config.seed, added=added)
         going_on = None if earlier is None else self._continuation(split, earlier, must_continue)
         whole, split = (split, split) if going_on is None else (going_on.whole, going_on.split)
         cache = TokenCache(self.cache_dir, self.tokenizer)

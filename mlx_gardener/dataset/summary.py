@@ -31,6 +31,7 @@ class DataSummary:
         validation_bytes, test_bytes: of source that is predicted.
         fill_in_the_middle: whether the base has markers for it.
         texts_tokenized, texts_from_cache: how many had to be read into tokens, and how many were known.
+        held_out_since: the oldest commit whose files were held out; None where files were drawn.
         continued_from: the version that the training goes on from, and what changed since; None where it begins anew.
         not_continued: the version that it might have gone on from, and why it does not.
     """
@@ -55,6 +56,7 @@ class DataSummary:
     fill_in_the_middle: bool
     texts_tokenized: int
     texts_from_cache: int
+    held_out_since: str | None = None
     continued_from: dict[str, Any] | None = None
     not_continued: dict[str, Any] | None = None
 
@@ -94,6 +96,7 @@ def summarise(
         secrets=len(scan.secrets),
         near_duplicate_clusters=scan.near_duplicate_clusters,
         split=split.describe(),
+        held_out_since=split.since,
         train_rows=len(train),
         train_tokens=train.total_tokens,
         train_loss_tokens=train.loss_tokens,

@@ -1,15 +1,21 @@
-"""Tasks on held-out code: the next line, a span the size of a syntax node, and places to be continued word for word."""
+"""Tasks on held-out code: the next line, lines that use what other files define, a span the size of a syntax node, and
+places to be continued word for word. Assertions are in `assertions`."""
 
 from __future__ import annotations
 
 import io
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from mlx_gardener.dataset.assertions import LOOKED_AT_BYTES
 from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.source.languages import parse
+
+if TYPE_CHECKING:
+    from mlx_gardener.source.records import FileRecord
 
 #: Nothing is learned from lines that anybody would guess: blanks, braces, imports, three characters.
 _TRIVIAL = re.compile(
@@ -18,6 +24,14 @@ _TRIVIAL = re.compile(
 _LEAST_CONTEXT_LINES = 3
 #: Shortest and longest span, characters: short enough to be written within the usual limit of new tokens.
 _SPAN_CHARACTERS = (8, 96)
+#: A name that more files define says nothing about one of them; nor does a short one, or a single word in lower case,
+#: which may as well be anybody's attribute (judgement).
+_MOST_DEFINING = 3
+_TELLING = re.compile(r"(?=.*[A-Z_]).{4,}")
+#: Nodes whose names are no use of them, and leaves that are names.
+_NO_USE = re.compile(r"comment|string|import|^use_|^using|include|package|text|^regex")
+_NAME = re.compile(r"identifier$|^constant$|^name$|^word$")
+_DEFINES = re.compile(r"definition|declarat|_item$|_spec$|^class|^function|^method")
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,7 @@ def next_line_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> li
     places = []
     for excerpt in excerpts:
         for number, line in enumerate(line.rstrip("\r\n") for line in file_lines(excerpt.text)):
-            if number >= _LEAST_CONTEXT_LINES and len(line.strip()) >= 4 and not _TRIVIAL.fullmatch(line):
+            if _is_asked(number, line):
                 places.append((excerpt, number))
     random.Random(seed).shuffle(places)
     chosen = places[:count]
@@ -75,6 +89,77 @@ def next_line_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> li
             NextLineTask(excerpt.path, number + 1, "".join(lines[:number]), lines[number].rstrip("\r\n"))
         )
     return tasks
+
+
+def names_defined(files: Sequence[FileRecord]) -> dict[str, frozenset[str]]:
+    """The repository's own names: those that its chunks define and that say something, each with the files that define it.
+
+    ``__init__``, ``name`` and what more than three files define are nobody's own: who writes them knows nothing of the repository.
+    """
+    found: dict[str, set[str]] = {}
+    for record in files:
+        for chunk in record.chunks:
+            for name in re.findall(r"[^\W\d]\w{2,}", chunk.name):
+                found.setdefault(name, set()).add(record.path)
+    return {
+        name: frozenset(paths)
+        for name, paths in found.items()
+        if len(paths) <= _MOST_DEFINING and _TELLING.fullmatch(name.strip("_"))
+    }
+
+
+def cross_file_tasks(
+    excerpts: Sequence[Excerpt], count: int, defined: Mapping[str, frozenset[str]], *, seed: int
+) -> list[NextLineTask]:
+    """``count`` next lines that use a name which another file defines and theirs does not; fewer when there are not as many.
+
+    Imports, comments and text are no use of a name. The first of them are those that a smaller ``count`` draws.
+
+    Args:
+        defined: what `names_defined` says of the repository.
+    """
+    found: list[NextLineTask] = []
+    looked_at = 0
+    ordered = list(excerpts)
+    random.Random(f"{seed}\0cross file").shuffle(ordered)
+    for excerpt in ordered:
+        if count == 0 or looked_at > LOOKED_AT_BYTES:
+            break
+        looked_at += len(excerpt.text)
+        lines = file_lines(excerpt.text)
+        found += [
+            NextLineTask(excerpt.path, at + 1, "".join(lines[:at]), lines[at].rstrip("\r\n"))
+            for at in _lines_using(excerpt, defined)
+            if at < len(lines) and _is_asked(at, lines[at].rstrip("\r\n"))
+        ]
+    random.Random(f"{seed}\0cross-file lines").shuffle(found)
+    return found[:count]
+
+
+def _is_asked(number: int, line: str) -> bool:
+    """Whether a line, counted from 0, is worth asking for."""
+    return number >= _LEAST_CONTEXT_LINES and len(line.strip()) >= 4 and not _TRIVIAL.fullmatch(line)
+
+
+def _lines_using(excerpt: Excerpt, defined: Mapping[str, frozenset[str]]) -> list[int]:
+    """The lines of a file, counted from 0, that use a name which is defined elsewhere and not here."""
+    data = excerpt.text.encode()
+    tree = parse(data, excerpt.language)
+    used: list[tuple[int, str]] = []
+    own: set[str] = set()
+    waiting = [] if tree is None else [tree.root_node]
+    while waiting:
+        node = waiting.pop()
+        if _NO_USE.search(node.type):
+            continue
+        waiting += node.children
+        if _DEFINES.search(node.type) and (named := node.child_by_field_name("name")) is not None:
+            own.add(data[named.start_byte : named.end_byte].decode(errors="replace"))
+        if not node.child_count and _NAME.search(node.type):
+            name = data[node.start_byte : node.end_byte].decode(errors="replace")
+            if name in defined and excerpt.path not in defined[name]:
+                used.append((node.start_point[0], name))
+    return sorted({line for line, name in used if name not in own})
 
 
 def fim_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> list[FimTask]:

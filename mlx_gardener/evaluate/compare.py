@@ -21,6 +21,7 @@ from mlx_gardener.errors import TimeLimitError, TrainingCancelledError
 from mlx_gardener.evaluate import guards
 from mlx_gardener.evaluate.evidence import (
     ARM_TITLES,
+    AnswersPower,
     Arm,
     Comparison,
     Evidence,
@@ -29,11 +30,17 @@ from mlx_gardener.evaluate.evidence import (
     Sample,
     power_note,
 )
-from mlx_gardener.evaluate.measure import ArmResult, Bench, Scores, Tasks, line_of, score
+from mlx_gardener.evaluate.measure import ArmResult, Bench, Scores, Tasks, line_of, score, value_of
 from mlx_gardener.evaluate.metrics import bits_per_byte, edit_similarity
 from mlx_gardener.evaluate.retrieval import Retriever, training_index
 from mlx_gardener.evaluate.stages import Checks, Findings, Survey, measure_all
-from mlx_gardener.evaluate.statistics import Change, files_needed, relative_change, share_change
+from mlx_gardener.evaluate.statistics import (
+    Change,
+    files_needed,
+    relative_change,
+    share_change,
+    smallest_told,
+)
 from mlx_gardener.evaluate.work import STEP_TOKENS, SURE
 from mlx_gardener.platform.kept import KeptValues
 from mlx_gardener.source.languages import language_of
@@ -42,6 +49,8 @@ if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
 
 _CONTEXT_LINES = 8
+#: The difference in exact answers that tasks should tell.
+_FIVE_POINTS = 0.05
 #: Where so much of the time is left, in shares of what was used, more rows and tasks are worth another round.
 _WORTH_A_ROUND = 0.25
 #: (arm, against) of every comparison of bits per byte that is made where both arms are there.
@@ -145,6 +154,11 @@ def compare(
         if findings.missing:
             notes.append(f"Not measured, as {why}: {', '.join(findings.missing)}.")
     notes = [*survey.notes, *notes]
+    if data.split.since is not None:
+        notes.append(
+            f"Held out are files that commits since {data.split.since[:12]} added; what these changed in other files was "
+            "trained on."
+        )
     survey.keep_what_was_done(findings.missing)
     if "adapter" not in findings.results:
         return Evidence({}, (), (), 0, work=survey.work.to_json(), notes=tuple(notes))
@@ -175,6 +189,7 @@ def _evidence(
     paths = sorted(plan.sizes)
     total = sum(plan.sizes.values())
     scores = {name: score(result, plan.tasks) for name, result in results.items()}
+    scores = {name: found.without_parts_of(scores["base"]) for name, found in scores.items()}
     arms = tuple(
         Arm(
             name,
@@ -214,8 +229,16 @@ def _evidence(
         comparisons=comparisons,
         guards=_guards(findings.checks, main, found, trained_on_test, config),
         power=_power(main),
-        work={**plan.work.to_json(), "rows": len(plan.windows), "fim_tasks": len(plan.tasks.spans)},
+        answers_power=_answers_power(found, scores["base"]),
+        work={
+            **plan.work.to_json(),
+            "rows": len(plan.windows),
+            "fim_tasks": len(plan.tasks.spans),
+            "cross_file_tasks": len(plan.tasks.cross_file),
+            "assertion_tasks": len(plan.tasks.assertions),
+        },
         notes=tuple(notes),
+        held_out_since=data.split.since,
     )
 
 
@@ -299,20 +322,40 @@ def _power(main: Change) -> Power:
     return Power("bits_per_byte", round(main.change, 5), main.files, needed, note)
 
 
+def _answers_power(found: dict[tuple[str, str, str], Change], base: Scores) -> AnswersPower | None:
+    change = found.get(("adapter", "base", "answers_exact"))
+    if change is None:
+        return None
+    tasks = len(base.values["answers_exact"])
+    told = smallest_told(change, tasks)
+    return AnswersPower(
+        tasks, change.files, _five_digits(told), math.ceil(tasks * (told / _FIVE_POINTS) ** 2)
+    )
+
+
 def _samples(results: dict[str, ArmResult], tasks: Tasks, count: int) -> tuple[Sample, ...]:
     """The answers that gained most against the base's, and those that lost most, in this order."""
-    samples = []
-    for line, before, after in zip(tasks.lines, results["base"].lines, results["adapter"].lines, strict=True):
-        first, second, target = line_of(before), line_of(after), line.target.rstrip()
-        gain = round(edit_similarity(second, target) - edit_similarity(first, target), 5)
-        shown = "\n".join(line.prefix.rstrip("\n").split("\n")[-_CONTEXT_LINES:])
-        samples.append(Sample(line.path, line.line, shown, line.target, first, second, "next_line", gain))
-    for span, before, after in zip(tasks.spans, results["base"].spans, results["adapter"].spans, strict=True):
-        gain = edit_similarity(after.text, span.target) - edit_similarity(before.text, span.target)
-        shown = "\n".join(span.prefix.split("\n")[-_CONTEXT_LINES:])
+    base, adapter = results["base"], results["adapter"]
+    samples: list[Sample] = []
+
+    def add(kind: str, task: Any, first: str, second: str) -> None:
+        target = task.target.rstrip()
+        gain = edit_similarity(second, target) - edit_similarity(first, target)
+        shown = "\n".join(task.prefix.rstrip("\n").split("\n")[-_CONTEXT_LINES:])
         samples.append(
-            Sample(span.path, span.line, shown, span.target, before.text, after.text, "fim", round(gain, 5))
+            Sample(task.path, task.line, shown, task.target, first, second, kind, _five_digits(gain))
         )
+
+    for line, before, after in zip(tasks.lines, base.lines, adapter.lines, strict=True):
+        add("next_line", line, line_of(before), line_of(after))
+    asked = {(line.path, line.line) for line in tasks.lines}
+    for line, before, after in zip(tasks.cross_file, base.cross_file, adapter.cross_file, strict=True):
+        if (line.path, line.line) not in asked:
+            add("cross_file", line, line_of(before), line_of(after))
+    for value, before, after in zip(tasks.assertions, base.assertions, adapter.assertions, strict=True):
+        add("assertion", value, value_of(before, value), value_of(after, value))
+    for span, before, after in zip(tasks.spans, base.spans, adapter.spans, strict=True):
+        add("fim", span, before.text, after.text)
     ordered = sorted(samples, key=lambda sample: (-sample.gain, sample.path, sample.line, sample.kind))
     best, worst = ordered[: (count + 1) // 2], ordered[(count + 1) // 2 :][-(count // 2) :]
     return (*best, *(worst if count > 1 else ()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +14,14 @@ ARM_TITLES = {
     "adapter_bm25": "adapter + retrieval",
     "control": "adapter of another repository",
 }
+
+#: What the answers to all tasks are judged by, with its short name; and by what evidence without them tells.
+ANSWERS = {
+    "answers_exact": "exactly right",
+    "answers_similarity": "similarity",
+    "answers_f1": "the repository's names",
+}
+_NEXT_LINES = ("next_line_exact", "next_line_similarity", "identifier_f1")
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,38 @@ def power_note(files_seen: int, files_needed: int | None, *, told_apart: bool) -
     return f"There {were} only {seen}: too few to be sure of a change of this size."
 
 
+@dataclass(frozen=True)
+class AnswersPower:
+    """What the answers could show: ``told`` is the smallest difference in exact answers that is seen with 80 % power, a fraction.
+
+    ``tasks_for_five`` is how many tasks like these tell a difference of five points.
+    """
+
+    tasks: int
+    files: int
+    told: float
+    tasks_for_five: int
+
+
+def answers_state(intervals: Iterable[tuple[str, float, float]]) -> str:
+    """How an adapter's answers are against its base's: "better", "worse", "unclear" or "unmeasured".
+
+    Better is a whole interval above zero and none below, worse the reverse; else it is unclear.
+
+    Args:
+        intervals: metric, low and high of the adapter's comparisons with the base.
+    """
+    known = {metric: (low, high) for metric, low, high in intervals}
+    names = [name for name in ANSWERS if name in known] or [name for name in _NEXT_LINES if name in known]
+    if not names:
+        return "unmeasured"
+    better = any(known[name][0] > 0 for name in names)
+    worse = any(known[name][1] < 0 for name in names)
+    if better == worse:
+        return "unclear"
+    return "better" if better else "worse"
+
+
 def fewer(change: float) -> str:
     """A relative change in words."""
     return f"{abs(change):.1%} {'fewer' if change < 0 else 'more'}"
@@ -112,9 +152,11 @@ class Evidence:
     """Paired figures on the test part.
 
     ``metrics`` holds, for base and adapter, what their arms hold, and ``bits_per_byte_change`` as a fraction with its 95 %
-    interval; it is empty where nothing could be measured. ``verdict`` is "reject" when a guard fails or the whole
-    interval is a loss, "promote" when all of it is an improvement, "unmeasured" where nothing was measured, else
-    "inconclusive". ``work`` says how many tasks were done and why; ``notes`` what was left out.
+    interval; it is empty where nothing could be measured. ``verdict`` is "reject" when a guard fails, the whole
+    interval is a loss, or answers are worse and bits per byte not better; "promote" when all of it is an improvement and
+    answers are not worse; "unmeasured" where nothing was measured, else "inconclusive". ``answers`` is apart from it: better,
+    worse, unclear or unmeasured (`answers_state`). ``work`` says how many tasks were done and why; ``notes`` what was left out;
+    ``held_out_since`` the oldest commit that added one of the files, where they are the latest.
     """
 
     metrics: dict[str, float]
@@ -125,8 +167,10 @@ class Evidence:
     comparisons: tuple[Comparison, ...] = ()
     guards: tuple[Guard, ...] = ()
     power: Power | None = None
+    answers_power: AnswersPower | None = None
     work: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    held_out_since: str | None = None
 
     @property
     def verdict(self) -> str:
@@ -135,7 +179,19 @@ class Evidence:
             return "unmeasured"
         if self.failed_guards or self.metrics["bits_per_byte_change_low"] > 0:
             return "reject"
-        return "promote" if self.metrics["bits_per_byte_change_high"] < 0 else "inconclusive"
+        worse = self.answers == "worse"
+        if self.metrics["bits_per_byte_change_high"] < 0:
+            return "inconclusive" if worse else "promote"
+        return "reject" if worse else "inconclusive"
+
+    @property
+    def answers(self) -> str:
+        """How the adapter's answers are against the base's: better, worse, unclear or unmeasured."""
+        return answers_state(
+            (found.metric, found.low, found.high)
+            for found in self.comparisons
+            if (found.arm, found.against) == ("adapter", "base")
+        )
 
     @property
     def failed_guards(self) -> tuple[Guard, ...]:
@@ -144,12 +200,13 @@ class Evidence:
 
     @property
     def reason(self) -> str:
-        """The verdict in one sentence."""
+        """The verdict in a sentence, and another for the answers where they were asked."""
         found = self.metrics
         if not found:
             return "It was not measured on files that it never saw; `mlx-gardener eval PROJECT` measures it."
         low, high = found["bits_per_byte_change_low"], found["bits_per_byte_change_high"]
         files = f"{len(self.files)} file{'s' * (len(self.files) != 1)}"
+        files += " of later commits" * (self.held_out_since is not None)
         told = (
             f"On {files} that it never saw the adapter needs {fewer(found['bits_per_byte_change'])} bits "
             f"per byte than the base (95 % interval of the change {low:+.1%} to {high:+.1%})"
@@ -158,20 +215,34 @@ class Evidence:
             told = f"On {files} that it never saw the adapter needs exactly as many bits per byte as the base"
         if self.failed_guards:
             return f"{told}, but {' and '.join(guard.reason for guard in self.failed_guards)}."
-        retrieval = self._change("base_bm25", "adapter")
+        retrieval = self._change("base_bm25", "adapter", "bits_per_byte")
         if retrieval is not None and retrieval.high < 0:
-            return f"{told}, but the base with retrieved code in front of the prompt needs {fewer(retrieval.change)} than the adapter."
-        if low <= 0 <= high and low < high:
-            return f"{told}: chance explains that as well."
-        return f"{told}."
+            told += f", but the base with retrieved code in front of the prompt needs {fewer(retrieval.change)} than the adapter"
+        elif low <= 0 <= high and low < high:
+            told += ": chance explains that as well"
+        return f"{told}.{self._answers_told()}"
 
-    def _change(self, arm: str, against: str) -> Comparison | None:
-        """The comparison of bits per byte of two arms, if it was made."""
+    def _answers_told(self) -> str:
+        """What the answers were, as another sentence; "" where they were not asked, or are the base's."""
+        changes = {name: self._change("adapter", "base", name) for name in ANSWERS}
+        known = {name: found for name, found in changes.items() if found is not None}
+        if not known or all(found.low == found.high == 0 for found in known.values()):
+            return ""
+        figures = ", ".join(
+            f"{ANSWERS[name]} {100 * found.change:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+            for name, found in known.items()
+        )
+        tasks = max(found.tasks for found in known.values())
+        state = {"better": "are better", "worse": "are worse"}.get(self.answers, "are not measurably better")
+        return f" Its answers to {tasks} task{'s' * (tasks != 1)} {state}: {figures}."
+
+    def _change(self, arm: str, against: str, metric: str) -> Comparison | None:
+        """The comparison of two arms, if it was made."""
         return next(
             (
                 found
                 for found in self.comparisons
-                if (found.arm, found.against, found.metric) == (arm, against, "bits_per_byte")
+                if (found.arm, found.against, found.metric) == (arm, against, metric)
             ),
             None,
         )
@@ -190,6 +261,7 @@ class Evidence:
         ]
         return {
             "verdict": self.verdict,
+            "answers": self.answers,
             "reason": self.reason,
             "metrics": self.metrics,
             "files": list(self.files),
@@ -199,6 +271,8 @@ class Evidence:
             "comparisons": [asdict(comparison) for comparison in self.comparisons],
             "guards": [asdict(guard) for guard in self.guards],
             "power": None if self.power is None else asdict(self.power),
+            "answers_power": None if self.answers_power is None else asdict(self.answers_power),
             "work": dict(self.work),
             "notes": list(self.notes),
+            "held_out_since": self.held_out_since,
         }

@@ -91,6 +91,7 @@ def generate_many(
     *,
     max_new_tokens: int,
     engine: Engine | None = None,
+    begins: Sequence[int] = (),
     is_enough: Callable[[str], bool] | None = None,
     tell: Callable[[float], None] = lambda share: None,
     interrupt: Callable[[], None] = lambda: None,
@@ -102,6 +103,7 @@ def generate_many(
         prompts: token ids, none of them empty.
         max_new_tokens: at most this many a prompt.
         engine: the base's, for its operations, CPU streams and budget; without one, one stream and MLX's own operations.
+        begins: token ids of which every answer begins with one; with any where there are none.
         is_enough: asked with an answer's text so far; ends that answer early.
         tell: told the share done, 0 to 1, after every piece of a prompt and every token.
         interrupt: asked as often; may raise.
@@ -131,7 +133,7 @@ def generate_many(
         batch = order[start : start + size]
         start += len(batch)
         groups = _read(base, engine, batch, max_new_tokens, pulse)
-        _write(base, engine, groups, max_new_tokens, stops, is_enough, pulse)
+        _write(base, engine, groups, max_new_tokens, stops, begins, is_enough, pulse)
     return [row.answer for row in rows if row.answer is not None]
 
 
@@ -213,18 +215,23 @@ def _write(
     groups: list[_Group],
     max_new_tokens: int,
     stops: frozenset[int],
+    begins: Sequence[int],
     is_enough: Callable[[str], bool] | None,
     pulse: Callable[[], None],
 ) -> None:
     """Let the answers of all groups grow until each is done."""
     import mlx.core as mx
 
+    left = list(begins)
     while groups:
         with _writing(engine, len(groups)):
             for group in groups:
                 with _on(group.stream):
                     logits = base.model(group.tokens[:, None], cache=group.caches)[:, -1]  # (rows, vocab)
-                    group.tokens = logits.argmax(axis=-1)
+                    if left:  # the first token
+                        group.tokens = mx.array(left)[logits[:, mx.array(left)].argmax(axis=-1)]
+                    else:
+                        group.tokens = logits.argmax(axis=-1)
             mx.eval([(group.tokens, [cache.state for cache in group.caches]) for group in groups])
         for group in groups:
             tokens: list[int] = group.tokens.tolist()  # type: ignore[assignment]  # (rows,)
@@ -233,6 +240,7 @@ def _write(
                     _take(row, token, base, max_new_tokens, stops, is_enough)
             _leave_out_done(group)
         groups = [group for group in groups if group.rows]
+        left = []
         pulse()
 
 

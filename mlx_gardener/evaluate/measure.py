@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.dataset import Batch, FimTask, NextLineTask, RowSet
+from mlx_gardener.dataset import AssertionTask, Batch, FimTask, NextLineTask, RowSet, first_value
 from mlx_gardener.engine import Engine, base_topic, kept_row_losses
 from mlx_gardener.evaluate.complete import build_prompt
+from mlx_gardener.evaluate.evidence import ANSWERS
 from mlx_gardener.evaluate.generate import Answer, generate_many, prompt_key
 from mlx_gardener.evaluate.metrics import edit_similarity, identifier_f1, parses
 from mlx_gardener.evaluate.retrieval import Retriever
@@ -24,6 +25,14 @@ from mlx_gardener.retrieval import code_in_front, with_context
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel, CodeTokenizer
 
+#: When an answer of a kind has all that is looked at: a line, or the rest of one.
+_ENOUGH: dict[str, Callable[[str], bool]] = {
+    "next line": lambda text: "\n" in text.lstrip("\n"),
+    "value": lambda text: "\n" in text,
+}
+#: The score of the repository's names of a kind of task, where it has one of its own.
+_NAMES = {"next_line": "identifier_f1", "cross_file": "cross_file_f1"}
+
 
 @dataclass(frozen=True)
 class Tasks:
@@ -32,6 +41,8 @@ class Tasks:
     lines: list[NextLineTask]
     spans: list[FimTask]
     defined: frozenset[str]
+    cross_file: list[NextLineTask] = field(default_factory=list)
+    assertions: list[AssertionTask] = field(default_factory=list)
 
 
 @dataclass
@@ -41,6 +52,8 @@ class ArmResult:
     losses: dict[str, float] = field(default_factory=dict)
     lines: list[Answer] = field(default_factory=list)
     spans: list[Answer] = field(default_factory=list)
+    cross_file: list[Answer] = field(default_factory=list)
+    assertions: list[Answer] = field(default_factory=list)
 
 
 def part_of(tell: Callable[[float], None], number: int, count: int) -> Callable[[float], None]:
@@ -110,7 +123,8 @@ class Bench:
                 list(new.values()),
                 max_new_tokens=max_new_tokens,
                 engine=self.engine,
-                is_enough=(lambda text: "\n" in text.lstrip("\n")) if kind == "line" else None,
+                begins=self.base.tokenizer.line_breaks if kind == "next line" else (),
+                is_enough=_ENOUGH.get(kind),
                 tell=tell,
                 interrupt=self.interrupt,
             )
@@ -121,7 +135,7 @@ class Bench:
 
     def lines(
         self,
-        tasks: Tasks,
+        tasks: Sequence[NextLineTask],
         retriever: Retriever | None,
         work: Work,
         *,
@@ -133,14 +147,25 @@ class Bench:
         Args:
             work: says how long prompts and answers are.
         """
-        prompts = [
-            line_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks.lines
-        ]
-        return self.answers(prompts, kind="line", of=of, max_new_tokens=work.new_tokens, tell=tell)
+        prompts = [line_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks]
+        return self.answers(prompts, kind="next line", of=of, max_new_tokens=work.new_tokens, tell=tell)
+
+    def assertions(
+        self,
+        tasks: Sequence[AssertionTask],
+        retriever: Retriever | None,
+        work: Work,
+        *,
+        of: str,
+        tell: Callable[[float], None],
+    ) -> list[Answer]:
+        """The rest of the line of every assertion, likewise."""
+        prompts = [value_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks]
+        return self.answers(prompts, kind="value", of=of, max_new_tokens=work.new_tokens, tell=tell)
 
     def spans(
         self,
-        tasks: Tasks,
+        tasks: Sequence[FimTask],
         retriever: Retriever | None,
         work: Work,
         *,
@@ -148,19 +173,25 @@ class Bench:
         tell: Callable[[float], None],
     ) -> list[Answer]:
         """What fills the span of every task, likewise."""
-        prompts = [
-            fim_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks.spans
-        ]
+        prompts = [fim_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks]
         return self.answers(prompts, kind="fim", of=of, max_new_tokens=work.new_tokens, tell=tell)
 
 
 def line_prompt(
     task: NextLineTask, tokenizer: CodeTokenizer, retriever: Retriever | None, sizes: tuple[int, int]
 ) -> list[int]:
-    """Line breaks at the end are left to the model: newlines and indentation are often one token."""
+    """Line breaks at the end are left to the model, which begins with one: newlines and indentation are often one token."""
     prefix = task.prefix.rstrip("\n")
     prompt = build_prompt(tokenizer, prefix, None, task.path, prefix_tokens=sizes[0])
     return with_context(prompt, code_in_front(retriever, task.path, prefix)[0], tokenizer)
+
+
+def value_prompt(
+    task: AssertionTask, tokenizer: CodeTokenizer, retriever: Retriever | None, sizes: tuple[int, int]
+) -> list[int]:
+    """Up to the value; a blank before it is left to the model, as its token often begins with one."""
+    prompt = build_prompt(tokenizer, task.prefix, None, task.path, prefix_tokens=sizes[0])
+    return with_context(prompt, code_in_front(retriever, task.path, task.prefix)[0], tokenizer)
 
 
 def fim_prompt(
@@ -179,6 +210,11 @@ def line_of(answer: Answer) -> str:
     return answer.text.lstrip("\n").split("\n")[0].rstrip()
 
 
+def value_of(answer: Answer, task: AssertionTask) -> str:
+    """The value that was written, up to what ends it."""
+    return first_value(answer.text.split("\n")[0], task.language, in_condition=task.in_condition)
+
+
 @dataclass(frozen=True)
 class Scores:
     """An arm's score for each task, by metric, with the file of each."""
@@ -190,26 +226,48 @@ class Scores:
         """The mean of every metric."""
         return {name: sum(found) / len(found) for name, found in self.values.items() if found}
 
+    def without_parts_of(self, whole: Scores) -> Scores:
+        """This without the metrics over all tasks where ``whole`` was asked others: they could not be compared."""
+        kept = {
+            name: found
+            for name, found in self.values.items()
+            if name not in ANSWERS or len(found) == len(whole.values.get(name, ()))
+        }
+        return Scores(kept, {name: self.files[name] for name in kept})
+
 
 def score(result: ArmResult, tasks: Tasks) -> Scores:
-    """Every answer against what stands there."""
-    values: dict[str, list[float]] = {}
-    files: dict[str, list[str]] = {}
+    """Every answer against what stands there: by kind of task, and all together (`ANSWERS`), where no place counts twice."""
+    scores = Scores({}, {})
+    seen: set[tuple[str, int]] = set()
 
-    def add(name: str, path: str, value: float) -> None:
-        values.setdefault(name, []).append(value)
-        files.setdefault(name, []).append(path)
+    def add(name: str, path: str, value: float | None) -> None:
+        if value is not None:
+            scores.values.setdefault(name, []).append(value)
+            scores.files.setdefault(name, []).append(path)
+
+    def compare(kind: str, path: str, written: str, target: str, *, again: bool = False) -> None:
+        exact, similarity = float(written == target), edit_similarity(written, target)
+        found = identifier_f1(written, target, tasks.defined)
+        add(f"{kind}_exact", path, exact)
+        add(f"{kind}_similarity", path, similarity)
+        if kind in _NAMES:
+            add(_NAMES[kind], path, found)
+        if not again:
+            for name, value in zip(ANSWERS, (exact, similarity, found), strict=True):
+                add(name, path, value)
 
     # An arm that time ran out for has no answers of a kind at all.
     for line, answer in zip(tasks.lines, result.lines, strict=bool(result.lines)):
-        written, target = line_of(answer), line.target.rstrip()
-        add("next_line_exact", line.path, float(written == target))
-        add("next_line_similarity", line.path, edit_similarity(written, target))
-        found = identifier_f1(written, target, tasks.defined)
-        if found is not None:
-            add("identifier_f1", line.path, found)
+        compare("next_line", line.path, line_of(answer), line.target.rstrip())
+        seen.add((line.path, line.line))
+    for line, answer in zip(tasks.cross_file, result.cross_file, strict=bool(result.cross_file)):
+        again = (line.path, line.line) in seen
+        compare("cross_file", line.path, line_of(answer), line.target.rstrip(), again=again)
+    for task, answer in zip(tasks.assertions, result.assertions, strict=bool(result.assertions)):
+        compare("assertion", task.path, value_of(answer, task), task.target)
     for span, answer in zip(tasks.spans, result.spans, strict=bool(result.spans)):
-        add("fim_exact", span.path, float(answer.text.strip() == span.target.strip()))
+        compare("fim", span.path, answer.text.strip(), span.target.strip())
         add("fim_parse_ok", span.path, float(parses(span.prefix + answer.text + span.suffix, span.language)))
         add("stop_rate", span.path, float(answer.stopped))
-    return Scores(values, files)
+    return scores

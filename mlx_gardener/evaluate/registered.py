@@ -109,7 +109,9 @@ def evaluate_adapter(
 
 def _config(adapter: LoadedAdapter, model: str, arms: tuple[str, ...] | None) -> TrainingConfig:
     """The settings of the adapter's training, with ``model``, the base where this machine has it."""
-    settings: dict[str, Any] = {**adapter.manifest["config"], "model": model}
+    recorded = adapter.manifest["config"]
+    data = {"split": "files", **recorded.get("data", {})}  # manifests that do not say it were made so
+    settings: dict[str, Any] = {**recorded, "data": data, "model": model}
     if arms is not None:
         wanted = {"base", "adapter", *arms}
         evaluation = dict(settings.get("evaluation", {}))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.adapter import LoadedAdapter, attach_adapter
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.dataset import PreparedData, RowSet, continuation_places, fim_tasks, next_line_tasks
+from mlx_gardener.dataset import (
+    PreparedData,
+    RowSet,
+    assertion_tasks,
+    continuation_places,
+    cross_file_tasks,
+    fim_tasks,
+    names_defined,
+    next_line_tasks,
+)
 from mlx_gardener.dataset.examples import Excerpt, header_text
 from mlx_gardener.evaluate import guards
 from mlx_gardener.evaluate.measure import ArmResult, Bench, Tasks, part_of
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
 
 _TOLD = {"base": "the base", "adapter": "the adapter", "control": "the adapter of another repository"}
 LOSSES, LINES, SPANS = "bits per byte", "next lines", "spans"
+CROSS_FILE, ASSERTIONS = "cross-file lines", "assertions"
 _GUARDS = "guards"
 
 
@@ -77,12 +86,10 @@ def stages_of(names: Sequence[str], tasks: Tasks) -> Iterator[Stage]:
         yield Stage(both, LINES)
     yield Stage(both, _GUARDS)
     yield from (Stage(arms, LOSSES) for arms in others)
-    if tasks.spans:
-        yield Stage(both, SPANS)
+    kinds = (CROSS_FILE, ASSERTIONS, SPANS)
+    yield from (Stage(both, kind) for kind in kinds if getattr(tasks, _FIELDS[kind]))
     for arms in others:
-        yield from (
-            Stage(arms, kind) for kind, asked in ((LINES, tasks.lines), (SPANS, tasks.spans)) if asked
-        )
+        yield from (Stage(arms, kind) for kind in (LINES, *kinds) if getattr(tasks, _FIELDS[kind]))
 
 
 def measure_all(
@@ -135,7 +142,14 @@ def measure_all(
         findings.missing.remove(stage.title)
 
 
-_FIELDS = {LOSSES: "losses", LINES: "lines", SPANS: "spans"}
+#: Where tasks and answers of a kind are in `Tasks` and `ArmResult`.
+_FIELDS = {
+    LOSSES: "losses",
+    LINES: "lines",
+    CROSS_FILE: "cross_file",
+    ASSERTIONS: "assertions",
+    SPANS: "spans",
+}
 
 
 def _do(
@@ -150,9 +164,13 @@ def _do(
     """What one arm does in a stage, with retrieved code in front where there is a retriever."""
     if kind == LOSSES:
         return bench.losses(survey.rows if retriever is None else survey.context_rows, tell, of=of)
-    if kind == LINES:
-        return bench.lines(survey.tasks, retriever, survey.work, of=of, tell=tell)
-    return bench.spans(survey.tasks, retriever, survey.work, of=of, tell=tell)
+    tasks = survey.tasks
+    if kind == ASSERTIONS:
+        return bench.assertions(tasks.assertions, retriever, survey.work, of=of, tell=tell)
+    if kind == SPANS:
+        return bench.spans(tasks.spans, retriever, survey.work, of=of, tell=tell)
+    lines = tasks.cross_file if kind == CROSS_FILE else tasks.lines
+    return bench.lines(lines, retriever, survey.work, of=of, tell=tell)
 
 
 def _fingerprint(adapter: LoadedAdapter) -> str:
@@ -204,6 +222,11 @@ class Survey:
         forward_tokens: float,
         step_tokens: float,
     ) -> Survey:
+        defined = names_defined(data.scan.files)
+        others = (
+            cross_file_tasks(data.test_excerpts, 1, defined, seed=config.seed),
+            assertion_tasks(data.test_excerpts, 1, seed=config.seed),
+        )
         decide = partial(
             decide_work,
             config,
@@ -212,6 +235,7 @@ class Survey:
             tasks=tasks,
             can_write=can_write,
             can_fill=base.tokenizer.markers is not None,
+            other_kinds=sum(map(bool, others)),
             files=len({excerpt.path for excerpt in data.test_excerpts}),
             step_tokens=step_tokens,
         )
@@ -241,16 +265,13 @@ class Survey:
         drawn = f"{work.rows} of {len(windows)} stretches of held-out code{length} were measured."
         sampled = [drawn] if len(windows) > work.rows else []
         windows = draw_windows(windows, work.rows, seed=seed)
-        defined = {
-            name
-            for record in data.scan.files
-            for chunk in record.chunks
-            for name in re.findall(r"[^\W\d]\w{2,}", chunk.name)
-        }
+        defined = names_defined(data.scan.files)
         asked = Tasks(
             next_line_tasks(data.test_excerpts, work.next_line_tasks, seed=seed),
             fim_tasks(data.test_excerpts, work.fim_tasks, seed=seed),
             frozenset(defined),
+            cross_file_tasks(data.test_excerpts, work.other_tasks, defined, seed=seed),
+            assertion_tasks(data.test_excerpts, work.other_tasks, seed=seed),
         )
         rows = plain_rows(windows, tokenizer, widths)
         return cls(work, wanted, rows, rows, asked, windows, widths, _sizes(rows), [*sampled, *notes], notes)
@@ -264,10 +285,10 @@ class Survey:
 
     def keep_what_was_done(self, missing: Sequence[str]) -> None:
         """Leave tasks out that not even base and adapter were asked."""
-        if LINES in missing:
-            self.tasks = replace(self.tasks, lines=[])
-        if SPANS in missing:
-            self.tasks = replace(self.tasks, spans=[])
+        for kind, name in _FIELDS.items():
+            if kind in missing and kind != LOSSES:
+                left_out: dict[str, Any] = {name: []}
+                self.tasks = replace(self.tasks, **left_out)
 
     def add_context(self, base: BaseModel, retriever: Retriever) -> None:
         """Make the rows with retrieved code in front."""

@@ -141,6 +141,39 @@ def student_quantile(freedom: float, level: float = _LEVEL) -> float:
     return math.sqrt(freedom) * math.tan(angle)
 
 
+def tasks_needed(difference: float, differing: float) -> int:
+    """Paired tasks at which a difference of shares is told from none with 80 % power.
+
+    (z(97.5 %) sqrt(d) + z(80 %) sqrt(d - difference^2))^2 / difference^2, with d the share of tasks that one side gets right
+    and the other does not (Connor 1987, doi:10.2307/2531961). It is at least the difference, which needs the fewest.
+
+    Args:
+        difference: of the shares, 0.05 for five points.
+        differing: d.
+    """
+    normal = NormalDist()
+    differing = max(difference, differing)
+    spread = normal.inv_cdf((1 + _LEVEL) / 2) * math.sqrt(differing)
+    spread += normal.inv_cdf(_POWER) * math.sqrt(differing - difference**2)
+    return math.ceil((spread / difference) ** 2)
+
+
+#: Tasks of each kind of a thorough evaluation: five points are told where 15 of 100 answers differ.
+THOROUGH_TASKS = tasks_needed(0.05, 0.15)
+
+
+def smallest_told(found: Change, tasks: int) -> float:
+    """The smallest difference of shares that tasks and files like these tell from none with 80 % power, at most 1.
+
+    Where no answer differed at all, fewer than 3 in ``tasks`` do (the rule of three, 95 %).
+    """
+    normal = NormalDist()
+    least = math.sqrt(3) / max(1, tasks)
+    error = max(least, found.error)
+    half = max((found.high - found.low) / 2, normal.inv_cdf((1 + _LEVEL) / 2) * least)
+    return min(1.0, half + normal.inv_cdf(_POWER) * error)
+
+
 def files_needed(found: Change) -> int | None:
     """Files like these at which an effect like this one is told from none with 80 % power; None where none was seen.
 

@@ -52,6 +52,7 @@ class Work:
         prompt_tokens: before and after a place, at most.
         guard_share: the share of the guards' whole work.
         new_tokens: of an answer, at most.
+        other_tasks: of each other kind there is, cross-file lines and assertions.
     """
 
     rows: int
@@ -63,6 +64,7 @@ class Work:
     prompt_tokens: tuple[int, int]
     guard_share: float
     new_tokens: int
+    other_tasks: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
@@ -77,6 +79,7 @@ def decide_work(
     tasks: int | None,
     can_write: bool,
     can_fill: bool = True,
+    other_kinds: int = 0,
     files: int = 1,
     forward_tokens: float = math.inf,
     step_tokens: float = STEP_TOKENS[False],
@@ -88,17 +91,18 @@ def decide_work(
         tasks: asked for by the user, of each kind; None for as many as the share allows.
         can_write: whether answers are generated at all.
         can_fill: whether the model has fill-in-the-middle markers.
+        other_kinds: of tasks that the held-out code has: cross-file lines, assertions.
         files: held out; enough rows for all of them are better than long ones.
         forward_tokens: that may go forward in the time there is, for everything.
         step_tokens: what one more token for all answers costs, in tokens that are read (`STEP_TOKENS`).
     """
     settings, width = config.evaluation, config.data.sequence_lengths[-1]
     allowed = settings.time_share * _FORWARDS_PER_TRAINED_TOKEN * training_tokens
-    kinds = 1 + can_fill
+    kinds = all_kinds = 1 + can_fill + other_kinds
     whole = _Sizes(width, settings.context_tokens, prompt_sizes(config), settings.max_new_tokens)
     row, task, writing = whole.costs(settings.arms, step_tokens)
     rows = min(windows, max(settings.least_rows, int(allowed / 2 / row)))
-    fitting = max(settings.least_tasks, int(allowed / 2 / (2 * task)))
+    fitting = max(settings.least_tasks, int(allowed / 2 / (max(2, kinds) * task)))
     why = f"at most {settings.time_share:.0%} of the work of training on {training_tokens:,} tokens"
     why += (
         f", but at least {settings.least_tasks} tasks and {settings.least_rows} rows where there are as many"
@@ -114,24 +118,26 @@ def decide_work(
             f"{sizes.row_tokens} tokens, prompts of up to {sum(sizes.prompt_tokens)}"
         )
     lines, spans = min(fitting, settings.next_line_tasks), min(fitting, settings.fim_tasks)
+    others = lines
     if tasks is not None:
-        lines = spans = tasks
+        lines = spans = others = tasks
         why = f"{tasks} tasks of each kind were asked for; rows: {why}"
     if not can_write:
-        lines = spans = 0
+        lines = spans = others = 0
         why += "; no tasks, since weights read from disk for every token written would take hours"
-    elif can_fill and kinds == 1:
-        why += "; no spans, as there was no time for them"
+    elif kinds < all_kinds:
+        why += "; next lines and no spans or others, as there was no time for them"
     return Work(
         rows,
         lines,
-        spans if can_fill and kinds > 1 else 0,
+        spans if can_fill and kinds == all_kinds else 0,
         why,
         sizes.row_tokens,
         sizes.context_tokens,
         sizes.prompt_tokens,
         guard_share,
         sizes.new_tokens,
+        others if other_kinds and kinds == all_kinds else 0,
     )
 
 
@@ -167,6 +173,7 @@ def more_work(work: Work, wanted: Work, factor: float, row_tokens: int) -> Work 
             work.next_line_tasks, min(int(factor * work.next_line_tasks), wanted.next_line_tasks)
         ),
         fim_tasks=max(work.fim_tasks, min(int(factor * work.fim_tasks), wanted.fim_tasks)),
+        other_tasks=max(work.other_tasks, min(int(factor * work.other_tasks), wanted.other_tasks)),
     )
     return None if more == work else more
 

@@ -160,6 +160,20 @@ class CodeTokenizer:
                 lengths[index] = len(token.content.encode())
         return lengths
 
+    @cached_property
+    def line_breaks(self) -> tuple[int, ...]:
+        """The ids whose text begins with a line break, rising."""
+        breaks = (_NEWLINE_BYTE if _is_byte_level(self._plain) else "\n", "<0x0A>")
+        found = {
+            index
+            for piece, index in self._plain.get_vocab(with_added_tokens=False).items()
+            if piece.startswith(breaks)
+        }
+        for index, token in self._full.get_added_tokens_decoder().items():
+            if not _is_control(token.content, token.special) and token.content.startswith("\n"):
+                found.add(index)
+        return tuple(sorted(index for index in found if index < self.vocab_size))
+
 
 @contextmanager
 def _damage_named(what: str) -> Iterator[None]:
@@ -175,6 +189,10 @@ def _damage_named(what: str) -> Iterator[None]:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise ModelError(f"{what} ({error}).", next_step="Fetch the model again.") from error
         raise
+
+
+#: How GPT-2's mapping writes a line feed.
+_NEWLINE_BYTE = "\u010a"
 
 
 def _is_byte_level(tokenizer: Tokenizer) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_gardener.evaluate.evidence import power_note
-from mlx_gardener.report.story import changes
+from mlx_gardener.report.story import answers, changes
 
 #: Verdict: headline, and the sign it is recognised by without colour.
 VERDICTS = {
@@ -19,6 +19,18 @@ VERDICTS = {
     "inconclusive": ("No clear difference.", "≈"),
     "reject": ("It made things worse.", "✗"),
     "unmeasured": ("Not measured yet.", "·"),
+}
+#: Of an adapter that predicts code better and whose answers are not better: what its answers are, and what that means.
+_NOT_BETTER = {
+    "unclear": "are not measurably better yet",
+    "unmeasured": "were not compared",
+    "worse": "are worse",
+}
+_ANSWERS_MEAN = {
+    "better": ", and what it writes is closer to what stands there.",
+    "unclear": "; what it writes cannot be told from what the base writes. Train longer, or use retrieval.",
+    "unmeasured": ". What it writes was not compared.",
+    "worse": ", but what it writes is further from what stands there.",
 }
 #: Why an adapter that a guard failed is not used.
 _FAILED = {
@@ -50,7 +62,18 @@ GLOSSARY = (
         "The range in which the change would lie in 95 of 100 such measurements. Where it includes zero, chance explains "
         "the change as well.",
     ),
+    (
+        "answers",
+        "What the model writes in all tasks together: how many are exactly right, how similar the rest is, and whether the "
+        "repository's own names are in it. An adapter may predict code better and yet write nothing that is better: both "
+        "are judged, and named apart where they part.",
+    ),
     ("next line", "The model writes the next line of an unseen file; compared with the line that stands there."),
+    (
+        "cross-file line",
+        "A next line that uses a name which another file of the repository defines, and this one does not.",
+    ),
+    ("assertion", "The model writes the value that an assertion in an unseen test compares with."),
     ("similarity", "How much of a line is the same: 100 % is the line itself, letter by letter."),
     ("span", "A piece is taken out of an unseen file, and the model fills it in from what is around it (FIM)."),
     (
@@ -60,6 +83,10 @@ GLOSSARY = (
     ("stops by itself", "The model ends what it fills in, instead of writing on until it is cut off."),
     ("guard", "Something that must not happen, however much better the rest became. One that fails keeps an adapter from use."),
 )  # fmt: skip
+
+
+#: The difference in exact answers that is worth seeing.
+_FIVE_POINTS = 0.05
 
 
 @dataclass(frozen=True)
@@ -72,41 +99,63 @@ class Step:
 
 def headline(evidence: Mapping[str, Any]) -> tuple[str, str]:
     """A verdict's sentence and sign."""
-    verdict = str(evidence["verdict"])
+    verdict, state = str(evidence["verdict"]), answers(evidence)
     if verdict == "reject" and _failed(evidence) and not _is_loss(evidence):
         return "Not put to use: a check failed.", "✗"
-    if verdict == "promote" and _is_clearly_better(evidence, "base_bm25", "adapter"):
-        return "It helped, but retrieval alone helped more.", "✓"
+    if verdict == "reject" and not _is_loss(evidence):
+        return "Its answers are worse, and it does not predict your code better.", "✗"
+    if verdict == "reject" and not _failed(evidence) and state == "better":
+        return "It predicts your code worse, though its answers are better.", "✗"
+    if verdict == "promote":
+        beaten = _is_clearly_better(evidence, "base_bm25", "adapter")
+        if state == "better":
+            return f"It helped{', but retrieval alone helped more' * beaten}.", "✓"
+        more = ", though retrieval alone does more" * beaten
+        return f"It predicts your code better{more}; its answers {_NOT_BETTER[state]}.", "✓"
+    if verdict == "inconclusive" and _is_gain(evidence):
+        return "It predicts your code better, but its answers are worse.", "≈"
     if verdict == "inconclusive" and _is_the_base(evidence):
         return "It changed nothing.", "≈"
+    if verdict == "inconclusive" and state == "better":
+        return "Its answers are better; it does not clearly predict your code better.", "≈"
     return VERDICTS.get(verdict, (verdict.capitalize() + ".", "·"))
 
 
 def meaning(evidence: Mapping[str, Any]) -> str:
     """What the verdict says about the adapter, for somebody who never saw one."""
-    verdict, failed = evidence["verdict"], _failed(evidence)
+    verdict, failed, state = evidence["verdict"], _failed(evidence), answers(evidence)
+    unseen = "On files of this repository that it was not trained on, "
     if verdict == "promote":
+        told = f"{unseen}the adapter predicts the code better than the base model alone, by more than chance explains"
+        return f"{told}{_ANSWERS_MEAN[state]}"
+    if verdict == "inconclusive" and _is_gain(evidence):
         return (
-            "On files of this repository that it was not trained on, the adapter predicts the code better than the base "
-            "model alone, by more than chance explains."
+            f"{unseen}the adapter predicts the code better than the base model alone, but what it writes is further from what "
+            "stands there, both by more than chance explains. It can be used; judge for yourself."
         )
     if verdict == "inconclusive" and _is_the_base(evidence):
         return (
             "The adapter predicts exactly what the base model does. After a training that is so where no update made the part "
             "that it validates on better: then none is kept."
         )
+    if verdict == "inconclusive" and state == "better":
+        return (
+            f"{unseen}what the adapter writes is closer to what stands there than what the base model alone writes, by more "
+            "than chance explains; how well it predicts the code cannot be told from the base. It can be used."
+        )
     if verdict == "inconclusive":
         return (
-            "On files of this repository that it was not trained on, the adapter cannot be told from the base model alone: "
-            "chance explains the difference as well. It can be used; nothing proves that it helps."
+            f"{unseen}the adapter cannot be told from the base model alone: chance explains the difference as well. It can be "
+            "used; nothing proves that it helps."
         )
     if verdict == "reject" and failed and not _is_loss(evidence):
         reasons = " and ".join(_FAILED.get(name, name.replace("_", " ")) for name in failed)
         return f"After a training, an adapter like this one is kept but not put to use, because {reasons}."
     if verdict == "reject":
+        how = "predicts the code worse" if _is_loss(evidence) else "writes worse answers"
         return (
-            "On files of this repository that it was not trained on, the adapter predicts the code worse than the base "
-            "model alone. After a training, an adapter like this one is kept but not put to use."
+            f"{unseen}the adapter {how} than the base model alone. After a training, an adapter like this one is kept but not "
+            "put to use."
         )
     return (
         "Nothing says yet whether the adapter helps. It can be used, but it was not compared with its base."
@@ -157,7 +206,7 @@ def next_steps(
     longer = _longer(project, training or {})
     if longer is not None and verdict != "reject":
         steps.append(longer)
-    if verdict == "reject":
+    if verdict == "reject" or (verdict == "inconclusive" and _is_gain(evidence)):
         steps.append(
             Step(
                 "Train more gently (fewer epochs, a smaller learning rate), or on a larger base:",
@@ -179,6 +228,22 @@ def next_steps(
                 ),
             )
         )
+    if verdict == "promote" and answers(evidence) == "unclear":
+        if longer is None:
+            steps.append(
+                Step(
+                    "For better answers train longer, on a larger base, or use retrieval: let your editor send related code "
+                    "along with the prompt (docs/serve.md, input_extra):",
+                    (
+                        f"mlx-gardener train . --project {project} --fresh --epochs 6 --timeout 0",
+                        f"mlx-gardener train . --project {project} --fresh --model auto --budget 8",
+                    ),
+                )
+            )
+        if (evidence.get("answers_power") or {}).get("told", 1.0) > _FIVE_POINTS:
+            steps.append(
+                Step("Ask for more answers, to see smaller differences:", (f"mlx-gardener eval {project} --thorough",))
+            )  # fmt: skip
     if verdict != "unmeasured" and any(
         str(note).startswith("Not measured") for note in evidence.get("notes") or ()
     ):
@@ -187,13 +252,29 @@ def next_steps(
 
 
 def power(evidence: Mapping[str, Any]) -> str:
-    """Whether the files were enough, in one sentence; "" where it was not looked at."""
+    """Whether files and answers were enough, in a sentence each; "" where it was not looked at."""
+    return " ".join(told for told in (_files_power(evidence), _answers_power(evidence)) if told)
+
+
+def _answers_power(evidence: Mapping[str, Any]) -> str:
+    found = evidence.get("answers_power") or {}
+    if not found:
+        return ""
+    tasks, told, needed = found["tasks"], found["told"], found["tasks_for_five"]
+    seen = f"{tasks:,} answer{'s' * (tasks != 1)} to tasks in {found['files']:,} file{'s' * (found['files'] != 1)}"
+    if told >= 1:
+        return f"{seen} can tell no difference in how many are exactly right."
+    shown = f"{seen} tell a difference of about {100 * told:.1f} points in how many are exactly right, four times of five"
+    return f"{shown}." if told <= _FIVE_POINTS else f"{shown}; 5 points take about {needed:,} like these."
+
+
+def _files_power(evidence: Mapping[str, Any]) -> str:
     found = evidence.get("power") or {}
     if not found:
         return ""
     if "files_seen" not in found:
         return str(found.get("note") or "")
-    told_apart = evidence["verdict"] != "inconclusive" or found.get("metric") != "bits_per_byte"
+    told_apart = _is_gain(evidence) or _is_loss(evidence) or found.get("metric") != "bits_per_byte"
     return power_note(found["files_seen"], found.get("files_needed"), told_apart=told_apart)
 
 
@@ -204,6 +285,11 @@ def _failed(evidence: Mapping[str, Any]) -> list[str]:
 def _is_loss(evidence: Mapping[str, Any]) -> bool:
     low = (evidence.get("metrics") or {}).get("bits_per_byte_change_low")
     return isinstance(low, int | float) and low > 0
+
+
+def _is_gain(evidence: Mapping[str, Any]) -> bool:
+    high = (evidence.get("metrics") or {}).get("bits_per_byte_change_high")
+    return isinstance(high, int | float) and high < 0
 
 
 def _is_the_base(evidence: Mapping[str, Any]) -> bool:

@@ -13,6 +13,9 @@ from rich.console import Console
 from mlx_gardener.report.story import changes
 from mlx_gardener.report.text import counted, safe_text
 
+#: Kinds of tasks as they are counted.
+_NOUNS = {"next_line": "next line", "cross_file": "cross-file line", "assertion": "assertion", "fim": "span"}
+
 
 def show_details(console: Console, evidence: dict[str, Any]) -> None:
     """Print what the arms' differences are and how much was done, of ``Evidence.to_json()``."""
@@ -31,9 +34,14 @@ def show_details(console: Console, evidence: dict[str, Any]) -> None:
             f"Strength: {sweep['chosen']:g} times that of the training, which did best on the validation part."
         )
     if work := evidence["work"]:
+        asked = [
+            counted(work[f"{kind}_tasks"], noun)
+            for kind, noun in _NOUNS.items()
+            if work.get(f"{kind}_tasks") or kind in ("next_line", "fim")
+        ]
         console.print(
-            f"Measured on {counted(work['rows'], 'row')} of unseen code, {counted(work['next_line_tasks'], 'next line')} "
-            f"and {counted(work['fim_tasks'], 'span')} ({work['reason']})."
+            f"Measured on {counted(work['rows'], 'row')} of unseen code, {', '.join(asked[:-1])} and {asked[-1]} "
+            f"({work['reason']})."
         )
 
 

@@ -14,7 +14,7 @@ _MOST_FILES = 10
 _INTERVAL = ("bits_per_byte_change_low", "bits_per_byte_change_high")
 #: Verdicts in words; why one was rejected is its reason's to say.
 _VERDICTS = {
-    "promote": "it helped",
+    "promote": "it predicts your code better",
     "inconclusive": "no clear difference",
     "reject": "not put to use",
     "unmeasured": "not measured",
@@ -26,6 +26,7 @@ def version_line(facts: VersionFacts) -> str:
     bits = facts.metrics.get("adapter_bits_per_byte")
     measured = "" if bits is None else f", {bits:.4f} bits per byte"
     verdict = _VERDICTS.get(facts.verdict or "unmeasured", facts.verdict)
+    verdict = "it helped" if facts.verdict == "promote" and facts.answers == "better" else verdict
     return f"{facts.version}: {verdict}{measured}. {facts.reason or ''}".rstrip()
 
 

@@ -93,6 +93,7 @@ def evidence_parts(
         "guards": story.guards(evidence),
         "remarks": story.remarks(evidence),
         "arms_table": story.arms_table(evidence),
+        "kinds_table": story.kinds_table(evidence),
         "interval_plots": interval_plots(found),
         "changes_table": story.Table(
             ("change", "by", "95 % interval", "files", "tasks"),

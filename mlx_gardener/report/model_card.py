@@ -31,6 +31,7 @@ def environment() -> Environment:
             "lines": lambda value: safe_lines(str(value)),
             "code": highlight_code,
             "similarity": story.similarity,
+            "kind": lambda name: story.KINDS.get(name, name),
             "change_bar": lambda change, most: Markup(change_bar(change, most=most)),
             "gigabytes": gigabytes,
             "counted": counted,

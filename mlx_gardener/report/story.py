@@ -11,15 +11,31 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from mlx_gardener.evaluate.evidence import answers_state
+
 #: Metric: title, how it is written, and whether less of it is better.
 METRICS: dict[str, tuple[str, Callable[[float], str], bool]] = {
     "bits_per_byte": ("bits per byte", lambda value: f"{value:.4f}", True),
-    "next_line_exact": ("next line exactly right", lambda value: f"{value:.1%}", False),
-    "next_line_similarity": ("next line, similarity", lambda value: f"{value:.1%}", False),
-    "fim_exact": ("span filled exactly right", lambda value: f"{value:.1%}", False),
-    "fim_parse_ok": ("file with filled span parses", lambda value: f"{value:.1%}", False),
-    "identifier_f1": ("the repository's names, F1", lambda value: f"{value:.1%}", False),
-    "stop_rate": ("stops by itself", lambda value: f"{value:.1%}", False),
+    **{
+        name: (title, lambda value: f"{value:.1%}", False)
+        for name, title in {
+            "answers_exact": "all answers exactly right",
+            "answers_similarity": "all answers, similarity",
+            "answers_f1": "all answers, own names F1",
+            "next_line_exact": "next line exactly right",
+            "next_line_similarity": "next line, similarity",
+            "identifier_f1": "next line, own names F1",
+            "cross_file_exact": "cross-file line exactly right",
+            "cross_file_similarity": "cross-file line, similarity",
+            "cross_file_f1": "cross-file line, own names F1",
+            "assertion_exact": "assertion exactly right",
+            "assertion_similarity": "assertion, similarity",
+            "fim_exact": "span filled exactly right",
+            "fim_similarity": "span filled, similarity",
+            "fim_parse_ok": "file with filled span parses",
+            "stop_rate": "stops by itself",
+        }.items()
+    },
 }
 ARMS = {
     "base": "base",
@@ -34,7 +50,19 @@ GUARDS = {
     "parse_ok": "Filled spans still parse",
 }
 #: Kinds of samples.
-KINDS = {"fim": "span to fill", "next_line": "next line"}
+KINDS = {
+    "next_line": "next line",
+    "cross_file": "cross-file line",
+    "assertion": "assertion",
+    "fim": "span to fill",
+}
+#: Kinds of tasks by the metric that says how many were right.
+_EXACT = {
+    "next_line_exact": "next lines",
+    "cross_file_exact": "cross-file lines",
+    "assertion_exact": "assertions",
+    "fim_exact": "spans to fill",
+}
 _MOST_GROUPS = 10
 #: Half a point of similarity: less would be shown as none.
 _SEEN = 0.005
@@ -150,6 +178,32 @@ def changes(evidence: Mapping[str, Any]) -> list[Change]:
     return [
         Change("bits_per_byte", "adapter", "base", change, low, high, len(evidence["files"]), 0, "relative")
     ]
+
+
+def kinds_table(evidence: Mapping[str, Any]) -> Table:
+    """Answers that are exactly right by kind of task and arm, with the change from base to adapter; empty without kinds."""
+    found = arms(evidence)
+    against = {item.metric: item for item in changes(evidence) if (item.arm, item.against) == ("adapter", "base")}  # fmt: skip
+    rows = []
+    for name, title in _EXACT.items():
+        values = [metrics.get(name) for _, metrics in found]
+        change = against.get(name)
+        if all(value is None for value in values):
+            continue
+        cells = ("-" if value is None else f"{value:.1%}" for value in values)
+        told = ("-", "-") if change is None else (str(change.tasks), f"{change.value} ({change.interval})")
+        rows.append((title, told[0], *cells, told[1]))
+    columns = ("exactly right", "tasks", *(title for title, _ in found), "adapter against base, points")
+    return Table(columns, tuple(rows))
+
+
+def answers(evidence: Mapping[str, Any]) -> str:
+    """How the adapter's answers are against the base's (`answers_state`), also in evidence that does not say it."""
+    return answers_state(
+        (item.metric, item.low, item.high)
+        for item in changes(evidence)
+        if (item.arm, item.against) == ("adapter", "base")
+    )
 
 
 def remarks(evidence: Mapping[str, Any]) -> list[str]:

@@ -56,6 +56,13 @@ def test_an_adapter_is_evaluated_again_without_touching_its_files(
         assert words in shown.stdout
     assert "retrieval" not in shown.stdout
 
+    thorough = json.loads(
+        gardener_here("eval", "small", "--arms", "base,adapter", "--thorough", "--json").stdout
+    )
+    assert "469 tasks of each kind were asked for" in thorough["work"]["reason"]
+    assert thorough["next_line_tasks"] > told["next_line_tasks"]
+    assert thorough["answers_power"]["told"] < told["answers_power"]["told"]
+
     other = write_repository(tmp_path / "other", modules=9)
     (other / "more.py").write_text("def only_here(value):\n    return value * 17\n" * 3)
     done = gardener_here("train", str(other), "--project", "other", *train_flags(tiny_model_dir))
@@ -84,5 +91,7 @@ def test_a_repository_that_changed_is_said_and_trained_files_are_left_out(traine
 def test_wrong_words_are_usage_errors() -> None:
     assert gardener_here("eval", "small", "--arms", "base,bm25").returncode == 2
     assert gardener_here("eval", "small", "--arms", "base", "--control", "other").returncode == 2
+    both = gardener_here("eval", "small", "--thorough", "--tasks", "2")
+    assert both.returncode == 2 and "choose one" in both.stderr
     unknown = gardener_here("eval", "nobody")
     assert unknown.returncode == 1 and "nobody" in unknown.stderr

@@ -22,7 +22,27 @@ from tests.support.evaluations import World
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> World:
     place = tmp_path_factory.mktemp("arms")
-    return World(str(tiny_model_dir), write_repository(place / "repository", modules=24), place / "home")
+    repository = write_repository(place / "repository", modules=24)
+    write_tests(repository)
+    return World(str(tiny_model_dir), repository, place / "home")
+
+
+def write_tests(repository: Path) -> None:
+    """Tests of the repository's classes: their lines need other files, and they have assertions to complete."""
+    for number, file in enumerate(sorted(repository.rglob("*_*.py"))):
+        noun, _, at = file.stem.partition("_")
+        lines = [f'"""Tests of the {noun} number {at}: they measure it."""', "", "import math", ""]
+        for size in range(2, 7):
+            lines += [
+                f"def test_{noun}_of_size_{size}_{number}():",
+                f"    made = {noun.title()}{at}({size}, {number + size})",
+                f"    assert made.size == {size} and made.weight > 0",
+                f"    assert made.weight == {number + size}.0 + math.floor({number})",
+                "",
+            ]
+        tests = repository / "tests"
+        tests.mkdir(exist_ok=True)
+        (tests / f"test_{noun}_{at}.py").write_text("\n".join(lines) + "\n")
 
 
 def test_a_planted_useless_adapter_is_rejected(tmp_path: Path, tiny_model_dir: Path) -> None:
@@ -66,9 +86,18 @@ def test_all_arms_are_measured_on_the_same_tasks_and_twice_the_same(world: World
         "bits_per_byte",
         "next_line_exact",
         "next_line_similarity",
+        "cross_file_exact",
+        "cross_file_similarity",
+        "cross_file_f1",
+        "assertion_exact",
+        "assertion_similarity",
         "fim_exact",
+        "fim_similarity",
         "fim_parse_ok",
         "stop_rate",
+        "answers_exact",
+        "answers_similarity",
+        "answers_f1",
     }
     assert all(wanted <= set(arm.metrics) for arm in first.arms)
     base, retrieval = first.arms[0].metrics, first.arms[1].metrics
@@ -77,7 +106,11 @@ def test_all_arms_are_measured_on_the_same_tasks_and_twice_the_same(world: World
     assert {("adapter", "base"), ("base_bm25", "adapter"), ("adapter", "control")} <= pairs
     assert {guard.name for guard in first.guards} == {"forgetting", "memorisation", "parse_ok"}
     assert first.power is not None and first.power.files_seen == len(first.files)
-    assert {sample.kind for sample in first.samples} <= {"next_line", "fim"}
+    assert {sample.kind for sample in first.samples} <= {"next_line", "cross_file", "assertion", "fim"}
+    assert first.work["cross_file_tasks"] == first.work["assertion_tasks"] == 3
+    every = next(found for found in first.comparisons if found.metric == "answers_exact")
+    assert first.answers_power is not None and first.answers_power.tasks == every.tasks <= 12
+    assert (0 < first.answers_power.told <= 1 and "Its answers" in first.reason) or first.answers == "unclear"
     gains = [sample.gain for sample in first.samples]
     assert gains == sorted(gains, reverse=True)
     again = world.evidence(adapter, control=control)

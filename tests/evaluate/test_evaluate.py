@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mlx_gardener.adapter import LoadedAdapter
+from mlx_gardener.config import TrainingConfig
 from mlx_gardener.errors import ModelError
-from mlx_gardener.evaluate import Evidence, bits_per_byte, complete
+from mlx_gardener.evaluate import Evidence, bits_per_byte, complete, registered
 from mlx_gardener.evaluate.compare import _five_digits
 from mlx_gardener.evaluate.complete import build_prompt, next_line
+from mlx_gardener.evaluate.evidence import Comparison, answers_state
 from mlx_gardener.evaluate.metrics import edit_similarity
 from mlx_gardener.model import BaseModel, load_base
 
+BETTER, UNCLEAR, WORSE = (0.02, 0.1), (-0.1, 0.1), (-0.2, -0.05)
 
-def evidence(low: float, high: float) -> Evidence:
+
+def evidence(low: float, high: float, **answers: tuple[float, float]) -> Evidence:
+    """Evidence with such intervals of bits per byte, and of answers by metric."""
     metrics = {
         "bits_per_byte_change": (low + high) / 2,
         "bits_per_byte_change_low": low,
         "bits_per_byte_change_high": high,
     }
-    return Evidence(metrics, (), ({"path": "a"},), 0)
+    comparisons = tuple(
+        Comparison("adapter", "base", metric, sum(ends) / 2, *ends, 3, 155, "points")
+        for metric, ends in answers.items()
+    )
+    return Evidence(metrics, (), ({"path": "a"},), 0, comparisons=comparisons)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +41,62 @@ def evidence(low: float, high: float) -> Evidence:
 def test_the_verdict_needs_the_whole_interval_on_one_side(low: float, high: float, verdict: str) -> None:
     assert evidence(low, high).verdict == verdict
     assert "On 1 file that it never saw" in evidence(low, high).reason
+
+
+@pytest.mark.parametrize(
+    ("bits", "answers", "verdict"),
+    [
+        ((-0.2, -0.1), BETTER, "promote"), ((-0.2, -0.1), UNCLEAR, "promote"), ((-0.2, -0.1), WORSE, "inconclusive"),
+        ((-0.1, 0.1), BETTER, "inconclusive"), ((-0.1, 0.1), UNCLEAR, "inconclusive"), ((-0.1, 0.1), WORSE, "reject"),
+        ((0.1, 0.2), BETTER, "reject"),
+    ],
+)  # fmt: skip
+def test_an_adapter_whose_answers_are_worse_is_never_promoted(
+    bits: tuple[float, float], answers: tuple[float, float], verdict: str
+) -> None:
+    assert evidence(*bits, answers_exact=answers, answers_similarity=UNCLEAR).verdict == verdict
+
+
+def test_answers_are_better_or_worse_by_whole_intervals_and_unclear_where_they_contradict_each_other() -> (
+    None
+):
+    def state(**answers: tuple[float, float]) -> str:
+        found = evidence(-0.2, -0.1, **answers)
+        assert found.to_json()["answers"] == found.answers
+        return found.answers
+
+    assert state() == "unmeasured"
+    assert state(answers_exact=UNCLEAR, answers_f1=BETTER) == "better"
+    assert state(answers_exact=UNCLEAR, answers_f1=WORSE) == "worse"
+    assert state(answers_exact=BETTER, answers_f1=WORSE) == "unclear"
+    assert state(answers_exact=UNCLEAR, next_line_exact=WORSE) == "unclear", "all answers together count"
+    assert answers_state([("next_line_exact", *WORSE)]) == "worse", "as evidence of older versions has it"
+
+
+def test_files_of_later_commits_are_called_so() -> None:
+    found = replace(evidence(-0.2, -0.1), held_out_since="1a2b3c")
+    assert "On 1 file of later commits that it never saw" in found.reason
+    assert found.to_json()["held_out_since"] == "1a2b3c"
+
+
+def test_an_adapter_from_before_the_split_by_time_is_evaluated_with_the_split_it_was_made_with() -> None:
+    recorded = TrainingConfig().model_dump(mode="json")
+    new = LoadedAdapter({}, {}, {"config": recorded}, Path("x"))
+    assert registered._config(new, "seedling", None).data.split == "auto"
+    old = {**recorded, "data": {name: value for name, value in recorded["data"].items() if name != "split"}}
+    made = registered._config(LoadedAdapter({}, {}, {"config": old}, Path("x")), "seedling", None)
+    assert made.data.split == "files"
+
+
+def test_the_reason_tells_the_answers_apart_from_the_bits() -> None:
+    told = evidence(-0.2, -0.1, answers_exact=UNCLEAR, answers_f1=UNCLEAR).reason
+    assert (
+        "Its answers to 155 tasks are not measurably better: exactly right +0.0 points (-10.0 to +10.0), "
+        in told
+    )
+    assert "the repository's names" in told
+    assert "are worse" in evidence(-0.2, -0.1, answers_exact=WORSE).reason
+    assert "answers" not in evidence(-0.2, -0.1).reason
 
 
 def test_an_interval_that_touches_zero_from_below_is_not_shown_as_an_improvement() -> None:
@@ -72,8 +139,6 @@ def test_a_completion_is_bounded_and_the_same_every_time(base: BaseModel) -> Non
 
 
 def test_a_span_needs_a_model_that_knows_spans(base: BaseModel) -> None:
-    from dataclasses import replace
-
     blind = replace(base, tokenizer=replace(base.tokenizer, markers=None))
     with pytest.raises(ModelError, match="no fill-in-the-middle markers"):
         complete(blind, "a", "b", max_new_tokens=2)

@@ -9,7 +9,9 @@ from mlx_gardener.evaluate.statistics import (
     files_needed,
     relative_change,
     share_change,
+    smallest_told,
     student_quantile,
+    tasks_needed,
 )
 
 
@@ -78,3 +80,32 @@ def test_a_small_effect_in_noise_needs_more_files_than_were_seen() -> None:
 )
 def test_students_quantiles_are_those_of_the_tables(freedom: float, value: float) -> None:
     assert student_quantile(freedom) == pytest.approx(value, rel=2e-3)
+
+
+def test_five_points_take_155_tasks_where_nothing_gets_worse_and_three_times_as_many_where_answers_come_and_go() -> (
+    None
+):
+    assert (tasks_needed(0.05, 0.05), tasks_needed(0.05, 0.15)) == (155, 469)
+    assert tasks_needed(0.05, 0.0) == tasks_needed(0.05, 0.05), "no difference without answers that differ"
+    assert tasks_needed(0.1, 0.15) < tasks_needed(0.05, 0.15) / 3
+
+
+def test_so_many_tasks_tell_the_difference_four_times_of_five() -> None:
+    """By drawing: each task in a file of its own, 10 in 100 gained and 5 lost."""
+    tasks, told = tasks_needed(0.05, 0.15), 0
+    names = [str(number) for number in range(tasks)]
+    for seed in range(100):
+        drawn = np.random.default_rng(seed).random(tasks)
+        first, second = ((drawn < 0.05).astype(float), ((drawn >= 0.05) & (drawn < 0.15)).astype(float))
+        told += share_change(list(first), list(second), names, seed=seed).low > 0
+    assert 70 <= told <= 90
+
+
+def test_twelve_answers_tell_no_less_than_forty_points_and_many_that_do_not_differ_tell_little() -> None:
+    files = [f"f{number % 6}" for number in range(12)]
+    one_lost = share_change([1.0, *[0.0] * 11], [0.0] * 12, files, seed=0)
+    assert smallest_told(one_lost, 12) > 0.2
+    same = share_change([0.0] * 155, [0.0] * 155, [str(number) for number in range(155)], seed=0)
+    assert 0.02 < smallest_told(same, 155) < 0.05
+    alone = share_change([0.0] * 9, [1.0] * 9, ["a"] * 9, seed=0)
+    assert smallest_told(alone, 9) == 1.0, "one file tells nothing"

@@ -37,6 +37,9 @@ def _arm(name: str, title: str, bits: float, *shares: float) -> dict[str, Any]:
         "fim_parse_ok",
         "identifier_f1",
         "stop_rate",
+        "answers_exact",
+        "cross_file_exact",
+        "assertion_exact",
     )
     return {
         "name": name,
@@ -69,13 +72,14 @@ def full_evidence() -> dict[str, Any]:
     return {
         "verdict": "promote",
         "reason": "On 23 files that it never saw the adapter needs 19.8% fewer bits per byte than the base "
-        "(95 % interval of the change -25.1% to -10.3%).",
+        "(95 % interval of the change -25.1% to -10.3%). Its answers to 155 tasks are better: exactly right +9.0 points "
+        "(+2.0 to +16.0), similarity +8.0 points (+3.0 to +13.0), the repository's names +2.0 points (-11.0 to +15.0).",
         "metrics": metrics,
         "next_line_tasks": 60,
         "arms": [
-            _arm("base", "base", 1.5012, 0.1, 0.4, 0.05, 0.7, 0.31, 0.8),
+            _arm("base", "base", 1.5012, 0.1, 0.4, 0.05, 0.7, 0.31, 0.8, 0.08, 0.02, 0.04),
             _arm("base_bm25", "base with BM25 context", 1.4011, 0.22, 0.52, 0.08, 0.71, 0.45, 0.8),
-            _arm("adapter", "adapter", 1.2043, 0.2, 0.5, 0.11, 0.75, 0.52, 0.86),
+            _arm("adapter", "adapter", 1.2043, 0.2, 0.5, 0.11, 0.75, 0.52, 0.86, 0.17, 0.15, 0.21),
             _arm("adapter_bm25", "adapter with BM25 context", 1.1502, 0.25, 0.55, 0.12, 0.76, 0.55),
             _arm("control", "adapter of another repository", 1.5544, 0.08, 0.38, 0.05, 0.69, 0.3, 0.81),
         ],
@@ -84,7 +88,11 @@ def full_evidence() -> dict[str, Any]:
             _comparison("adapter_bm25", "base_bm25", "bits_per_byte", -0.179, -0.23, -0.09),
             _comparison("adapter", "base_bm25", "bits_per_byte", -0.14, -0.19, -0.05),
             _comparison("adapter", "control", "bits_per_byte", -0.2253, -0.27, -0.13),
+            _comparison("adapter", "base", "answers_exact", 0.09, 0.02, 0.16),
+            _comparison("adapter", "base", "answers_similarity", 0.08, 0.03, 0.13),
+            _comparison("adapter", "base", "answers_f1", 0.02, -0.11, 0.15),
             _comparison("adapter", "base", "next_line_exact", 0.1, -0.01, 0.19),
+            _comparison("adapter", "base", "cross_file_exact", 0.13, 0.02, 0.24),
             _comparison("adapter", "base_bm25", "next_line_exact", -0.02, -0.04, -0.01),
             _comparison("adapter", "base", "fim_exact", 0.06, 0.01, 0.11),
         ],
@@ -97,6 +105,7 @@ def full_evidence() -> dict[str, Any]:
             "metric": "next_line_exact", "effect": 0.1, "files_seen": 23, "files_needed": 31,
             "note": "For the change seen in next lines about 31 files would be needed; there were 23.",
         },
+        "answers_power": {"tasks": 155, "files": 23, "told": 0.063, "tasks_for_five": 247},
         "scale_sweep": {
             "scales": [0.5, 0.75, 1.0, 1.25, 1.5, 2.0],
             "bits_per_byte": [1.301, 1.251, 1.22, 1.211, 1.219, 1.262],

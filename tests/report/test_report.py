@@ -203,7 +203,12 @@ def test_evidence_is_shown_without_steering_the_terminal() -> None:
     stream = io.StringIO()
     show_evidence(Console(file=stream, width=100, markup=False), EVIDENCE)
     text = stream.getvalue()
-    assert "It helped." in text and "1.2000" in text and "20.0%" in text and "\x1b" not in text
+    assert (
+        "predicts your code better; its answers were not compared." in text
+        and "1.2000" in text
+        and "20.0%" in text
+        and "\x1b" not in text
+    )
 
 
 def test_all_arms_guards_and_the_best_and_worst_are_shown_in_the_terminal() -> None:
@@ -290,10 +295,11 @@ def test_the_whole_story_is_told_and_nothing_of_it_can_steer_or_run() -> None:
 
 
 def test_every_part_that_is_missing_is_left_out() -> None:
-    for part in ("arms", "comparisons", "guards", "power", "scale_sweep", "samples"):
+    for part in ("arms", "comparisons", "guards", "power", "answers_power", "scale_sweep", "samples"):
         facts = full_facts()
         del facts["evidence"][part]
-        assert "It helped." in render_report_html(facts, events=[]), part
+        told = "It helped." if part != "comparisons" else "its answers were not compared."
+        assert told in render_report_html(facts, events=[]), part
     for part in ("power", "scale_sweep"):
         facts = full_facts()
         facts["evidence"][part] = None
@@ -377,7 +383,8 @@ def test_every_colour_of_text_has_enough_contrast() -> None:
 def test_the_model_card_says_what_it_is_and_how_to_load_it() -> None:
     card = render_model_card(FACTS)
     assert card.startswith("---\nbase_model: seedling") and "--adapter-path mlx" in card
-    assert "1.5000 | 1.2000" in card and "**It helped.**" in card
+    assert "1.5000 | 1.2000" in card
+    assert "**It predicts your code better; its answers were not compared.**" in card
     assert "alert(1)" not in card, "no source text and no file names in the card"
     full = render_model_card({**FACTS, "evidence": full_evidence()})
     assert (
@@ -432,6 +439,8 @@ def test_the_first_screen_says_what_it_means_and_what_to_do() -> None:
     ):
         facts = full_facts()
         facts["evidence"] |= {"verdict": verdict, "guards": []}
+        if verdict == "inconclusive":
+            facts["evidence"]["metrics"]["bits_per_byte_change_high"] = 0.1
         page = render_report_html(facts, events=[])
         first = page[page.index("<main>") : page.index("<nav")]
         assert "What to do now" in first and told in first, verdict

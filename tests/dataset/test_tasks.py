@@ -1,0 +1,89 @@
+"""Lines that need another file of the repository."""
+
+from __future__ import annotations
+
+from mlx_gardener.dataset import cross_file_tasks, names_defined
+from mlx_gardener.dataset.examples import Excerpt
+from mlx_gardener.source import ChunkType, FileRecord
+from mlx_gardener.source.records import ChunkRecord
+
+USES = '''"""Uses HarborMaster in words."""
+
+from harbor import (
+    HarborMaster,
+)
+
+
+def collect_all(amount):
+    # HarborMaster in a comment
+    master = HarborMaster(amount, "HarborMaster")
+    own = collect_all(3)
+    total = master.size + generate(amount)
+    return load_harbor(total)
+'''
+SCRIPT = """import { HarborMaster } from "./harbor";
+
+const three = 3;
+const text = "HarborMaster";
+export function go(amount) {
+  return new HarborMaster(amount);
+}
+"""
+
+
+def record(path: str, *names: str) -> FileRecord:
+    chunks = tuple(
+        ChunkRecord(f"{path}{name}", ChunkType.FUNCTION, name, 0, 9, 1, 1, 1.0, 0.0) for name in names
+    )
+    return FileRecord(path, "python", 9, "", 0, chunks, ())
+
+
+FILES = [
+    record("harbor.py", "HarborMaster", "generate", "load_harbor"),
+    record("uses.py", "collect_all"),
+    record("other.py", "collect_all"),
+]
+
+
+def targets(excerpt: Excerpt, files: list[FileRecord] = FILES, count: int = 99) -> list[str]:
+    found = cross_file_tasks([excerpt], count, names_defined(files), seed=0)
+    for task in found:
+        assert excerpt.text.startswith(task.prefix + task.target) and task.prefix.count("\n") == task.line - 1
+    return [task.target.strip() for task in found]
+
+
+def test_lines_are_asked_that_use_a_name_of_another_file() -> None:
+    found = targets(Excerpt("uses.py", "python", USES))
+    assert sorted(found) == ['master = HarborMaster(amount, "HarborMaster")', "return load_harbor(total)"]
+    assert targets(Excerpt("go.js", "javascript", SCRIPT)) == ["return new HarborMaster(amount);"]
+    assert targets(Excerpt("uses.py", "python", USES), count=1) == found[:1]
+
+
+def test_names_of_the_file_itself_and_names_that_many_files_define_need_no_other() -> None:
+    many = [*FILES, *(record(f"harbor{number}.py", "load_harbor") for number in range(3))]
+    found = targets(Excerpt("harbor.py", "python", USES), many)
+    assert found == [], "defined here, by half of the files, or by the place itself"
+
+
+def test_names_that_anybody_may_write_are_not_the_repositorys_own() -> None:
+    own = names_defined(
+        [
+            record(
+                "a.py",
+                "__init__",
+                "name",
+                "HarborMaster",
+                "Harbor.load_all",
+                "_close_harbor",
+                "run_it",
+                "Tok",
+            )
+        ]
+        + [record(f"{at}.py", "setup_method") for at in range(4)]
+    )
+    assert set(own) == {"HarborMaster", "Harbor", "load_all", "_close_harbor", "run_it"}
+    assert own["HarborMaster"] == {"a.py"}
+
+
+def test_a_language_without_a_grammar_has_none() -> None:
+    assert targets(Excerpt("notes.lua", "lua", USES)) == []
