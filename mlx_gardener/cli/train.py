@@ -136,7 +136,7 @@ def train(
         raise click.UsageError("--priority is for --queue.")
     from mlx_gardener.cli.watch import watch_training
     from mlx_gardener.config import load_config
-    from mlx_gardener.platform.files import existing_directory
+    from mlx_gardener.platform.files import existing_directory, resolved
 
     flags = {
         "model": model,
@@ -149,7 +149,7 @@ def train(
         "seed": seed,
         "continue_from": from_version or ("active" if goes_on_from_active else None),
         "parallel.hosts": None if hosts is None else [host.strip() for host in hosts.split(",")],
-        "parallel.hostfile": None if hostfile is None else str(hostfile.resolve()),
+        "parallel.hostfile": None if hostfile is None else str(resolved(hostfile)),
         "parallel.backend": backend,
         **parse_settings(pairs),
     }
