@@ -62,10 +62,15 @@ def has_checkpoint(run_dir: Path) -> bool:
     return any((run_dir / CHECKPOINTS_NAME).glob("step-*"))
 
 
+def resume_command(run_dir: Path) -> str:
+    """What goes on with a run that ended early, typed anywhere; runs lie in projects/NAME/runs of the home."""
+    return f"`mlx-gardener train --resume --project {run_dir.parents[1].name}`"
+
+
 def what_is_kept(run_dir: Path) -> str:
     """What of a run that ended early can be gone on with, a sentence for people."""
     if has_checkpoint(run_dir):
-        return "Its last checkpoint is kept: go on with `mlx-gardener train --resume`."
+        return f"Its last checkpoint is kept: go on with {resume_command(run_dir)}."
     return "There is no checkpoint yet: start again."
 
 

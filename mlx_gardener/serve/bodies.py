@@ -396,9 +396,11 @@ def parse(kind: type[_Kind], data: object) -> tuple[_Kind, list[str]]:
         body = kind.model_validate(data)
     except ValidationError as error:
         problems: dict[str, None] = {}  # in order, each once
+        sent = {name: other for other, name in kind.other_names.items() if other in data and name not in data}
         for item in error.errors(include_url=False, include_input=False, include_context=False):
-            place = ".".join(str(part) for part in item["loc"][:4]) or "request"
-            problems[f"{place}: {item['msg'].removeprefix('Value error, ')}"] = None
+            place = ".".join(sent.get(str(part), str(part)) for part in item["loc"][:4]) or "request"
+            said = "The number is too large" if item["type"] == "int_parsing_size" else item["msg"]
+            problems[f"{place}: {said.removeprefix('Value error, ')}"] = None
         raise BadRequestError("; ".join(list(problems)[:5]) + ".") from error
     known = {*kind.model_fields, *kind.other_names}
     return body, [name for name, value in data.items() if name not in known and value is not None]
