@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 #: What the command line's flags are called in Python. Commands in backticks stay: they can be typed as they are.
 _IN_PYTHON = (
     (r"the flags\b", "the given settings"),
-    (r"`mlx-gardener train(?: --resume)?`", "`mlx_gardener.train(...)`"),
+    (r"`mlx-gardener train(?: --resume)?(?: --project [\w.-]+)?`", "`mlx_gardener.train(...)`"),
     (r"--set ", ""),
     (r"--budget ([\d.]*\d)", r"memory_limit_gb=\1"),
     (r"--bits (\d)", r"bits=\1"),
@@ -35,7 +35,9 @@ _IN_PYTHON = (
     (r"--(model|project|base|bits|dtype|form|quantise|create|control|seed|version|tasks|arms)\b", r"\1"),
     (r"--config\b", "file"),
 )
-_COMMAND = re.compile(r"(`(?!mlx-gardener train(?: --resume)?`)[\w.]*mlx[-.]\w+[^`]*`)")
+_COMMAND = re.compile(
+    r"(`(?!mlx-gardener train(?: --resume)?(?: --project [\w.-]+)?`)[\w.]*mlx[-.]\w+[^`]*`)"
+)
 
 
 def in_python(text: str) -> str:

@@ -146,7 +146,7 @@ def test_what_is_kept_of_a_cancelled_training_is_said_only_where_it_is(
     assert "is kept" not in end.message and "no checkpoint yet" in end.message
     assert isinstance(pipeline.get_training_error("small"), mlx_gardener.TrainingCancelledError)
     (record.run_dir / "checkpoints" / "step-1").mkdir(parents=True)
-    assert "is kept" in what_is_kept(record.run_dir)
+    assert what_is_kept(record.run_dir).endswith("`mlx-gardener train --resume --project small`.")
 
 
 def test_the_shared_pipeline_takes_a_configuration_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,7 @@ def test_python_is_told_settings_and_the_command_line_flags() -> None:
     assert in_python("Train with --fresh.") == "Train with fresh=True."
     assert "`mlx-gardener cancel x --all`" in in_python("Say `mlx-gardener cancel x --all`.")
     assert in_python("Go on with `mlx-gardener train --resume`.") == "Go on with `mlx_gardener.train(...)`."
+    assert in_python("`mlx-gardener train --resume --project a.b-c`") == "`mlx_gardener.train(...)`"
 
 
 def test_no_error_shows_a_flag_in_python() -> None:

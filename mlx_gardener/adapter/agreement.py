@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import AdapterError
+from mlx_gardener.platform.untrusted import read_text
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -87,8 +88,8 @@ def real_text_rows(root: Path, tokenizer: CodeTokenizer) -> np.ndarray:
     ids: list[int] = []
     for path in _source_files(root):
         try:
-            ids += tokenizer.encode(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError):
+            ids += tokenizer.encode(read_text(path, max_bytes=_MAX_FILE_BYTES))
+        except (OSError, ValueError):
             continue  # gone, or no text: another file will do
         if len(ids) >= ROWS * WIDTH:
             break

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.adapter.agreement import give_up
-from mlx_gardener.platform.untrusted import read_header
+from mlx_gardener.platform.untrusted import read_header, read_json
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -78,7 +78,7 @@ def write_fused(base: BaseModel, directory: Path, *, dtype: str, bits: int | Non
             model.parameters(),
         )
     )
-    config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
+    config = read_json(base.path / "config.json")
     for key in ("quantization", "quantization_config"):
         config.pop(key, None)
     config["torch_dtype"] = dtype

@@ -133,6 +133,12 @@ def _check_config(config: Any) -> None:
         patterns = config.get(name) or {}
         if not isinstance(patterns, dict) or not all(map(_is_positive, patterns.values())):
             raise ValueError(f"its {name} is no table of positive numbers")
+    targets = config.get("target_modules")
+    if not (targets is None or isinstance(targets, str) or _are_names(targets)):
+        raise ValueError("its target_modules is neither a text nor a list of names")
+    for name in ("use_rslora", "use_dora"):
+        if not isinstance(config.get(name, False), bool | None):
+            raise ValueError(f"its {name} is neither true nor false")
     for name in _FOREIGN:
         if config.get(name) not in (None, False, "none", [], {}):
             raise ValueError(f"it uses {name}, which this program's adapters cannot hold")
@@ -141,6 +147,10 @@ def _check_config(config: Any) -> None:
             f"it began as {config['init_lora_weights']!r}, which changes the base too; convert it with PEFT's "
             "path_initial_model_for_weight_conversion first"
         )
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _is_positive(value: Any) -> bool:

@@ -139,7 +139,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def roll_back(
     registry: ProjectRegistry, project: str, *, to: str | None = None
 ) -> tuple[VersionFacts, VersionFacts]:
-    """Activate an earlier version; (the one that was active, the one that is now).
+    """Activate an earlier version; (the one that was active, the one that is now), the same where ``to`` is active already.
 
     Going back again goes one further back, as often as there is a version that was active before.
 
@@ -164,6 +164,6 @@ def roll_back(
         was = VersionFacts(active.version, None, error.message, {}, None, None, "")
     if to is None:
         registry.step_back(project, found.version)
-    else:
+    elif found.version != active.version:
         registry.activate_adapter(project, found.version)
     return was, found

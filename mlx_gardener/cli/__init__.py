@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -101,26 +101,38 @@ def show_error(error: Exception, json_of: str | None) -> int:
         json_of: the first two words, command and perhaps subcommand, where it was called with ``--json``.
     """
     if isinstance(error, BrokenPipeError) or isinstance(error.__cause__, BrokenPipeError):
-        # The reader went away (`| head`); point stdout at nothing so that the flush at exit stays quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up(sys.stdout)  # the reader went away (`| head`)
     if isinstance(error, BrokenPipeError):
         return 1
     message, next_step, code = _told(error)
-    if isinstance(error, click.ClickException):
-        error.show()  # with its usage
-    else:
-        from mlx_gardener.report.text import safe_text
+    try:
+        if isinstance(error, click.ClickException):
+            error.show()  # with its usage
+        else:
+            from mlx_gardener.report.text import safe_text
 
-        click.echo(("" if code == 130 else "Error: ") + safe_text(message), err=True)
-        if next_step:
-            click.echo(f"  {safe_text(next_step)}", err=True)
-    if json_of is not None:
-        import json
+            click.echo(("" if code == 130 else "Error: ") + safe_text(message), err=True)
+            if next_step:
+                click.echo(f"  {safe_text(next_step)}", err=True)
+    except OSError:
+        _give_up(sys.stderr)  # there is nobody to tell
+    try:
+        if json_of is not None:
+            import json
 
-        event = {"event": "Error"} if json_of in STREAMS or json_of.split(" ")[0] in STREAMS else {}
-        told = {"message": message, "next_step": next_step, "exit_code": code}
-        click.echo(json.dumps({**event, "error": told}))
+            event = {"event": "Error"} if json_of in STREAMS or json_of.split(" ")[0] in STREAMS else {}
+            told = {"message": message, "next_step": next_step, "exit_code": code}
+            click.echo(json.dumps({**event, "error": told}))
+        else:
+            sys.stdout.flush()  # what is left of an answer that could not be written
+    except OSError:
+        _give_up(sys.stdout)
     return code
+
+
+def _give_up(stream: TextIO) -> None:
+    """Point a stream that cannot be written at nothing, so that the flush at exit stays quiet."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _told(error: Exception) -> tuple[str, str, int]:

@@ -22,6 +22,7 @@ def ask(question: str, *, as_json: bool = False) -> None:
         agreed = click.confirm(question, err=True)
     except click.Abort as error:
         if isinstance(error.__context__, EOFError):
+            click.echo(err=True)  # the question's line is not ended by an answer
             raise click.UsageError(f"{question} Nobody is there to answer: say --yes.") from None
         raise
     if not agreed:

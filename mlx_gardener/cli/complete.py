@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,15 +87,21 @@ def _read_input() -> str:
 
     Raises:
         click.UsageError: there is none.
-        DataError: it is no text.
+        DataError: it is no text, or does not end.
     """
     from mlx_gardener.errors import DataError
     from mlx_gardener.platform.reasons import reason_of
+    from mlx_gardener.platform.untrusted import MAX_TEXT_BYTES
 
     if sys.stdin is not None and sys.stdin.isatty():
         click.echo("Type the code to go on with, then Ctrl-D; or name FILE:LINE.", err=True)
     try:
-        text = "" if sys.stdin is None else sys.stdin.buffer.read().decode()
+        data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
+        if len(data) > MAX_TEXT_BYTES:
+            raise DataError(
+                f"Standard input is longer than {MAX_TEXT_BYTES} bytes.", next_step="Send the end of it."
+            )
+        text = data.decode()
     except UnicodeDecodeError as error:
         raise DataError(
             f"Standard input cannot be read ({reason_of(error)}).", next_step="Send text as UTF-8."
@@ -111,16 +118,18 @@ def _read_place(place: str, root: Path) -> tuple[str, str, str]:
     """Text before and after a line of a file, and the file's path within the repository."""
     from mlx_gardener.dataset.tasks import file_lines
     from mlx_gardener.errors import DataError
+    from mlx_gardener.platform.files import resolved
     from mlx_gardener.platform.reasons import reason_of
+    from mlx_gardener.platform.untrusted import read_text
     from mlx_gardener.report.text import counted
 
     name, _, number = place.rpartition(":")
-    if not name or not number.isdigit() or int(number) < 1:
+    if not name or not re.fullmatch(r"0*[1-9][0-9]{0,8}", number):
         raise click.BadParameter(f"{place!r} is not FILE:LINE", param_hint="FILE:LINE")
     file = Path(name) if Path(name).exists() else root / name
     try:
-        lines = file_lines(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        lines = file_lines(read_text(file))
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{name!r} cannot be read ({reason_of(error)}).", next_step="Name a text file of the project."
         ) from error
@@ -129,6 +138,6 @@ def _read_place(place: str, root: Path) -> tuple[str, str, str]:
             f"{name!r} has only {counted(len(lines), 'line')}.", next_step="Name a line of the file."
         )
     at = int(number) - 1
-    full = file.resolve()
+    full = resolved(file)
     path = full.relative_to(root).as_posix() if full.is_relative_to(root) else file.name
     return "".join(lines[:at]), "".join(lines[at + 1 :]), path

@@ -35,11 +35,12 @@ def complete_versions(ctx: click.Context, param: click.Parameter, incomplete: st
     from pathlib import Path
 
     from mlx_gardener.errors import GardenerError
+    from mlx_gardener.platform.files import resolved
     from mlx_gardener.registry import ProjectRegistry
 
     try:
         registry = ProjectRegistry()
-        here = Path(ctx.params.get("path") or ".").resolve()
+        here = resolved(Path(ctx.params.get("path") or "."))
         named = ctx.params.get("project")
         first = ctx.command.params[0]
         if named is None and first.name == "project" and ctx.args:

@@ -11,6 +11,7 @@ import click
 
 from mlx_gardener.cli.asking import ask
 from mlx_gardener.cli.completion import complete_projects
+from mlx_gardener.cli.options import file_type
 from mlx_gardener.errors import GardenerError
 
 
@@ -30,7 +31,7 @@ from mlx_gardener.errors import GardenerError
 )
 @click.option(
     "--file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=file_type,
     help="Another settings file than the usual one.",
 )
 @click.option("--yes", is_flag=True, help="Write without asking.")
@@ -73,7 +74,7 @@ def connect(
         for key in left:
             click.echo(f"  {safe_text(key)} was edited since and stays as it is.")
         return
-    address = address.rstrip("/")
+    address = _checked(address)
     name = project if project is not None else Catalog(registry).default().id
     record = registry.get_adapter(name)
     tokenizer = load_tokenizer(resolve_model(choose_model(base_name(registry, record))))
@@ -137,6 +138,37 @@ def connect(
         click.echo(sentence)
 
 
+def _checked(address: str) -> str:
+    """``address`` without a slash at its end.
+
+    Raises:
+        ConfigError: it is none that an editor can ask.
+    """
+    from urllib.parse import urlsplit
+
+    from mlx_gardener.errors import ConfigError
+    from mlx_gardener.platform.reasons import reason_of
+
+    try:
+        parts = urlsplit(address)
+        _ = parts.port  # raises where it is no number
+        reason = "" if parts.hostname else "it names no host"
+    except ValueError as error:
+        parts, reason = urlsplit(""), reason_of(error)
+    if not reason and parts.scheme not in ("http", "https"):
+        reason = "it begins with neither http:// nor https://"
+    elif not reason and (parts.username is not None or parts.query or parts.fragment):
+        reason = "it is more than a host, a port and a path"
+    elif not reason and any(character.isspace() or not character.isprintable() for character in address):
+        reason = "it has blanks in it"
+    if reason:
+        raise ConfigError(
+            f"{address!r} is no address of a server ({reason}).",
+            next_step="Name one such as --address http://127.0.0.1:8012.",
+        )
+    return address.rstrip("/")
+
+
 def _left_to_do(editor: str, is_seen: bool, *, has_token: bool) -> Iterator[str]:
     """What somebody has to do or to know besides, in sentences."""
     from mlx_gardener.editors.settings import LLAMA_VSCODE
@@ -156,26 +188,20 @@ def _server(
     """A server of our own at ``address`` itself, for as long as the proof needs it.
 
     Raises:
-        ConfigError: it is no address, or something else listens there.
+        ConfigError: something else listens there.
         ProofError: nothing answers there, and it is not this machine's loopback.
     """
     from urllib.parse import urlsplit
 
     from mlx_gardener.editors.proof import ProofError
-    from mlx_gardener.errors import ConfigError
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.serve import ServeSettings
     from mlx_gardener.serve.server import serving
     from mlx_gardener.serve.settings import is_loopback
 
     assert isinstance(registry, ProjectRegistry)
-    try:
-        parts = urlsplit(address)
-        port = parts.port or 80
-    except ValueError as error:
-        raise ConfigError(
-            f"{address} is no address ({error}).", next_step="Name one such as http://127.0.0.1:8012."
-        ) from error
+    parts = urlsplit(address)
+    port = parts.port or 80
     if parts.scheme != "http" or parts.hostname is None or not is_loopback(parts.hostname):
         raise ProofError(
             f"No server answers at {address}; nothing was written.",

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mlx_gardener.cli.completion import complete_projects, complete_versions
+from mlx_gardener.cli.options import file_type
 from mlx_gardener.cli.renamed import renamed
 
 _ARMS = ("base", "base_bm25", "adapter", "adapter_bm25", "control")
@@ -33,7 +34,7 @@ _ARMS = ("base", "base_bm25", "adapter", "adapter_bm25", "control")
 @click.option("--json", "as_json", is_flag=True, help="The evidence as JSON on stdout.")
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=file_type,
     metavar="FILE",
     help="Write the JSON there too.",
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from mlx_gardener.cli.completion import complete_models, complete_projects, complete_versions
-from mlx_gardener.cli.options import as_json_option
+from mlx_gardener.cli.options import as_json_option, place_type
 from mlx_gardener.cli.renamed import renamed
 from mlx_gardener.platform.files import existing_directory
 
@@ -19,7 +19,7 @@ _FORMS = ("mlx", "peft", "fused", "gguf", "gguf-fused", "gguf-base", "modelfile"
 
 @click.command()
 @click.argument("project", shell_complete=complete_projects)
-@click.argument("destination", required=False, type=click.Path(path_type=Path))
+@click.argument("destination", required=False, type=place_type)
 @click.option(
     "--version", shell_complete=complete_versions, help="Adapter version; the active one by default."
 )
@@ -106,11 +106,11 @@ def export(
 
 @click.command(name="import")
 @click.argument("project", shell_complete=complete_projects)
-@click.argument("path", required=False, metavar="PATH", type=click.Path(path_type=Path))
+@click.argument("path", required=False, metavar="PATH", type=place_type)
 @click.option("--project", "named", hidden=True)
 @click.option(
     "--repository",
-    type=click.Path(path_type=Path),
+    type=place_type,
     help="Registers a new project.",
 )
 @click.option(

@@ -37,6 +37,9 @@ def rollback(project: str, version: str | None, to: str | None, as_json: bool) -
     if as_json:
         click.echo(json.dumps({"project": project, "was": vars(before), "is": vars(now)}, indent=2))
         return
+    if now.version == before.version:
+        click.echo(f"{now.version} of {project} is the active version already.")
+        return
     click.echo(f"{now.version} of {project} is active, {before.version} was.")
     click.echo(f"Was {safe_text(version_line(before))}")
     click.echo(f"Is  {safe_text(version_line(now))}")

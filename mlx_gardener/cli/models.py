@@ -13,6 +13,7 @@ from mlx_gardener.cli.options import (
     budget_option,
     config_option,
     parse_settings,
+    place_type,
     settings_option,
 )
 
@@ -21,7 +22,7 @@ _PATIENCE_SECONDS = 2.0
 
 
 @click.command()
-@click.argument("places", type=click.Path(path_type=Path), nargs=-1, metavar="[PATH]...")
+@click.argument("places", type=place_type, nargs=-1, metavar="[PATH]...")
 @budget_option
 @config_option
 @settings_option

@@ -9,6 +9,19 @@ import click
 
 from mlx_gardener.cli.completion import complete_models, complete_settings
 
+
+class _PlaceType(click.Path):
+    """A place by its name; an empty one, as an unset variable of a shell gives, is not the current directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the name is empty; '.' is the current directory.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+place_type = _PlaceType(path_type=Path)
+file_type = _PlaceType(path_type=Path, dir_okay=False)
+
 as_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 model_option = click.option(
     "--model",
@@ -18,9 +31,7 @@ model_option = click.option(
 budget_option = click.option(
     "--budget", type=float, metavar="GB", help="Memory the training may take. [default: 4]"
 )
-config_option = click.option(
-    "--config", "config_file", type=click.Path(path_type=Path), help="A TOML file of settings."
-)
+config_option = click.option("--config", "config_file", type=place_type, help="A TOML file of settings.")
 settings_option = click.option(
     "--set",
     "pairs",

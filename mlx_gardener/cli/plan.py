@@ -14,6 +14,7 @@ from mlx_gardener.cli.options import (
     config_option,
     model_option,
     parse_settings,
+    place_type,
     settings_option,
 )
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.argument("path", type=place_type, required=False)
 @model_option
 @budget_option
 @config_option

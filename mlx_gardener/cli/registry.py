@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from mlx_gardener.cli.asking import ask
-from mlx_gardener.cli.options import as_json_option
+from mlx_gardener.cli.options import as_json_option, file_type, place_type
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def gc(keep: int, days: float, keep_checkpoints: bool, dry_run: bool, yes: bool,
 
 
 @registry.command()
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", type=file_type)
 @click.option("--force", is_flag=True, help="Replace FILE when it exists.")
 @as_json_option
 def backup(file: Path, force: bool, as_json: bool) -> None:
@@ -158,7 +158,7 @@ def backup(file: Path, force: bool, as_json: bool) -> None:
 
 
 @registry.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=place_type)
 @click.option("--replace", is_flag=True, help="Move a home that is not empty aside.")
 @as_json_option
 def restore(file: Path, replace: bool, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_gardener.cli.completion import complete_projects, complete_versions
-from mlx_gardener.cli.options import as_json_option
+from mlx_gardener.cli.options import as_json_option, file_type
 
 if TYPE_CHECKING:
     from mlx_gardener.registry import AdapterRecord, ProjectRegistry
@@ -25,9 +25,7 @@ PAGE_NAME = "report.html"
     help="Adapter version; the active one, else the newest, by default.",
 )
 @click.option("--open", "open_page", is_flag=True, help="Open the page in the web browser.")
-@click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Copy the page to this new file."
-)
+@click.option("--output", type=file_type, help="Copy the page to this new file.")
 @as_json_option
 def report(project: str, version: str | None, open_page: bool, output: Path | None, as_json: bool) -> None:
     """Show what the evidence says about PROJECT's adapter, and where its page is."""

@@ -13,6 +13,7 @@ from mlx_gardener.cli.options import (
     config_option,
     model_option,
     parse_settings,
+    place_type,
     settings_option,
 )
 from mlx_gardener.runs.forecast import estimate_training, list_kept_lines
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path), default=".")
+@click.argument("path", type=place_type, default=".")
 @model_option
 @budget_option
 @config_option

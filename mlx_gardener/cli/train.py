@@ -18,6 +18,7 @@ from mlx_gardener.cli.options import (
     config_option,
     model_option,
     parse_settings,
+    place_type,
 )
 from mlx_gardener.cli.renamed import renamed
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path), default=".")
+@click.argument("path", type=place_type, required=False)
 @click.option(
     "--project",
     shell_complete=complete_projects,
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 @click.option(
     "--hosts", metavar="A,B,...", help="Train together on these, this machine first (127.0.0.1,127.0.0.1)."
 )
-@click.option("--hostfile", type=click.Path(path_type=Path), help="The same, as a host file of mlx.launch.")
+@click.option("--hostfile", type=place_type, help="The same, as a host file of mlx.launch.")
 @click.option(
     "--backend",
     type=click.Choice(["ring", "mpi", "nccl", "jaccl", "jaccl-ring"]),
@@ -85,7 +86,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Show data and memory plan; train nothing, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
 def train(
-    path: Path,
+    path: Path | None,
     project: str | None,
     model: str | None,
     budget: float | None,
@@ -136,7 +137,8 @@ def train(
         raise click.UsageError("--priority is for --queue.")
     from mlx_gardener.cli.watch import watch_training
     from mlx_gardener.config import load_config
-    from mlx_gardener.platform.files import existing_directory
+    from mlx_gardener.platform.files import existing_directory, resolved
+    from mlx_gardener.registry import ProjectRegistry
 
     flags = {
         "model": model,
@@ -149,13 +151,15 @@ def train(
         "seed": seed,
         "continue_from": from_version or ("active" if goes_on_from_active else None),
         "parallel.hosts": None if hosts is None else [host.strip() for host in hosts.split(",")],
-        "parallel.hostfile": None if hostfile is None else str(hostfile.resolve()),
+        "parallel.hostfile": None if hostfile is None else str(resolved(hostfile)),
         "parallel.backend": backend,
         **parse_settings(pairs),
     }
     config = load_config(config_file, overrides=flags)
     if _follows(config, alone=detach or into_queue or config.parallel.is_wanted, dry_run=dry_run):
         return
+    if path is None:
+        path = ProjectRegistry().get_project(project).path if resume and project else Path()
     root = existing_directory(path)
     if dry_run:
         _show_plan(root, config, as_json)

@@ -16,8 +16,12 @@ from typing import Any
 
 from mlx_gardener.config.sections import TrainingConfig, known_keys
 from mlx_gardener.errors import ConfigError
+from mlx_gardener.platform.reasons import reason_of
+from mlx_gardener.platform.untrusted import read_text
 
 ENVIRONMENT_PREFIX = "MLX_GARDENER_"
+#: Of a settings file: a thousand times all settings there are.
+_MAX_FILE_BYTES = 2**24
 #: Variables with the prefix that are no training settings.
 _NOT_SETTINGS = {"HOME", "BLAS", "DEBUG", "COMPLETE", "SEEDLING_WORK", "LOG", "TOKEN"}
 #: Settings of earlier versions that mean nothing any more, and why: passed over with a warning.
@@ -130,12 +134,14 @@ def _layers(
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        text = read_text(path, max_bytes=_MAX_FILE_BYTES)
+    except (OSError, ValueError) as error:
         raise ConfigError(
-            f"The settings file {path} cannot be read ({error.strerror}).",
+            f"The settings file {path} cannot be read ({reason_of(error)}).",
             next_step="Name a readable TOML file with --config.",
         ) from error
+    try:
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also where a number has thousands of digits
         raise ConfigError(
             f"The settings file {path} is not valid TOML: {error}.",

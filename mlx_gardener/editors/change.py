@@ -17,7 +17,7 @@ from mlx_gardener.editors import jsonc
 from mlx_gardener.editors.settings import VIM_BEGIN, VIM_END, json_settings, vim_block
 from mlx_gardener.errors import ConfigError
 from mlx_gardener.platform.beside import replace_file, sweep_beside
-from mlx_gardener.platform.files import make_private
+from mlx_gardener.platform.files import make_private, resolved
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_bytes, read_json
 
@@ -72,7 +72,7 @@ def plan_change(
     Raises:
         ConfigError: the file cannot be read, or not be changed safely.
     """
-    sweep_beside(file.resolve())
+    sweep_beside(resolved(file))
     before = _read(file)
     known = _read_record(_record(home, editor))
     ours = known is not None and known["file"] == str(file) and known["after"] == before
@@ -138,7 +138,7 @@ def undo(editor: str, home: Path) -> tuple[Path, list[str]]:
     if known is None:
         raise ConfigError(f"{editor} is not connected.", next_step="There is nothing to undo.")
     file = Path(known["file"])
-    sweep_beside(file.resolve())
+    sweep_beside(resolved(file))
     left: list[str] = []
     now = _read(file)
     try:
@@ -222,7 +222,7 @@ def _read(file: Path) -> str | None:
 
 def _write(file: Path, text: str) -> None:
     """Replace a file at once, where links lead, with the rights it had."""
-    place = file.resolve()
+    place = resolved(file)
     place.parent.mkdir(parents=True, exist_ok=True)
     replace_file(place, text.encode(), mode=place.stat().st_mode & 0o777 if place.exists() else 0o644)
 

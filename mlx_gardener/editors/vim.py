@@ -18,7 +18,8 @@ from typing import Any
 
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.platform.editor_places import plugin_places
-from mlx_gardener.platform.untrusted import MAX_JSON_BYTES, read_json
+from mlx_gardener.platform.reasons import reason_of
+from mlx_gardener.platform.untrusted import MAX_JSON_BYTES, read_bytes, read_json
 
 _PROGRAMS = {"vim": "vim", "neovim": "nvim"}
 _NAMES = {"vim": "Vim", "neovim": "Neovim"}
@@ -72,7 +73,14 @@ def look(editor: str) -> VimState | None:
             f"The plug-in llama.vim is not installed in {name}.",
             next_step="Install github.com/ggml-org/llama.vim as its README shows, then connect again.",
         )
-    if "endpoint_fim" not in files[0].read_text(encoding="utf-8", errors="replace"):
+    try:
+        source = read_bytes(files[0], max_bytes=MAX_JSON_BYTES)
+    except (OSError, ValueError) as error:
+        raise EditorError(
+            f"The plug-in llama.vim in {name} cannot be read ({reason_of(error)}).",
+            next_step="Install it again, then connect again.",
+        ) from error
+    if b"endpoint_fim" not in source:
         raise EditorError(
             f"{files[0].parent.parent} is an old llama.vim: it knows no endpoint_fim.",
             next_step="Update the plug-in, then connect again.",

@@ -20,7 +20,7 @@ from mlx_gardener.engine.planner import make_plan
 from mlx_gardener.engine.seen import known_backend
 from mlx_gardener.errors import DataError, GardenerError, MemoryBudgetError, ModelError
 from mlx_gardener.model.stores import STORES, StoredBase, bases_at, find_bases, place_of
-from mlx_gardener.platform.files import make_private
+from mlx_gardener.platform.files import expanded, make_private
 from mlx_gardener.platform.home import default_home
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_json
@@ -101,19 +101,26 @@ def list_bases(
         tell: called after each with how many were looked at, and how many there are.
 
     Raises:
-        DataError: one of ``places`` is not there.
+        DataError: one of ``places`` is not there, or neither a directory nor a file.
     """
     found = find_bases()
     for place in places:
-        if not place.expanduser().exists():
-            raise DataError(f"There is no {str(place)!r}.", next_step="Name a directory or a GGUF file.")
-        found += bases_at(place_of(place.expanduser()))
+        found += bases_at(place_of(_place(place)))
     told = []
     for known in look_at(found):
         told.append(_planned(known, config))
         if tell is not None:
             tell(len(told), len(found))
     return told
+
+
+def _place(named: Path) -> Path:
+    place = expanded(named)
+    if not place.exists():
+        raise DataError(f"There is no {str(named)!r}.", next_step="Name a directory or a GGUF file.")
+    if not (place.is_dir() or place.is_file()):
+        raise DataError(f"{str(named)!r} is no directory.", next_step="Name one, or a GGUF file.")
+    return place
 
 
 def look_at(found: Iterable[StoredBase]) -> Iterator[Known]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.dataset.examples import header_text
 from mlx_gardener.engine import writing_operations
-from mlx_gardener.errors import ModelError
+from mlx_gardener.errors import DataError, ModelError
+from mlx_gardener.platform.encoding import whole_text
 from mlx_gardener.retrieval import with_context
 
 if TYPE_CHECKING:
@@ -91,16 +92,28 @@ def complete(
 
     Args:
         base: with or without an adapter attached.
+        prefix, suffix: halves of surrogate pairs in them, which no tokenizer spells, are read as U+FFFD.
         path: shown in front, as in training.
         context: other code that stands before it (`retrieval.code_in_front`).
         max_new_tokens: at most this many.
         is_enough: asked with the text so far; ends the generation early.
 
     Raises:
+        DataError: there is no prefix, suffix or path at all.
         ModelError: a suffix is given and the model has no fill-in-the-middle markers.
     """
     tokenizer = base.tokenizer
+    prefix, suffix, path = (
+        whole_text(prefix),
+        None if suffix is None else whole_text(suffix),
+        whole_text(path),
+    )
     prompt = with_context(build_prompt(tokenizer, prefix, suffix, path), context, tokenizer)
+    if not prompt:
+        raise DataError(
+            "There is nothing to go on with: no text before the place.",
+            next_step="Give at least a character.",
+        )
     ids: list[int] = []
     text = ""
     for token, _ in written_ids(base, prompt, max_new_tokens=max_new_tokens):

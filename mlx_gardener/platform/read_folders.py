@@ -7,6 +7,7 @@ In: the directory of such folders. Out: names of theirs, and those that nobody u
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ SUFFIX, DIGITS = ".v1", 16
 
 def identity(files: tuple[Path, ...]) -> str:
     """What changes when a file is another one: place, size, time of the last change, and number on the disk."""
-    stats = [(str(file.resolve()), file.stat()) for file in files]
+    stats = [(os.path.realpath(file), file.stat()) for file in files]
     return json.dumps([(place, stat.st_size, stat.st_mtime_ns, stat.st_ino) for place, stat in stats])
 
 

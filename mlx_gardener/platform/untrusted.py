@@ -18,6 +18,8 @@ from typing import Any
 
 #: Far above any config, manifest or tokenizer (the largest known tokenizer.json has 35 MB).
 MAX_JSON_BYTES = 128 * 2**20
+#: Far above any source or settings file that a person wrote.
+MAX_TEXT_BYTES = 64 * 2**20
 #: safetensors' own limit.
 MAX_HEADER_BYTES = 100_000_000
 #: What Git leaves in a file's place where Git LFS did not fetch it (https://git-lfs.com, "spec/v1").
@@ -62,10 +64,10 @@ def cached_file(file: Path) -> Path:
     """
     if not file.is_symlink():
         return file
-    above = file.parent.resolve()
+    above = Path(os.path.realpath(file.parent))
     snapshots = next((place for place in (above, *above.parents) if place.parent.name == "snapshots"), None)
     repository = None if snapshots is None else snapshots.parent.parent
-    target = file.resolve(strict=True)
+    target = Path(os.path.realpath(file, strict=True))  # Path's own says RuntimeError of a loop
     if repository is None or not repository.name.startswith("models--"):
         raise ValueError(f"{file.name} is a symbolic link, which is followed in the hub's cache only")
     if not target.is_relative_to(repository):
@@ -93,6 +95,15 @@ def read_bytes(file: Path, *, max_bytes: int, follow_links: bool = True) -> byte
     if len(data) > max_bytes:
         raise ValueError(f"{file.name} is longer than {max_bytes} bytes")
     return data
+
+
+def read_text(file: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """The text of a plain file in UTF-8, with every line end as ``\\n``.
+
+    Raises:
+        OSError, ValueError: as `read_bytes`, or it is no UTF-8 (`UnicodeDecodeError`).
+    """
+    return read_bytes(file, max_bytes=max_bytes).decode().replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_head(file: Path, count: int) -> bytes:

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from mlx_gardener.errors import ConfigError, RegistryError
 from mlx_gardener.platform.beside import staged_beside
-from mlx_gardener.platform.files import fsync_path
+from mlx_gardener.platform.files import fsync_path, resolved
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.registry.adapter_files import MANIFEST_NAME, is_inner_name, read_manifest_file
 from mlx_gardener.registry.database import DATABASE_NAME, Database
@@ -58,7 +58,7 @@ def backup(database: Database, file: Path, *, replace: bool, tell: Tell | None =
         RegistryError: an adapter is damaged, or something cannot be read or written.
     """
     file = Path(file).absolute()
-    if file.resolve().is_relative_to(database.home.resolve()):
+    if resolved(file).is_relative_to(resolved(database.home)):
         raise ConfigError(
             f"{str(file)!r} lies in the registry's home.", next_step="Name a place outside of it."
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path, PurePosixPath
 
 from mlx_gardener.errors import ConfigError, RegistryError
+from mlx_gardener.platform.files import resolved
 
 #: The lock in a run's directory that its worker holds.
 RUN_LOCK_NAME = "worker.lock"
@@ -36,7 +38,7 @@ def check_project_name(name: str) -> str:
 
 def project_name_for(path: Path) -> str:
     """A good project name for a directory: its own name, with everything unusual made a hyphen, and no secret in it."""
-    own = Path(path).resolve().name
+    own = resolved(Path(path)).name
     if holds_secret(own):
         return "project"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", own).strip("-.")[:64].rstrip(".-")
@@ -62,10 +64,15 @@ def has_checkpoint(run_dir: Path) -> bool:
     return any((run_dir / CHECKPOINTS_NAME).glob("step-*"))
 
 
+def resume_command(run_dir: Path) -> str:
+    """What goes on with a run that ended early, typed anywhere; runs lie in projects/NAME/runs of the home."""
+    return f"`mlx-gardener train --resume --project {run_dir.parents[1].name}`"
+
+
 def what_is_kept(run_dir: Path) -> str:
     """What of a run that ended early can be gone on with, a sentence for people."""
     if has_checkpoint(run_dir):
-        return "Its last checkpoint is kept: go on with `mlx-gardener train --resume`."
+        return f"Its last checkpoint is kept: go on with {resume_command(run_dir)}."
     return "There is no checkpoint yet: start again."
 
 
@@ -84,7 +91,9 @@ def place_below(home: Path, recorded: str, project: str) -> Path:
     if pure.parts[:2] != own or len(pure.parts) < 4 or ".." in pure.parts or "\0" in recorded:
         inside = False
     else:
-        inside = place.resolve() == (home / "projects").resolve() / pure.relative_to("projects")
+        inside = Path(os.path.realpath(place)) == Path(
+            os.path.realpath(home / "projects")
+        ) / pure.relative_to("projects")
     if not inside:
         raise RegistryError(
             f"The registry places files of {project!r} outside of its home: {recorded!r}.",

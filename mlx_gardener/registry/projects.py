@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from mlx_gardener.errors import ConfigError, RegistryError
+from mlx_gardener.platform.files import resolved
 from mlx_gardener.platform.home import default_home
 from mlx_gardener.registry.database import Database
 from mlx_gardener.registry.lost import unknown_repository
@@ -62,7 +63,7 @@ class Projects:
             RegistryError: the name stands for another repository, and ``replace`` is off.
         """
         check_project_name(name)
-        resolved, now = str(Path(path).resolve()), time.time()
+        full, now = str(resolved(Path(path))), time.time()
         with self._database.read() as connection:  # compared before the transaction, as git may take a while
             rows = connection.execute(_PROJECTS + " WHERE projects.name = ?", (name,)).fetchall()
         if not rows and holds_secret(name):
@@ -71,10 +72,10 @@ class Projects:
                 next_step="Choose another name with --project.",
             )
         old = next((row["path"] for row in readable("projects", rows)), None)
-        moved = old not in (None, resolved) and _has_moved(Path(old), Path(resolved))
+        moved = old not in (None, full) and _has_moved(Path(old), Path(full))
         with self._database.write() as connection:
             row = connection.execute("SELECT path FROM projects WHERE name = ?", (name,)).fetchone()
-            accepted = {resolved, str(unknown_repository(self.home, name)), *([old] if moved else [])}
+            accepted = {full, str(unknown_repository(self.home, name)), *([old] if moved else [])}
             if row is not None and row["path"] not in accepted and not replace:
                 raise RegistryError(
                     f"The project {name!r} already stands for {row['path']}.",
@@ -91,7 +92,7 @@ class Projects:
             connection.execute(
                 "INSERT INTO projects (name, path, created_at, updated_at) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (name) DO UPDATE SET path = excluded.path",
-                (name, resolved, now, now),
+                (name, full, now, now),
             )
         return self.get_project(name)
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from mlx_gardener.errors import ConfigError, RegistryError
 from mlx_gardener.platform.beside import staged_beside
-from mlx_gardener.platform.files import fsync_path
+from mlx_gardener.platform.files import fsync_path, resolved
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import open_regular, parse_json
 from mlx_gardener.registry.adapter_files import differences, is_inner_name, named_files
@@ -60,7 +60,7 @@ def restore(file: Path, home: Path, *, replace: bool = False, tell: Tell | None 
         RegistryError: the archive is damaged or not one of ours, somebody uses the registry, or it cannot be written.
             ``home`` is as it was.
     """
-    home = Path(home).resolve()
+    home = resolved(Path(home))
     in_use = home.exists() and any(path.name != LOCK_NAME for path in home.iterdir())
     if in_use and not replace:
         raise ConfigError(

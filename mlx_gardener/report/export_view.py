@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from mlx_gardener.platform.files import expanded
+
 
 def next_command(form: str, directory: Path, *, project: str, base: str) -> str:
     """The command for an export.
@@ -40,6 +42,6 @@ def _gguf_of(base: str) -> Path | None:
     """The GGUF file of a base that came from one, as far as it is still there."""
     from mlx_gardener.model.gguf import is_gguf, source_files
 
-    place = Path(base).expanduser()
+    place = expanded(base)
     files = (place,) if is_gguf(place) else source_files(place)
     return None if files is None else files[0]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.config import TrainingConfig, as_of_today
 from mlx_gardener.errors import AdapterError, RegistryError
 from mlx_gardener.events import WarningRaised
+from mlx_gardener.platform.files import resolved
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.runs.context import Run
 from mlx_gardener.runs.job import Resume
@@ -165,11 +166,11 @@ def without_forgotten(config: TrainingConfig, registry: ProjectRegistry, project
 
 def as_trained(config: TrainingConfig, root: Path) -> TrainingConfig:
     """The settings that a training of the repository at ``root`` would have; makes no registry where there is none."""
-    registry = ProjectRegistry()
+    place, registry = resolved(root), ProjectRegistry()
     if not registry.exists:
         return config
     try:
-        found = [project.name for project in registry.list_projects() if project.path == root.resolve()]
+        found = [project.name for project in registry.list_projects() if project.path == place]
         return without_forgotten(config, registry, found[0]) if found else config
     finally:
         registry.close()

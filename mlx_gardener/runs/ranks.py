@@ -28,7 +28,7 @@ from mlx_gardener.errors import ConfigError, TrainingError
 from mlx_gardener.platform.files import write_private
 from mlx_gardener.platform.processes import how_it_ended, module_command
 from mlx_gardener.platform.reasons import reason_of
-from mlx_gardener.platform.untrusted import parse_json
+from mlx_gardener.platform.untrusted import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 SILENCE_SECONDS, BEAT_SECONDS = 60.0, 2.0
 #: How long rank 0 may take to notice by itself that a rank died, and ranks that the training is over.
 _GRACE_SECONDS = 30.0
+#: Of a host file; a host takes some hundred bytes.
+_MAX_HOSTFILE_BYTES = 2**20
 #: mlx.launch's first port, used where several machines must agree on one.
 _STARTING_PORT = 32323
 _LOCAL = "127.0.0.1"
@@ -75,7 +77,7 @@ def hosts_of(config: ParallelConfig) -> list[Host]:
 def _read_hostfile(path: Path) -> list[Host]:
     """mlx.launch's form: a list of ``{"ssh", "ips", "rdma"}``, or an object with that as ``hosts``."""
     try:
-        found = parse_json(path.read_bytes())
+        found = read_json(path, max_bytes=_MAX_HOSTFILE_BYTES)
         entries = found["hosts"] if isinstance(found, dict) else found
         hosts = []
         for entry in entries:
@@ -87,7 +89,7 @@ def _read_hostfile(path: Path) -> list[Host]:
         return hosts
     except OSError as error:
         raise ConfigError(
-            f"The host file {path.name} cannot be read ({error.strerror}).",
+            f"The host file {path.name} cannot be read ({reason_of(error)}).",
             next_step="Name another --hostfile.",
         ) from error
     except (ConfigError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

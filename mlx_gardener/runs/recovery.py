@@ -17,6 +17,7 @@ from mlx_gardener.events import TrainingPhase, WarningRaised
 from mlx_gardener.platform.files import write_whole
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_json
+from mlx_gardener.registry.names import resume_command
 from mlx_gardener.registry.remnants import clear_run
 from mlx_gardener.runs.context import Run
 from mlx_gardener.runs.job import Resume
@@ -75,7 +76,7 @@ def keep_result(run: Run, result: RunResult) -> None:
     except OSError as error:
         raise AdapterError(
             f"The result of the run cannot be written ({error.strerror}).",
-            next_step="Free disk space, then go on with `mlx-gardener train --resume`.",
+            next_step=f"Free disk space, then go on with {resume_command(run.directory)}.",
         ) from error
 
 

@@ -30,6 +30,9 @@ _UNBOUNDED_TOKENS = 512
 _MOST_ANSWERS = 8
 #: Below this the likeliest token is taken: one divided by it leaves what floats can hold.
 _LEAST_TEMPERATURE = 1e-3
+#: Below this it is taken, too: with a million tokens, its probability alone is as much. What is 0 as a 32-bit float would
+#: leave no token at all to mlx-lm.
+_LEAST_TOP_P = 1e-6
 #: Settings of Ollama's ``options`` that are also fields here; twinny sends them to /v1/completions.
 _OPTIONS = ("num_predict", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
 
@@ -103,7 +106,8 @@ class _Sampled(_Body):
         A list of samplers that leaves the temperature out leaves it at nothing too: editors' plugins send one.
         """
         warm = self.temperature is not None and self.temperature >= _LEAST_TEMPERATURE
-        if not warm or self.top_p == 0 or (self.samplers is not None and "temperature" not in self.samplers):
+        narrow = self.top_p is not None and self.top_p < _LEAST_TOP_P
+        if not warm or narrow or (self.samplers is not None and "temperature" not in self.samplers):
             return Sampling()
         return Sampling(
             temperature=self.temperature or 0.0,
@@ -392,9 +396,11 @@ def parse(kind: type[_Kind], data: object) -> tuple[_Kind, list[str]]:
         body = kind.model_validate(data)
     except ValidationError as error:
         problems: dict[str, None] = {}  # in order, each once
+        sent = {name: other for other, name in kind.other_names.items() if other in data and name not in data}
         for item in error.errors(include_url=False, include_input=False, include_context=False):
-            place = ".".join(str(part) for part in item["loc"][:4]) or "request"
-            problems[f"{place}: {item['msg'].removeprefix('Value error, ')}"] = None
+            place = ".".join(sent.get(str(part), str(part)) for part in item["loc"][:4]) or "request"
+            said = "The number is too large" if item["type"] == "int_parsing_size" else item["msg"]
+            problems[f"{place}: {said.removeprefix('Value error, ')}"] = None
         raise BadRequestError("; ".join(list(problems)[:5]) + ".") from error
     known = {*kind.model_fields, *kind.other_names}
     return body, [name for name, value in data.items() if name not in known and value is not None]

@@ -78,7 +78,7 @@ class Catalog:
             if target.id == name:
                 return target
         raise UnknownModelError(
-            f"There is no model {name!r} here.",
+            f"There is no model {name[:200]!r} here.",
             next_step=f"Served are: {', '.join(target.id for target in targets) or 'none yet'}.",
         )
 

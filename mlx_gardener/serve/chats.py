@@ -17,10 +17,10 @@ from typing import Any
 import psutil
 
 from mlx_gardener.evaluate.complete import CHARACTERS_PER_TOKEN
+from mlx_gardener.platform.encoding import whole_text
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_bytes, read_json
 from mlx_gardener.serve import chat_template
-from mlx_gardener.serve.reading import whole_text
 from mlx_gardener.serve.worker import BadRequestError
 
 _MAX_TEMPLATE_BYTES = 2**20

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any, cast
 
 import h11
@@ -24,6 +25,8 @@ _GRACE_SECONDS = 2.0
 _MOST_HEAD_BYTES = 2**16
 #: Parts (chunks, or what one read of the socket brings) in which a body may come: 256 bytes each on average for the longest.
 _MOST_PARTS = 2**14
+#: A URL as a request's target: authority; path and query.
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 
 
 class _TooManyPartsError(Exception):
@@ -39,11 +42,28 @@ class _Connection(h11.Connection):
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._parts = 0
-        elif isinstance(event, h11.Data):
+            return _as_asked_here(event)
+        if isinstance(event, h11.Data):
             self._parts += 1
             if self._parts > _MOST_PARTS:
                 raise _TooManyPartsError
         return event
+
+
+def _as_asked_here(request: h11.Request) -> h11.Request:
+    """A request whose target is a whole URL with the path and the Host that it names (RFC 9112, 3.2.2).
+
+    And without an offer to upgrade, which may be passed over (RFC 9110, 7.8) and which uvicorn warns of.
+    """
+    found = _ABSOLUTE.fullmatch(request.target)
+    headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
+    target = request.target
+    if found is not None:
+        headers = [(b"host", found[1]), *((name, value) for name, value in headers if name != b"host")]
+        target = found[2] if found[2].startswith(b"/") else b"/" + found[2]
+    return h11.Request(
+        method=request.method, headers=headers, target=target, http_version=request.http_version
+    )
 
 
 def bounded_protocol(

@@ -70,9 +70,10 @@ def shown_error(error: Exception, path: str) -> tuple[int, dict[str, Any]]:
 
 def no_such_path(path: str, method: str, allowed: str | None) -> tuple[int, dict[str, Any]]:
     """Status and body for a path that is not there, or not with this method; names those that are."""
+    shown = path[:200]
     if allowed is not None:
-        message = f"{path} takes {allowed}, not {method}."
+        message = f"{shown} takes {allowed}, not {method}."
         return 405, error_body(dialect_of(path), 405, message, "invalid_request_error", "method_not_allowed")
     known = ", ".join(f"{takes} {name}" for name, (takes, _) in ENDPOINTS.items())
-    message = f"There is no {path} here. There are: {known}; each also below /projects/NAME."
+    message = f"There is no {shown} here. There are: {known}; each also below /projects/NAME."
     return 404, error_body(dialect_of(path), 404, message, "invalid_request_error", "not_found")

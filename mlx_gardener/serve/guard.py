@@ -12,6 +12,7 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import re
 import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -33,6 +34,10 @@ from mlx_gardener.serve.settings import ServeSettings, is_loopback
 
 #: Paths that need no token: whether the server lives is no secret.
 _OPEN = {"/health", "/v1/health"}
+#: A Host (RFC 9110, 7.2): a name or an address, and perhaps a port.
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[\w.~%-]+)?\]|[^\s/\\@:?#\[\]]+)(?::[0-9]{0,5})?")
+#: Characters of it that are told back.
+_SHOWN = 200
 
 
 class Guard:
@@ -82,7 +87,9 @@ class Guard:
                 return
             await self._app(scope, body.receive, counting)
         except ClientDisconnect:
-            access.status, access.refused = refused_below(scope) or (access.status, "The client went away.")
+            # What it was answered counts; before that, 499 is what nginx calls a client that closed the request.
+            gone = access.status if begun else 499
+            access.status, access.refused = refused_below(scope) or (gone, "The client went away.")
         except Exception as error:  # whatever it was: the client gets JSON, the log the rest
             status, content = shown_error(error, path)
             access.refused = content["error"]["message"]
@@ -112,7 +119,11 @@ class Guard:
     def _refusal(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str, str] | None:
         host = headers.get("host", "")
         if not self._is_ours(host):
-            return 403, "host_not_allowed", f"This server is not called {host!r}. Start it with --allow-host."
+            return (
+                403,
+                "host_not_allowed",
+                f"This server is not called {host[:_SHOWN]!r}. Start it with --allow-host.",
+            )
         origin = headers.get("origin")
         if origin is not None and _place(origin) != host.lower():
             return 403, "origin_not_allowed", "Requests from pages of other places are refused."
@@ -135,10 +146,10 @@ class Guard:
 
     def _is_ours(self, host: str) -> bool:
         """Whether Host names this server; addresses cannot be rebound, so any will do where it is not only loopback."""
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
+        found = _HOST.fullmatch(host)
+        if found is None:
             return False
+        name = found[1].strip("[]").lower()
         if name in self._names:
             return True
         try:

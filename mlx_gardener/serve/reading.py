@@ -16,7 +16,6 @@ from pydantic_core import from_json
 from mlx_gardener.serve.worker import BadRequestError
 
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-_HALF = re.compile("[\ud800-\udfff]")
 #: One escape; its group is half a surrogate pair. Escape by escape, and not one possessive group over the whole body, which
 #: Python 3.11 before 3.11.5 matches wrongly (python/cpython#106052).
 _ESCAPE = re.compile(
@@ -93,8 +92,3 @@ def _without_halves(data: bytearray) -> bytearray:
     for start in halves:
         data[start : start + 5] = b"ufffd"
     return data
-
-
-def whole_text(text: str) -> str:
-    """``text`` with U+FFFD for halves of surrogate pairs."""
-    return _HALF.sub("\ufffd", text) if _HALF.search(text) else text

@@ -8,6 +8,7 @@ adapters of the base in use. All of this belongs to the one thread that computes
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -137,8 +138,8 @@ class Residents:
         size = 4 * facts.parameters if backend() == "cpu" else facts.stored_bytes
         if size > self._budget_bytes:
             raise MemoryBudgetError(
-                f"The base {name!r} takes {size / 2**30:.2f} GB, and the budget is {self._budget_bytes / 2**30:.2f} GB.",
-                next_step=f"Start with `mlx-gardener serve --budget {size * 1.25 / 2**30:.1f}`.",
+                f"The base {name!r} takes {_gigabytes(size)}, and the budget is {_gigabytes(self._budget_bytes)}.",
+                next_step=f"Start with `mlx-gardener serve --budget {math.ceil(size * 125 / 2**30) / 100:.2f}`.",
             )
         self._make_room(size)
         base = load_base(name)
@@ -218,6 +219,10 @@ class Residents:
             else:
                 return
             mx.clear_cache()
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 2**30:.2f} GB" if size >= 2**30 / 100 else "less than 0.01 GB"
 
 
 def base_identity(base: BaseModel) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from mlx_gardener.errors import ConfigError, GardenerError, RegistryError
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve.access import Access
 from mlx_gardener.serve.catalog import Catalog, Target
@@ -105,10 +107,15 @@ def listen(settings: ServeSettings) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
         found.listen(128)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of a name that is too long for one
+        is_other = isinstance(error, socket.gaierror | UnicodeError) or error.errno == errno.EADDRNOTAVAIL
         raise ConfigError(
-            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror or error}).",
-            next_step="Choose another --port, or end what listens there.",
+            f"{settings.host}:{settings.port} cannot be listened on ({reason_of(error)}).",
+            next_step="Name an address of this machine with --host: 127.0.0.1, or 0.0.0.0 for all it has."
+            if is_other
+            else "Choose a --port above 1023."
+            if isinstance(error, PermissionError)
+            else "Choose another --port, or end what listens there.",
         ) from error
     return found
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from mlx_gardener.config import GIB, RetrievalWish
 from mlx_gardener.errors import ConfigError
 from mlx_gardener.platform.files import make_private, write_private
+from mlx_gardener.platform.untrusted import read_bytes
 
 #: llama.cpp's editor plugins ask on this port unless told otherwise.
 DEFAULT_PORT = 8012
@@ -95,8 +96,8 @@ def choose_token(host: str, given: str | None, home: Path) -> tuple[str | None, 
 def stored_token(home: Path) -> str | None:
     """The token that a server of this home made, if one did."""
     try:
-        return (home / _TOKEN_FILE).read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
+        return read_bytes(home / _TOKEN_FILE, max_bytes=4096).decode("ascii").strip()
+    except (OSError, ValueError):
         return None
 
 

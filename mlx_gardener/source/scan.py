@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_gardener.config import DataConfig
 from mlx_gardener.errors import DataError
+from mlx_gardener.platform.files import resolved
 from mlx_gardener.platform.processes import safe_children
 from mlx_gardener.platform.untrusted import read_bytes
 from mlx_gardener.source.chunks import CodePreprocessor
@@ -91,7 +92,7 @@ def scan_repository(
         DataError: ``root`` is not a directory that can be read, or holds no files at all.
     """
     started = time.perf_counter()
-    root = root.resolve()
+    root = resolved(root)
     if on_progress is not None:
         on_progress(0.0, "Listing files")
     git = Git(root)

@@ -21,6 +21,7 @@ import pathspec
 from pathspec.pattern import RegexPattern
 
 from mlx_gardener.errors import DataError
+from mlx_gardener.platform.files import expanded
 from mlx_gardener.platform.untrusted import read_bytes
 from mlx_gardener.source.secrets import without_secrets
 
@@ -96,12 +97,12 @@ class Git:
             if scope not in _OF_REPOSITORY
         ]
         if named:
-            file = Path(os.fsdecode(named[-1])).expanduser()
+            file = expanded(os.fsdecode(named[-1]))
             return (
                 file if file.is_absolute() else Path(os.devnull)
             )  # relative ones would lead into the repository
         home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-        return Path(home).expanduser() / "git" / "ignore"
+        return expanded(home) / "git" / "ignore"
 
     def _run(
         self, arguments: tuple[str, ...], environment: dict[str, str], input_bytes: bytes | None

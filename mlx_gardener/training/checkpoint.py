@@ -24,6 +24,7 @@ from mlx_gardener.model.lora import load_arrays
 from mlx_gardener.platform.files import fsync_path, make_private, private
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_json, sha256_of
+from mlx_gardener.registry.names import resume_command
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -118,7 +119,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep: int) -> Pa
         shutil.rmtree(staged, ignore_errors=True)
         raise TrainingError(
             f"The checkpoint of step {step} cannot be written ({reason_of(error)}).",
-            next_step="Free disk space, then go on with `mlx-gardener train --resume`.",
+            next_step=f"Free disk space, then go on with {resume_command(directory.parent)}.",
         ) from error
     known = list_checkpoints(directory)
     upto = known.index(final) + 1

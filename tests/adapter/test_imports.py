@@ -107,6 +107,9 @@ def test_a_pickle_is_never_opened(manager: PeftManager, tmp_path: Path, tiny_mod
         ({"alpha_pattern": {"((a{1000}){1000}){1000}": 4}}, "takes too long"),
         ({"alpha_pattern": {f"(.|..)*[!?]|z{at}": 4 for at in range(1000)}}, "takes too long"),
         ({"alpha_pattern": {"q_proj": float("inf")}}, "no table of positive numbers"),
+        ({"target_modules": 5}, "target_modules is neither a text nor a list"),
+        ({"target_modules": ["q_proj", 5]}, "target_modules is neither a text nor a list"),
+        ({"use_rslora": "false"}, "use_rslora is neither true nor false"),
         ({"use_dora": True}, "q_proj' has no magnitudes"),
     ],
 )

@@ -308,11 +308,18 @@ def test_the_command_writes_nothing_where_no_server_can_be(trained: ProjectRegis
         for address, code, word in (
             ("http://nowhere.invalid:8012", 1, "No server answers"),
             ("http://127.0.0.1:99999", 2, "no address"),
+            ("ftp://127.0.0.1:8012", 2, "no address"),
+            ("file:///etc/passwd", 2, "no address"),
+            ("x", 2, "no address"),
+            ("", 2, "no address"),
+            ("http://[", 2, "no address"),
+            ("http://me:secret@127.0.0.1", 2, "no address"),
+            ("http://127.0.0.1:8012/a b", 2, "no address"),
             (taken, 2, "cannot be listened on"),
         ):
             done = gardener_here("connect", "vscode", "--file", str(file), "--address", address, "--yes")
             assert done.returncode == code and word in done.stderr, done.stderr
-            assert not file.exists()
+            assert not file.exists() and (word != "no address" or not done.stdout)
 
 
 def test_a_server_that_refuses_leaves_the_settings_alone(trained: ProjectRegistry, tmp_path: Path) -> None:

@@ -557,3 +557,89 @@ def test_names_that_are_not_ascii_are_told_in_headers(
         done = post(address, "/v1/completions", {"model": place.name, "prompt": "x", "max_tokens": 1})
     assert done.status_code == 200, done.text
     assert done.headers["x-model"] == "%E6%A8%A1%E5%9E%8B"
+
+
+@pytest.mark.parametrize(
+    "narrow",
+    [{"top_p": 1e-300}, {"top_p": 5e-324}, {"min_p": 1.0, "temperature": 10}, {"temperature": 5e-324}],
+)
+def test_a_choice_as_narrow_as_can_be_is_the_likeliest_token(narrow: dict[str, float]) -> None:
+    import mlx.core as mx
+
+    from mlx_gardener.serve.generation import _sampler
+
+    body, _ = parse(CompletionBody, {"prompt": "x", "temperature": 1, **narrow})
+    logprobs = mx.log(mx.softmax(mx.arange(640) * 1e-3)).reshape(1, -1)
+    chosen = _sampler(body.sampling()) or (lambda values: mx.argmax(values, axis=-1))
+    assert {chosen(logprobs).item() for _ in range(16)} == {639}
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_fault_of_ours(world: World) -> None:
+    seen: list[Access] = []
+    with serving(world[0], ServeSettings(port=0, projects=("alpha",)), seen.append) as address:
+        with connected(address) as connection:
+            connection.sendall(HEAD + b'content-length: 4000\r\n\r\n{"input_prefix": "x')
+            time.sleep(0.2)
+        assert wait_until(lambda: len(seen) == 1)
+        assert (seen[0].status, seen[0].refused) == (499, "The client went away.")
+        counted = httpx.get(f"{address}/metrics", timeout=60).text
+    assert 'status="499"' in counted and 'status="500"' not in counted
+
+
+def asked(address: str, line: str, *headers: str) -> tuple[int, str]:
+    """Status and text of what a server says to a request of these bytes."""
+    with connected(address) as connection:
+        head = "\r\n".join((f"{line} HTTP/1.1", "connection: close", *headers))
+        connection.sendall(f"{head}\r\n\r\n".encode())
+        head, _, text = ended(connection).decode().partition("\r\n\r\n")
+    return int(head.split()[1]), text
+
+
+def test_a_request_may_name_its_whole_url(start: Callable[..., str]) -> None:
+    address = start(projects=("alpha",))
+    place = address.removeprefix("http://")
+    status, text = asked(address, f"GET {address}/props", f"host: {place}")
+    assert status == 200 and "default_generation_settings" in text
+    assert asked(address, f"GET HTTP://{place}/props?model=alpha", "host: evil.example")[0] == 200
+    assert asked(address, "GET http://evil.example/props", f"host: {place}")[0] == 403
+    assert asked(address, "GET http:///props", f"host: {place}")[0] == 403
+    assert asked(address, f"GET {address}?model=alpha", f"host: {place}")[0] == 404
+
+
+@pytest.mark.parametrize(
+    "host", ["evil@127.0.0.1", "127.0.0.1:evil", "127.0.0.1/..", "127.0.0.1#", "127.0.0.1?", "[::1", "::1", "", "[127.0.0.1]x"]
+)  # fmt: skip
+def test_what_is_no_host_is_refused(host: str, start: Callable[..., str]) -> None:
+    assert asked(start(projects=("alpha",)), "GET /health", f"host: {host}")[0] == 403
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8012", "LOCALHOST", "localhost:", "[::1]:1", "127.8.8.8"])
+def test_hosts_of_this_machine_are_answered(host: str, start: Callable[..., str]) -> None:
+    assert asked(start(projects=("alpha",)), "GET /health", f"host: {host}")[0] == 200
+
+
+def test_an_offer_to_upgrade_is_passed_over_in_silence(
+    start: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    address = start(projects=("alpha",))
+    offer = ("host: localhost", "upgrade: websocket", "connection: upgrade")
+    assert asked(address, "GET /health", *offer)[0] == 200
+    assert not caplog.records
+
+
+def test_no_more_of_a_name_is_told_back_than_shows_which(start: Callable[..., str]) -> None:
+    address, long = start(projects=("alpha",)), "x" * 3000
+    for line, *headers in (
+        ("GET /health", f"host: {long}"),
+        (f"GET /{long}", "host: localhost"),
+        (f"DELETE /projects/{long}/props", "host: localhost"),
+        (f"GET /projects/{long}/props", "host: localhost"),
+    ):
+        assert "x" * 100 in asked(address, line, *headers)[1]
+        assert "x" * 201 not in asked(address, line, *headers)[1]
+
+
+@pytest.mark.parametrize("kind", [CompletionBody, InfillBody])
+def test_a_number_too_large_is_called_so_by_the_name_it_was_sent_by(kind: Any) -> None:
+    with pytest.raises(BadRequestError, match="max_tokens: The number is too large"):
+        parse(kind, read_json(b'{"prompt": "x", "max_tokens": 1e300}'))

@@ -24,7 +24,7 @@ from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.catalog import Catalog, Target
 from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.residents import Residents
-from mlx_gardener.serve.server import running_worker, self_test, serving
+from mlx_gardener.serve.server import listen, running_worker, self_test, serving
 from mlx_gardener.serve.settings import choose_token
 from tests.conftest import write_tiny_model
 from tests.serve.conftest import SHAPES, make_adapter, make_projects, wait_until
@@ -192,8 +192,10 @@ def test_the_base_used_longest_ago_makes_room_and_one_that_cannot_fit_is_refused
     for target in (*targets, targets[0]):
         loaded, resident = one.enter(target)
         assert one.base_count == 1 and loaded.current is resident and one.size_bytes <= max(sizes)
-    with pytest.raises(MemoryBudgetError, match="budget"):
+    with pytest.raises(MemoryBudgetError, match=r"takes less than 0\.01 GB, and the budget is") as refused:
         Residents(registry, 1000).enter(targets[0])
+    advised = float(refused.value.next_step.split("--budget ")[1].rstrip("`."))
+    Residents(registry, int(advised * 2**30)).enter(targets[0])
 
 
 def test_swapping_leaves_the_base_as_it_was(world: World) -> None:
@@ -302,3 +304,10 @@ def test_an_address_that_is_taken_is_an_error_with_a_way_out(world: World) -> No
         with pytest.raises(ConfigError, match="cannot be listened on"):
             with serving(world[0], ServeSettings(port=taken.getsockname()[1])):
                 pass
+
+
+@pytest.mark.parametrize("host", ["nope.invalid", "192.0.2.1", "x" * 70, "a..b"])
+def test_an_address_of_another_machine_names_host(host: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be listened on") as refused:
+        listen(ServeSettings(host=host, port=0))
+    assert "--host" in refused.value.next_step and "--port" not in refused.value.next_step

@@ -29,7 +29,7 @@ from mlx_gardener.model.gguf.kept import (
 )
 from mlx_gardener.model.gguf.reader import Gguf, kind_name, read_header, shards_of
 from mlx_gardener.model.gguf.settings import NotReadableError
-from mlx_gardener.platform.files import make_private
+from mlx_gardener.platform.files import expanded, make_private
 from mlx_gardener.platform.locks import hold
 from mlx_gardener.platform.read_folders import LOCK_NAME, STAGED, identity
 from mlx_gardener.platform.reasons import reason_of
@@ -99,7 +99,7 @@ def gguf_file(name: str) -> Path | None:
     Raises:
         ModelError: the directory holds several; names them.
     """
-    place = Path(name).expanduser()
+    place = expanded(name)
     if is_gguf(place):
         return place
     if not place.is_dir() or (place / "config.json").exists():
