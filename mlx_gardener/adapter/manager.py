@@ -101,7 +101,7 @@ class StagedAdapter:
         except OSError as error:
             raise AdapterError(
                 f"The adapter of {self._project!r} cannot be written ({error.strerror}).",
-                next_step="Free disk space, then go on with `mlx-gardener train --resume`.",
+                next_step="Free disk space first.",
             ) from error
 
         def register() -> AdapterRecord:
@@ -169,7 +169,7 @@ class PeftManager:
                 shutil.rmtree(staged, ignore_errors=True)
                 raise AdapterError(
                     f"The adapter of {project!r} cannot be written ({reason_of(error)}).",
-                    next_step="Free disk space, then go on with `mlx-gardener train --resume`.",
+                    next_step="Free disk space first.",
                 ) from error
             try:
                 yield StagedAdapter(self.registry, project, staged, base)

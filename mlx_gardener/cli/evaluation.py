@@ -55,6 +55,7 @@ def evaluate(
     from mlx_gardener.report.arms_view import progress_line, show_details
     from mlx_gardener.report.evidence_view import show_evidence
     from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.recipe import about_version
     from mlx_gardener.report.text import safe_text
 
     version = renamed("--adapter", "--version", adapter, version)
@@ -63,9 +64,10 @@ def evaluate(
         raise click.BadParameter(f"{', '.join(wrong)} is none of {', '.join(_ARMS)}", param_hint="--arms")
     if control is not None and wanted is not None and "control" not in wanted:
         raise click.UsageError("--control needs the arm control among --arms.")
+    registry = ProjectRegistry()
     with progress_line() as tell:
         done = evaluate_adapter(
-            ProjectRegistry(), project, version, control=control, tasks=tasks, arms=wanted, on_progress=tell
+            registry, project, version, control=control, tasks=tasks, arms=wanted, on_progress=tell
         )
     told = {"project": done.project, "version": done.version, **done.evidence.to_json()}
     text = json.dumps(told, indent=2, sort_keys=True) + "\n"
@@ -81,7 +83,8 @@ def evaluate(
         return
     console = make_console()
     shown = done.evidence.to_json(with_source=True)
-    show_evidence(console, shown, project=done.project)
+    about = about_version(registry, registry.get_adapter(done.project, done.version))
+    show_evidence(console, shown, about=about)
     show_details(console, shown)
     console.print(
         safe_text(f"Kept as {done.file.parent.name}/{done.file.name} beside {project}/{done.version}.")

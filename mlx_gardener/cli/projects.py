@@ -93,7 +93,7 @@ def show(project: str, as_json: bool) -> None:
     console = make_console()
     console.print(f"{found.name}: {safe_text(str(found.path))}, {words(found.status.value)}")
     if not adapters:
-        console.print(f"No adapter yet. Train one with `mlx-gardener train {safe_text(str(found.path))}`.")
+        console.print(f"No adapter yet. {safe_text(registry.way_to_an_adapter(project))}", soft_wrap=True)
         return
     table = Table("", "version", "made", "base", "bits per byte", "base alone", box=None, header_style="bold")
     for item in adapters:

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path), default=".")
+@click.argument("path", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--project",
     shell_complete=complete_projects,
-    help="Name in the registry; the directory's name by default.",
+    help="Name in the registry; the directory's name by default. Of a known one PATH can be left out.",
 )
 @model_option
 @budget_option
@@ -85,7 +85,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Show data and memory plan; train nothing, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
 def train(
-    path: Path,
+    path: Path | None,
     project: str | None,
     model: str | None,
     budget: float | None,
@@ -111,7 +111,7 @@ def train(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Train an adapter on the repository at PATH (default: here) and register it.
+    """Train an adapter on the repository at PATH (default: that of --project where it is known, else here) and register it.
 
     Settings come from defaults, then --config, then MLX_GARDENER_* variables, then these flags. Where the last training
     of the project with the same settings did not come to its end, the same command goes on with it.
@@ -156,18 +156,21 @@ def train(
     config = load_config(config_file, overrides=flags)
     if _follows(config, alone=detach or into_queue or config.parallel.is_wanted, dry_run=dry_run):
         return
-    root = existing_directory(path)
-    if dry_run:
-        _show_plan(root, config, as_json)
-        return
+    root = existing_directory(_place_of(project) if path is None else path)
 
-    from mlx_gardener.registry import project_name_for
+    from mlx_gardener.registry import ProjectRegistry, project_name_for
     from mlx_gardener.registry.lost import unknown_repository
     from mlx_gardener.report.text import safe_text
     from mlx_gardener.runs.manager import TrainingPipeline
 
-    pipeline = TrainingPipeline(config)
     name = project or project_name_for(root)
+    if path is None and root != Path():
+        click.echo(f"The repository of {name} is {safe_text(str(root))}.", err=True)
+    if dry_run:
+        ProjectRegistry().check_registration(name, root)
+        _show_plan(root, config, as_json)
+        return
+    pipeline = TrainingPipeline(config)
     known = {item.name: item.path for item in pipeline.registry.list_projects()}
     before = known.get(name, root)
     with pipeline.registry.registering(name, root):
@@ -191,6 +194,15 @@ def train(
     if goes_on and not resume and not as_json:
         click.echo(f"Going on with the unfinished training of {name}; --fresh begins anew.")
     watch_training(pipeline, name, as_json=as_json, cancel_on_interrupt=True)
+
+
+def _place_of(project: str | None) -> Path:
+    """Where the repository lies that a project stands for; here, where no such project or no such place is known."""
+    from mlx_gardener.registry import ProjectRegistry
+
+    registry = ProjectRegistry()
+    known = registry.list_projects() if project is not None and registry.exists else []
+    return next((item.path for item in known if item.name == project and item.path.is_dir()), Path())
 
 
 def _follows(config: TrainingConfig, *, alone: bool, dry_run: bool) -> bool:

@@ -147,7 +147,7 @@ class Evidence:
         """The verdict in one sentence."""
         found = self.metrics
         if not found:
-            return "It was not measured on files that it never saw; `mlx-gardener eval PROJECT` measures it."
+            return "It was not measured on files that it never saw."
         low, high = found["bits_per_byte_change_low"], found["bits_per_byte_change_high"]
         files = f"{len(self.files)} file{'s' * (len(self.files) != 1)}"
         told = (

@@ -61,9 +61,10 @@ def has_checkpoint(run_dir: Path) -> bool:
 
 
 def what_is_kept(run_dir: Path) -> str:
-    """What of a run that ended early can be gone on with, a sentence for people."""
+    """What of a run (``NAME/runs/ID``) that ended early can be gone on with, a sentence for people."""
     if has_checkpoint(run_dir):
-        return "Its last checkpoint is kept: go on with `mlx-gardener train --resume`."
+        project = run_dir.parent.parent.name
+        return f"Its last checkpoint is kept: go on with `mlx-gardener train --project {project} --resume`."
     return "There is no checkpoint yet: start again."
 
 

@@ -28,6 +28,7 @@ from mlx_gardener.events import (
 from mlx_gardener.report.html import data_parts, evidence_parts, run_parts, styles
 from mlx_gardener.report.live import PHASES, RunSoFar
 from mlx_gardener.report.model_card import environment
+from mlx_gardener.report.recipe import About
 from mlx_gardener.report.svg import colour, thinned
 from mlx_gardener.report.text import duration, gigabytes, safe_text
 
@@ -74,7 +75,8 @@ def result_html(result: Shown) -> str:
         "plan": manifest.get("plan") or {},
         "data": manifest.get("data") or {},
     }
-    parts = evidence_parts(result.evidence, project=result.project, training=result.training) | run_parts(
+    about = About.of(manifest, result.project)
+    parts = evidence_parts(result.evidence, about=about, training=result.training) | run_parts(
         facts, result.events
     )
     if facts["data"]:

@@ -40,6 +40,11 @@ _MOST_GROUPS = 10
 _SEEN = 0.005
 
 
+def reason(evidence: Mapping[str, Any]) -> str:
+    """Why the verdict is what it is; without the command that earlier versions named in it, with no project."""
+    return str(evidence["reason"]).replace("; `mlx-gardener eval PROJECT` measures it", "")
+
+
 def arms(evidence: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
     """Title and metrics of every arm; evidence without ``arms`` has two."""
     if evidence.get("arms"):

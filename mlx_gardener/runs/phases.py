@@ -368,7 +368,11 @@ def _register(
     shown = facts | {
         "evidence": evidence.to_json(with_source=True),
         "scan": data.scan.to_json(),
-        "base": {"revision": base.revision, "weights_sha256": base.weights_sha256},
+        "base": {
+            "revision": base.revision,
+            "weights_sha256": base.weights_sha256,
+            "has_fim": base.tokenizer.markers is not None,
+        },
         "versions": package_versions(),
     }
     events, _ = read_journal(run.directory / JOURNAL_NAME)

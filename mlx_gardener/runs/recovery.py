@@ -75,7 +75,7 @@ def keep_result(run: Run, result: RunResult) -> None:
     except OSError as error:
         raise AdapterError(
             f"The result of the run cannot be written ({error.strerror}).",
-            next_step="Free disk space, then go on with `mlx-gardener train --resume`.",
+            next_step="Free disk space first.",
         ) from error
 
 

@@ -118,7 +118,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep: int) -> Pa
         shutil.rmtree(staged, ignore_errors=True)
         raise TrainingError(
             f"The checkpoint of step {step} cannot be written ({reason_of(error)}).",
-            next_step="Free disk space, then go on with `mlx-gardener train --resume`.",
+            next_step="Free disk space first.",
         ) from error
     known = list_checkpoints(directory)
     upto = known.index(final) + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -134,8 +135,11 @@ def test_a_project_without_an_adapter_says_what_it_waits_for(
         assert done.returncode == 1 and "has no adapter yet" in done.stderr, done.stderr
         return done.stderr
 
-    assert f"mlx-gardener train {repository}" in said()
+    assert f"mlx-gardener train {repository} --project small" in said()
+    shown = gardener_here("show", "small").stdout
+    assert f"mlx-gardener train {repository} --project small" in shown.replace("\n", "")
     record = registry.begin_training("small", {})
+    assert "attach small" in gardener_here("show", "small").stdout
     assert "attach small" in said() and "train " + str(repository) not in said()
     registry.finish_training(record.id, TrainingStatus.FAILED, "no room", {})
     assert "Its last training failed: `mlx-gardener status small`" in said()
@@ -153,6 +157,32 @@ def test_what_cannot_begin_registers_no_project(repository: Path) -> None:
         refused = gardener("train", str(repository), "--project", "small", "--model", "seedling", option)
         assert refused.returncode == 1, refused.stderr
         assert ProjectRegistry().list_projects() == []
+
+
+def test_a_known_project_is_trained_where_it_is_from_anywhere(
+    repository: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    registry = ProjectRegistry()
+    registry.register_project("known", repository)
+    flags = ("--project", "known", "--dry-run", *train_flags(tiny_model_dir))
+    from_elsewhere = gardener_here("train", *flags, cwd=tmp_path)
+    assert from_elsewhere.returncode == 0, from_elsewhere.stderr
+    assert f"The repository of known is {repository}." in from_elsewhere.stderr.replace("\n", "")
+    assert f"{repository.name}: " in from_elsewhere.stdout
+
+
+def test_a_dry_run_refuses_the_place_that_training_refuses(
+    repository: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    flags = ("--project", "known", *train_flags(tiny_model_dir))
+    ProjectRegistry().register_project("known", repository)
+    other = tmp_path / "other"
+    shutil.copytree(repository, other)
+    for more in ((), ("--dry-run",)):
+        refused = gardener_here("train", str(other), *flags, *more)
+        assert refused.returncode == 1 and "already stands for" in refused.stderr, (more, refused.stderr)
+    unnamed = gardener_here("train", str(other), "--project", "a/b", "--dry-run")
+    assert unnamed.returncode == 2 and "cannot be a project name" in unnamed.stderr
 
 
 def test_a_busy_project_names_attach(repository: Path, tiny_model_dir: Path) -> None:

@@ -425,7 +425,7 @@ def test_a_result_displays_itself_in_a_notebook() -> None:
 
 def test_the_first_screen_says_what_it_means_and_what_to_do() -> None:
     for verdict, told in (
-        ("promote", "mlx-gardener complete demo FILE:LINE"),
+        ("promote", "mlx-gardener complete demo src/core/basket.py:7"),
         ("inconclusive", "--fresh --epochs 6 --timeout 0"),
         ("reject", "mlx-gardener show demo"),
         ("unmeasured", "mlx-gardener eval demo"),
