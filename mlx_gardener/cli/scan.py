@@ -52,6 +52,7 @@ def scan(
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.scan_view import show_kept_lines, show_scan
+    from mlx_gardener.report.text import about
     from mlx_gardener.runs.parent import as_trained
 
     config = as_trained(
@@ -75,13 +76,14 @@ def scan(
             raise click.exceptions.Exit(1)
         return
     console = make_console()
-    show_scan(console, found)
+    show_scan(console, found, config.max_training_chunks)
     if lines:
         show_kept_lines(console, list_kept_lines(found, config))
     console.print()
     show_choice(console, prepared.choice)
     console.print(
-        f"With it: about {estimate['tokens']:,} tokens ({estimate['tokens_from']}), {time_text(estimate)}; "
+        f"With it, one pass over the part to learn from is about {about(estimate['pass_tokens'])} tokens "
+        f"({estimate['tokens_from']}). A training takes {time_text(estimate)}; "
         f"peak about {estimate['peak_bytes'] / 2**30:.2f} GB of {config.memory_limit_gb:g} GB"
     )
     check_enough(found, config)
@@ -109,11 +111,16 @@ def scan_with_progress(path: Path, config: TrainingConfig, *, silent: bool = Fal
 
 
 def time_text(estimate: dict[str, Any]) -> str:
-    """``about 9 minutes to learn from 259,000 tokens at 1,543 tokens/s (estimated from ...)``."""
+    """``about 9 minutes for 3 passes (260,000 tokens) at 1,543 tokens/s (estimated from ...)``."""
+    from mlx_gardener.report.text import about, share_of_one
+
     minutes = estimate["minutes"]
     time = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes:.0f} minutes"
     if minutes < 1.5:
         time = "a minute"
+    passes = f"{estimate['epochs']:.3g} passes" if estimate["epochs"] > 1 else "one pass"
+    if estimate["epochs"] < 0.995:
+        passes = f"{share_of_one(estimate['epochs'])} of a pass"
     within = ""
     if estimate["epochs_in_limit"] < estimate["epochs"]:
         within = (
@@ -121,6 +128,6 @@ def time_text(estimate: dict[str, Any]) -> str:
             f"{estimate['limit_minutes']:g} minutes (--timeout), with a measured adapter at the end"
         )
     return (
-        f"about {time} to learn from {estimate['trained_tokens']:,} tokens at "
+        f"about {time} for {passes} ({about(estimate['trained_tokens'])} tokens) at "
         f"{estimate['tokens_per_second']:,.0f} tokens/s ({estimate['speed_from']}){within}"
     )

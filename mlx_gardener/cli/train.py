@@ -274,7 +274,7 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
         )
         return
     console = make_console()
-    show_scan(console, scan)
+    show_scan(console, scan, config.max_training_chunks)
     console.print()
     show_choice(console, choice)
     show_plan(console, plan)

@@ -173,13 +173,13 @@ def _show_result(pipeline: TrainingPipeline, name: str, told: dict[str, Any], co
             highlight=False,
         )
         console.print(
-            f"  Train all the same: {safe_text(train_again(about, '--fresh'))}", highlight=False, soft_wrap=True
+            f"  Train all the same: {safe_text(train_again(about, '--fresh'))}",
+            highlight=False,
+            soft_wrap=True,
         )
         console.print(f"  What it is worth: mlx-gardener report {name}", highlight=False)
         return
-    show_evidence(
-        console, result.evidence, about=about, training=result.training
-    )
+    show_evidence(console, result.evidence, about=about, training=result.training)
     console.print(f"\nAdapter {adapter.version} of {name} is in the registry:", highlight=False)
     console.print(f"  {adapter.directory}", highlight=False, soft_wrap=True)
     console.print(

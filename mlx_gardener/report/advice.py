@@ -127,7 +127,7 @@ def next_steps(
     verdict, project = evidence["verdict"], about.project
     steps: list[Step] = []
     if verdict == "unmeasured":
-        steps.append(Step("Measure it:", (f"mlx-gardener eval {shlex.quote(project)}",)))
+        steps.append(Step("Measure it:", (f"mlx-gardener eval {project}",)))
     changes_nothing = verdict == "inconclusive" and _is_the_base(evidence)
     if changes_nothing:
         steps.append(
@@ -143,7 +143,7 @@ def next_steps(
         steps += _use(evidence, about)
     if verdict == "reject":
         steps.append(
-            Step("Leave it: the version before it, if there is one, goes on being used:", (f"mlx-gardener show {shlex.quote(project)}",))
+            Step("Leave it: the version before it, if there is one, goes on being used:", (f"mlx-gardener show {project}",))
         )  # fmt: skip
     steps += _retrieval(evidence)
     longer = _longer(about, training or {})
@@ -174,14 +174,14 @@ def next_steps(
     if verdict != "unmeasured" and any(
         str(note).startswith("Not measured") for note in evidence.get("notes") or ()
     ):
-        steps.append(Step("Measure what was cut off:", (f"mlx-gardener eval {shlex.quote(project)}",)))  # fmt: skip
+        steps.append(Step("Measure what was cut off:", (f"mlx-gardener eval {project}",)))  # fmt: skip
     return steps
 
 
 def _use(evidence: Mapping[str, Any], about: About) -> list[Step]:
     """How to use an adapter; in an editor only where its base can fill in the middle, and else why not, and what can."""
     use = "Use it" if evidence["verdict"] == "promote" else "Try it and judge for yourself"
-    in_terminal = f"mlx-gardener complete {shlex.quote(about.project)} {_place(evidence, about)}"
+    in_terminal = f"mlx-gardener complete {about.project} {_place(evidence, about)}"
     if about.has_fim is False:
         return [
             Step(f"{use}, in the terminal:", (in_terminal,)),
@@ -197,7 +197,7 @@ def _use(evidence: Mapping[str, Any], about: About) -> list[Step]:
             (
                 in_terminal,
                 "mlx-gardener serve",
-                f"mlx-gardener connect zed --project {shlex.quote(about.project)}",
+                f"mlx-gardener connect zed --project {about.project}",
             ),
         )
     ]
@@ -212,7 +212,9 @@ def _place(evidence: Mapping[str, Any], about: About) -> str:
     held_out += [path for path, entry in about.files.items() if entry[1:] == ["test"]]
     for path in held_out:
         if str(path).isprintable():
-            return shlex.quote(f"{path}:2")  # every file that is trained on has a line, and one may be begun after it
+            return shlex.quote(
+                f"{path}:2"
+            )  # every file that is trained on has a line, and one may be begun after it
     return "FILE:LINE"
 
 

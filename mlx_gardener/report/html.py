@@ -42,9 +42,7 @@ def render_report_html(facts: dict[str, Any], *, events: Sequence[Event]) -> str
         events: of the run; memory over time is drawn from them.
     """
     shown = (
-        evidence_parts(
-            facts["evidence"], about=About.of(facts, facts["project"]), training=facts["training"]
-        )
+        evidence_parts(facts["evidence"], about=About.of(facts, facts["project"]), training=facts["training"])
         | run_parts(facts, events)
         | data_parts(facts)
         | recipe_parts(facts)
@@ -192,6 +190,7 @@ def run_parts(facts: Mapping[str, Any], events: Sequence[Event]) -> dict[str, An
         "memory_chart": Markup(memory_chart(events, plan)),
         "memory_parts": parts,
         "memory_bar": Markup(memory_bar(plan)) if parts else "",
+        "kept": story.kept(facts["training"]),
         "time_told": time_line(facts["training"]["time_plan"]) if facts["training"].get("time_plan") else "",
     }
 

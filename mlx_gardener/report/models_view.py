@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlx_gardener.report.text import GIB, duration, safe_text
+from mlx_gardener.report.text import GIB, pace, safe_text
 
 if TYPE_CHECKING:
     from mlx_gardener.engine.bases import Base
@@ -51,7 +51,7 @@ def show_bases(console: Console, bases: Sequence[Base], budget_bytes: int) -> No
                     base.licence or "?",
                     _YES_NO[base.has_fim],
                     fit_text(base),
-                    "" if base.update_seconds is None else time_text(base.update_seconds),
+                    "" if base.update_seconds is None else pace(base.update_seconds),
                 )
             )
         )
@@ -68,7 +68,9 @@ def count_text(count: int | None) -> str:
     """A number of weights as people say it: ``135M``, ``1.5B``."""
     if count is None:
         return "?"
-    return f"{count / 1e9:.2g}B" if count >= 995e6 else f"{count / 1e6:.3g}M"
+    if count >= 995e6:
+        return f"{count / 1e9:.2g}B" if count < 99.5e9 else f"{count / 1e9:,.0f}B"
+    return f"{count / 1e6:.3g}M"
 
 
 def fit_text(base: Base) -> str:
@@ -76,8 +78,3 @@ def fit_text(base: Base) -> str:
     if base.fits:
         return f"yes, {(base.peak_bytes or 0) / GIB:.1f}"
     return f"no, needs {(base.least_budget_bytes or 0) / GIB:.2f}"
-
-
-def time_text(seconds: float) -> str:
-    """``0.8 s``, ``75 s``, ``3 min 05 s``."""
-    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)

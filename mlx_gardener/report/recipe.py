@@ -119,7 +119,9 @@ def train_again(about: About, *flags: str) -> str:
     words = ["mlx-gardener", "train", "--project", about.project]
     if about.model is not None and "model" not in replaced:
         words += ["--model", about.model]
-    return shlex.join([*words, *_said(about.config, about.model or "auto", (*_OF_ONE_RUN, *replaced)), *flags])
+    return shlex.join(
+        [*words, *_said(about.config, about.model or "auto", (*_OF_ONE_RUN, *replaced)), *flags]
+    )
 
 
 def _said(config: Mapping[str, Any], base_model: str, without: tuple[str, ...] = ()) -> list[str]:

@@ -26,10 +26,28 @@ from mlx_gardener.report import render_model_card, render_report_html
 from mlx_gardener.report.evidence_view import show_evidence
 from mlx_gardener.report.jsonl import JsonLines
 from mlx_gardener.report.live import LiveView, sparkline
+from mlx_gardener.report.models_view import count_text
 from mlx_gardener.report.recipe import all_settings, train_command
-from mlx_gardener.report.story import best_and_worst, directory_gains, guards, language_gains, remarks
+from mlx_gardener.report.story import (
+    best_and_worst,
+    directory_gains,
+    guards,
+    kept,
+    kept_step,
+    language_gains,
+    remarks,
+)
 from mlx_gardener.report.svg import COLOURS, labelled, line_chart, loss_chart, ticks
-from mlx_gardener.report.text import counted, duration, file_size, safe_lines, safe_text
+from mlx_gardener.report.text import (
+    about,
+    counted,
+    duration,
+    file_size,
+    pace,
+    safe_lines,
+    safe_text,
+    share_of_one,
+)
 from tests.report.facts import EVENTS, EVIDENCE, METRICS, full_events, full_evidence, full_facts
 from tests.support.trainings import until
 
@@ -515,6 +533,35 @@ def test_a_bar_is_as_long_as_its_change() -> None:
     )
     small, large = lengths(0.98, 0.82)
     assert large == pytest.approx(9 * small, abs=0.5)
+
+
+def test_the_page_says_which_state_of_the_training_is_the_adapter() -> None:
+    """As `Standing.adapter` decides: the best that was validated, or the last where time ran out before it could be."""
+    points = [{"step": step, "loss": 2.0, "bits_per_byte": 1.0} for step in (0, 4, 8)]
+    for steps, best, validated, at, told in (
+        (8, 8, 3, 8, "after update 8, where the validation part went best."),
+        (3, 0, 1, 3, "after update 3, the last one: the time was over before it could be validated"),
+        (6, 4, 2, 6, "after update 6, the last one: the time was over"),
+        (11, 4, 3, 4, "after update 4, where the validation part went best; what came after update 8 was not validated"),
+        (8, 0, 3, 0, "as it was before the first: it changes nothing"),
+    ):  # fmt: skip
+        training = {"steps": steps, "best_step": best, "validation": points[:validated]}
+        assert kept_step(training) == at and told in kept(training)
+    facts = full_facts()
+    facts["training"] |= {"steps": 3, "best_step": 0, "validation": points[:1]}
+    assert "after update 3, the last one" in render_report_html(facts, events=[])
+    assert "after update 3, the last one" in render_model_card(facts)
+
+
+def test_numbers_that_are_foretold_and_paces_read_as_people_say_them() -> None:
+    assert [about(count) for count in (7, 2048, 812_345, 999_900, 1_849_000, 22_000_000)] == [
+        "7", "2,000", "810,000", "1.0 million", "1.8 million", "22 million",
+    ]  # fmt: skip
+    assert [pace(seconds) for seconds in (1e-6, 0.042, 7.51, 75, 170)] == [
+        "under 0.1 ms", "0.042 s", "7.5 s", "1 min 15 s", "2 min 50 s",
+    ]  # fmt: skip
+    assert [share_of_one(share) for share in (0.47, 0.0037, 0.00001)] == ["47 %", "0.4 %", "under 0.1 %"]
+    assert count_text(110_000_000_000) == "110B" and count_text(1_540_000_000) == "1.5B"
 
 
 def test_counts_and_sizes_read_as_people_say_them() -> None:
