@@ -42,16 +42,19 @@ def complete(
     from mlx_gardener.evaluate import complete as complete_code
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.text import safe_lines
+    from mlx_gardener.report.waiting import said_if_slow
 
     registry = ProjectRegistry()
     root = registry.get_project(project).path
     record = registry.get_adapter(project, version)
     prefix, suffix, path = _read_place(place, root) if place else (_read_input(), None, "")
     adapter = PeftManager(registry).load_adapter(project, record.version)
-    base = load_adapter_base(base_name(registry, record), adapter)
+    with said_if_slow(f"Loading {record.base_model}", silent=as_json):
+        base = load_adapter_base(base_name(registry, record), adapter)
     if no_suffix or base.tokenizer.markers is None:
         suffix = None
-    with nullcontext() if with_base else attach_adapter(base, adapter):
+    writing = said_if_slow("Writing", silent=as_json)
+    with writing, nullcontext() if with_base else attach_adapter(base, adapter):
         text = complete_code(base, prefix, suffix, path=path, max_new_tokens=max_tokens)
     if as_json:
         told = {

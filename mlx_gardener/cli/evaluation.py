@@ -52,11 +52,12 @@ def evaluate(
     from mlx_gardener.errors import DataError
     from mlx_gardener.evaluate.registered import evaluate_adapter
     from mlx_gardener.registry import ProjectRegistry
-    from mlx_gardener.report.arms_view import progress_line, show_details
+    from mlx_gardener.report.arms_view import show_details
     from mlx_gardener.report.evidence_view import show_evidence
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.recipe import about_version
     from mlx_gardener.report.text import safe_text
+    from mlx_gardener.report.waiting import progress_line
 
     version = renamed("--adapter", "--version", adapter, version)
     wanted = None if arms is None else tuple(arm.strip() for arm in arms.split(",") if arm.strip())

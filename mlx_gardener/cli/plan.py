@@ -49,6 +49,7 @@ def plan(
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.plan_view import show_plan
+    from mlx_gardener.report.waiting import said_if_slow
     from mlx_gardener.runs.forecast import estimate_training
     from mlx_gardener.runs.parent import as_trained
 
@@ -56,7 +57,8 @@ def plan(
     config = load_config(config_file, overrides={**flags, **parse_settings(pairs)})
     if path is not None:
         config = as_trained(config, path)
-    prepared = prepare_model(config, default_home() / "cache", ahead=True)
+    with said_if_slow("Looking at the base models", silent=as_json):
+        prepared = prepare_model(config, default_home() / "cache", ahead=True)
     choice, chosen = prepared.choice, prepared.plan(config)
     estimate = None
     if path is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +55,7 @@ def scan(
     from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.scan_view import show_kept_lines, show_scan
     from mlx_gardener.report.text import about
+    from mlx_gardener.report.waiting import said_if_slow
     from mlx_gardener.runs.parent import as_trained
 
     config = as_trained(
@@ -61,7 +64,8 @@ def scan(
         ),
         path,
     )
-    prepared = prepare_model(config, default_home() / "cache", ahead=True)
+    with said_if_slow("Looking at the base models", silent=as_json):
+        prepared = prepare_model(config, default_home() / "cache", ahead=True)
     found = scan_with_progress(path, config, silent=as_json)
     estimate = estimate_training(found, config, prepared)
     if as_json:
@@ -90,7 +94,7 @@ def scan(
 
 
 def scan_with_progress(path: Path, config: TrainingConfig, *, silent: bool = False) -> Scan:
-    """`source.scan_repository` with a bar on stderr.
+    """`source.scan_repository` with a bar on stderr, or lines where that is no terminal.
 
     Raises:
         DataError: as there.
@@ -98,8 +102,20 @@ def scan_with_progress(path: Path, config: TrainingConfig, *, silent: bool = Fal
     from rich.progress import Progress
 
     from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.waiting import PATIENCE_SECONDS, progress_line
     from mlx_gardener.source import scan_repository
 
+    if not (silent or sys.stderr.isatty()):
+        began = time.monotonic()
+        with progress_line() as tell:
+            return scan_repository(
+                path,
+                config.data,
+                quality_threshold=config.training_data_quality_threshold,
+                on_progress=lambda share, message: (
+                    tell(share, message) if time.monotonic() - began > PATIENCE_SECONDS else None
+                ),
+            )
     with Progress(console=make_console(stderr=True), transient=True, disable=silent) as progress:
         task = progress.add_task("Reading", total=1.0)
         return scan_repository(

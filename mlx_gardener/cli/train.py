@@ -250,11 +250,13 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.plan_view import show_plan
     from mlx_gardener.report.scan_view import show_scan
+    from mlx_gardener.report.waiting import said_if_slow
     from mlx_gardener.runs.forecast import estimate_training
     from mlx_gardener.runs.parent import as_trained
 
     config = as_trained(config, root)
-    prepared = prepare_model(config, default_home() / "cache", ahead=True)
+    with said_if_slow("Looking at the base models", silent=as_json):
+        prepared = prepare_model(config, default_home() / "cache", ahead=True)
     choice = prepared.choice
     scan = scan_with_progress(root, config, silent=as_json)
     check_enough(scan, config)

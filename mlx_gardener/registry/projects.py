@@ -97,8 +97,10 @@ class Projects:
         if not rows:
             _check_new_name(name)
         old = next((row["path"] for row in readable("projects", rows)), None)
-        moved = old not in (None, resolved) and _has_moved(Path(old), Path(resolved))
-        return {resolved, str(unknown_repository(self.home, name)), *([old] if moved else [])}
+        accepted = {resolved, str(unknown_repository(self.home, name))}
+        if old is not None and old != resolved and _has_moved(Path(old), Path(resolved)):
+            accepted.add(old)
+        return accepted
 
     def get_project(self, name: str) -> Project:
         """The project called ``name``.

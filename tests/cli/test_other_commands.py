@@ -25,7 +25,7 @@ def test_scan_shows_what_would_be_trained_on(repository: Path, tiny_model_dir: P
     )
     done = gardener_here("scan", str(repository), "--model", str(tiny_model_dir))
     assert done.returncode == 0, done.stderr
-    for words in ("Kept", "python", "javascript", "keys.py:2", "tokens", "a minute", "peak about"):
+    for words in ("Kept", "python", "javascript", "keys.py:2", "tokens", "minute", "peak about"):
         assert words in done.stdout
     assert "AKIA" + "IOSFODNN7" not in done.stdout
 
@@ -174,7 +174,7 @@ def test_plan_of_a_repository_says_how_long_it_takes_as_it_is_set(
     command = ["plan", str(repository), "--model", str(tiny_model_dir)]
     shown = gardener_here(*command, "--set", "engine.micro_batch_rows=3")
     assert shown.returncode == 0, shown.stderr
-    assert "3 rows of 512 tokens" in shown.stdout and "about a minute for 3 passes (" in shown.stdout
+    assert "3 rows of 512 tokens" in shown.stdout and " for 3 passes (" in shown.stdout
     assert "fit into the limit" not in shown.stdout
     set_too = gardener_here(
         "plan", "--json", "--set", f"model={tiny_model_dir}", "--set", "memory_limit_gb=3"
