@@ -84,4 +84,10 @@ def plan(
     show_choice(console, choice)
     show_plan(console, chosen, others)
     if estimate is not None:
+        if estimate["chunks_used"] < estimate["chunks_kept"]:
+            console.print(
+                f"\nA training uses the best {estimate['chunks_used']:,} of {estimate['chunks_kept']:,} chunks "
+                "(max_training_chunks).",
+                highlight=False,
+            )
         console.print(f"\nA training takes {time_text(estimate)}.", highlight=False)

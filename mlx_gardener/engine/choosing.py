@@ -119,8 +119,9 @@ def _tokens_in_time(base: Base, config: TrainingConfig) -> float:
 
 
 def _time_told(base: Base, config: TrainingConfig) -> str:
+    tokens = float(f"{_tokens_in_time(base, config):.2g}")  # two digits: it is foretold
     return (
-        f"it learns from about {_tokens_in_time(base, config):,.0f} tokens in "
+        f"it learns from about {tokens:,.0f} tokens in "
         f"{config.training_timeout_minutes:g} minutes (--timeout)"
     )
 

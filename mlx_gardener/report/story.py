@@ -49,7 +49,8 @@ def kept_step(training: Mapping[str, Any]) -> int:
     """The update after which the adapter was kept (0: before the first), as `training.standing.Standing.adapter` decides."""
     validated = max((point["step"] for point in training.get("validation") or ()), default=0)
     best = int(training.get("best_step") or 0)
-    return int(training["steps"]) if training["steps"] > validated and best in (0, validated) else best
+    steps = int(training.get("steps", 0))
+    return steps if steps > validated and best in (0, validated) else best
 
 
 def kept(training: Mapping[str, Any]) -> str:

@@ -83,6 +83,7 @@ def estimate_training(found: Scan, config: TrainingConfig, model: PreparedModel)
         else "3.5 bytes a token assumed",
         "tokens_per_second": round(speed, 1),
         "speed_from": plan.speed_from,
+        "chunks_kept": found.chunks_kept,
         "chunks_used": min(found.chunks_kept, config.max_training_chunks),
         "pass_tokens": int(epoch),
         "epochs": round(trained / epoch, 3),

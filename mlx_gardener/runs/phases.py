@@ -290,6 +290,7 @@ def _measure(
     from mlx_gardener.evaluate import compare
     from mlx_gardener.evaluate.registered import ANSWERS, find_control
 
+    run.tell(TrainingPhase.COMPLETING, 0.05, "Choosing what is measured")
     began = told_at = time.monotonic()
     told = ""
 

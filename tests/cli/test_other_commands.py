@@ -151,6 +151,8 @@ def test_what_max_training_chunks_leaves_out_is_said_and_not_listed(
     lines = sum(place["end_line"] - place["start_line"] + 1 for place in whole["kept_lines"])
     assert sum(place["end_line"] - place["start_line"] + 1 for place in told["kept_lines"]) < lines
     assert "max_training_chunks" not in gardener_here(*command).stdout
+    planned = gardener_here("plan", *command[1:], *few).stdout
+    assert f"the best 20 of {whole['chunks_kept']} chunks (max_training_chunks)" in " ".join(planned.split())
 
 
 def test_scan_of_nothing_is_an_error(tmp_path: Path) -> None:

@@ -298,6 +298,7 @@ def export_text() -> str:
 
 MADE = {
     **{name: lambda name=name: evidence_text(name) for name in EVIDENCE},
+    "no_markers": lambda: evidence_text("promoted", has_fim=False),
     "details": details_text, "scan": scan_text, "plan": plan_text, "diff_imported": imported_diff,
     "diff_trained": trained_diff, "export": export_text,
 }  # fmt: skip
