@@ -12,10 +12,12 @@ import math
 import re
 from typing import Any, ClassVar
 
+#: Commands that a call does as well.
+_TRAIN = r"mlx-gardener train(?: --resume| --project [\w.-]+)*"
 #: What the command line's flags are called in Python. Commands in backticks stay: they can be typed as they are.
 _IN_PYTHON = (
     (r"the flags\b", "the given settings"),
-    (r"`mlx-gardener train(?: --resume)?(?: --project [\w.-]+)?`", "`mlx_gardener.train(...)`"),
+    (f"`{_TRAIN}`", "`mlx_gardener.train(...)`"),
     (r"--set ", ""),
     (r"--budget ([\d.]*\d)", r"memory_limit_gb=\1"),
     (r"--bits (\d)", r"bits=\1"),
@@ -35,9 +37,7 @@ _IN_PYTHON = (
     (r"--(model|project|base|bits|dtype|form|quantise|create|control|seed|version|tasks|arms)\b", r"\1"),
     (r"--config\b", "file"),
 )
-_COMMAND = re.compile(
-    r"(`(?!mlx-gardener train(?: --resume)?(?: --project [\w.-]+)?`)[\w.]*mlx[-.]\w+[^`]*`)"
-)
+_COMMAND = re.compile(rf"(`(?!{_TRAIN}`)[\w.]*mlx[-.]\w+[^`]*`)")
 
 
 def in_python(text: str) -> str:

@@ -26,7 +26,7 @@ prepare_environment() { # extras: "" or "[test]"
         return
     fi
     python="$(find_python)"
-    echo "Setting up .venv (a few minutes the first time: about 1 GB of packages) ..." >&2
+    echo "Setting up .venv (a few minutes the first time: about 1.5 GB of packages) ..." >&2
     # uv is faster, pip knows the machine's own index and certificates; where uv cannot, pip does it.
     if ! { command -v uv >/dev/null 2>&1 && install_with_uv "$python" "$extras"; }; then
         [ -x .venv/bin/python ] || "$python" -m venv .venv

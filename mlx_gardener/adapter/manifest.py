@@ -71,6 +71,7 @@ def make_manifest(
             "revision": base.revision,
             "weights_sha256": base.weights_sha256,
             "model_type": base.config.get("model_type"),
+            "has_fim": base.tokenizer.markers is not None,
         },
         **told,
         "versions": {"python": platform.python_version(), **package_versions()},

@@ -52,6 +52,28 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "completion": ("mlx_gardener.cli.completion:completion", "Print shell completion code."),
 }
 
+#: What other programs call it.
+_MEANT = {
+    "list": ["projects", "models"],
+    "ls": ["projects", "models"],
+    "info": ["show", "doctor"],
+    "rm": ["remove"],
+    "delete": ["remove"],
+    "log": ["logs"],
+    "stop": ["cancel"],
+    "watch": ["attach"],
+    "start": ["train"],
+    "run": ["train"],
+    "init": ["train"],
+    "tune": ["train"],
+    "finetune": ["train"],
+    "test": ["eval"],
+    "evaluate": ["eval"],
+    "use": ["activate"],
+    "infill": ["complete"],
+    "setup": ["connect"],
+}
+
 #: Commands whose --json is a line for each event; the others print one document.
 STREAMS = ("train", "attach", "logs", "serve", "queue run")
 
@@ -68,6 +90,18 @@ class CommandTable(click.Group):
         module, _, function = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), function)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            import difflib
+
+            near = _MEANT.get(name.lower()) or difflib.get_close_matches(name, COMMANDS, cutoff=0.6)
+            hint = f"Did you mean {' or '.join(near)}?" if near else "`mlx-gardener --help` lists all."
+            ctx.fail(f"There is no command {name!r}. {hint}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -50,22 +50,24 @@ def complete(
     from mlx_gardener.config import load_config
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.text import safe_lines
+    from mlx_gardener.report.waiting import said_if_slow
 
     wish = load_config(config_file, overrides={"serve.retrieval": retrieval}).serve.retrieval
     registry = ProjectRegistry()
     root = registry.get_project(project).path
     registry.get_adapter(project, version)
     prefix, suffix, path = _read_place(place, root) if place else (_read_input(), None, "")
-    found = complete_code(
-        project,
-        prefix,
-        None if no_suffix else suffix,
-        path=path,
-        version=version,
-        with_adapter=not with_base,
-        max_tokens=max_tokens,
-        retrieval=wish,
-    )
+    with said_if_slow("Loading the base and writing", silent=as_json):
+        found = complete_code(
+            project,
+            prefix,
+            None if no_suffix else suffix,
+            path=path,
+            version=version,
+            with_adapter=not with_base,
+            max_tokens=max_tokens,
+            retrieval=wish,
+        )
     if as_json:
         told = {
             "project": project,

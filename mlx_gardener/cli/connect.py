@@ -78,7 +78,6 @@ def connect(
     name = project if project is not None else Catalog(registry).default().id
     record = registry.get_adapter(name)
     tokenizer = load_tokenizer(resolve_model(choose_model(base_name(registry, record))))
-    state = vim.look(editor) if editor in ("vim", "neovim") else None
     change = editors.plan_change(
         editor,
         file or settings_file(editor),
@@ -88,6 +87,7 @@ def connect(
         tokenizer=tokenizer,
         home=registry.home,
     )
+    state = vim.look(editor) if editor in ("vim", "neovim") else None
     if change.changes:
         if not as_json:
             click.echo(safe_lines(change.diff()))

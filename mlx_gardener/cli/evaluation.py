@@ -58,10 +58,12 @@ def evaluate(
     from mlx_gardener.evaluate.registered import evaluate_adapter
     from mlx_gardener.evaluate.statistics import THOROUGH_TASKS
     from mlx_gardener.registry import ProjectRegistry
-    from mlx_gardener.report.arms_view import progress_line, show_details
+    from mlx_gardener.report.arms_view import show_details
     from mlx_gardener.report.evidence_view import show_evidence
     from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.recipe import about_version
     from mlx_gardener.report.text import safe_text
+    from mlx_gardener.report.waiting import progress_line
 
     version = renamed("--adapter", "--version", adapter, version)
     wanted = None if arms is None else tuple(arm.strip() for arm in arms.split(",") if arm.strip())
@@ -71,9 +73,10 @@ def evaluate(
         raise click.UsageError("--control needs the arm control among --arms.")
     if thorough and tasks is not None:
         raise click.UsageError("--thorough and --tasks both say how many tasks: choose one.")
+    registry = ProjectRegistry()
     with progress_line() as tell:
         done = evaluate_adapter(
-            ProjectRegistry(),
+            registry,
             project,
             version,
             control=control,
@@ -95,7 +98,8 @@ def evaluate(
         return
     console = make_console()
     shown = done.evidence.to_json(with_source=True)
-    show_evidence(console, shown, project=done.project)
+    about = about_version(registry, registry.get_adapter(done.project, done.version))
+    show_evidence(console, shown, about=about)
     show_details(console, shown)
     console.print(
         safe_text(f"Kept as {done.file.parent.name}/{done.file.name} beside {project}/{done.version}.")

@@ -50,6 +50,7 @@ def plan(
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.plan_view import show_plan
+    from mlx_gardener.report.waiting import said_if_slow
     from mlx_gardener.runs.forecast import estimate_training
     from mlx_gardener.runs.parent import as_trained
 
@@ -57,7 +58,8 @@ def plan(
     config = load_config(config_file, overrides={**flags, **parse_settings(pairs)})
     if path is not None:
         config = as_trained(config, path)
-    prepared = prepare_model(config, default_home() / "cache", ahead=True)
+    with said_if_slow("Looking at the base models", silent=as_json):
+        prepared = prepare_model(config, default_home() / "cache", ahead=True)
     choice, chosen = prepared.choice, prepared.plan(config)
     estimate = None
     if path is not None:
@@ -83,4 +85,10 @@ def plan(
     show_choice(console, choice)
     show_plan(console, chosen, others)
     if estimate is not None:
+        if estimate["chunks_used"] < estimate["chunks_kept"]:
+            console.print(
+                f"\nA training uses the best {estimate['chunks_used']:,} of {estimate['chunks_kept']:,} chunks "
+                "(max_training_chunks).",
+                highlight=False,
+            )
         console.print(f"\nA training takes {time_text(estimate)}.", highlight=False)

@@ -26,7 +26,7 @@ def _figure(metrics: dict[str, Any], name: str) -> str:
 @as_json_option
 def projects(as_json: bool) -> None:
     """List the projects in the registry; * marks the active one."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.live import make_console
@@ -48,7 +48,15 @@ def projects(as_json: bool) -> None:
     elif not found:
         click.echo("No projects yet. Train one with `mlx-gardener train` in a repository.")
     else:
-        table = Table("", "project", "status", "adapter", "repository", box=None, header_style="bold")
+        table = Table(
+            "",
+            Column("project", no_wrap=True),
+            "status",
+            "adapter",
+            "repository",
+            box=None,
+            header_style="bold",
+        )
         for item in found:
             mark = "*" if item.active else ""
             path = safe_text(str(item.path))
@@ -93,7 +101,7 @@ def show(project: str, as_json: bool) -> None:
     console = make_console()
     console.print(f"{found.name}: {safe_text(str(found.path))}, {words(found.status.value)}")
     if not adapters:
-        console.print(f"No adapter yet. Train one with `mlx-gardener train {safe_text(str(found.path))}`.")
+        console.print(f"No adapter yet. {safe_text(registry.way_to_an_adapter(project))}", soft_wrap=True)
         return
     table = Table("", "version", "made", "base", "bits per byte", "base alone", box=None, header_style="bold")
     for item in adapters:

@@ -63,12 +63,21 @@ def list_queue(as_json: bool = False) -> None:
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.text import ago, gigabytes, safe_text
 
-    table = Table("", "project", "priority", "status", "budget", "put in", box=None, header_style="bold")
+    table = Table(
+        "",
+        Column("project", no_wrap=True),
+        "priority",
+        "status",
+        "budget",
+        "put in",
+        box=None,
+        header_style="bold",
+    )
     for row in rows:
         table.add_row(
             str(row["place"]),
@@ -81,7 +90,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
     make_console().print(table)
 
 
-@queue.command()
+@queue.command(short_help="Work on the queue in this terminal.")
 @click.option(
     "--budget",
     type=click.FloatRange(min=0.1),
@@ -109,7 +118,9 @@ def run(budget: float | None, forever: bool, as_json: bool) -> None:
     click.echo(json.dumps({"event": "Empty"}) if as_json else "The queue is empty.")
 
 
-@queue.command(context_settings={"ignore_unknown_options": True})  # -5 is a value
+@queue.command(
+    short_help="Change the priority of a project.", context_settings={"ignore_unknown_options": True}
+)  # -5 is a value
 @_PROJECT
 @click.argument("value", type=click.IntRange(-100, 100))
 @as_json_option
@@ -142,7 +153,7 @@ def first(project: str, as_json: bool) -> None:
     click.echo(told if as_json else f"{project} is the next.")
 
 
-@queue.command()
+@queue.command(short_help="Take a project out, where it waits.")
 @_PROJECT
 @as_json_option
 def remove(project: str, as_json: bool) -> None:

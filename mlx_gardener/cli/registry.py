@@ -34,7 +34,7 @@ def registry() -> None:
     """Look after the registry: the database and the files in its home."""
 
 
-@registry.command()
+@registry.command(short_help="Say what does not fit together.")
 @as_json_option
 @click.option("--quick", is_flag=True, help="Do not read every adapter to compare its hashes.")
 @click.pass_context
@@ -58,7 +58,7 @@ def check(ctx: click.Context, as_json: bool, quick: bool) -> None:
         ctx.exit(1)
 
 
-@registry.command()
+@registry.command(short_help="Mend what `check` finds.")
 @as_json_option
 def repair(as_json: bool) -> None:
     """Mend what `check` finds. What could be a good adapter is never deleted, but kept in lost+found in the home."""
@@ -74,7 +74,7 @@ def repair(as_json: bool) -> None:
         click.echo(safe_text(sentence))
 
 
-@registry.command()
+@registry.command(short_help="Register adapters in lost+found.")
 @as_json_option
 def adopt(as_json: bool) -> None:
     """Register whole adapters in lost+found again, as of the projects that their manifests name; none becomes active."""
@@ -90,7 +90,7 @@ def adopt(as_json: bool) -> None:
         click.echo(safe_text(sentence))
 
 
-@registry.command()
+@registry.command(short_help="Delete what is not needed any more.")
 @click.option(
     "--keep",
     default=3,
@@ -143,7 +143,7 @@ def gc(keep: int, days: float, keep_checkpoints: bool, dry_run: bool, yes: bool,
     click.echo(f"{freed:,} bytes {'would be' if dry_run else 'are'} freed.")
 
 
-@registry.command()
+@registry.command(short_help="Write all but runs to an archive.")
 @click.argument("file", type=file_type)
 @click.option("--force", is_flag=True, help="Replace FILE when it exists.")
 @as_json_option
@@ -157,7 +157,7 @@ def backup(file: Path, force: bool, as_json: bool) -> None:
     click.echo(told if as_json else f"Wrote {size:,} bytes to {file}.")
 
 
-@registry.command()
+@registry.command(short_help="Put a backup in place of this registry.")
 @click.argument("file", type=place_type)
 @click.option("--replace", is_flag=True, help="Move a home that is not empty aside.")
 @as_json_option
@@ -178,7 +178,7 @@ def restore(file: Path, replace: bool, as_json: bool) -> None:
         click.echo(f"The registry that was there is in {safe_text(str(aside))}.")
 
 
-@registry.command()
+@registry.command(short_help="Say where a base model is now.")
 @click.argument("model")
 @as_json_option
 def base(model: str, as_json: bool) -> None:

@@ -33,6 +33,7 @@ def report(project: str, version: str | None, open_page: bool, output: Path | No
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.evidence_view import show_evidence
     from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.recipe import about_version
     from mlx_gardener.report.text import safe_text
 
     registry = ProjectRegistry()
@@ -49,7 +50,9 @@ def report(project: str, version: str | None, open_page: bool, output: Path | No
         console = make_console()
         console.print(f"{project} {record.version}, an adapter of {safe_text(record.base_model)}")
         if evidence:
-            show_evidence(console, evidence, project=project, training=known.get("training"))
+            show_evidence(
+                console, evidence, about=about_version(registry, record), training=known.get("training")
+            )
         else:
             console.print(
                 f"It was never measured: `mlx-gardener eval {project} --version {record.version}` does that.",

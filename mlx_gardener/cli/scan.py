@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +55,8 @@ def scan(
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.scan_view import show_kept_lines, show_scan
+    from mlx_gardener.report.text import about
+    from mlx_gardener.report.waiting import said_if_slow
     from mlx_gardener.runs.parent import as_trained
 
     config = as_trained(
@@ -61,7 +65,8 @@ def scan(
         ),
         path,
     )
-    prepared = prepare_model(config, default_home() / "cache", ahead=True)
+    with said_if_slow("Looking at the base models", silent=as_json):
+        prepared = prepare_model(config, default_home() / "cache", ahead=True)
     found = scan_with_progress(path, config, silent=as_json)
     estimate = estimate_training(found, config, prepared)
     if as_json:
@@ -76,20 +81,21 @@ def scan(
             raise click.exceptions.Exit(1)
         return
     console = make_console()
-    show_scan(console, found)
+    show_scan(console, found, config.max_training_chunks)
     if lines:
         show_kept_lines(console, list_kept_lines(found, config))
     console.print()
     show_choice(console, prepared.choice)
     console.print(
-        f"With it: about {estimate['tokens']:,} tokens ({estimate['tokens_from']}), {time_text(estimate)}; "
+        f"With it, one pass over the part to learn from is about {about(estimate['pass_tokens'])} tokens "
+        f"({estimate['tokens_from']}). A training takes {time_text(estimate)}; "
         f"peak about {estimate['peak_bytes'] / 2**30:.2f} GB of {config.memory_limit_gb:g} GB"
     )
     check_enough(found, config)
 
 
 def scan_with_progress(path: Path, config: TrainingConfig, *, silent: bool = False) -> Scan:
-    """`source.scan_repository` with a bar on stderr.
+    """`source.scan_repository` with a bar on stderr, or lines where that is no terminal.
 
     Raises:
         DataError: as there.
@@ -97,8 +103,20 @@ def scan_with_progress(path: Path, config: TrainingConfig, *, silent: bool = Fal
     from rich.progress import Progress
 
     from mlx_gardener.report.live import make_console
+    from mlx_gardener.report.waiting import PATIENCE_SECONDS, progress_line
     from mlx_gardener.source import scan_repository
 
+    if not (silent or sys.stderr.isatty()):
+        began = time.monotonic()
+        with progress_line() as tell:
+            return scan_repository(
+                path,
+                config.data,
+                quality_threshold=config.training_data_quality_threshold,
+                on_progress=lambda share, message: (
+                    tell(share, message) if time.monotonic() - began > PATIENCE_SECONDS else None
+                ),
+            )
     with Progress(console=make_console(stderr=True), transient=True, disable=silent) as progress:
         task = progress.add_task("Reading", total=1.0)
         return scan_repository(
@@ -110,19 +128,26 @@ def scan_with_progress(path: Path, config: TrainingConfig, *, silent: bool = Fal
 
 
 def time_text(estimate: dict[str, Any]) -> str:
-    """``about 9 minutes to learn from 259,000 tokens at 1,543 tokens/s (estimated from ...)``, and what of it a limit allows."""
+    """``about 9 minutes for 3 passes (260,000 tokens) at 1,543 tokens/s (estimated from ...)``."""
+    from mlx_gardener.report.text import about, share_of_one
+
     minutes = estimate["minutes"]
     time = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes:.0f} minutes"
     if minutes < 1.5:
         time = "a minute"
+
+    def passes(epochs: float) -> str:
+        if epochs < 0.995:
+            return f"{share_of_one(epochs)} of a pass"
+        return f"{epochs:.3g} passes" if epochs > 1.005 else "one pass"
+
     within = ""
     if estimate["updates_in_limit"] < estimate["updates"]:
         within = (
             f"; the time limit of {estimate['limit_minutes']:g} minutes (--timeout) allows {estimate['updates_in_limit']:,} "
-            f"of these {estimate['updates']:,} updates, which is {estimate['epochs_in_limit']:.2g} epochs instead of "
-            f"{estimate['epochs']:.2g}, and then the test of the adapter"
+            f"of these {estimate['updates']:,} updates, {passes(estimate['epochs_in_limit'])}, and then the test of the adapter"
         )
     return (
-        f"about {time} to learn from {estimate['trained_tokens']:,} tokens at "
+        f"about {time} for {passes(estimate['epochs'])} ({about(estimate['trained_tokens'])} tokens) at "
         f"{estimate['tokens_per_second']:,.0f} tokens/s ({estimate['speed_from']}){within}"
     )

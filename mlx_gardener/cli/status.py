@@ -32,7 +32,7 @@ def status(project: str | None, measure: bool, as_json: bool) -> None:
     places = {entry.project: place for place, entry in enumerate(registry.queue.entries(), start=1)}
     rows = []
     for name in names:
-        registry.get_project(name)  # an unknown name is an error that offers near ones
+        found = registry.get_project(name)  # an unknown name is an error that offers near ones
         record = registry.latest_training(name)
         rows.append(
             {
@@ -45,6 +45,7 @@ def status(project: str | None, measure: bool, as_json: bool) -> None:
                 "message": record.message if record else "never trained",
                 "details": dict(record.details) if record else {},
                 "updated_at": record.updated_at if record else None,
+                "active_adapter": found.active_adapter,
             }
         )
         if name in places and name not in active:
@@ -78,14 +79,14 @@ def _staleness(registry: ProjectRegistry, project: str, measure: bool) -> Stalen
 
 
 def _show_rows(rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.text import ago, safe_text, words
 
     has_loss = any("loss" in row["details"] for row in rows)
-    columns = ("project", "status", "done", *(["loss"] * has_loss), "updated", "message")
-    table = Table(*columns, box=None, header_style="bold")
+    columns = ("status", "done", *(["loss"] * has_loss), "updated", "message")
+    table = Table(Column("project", no_wrap=True), *columns, box=None, header_style="bold")
     for row in rows:
         loss = row["details"].get("loss")
         age = "" if row["updated_at"] is None else ago(row["updated_at"])
@@ -97,7 +98,13 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
             age,
             safe_text(row["message"]),
         )
-    make_console().print(table)
+    console = make_console()
+    console.print(table)
+    for row in rows:
+        if row["status"] in ("failed", "cancelled") and row["active_adapter"] is not None:
+            console.print(
+                f"{row['project']}: {row['active_adapter']} is active as before; this training has not changed it."
+            )
 
 
 @click.command()

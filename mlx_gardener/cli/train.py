@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option(
     "--project",
     shell_complete=complete_projects,
-    help="Name in the registry; the directory's name by default.",
+    help="Name in the registry; the directory's name by default. Of a known one PATH can be left out.",
 )
 @model_option
 @budget_option
@@ -112,7 +112,7 @@ def train(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Train an adapter on the repository at PATH (default: here) and register it.
+    """Train an adapter on the repository at PATH (default: that of --project where it is known, else here) and register it.
 
     Settings come from defaults, then --config, then MLX_GARDENER_* variables, then these flags. Where the last training
     of the project with the same settings did not come to its end, the same command goes on with it.
@@ -138,7 +138,6 @@ def train(
     from mlx_gardener.cli.watch import watch_training
     from mlx_gardener.config import load_config
     from mlx_gardener.platform.files import existing_directory, resolved
-    from mlx_gardener.registry import ProjectRegistry
 
     flags = {
         "model": model,
@@ -158,20 +157,21 @@ def train(
     config = load_config(config_file, overrides=flags)
     if _follows(config, alone=detach or into_queue or config.parallel.is_wanted, dry_run=dry_run):
         return
-    if path is None:
-        path = ProjectRegistry().get_project(project).path if resume and project else Path()
-    root = existing_directory(path)
-    if dry_run:
-        _show_plan(root, config, as_json)
-        return
+    root = existing_directory(_place_of(project) if path is None else path)
 
-    from mlx_gardener.registry import project_name_for
+    from mlx_gardener.registry import ProjectRegistry, project_name_for
     from mlx_gardener.registry.lost import unknown_repository
     from mlx_gardener.report.text import safe_text
     from mlx_gardener.runs.manager import TrainingPipeline
 
-    pipeline = TrainingPipeline(config)
     name = project or project_name_for(root)
+    if path is None and root != Path():
+        click.echo(f"The repository of {name} is {safe_text(str(root))}.", err=True)
+    if dry_run:
+        ProjectRegistry().check_registration(name, root)
+        _show_plan(root, config, as_json)
+        return
+    pipeline = TrainingPipeline(config)
     known = {item.name: item.path for item in pipeline.registry.list_projects()}
     before = known.get(name, root)
     with pipeline.registry.registering(name, root):
@@ -195,6 +195,15 @@ def train(
     if goes_on and not resume and not as_json:
         click.echo(f"Going on with the unfinished training of {name}; --fresh begins anew.")
     watch_training(pipeline, name, as_json=as_json, cancel_on_interrupt=True)
+
+
+def _place_of(project: str | None) -> Path:
+    """Where the repository lies that a project stands for; here, where no such project or no such place is known."""
+    from mlx_gardener.registry import ProjectRegistry
+
+    registry = ProjectRegistry()
+    known = registry.list_projects() if project is not None and registry.exists else []
+    return next((item.path for item in known if item.name == project and item.path.is_dir()), Path())
 
 
 def _follows(config: TrainingConfig, *, alone: bool, dry_run: bool) -> bool:
@@ -242,11 +251,13 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.plan_view import show_plan
     from mlx_gardener.report.scan_view import show_scan
+    from mlx_gardener.report.waiting import said_if_slow
     from mlx_gardener.runs.forecast import estimate_training
     from mlx_gardener.runs.parent import as_trained
 
     config = as_trained(config, root)
-    prepared = prepare_model(config, default_home() / "cache", ahead=True)
+    with said_if_slow("Looking at the base models", silent=as_json):
+        prepared = prepare_model(config, default_home() / "cache", ahead=True)
     choice = prepared.choice
     scan = scan_with_progress(root, config, silent=as_json)
     check_enough(scan, config)
@@ -266,7 +277,7 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
         )
         return
     console = make_console()
-    show_scan(console, scan)
+    show_scan(console, scan, config.max_training_chunks)
     console.print()
     show_choice(console, choice)
     show_plan(console, plan)

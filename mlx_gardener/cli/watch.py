@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -49,7 +48,8 @@ def logs(project: str, lines: int, follow: bool, as_json: bool) -> None:
     record = registry.latest_training(project)
     if record is None:
         raise TrainingError(
-            f"Project {project!r} has never been trained.", next_step="Start with `mlx-gardener train`."
+            f"Project {project!r} has never been trained.",
+            next_step=f"Start with `mlx-gardener train --project {project}`.",
         )
     reader = LogReader()
 
@@ -160,22 +160,26 @@ def watch_training(
 
 def _show_result(pipeline: TrainingPipeline, name: str, told: dict[str, Any], console: Any) -> None:
     from mlx_gardener.report.evidence_view import show_evidence
+    from mlx_gardener.report.recipe import about_version, train_again
+    from mlx_gardener.report.text import safe_text
     from mlx_gardener.runs.result import RunResult
 
     result = RunResult.from_json(told)
     adapter = pipeline.registry.get_adapter(name, result.adapter_version)
+    about = about_version(pipeline.registry, adapter)
     if result.unchanged_since is not None:
-        root = shlex.quote(str(pipeline.registry.get_project(name).path))
         console.print(
             f"Neither files nor settings have changed since {adapter.version} of {name} was trained: nothing was done.",
             highlight=False,
         )
         console.print(
-            f"  Train all the same: mlx-gardener train {root} --fresh", highlight=False, soft_wrap=True
+            f"  Train all the same: {safe_text(train_again(about, '--fresh'))}",
+            highlight=False,
+            soft_wrap=True,
         )
         console.print(f"  What it is worth: mlx-gardener report {name}", highlight=False)
         return
-    show_evidence(console, result.evidence, project=name, training=result.training)
+    show_evidence(console, result.evidence, about=about, training=result.training)
     console.print(f"\nAdapter {adapter.version} of {name} is in the registry:", highlight=False)
     console.print(f"  {adapter.directory}", highlight=False, soft_wrap=True)
     console.print(

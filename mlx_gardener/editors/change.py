@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.editors import jsonc
-from mlx_gardener.editors.settings import VIM_BEGIN, VIM_END, json_settings, vim_block
+from mlx_gardener.editors.settings import VIM_BEGIN, VIM_END, check_base, json_settings, vim_block
 from mlx_gardener.errors import ConfigError
 from mlx_gardener.platform.beside import replace_file, sweep_beside
 from mlx_gardener.platform.files import make_private, resolved
@@ -70,8 +70,9 @@ def plan_change(
     What an earlier connection wrote there, and nobody edited since, goes: a token that is no longer given does not stay.
 
     Raises:
-        ConfigError: the file cannot be read, or not be changed safely.
+        ConfigError: no editor can use the base, or the file cannot be read, or not be changed safely.
     """
+    check_base(project, tokenizer)
     sweep_beside(resolved(file))
     before = _read(file)
     known = _read_record(_record(home, editor))

@@ -37,6 +37,22 @@ def project_address(address: str, project: str) -> str:
     return f"{address}/projects/{quote(project, safe='')}"
 
 
+def check_base(project: str, tokenizer: CodeTokenizer) -> None:
+    """Refuse an adapter whose base no editor can use.
+
+    Raises:
+        ConfigError: it has no markers to fill in the middle.
+    """
+    if tokenizer.markers is None:
+        raise ConfigError(
+            f"Editors ask for the code between what stands before and after the cursor, and the base of {project}'s adapter has "
+            "no fill-in-the-middle markers for that.",
+            next_step="`mlx-gardener models` says which bases have them (FIM), and the embedded one has: "
+            f"`mlx-gardener train --project {project} --fresh --model seedling`. "
+            f"In the terminal, `mlx-gardener complete {project} FILE:LINE` works with this one.",
+        )
+
+
 def json_settings(
     editor: str, project: str, address: str, token: str | None, tokenizer: CodeTokenizer
 ) -> list[tuple[Keys, Any]]:

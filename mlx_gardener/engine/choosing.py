@@ -126,8 +126,9 @@ def _tokens_in_time(base: Base, config: TrainingConfig) -> float:
 
 
 def _time_told(base: Base, config: TrainingConfig) -> str:
+    tokens = float(f"{_tokens_in_time(base, config):.2g}")  # two digits: it is foretold
     return (
-        f"it learns from about {_tokens_in_time(base, config):,.0f} tokens in "
+        f"it learns from about {tokens:,.0f} tokens in "
         f"{config.training_timeout_minutes:g} minutes (--timeout)"
     )
 
@@ -180,7 +181,7 @@ def _from_hub(
         if one.least_gb * _GIB <= config.memory_limit_bytes and one.is_commercial and one.id not in known
     ]
     if not fitting:
-        return None, f"no recommended model fits {config.memory_limit_bytes / _GIB:.2g} GB"
+        return None, f"no recommended model fits {config.memory_limit_bytes / _GIB:.4g} GB"
     if not may_fetch:
         return None, f"{fitting[0].id} would fit but is not in the local cache; `train` fetches it"
     why_not = ""
@@ -206,7 +207,7 @@ def _why_slow(one: Recommended, choice: ModelChoice, config: TrainingConfig, bac
     _, facts = look_ahead(choice, config.lora)
     base = plan_base(Known(Base(one.id, "hub", Path()), facts), config, backend)
     if not base.fits:
-        return f"{one.id} would not fit {config.memory_limit_bytes / _GIB:.2g} GB"
+        return f"{one.id} would not fit {config.memory_limit_bytes / _GIB:.4g} GB"
     if _tokens_in_time(base, config) < LEAST_TOKENS:
         return f"{one.id} would be too slow here: {_time_told(base, config)}"
     return None

@@ -67,11 +67,11 @@ def load_engine(
         plan = lighter_plan(plan, facts, config, 0, backend) or plan
     is_lightest_first = plan is not wanted
     while True:
-        tell(0.0, f"Loading {model}")
+        tell(0.0, "Loading the base model")
         plan.set_limits()
         peak_before = process_peak_footprint_bytes()
         base = _load(model, plan, config)
-        tell(0.7, f"Checking how {model} is cut into segments")
+        tell(0.7, f"Checking how {base.id} is cut into segments")
         try:
             engine = prepare_engine(
                 base,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan, Scales
-from mlx_gardener.engine.speed import ALONE, Backend, machine_key, measured_backend
+from mlx_gardener.engine.speed import ALONE, Backend, machine_key, measured_backend, speed_alone
 from mlx_gardener.platform.files import make_private, write_whole
 from mlx_gardener.platform.untrusted import read_json
 from mlx_gardener.platform.version import __version__
@@ -69,10 +69,13 @@ def known_backend(cache_dir: Path | None, facts: ModelFacts) -> Backend:
         if known is None:
             return backend
         busy = float(known["busy"])
-        load = "" if busy < ALONE else f", beside others that took {busy:.0%} of the processors"
+        load = ""
+        if busy >= ALONE:
+            scaled = ", scaled to a machine without them" if backend.kind == "cpu" else ""
+            load = f", beside others that took {busy:.0%} of the processors{scaled}"
         return replace(
             backend,
-            speed_scale=float(known["speed"]),
+            speed_scale=speed_alone(float(known["speed"]), busy, backend.kind),
             forward_share=float(known["forward"]),
             scales=Scales(**{name: float(value) for name, value in known["scales"].items()}),
             speed_from=f"seen in a training of this base on this machine{load}",

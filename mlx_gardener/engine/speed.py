@@ -31,6 +31,8 @@ MATRIX_SPEED = "estimated from this machine's matrix speed"
 _OTHER_TRAININGS = "estimated from this machine's matrix speed and other trainings on it"
 #: What was measured, or trained, is told to have been alone where others took less of the processors.
 ALONE = 0.15
+#: So little of the processors is always had, however much others want of them (judgement: beyond it a share says little).
+_LEAST_FREE = 0.1
 #: Speeds that were measured beside others are measured anew no sooner than after this time.
 _AGAIN_SECONDS = 600.0
 #: What is of one base or only said, and so not kept with the machine's speeds.
@@ -81,6 +83,11 @@ class Backend:
 
 #: What a plan is weighed with where nothing was measured: two CPU cores, as measured on the development machine.
 TWO_CORES = Backend("cpu", 2, 200e9, 65e6, 600e6, _READ_BYTES_PER_SECOND, False)
+
+
+def speed_alone(speed: float, busy: float, kind: str) -> float:
+    """What ``speed`` would have been without others that took the share ``busy`` of the processors; a GPU is not theirs to take."""
+    return speed if busy < ALONE or kind != "cpu" else speed / max(_LEAST_FREE, 1 - busy)
 
 
 def measured_backend(cache_dir: Path | None = None) -> Backend:

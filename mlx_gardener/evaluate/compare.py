@@ -151,16 +151,19 @@ def compare(
             survey, findings = bigger, more
     except (TimeLimitError, TrainingCancelledError) as error:
         why = "it was cancelled" if isinstance(error, TrainingCancelledError) else "the time was over"
-        if findings.missing:
+        if "adapter" not in findings.results:
+            notes.append(f"{why[:1].upper()}{why[1:]} before anything was measured.")
+        elif findings.missing:
             notes.append(f"Not measured, as {why}: {', '.join(findings.missing)}.")
-    notes = [*survey.notes, *notes]
+    measured_some = "adapter" in findings.results
+    notes = [*(survey.notes if measured_some else ()), *notes]
     if data.split.since is not None:
         notes.append(
             f"Held out are files that commits since {data.split.since[:12]} added; what these changed in other files was "
             "trained on."
         )
     survey.keep_what_was_done(findings.missing)
-    if "adapter" not in findings.results:
+    if not measured_some:
         return Evidence({}, (), (), 0, work=survey.work.to_json(), notes=tuple(notes))
     return _evidence(
         findings, data, survey, config, control=control, trained_on_test=trained_on_test, notes=notes

@@ -203,7 +203,7 @@ class Evidence:
         """The verdict in a sentence, and another for the answers where they were asked."""
         found = self.metrics
         if not found:
-            return "It was not measured on files that it never saw; `mlx-gardener eval PROJECT` measures it."
+            return "It was not measured on files that it never saw."
         low, high = found["bits_per_byte_change_low"], found["bits_per_byte_change_high"]
         files = f"{len(self.files)} file{'s' * (len(self.files) != 1)}"
         files += " of later commits" * (self.held_out_since is not None)

@@ -96,20 +96,21 @@ class Adapters(Trainings):
                 self._sound("adapters", row)
         if not adapters:
             raise RegistryError(
-                f"The project {project!r} has no adapter yet.", next_step=self._way_to_an_adapter(project)
+                f"The project {project!r} has no adapter yet.", next_step=self.way_to_an_adapter(project)
             )
         known = ", ".join(adapter.version for adapter in adapters)
         what = "active adapter" if version is None else f"adapter version {version!r}"
         raise RegistryError(f"The project {project!r} has no {what}.", next_step=f"It has: {known}.")
 
-    def _way_to_an_adapter(self, project: str) -> str:
+    def way_to_an_adapter(self, project: str) -> str:
         """What a project without an adapter waits for, in a sentence."""
         if any(record.project == project for record in self.active_trainings()):
             return f"It is being trained: `mlx-gardener attach {project}` shows it."
         if any(entry.project == project for entry in self.queue.entries()):
             return "It waits for its training: `mlx-gardener queue list` shows its place."
         last = self.latest_training(project)
-        train = f"Train one with `mlx-gardener train {shlex.quote(str(self.get_project(project).path))}`."
+        place = shlex.quote(str(self.get_project(project).path))
+        train = f"Train one with `mlx-gardener train {place} --project {project}`."
         ended = {TrainingStatus.FAILED: "failed", TrainingStatus.CANCELLED: "was cancelled"}
         if last is None or last.status not in ended:
             return train

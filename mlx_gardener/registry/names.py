@@ -70,7 +70,7 @@ def resume_command(run_dir: Path) -> str:
 
 
 def what_is_kept(run_dir: Path) -> str:
-    """What of a run that ended early can be gone on with, a sentence for people."""
+    """What of a run (``NAME/runs/ID``) that ended early can be gone on with, a sentence for people."""
     if has_checkpoint(run_dir):
         return f"Its last checkpoint is kept: go on with {resume_command(run_dir)}."
     return "There is no checkpoint yet: start again."

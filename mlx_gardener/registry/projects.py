@@ -62,39 +62,46 @@ class Projects:
             ConfigError: the name cannot be one, or is new and seems to hold a secret.
             RegistryError: the name stands for another repository, and ``replace`` is off.
         """
-        check_project_name(name)
         full, now = str(resolved(Path(path))), time.time()
-        with self._database.read() as connection:  # compared before the transaction, as git may take a while
-            rows = connection.execute(_PROJECTS + " WHERE projects.name = ?", (name,)).fetchall()
-        if not rows and holds_secret(name):
-            raise ConfigError(
-                "This project name seems to hold a secret, and names stand in manifests, reports and logs.",
-                next_step="Choose another name with --project.",
-            )
-        old = next((row["path"] for row in readable("projects", rows)), None)
-        moved = old not in (None, full) and _has_moved(Path(old), Path(full))
+        accepted = self._accepted_places(name, full)
         with self._database.write() as connection:
-            row = connection.execute("SELECT path FROM projects WHERE name = ?", (name,)).fetchone()
-            accepted = {full, str(unknown_repository(self.home, name)), *([old] if moved else [])}
-            if row is not None and row["path"] not in accepted and not replace:
-                raise RegistryError(
-                    f"The project {name!r} already stands for {row['path']}.",
-                    next_step="Choose another name with --project, or remove the old project first.",
-                )
-            same = connection.execute(
-                "SELECT name FROM projects WHERE name = ? COLLATE NOCASE AND name != ?", (name, name)
-            ).fetchone()
-            if same is not None:  # many file systems would give both one directory
-                raise RegistryError(
-                    f"The project {name!r} differs from {same['name']!r} in upper and lower case only.",
-                    next_step="Choose another name with --project.",
-                )
+            _refuse_other(connection, name, None if replace else accepted)
             connection.execute(
                 "INSERT INTO projects (name, path, created_at, updated_at) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (name) DO UPDATE SET path = excluded.path",
                 (name, full, now, now),
             )
         return self.get_project(name)
+
+    def check_registration(self, name: str, path: str | Path) -> None:
+        """Refuse what `register_project` would; nothing is written, and no registry made.
+
+        Raises:
+            ConfigError, RegistryError: as there.
+        """
+        if not self.exists:
+            _check_new_name(name)
+            return
+        accepted = self._accepted_places(name, str(resolved(Path(path))))
+        with self._database.read() as connection:
+            _refuse_other(connection, name, accepted)
+
+    def _accepted_places(self, name: str, full: str) -> set[str]:
+        """The places that ``name`` may stand for so far where it is to stand for ``full``; git is asked, which may take a while.
+
+        Raises:
+            ConfigError: the name cannot be one, or is new and seems to hold a secret.
+        """
+        check_project_name(name)
+        with self._database.read() as connection:
+            rows = connection.execute(_PROJECTS + " WHERE projects.name = ?", (name,)).fetchall()
+        if not rows:
+            _check_new_name(name)
+        old = next((row["path"] for row in readable("projects", rows)), None)
+        accepted = {full, str(unknown_repository(self.home, name))}
+        if old is not None and old != full and _has_moved(Path(old), Path(full)):
+            accepted.add(old)
+        return accepted
 
     def get_project(self, name: str) -> Project:
         """The project called ``name``.
@@ -157,6 +164,33 @@ class Projects:
             ConfigError: the name cannot be one.
         """
         return self.home / "projects" / check_project_name(name)
+
+
+def _check_new_name(name: str) -> None:
+    check_project_name(name)
+    if holds_secret(name):
+        raise ConfigError(
+            "This project name seems to hold a secret, and names stand in manifests, reports and logs.",
+            next_step="Choose another name with --project.",
+        )
+
+
+def _refuse_other(connection: sqlite3.Connection, name: str, accepted: set[str] | None) -> None:
+    """Refuse a name that stands for another place than the ``accepted`` ones (None: any), or is another's but for its case."""
+    row = connection.execute("SELECT path FROM projects WHERE name = ?", (name,)).fetchone()
+    if row is not None and accepted is not None and row["path"] not in accepted:
+        raise RegistryError(
+            f"The project {name!r} already stands for {row['path']}.",
+            next_step="Choose another name with --project, or remove the old project first.",
+        )
+    same = connection.execute(
+        "SELECT name FROM projects WHERE name = ? COLLATE NOCASE AND name != ?", (name, name)
+    ).fetchone()
+    if same is not None:  # many file systems would give both one directory
+        raise RegistryError(
+            f"The project {name!r} differs from {same['name']!r} in upper and lower case only.",
+            next_step="Choose another name with --project.",
+        )
 
 
 def _has_moved(old: Path, new: Path) -> bool:

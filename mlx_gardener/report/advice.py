@@ -6,11 +6,13 @@ commands that follow them, and a glossary of the words that evidence cannot do w
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mlx_gardener.evaluate.evidence import power_note
+from mlx_gardener.report.recipe import About, train_again
 from mlx_gardener.report.story import answers, changes
 
 #: Verdict: headline, and the sign it is recognised by without colour.
@@ -163,15 +165,15 @@ def meaning(evidence: Mapping[str, Any]) -> str:
 
 
 def next_steps(
-    evidence: Mapping[str, Any], project: str = "PROJECT", *, training: Mapping[str, Any] | None = None
+    evidence: Mapping[str, Any], about: About, *, training: Mapping[str, Any] | None = None
 ) -> list[Step]:
     """What to do now, the most useful first.
 
     Args:
-        project: for the commands.
+        about: what the commands name.
         training: ``TrainOutcome.to_json()``, where it is known: whether time ended it.
     """
-    verdict = evidence["verdict"]
+    verdict, project = evidence["verdict"], about.project
     steps: list[Step] = []
     if verdict == "unmeasured":
         steps.append(Step("Measure it:", (f"mlx-gardener eval {project}",)))
@@ -181,29 +183,19 @@ def next_steps(
             Step(
                 "Train more gently (a smaller learning rate), or see what it was trained on:",
                 (
-                    f"mlx-gardener train . --project {project} --fresh --learning-rate 0.0001",
-                    "mlx-gardener scan .",
+                    train_again(about, "--fresh", "--learning-rate", "0.0001"),
+                    train_again(about, "--dry-run"),
                 ),
             )
         )
     elif verdict in ("promote", "inconclusive", "unmeasured"):
-        use = "Use it" if verdict == "promote" else "Try it and judge for yourself"
-        steps.append(
-            Step(
-                f"{use}: in the terminal, or in your editor (also vscode, vim, neovim):",
-                (
-                    f"mlx-gardener complete {project} FILE:LINE",
-                    "mlx-gardener serve",
-                    f"mlx-gardener connect zed --project {project}",
-                ),
-            )
-        )
+        steps += _use(evidence, about)
     if verdict == "reject":
         steps.append(
             Step("Leave it: the version before it, if there is one, goes on being used:", (f"mlx-gardener show {project}",))
         )  # fmt: skip
     steps += _retrieval(evidence)
-    longer = _longer(project, training or {})
+    longer = _longer(about, training or {})
     if longer is not None and verdict != "reject":
         steps.append(longer)
     if verdict == "reject" or (verdict == "inconclusive" and _is_gain(evidence)):
@@ -211,9 +203,9 @@ def next_steps(
             Step(
                 "Train more gently (fewer epochs, a smaller learning rate), or on a larger base:",
                 (
-                    f"mlx-gardener train . --project {project} --fresh --epochs 1",
-                    f"mlx-gardener train . --project {project} --fresh --learning-rate 0.0001",
-                    f"mlx-gardener train . --project {project} --fresh --model auto --budget 8",
+                    train_again(about, "--fresh", "--epochs", "1"),
+                    train_again(about, "--fresh", "--learning-rate", "0.0001"),
+                    train_again(about, "--fresh", "--model", "auto", "--budget", "8"),
                 ),
             )
         )
@@ -223,8 +215,8 @@ def next_steps(
                 "Or make the difference larger: more epochs, or a larger base. In a small repository too few files can be "
                 "held out to show a small one.",
                 (
-                    f"mlx-gardener train . --project {project} --fresh --epochs 6 --timeout 0",
-                    f"mlx-gardener train . --project {project} --fresh --model auto --budget 8",
+                    train_again(about, "--fresh", "--epochs", "6", "--timeout", "0"),
+                    train_again(about, "--fresh", "--model", "auto", "--budget", "8"),
                 ),
             )
         )
@@ -249,6 +241,46 @@ def next_steps(
     ):
         steps.append(Step("Measure what was cut off:", (f"mlx-gardener eval {project}",)))  # fmt: skip
     return steps
+
+
+def _use(evidence: Mapping[str, Any], about: About) -> list[Step]:
+    """How to use an adapter; in an editor only where its base can fill in the middle, and else why not, and what can."""
+    use = "Use it" if evidence["verdict"] == "promote" else "Try it and judge for yourself"
+    in_terminal = f"mlx-gardener complete {about.project} {_place(evidence, about)}"
+    if about.has_fim is False:
+        return [
+            Step(f"{use}, in the terminal:", (in_terminal,)),
+            Step(
+                "For your editor, train on a base with fill-in-the-middle markers: this adapter's base has none, so it cannot "
+                "complete in front of code that follows. The embedded one has them, and `mlx-gardener models` lists others:",
+                (train_again(about, "--fresh", "--model", "seedling"),),
+            ),
+        ]
+    return [
+        Step(
+            f"{use}: in the terminal, or in your editor (also vscode, vim, neovim):",
+            (
+                in_terminal,
+                "mlx-gardener serve",
+                f"mlx-gardener connect zed --project {about.project}",
+            ),
+        )
+    ]
+
+
+def _place(evidence: Mapping[str, Any], about: About) -> str:
+    """A line to complete, as a shell takes it: of a sample, else of a file that was held out."""
+    for sample in evidence.get("samples") or ():
+        if str(sample["path"]).isprintable():
+            return shlex.quote(f"{sample['path']}:{sample['line']}")
+    held_out = [file["path"] for file in evidence.get("files") or ()]
+    held_out += [path for path, entry in about.files.items() if entry[1:] == ["test"]]
+    for path in held_out:
+        if str(path).isprintable():
+            return shlex.quote(
+                f"{path}:2"
+            )  # every file that is trained on has a line, and one may be begun after it
+    return "FILE:LINE"
 
 
 def power(evidence: Mapping[str, Any]) -> str:
@@ -326,14 +358,14 @@ def _retrieval(evidence: Mapping[str, Any]) -> list[Step]:
     return []
 
 
-def _longer(project: str, training: Mapping[str, Any]) -> Step | None:
+def _longer(about: About, training: Mapping[str, Any]) -> Step | None:
     """To train on, where the time limit ended a training before its last update."""
     plan = training.get("time_plan") or {}
     done, whole = training.get("steps", 0), plan.get("all_updates") or training.get("total_steps", 0)
     if not str(training.get("stopped_because", "")).startswith("the time limit") or done >= whole:
         return None
     return Step(
-        f"Train longer: the time limit ended the training after {done:,} of {whole:,} updates. The same command goes on "
+        f"Train longer: the time limit ended the training after {done:,} of {whole:,} updates. The same settings go on "
         "with the others; 0 minutes is no limit:",
-        (f"mlx-gardener train . --project {project} --timeout 0",),
+        (train_again(about, "--timeout", "0"),),
     )

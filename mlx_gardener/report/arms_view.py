@@ -1,11 +1,7 @@
-"""An evaluation in the terminal: progress while it runs, and the details below its verdict."""
+"""An evaluation in the terminal: the details below its verdict."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -43,34 +39,3 @@ def show_details(console: Console, evidence: dict[str, Any]) -> None:
             f"Measured on {counted(work['rows'], 'row')} of unseen code, {', '.join(asked[:-1])} and {asked[-1]} "
             f"({work['reason']})."
         )
-
-
-@contextmanager
-def progress_line() -> Iterator[Callable[[float, str], None]]:
-    """Progress with the time that is left, on stderr: in place on a terminal, every ten seconds elsewhere."""
-    started, shown = time.monotonic(), [0.0]
-    terminal = sys.stderr.isatty()
-
-    def tell(share: float, message: str) -> None:
-        now = time.monotonic()
-        if now - shown[0] < (0.2 if terminal else 10.0):
-            return
-        shown[0] = now
-        left = (now - started) * (1 - share) / share if share > 0.02 else None
-        line = f"{share:4.0%}  {safe_text(message)}"
-        line += (
-            ""
-            if left is None
-            else f", about {left / 60:.0f} min left"
-            if left > 90
-            else f", about {left:.0f} s left"
-        )
-        sys.stderr.write(f"\r\x1b[K{line}" if terminal else f"{line}\n")
-        sys.stderr.flush()
-
-    try:
-        yield tell
-    finally:
-        if terminal:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()

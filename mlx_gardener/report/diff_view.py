@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_gardener.adapter.versions import VersionFacts, VersionsDiff
-from mlx_gardener.report.story import METRICS, as_sentence
+from mlx_gardener.report.story import METRICS, as_sentence, reason
 from mlx_gardener.report.text import counted, safe_text
 
 _MOST_FILES = 10
@@ -27,12 +27,16 @@ def version_line(facts: VersionFacts) -> str:
     measured = "" if bits is None else f", {bits:.4f} bits per byte"
     verdict = _VERDICTS.get(facts.verdict or "unmeasured", facts.verdict)
     verdict = "it helped" if facts.verdict == "promote" and facts.answers == "better" else verdict
-    return f"{facts.version}: {verdict}{measured}. {facts.reason or ''}".rstrip()
+    return f"{facts.version}: {verdict}{measured}. {reason({'reason': facts.reason or ''})}".rstrip()
 
 
 def show_diff(console: Console, found: VersionsDiff) -> None:
     """Print a comparison."""
     first, second = found.first.version, found.second.version
+    if first == second:
+        console.print(safe_text(version_line(found.first)), highlight=False)
+        console.print(f"{first} was named twice: it is the same version.", highlight=False)
+        return
     for facts in (found.first, found.second):
         console.print(safe_text(version_line(facts)), highlight=False)
     if found.note is not None:

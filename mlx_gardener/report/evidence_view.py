@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlx_gardener.report import advice, story
+from mlx_gardener.report.recipe import About
 from mlx_gardener.report.text import safe_lines, safe_text
 
 #: What the columns' names mean, in short; the page has all the words.
@@ -25,28 +26,28 @@ def show_evidence(
     console: Console,
     evidence: dict[str, Any],
     *,
-    project: str = "PROJECT",
+    about: About | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> None:
     """Print ``Evidence.to_json()``; of samples the best and the worst, with their source where it is there.
 
     Args:
-        project: for the commands that it says to type.
+        about: what the commands name that it says to type.
         training: ``TrainOutcome.to_json()`` where it is known.
     """
     verdict = safe_text(evidence["verdict"])
     sentence, sign = advice.headline(evidence)
     console.print()
     console.print(Text(f"{sign} {sentence}", style=_STYLES.get(verdict, "bold")))
-    if safe_text(evidence["reason"]):
-        console.print(Text(safe_text(evidence["reason"])))
+    if reason := safe_text(story.reason(evidence)):
+        console.print(Text(reason))
     for told in story.remarks(evidence):
         console.print(Text(safe_text(told)))
     for note in evidence.get("notes", ()):
         console.print(Text(safe_text(note), style="dim"))
     if evidence["metrics"]:
         _show_figures(console, evidence)
-    _show_steps(console, advice.next_steps(evidence, project, training=training))
+    _show_steps(console, advice.next_steps(evidence, about or About(), training=training))
 
 
 def _show_steps(console: Console, steps: list[advice.Step]) -> None:

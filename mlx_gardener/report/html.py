@@ -16,7 +16,7 @@ from mlx_gardener.report import advice, story
 from mlx_gardener.report.code import CSS as CODE_CSS
 from mlx_gardener.report.model_card import environment
 from mlx_gardener.report.plan_view import PART_COLOURS, PARTS
-from mlx_gardener.report.recipe import all_settings, train_command
+from mlx_gardener.report.recipe import About, all_settings, train_command
 from mlx_gardener.report.scan_view import RULES
 from mlx_gardener.report.svg import (
     Series,
@@ -42,7 +42,7 @@ def render_report_html(facts: dict[str, Any], *, events: Sequence[Event]) -> str
         events: of the run; memory over time is drawn from them.
     """
     shown = (
-        evidence_parts(facts["evidence"], project=facts["project"], training=facts["training"])
+        evidence_parts(facts["evidence"], about=About.of(facts, facts["project"]), training=facts["training"])
         | run_parts(facts, events)
         | data_parts(facts)
         | recipe_parts(facts)
@@ -77,9 +77,9 @@ def styles(scope: str) -> dict[str, Markup]:
 
 
 def evidence_parts(
-    evidence: Mapping[str, Any], *, project: str, training: Mapping[str, Any]
+    evidence: Mapping[str, Any], *, about: About, training: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Everything that is shown of the evidence; ``project`` and ``training`` are for what to do next."""
+    """Everything that is shown of the evidence; ``about`` and ``training`` are for what to do next."""
     by_language, by_directory = story.language_gains(evidence), story.directory_gains(evidence)
     found = story.changes(evidence)
     sweep = evidence.get("scale_sweep")
@@ -87,7 +87,7 @@ def evidence_parts(
     return {
         "headline": advice.headline(evidence),
         "meaning": advice.meaning(evidence),
-        "steps": advice.next_steps(evidence, project, training=training),
+        "steps": advice.next_steps(evidence, about, training=training),
         "power": advice.power(evidence),
         "glossary": advice.GLOSSARY,
         "guards": story.guards(evidence),
@@ -191,6 +191,7 @@ def run_parts(facts: Mapping[str, Any], events: Sequence[Event]) -> dict[str, An
         "memory_chart": Markup(memory_chart(events, plan)),
         "memory_parts": parts,
         "memory_bar": Markup(memory_bar(plan)) if parts else "",
+        "kept": story.kept(facts["training"]),
         "time_told": time_line(facts["training"]["time_plan"]) if facts["training"].get("time_plan") else "",
     }
 

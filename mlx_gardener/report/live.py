@@ -117,6 +117,14 @@ class RunSoFar:
             return None
         return _at(_left(self.progress), self.progress.timestamp, now)
 
+    def part_left_text(self, now: float) -> str:
+        """``, about 1 min 42 s left for this step``; "" where nobody knows, or no second is left."""
+        left = self.part_left(now)
+        if left is None or left < 1:
+            return ""
+        what = "this" if self.part is None else f"this {self.part.activity.lower()}"
+        return f", about {duration(left)} left for {what}"
+
 
 def _left(event: ProgressChanged) -> float | None:
     eta = event.details.get("eta_seconds")
@@ -142,6 +150,9 @@ class LiveView:
         self._printed_at = 0.0
         self._printed_phase: TrainingPhase | None = None
         self._said = ""
+        self._bases: set[str] = (
+            set()
+        )  # what was said of the choice of a base: a run that begins again says it again
         self._plan: dict[str, Any] = {}
         self._total: int | None = None
         self._live = (
@@ -196,20 +207,16 @@ class LiveView:
             if event.step in (1, event.total_steps) or time.monotonic() - self._printed_at >= _PLAIN_SECONDS:
                 self._printed_at = time.monotonic()
                 self._line(_step_line(event))
-        elif self._live is None and isinstance(event, StepAdvanced):
-            if time.monotonic() - self._printed_at >= _PLAIN_SECONDS:
-                self._printed_at = time.monotonic()
-                left = duration(event.eta_seconds)
-                self._line(f"{event.place}: {event.share:.0%} of it done, {left} left in it")
         elif isinstance(event, TrainingEnded) and event.phase is TrainingPhase.COMPLETED:
             self._line("100 %  Done")
         elif isinstance(event, ProgressChanged) and event.message.startswith(("Base model:", "Passed over:")):
-            self._line(event.message)
+            if event.message not in self._bases:
+                self._bases.add(event.message)
+                self._line(event.message)
         elif self._live is None and isinstance(event, ProgressChanged) and self._is_news(event):
             self._printed_at = time.monotonic()
-            part = self._run.part_left(time.time())
-            left_text = "" if part is None else f", {duration(part)} left in it"
-            said, self._said = self._said, f"{event.progress_percent:3.0f} %  {event.message}{left_text}"
+            left = self._run.part_left_text(time.time())
+            said, self._said = self._said, f"{event.progress_percent:3.0f} %  {event.message}{left}"
             so_far = "" if said != self._said else f", {duration(self._run.seconds(time.time()))} so far"
             self._line(self._said + so_far)
         elif isinstance(event, CheckpointWritten):
@@ -253,8 +260,7 @@ class LiveView:
         """The panel as it stands now."""
         now = self._run.progress.timestamp if self._run.progress.phase.is_final else time.time()
         width = max(30, min(self.console.width - 4, 100))
-        left = self._run.part_left(now)
-        message = self._run.progress.message + ("" if left is None else f", {duration(left)} left in it")
+        message = self._run.progress.message + self._run.part_left_text(now)
         phase = PHASES.get(self._run.progress.phase, self._run.progress.phase.value)
         bar = Table.grid()  # alone, rich's bar ends without a line, and what follows it is not seen
         bar.add_row(ProgressBar(total=100, completed=self._run.progress.progress_percent, width=width))
@@ -322,8 +328,12 @@ def _data_line(event: DataPrepared) -> str:
 
 
 def _step_line(event: StepCompleted) -> str:
+    left = (
+        f", {duration(event.eta_seconds)} of training left"
+        if event.eta_seconds is not None and event.eta_seconds >= 1
+        else ""
+    )
     return (
         f"Step {event.step} of {event.total_steps}: loss {event.loss:.3f}, {event.tokens_per_second:,.0f} tokens/s, "
-        f"peak memory {gigabytes(event.peak_bytes)} of {gigabytes(event.budget_bytes)}, "
-        f"{duration(event.eta_seconds)} of training left"
+        f"peak memory {gigabytes(event.peak_bytes)} of {gigabytes(event.budget_bytes)}{left}"
     )

@@ -29,6 +29,10 @@ from mlx_gardener.report.time_view import time_line
 _LINE = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d),\d{3} ([A-Z]+) ([\w.]+): (.*)")
 
 
+#: Progress that goes on counting the same thing: its first line is enough.
+_COUNTS = re.compile(r"of it done|[\d,]+ of [\d,]+ MB")
+
+
 class LogReader:
     """Makes a line for people of each line of a log; remembers the last one, since progress is told again and again."""
 
@@ -48,9 +52,14 @@ class LogReader:
         else:
             told = _told(event, is_planned=self._planned)
             self._planned = self._planned or isinstance(event, PlanChosen)
-        if told is None or told == self._last:
+        if told is None:
             return None
-        self._last = told
+        kind = told
+        if isinstance(event, ProgressChanged) and _COUNTS.search(told):
+            kind = re.sub(r"[\d,.]+ ?(?:%|MB|GB|min|s|h)?", "", told)
+        if kind == self._last:
+            return None
+        self._last = kind
         return f"{clock}  {told}"
 
 

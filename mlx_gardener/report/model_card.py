@@ -54,5 +54,6 @@ def render_model_card(facts: dict[str, Any]) -> str:
         headline=advice.headline(evidence)[0],
         table=story.arms_table(evidence),
         changes=changes,
+        kept=story.kept(facts["training"]),
         guards=story.guards(evidence),
     )

@@ -28,6 +28,7 @@ from mlx_gardener.events import (
 from mlx_gardener.report.html import data_parts, evidence_parts, run_parts, styles
 from mlx_gardener.report.live import PHASES, RunSoFar
 from mlx_gardener.report.model_card import environment
+from mlx_gardener.report.recipe import About
 from mlx_gardener.report.svg import colour, thinned
 from mlx_gardener.report.text import duration, gigabytes, safe_text
 
@@ -74,7 +75,8 @@ def result_html(result: Shown) -> str:
         "plan": manifest.get("plan") or {},
         "data": manifest.get("data") or {},
     }
-    parts = evidence_parts(result.evidence, project=result.project, training=result.training) | run_parts(
+    about = About.of(manifest, result.project)
+    parts = evidence_parts(result.evidence, about=about, training=result.training) | run_parts(
         facts, result.events
     )
     if facts["data"]:
@@ -128,11 +130,11 @@ class NotebookView:
         """The picture as it stands now, as HTML."""
         progress = self._run.progress
         phase = PHASES.get(progress.phase, progress.phase.value)
-        percent, left = progress.progress_percent, self._run.part_left(time.time())
+        percent, left = progress.progress_percent, self._run.part_left_text(time.time())
         lines = [
             f"<b>mlx-gardener: {escape(self.project)}</b> {phase}, {percent:.0f} %",
             _bar(percent / 100, "blue", f"{percent:.0f} % of the run"),
-            escape(safe_text(progress.message + ("" if left is None else f", {duration(left)} left in it"))),
+            escape(safe_text(progress.message + left)),
         ]
         if self._run.step is not None:
             lines += self._figures(self._run.step)
@@ -144,7 +146,8 @@ class NotebookView:
         used = step.peak_bytes / max(1, step.budget_bytes)
         memory = f"{gigabytes(step.peak_bytes)} of {gigabytes(step.budget_bytes)}"
         left_seconds = self._run.training_left(time.time())
-        left = "" if self._run.progress.phase.is_final else f"; {duration(left_seconds)} of training left"
+        is_told = left_seconds is not None and left_seconds >= 1 and not self._run.progress.phase.is_final
+        left = f"; {duration(left_seconds)} of training left" if is_told else ""
         lines = [
             f"loss {step.loss:.3f} nats/token {_sparkline(self._run.losses)}",
             f"peak memory {memory} {_bar(used, 'red' if used > 1 else 'green', memory)}",

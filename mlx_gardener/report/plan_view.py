@@ -41,7 +41,8 @@ def show_plan(console: Console, plan: Plan, others: Sequence[tuple[int, Plan | N
     """Print a plan.
 
     Args:
-        others: (budget in bytes, its plan, or None where it trains nothing) to compare with.
+        others: (budget in bytes, its plan, or None where it trains nothing) to compare with, the least first; of those that
+            are the same the least is shown.
     """
     table = Table("memory", "predicted", "share", box=None, header_style="bold", pad_edge=False)
     bar = Text()
@@ -64,15 +65,19 @@ def show_plan(console: Console, plan: Plan, others: Sequence[tuple[int, Plan | N
     )
     for note in plan.notes:
         console.print(f"  {note}", highlight=False)
-    if others:
+    rows: dict[tuple[str, ...], int] = {}
+    for budget, other in others:
+        cells: tuple[str, ...] = ("does not train", "", "", "") if other is None else plan_cells(other)
+        if cells != plan_cells(plan):
+            rows.setdefault(cells, budget)
+    if others and not rows:
+        console.print("\nOther budgets near this one would change nothing.")
+    if rows:
         compared = Table(
             "budget", "base", "recomputed", "at a time", "tokens/s", box=None, header_style="bold"
         )
-        for budget, other in others:
-            if other is None:
-                compared.add_row(gigabytes(budget), "does not train", "", "", "")
-            else:
-                compared.add_row(gigabytes(budget), *plan_cells(other))
+        for cells, budget in rows.items():
+            compared.add_row(gigabytes(budget), *cells)
         console.print("\nWith other budgets:")
         console.print(compared)
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_gardener.report.text import counted, file_size, safe_text
-from mlx_gardener.source.records import Scan
+from mlx_gardener.source.records import Dropped, FileRecord, Scan
 
 #: Rules of `source.filters`, in words.
 RULES = {
@@ -20,6 +20,7 @@ RULES = {
     "symlink_broken": "link to nothing", "symlink_loop": "link in a circle", "submodule": "sub-module",
     "deleted_during_scan": "deleted meanwhile", "secret": "looks like a secret", "exact_duplicate": "exact duplicate",
     "low_quality": "low quality", "excluded": "excluded by settings", "empty": "empty", "data": "data, not code",
+    "over_maximum": "over max_training_chunks",
     "special_file": "no plain file", "secret_in_name": "a secret in its name", "many_secrets": "full of secrets or their names",
 }  # fmt: skip
 
@@ -33,25 +34,35 @@ def show_kept_lines(console: Console, stretches: list[dict[str, Any]]) -> None:
         )
 
 
-def show_scan(console: Console, scan: Scan) -> None:
-    """Print a scan."""
+def show_scan(console: Console, scan: Scan, most_chunks: int | None = None) -> None:
+    """Print a scan.
+
+    Args:
+        most_chunks: that a training takes (``max_training_chunks``), the best ones; all where None.
+    """
     kept = sum(record.size_bytes for record in scan.files)
     console.print(f"{safe_text(scan.name)}: {counted(scan.files_seen, 'file')}, {file_size(scan.bytes_seen)}")
     console.print(
         f"Kept {counted(len(scan.files), 'file')} ({file_size(kept)}) with {scan.chunks_kept:,} of "
         f"{counted(scan.chunks_found, 'chunk')} (a function, a class, or what lies between); read in {scan.seconds:.1f} s\n"
     )
+    over = _over_maximum(scan, most_chunks)
+    if over.count:
+        console.print(
+            f"A training uses the best {most_chunks:,} of these {counted(scan.chunks_kept, 'chunk')} (max_training_chunks)."
+        )
     for note in scan.notes:
         console.print(f"Note: {note}")
     languages = Table("language", "files", "chunks", "size", box=None, header_style="bold", pad_edge=False)
     for name, counts in sorted(scan.languages.items(), key=lambda item: -item[1]["bytes"]):
         languages.add_row(name, str(counts["files"]), str(counts["chunks"]), file_size(counts["bytes"]))
     console.print(languages)
-    if scan.dropped:
+    found = scan.dropped | ({"over_maximum": over} if over.count else {})
+    if found:
         dropped = Table(
             "dropped because", "count", "size", "for example", box=None, header_style="bold", pad_edge=False
         )
-        for rule, item in sorted(scan.dropped.items(), key=lambda pair: -pair[1].bytes):
+        for rule, item in sorted(found.items(), key=lambda pair: -pair[1].bytes):
             examples = ", ".join(safe_text(place) for place in item.examples[:2])
             dropped.add_row(
                 RULES.get(rule, rule), counted(item.count, item.unit), file_size(item.bytes), examples
@@ -67,6 +78,22 @@ def show_scan(console: Console, scan: Scan) -> None:
             console.print(f"  {safe_text(secret.path)}:{secret.line}  {secret.kind}")
         if len(scan.secrets) > 20:
             console.print(f"  and {len(scan.secrets) - 20} more (--json lists all)")
+
+
+def _over_maximum(scan: Scan, most_chunks: int | None) -> Dropped:
+    """The chunks that are good enough, and that a training leaves out as there are better ones."""
+    from mlx_gardener.dataset.prepare import select_best
+
+    if most_chunks is None or scan.chunks_kept <= most_chunks:
+        return Dropped("chunks")
+    used, count = select_best(scan.files, most_chunks)
+    size = sum(_chunk_bytes(record) for record in scan.files) - sum(_chunk_bytes(record) for record in used)
+    whole = {record.path for record in scan.files} - {record.path for record in used}
+    return Dropped("chunks", count, size, sorted(whole))
+
+
+def _chunk_bytes(record: FileRecord) -> int:
+    return sum(chunk.end_byte - chunk.start_byte for chunk in record.chunks)
 
 
 def _duplicates(scan: Scan) -> str:

@@ -68,6 +68,33 @@ _MOST_GROUPS = 10
 _SEEN = 0.005
 
 
+def reason(evidence: Mapping[str, Any]) -> str:
+    """Why the verdict is what it is; without the command that earlier versions named in it, with no project."""
+    return str(evidence["reason"]).replace("; `mlx-gardener eval PROJECT` measures it", "")
+
+
+def kept_step(training: Mapping[str, Any]) -> int:
+    """The update after which the adapter was kept (0: before the first), as `training.standing.Standing.adapter` decides."""
+    validated = max((point["step"] for point in training.get("validation") or ()), default=0)
+    best = int(training.get("best_step") or 0)
+    steps = int(training.get("steps", 0))
+    return steps if steps > validated and best in (0, validated) else best
+
+
+def kept(training: Mapping[str, Any]) -> str:
+    """Which state of the training the adapter is, and why, in a sentence."""
+    steps, best, at = training["steps"], int(training.get("best_step") or 0), kept_step(training)
+    validated = max((point["step"] for point in training.get("validation") or ()), default=0)
+    if at != best:
+        return f"The adapter was kept as it was after update {at}, the last one: the time was over before it could be validated."
+    if at == 0:
+        return "No update made the validation part go better, so the adapter was kept as it was before the first: it changes nothing."
+    later = f"; what came after update {validated} was not validated, as the time was over" * (
+        steps > validated
+    )
+    return f"The adapter was kept as it was after update {at}, where the validation part went best{later}."
+
+
 def arms(evidence: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
     """Title and metrics of every arm; evidence without ``arms`` has two."""
     if evidence.get("arms"):

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
 
+from mlx_gardener.report.story import kept_step
 from mlx_gardener.report.text import safe_text
 
 Series = tuple[str, str, Sequence[tuple[float, float]]]  # (name, colour, points)
@@ -311,6 +312,6 @@ def loss_chart(training: Mapping[str, object]) -> str:
     if losses and validation:
         title += f": training {losses[0]:.3f} to {losses[-1]:.3f}, validation {validation[0][1]:.3f} to "
         title += f"{validation[-1][1]:.3f} nats per token"
-    best = training.get("best_step")
-    mark = float(best) if isinstance(best, int) and losses and 0 <= best <= len(losses) * every else None
+    best = kept_step(training) if "best_step" in training else -1
+    mark = float(best) if losses and 0 <= best <= len(losses) * every else None
     return line_chart(series, title=title, x_label="update", y_label="nats per token", mark=mark)

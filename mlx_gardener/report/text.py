@@ -56,6 +56,28 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def pace(seconds: float) -> str:
+    """What something that is done again and again takes: ``0.04 s``, ``7.5 s``, ``2 min 50 s``."""
+    if seconds < 1:
+        return f"{seconds:.2g} s" if seconds >= 1e-4 else "under 0.1 ms"
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
+
+
+def about(count: float) -> str:
+    """A number that is foretold, in two digits: ``260,000``, ``1.8 million``."""
+    if count >= 999_500:
+        return f"{count / 1e6:.1f} million" if count < 9.95e6 else f"{count / 1e6:,.0f} million"
+    digits = max(0, len(str(int(count))) - 2)
+    return f"{int(round(count, -digits)):,}"
+
+
+def share_of_one(share: float) -> str:
+    """A share of something that is one, as per cent that is never shown as none: ``0.4 %``, ``47 %``."""
+    if share >= 0.1:
+        return f"{share:.0%}".replace("%", " %")
+    return f"{100 * share:.1f} %" if share >= 0.0005 else "under 0.1 %"
+
+
 def ago(timestamp: float) -> str:
     """How long ago a moment was (seconds since the epoch); one that lies ahead, since a clock was set back, is just now."""
     seconds = time.time() - timestamp

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_gardener.report.text import counted, duration
+from mlx_gardener.report.text import counted, duration, pace, share_of_one
 
 
 def time_line(plan: Mapping[str, Any]) -> str:
@@ -30,13 +30,22 @@ def time_line(plan: Mapping[str, Any]) -> str:
 
 def _training(plan: Mapping[str, Any]) -> str:
     done, whole, epoch = plan["updates"], plan["all_updates"], plan["steps_per_epoch"]
-    pace = f"{plan['pace']['update_seconds']:.2g} s an update, {plan['pace']['source']}"
-    if done < whole:
-        share = f"{done:,} of {counted(whole, 'update')} fit ({_epochs(done / epoch)} of {_epochs(whole / epoch)} epochs)"
+    speed = f"{pace(plan['pace']['update_seconds'])} an update, {plan['pace']['source']}"
+    if done < whole and done / epoch >= 0.1:
+        share = f"{done:,} of {counted(whole, 'update')} fit ({_number(done / epoch)} of {_epochs(whole / epoch)})"
+    elif done < whole:
+        share = f"{done:,} of {counted(whole, 'update')} fit ({_epochs(done / epoch)})"
     else:
-        share = f"All {counted(whole, 'update')} fit ({_epochs(whole / epoch)} epochs)"
-    return f"{share} at {pace}"
+        share = f"All {counted(whole, 'update')} fit ({_epochs(whole / epoch)})"
+    return f"{share} at {speed}"
 
 
 def _epochs(number: float) -> str:
-    return f"{number:.2g}"
+    """``3 epochs``, ``0.7 epochs``, ``0.4 % of an epoch``."""
+    if number < 0.1:
+        return f"{share_of_one(number)} of an epoch"
+    return f"{_number(number)} epoch{'' if _number(number) == '1' else 's'}"
+
+
+def _number(number: float) -> str:
+    return f"{number:.2g}" if number < 9.95 else f"{number:,.0f}"

@@ -85,6 +85,9 @@ def estimate_training(found: Scan, config: TrainingConfig, model: PreparedModel)
         else "3.5 bytes a token assumed",
         "tokens_per_second": round(speed, 1),
         "speed_from": plan.speed_from,
+        "chunks_kept": found.chunks_kept,
+        "chunks_used": min(found.chunks_kept, config.max_training_chunks),
+        "pass_tokens": int(epoch),
         "epochs": round(trained / epoch, 3),
         "epochs_in_limit": round(in_limit / epoch, 3),
         "updates": math.ceil(trained / update),
@@ -103,6 +106,7 @@ def learn_from(
 ) -> None:
     """Remember what the training took, so that the next forecast is nearer the truth."""
     from mlx_gardener.engine import keep_training, known_backend, learn, model_facts
+    from mlx_gardener.engine.speed import speed_alone
 
     plan, state, cache = engine.plan, outcome.state, run.registry.home / "cache"
     facts = model_facts(base.path)
@@ -125,5 +129,5 @@ def learn_from(
         learn(
             cache,
             work=(peak_bytes - rest) / max(1, parts.live + parts.work),
-            speed=speed / plan.predicted_tokens_per_second,
+            speed=speed_alone(speed, others_share, backend.kind) / plan.predicted_tokens_per_second,
         )

@@ -169,12 +169,12 @@ class TrainingPipeline:
         if last is None:
             raise TrainingError(
                 f"Project {project_name!r} has never been trained, so there is nothing to resume.",
-                next_step="Start with `mlx-gardener train`.",
+                next_step=f"Start with `mlx-gardener train --project {project_name}`.",
             )
         if last.status is TrainingStatus.COMPLETED:
             raise TrainingError(
                 f"The last training of {project_name!r} was completed, so there is nothing to resume.",
-                next_step="Start a new one with `mlx-gardener train`.",
+                next_step=f"Start a new one with `mlx-gardener train --project {project_name}`.",
             )
         return self._start(project_name, progress_callback, resume_from=last, mode=Resume.ALWAYS)
 
@@ -284,7 +284,7 @@ class TrainingPipeline:
         if record is None:
             raise TrainingError(
                 f"Project {project_name!r} has never been trained.",
-                next_step="Start with `mlx-gardener train`.",
+                next_step=f"Start with `mlx-gardener train --project {project_name}`.",
             )
         journal = record.run_dir / JOURNAL_NAME
         offset = journal.stat().st_size if from_now else Job.read(record.run_dir).journal_offset

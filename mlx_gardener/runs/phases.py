@@ -20,6 +20,7 @@ from mlx_gardener.events import (
     WarningRaised,
 )
 from mlx_gardener.platform.reasons import reason_of
+from mlx_gardener.registry.names import has_checkpoint
 from mlx_gardener.registry.patience import PATIENCE_SECONDS
 from mlx_gardener.report.text import duration
 from mlx_gardener.runs.context import Run
@@ -78,12 +79,16 @@ def run_training(run: Run) -> RunResult:
 
 
 def _initialize(run: Run) -> ModelChoice:
-    """INITIALIZING: which base model, and why; fetched or read from its GGUF file where it is not here yet."""
-    from mlx_gardener.engine import choose_base
+    """INITIALIZING: which base model, and why; fetched or read from its GGUF file where it is not here yet.
+
+    What a training cannot do for its base and budget is refused before the repository is read.
+    """
+    from mlx_gardener.engine import choose_base, prepare_model
     from mlx_gardener.engine.choosing import what_is_against
     from mlx_gardener.model import check_model
 
-    run.tell(TrainingPhase.INITIALIZING, 0.0, "Choosing the base model")
+    is_named = run.config.model != "auto"
+    run.tell(TrainingPhase.INITIALIZING, 0.0, f"{'Opening' if is_named else 'Choosing'} the base model")
     useless: list[str] = []
     while True:
         choice = choose_base(run.config, may_fetch=True, without=useless)
@@ -98,6 +103,8 @@ def _initialize(run: Run) -> ModelChoice:
             run.publish(
                 WarningRaised(f"{choice.name} is passed over: {what_is_against(choice.name, error)}.")
             )
+    if not has_checkpoint(run.directory):  # a training that goes on has its plan
+        prepare_model(run.config, run.registry.home / "cache", choice=choice).plan(run.config)
     for line in choice.lines:
         run.tell(TrainingPhase.INITIALIZING, 1.0, line, model=choice.name)
     run.interrupt()
@@ -114,9 +121,9 @@ def _made_ready(run: Run, choice: ModelChoice) -> ModelChoice:
 
     if choice.path is not None:
         return choice
-    run.tell(TrainingPhase.INITIALIZING, 0.0, choice.lines[0])
     began = time.monotonic()
     verb, whole = "Fetching" if choice.gguf is None else "Reading", 0
+    run.tell(TrainingPhase.INITIALIZING, 0.0, f"{verb} {choice.name} ({choice.reason})")
 
     def on_progress(done: int, total: int) -> None:
         nonlocal began, verb, whole
@@ -317,6 +324,7 @@ def _measure(
     from mlx_gardener.evaluate import compare
     from mlx_gardener.evaluate.registered import ANSWERS, find_control
 
+    run.tell(TrainingPhase.COMPLETING, 0.05, "Choosing what is measured")
     began = told_at = time.monotonic()
     told = ""
 
@@ -402,7 +410,11 @@ def _register(
     shown = facts | {
         "evidence": evidence.to_json(with_source=True),
         "scan": data.scan.to_json(),
-        "base": {"revision": base.revision, "weights_sha256": base.weights_sha256},
+        "base": {
+            "revision": base.revision,
+            "weights_sha256": base.weights_sha256,
+            "has_fim": base.tokenizer.markers is not None,
+        },
         "versions": package_versions(),
     }
     events, _ = read_journal(run.directory / JOURNAL_NAME)

@@ -143,7 +143,8 @@ def _work(
         result = {INTERRUPTED: True, **_told(error, run_dir)}
         phase, status, message = TrainingPhase.FAILED, TrainingStatus.FAILED, error.in_terminal
     except GardenerError as error:
-        logger.exception("the training failed")
+        # Of what another library or the system said, with where; the rest says all in its sentence.
+        logger.error("the training failed: %s", error.in_terminal, exc_info=error.__cause__ is not None)
         result = _told(error, run_dir)
         phase, status, message = TrainingPhase.FAILED, TrainingStatus.FAILED, error.in_terminal
     except Exception as error:  # the last place where a run's defect can be told to the people watching it

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ import pytest
 
 import mlx_gardener
 from mlx_gardener.config import validate_config
+from mlx_gardener.errors import MemoryBudgetError
 from mlx_gardener.registry import ProjectRegistry, TrainingRecord, TrainingStatus
+from mlx_gardener.report.waiting import said_if_slow
 from mlx_gardener.runs.manager import TrainingPipeline
 from tests.registry.worlds import install_adapter
 from tests.support.commands import gardener, gardener_here, train_flags
@@ -134,8 +138,11 @@ def test_a_project_without_an_adapter_says_what_it_waits_for(
         assert done.returncode == 1 and "has no adapter yet" in done.stderr, done.stderr
         return done.stderr
 
-    assert f"mlx-gardener train {repository}" in said()
+    assert f"mlx-gardener train {repository} --project small" in said()
+    shown = gardener_here("show", "small").stdout
+    assert f"mlx-gardener train {repository} --project small" in shown.replace("\n", "")
     record = registry.begin_training("small", {})
+    assert "attach small" in gardener_here("show", "small").stdout
     assert "attach small" in said() and "train " + str(repository) not in said()
     registry.finish_training(record.id, TrainingStatus.FAILED, "no room", {})
     assert "Its last training failed: `mlx-gardener status small`" in said()
@@ -153,6 +160,88 @@ def test_what_cannot_begin_registers_no_project(repository: Path) -> None:
         refused = gardener("train", str(repository), "--project", "small", "--model", "seedling", option)
         assert refused.returncode == 1, refused.stderr
         assert ProjectRegistry().list_projects() == []
+
+
+def test_a_known_project_is_trained_where_it_is_from_anywhere(
+    repository: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    registry = ProjectRegistry()
+    registry.register_project("known", repository)
+    flags = ("--project", "known", "--dry-run", *train_flags(tiny_model_dir))
+    from_elsewhere = gardener_here("train", *flags, cwd=tmp_path)
+    assert from_elsewhere.returncode == 0, from_elsewhere.stderr
+    assert f"The repository of known is {repository}." in from_elsewhere.stderr.replace("\n", "")
+    assert f"{repository.name}: " in from_elsewhere.stdout
+
+
+def test_a_dry_run_refuses_the_place_that_training_refuses(
+    repository: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    flags = ("--project", "known", *train_flags(tiny_model_dir))
+    ProjectRegistry().register_project("known", repository)
+    other = tmp_path / "other"
+    shutil.copytree(repository, other)
+    for more in ((), ("--dry-run",)):
+        refused = gardener_here("train", str(other), *flags, *more)
+        assert refused.returncode == 1 and "already stands for" in refused.stderr, (more, refused.stderr)
+    unnamed = gardener_here("train", str(other), "--project", "a/b", "--dry-run")
+    assert unnamed.returncode == 2 and "cannot be a project name" in unnamed.stderr
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_second_try_that_failed_says_that_the_first_version_is_still_active() -> None:
+    registry = ProjectRegistry()
+    assert "active as before" not in gardener_here("status").stdout
+    record = registry.begin_training("small", {})
+    registry.finish_training(record.id, TrainingStatus.FAILED, "no room", {})
+    for arguments in ((), ("small",)):
+        assert "small: v1 is active as before" in gardener_here("status", *arguments).stdout
+    told = json.loads(gardener_here("status", "--json").stdout)
+    assert told["trainings"][0]["active_adapter"] == "v1"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("list", "projects or models"), ("atach", "attach"), ("zzz", "--help")]
+)
+def test_a_command_that_is_not_there_says_which_is(typed: str, meant: str) -> None:
+    done = gardener_here(typed)
+    assert done.returncode == 2 and f"no command '{typed}'" in done.stderr and meant in done.stderr
+
+
+@pytest.mark.parametrize("group", ["registry", "queue"])
+def test_the_short_help_of_commands_is_whole(group: str) -> None:
+    told = gardener_here(group, "--help", COLUMNS="80").stdout.partition("Commands:")[2]
+    assert told and "..." not in told
+    assert all(line.endswith(".") for line in told.strip().splitlines()), told
+
+
+def test_what_is_waited_for_is_said_also_where_stderr_is_no_terminal(
+    repository: Path,
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("mlx_gardener.report.waiting.PATIENCE_SECONDS", 0.0)
+    done = gardener_here("scan", str(repository), "--model", str(tiny_model_dir))
+    assert "%  " in done.stderr and "base models" not in done.stdout and "%  " not in done.stdout[:20]
+    quiet = gardener_here("scan", str(repository), "--model", str(tiny_model_dir), "--json")
+    assert not quiet.stderr, quiet.stderr
+    with said_if_slow("Loading it"):
+        time.sleep(1.0)
+    with said_if_slow("Loading more", silent=True):
+        time.sleep(0.1)
+    assert capsys.readouterr().err == "Loading it ...\n"
+
+
+def test_what_no_budget_allows_is_refused_before_the_repository_is_read(repository: Path) -> None:
+    seen: list[str] = []
+    with pytest.raises(MemoryBudgetError) as refused:
+        mlx_gardener.train(
+            repository, project="small", model="seedling", memory_limit_gb=0.05,
+            on_event=lambda event: seen.append(str(event.to_json())),
+        )  # fmt: skip
+    assert refused.value.least_bytes > 0.05 * 2**30
+    assert seen and not any("Reading the repository" in told for told in seen)
 
 
 def test_a_busy_project_names_attach(repository: Path, tiny_model_dir: Path) -> None:

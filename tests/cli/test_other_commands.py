@@ -26,7 +26,7 @@ def test_scan_shows_what_would_be_trained_on(repository: Path, tiny_model_dir: P
     )
     done = gardener_here("scan", str(repository), "--model", str(tiny_model_dir))
     assert done.returncode == 0, done.stderr
-    for words in ("Kept", "python", "javascript", "keys.py:2", "tokens", "a minute", "peak about"):
+    for words in ("Kept", "python", "javascript", "keys.py:2", "tokens", "minute", "peak about"):
         assert words in done.stdout
     assert "AKIA" + "IOSFODNN7" not in done.stdout
 
@@ -134,6 +134,28 @@ def test_scan_lists_the_lines_that_would_be_learned(repository: Path, tiny_model
     assert "Lines kept:" not in gardener_here(*command).stdout
 
 
+def test_what_max_training_chunks_leaves_out_is_said_and_not_listed(
+    repository: Path, tiny_model_dir: Path
+) -> None:
+    command = ["scan", str(repository), "--model", str(tiny_model_dir)]
+    few = ("--set", "max_training_chunks=20", "--set", "min_training_chunks=5")
+    whole = json.loads(gardener_here(*command, "--json").stdout)
+    shown = gardener_here(*command, *few, "--lines")
+    assert shown.returncode == 0, shown.stderr
+    said = " ".join(shown.stdout.split())
+    assert (
+        f"A training uses the best 20 of these {whole['chunks_kept']} chunks (max_training_chunks)." in said
+    )
+    assert f"over max_training_chunks {whole['chunks_kept'] - 20} chunks" in said
+    told = json.loads(gardener_here(*command, *few, "--json").stdout)
+    assert told["estimate"]["chunks_used"] == 20 and len(told["kept_lines"]) <= 20
+    lines = sum(place["end_line"] - place["start_line"] + 1 for place in whole["kept_lines"])
+    assert sum(place["end_line"] - place["start_line"] + 1 for place in told["kept_lines"]) < lines
+    assert "max_training_chunks" not in gardener_here(*command).stdout
+    planned = gardener_here("plan", *command[1:], *few).stdout
+    assert f"the best 20 of {whole['chunks_kept']} chunks (max_training_chunks)" in " ".join(planned.split())
+
+
 def test_scan_of_nothing_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     done = gardener_here("scan", str(tmp_path / "empty"))
@@ -155,8 +177,8 @@ def test_plan_of_a_repository_says_how_long_it_takes_as_it_is_set(
     command = ["plan", str(repository), "--model", str(tiny_model_dir)]
     shown = gardener_here(*command, "--set", "engine.micro_batch_rows=3")
     assert shown.returncode == 0, shown.stderr
-    assert "3 rows of 512 tokens" in shown.stdout and "minute to learn from" in shown.stdout
-    assert "the time limit" not in shown.stdout
+    assert "3 rows of 512 tokens" in shown.stdout and " for 3 passes (" in shown.stdout
+    assert "fit into the limit" not in shown.stdout
     set_too = gardener_here(
         "plan", "--json", "--set", f"model={tiny_model_dir}", "--set", "memory_limit_gb=3"
     )

@@ -28,6 +28,7 @@ from mlx_gardener.model import CodeTokenizer, load_base
 from mlx_gardener.model.tokens import load_tokenizer
 from mlx_gardener.platform.editor_places import has_vscode_extension, settings_file
 from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.report.recipe import about_version
 from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.server import serving
 from tests.serve.conftest import make_projects
@@ -297,6 +298,30 @@ def test_the_command_shows_writes_proves_and_undoes(
     undone = gardener_here("connect", editor, "--undo")
     assert undone.returncode == 0 and "as it was" in undone.stdout
     assert file.read_text() == before and not list((trained.home / "editors").iterdir())
+
+
+@pytest.fixture
+def unable(tmp_path: Path, home: Path, tiny_model_dir: Path) -> ProjectRegistry:
+    """One project with an adapter on a base that has no markers to fill in the middle."""
+    folder = tmp_path / "plain-model"
+    shutil.copytree(tiny_model_dir, folder)
+    file = folder / "tokenizer.json"
+    file.write_text(re.sub(r"fim_(\w+)", r"other_\1", file.read_text()))
+    assert load_tokenizer(folder).markers is None
+    return make_projects(load_base(str(folder)), tmp_path / "code", str(folder), ["alpha"])
+
+
+@pytest.mark.parametrize("editor", ["zed", "vscode", "vim", "neovim"])
+def test_a_base_that_cannot_fill_in_is_refused_before_anything_is_shown_or_written(
+    editor: str, unable: ProjectRegistry, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings"
+    done = gardener_here("connect", editor, "--file", str(file), "--address", free_address(), "--yes")
+    assert done.returncode == 2 and not done.stdout and not file.exists()
+    assert done.stderr.count("no fill-in-the-middle markers") == 1, done.stderr
+    assert "--project alpha --fresh --model seedling" in done.stderr and "server" not in done.stderr
+    told = about_version(unable, unable.get_adapter("alpha"))
+    assert told.has_fim is False and told.model == str(tmp_path / "plain-model")
 
 
 def test_the_command_writes_nothing_where_no_server_can_be(trained: ProjectRegistry, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from mlx_gardener.engine import (
 from mlx_gardener.engine.plan import Scales
 from mlx_gardener.engine.predict import least_budget_bytes, predicted
 from mlx_gardener.engine.seen import keep_scales, kept_scales
-from mlx_gardener.engine.speed import ALONE, TWO_CORES, Backend
+from mlx_gardener.engine.speed import _OF_A_BASE, ALONE, TWO_CORES, Backend, machine_key, speed_alone
 from mlx_gardener.errors import ConfigError, MemoryBudgetError, ModelError
 from mlx_gardener.model import seedling_path
 
@@ -173,6 +173,28 @@ def test_what_was_seen_of_a_base_is_not_told_of_another_speed_of_the_machine(tmp
     file = tmp_path / "backend.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "flops_per_second": faster.flops_per_second}))
     assert not known_backend(tmp_path, facts).knows_base
+
+
+def test_a_speed_that_was_seen_beside_others_is_scaled_to_a_machine_without_them(tmp_path: Path) -> None:
+    """One training beside others that took 90 % of two processors does not make all that follow look ten times as long."""
+    facts, config = model_facts(seedling_path()), load_config(environment={})
+    speeds = {name: value for name, value in asdict(TWO_CORES).items() if name not in _OF_A_BASE}
+    (tmp_path / "backend.json").write_text(json.dumps({"key": machine_key(), **speeds}))
+    plan = make_plan(facts, config, 4 * GIB, measured_backend(tmp_path))
+
+    def foretold(speed: float, busy: float) -> tuple[float, str]:
+        found = measured_backend(tmp_path)
+        keep_training(tmp_path, facts, plan, found, tokens_per_second=speed, forward_share=3.0, busy=busy)
+        again = make_plan(facts, config, 4 * GIB, known_backend(tmp_path, facts))
+        return again.predicted_tokens_per_second, again.speed_from
+
+    alone, said_alone = foretold(200.0, 0.0)
+    beside, said = foretold(20.0, 0.9)
+    assert alone == pytest.approx(200.0, rel=0.1) and beside == pytest.approx(alone, rel=0.01)
+    assert "others" not in said_alone and "beside others that took 90%" in said and "scaled" in said
+    crowded, _ = foretold(20.0, 1.0)
+    assert crowded == pytest.approx(alone, rel=0.01), "beyond nine tenths a share says little"
+    assert speed_alone(20.0, 0.9, "metal") == 20.0, "others' work on processors is none on the GPU"
 
 
 def test_a_cache_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:

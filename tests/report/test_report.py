@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import time
 from dataclasses import replace
@@ -15,21 +16,46 @@ from rich.console import Console
 from rich.text import Text
 
 from mlx_gardener.config import TrainingConfig, load_config
+from mlx_gardener.engine import make_plan, model_facts
+from mlx_gardener.engine.bases import Base
+from mlx_gardener.engine.speed import TWO_CORES
 from mlx_gardener.events import (
     Evaluated,
+    Event,
     ProgressChanged,
     StepAdvanced,
     StepCompleted,
     TrainingPhase,
 )
+from mlx_gardener.model import seedling_path
 from mlx_gardener.report import render_model_card, render_report_html
 from mlx_gardener.report.evidence_view import show_evidence
 from mlx_gardener.report.jsonl import JsonLines
 from mlx_gardener.report.live import LiveView, sparkline
+from mlx_gardener.report.log_view import LogReader
+from mlx_gardener.report.models_view import count_text, show_bases
+from mlx_gardener.report.plan_view import show_plan
 from mlx_gardener.report.recipe import all_settings, train_command
-from mlx_gardener.report.story import best_and_worst, directory_gains, guards, language_gains, remarks
+from mlx_gardener.report.story import (
+    best_and_worst,
+    directory_gains,
+    guards,
+    kept,
+    kept_step,
+    language_gains,
+    remarks,
+)
 from mlx_gardener.report.svg import COLOURS, labelled, line_chart, loss_chart, ticks
-from mlx_gardener.report.text import counted, duration, file_size, safe_lines, safe_text
+from mlx_gardener.report.text import (
+    about,
+    counted,
+    duration,
+    file_size,
+    pace,
+    safe_lines,
+    safe_text,
+    share_of_one,
+)
 from tests.report.facts import EVENTS, EVIDENCE, METRICS, full_events, full_evidence, full_facts
 from tests.support.trainings import until
 
@@ -115,7 +141,7 @@ def test_the_panel_counts_on_between_updates() -> None:
         view(ProgressChanged(TrainingPhase.TRAINING, 47.0, part, {"share": 0.5}, timestamp=now - 600))
         shown = panel(view)
         assert "after 1 h 06 min" in shown and "1 h 00 min of training" in shown, shown
-        assert re.search(r"50% of it done, 6 min (40|3\d) s left in it", shown), shown
+        assert re.search(r"50% of it done, about 6 min (40|3\d) s left for this step", shown), shown
         view(
             ProgressChanged(
                 TrainingPhase.COMPLETING, 91.0, "Measuring", {"eta_seconds": 900.0}, timestamp=now - 300
@@ -124,9 +150,9 @@ def test_the_panel_counts_on_between_updates() -> None:
         view(Evaluated(4, 1.0, 0.5, True))
         again = ProgressChanged(TrainingPhase.COMPLETING, 91.0, "Measuring", {"eta_seconds": 900.0})
         view(again)  # a sign of life says nothing new
-        assert re.search(r"Measuring, (10 min|9 min 5\d s) left in it", panel(view)), panel(view)
+        assert re.search(r"Measuring, about (10 min|9 min 5\d s) left for this", panel(view)), panel(view)
         view(ProgressChanged(TrainingPhase.COMPLETED, 100.0, "Done", timestamp=now - 40))
-        assert "left in it" not in panel(view) and "after 1 h 06 min" in panel(view)
+        assert "left for this" not in panel(view) and "after 1 h 06 min" in panel(view)
 
 
 def test_the_panel_is_drawn_again_while_a_run_says_nothing() -> None:
@@ -135,8 +161,93 @@ def test_the_panel_is_drawn_again_while_a_run_says_nothing() -> None:
     with LiveView(console, project="demo") as view:
         view(ProgressChanged(TrainingPhase.STARTING_TRAINING, 30.0, "Trying", {"eta_seconds": 50.0}))
         until(
-            lambda: len(set(re.findall(r"(\d+) s left in it", stream.getvalue()))) > 1, "a second that passed"
+            lambda: len(set(re.findall(r"about (\d+) s left for this", stream.getvalue()))) > 1,
+            "a second that passed",
         )
+
+
+def lines_of(events: list[Event], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a log gets of events that come as slowly as it wants them."""
+    monkeypatch.setattr("mlx_gardener.report.live._PLAIN_SECONDS", 0.0)
+    stream = io.StringIO()
+    with LiveView(Console(file=stream, width=100, markup=False), project="demo") as view:
+        for event in events:
+            view(event)
+    return stream.getvalue().splitlines()
+
+
+def test_a_part_of_a_step_has_one_shape_and_no_second_of_none_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[Event] = []
+    for share, left in ((0.67, 102.0), (0.69, 95.0), (1.0, 0.2)):
+        events += [
+            StepAdvanced("Step", 1, 3, share, left),
+            ProgressChanged(TrainingPhase.TRAINING, 51.0, f"Step 1 of 3, {share:.0%} of it done"),
+        ]
+    lines = lines_of(events, monkeypatch)
+    assert len(lines) == 3 and all(line.startswith(" 51 %  Step 1 of 3, ") for line in lines[1:]), lines
+    assert re.search(r"69% of it done, about 1 min 3\d s left for this step$", lines[1]), lines
+    assert lines[2].endswith("100% of it done"), lines
+    last = StepCompleted(3, 3, 1.0, 2.0, 100, 1e-3, 0.4, 20.0, 9.0, 2**30, 2**31, 2**32, 0.0)
+    assert "left" not in lines_of([last], monkeypatch)[0]
+
+
+def test_the_choice_of_a_base_is_said_once_however_often_a_run_says_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = [
+        ProgressChanged(TrainingPhase.INITIALIZING, 5.0, message)
+        for message in ("Choosing the base model", "Base model: a/b (named)", "Passed over: c/d (too slow)")
+    ]
+    lines = lines_of([*said, said[2], said[2], *said], monkeypatch)
+    assert sum("Base model:" in line for line in lines) == 1 == sum("Passed over:" in line for line in lines)
+
+
+def test_names_of_bases_are_whole_on_every_width() -> None:
+    """They are to be typed."""
+    names = [
+        "lmstudio:somebody-community/Qwen2.5-Coder-1.5B-Instruct-GGUF",
+        "index:SmolLM2-135M-Instruct-Q4_1",
+    ]
+    bases = [
+        Base(name, "LM Studio", Path("/x"), parameters=1_500_000_000, quantisation="Q4_K_M", licence="apache-2.0",
+             has_fim=True, fits=True, peak_bytes=2**31, update_seconds=170.0)
+        for name in names
+    ]  # fmt: skip
+    for width in (40, 80, 200):
+        stream = io.StringIO()
+        show_bases(Console(file=stream, width=width, markup=False), bases, 2**32)
+        told = stream.getvalue()
+        assert all(name in told for name in names), told
+        assert " ".join(told.split()).count("2 min 50 s") == 2 and "FIM" in told
+
+
+def test_budgets_that_change_nothing_are_not_listed() -> None:
+    facts, config = model_facts(seedling_path()), load_config(environment={})
+
+    def shown_with(*gigabytes: float) -> str:
+        made = [make_plan(facts, config, int(size * 2**30), TWO_CORES) for size in gigabytes]
+        stream = io.StringIO()
+        others = [(int(size * 2**30), plan) for size, plan in zip(gigabytes, made, strict=True)][1:]
+        show_plan(Console(file=stream, width=100, markup=False), made[0], [*others, (2**20, None)])
+        return stream.getvalue().partition("With other budgets:")[2]
+
+    rows = [line for line in shown_with(4, 3, 5, 6, 8).splitlines() if "GB" in line]
+    assert len(rows) == len({line.partition("GB")[2] for line in rows}) == 1 and "does not train" in rows[0]
+
+
+def test_a_log_counts_the_same_thing_once() -> None:
+    read = LogReader()
+
+    def line(message: str) -> str | None:
+        event = ProgressChanged(TrainingPhase.INITIALIZING, 5.0, message)
+        return read(f"2026-01-02 03:04:05,678 INFO mlx_gardener.runs.worker: {json.dumps(event.to_json())}")
+
+    counted_up = [
+        line(f"Reading index: {done} of 97 MB, {9 - done // 10} s left") for done in (0, 33, 81, 97)
+    ]
+    assert counted_up[0] is not None and counted_up[1:] == [None, None, None]
+    assert line("Base model: index (as asked)") is not None
+    assert [line(f"Step {step} of 3, loss {step}.5") is not None for step in (1, 2)] == [True, True]
 
 
 def test_a_line_that_says_the_same_again_says_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,7 +543,7 @@ def test_a_result_displays_itself_in_a_notebook() -> None:
 
 def test_the_first_screen_says_what_it_means_and_what_to_do() -> None:
     for verdict, told in (
-        ("promote", "mlx-gardener complete demo FILE:LINE"),
+        ("promote", "mlx-gardener complete demo src/core/basket.py:7"),
         ("inconclusive", "--fresh --epochs 6 --timeout 0"),
         ("reject", "mlx-gardener show demo"),
         ("unmeasured", "mlx-gardener eval demo"),
@@ -524,6 +635,35 @@ def test_a_bar_is_as_long_as_its_change() -> None:
     )
     small, large = lengths(0.98, 0.82)
     assert large == pytest.approx(9 * small, abs=0.5)
+
+
+def test_the_page_says_which_state_of_the_training_is_the_adapter() -> None:
+    """As `Standing.adapter` decides: the best that was validated, or the last where time ran out before it could be."""
+    points = [{"step": step, "loss": 2.0, "bits_per_byte": 1.0} for step in (0, 4, 8)]
+    for steps, best, validated, at, told in (
+        (8, 8, 3, 8, "after update 8, where the validation part went best."),
+        (3, 0, 1, 3, "after update 3, the last one: the time was over before it could be validated"),
+        (6, 4, 2, 6, "after update 6, the last one: the time was over"),
+        (11, 4, 3, 4, "after update 4, where the validation part went best; what came after update 8 was not validated"),
+        (8, 0, 3, 0, "as it was before the first: it changes nothing"),
+    ):  # fmt: skip
+        training = {"steps": steps, "best_step": best, "validation": points[:validated]}
+        assert kept_step(training) == at and told in kept(training)
+    facts = full_facts()
+    facts["training"] |= {"steps": 3, "best_step": 0, "validation": points[:1]}
+    assert "after update 3, the last one" in render_report_html(facts, events=[])
+    assert "after update 3, the last one" in render_model_card(facts)
+
+
+def test_numbers_that_are_foretold_and_paces_read_as_people_say_them() -> None:
+    assert [about(count) for count in (7, 2048, 812_345, 999_900, 1_849_000, 22_000_000)] == [
+        "7", "2,000", "810,000", "1.0 million", "1.8 million", "22 million",
+    ]  # fmt: skip
+    assert [pace(seconds) for seconds in (1e-6, 0.042, 7.51, 75, 170)] == [
+        "under 0.1 ms", "0.042 s", "7.5 s", "1 min 15 s", "2 min 50 s",
+    ]  # fmt: skip
+    assert [share_of_one(share) for share in (0.47, 0.0037, 0.00001)] == ["47 %", "0.4 %", "under 0.1 %"]
+    assert count_text(110_000_000_000) == "110B" and count_text(1_540_000_000) == "1.5B"
 
 
 def test_counts_and_sizes_read_as_people_say_them() -> None:

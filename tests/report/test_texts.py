@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from mlx_gardener.adapter.versions import VersionFacts, VersionsDiff
+from mlx_gardener.config import load_config
 from mlx_gardener.evaluate.evidence import power_note
 from mlx_gardener.events import PlanChosen, TimePlanned
 from mlx_gardener.report.arms_view import show_details
@@ -20,6 +21,7 @@ from mlx_gardener.report.diff_view import show_diff
 from mlx_gardener.report.evidence_view import show_evidence
 from mlx_gardener.report.export_view import next_command
 from mlx_gardener.report.live import LiveView
+from mlx_gardener.report.recipe import About
 from mlx_gardener.report.scan_view import show_scan
 from mlx_gardener.source.records import Dropped, Scan
 from tests.report.facts import GIB, HOSTILE, full_evidence
@@ -144,9 +146,9 @@ def nothing() -> dict[str, Any]:
 def unmeasured() -> dict[str, Any]:
     return {
         "verdict": "unmeasured",
-        "reason": "It was not measured on files that it never saw; `mlx-gardener eval PROJECT` measures it.",
+        "reason": "It was not measured on files that it never saw.",
         "metrics": {}, "files": [], "samples": [], "arms": [], "comparisons": [], "guards": [], "power": None,
-        "notes": ["Not measured, as the time was over: bits per byte, next lines, spans."],
+        "notes": ["The time was over before anything was measured."],
     }  # fmt: skip
 
 
@@ -193,9 +195,53 @@ def printed(show: Any) -> str:
     return "\n".join(line.rstrip() for line in text.split("\n"))
 
 
-def evidence_text(name: str) -> str:
+def about(**more: Any) -> About:
+    """A run with settings of its own, of a base out of the package index."""
+    settings = {"optimizer.max_steps": 512, "data.sequence_lengths": [512], "training_timeout_minutes": 5}
+    config = load_config(environment={}, overrides=settings | {"continue_from": "never"})
+    files = {"src/web/app.py": ["ab", "train"], "src/web/route.py": ["cd", "test"]}
+    return About("web", "index:SmolLM2", config.model_dump(mode="json"), files=files, **more)
+
+
+def evidence_text(name: str, **more: Any) -> str:
     training = CUT_TRAINING if name in ("unmeasured", "cut") else None
-    return printed(lambda console: show_evidence(console, EVIDENCE[name](), project="web", training=training))
+    return printed(
+        lambda console: show_evidence(console, EVIDENCE[name](), about=about(**more), training=training)
+    )
+
+
+def test_no_editor_is_named_where_the_base_cannot_fill_in() -> None:
+    """The reason is said once, with a training that makes an adapter that can."""
+    told = evidence_text("promoted", has_fim=False)
+    assert "connect" not in told and "vscode" not in told
+    assert told.count("fill-in-the-middle markers") == 1
+    assert "--fresh --model seedling" in told and "mlx-gardener complete web" in told
+    assert "mlx-gardener connect zed --project web" in evidence_text("promoted", has_fim=True)
+
+
+@pytest.mark.parametrize("name", ["cut", "unmeasured", "nothing", "lost", "few_files"])
+def test_another_training_has_the_settings_of_this_one_and_works_from_anywhere(name: str) -> None:
+    commands = [line.strip() for line in evidence_text(name).splitlines() if "mlx-gardener train" in line]
+    assert commands
+    for command in commands:
+        assert command.startswith("mlx-gardener train --project web "), command
+        assert ("--model index:SmolLM2" in command) != ("--model auto" in command)
+        assert "--set 'data.sequence_lengths=[512]'" in command
+        assert "continue_from" not in command and "training_timeout" not in command
+        assert ("optimizer.max_steps=512" in command) != ("--epochs" in command), "an end that epochs put off"
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+def test_no_text_shows_a_placeholder_for_what_is_known(name: str) -> None:
+    told = evidence_text(name)
+    assert "PROJECT" not in told and "FILE:LINE" not in told and "PATH" not in told
+
+
+def test_a_version_beside_itself_is_said_to_be_the_same() -> None:
+    facts = VersionFacts("v1", "promote", "It needs fewer.", {"adapter_bits_per_byte": 1.2}, None, None, "")
+    found = VersionsDiff(facts, facts, {"adapter_bits_per_byte": [1.2, 1.2]}, [], {}, False, None)
+    told = printed(lambda console: show_diff(console, found))
+    assert "the same version" in told and told.count("It needs fewer.") == 1 and "change" not in told
 
 
 def details_text() -> str:
@@ -287,6 +333,7 @@ def export_text() -> str:
 
 MADE = {
     **{name: lambda name=name: evidence_text(name) for name in EVIDENCE},
+    "no_markers": lambda: evidence_text("promoted", has_fim=False),
     "details": details_text, "scan": scan_text, "plan": plan_text, "diff_imported": imported_diff,
     "diff_trained": trained_diff, "export": export_text,
 }  # fmt: skip

@@ -226,6 +226,8 @@ def test_a_limit_that_is_over_before_the_first_update_is_an_error(
     pipeline.start_training("small")
     end = pipeline.wait_for_training_completion("small", timeout=WAIT)
     assert end.phase is TrainingPhase.FAILED and "time limit of 0.001 minutes" in end.message
+    record = pipeline.registry.latest_training("small")
+    assert record is not None and "Traceback" not in (record.run_dir / "worker.log").read_text()
     assert not pipeline.registry.list_adapters("small")
 
 

@@ -65,6 +65,20 @@ def test_updates_of_an_earlier_worker_count() -> None:
     assert planned(30, done_updates=50).updates == planned(30).updates + 50
 
 
+@pytest.mark.parametrize(
+    ("updates", "seconds", "told"),
+    [
+        (1, 170.0, "1 of 128 updates fit (0.4 % of an epoch) at 2 min 50 s an update"),
+        (8, 7.5, "8 of 128 updates fit (3.0 % of an epoch) at 7.5 s an update"),
+        (100, 0.21, "100 of 128 updates fit (0.37 of 0.47 epochs) at 0.21 s an update"),
+        (128, 4000.0, "All 128 updates fit (0.47 epochs) at 1 h 06 min an update"),
+    ],
+)
+def test_figures_for_people_are_no_powers_of_ten(updates: int, seconds: float, told: str) -> None:
+    plan = planned(30).to_json() | {"updates": updates, "all_updates": 128, "steps_per_epoch": 270}
+    assert told in time_line(plan | {"pace": {**plan["pace"], "update_seconds": seconds}})
+
+
 def test_the_line_for_people_names_every_part() -> None:
     told = time_line(planned(30).to_json())
     for part in (
