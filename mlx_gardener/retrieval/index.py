@@ -282,7 +282,7 @@ def _postings(
     new = [
         (part.words, part.chunks, part.counts, file_chunks[number])
         for number, (_, _, part) in enumerate(files)
-        if part is not None and part.words is not None and part.chunks is not None and len(part.words)
+        if part is not None and part.words is not None and part.chunks is not None and part.counts is not None
     ]
     words = _vocabulary(earlier, [found for found, *_ in new])
     moved = None if earlier is None else _moved(earlier, files, file_chunks)
@@ -293,8 +293,9 @@ def _postings(
         for ids, chunks, counts in _kept_postings(earlier, moved, np.searchsorted(words, earlier.words)):
             packed[at : at + len(ids)] = _packed(ids, chunks, counts)
             at += len(ids)
-    for hashes, chunks, counts, first in new:
-        packed[at : at + len(hashes)] = _packed(np.searchsorted(words, hashes), chunks + first, counts)
+    for hashes, own_chunks, own_counts, first in new:
+        ids = np.searchsorted(words, hashes)
+        packed[at : at + len(hashes)] = _packed(ids, own_chunks + first, own_counts)
         at += len(hashes)
     packed.sort()
     with_word = np.bincount((packed >> np.uint64(_WORD_SHIFT)).astype(np.int32), minlength=len(words))
