@@ -5,16 +5,16 @@ of ``ln(1 + (N - n + 0.5) / (n + 0.5)) * f / (f + k1 * (1 - b + b * length / mea
 not depend on the query is computed when the index is made, as in bm25s (Lù 2024, arXiv:2407.03618).
 
 In: `FilePart`s, one a file. Out: an `Index`, and another one for every change: files that are the same keep their postings, so
-that a refreshed index equals one that is made anew. Cost: 10 bytes a posting (chunk, weight, count) and the texts themselves;
+that a refreshed index equals one that is made anew. Cost: 9 bytes a posting (chunk, weight, count) and the texts themselves;
 code has about 50 distinct words a chunk, so half a kB a chunk and about as much of text. Arrays that were read from disk are
-mapped: of them, memory holds what was looked at lately, and the system may take it back. Making one takes 80 bytes a posting for a
-moment.
+mapped: of them, memory holds what was looked at lately, and the system may take it back. Making one takes 40 bytes a
+posting and the text twice for a moment, about 3 kB a chunk.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,11 @@ DROPPED, KEPT, DUPLICATE = 0, 1, 2
 #: Numbers by which a change of a file shows: size, times of its content and of its inode, the inode.
 STAMP_NUMBERS = 4
 KEY_BYTES = 16
+#: A posting while an index is made, in 64 bits: word, chunk, count. Further occurrences change a score by less than 1 %.
+_COUNT_BITS, _CHUNK_BITS = 8, 28
+_WORD_SHIFT, _MOST_COUNTED = 36, 2**8 - 1
+#: Files and postings that are worked on at a time.
+_AT_ONCE_FILES, _AT_ONCE_POSTINGS = 1000, 2**20
 #: Of the words of a query, the rarest that have so many postings choose the candidates; these are scored by all words.
 _MOST_POSTINGS, _CANDIDATES = 200_000, 256
 
@@ -56,7 +61,7 @@ class FilePart:
     lines: tuple[tuple[int, int], ...] = ()
     words: NDArray[np.uint64] | None = None
     chunks: NDArray[np.int32] | None = None
-    counts: NDArray[np.uint16] | None = None
+    counts: NDArray[np.uint8] | None = None
     lengths: tuple[int, ...] = ()
 
 
@@ -73,7 +78,7 @@ def file_part(path: str, texts: Sequence[bytes], lines: Sequence[tuple[int, int]
         found = Counter(words)
         lengths.append(len(words))
         hashes += map(word_hash, found)
-        counts += (min(count, 2**16 - 1) for count in found.values())
+        counts += (min(count, _MOST_COUNTED) for count in found.values())
         chunks += [number] * len(found)
     return FilePart(
         path,
@@ -81,7 +86,7 @@ def file_part(path: str, texts: Sequence[bytes], lines: Sequence[tuple[int, int]
         lines=tuple(lines),
         words=np.array(hashes, dtype=np.uint64),
         chunks=np.array(chunks, dtype=np.int32),
-        counts=np.array(counts, dtype=np.uint16),
+        counts=np.array(counts, dtype=np.uint8),
         lengths=tuple(lengths),
         **{"state": KEPT, **known},
     )
@@ -99,7 +104,7 @@ class Index:
         lines: (chunks, 2) int32; lengths: (chunks,) int32, in words.
         text_ends: (chunks + 1,) int64; texts: (bytes,) uint8: text of chunk c is ``texts[text_ends[c]:text_ends[c + 1]]``.
         words: (words,) uint64, sorted; starts: (words + 1,) int64: postings of word w are ``starts[w]`` to ``starts[w + 1]``.
-        chunks, counts, weights: (postings,) int32, uint16, float32: chunk, occurrences in it, and its part of the score.
+        chunks, counts, weights: (postings,) int32, uint8, float32: chunk, occurrences in it, and its part of the score.
     """
 
     name: str
@@ -115,7 +120,7 @@ class Index:
     words: NDArray[np.uint64]
     starts: NDArray[np.int64]
     chunks: NDArray[np.int32]
-    counts: NDArray[np.uint16]
+    counts: NDArray[np.uint8]
     weights: NDArray[np.float32]
 
     @property
@@ -270,32 +275,77 @@ def _joined(pieces: list[Any], kind: Any) -> Any:
 
 def _postings(
     earlier: Index | None, files: Sequence[tuple[str, int, FilePart | None]], file_chunks: NDArray[np.int32]
-) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int32], NDArray[np.uint16]]:
+) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int32], NDArray[np.uint8]]:
     """Words, starts, chunks and counts of the new index: those that are kept under their new numbers, and the new ones."""
     import numpy as np
 
     new = [
-        (part.words, part.chunks + file_chunks[number], part.counts)
+        (part.words, part.chunks, part.counts, file_chunks[number])
         for number, (_, _, part) in enumerate(files)
-        if part is not None and part.words is not None and part.chunks is not None and len(part.words)
+        if part is not None and part.words is not None and part.chunks is not None and part.counts is not None
     ]
-    hashes = _joined([found for found, _, _ in new], np.uint64)
-    words = np.unique(hashes)
-    keys, counts = [], [found for _, _, found in new]
-    if earlier is not None and len(earlier.chunks):
-        words = np.union1d(earlier.words, words)
-        places = _moved(earlier, files, file_chunks)[earlier.chunks]
-        stay = places >= 0
-        ids = np.repeat(np.searchsorted(words, earlier.words), np.diff(earlier.starts))
-        keys.append(ids[stay] << 32 | places[stay])
-        counts.insert(0, earlier.counts[stay])
-    chunks = _joined([found for _, found, _ in new], np.int32)
-    keys.append(np.searchsorted(words, hashes) << 32 | chunks)
-    key = _joined(keys, np.int64)
-    order = np.argsort(key, kind="stable")  # what was there already is in order: little more than a merge
-    key = key[order]
-    there, starts = np.unique(key >> 32, return_index=True)
-    return words[there], np.append(starts, len(key)), key.astype(np.int32), _joined(counts, np.uint16)[order]
+    words = _vocabulary(earlier, [found for found, *_ in new])
+    moved = None if earlier is None else _moved(earlier, files, file_chunks)
+    stays = 0 if earlier is None or moved is None else _count_of(earlier, moved)
+    packed: NDArray[np.uint64] = np.empty(stays + sum(len(found) for found, *_ in new), dtype=np.uint64)
+    at = 0
+    if earlier is not None and moved is not None:
+        for ids, chunks, counts in _kept_postings(earlier, moved, np.searchsorted(words, earlier.words)):
+            packed[at : at + len(ids)] = _packed(ids, chunks, counts)
+            at += len(ids)
+    for hashes, own_chunks, own_counts, first in new:
+        ids = np.searchsorted(words, hashes)
+        packed[at : at + len(hashes)] = _packed(ids, own_chunks + first, own_counts)
+        at += len(hashes)
+    packed.sort()
+    with_word = np.bincount((packed >> np.uint64(_WORD_SHIFT)).astype(np.int32), minlength=len(words))
+    counts = packed.astype(np.uint8)  # the lowest byte
+    packed >>= np.uint64(_COUNT_BITS)
+    numbers = packed.astype(np.uint32)
+    numbers &= np.uint32(2**_CHUNK_BITS - 1)
+    there = with_word > 0
+    starts = np.concatenate([[0], np.cumsum(with_word[there], dtype=np.int64)])
+    return words[there], starts, numbers.view(np.int32), counts
+
+
+def _packed(ids: NDArray[Any], chunks: NDArray[Any], counts: NDArray[Any]) -> NDArray[np.uint64]:
+    """A posting in 64 bits, which are in order when they are sorted: word, chunk, count."""
+    import numpy as np
+
+    packed = ids.astype(np.uint64) << np.uint64(_WORD_SHIFT)
+    packed |= chunks.astype(np.uint64) << np.uint64(_COUNT_BITS)
+    packed |= counts.astype(np.uint64)
+    return packed
+
+
+def _vocabulary(earlier: Index | None, hashes: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    """All words, sorted; some of an earlier index may be gone."""
+    import numpy as np
+
+    words = np.zeros(0, dtype=np.uint64) if earlier is None else earlier.words
+    for at in range(0, len(hashes), _AT_ONCE_FILES):
+        words = np.union1d(words, np.concatenate(hashes[at : at + _AT_ONCE_FILES]))
+    return words
+
+
+def _count_of(earlier: Index, moved: NDArray[np.int32]) -> int:
+    """Postings of an earlier index whose chunks stay."""
+    blocks = range(0, len(earlier.chunks), _AT_ONCE_POSTINGS)
+    return sum(int((moved[earlier.chunks[at : at + _AT_ONCE_POSTINGS]] >= 0).sum()) for at in blocks)
+
+
+def _kept_postings(
+    earlier: Index, moved: NDArray[np.int32], word_ids: NDArray[Any]
+) -> Iterator[tuple[NDArray[Any], NDArray[np.int32], NDArray[np.uint8]]]:
+    """(word, chunk, count) of an earlier index's postings whose chunks stay, under their new numbers, in blocks."""
+    import numpy as np
+
+    for at in range(0, len(earlier.chunks), _AT_ONCE_POSTINGS):
+        end = min(at + _AT_ONCE_POSTINGS, len(earlier.chunks))
+        chunks = moved[earlier.chunks[at:end]]
+        stay = np.flatnonzero(chunks >= 0)
+        word = np.searchsorted(earlier.starts, at + stay, side="right") - 1
+        yield word_ids[word], chunks[stay], earlier.counts[at:end][stay]
 
 
 def _moved(
@@ -315,7 +365,7 @@ def _moved(
 def _weights(
     starts: NDArray[np.int64],
     chunks: NDArray[np.int32],
-    counts: NDArray[np.uint16],
+    counts: NDArray[np.uint8],
     lengths: NDArray[np.int32],
 ) -> NDArray[np.float32]:
     import numpy as np
@@ -324,7 +374,7 @@ def _weights(
     rarity = np.log(1 + (len(lengths) - with_word + 0.5) / (with_word + 0.5)).astype(np.float32)
     mean = float(lengths.mean()) if len(lengths) else 1.0
     damping = (_K1 * (1 - _B + _B * lengths / max(mean, 1e-9))).astype(np.float32)
-    often = counts.astype(np.float32)
-    result: NDArray[np.float32] = np.repeat(rarity, with_word)
-    result *= often / (often + damping[chunks])
+    result: NDArray[np.float32] = counts.astype(np.float32)
+    result /= result + damping[chunks]
+    result *= np.repeat(rarity, with_word)
     return result

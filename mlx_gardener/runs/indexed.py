@@ -19,7 +19,7 @@ from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.registry.names import INDEX_NAME
 from mlx_gardener.retrieval import Index, Rules, read_index, refreshed, write_index
-from mlx_gardener.runs.parent import without_forgotten
+from mlx_gardener.runs.parent import exclude_pattern, without_forgotten
 
 _DECIDING = ("data", "training_data_quality_threshold")
 
@@ -87,12 +87,15 @@ def update_index(
     found = refreshed(earlier, root, rules, interrupt=interrupt, processes=processes)
     if found is earlier:
         return found
+    registry.get_project(project)  # it may have been removed meanwhile, and its directory with it
     place = index_place(registry, project)
     make_private(place.parent)
     write_index(place, found, rules)
-    return (
-        kept_index(registry, project, rules) or found
-    )  # mapped from the file, where it takes no memory of its own
+    forgotten = {exclude_pattern(path) for path in registry.forgotten_paths(project)}
+    if not forgotten <= set(rules.exclude):  # something is to be forgotten since
+        place.unlink(missing_ok=True)
+    # Mapped from the file, where it takes no memory of its own.
+    return kept_index(registry, project, rules) or found
 
 
 def index_as_it_is(registry: ProjectRegistry, project: str) -> tuple[Index | None, str]:

@@ -1,8 +1,8 @@
 """The HTTP side: routes and what each answers. Nothing here computes; handlers await the worker's events.
 
 Every route is also below ``/projects/NAME/``, for editors that can be given an address and no model's name. Answers name
-what wrote them: ``X-Model``, ``X-Adapter`` (sha256 of the adapter's weights, ``none`` for a base) and ``X-Adapter-Version``; and
-what code of the repository stood in front of the prompt: ``X-Gardener-Retrieval``.
+what wrote them: ``X-Model``, ``X-Adapter`` (sha256 of the adapter's weights, ``none`` for a base), ``X-Adapter-Version``, and what
+code of the repository stood in front of the prompt: ``X-Gardener-Retrieval``.
 """
 
 from __future__ import annotations
@@ -44,8 +44,6 @@ from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, PieceOf,
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
 
-#: Makes the prompts' token ids: of a base, in so many tokens, within limits, with code in front.
-Prepare = Callable[["BaseModel", int, Limits, Lookup], list[list[int]]]
 AnyBody = TypeVar("AnyBody", CompletionBody, ChatBody, InfillBody, LlamaCompletionBody)
 
 #: Chat templates that may be rendered at the same time; each is a process.
@@ -253,7 +251,7 @@ class Server:
         self,
         request: Request,
         body: InfillBody | LlamaCompletionBody,
-        prepare: Prepare,
+        prepare: prompts.Prepare,
     ) -> Response:
         """An answer as llama.cpp's clients read it: one document, a list of them, or a stream."""
         job = self._job(self._target(request, body.model), body, prepare, body.n_cmpl)
@@ -300,7 +298,7 @@ class Server:
         self,
         target: Target,
         body: CompletionBody | ChatBody | InfillBody | LlamaCompletionBody,
-        prepare: Prepare,
+        prepare: prompts.Prepare,
         count: int,
         top_scores: int | None = None,
     ) -> QueuedRequest:
@@ -397,5 +395,5 @@ def _told_error(request: Request, error: Exception) -> dict[str, Any]:
 def _count(access: Access, endings: list[Ending], job: QueuedRequest) -> None:
     access.prompt_tokens = sum(ending.prompt_tokens for ending in endings[:: job.answers])
     access.written_tokens = sum(ending.written_tokens for ending in endings)
-    access.retrieved_chunks = len(job.lookup.found.pieces)
-    access.retrieved_tokens = job.lookup.found.tokens
+    found = job.lookup.found
+    access.retrieved_chunks, access.retrieved_tokens = len(found.pieces), found.tokens

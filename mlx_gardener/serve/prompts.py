@@ -23,6 +23,8 @@ from mlx_gardener.serve.worker import BadRequestError
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel, CodeTokenizer
 
+#: Makes the prompts' token ids: of a base, in so many tokens, within limits, with code in front.
+Prepare = Callable[["BaseModel", int, Limits, Lookup], list[list[int]]]
 #: Characters before the FIM span that are put together.
 _PREFIX_CHARACTERS = CHARACTERS_PER_TOKEN * PREFIX_TOKENS
 #: Long texts are counted in pieces of so many characters.

@@ -56,6 +56,30 @@ def test_an_index_of_other_rules_or_a_damaged_one_is_not_used(world: World) -> N
     assert found is not None and why == "" and kept_index(registry, "small", after) is not None
 
 
+def test_what_is_to_be_forgotten_while_an_index_is_made_is_not_kept_with_it(world: World) -> None:
+    rules = index_rules(world.registry, "small")
+    update_index(
+        world.registry,
+        "small",
+        rules,
+        interrupt=lambda: world.registry.forget_path("small", "core/ledger_1.py"),
+    )
+    assert not index_place(world.registry, "small").exists()
+
+
+def test_the_index_of_a_project_that_is_removed_meanwhile_is_not_written(world: World) -> None:
+    rules, removed = index_rules(world.registry, "small"), list[bool]()
+
+    def remove() -> None:
+        if not removed:
+            removed.append(True)
+            world.registry.remove_project("small")
+
+    with pytest.raises(mlx_gardener.RegistryError):
+        update_index(world.registry, "small", rules, interrupt=remove)
+    assert not world.registry.project_directory("small").exists()
+
+
 def test_without_the_repository_the_kept_index_serves_and_without_both_it_is_said_why(world: World) -> None:
     index, _ = index_as_it_is(world.registry, "small")
     world.tree.rename(world.tree.with_name("elsewhere"))
