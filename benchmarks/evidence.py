@@ -49,6 +49,8 @@ METRICS = (
     ("next_line_exact", "next line exact", "{:.1%}"),
     ("next_line_similarity", "next line similarity", "{:.1%}"),
     ("identifier_f1", "own names F1", "{:.1%}"),
+    ("cross_file_exact", "cross-file exact", "{:.1%}"),
+    ("assertion_exact", "assertion exact", "{:.1%}"),
     ("fim_exact", "span exact", "{:.1%}"),
     ("fim_parse_ok", "span parses", "{:.1%}"),
     ("stop_rate", "stops", "{:.1%}"),

@@ -174,18 +174,3 @@ def written_ids(
         if step is None or int(step[0]) in ends:
             break
         yield int(step[0]), step[1]
-
-
-def next_line(base: BaseModel, prefix: str, *, path: str, max_new_tokens: int) -> str:
-    """The line the model writes next, without its newline; line breaks at the end of ``prefix`` are its to write.
-
-    Newlines and indentation are often one token, so a prompt must not end between them.
-    """
-    text = complete(
-        base,
-        prefix.rstrip("\n"),
-        path=path,
-        max_new_tokens=max_new_tokens,
-        is_enough=lambda so_far: "\n" in so_far.lstrip("\n"),
-    )
-    return text.lstrip("\n").split("\n")[0].rstrip()

@@ -13,7 +13,7 @@ from mlx_gardener.config import TrainingConfig
 from mlx_gardener.errors import ModelError
 from mlx_gardener.evaluate import Evidence, bits_per_byte, complete, registered
 from mlx_gardener.evaluate.compare import _five_digits
-from mlx_gardener.evaluate.complete import build_prompt, next_line
+from mlx_gardener.evaluate.complete import build_prompt
 from mlx_gardener.evaluate.evidence import Comparison, answers_state
 from mlx_gardener.evaluate.metrics import edit_similarity
 from mlx_gardener.model import BaseModel, load_base
@@ -135,7 +135,6 @@ def test_a_completion_is_bounded_and_the_same_every_time(base: BaseModel) -> Non
     assert first == complete(base, "def collect(", path="a.py", max_new_tokens=6)
     assert len(base.tokenizer.encode(first)) <= 12
     assert complete(base, "def collect(", ")", max_new_tokens=3) is not None
-    assert "\n" not in next_line(base, "import os\n\n", path="a.py", max_new_tokens=12)
 
 
 def test_a_span_needs_a_model_that_knows_spans(base: BaseModel) -> None:

@@ -36,6 +36,16 @@ def test_a_name_that_is_nothing_is_refused(name: str) -> None:
         choose_model(name)
 
 
+@pytest.mark.parametrize("place", ["tiny", "seedling"])
+def test_line_breaks_are_the_tokens_that_begin_with_one(place: str, tiny_tokenizer_dir: Path) -> None:
+    """A token such as ``):\\n`` ends with a line break and begins with none."""
+    directory = tiny_tokenizer_dir if place == "tiny" else resolve_model(choose_model("seedling"))
+    tokenizer = load_tokenizer(directory)
+    texts = [tokenizer.decode([index]) for index in range(tokenizer.vocab_size)]
+    assert tokenizer.line_breaks == tuple(at for at, text in enumerate(texts) if text.startswith("\n"))
+    assert len(tokenizer.line_breaks) > 0
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_directory_without_a_part_of_the_model_is_refused(
     tmp_path: Path, tiny_tokenizer_dir: Path, missing: str
