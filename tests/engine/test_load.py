@@ -14,6 +14,7 @@ from mlx_gardener.engine import Plan, load_engine, make_plan, model_facts, vocab
 from mlx_gardener.engine.predict import MARGIN
 from mlx_gardener.engine.speed import TWO_CORES
 from mlx_gardener.errors import MemoryBudgetError
+from mlx_gardener.platform.lean_imports import import_lean
 from tests.conftest import write_tiny_model
 
 GIB, MIB = 1024**3, 1024**2
@@ -54,6 +55,7 @@ def outcome(
 def load(
     model: Path, budget_bytes: float, work_scale: float, shape: tuple[int, int], has_tables: bool
 ) -> tuple[Plan, Plan, list[str]] | float:
+    import_lean()  # as a worker does
     if not has_tables:  # as in a model whose embedding and head are of kinds of its own
         vocabulary.vocabulary_tables = lambda model, vocab: iter(())
     config = settings(budget_bytes, shape)
