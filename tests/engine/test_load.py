@@ -109,3 +109,15 @@ def test_rows_that_cannot_be_halved_are_tried_the_lightest_way_first(
     first, last, told = found
     assert first.streamed_layers == last.streamed_layers == 0 and loads(told) == 2
     assert last.predicted_peak_bytes <= budget
+
+
+def test_what_is_told_of_loading_names_no_place(tiny_model_dir: Path) -> None:
+    """A base that was read from a GGUF file lies in the cache, under a name that nobody gave it."""
+    config = load_config(environment={}, overrides={"data.sequence_lengths": [64]})
+    facts, told = model_facts(tiny_model_dir), list[str]()
+    base, _ = load_engine(
+        str(tiny_model_dir), make_plan(facts, config, 4 * GIB, TWO_CORES), config, facts=facts, backend=TWO_CORES,
+        warn=told.append, dry_run=False, tell=lambda share, message: told.append(message),
+    )  # fmt: skip
+    assert f"Checking how {base.id} is cut into segments" in told
+    assert not any(str(tiny_model_dir.parent) in line for line in told), told
