@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import mlx_gardener
 from mlx_gardener import ProjectRegistry, TrainingPhase, TrainingPipeline, TrainingStatus
+from mlx_gardener.errors import ConfigError, GardenerError
 from mlx_gardener.platform.home import default_home
 from mlx_gardener.registry.names import INDEX_NAME, what_is_kept
 from tests.support.trainings import WAIT, tiny_settings
@@ -191,3 +193,79 @@ def test_all_events_errors_and_statuses_that_reach_users_are_exported() -> None:
     assert {cls.__name__ for cls in events.Event.__subclasses__()} <= set(mlx_gardener.__all__)
     for name in ("TrainingStatus", "TrainingTimeoutError", "ProgressCallback", "EventCallback"):
         assert name in mlx_gardener.__all__
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: mlx_gardener.load_config(overrides=[1]), "overrides"),
+        (lambda: mlx_gardener.load_config(overrides={1: 2}), "overrides"),
+        (lambda: mlx_gardener.load_config(5), "file"),
+        (lambda: mlx_gardener.scan(5), "path"),
+        (lambda: mlx_gardener.scan(".", config="x"), "config"),
+        (lambda: mlx_gardener.plan(config={}), "config"),
+        (lambda: mlx_gardener.models(".", 5), "places"),
+        (lambda: mlx_gardener.complete(5, "x"), "project"),
+        (lambda: mlx_gardener.complete("small", b"x"), "prefix"),
+        (lambda: mlx_gardener.complete("small", "x", max_tokens="4"), "max_tokens"),
+        (lambda: mlx_gardener.evaluate_adapter("small", tasks=True), "tasks"),
+        (lambda: mlx_gardener.evaluate_adapter("small", arms="base"), "arms"),
+        (lambda: mlx_gardener.evaluate_adapter("small", on_progress=5), "on_progress"),
+        (lambda: mlx_gardener.export("small", 5), "destination"),
+        (lambda: mlx_gardener.train(".", project=5), "project"),
+        (lambda: mlx_gardener.train(".", on_event=5), "on_event"),
+        (lambda: mlx_gardener.get_training_pipeline(5), "config"),
+        (lambda: mlx_gardener.start_project_training(5), "project_name"),
+        (lambda: mlx_gardener.ProjectRegistry(5), "home"),
+        (lambda: mlx_gardener.ProjectRegistry().register_project(5, "."), "name"),
+    ],
+)
+def test_an_argument_of_another_type_is_named_before_anything_is_done(
+    call: Callable[[], object], name: str, home: Path
+) -> None:
+    with pytest.raises(TypeError, match=rf"{name} is to be "):
+        call()
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("place", ["a\0b", ""])
+def test_a_place_that_no_file_can_have_is_named(place: str) -> None:
+    for call in (
+        mlx_gardener.train,
+        mlx_gardener.scan,
+        mlx_gardener.plan,
+        mlx_gardener.models,
+        mlx_gardener.load_config,
+        mlx_gardener.ProjectRegistry,
+        lambda path: mlx_gardener.export("small", path),
+        lambda path: mlx_gardener.ProjectRegistry().register_project("small", path),
+    ):
+        with pytest.raises(ConfigError, match=r"holds a NUL|is empty"):
+            call(place)
+
+
+def test_a_name_with_a_nul_is_an_error_everywhere_else(tmp_path: Path) -> None:
+    for call in (
+        lambda: mlx_gardener.plan(model="a\0b"),
+        lambda: mlx_gardener.CodePreprocessor().preprocess_file("a\0b"),
+        lambda: mlx_gardener.ProjectRegistry().backup(tmp_path / "a\0b"),
+        lambda: mlx_gardener.ProjectRegistry().get_project("a\0b"),
+    ):
+        with pytest.raises(GardenerError):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: mlx_gardener.TrainingConfig(1), r"TrainingConfig takes its settings by name.*TrainingConfig\(model="),
+        (lambda: mlx_gardener.LoraConfig(8), r"LoraConfig\(rank="),
+        (lambda: mlx_gardener.TrainingConfig(model=""), "model: "),
+        (lambda: mlx_gardener.evaluate_adapter("small", tasks=-1), "tasks is -1"),
+    ],
+)  # fmt: skip
+def test_an_impossible_value_of_the_right_type_is_a_config_error(
+    call: Callable[[], object], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        call()

@@ -18,6 +18,7 @@ from mlx_gardener.api.commands import Completion, complete, evaluate_adapter, ex
 from mlx_gardener.config import ArmName, RetrievalWish, TrainingConfig
 from mlx_gardener.errors import TrainingError
 from mlx_gardener.events import Event, MemoryMeasured, StepCompleted, TrainingProgress
+from mlx_gardener.platform.arguments import checked
 from mlx_gardener.platform.files import existing_directory
 from mlx_gardener.registry import project_name_for
 from mlx_gardener.runs.manager import TrainingPipeline, completed_training
@@ -34,6 +35,7 @@ _pipeline: TrainingPipeline | None = None
 _pipeline_lock = threading.Lock()
 
 
+@checked
 def get_training_pipeline(config: TrainingConfig | None = None) -> TrainingPipeline:
     """The pipeline that the module-level functions share; made on first use.
 
@@ -49,21 +51,25 @@ def get_training_pipeline(config: TrainingConfig | None = None) -> TrainingPipel
         return _pipeline
 
 
+@checked
 def start_project_training(project_name: str, progress_callback: ProgressCallback | None = None) -> str:
     """`TrainingPipeline.start_training` of the shared pipeline."""
     return get_training_pipeline().start_training(project_name, progress_callback)
 
 
+@checked
 def get_project_training_progress(project_name: str) -> TrainingProgress | None:
     """`TrainingPipeline.get_training_progress` of the shared pipeline."""
     return get_training_pipeline().get_training_progress(project_name)
 
 
+@checked
 def is_project_training_active(project_name: str) -> bool:
     """`TrainingPipeline.is_training_active` of the shared pipeline."""
     return get_training_pipeline().is_training_active(project_name)
 
 
+@checked
 def cancel_project_training(project_name: str) -> bool:
     """`TrainingPipeline.cancel_training` of the shared pipeline."""
     return get_training_pipeline().cancel_training(project_name)
@@ -160,6 +166,7 @@ class TrainingResult:
         return result_html(self)
 
 
+@checked
 def train(
     path: str | Path = ".",
     *,

@@ -1,6 +1,7 @@
 """What the commands `scan`, `plan`, `models`, `complete`, `eval` and `export` do, as functions with one result each.
 
-In: paths, projects by name, settings given singly or as one `TrainingConfig`. Out: small frozen results; nothing is printed.
+In: paths, projects by name, settings given singly or as one `TrainingConfig`. Out: small frozen results; nothing is printed. An
+argument of another type is a ``TypeError`` that names it.
 Cost: as the commands; every completion loads base and adapter anew. `mlx_gardener.api` holds `train` and the rest.
 """
 
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import ArmName, RetrievalWish, TrainingConfig, load_config
 from mlx_gardener.errors import ConfigError, DataError
+from mlx_gardener.platform.arguments import checked
 from mlx_gardener.platform.files import existing_directory
 from mlx_gardener.registry import ProjectRegistry, default_home
 from mlx_gardener.runs.forecast import estimate_training
@@ -48,6 +50,7 @@ class ScanResult:
         return {**self.scan.to_json(), "estimate": self.estimate, "refusal": refusal}
 
 
+@checked
 def scan(path: str | Path = ".", *, config: TrainingConfig | None = None, **settings: Any) -> ScanResult:
     """Read the repository at ``path`` as a training would, without training or writing anything.
 
@@ -95,6 +98,7 @@ class PlanResult:
         return {**chosen, **self.plan.to_json(), "estimate": self.estimate}
 
 
+@checked
 def plan(
     path: str | Path | None = None, *, config: TrainingConfig | None = None, **settings: Any
 ) -> PlanResult:
@@ -121,6 +125,7 @@ def plan(
     return PlanResult(model.choice.name, model.choice.reason, chosen, estimate, model.choice.passed_over)
 
 
+@checked
 def models(*places: str | Path, config: TrainingConfig | None = None, **settings: Any) -> list[Base]:
     """The base models in the stores of this machine, and in ``places`` and below; only headers are read.
 
@@ -156,6 +161,7 @@ class Completion:
         return self.text
 
 
+@checked
 def complete(
     project: str,
     prefix: str,
@@ -172,6 +178,7 @@ def complete(
     Every call loads the base and the adapter anew; `mlx-gardener serve` keeps them for many.
 
     Args:
+        prefix: text; halves of surrogate pairs, which no tokenizer spells, are read as U+FFFD, here and in ``suffix``.
         suffix: what follows; passed over where the base was not made for that.
         path: the file's path in the repository, shown to the model as in training.
         version: of the adapter; the active one when None.
@@ -185,6 +192,7 @@ def complete(
         AdapterError: the adapter's files are damaged or do not fit the base.
         ModelError: the base is not there.
         ConfigError: ``max_tokens`` or ``retrieval`` is impossible.
+        DataError: there is neither text nor a path to go on from.
     """
     from mlx_gardener.adapter import PeftManager, attach_adapter
     from mlx_gardener.adapter.base import base_name, load_adapter_base
@@ -222,6 +230,7 @@ def complete(
     return Completion(text, project, version, record.base_model, found.pieces, why)
 
 
+@checked
 def evaluate_adapter(
     project: str,
     version: str | None = None,
@@ -243,7 +252,7 @@ def evaluate_adapter(
         on_progress: told the share done (0 to 1) and a line for people.
 
     Raises:
-        ConfigError: an arm is unknown, or both ``tasks`` and ``thorough`` are given.
+        ConfigError: an arm is unknown, ``tasks`` is impossible, or both ``tasks`` and ``thorough`` are given.
         RegistryError: there is no such project or version.
         AdapterError: the adapter's files, the base or the control do not fit.
         DataError: the repository cannot be read, or holds no files any more that were not trained on.
@@ -254,6 +263,8 @@ def evaluate_adapter(
 
     if thorough and tasks is not None:
         raise ConfigError("thorough and tasks both say how many tasks.", next_step="Choose one of them.")
+    if tasks is not None and not 0 <= tasks <= 1000:
+        raise ConfigError(f"tasks is {tasks}.", next_step="Choose from 0 to 1000.")
     tell = on_progress or (lambda share, message: None)
     return registered.evaluate_adapter(
         ProjectRegistry(),
@@ -266,6 +277,7 @@ def evaluate_adapter(
     )
 
 
+@checked
 def export(
     project: str,
     destination: str | Path | None = None,

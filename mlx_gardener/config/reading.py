@@ -16,6 +16,7 @@ from typing import Any
 
 from mlx_gardener.config.sections import TrainingConfig, known_keys
 from mlx_gardener.errors import ConfigError
+from mlx_gardener.platform.arguments import checked
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_text
 
@@ -63,6 +64,7 @@ RENAMED = {
 }
 
 
+@checked
 def load_config(
     file: str | Path | None = None,
     *,
@@ -78,13 +80,14 @@ def load_config(
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or a value is impossible; says where it came from.
+        TypeError: an argument is of another type.
     """
     values: dict[str, Any] = {}
     for origin, layer in _layers(file, overrides or {}, os.environ if environment is None else environment):
         for key in RETIRED.keys() & set(_flatten(layer)):
-            warnings.warn(f"{key} in {origin} has no effect: {RETIRED[key]}.", FutureWarning, stacklevel=2)
+            warnings.warn(f"{key} in {origin} has no effect: {RETIRED[key]}.", FutureWarning, stacklevel=3)
         for key in RENAMED.keys() & set(_flatten(layer)):
-            warnings.warn(f"{key} in {origin} is called {RENAMED[key]} now.", FutureWarning, stacklevel=2)
+            warnings.warn(f"{key} in {origin} is called {RENAMED[key]} now.", FutureWarning, stacklevel=3)
         layer = as_of_today(layer)
         _reject_unknown(layer, origin)
         _merge(values, layer)

@@ -35,7 +35,12 @@ class _SectionType(ModelMetaclass):
 
     if not TYPE_CHECKING:  # the sections keep their own signatures
 
-        def __call__(cls, /, **values: Any) -> Any:
+        def __call__(cls, /, *unnamed: Any, **values: Any) -> Any:
+            if unnamed:
+                raise ConfigError(
+                    f"{cls.__name__} takes its settings by name, not {unnamed[0]!r:.100} alone.",
+                    next_step=f"Write {cls.__name__}({next(iter(cls.model_fields))}=...).",
+                )
             try:
                 return super().__call__(**values)
             except ValidationError as error:
@@ -236,7 +241,7 @@ class TrainingConfig(_Section):
     records "auto:VERSION" for what "auto" was.
     """
 
-    model: str = "auto"
+    model: str = Field("auto", min_length=1)
     min_training_chunks: int = Field(50, ge=1)
     max_training_chunks: int = Field(5000, ge=1)
     training_data_quality_threshold: float = Field(0.5, ge=0, le=1)

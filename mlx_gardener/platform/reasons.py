@@ -16,6 +16,8 @@ def reason_of(error: BaseException) -> str:
         return reason_of(inner)
     if isinstance(error, UnicodeDecodeError):
         return f"it is no {error.encoding.upper()} text, as byte {error.start:,} shows"
+    if isinstance(error, ValueError) and str(error) == "embedded null byte":
+        return "a name cannot hold a NUL"
     if isinstance(error, KeyError) and error.args:
         return f"{error.args[0]} is missing"
     return str(error) or type(error).__name__

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from mlx_gardener.errors import ConfigError, RegistryError
+from mlx_gardener.platform.arguments import checked
 from mlx_gardener.platform.files import resolved
 from mlx_gardener.platform.home import default_home
 from mlx_gardener.registry.database import Database
@@ -37,7 +38,8 @@ class Projects:
         home: its directory; `default_home` when None. Nothing is made before the first use.
     """
 
-    def __init__(self, home: Path | None = None) -> None:
+    @checked
+    def __init__(self, home: str | Path | None = None) -> None:
         self.home = (Path(home) if home is not None else default_home()).absolute()
         self._database = Database(self.home)
         #: Projects that wait for their training.
@@ -52,6 +54,7 @@ class Projects:
         """Close the calling thread's connection, so that the home may be moved; the next use opens it again."""
         self._database.leave()
 
+    @checked
     def register_project(self, name: str, path: str | Path, *, replace: bool = False) -> Project:
         """Make ``name`` stand for the repository at ``path``; registering the same pair again changes nothing.
 
@@ -103,6 +106,7 @@ class Projects:
             accepted.add(old)
         return accepted
 
+    @checked
     def get_project(self, name: str) -> Project:
         """The project called ``name``.
 

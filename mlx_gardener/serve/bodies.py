@@ -30,8 +30,7 @@ _UNBOUNDED_TOKENS = 512
 _MOST_ANSWERS = 8
 #: Below this the likeliest token is taken: one divided by it leaves what floats can hold.
 _LEAST_TEMPERATURE = 1e-3
-#: Below this it is taken, too: with a million tokens, its probability alone is as much. What is 0 as a 32-bit float would
-#: leave no token at all to mlx-lm.
+#: Below this, too: its probability alone is as much. What is 0 in float32 would leave no token at all to mlx-lm.
 _LEAST_TOP_P = 1e-6
 #: Settings of Ollama's ``options`` that are also fields here; twinny sends them to /v1/completions.
 _OPTIONS = ("num_predict", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
@@ -105,13 +104,13 @@ class _Sampled(_Body):
 
         A list of samplers that leaves the temperature out leaves it at nothing too: editors' plugins send one.
         """
-        warm = self.temperature is not None and self.temperature >= _LEAST_TEMPERATURE
-        narrow = self.top_p is not None and self.top_p < _LEAST_TOP_P
-        if not warm or narrow or (self.samplers is not None and "temperature" not in self.samplers):
+        temperature, top_p = self.temperature or 0.0, 1.0 if self.top_p is None else self.top_p
+        left_out = self.samplers is not None and "temperature" not in self.samplers
+        if temperature < _LEAST_TEMPERATURE or top_p < _LEAST_TOP_P or left_out:
             return Sampling()
         return Sampling(
-            temperature=self.temperature or 0.0,
-            top_p=1.0 if self.top_p is None else self.top_p,
+            temperature=temperature,
+            top_p=top_p,
             top_k=max(0, self.top_k or 0),
             min_p=self.min_p or 0.0,
             seed=None if self.seed is None or self.seed < 0 else self.seed,

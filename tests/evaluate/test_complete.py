@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from mlx_gardener.evaluate.complete import edge_tokens
-from mlx_gardener.model import load_tokenizer, seedling_path
+from pathlib import Path
+
+import pytest
+
+from mlx_gardener.errors import DataError
+from mlx_gardener.evaluate.complete import complete, edge_tokens
+from mlx_gardener.model import load_base, load_tokenizer, seedling_path
 
 
 def test_no_more_of_a_text_becomes_tokens_than_is_shown() -> None:
@@ -23,3 +28,15 @@ def test_no_more_of_a_text_becomes_tokens_than_is_shown() -> None:
     blanks = " " * 500_000  # tokens of many characters: more is read, and not all of it
     assert edge_tokens(reading, blanks, 640, last=True) == encode(blanks[-64_000:])[-640:]
     assert max(read) == 4 * 5120
+
+
+def test_half_a_surrogate_pair_is_read_as_the_server_reads_it(tiny_model_dir: Path) -> None:
+    base = load_base(str(tiny_model_dir))
+    whole = complete(base, "x\ufffd = ", "\ufffd", path="a\ufffd.py", max_new_tokens=4)
+    assert complete(base, "x\ud83d = ", "\ude00", path="a\udcff.py", max_new_tokens=4) == whole
+
+
+def test_nothing_to_go_on_from_is_an_error_with_a_next_step(tiny_model_dir: Path) -> None:
+    with pytest.raises(DataError, match="nothing to go on with") as refused:
+        complete(load_base(str(tiny_model_dir)), "", max_new_tokens=4)
+    assert refused.value.next_step
