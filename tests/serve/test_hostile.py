@@ -485,7 +485,14 @@ def test_errors_are_json_in_the_dialect_of_the_path(start: Callable[..., str]) -
     for origin in ("http://[", "http://[::1", "//", "null"):
         done = post(address, "/v1/completions", {"prompt": "x"}, origin=origin)
         assert done.status_code == 403 and done.json()["error"]["code"] == "origin_not_allowed"
-    for path in ("/nowhere", "/", "/v1", "/infill/", "/projects/alpha/nowhere", "/v1/embeddings"):
+    for path in (
+        "/nowhere",
+        "/v1",
+        "/infill/",
+        "/projects/alpha/infill/",
+        "/projects/alpha/nowhere",
+        "/v1/embeddings",
+    ):
         done = post(address, path, {})
         assert done.status_code == 404 and "POST /infill" in message(done), path
         assert httpx.get(address + path).json()["error"]["code"] == "not_found"
