@@ -77,22 +77,22 @@ class Catalog:
         Raises:
             UnknownModelError: nothing; names what there is.
         """
-        project, at, version = name.rpartition("@")
-        project = project if at else name
-        if project in self._names():
-            try:
-                return self._of(name, self.registry.get_adapter(project, version if at else None))
-            except RegistryError as error:
-                raise UnknownModelError(error.message, next_step=error.next_step) from error
+        projects, wanted = self._names(), (name, name.removesuffix(":latest"))
+        for known in wanted:
+            project, at, version = known.rpartition("@")
+            if not at and is_version(known.rpartition(":")[2]):
+                project, at, version = known.rpartition(":")
+            project = project if at else known
+            if project in projects:
+                try:
+                    record = self.registry.get_adapter(project, version if at else None)
+                except RegistryError as error:
+                    raise UnknownModelError(error.message, next_step=error.next_step) from error
+                return self._of(f"{project}@{version}" if at else project, record)
         targets = self.targets()
         for target in targets:
-            if target.id == name:
+            if target.id in wanted:
                 return target
-        untagged, colon, tag = name.rpartition(":")
-        if colon and tag == "latest":
-            return self.find(untagged)
-        if colon and untagged in self._names() and is_version(tag):
-            return self.find(f"{untagged}@{tag}")
         meant = self._known_as(targets, name.lower())
         if len(meant) == 1:
             return meant[0]

@@ -250,8 +250,10 @@ def _written(seconds: float, later: timedelta = timedelta()) -> str:
 
 def _name_of(target: Target) -> str:
     """How a model is called with a tag."""
-    if target.record is None or target.is_project:
+    if target.record is None:
         return f"{target.id}:latest"
+    if target.record.active:
+        return f"{target.record.project}:latest"
     return f"{target.record.project}:{target.record.version}"
 
 
