@@ -31,26 +31,32 @@ def render_modelfile(tokenizer: CodeTokenizer, source: str, *, context_tokens: i
         return "" if index is None else tokenizer.decode([index])
 
     marks = tokenizer.markers
-    prompt = "{{ .Prompt }}"
-    if marks is not None:
-        before, after, middle = spelled(marks.prefix), spelled(marks.suffix), spelled(marks.middle)
-        if marks.order == "SPM":
-            fim = f"{after}{{{{ .Suffix }}}}{before}{{{{ .Prompt }}}}{middle}"
-        else:
-            fim = f"{before}{{{{ .Prompt }}}}{after}{{{{ .Suffix }}}}{middle}"
-        prompt = f"{{{{- if .Suffix }}}}{fim}{{{{- else }}}}{{{{ .Prompt }}}}{{{{- end }}}}"
     stops = {spelled(tokenizer.eos_id), spelled(tokenizer.file_id), spelled(tokenizer.repo_id)}
     if marks is not None:
         stops |= {spelled(marks.prefix), spelled(marks.suffix), spelled(marks.middle), spelled(marks.end)}
     lines = [
         f"FROM ./{source}",
-        f'TEMPLATE """{prompt}"""',
+        f'TEMPLATE """{prompt_template(tokenizer)}"""',
         "PARAMETER temperature 0",
         f"PARAMETER num_ctx {min(context_tokens, _CONTEXT_TOKENS)}",
         "PARAMETER num_predict 128",
         *(f'PARAMETER stop "{stop}"' for stop in sorted(stops - {""})),
     ]
     return "\n".join(lines) + "\n"
+
+
+def prompt_template(tokenizer: CodeTokenizer) -> str:
+    """The Go template by which Ollama forms a code model's prompts: with its markers where there is a suffix, else as they come."""
+    marks = tokenizer.markers
+    if marks is None:
+        return "{{ .Prompt }}"
+    ids = (marks.prefix, marks.suffix, marks.middle)
+    before, after, middle = ("" if index is None else tokenizer.decode([index]) for index in ids)
+    if marks.order == "SPM":
+        fim = f"{after}{{{{ .Suffix }}}}{before}{{{{ .Prompt }}}}{middle}"
+    else:
+        fim = f"{before}{{{{ .Prompt }}}}{after}{{{{ .Suffix }}}}{middle}"
+    return f"{{{{- if .Suffix }}}}{fim}{{{{- else }}}}{{{{ .Prompt }}}}{{{{- end }}}}"
 
 
 def ollama_base(folder: Path) -> str:

@@ -75,8 +75,9 @@ def serve(
 ) -> None:
     """Serve completions of PROJECTS (all that have an adapter by default) until Ctrl-C.
 
-    /v1/models, /v1/completions, /v1/chat/completions and llama.cpp's /infill, /completion and /props; a request's
-    `model` is a project, and a version that is activated is served from the next request on. Each request leaves one
+    /v1/models, /v1/completions, /v1/chat/completions; llama.cpp's /infill, /completion and /props; Ollama's /api/generate,
+    /api/chat, /api/tags, /api/show and /api/ps. A request's `model` is a project (or a name that editors know, such as
+    qwen2.5-coder:PROJECT), and a version that is activated is served from the next request on. Each request leaves one
     line: method, path, project, status, tokens read and written, seconds, client; why, where it was refused. Where the
     version's evidence speaks for it, code of the repository is retrieved and stands in front of prompts; the answer's header
     X-Gardener-Retrieval says which.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -20,23 +20,16 @@ from mlx_gardener.platform.footprint import process_footprint_bytes
 from mlx_gardener.platform.version import __version__
 from mlx_gardener.serve import answers, prompts, streams
 from mlx_gardener.serve.access import Access, access_of
-from mlx_gardener.serve.bodies import (
-    ChatBody,
-    CompletionBody,
-    InfillBody,
-    LlamaCompletionBody,
-    parse,
-)
-from mlx_gardener.serve.catalog import Catalog, Target
-from mlx_gardener.serve.chats import chat_text, check_length
-from mlx_gardener.serve.errors import shown_error
+from mlx_gardener.serve.bodies import ChatBody, CompletionBody, InfillBody, LlamaCompletionBody
+from mlx_gardener.serve.catalog import Catalog
 from mlx_gardener.serve.generation import Ending, Limits, TokenScore
 from mlx_gardener.serve.guard import Guard
 from mlx_gardener.serve.indexes import Indexes, Lookup
+from mlx_gardener.serve.intake import Intake, count, told_error
 from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.off_loop import off_loop
-from mlx_gardener.serve.paths import ENDPOINTS
-from mlx_gardener.serve.reading import read_json
+from mlx_gardener.serve.ollama import OllamaApi
+from mlx_gardener.serve.paths import ENDPOINTS, REFUSED
 from mlx_gardener.serve.routes import Handler, no_such_route, taking_one_method
 from mlx_gardener.serve.settings import ServeSettings
 from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, PieceOf, QueuedRequest, Worker
@@ -44,14 +37,8 @@ from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, PieceOf,
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
 
-AnyBody = TypeVar("AnyBody", CompletionBody, ChatBody, InfillBody, LlamaCompletionBody)
-
-#: Chat templates that may be rendered at the same time; each is a process.
-_TEMPLATES_AT_ONCE = 2
 #: A token with its log-probability in an answer, about.
 _SCORE_BYTES = 64
-#: Names of unknown fields that are remembered as told.
-_MOST_TOLD = 200
 
 
 class Server:
@@ -72,8 +59,7 @@ class Server:
         self._metrics = metrics
         self._indexes = indexes
         self._on_request = on_request
-        self._templates = asyncio.Semaphore(_TEMPLATES_AT_ONCE)
-        self._told: set[str] = set()
+        self._intake = Intake(catalog, settings, metrics, indexes)
 
     def app(self) -> Guard:
         """The ASGI application."""
@@ -91,10 +77,13 @@ class Server:
             "/health": self.health,
             "/v1/health": self.health,
             "/metrics": self.metrics,
+            **OllamaApi(self._intake, self._catalog, self._worker, self._settings).handlers(),
         }
         routes = []
-        for path, (method, _) in ENDPOINTS.items():
-            for place in (path, "/projects/{model:path}" + path):
+        for path, (method, _) in {**ENDPOINTS, **REFUSED}.items():
+            # Below a project "/" is that alone, and not the end of any other path.
+            below = "/projects/{model}/" if path == "/" else "/projects/{model:path}" + path
+            for place in (path, below):
                 routes.append(taking_one_method(place, method, handlers[path]))
         routes.append(taking_one_method("/v1/models/{model:path}", "GET", self.model))
         router = Router(routes=routes, default=no_such_route, redirect_slashes=False)
@@ -134,7 +123,7 @@ class Server:
 
     async def props(self, request: Request) -> Response:
         """``/props``, as llama.cpp's server."""
-        target = self._target(request, request.query_params.get("model"))
+        target = self._intake.target(request, request.query_params.get("model"))
 
         def context() -> int:
             from mlx_gardener.engine.facts import model_facts
@@ -170,7 +159,7 @@ class Server:
 
     async def completions(self, request: Request) -> Response:
         """``/v1/completions``."""
-        body = await self._body(request, CompletionBody)
+        body = await self._intake.body(request, CompletionBody)
         echoes = [text if body.echo and isinstance(text, str) else "" for text in body.prompts()]
         if body.echo and not all(isinstance(text, str) for text in body.prompts()):
             raise BadRequestError("echo: only prompts that are text are echoed.")
@@ -178,7 +167,7 @@ class Server:
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
             return prompts.completion_prompts(body, base, room, limits, lookup)
 
-        job = self._job(self._target(request, body.model), body, prepare, body.n, body.logprobs)
+        job = self._intake.job(self._intake.target(request, body.model), body, prepare, body.n, body.logprobs)
         head = answers.head(job.target, "cmpl", "text_completion")
 
         def piece(index: int, text: str, scores: list[TokenScore], ending: Ending | None) -> dict[str, Any]:
@@ -198,21 +187,14 @@ class Server:
 
     async def chat(self, request: Request) -> Response:
         """``/v1/chat/completions``."""
-        body = await self._body(request, ChatBody)
-        check_length(body.characters, self._settings.max_context_tokens)
-        target = self._target(request, body.model)
-
-        def write_out() -> str:
-            path = resolve_model(choose_model(target.base))
-            return chat_text(path, target.base_id, [message.plain() for message in body.messages])
-
-        async with self._templates:
-            text = await asyncio.to_thread(write_out)
+        body = await self._intake.body(request, ChatBody)
+        target = self._intake.target(request, body.model)
+        text = await self._intake.chat_text(target, body.messages)
 
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
             return prompts.chat_prompt(text, base, room, limits)
 
-        job = self._job(target, body, prepare, body.n)
+        job = self._intake.job(target, body, prepare, body.n)
 
         def piece(index: int, text: str, scores: list[TokenScore], ending: Ending | None) -> dict[str, Any]:
             return answers.chat_delta(index, {"content": text} if text else {}, ending)
@@ -231,7 +213,7 @@ class Server:
 
     async def infill(self, request: Request) -> Response:
         """``/infill``, as llama.cpp's server."""
-        body = await self._body(request, InfillBody)
+        body = await self._intake.body(request, InfillBody)
 
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
             return prompts.infill_prompt(body, base, room, limits, lookup)
@@ -240,7 +222,7 @@ class Server:
 
     async def completion(self, request: Request) -> Response:
         """``/completion``, as llama.cpp's server."""
-        body = await self._body(request, LlamaCompletionBody)
+        body = await self._intake.body(request, LlamaCompletionBody)
 
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
             return prompts.raw_prompts(body.prompts(), base, room, limits, lookup)
@@ -254,14 +236,14 @@ class Server:
         prepare: prompts.Prepare,
     ) -> Response:
         """An answer as llama.cpp's clients read it: one document, a list of them, or a stream."""
-        job = self._job(self._target(request, body.model), body, prepare, body.n_cmpl)
+        job = self._intake.job(self._intake.target(request, body.model), body, prepare, body.n_cmpl)
         model, fields, access = job.target.id, body.response_fields, access_of(request.scope)
         if job.limits.max_tokens == 0:  # plugins warm llama.cpp's cache so; there is nothing to write
             nothing = Ending("length", "", 0, 0, 0, 0.0, 0.0)
             return JSONResponse(answers.llama(model, "", nothing, fields))
         if not body.stream:
             started, texts, _, endings = await streams.whole(request, self._worker, job)
-            _count(access, endings, job)
+            count(access, endings, job)
             found = [
                 answers.llama(model, text, ending, fields, at)
                 for at, (text, ending) in enumerate(zip(texts, endings, strict=True))
@@ -274,58 +256,13 @@ class Server:
                 if isinstance(event, PieceOf):
                     yield {"index": 0, "content": event.piece.text, "stop": False}
                 elif isinstance(event, EndOf):
-                    _count(access, [event.ending], job)
+                    count(access, [event.ending], job)
                     yield answers.llama(model, "", event.ending, None)
             if event.error is not None:
-                yield _told_error(request, event.error)
+                yield told_error(request, event.error)
 
         started = await streams.started(request, self._worker, job)
         return streams.EventStream(lines(), job, answers.headers(job.target, started), closing=None)
-
-    async def _body(self, request: Request, kind: type[AnyBody]) -> AnyBody:
-        """A request's body, checked; fields that are unknown are told once."""
-        data = bytearray()
-        async for part in request.stream():
-            data += part
-        body, unknown = await off_loop(len(data), lambda: parse(kind, read_json(data)))
-        for name in unknown[:20]:
-            if name[:40] not in self._told and len(self._told) < _MOST_TOLD:
-                self._told.add(name[:40])
-                access_of(request.scope).ignored.append(name[:40])
-        return body
-
-    def _job(
-        self,
-        target: Target,
-        body: CompletionBody | ChatBody | InfillBody | LlamaCompletionBody,
-        prepare: prompts.Prepare,
-        count: int,
-        top_scores: int | None = None,
-    ) -> QueuedRequest:
-        """What the worker is to do; ``prepare`` makes the prompts' token ids when its turn comes."""
-        limits = body.limits(self._settings.max_answer_tokens)
-        lookup = Lookup(self._indexes, self._metrics, target)
-        return QueuedRequest(
-            target,
-            lambda base, room: prepare(base, room, limits, lookup),
-            lookup,
-            body.sampling(),
-            limits,
-            answers=count,
-            top_scores=top_scores,
-            strength=body.strength(),
-        )
-
-    def _target(self, request: Request, model: str | None) -> Target:
-        """What the path, else the body, names; else what stands in for nothing."""
-        in_path = request.path_params.get("model")
-        if in_path is not None:
-            target = self._catalog.find(in_path)
-            target = target if not model or "@" not in model else self._catalog.find(model)
-        else:
-            target = self._catalog.find(model) if model else self._catalog.default()
-        access_of(request.scope).project = target.id
-        return target
 
     async def _document(
         self,
@@ -337,7 +274,7 @@ class Server:
     ) -> Response:
         """One JSON document with all answers, as OpenAI's clients read it; ``echoed`` characters are the client's own."""
         started, texts, scores, endings = await streams.whole(request, self._worker, job)
-        _count(access_of(request.scope), endings, job)
+        count(access_of(request.scope), endings, job)
 
         def document() -> Response:
             choices = [
@@ -374,26 +311,12 @@ class Server:
                     yield {**head, "choices": [choice(event.index, piece.text, list(piece.scores), None)]}
                 elif isinstance(event, EndOf):
                     endings.append(event.ending)
-                    _count(access_of(request.scope), endings, job)
+                    count(access_of(request.scope), endings, job)
                     yield {**head, "choices": [choice(event.index, "", [], event.ending)]}
             if event.error is not None:
-                yield _told_error(request, event.error)
+                yield told_error(request, event.error)
             elif with_usage:
                 yield {**head, "choices": [], "usage": answers.usage(endings, job.answers)}
 
         started = await streams.started(request, self._worker, job)
         return streams.EventStream(lines(), job, answers.headers(job.target, started), closing="[DONE]")
-
-
-def _told_error(request: Request, error: Exception) -> dict[str, Any]:
-    """The body of an error in the middle of a stream; its status is sent already."""
-    content = shown_error(error, request.url.path)[1]
-    access_of(request.scope).refused = content["error"]["message"]
-    return content
-
-
-def _count(access: Access, endings: list[Ending], job: QueuedRequest) -> None:
-    access.prompt_tokens = sum(ending.prompt_tokens for ending in endings[:: job.answers])
-    access.written_tokens = sum(ending.written_tokens for ending in endings)
-    found = job.lookup.found
-    access.retrieved_chunks, access.retrieved_tokens = len(found.pieces), found.tokens

@@ -53,7 +53,9 @@ _Name = Annotated[str, Field(max_length=4096)]
 _Texts = Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=64, fail_fast=True)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """What all bodies have in common: null is absent, what is unknown is ignored."""
+
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
     #: Other names of fields, for those who send them.
     other_names: ClassVar[dict[str, str]] = {}
@@ -70,14 +72,14 @@ class _Body(BaseModel):
         return present
 
 
-class LoraScale(_Body):
+class LoraScale(Body):
     """How strong an adapter is to be; a project has one, of id 0."""
 
     id: Literal[0]
     scale: float = Field(ge=0, le=10)
 
 
-class _Sampled(_Body):
+class _Sampled(Body):
     model: _Name | None = None
     stream: bool = False
     temperature: float | None = Field(None, ge=0, le=10)
@@ -136,7 +138,7 @@ class _Sampled(_Body):
         return min(_UNBOUNDED_TOKENS if wanted < 0 else wanted, most)
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """What a stream ends with."""
 
     include_usage: bool = False
@@ -254,14 +256,14 @@ class CompletionBody(_OpenAi):
         return _prompts(self.prompt)
 
 
-class TextPart(_Body):
+class TextPart(Body):
     """A part of a message; text is all there can be."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(_Body):
+class Message(Body):
     """A message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -277,7 +279,7 @@ class Message(_Body):
         return {"role": self.role, "content": "".join(self.texts())}
 
 
-class ResponseFormat(_Body):
+class ResponseFormat(Body):
     """Free text is all there can be."""
 
     type: Literal["text"]
@@ -301,13 +303,8 @@ class ChatBody(_OpenAi):
         """The longest answer in OpenAI's words."""
         return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
 
-    @property
-    def characters(self) -> int:
-        """How long all messages are together."""
-        return sum(len(text) for message in self.messages for text in message.texts())
 
-
-class ExtraFile(_Body):
+class ExtraFile(Body):
     """A piece of another file."""
 
     text: str
@@ -380,7 +377,7 @@ class LlamaCompletionBody(_Llama):
         return _prompts(self.prompt)
 
 
-_Kind = TypeVar("_Kind", bound=_Body)
+_Kind = TypeVar("_Kind", bound=Body)
 
 
 def parse(kind: type[_Kind], data: object) -> tuple[_Kind, list[str]]:

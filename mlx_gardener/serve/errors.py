@@ -47,12 +47,20 @@ _MOST_CHARACTERS = 2000
 
 
 def error_body(dialect: Dialect, status: int, message: str, kind: str, code: str) -> dict[str, Any]:
-    """An error as clients of llama.cpp or of OpenAI read it."""
+    """An error as clients of llama.cpp, of Ollama or of OpenAI read it."""
     if len(message) > _MOST_CHARACTERS:
         message = message[:_MOST_CHARACTERS] + " ..."
+    if dialect == "ollama":
+        return {"error": message}
     if dialect == "llama":
         return {"error": {"code": status, "message": message, "type": kind}}
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def error_message(content: dict[str, Any]) -> str:
+    """What an `error_body` says."""
+    error = content["error"]
+    return str(error if isinstance(error, str) else error["message"])
 
 
 def shown_error(error: Exception, path: str) -> tuple[int, dict[str, Any]]:

@@ -26,6 +26,7 @@ from mlx_gardener.serve.errors import (
     BodyTooSlowError,
     TooMuchWaitsError,
     error_body,
+    error_message,
     shown_error,
 )
 from mlx_gardener.serve.metrics import Metrics
@@ -92,7 +93,7 @@ class Guard:
             access.status, access.refused = refused_below(scope) or (gone, "The client went away.")
         except Exception as error:  # whatever it was: the client gets JSON, the log the rest
             status, content = shown_error(error, path)
-            access.refused = content["error"]["message"]
+            access.refused = error_message(content)
             if not begun:
                 await _refuse(counting, status, content)
         finally:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.adapter import PeftManager, attach_adapter, check_base
 from mlx_gardener.errors import AdapterError, MemoryBudgetError
 from mlx_gardener.platform.untrusted import MAX_JSON_BYTES, read_bytes
-from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.registry import AdapterRecord, ProjectRegistry
 from mlx_gardener.serve.catalog import Target
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Residents:
         if target.record is None:
             self._place(loaded, None)
             return loaded, None
-        key = (target.record.project, target.record.version, target.record.manifest_sha256)
+        key = _key(target.record)
         resident = loaded.adapters.get(key)
         if resident is None:
             resident = self._load(loaded, target)
@@ -115,6 +115,28 @@ class Residents:
         for (_, _, module), scale in zip(resident.places, resident.scales, strict=True):
             module.scale = scale * strength
         return loaded, resident
+
+    def loaded(self) -> list[tuple[LoadedBase, Resident | None]]:
+        """What is in memory now: adapters with their bases, and bases without any; to be read from any thread."""
+        found: list[tuple[LoadedBase, Resident | None]] = []
+        for base in {id(base): base for base in list(self._bases.values())}.values():
+            found += [(base, resident) for resident in list(base.adapters.values())] or [(base, None)]
+        return found
+
+    def release(self, target: Target) -> None:
+        """Let go of a target's adapter, and of its base where no adapter of others is in it."""
+        import mlx.core as mx
+
+        loaded = self._bases.get(target.base)
+        if loaded is None:
+            return
+        resident = None if target.record is None else loaded.adapters.pop(_key(target.record), None)
+        if resident is not None and resident is loaded.current:
+            self._place(loaded, None)
+        if not loaded.adapters:
+            for name in [name for name, base in self._bases.items() if base is loaded]:
+                del self._bases[name]
+        mx.clear_cache()
 
     def leave(self) -> None:
         """Take out and forget all adapters: what an error left of them is not known. Bases were never changed."""
@@ -169,7 +191,7 @@ class Residents:
                 next_step="Train again, or remove this version.",
             )
         return Resident(
-            (record.project, record.version, record.manifest_sha256),
+            _key(record),
             adapter.manifest["files"]["mlx/adapters.safetensors"]["sha256"],
             places,
             [float(module.scale) for _, _, module in places],
@@ -223,6 +245,10 @@ class Residents:
 
 def _gigabytes(size: int) -> str:
     return f"{size / 2**30:.2f} GB" if size >= 2**30 / 100 else "less than 0.01 GB"
+
+
+def _key(record: AdapterRecord) -> tuple[str, str, str]:
+    return record.project, record.version, record.manifest_sha256
 
 
 def base_identity(base: BaseModel) -> str:

@@ -10,7 +10,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mlx_gardener.serve.access import access_of
-from mlx_gardener.serve.errors import no_such_path
+from mlx_gardener.serve.errors import error_message, no_such_path
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -22,7 +22,7 @@ def taking_one_method(place: str, method: str, handler: Handler) -> Route:
         if request.method == method or (request.method == "HEAD" and method == "GET"):
             return await handler(request)
         status, content = no_such_path(request.url.path, request.method, method)
-        access_of(request.scope).refused = content["error"]["message"]
+        access_of(request.scope).refused = error_message(content)
         return JSONResponse(content, status_code=status, headers={"allow": method})
 
     route = Route(place, taking)
@@ -33,5 +33,5 @@ def taking_one_method(place: str, method: str, handler: Handler) -> Route:
 async def no_such_route(scope: Scope, receive: Receive, send: Send) -> None:
     """The answer to a path that is not there."""
     status, content = no_such_path(scope["path"][:200], scope["method"], None)
-    access_of(scope).refused = content["error"]["message"]
+    access_of(scope).refused = error_message(content)
     await JSONResponse(content, status_code=status)(scope, receive, send)

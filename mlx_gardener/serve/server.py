@@ -157,6 +157,7 @@ def serve(
         kept_indexes(registry, settings, metrics) as indexes,
         running_worker(registry, settings, metrics) as worker,
     ):
+        catalog.editors_names()  # reads the bases' cards now, and not on the event loop while somebody waits
         tests = []
         for result in self_test(worker, catalog, indexes):
             on_test(result)

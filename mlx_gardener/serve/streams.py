@@ -21,6 +21,7 @@ class EventStream(Response):
     """Server-sent events of a job; a client that goes away stops it."""
 
     media_type = "text/event-stream"
+    _before, _after = "data: ", "\n\n"
 
     def __init__(
         self,
@@ -49,9 +50,8 @@ class EventStream(Response):
 
     async def _write(self, send: Send) -> None:
         async def line(text: str) -> None:
-            await send(
-                {"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True}
-            )
+            body = f"{self._before}{text}{self._after}".encode()
+            await send({"type": "http.response.body", "body": body, "more_body": True})
             # Where everything is written already (a copy of an answer), nothing above waits: others have their turn here.
             await asyncio.sleep(0)
 
@@ -60,6 +60,13 @@ class EventStream(Response):
         if self._closing is not None:
             await line(self._closing)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class JsonLines(EventStream):
+    """The same as JSON, a line each, as Ollama's clients read it."""
+
+    media_type = "application/x-ndjson"
+    _before, _after = "", "\n"
 
 
 async def started(request: Request, worker: Worker, job: QueuedRequest) -> Started:

@@ -86,7 +86,8 @@ class QueuedRequest:
     """A request on its way.
 
     ``prompts`` makes the token ids of each prompt when its turn comes; every prompt is answered ``answers`` times, by
-    the target's adapter at ``strength`` times its scale. ``lookup`` knows what code was retrieved for them.
+    the target's adapter at ``strength`` times its scale. ``lookup`` knows what code was retrieved for them. Where nothing is
+    to be written, ``prompts`` makes none: the model is loaded; or, with ``unload``, let go of.
     """
 
     target: Target
@@ -97,6 +98,7 @@ class QueuedRequest:
     answers: int = 1
     top_scores: int | None = None
     strength: float = 1.0
+    unload: bool = False
     cancelled: threading.Event = field(default_factory=threading.Event)
     asked_at: float = field(default_factory=time.monotonic)
     events: asyncio.Queue[Reply] = field(default_factory=asyncio.Queue)
@@ -285,6 +287,11 @@ class Worker:
         waited = time.monotonic() - job.asked_at
         if waited > self._max_queued_seconds:
             raise BusyError(f"The request waited {waited:.0f} s for its turn.", next_step="Try again later.")
+        if job.unload:
+            self.residents.release(job.target)
+            self.caches.clear()  # of all: their keys tell no base from another, and prompts are read again in a moment
+            job.tell(_started(job, None))
+            return
         loaded, resident = self.residents.enter(job.target, job.strength)
         room = min(loaded.max_tokens, self._max_context_tokens)
         prompts = job.prompts(loaded.base, room)

@@ -30,6 +30,7 @@ from mlx_gardener.serve.bodies import ChatBody, CompletionBody, InfillBody, pars
 from mlx_gardener.serve.catalog import Catalog
 from mlx_gardener.serve.generation import Limits, Sampling
 from mlx_gardener.serve.metrics import Metrics
+from mlx_gardener.serve.ollama_bodies import GenerateBody, OllamaChatBody
 from mlx_gardener.serve.reading import read_json
 from mlx_gardener.serve.residents import Residents
 from mlx_gardener.serve.server import running_worker, serving
@@ -55,14 +56,14 @@ FIELDS = (
 VALUES = (
     "-1", "0", "640", "1e308", "1e-300", "9" * 400, "NaN", '"x"', '["\\udfff", ""]', '[{"id": 0, "scale": 1e308}]',
 )  # fmt: skip
-PATHS = ("/v1/completions", "/completion", "/infill", "/v1/chat/completions")
+PATHS = ("/v1/completions", "/completion", "/infill", "/v1/chat/completions", "/api/generate", "/api/chat")
 
 
 def hostile_bodies() -> Iterator[tuple[str, bytes]]:
     """More than 200 requests, each with one field that is not as it should be; and some that are no JSON."""
     for at, (name, value) in enumerate((name, value) for name in FIELDS for value in VALUES):
         fields = {"prompt": '"def run(self"', "temperature": "1.2", "max_tokens": "3", name: value}
-        for path in PATHS if name == "top_k" else PATHS[at % 4 : at % 4 + 1]:
+        for path in PATHS if name == "top_k" else [PATHS[at % len(PATHS)]]:
             inner = ", ".join(f'"{key}": {content}' for key, content in fields.items())
             yield path, f"{{{inner}}}".encode()
     for data in (b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"prompt": "\xff"}', b"{}" * 3, b"\x00"):
@@ -185,7 +186,7 @@ SHAPES_OF_BODIES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES_OF_BODIES)
-@pytest.mark.parametrize("kind", [CompletionBody, ChatBody, InfillBody])
+@pytest.mark.parametrize("kind", [CompletionBody, ChatBody, InfillBody, GenerateBody, OllamaChatBody])
 def test_no_body_costs_more_than_ten_times_its_size(shape: str, kind: Any) -> None:
     data = SHAPES_OF_BODIES[shape]
     tracemalloc.start()
@@ -229,6 +230,13 @@ WIRE_BODIES = {
         b'{"prompt":"x","stop":["%s"],"max_tokens":1}',
         b'{"prompt":"x","user":"%s","max_tokens":1}',
         b'{"prompt":"x","path":"%s","max_tokens":1}',
+    ),
+    "/api/generate": (
+        b'{"prompt":"%s","suffix":"x","options":{"num_predict":1}}',
+        b'{"prompt":"x","suffix":"%s","options":{"num_predict":1}}',
+        b'{"prompt":"%s","options":{"num_predict":1}}',
+        b'{"prompt":"x","options":{"%s":1,"num_predict":1}}',
+        b'{"prompt":"x","images":["%s"],"options":{"num_predict":1}}',
     ),
     "/v1/chat/completions": (
         b'{"messages":[{"role":"user","content":"%s"}],"max_tokens":1}',
@@ -489,7 +497,14 @@ def test_errors_are_json_in_the_dialect_of_the_path(start: Callable[..., str]) -
     for origin in ("http://[", "http://[::1", "//", "null"):
         done = post(address, "/v1/completions", {"prompt": "x"}, origin=origin)
         assert done.status_code == 403 and done.json()["error"]["code"] == "origin_not_allowed"
-    for path in ("/nowhere", "/", "/v1", "/infill/", "/projects/alpha/nowhere", "/v1/embeddings"):
+    for path in (
+        "/nowhere",
+        "/v1",
+        "/infill/",
+        "/projects/alpha/infill/",
+        "/projects/alpha/nowhere",
+        "/v1/embeddings",
+    ):
         done = post(address, path, {})
         assert done.status_code == 404 and "POST /infill" in message(done), path
         assert httpx.get(address + path).json()["error"]["code"] == "not_found"

@@ -19,7 +19,8 @@ def post(address: str, path: str, body: dict[str, Any], **headers: str) -> httpx
 
 
 def message(answer: httpx.Response) -> str:
-    return str(answer.json()["error"]["message"])
+    error = answer.json()["error"]
+    return str(error if isinstance(error, str) else error["message"])
 
 
 def connected(address: str) -> socket.socket:
