@@ -79,16 +79,13 @@ def run_training(run: Run) -> RunResult:
 
 
 def _initialize(run: Run) -> ModelChoice:
-    """INITIALIZING: which base model, and why; fetched or read from its GGUF file where it is not here yet.
-
-    What a training cannot do for its base and budget is refused before the repository is read.
-    """
+    """INITIALIZING: which base model, and why; fetched or read where it is not here yet, refused where the budget is too small."""
     from mlx_gardener.engine import choose_base, prepare_model
     from mlx_gardener.engine.choosing import what_is_against
     from mlx_gardener.model import check_model
 
-    is_named = run.config.model != "auto"
-    run.tell(TrainingPhase.INITIALIZING, 0.0, f"{'Opening' if is_named else 'Choosing'} the base model")
+    verb = "Choosing" if run.config.model == "auto" else "Opening"
+    run.tell(TrainingPhase.INITIALIZING, 0.0, f"{verb} the base model")
     useless: list[str] = []
     while True:
         choice = choose_base(run.config, may_fetch=True, without=useless)
