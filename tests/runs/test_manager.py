@@ -43,8 +43,11 @@ def pipeline(tiny_model_dir: Path, repository: Path, known_home: Path) -> Traini
     return made
 
 
-def test_a_repository_becomes_a_registered_adapter(pipeline: TrainingPipeline, home: Path) -> None:
+def test_a_repository_becomes_a_registered_adapter(
+    pipeline: TrainingPipeline, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.rmtree(home / "cache")  # as on a new machine
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
     settings = pipeline.config.throttling.model_copy(update={"low_priority": True})
     pipeline.use(pipeline.config.model_copy(update={"throttling": settings}))
     seen: list[TrainingProgress] = []
@@ -76,7 +79,11 @@ def test_a_repository_becomes_a_registered_adapter(pipeline: TrainingPipeline, h
     elsewhere = ProjectRegistry(home)
     record = elsewhere.latest_training("small")
     assert record is not None and record.status is TrainingStatus.COMPLETED
-    assert "priority: nice " in (record.run_dir / "worker.log").read_text(), "others come first"
+    log = (record.run_dir / "worker.log").read_text()
+    assert "priority: nice " in log, "others come first"
+    assert "mlx_lm.tokenizer_utils" in log and "transformers.utils" not in log, (
+        "tests/platform/test_lean_imports.py"
+    )
     adapter = elsewhere.get_adapter("small")
     names = {path.relative_to(adapter.directory).as_posix() for path in adapter.directory.rglob("*")}
     assert {
