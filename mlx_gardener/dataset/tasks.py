@@ -27,7 +27,7 @@ _SPAN_CHARACTERS = (8, 96)
 #: A name that more files define says nothing about one of them; nor does a short one, or a single word in lower case,
 #: which may as well be anybody's attribute (judgement).
 _MOST_DEFINING = 3
-_TELLING = re.compile(r"(?=.*[A-Z_]).{4,}")
+_TELLING = re.compile(r"(?!(None|True|False|NULL|Self|String)$)(?=.*[A-Z_]).{4,}")
 #: Nodes whose names are no use of them, and leaves that are names.
 _NO_USE = re.compile(r"comment|string|import|^use_|^using|include|package|text|^regex")
 _NAME = re.compile(r"identifier$|^constant$|^name$|^word$")
