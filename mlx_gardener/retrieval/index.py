@@ -8,7 +8,7 @@ In: `FilePart`s, one a file. Out: an `Index`, and another one for every change: 
 that a refreshed index equals one that is made anew. Cost: 9 bytes a posting (chunk, weight, count) and the texts themselves;
 code has about 50 distinct words a chunk, so half a kB a chunk and about as much of text. Arrays that were read from disk are
 mapped: of them, memory holds what was looked at lately, and the system may take it back. Making one takes 40 bytes a
-posting and the text twice for a moment, about 3 kB a chunk.
+posting and the text twice for a moment, about 4 kB a chunk.
 """
 
 from __future__ import annotations
