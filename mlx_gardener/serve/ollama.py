@@ -20,10 +20,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from mlx_gardener.serve import answers, prompts, streams
 from mlx_gardener.serve.access import access_of
 from mlx_gardener.serve.base_cards import BaseCard, base_card
-from mlx_gardener.serve.catalog import Catalog, Target, UnknownModelError
+from mlx_gardener.serve.catalog import Catalog, Target
 from mlx_gardener.serve.generation import Ending, Limits
 from mlx_gardener.serve.indexes import Lookup
 from mlx_gardener.serve.intake import Intake, count, told_error
+from mlx_gardener.serve.off_loop import off_loop
 from mlx_gardener.serve.ollama_bodies import GenerateBody, OllamaChatBody, ShowBody
 from mlx_gardener.serve.paths import REFUSED
 from mlx_gardener.serve.routes import Handler
@@ -104,13 +105,17 @@ class OllamaApi:
 
             on_gpu = backend() != "cpu"
             until = _written(time.time(), _FOR_EVER)
+            targets = self._catalog.targets()
+            bases = {target.base: target for target in targets if target.record is None}
+            versions = {
+                (record.project, record.version): target
+                for target in targets
+                if (record := target.record) is not None and not target.is_project
+            }
             found = []
             for loaded, resident in self._worker.residents.loaded():
-                try:
-                    target = self._catalog.find(
-                        loaded.name if resident is None else "{}@{}".format(*resident.key)
-                    )
-                except UnknownModelError:  # it was removed, and stays in memory until others need its place
+                target = bases.get(loaded.name) if resident is None else versions.get(resident.key[:2])
+                if target is None:  # it was removed, and stays in memory until others need its place
                     continue
                 name = _name_of(target)
                 size = loaded.size_bytes + (resident.size_bytes if resident is not None else 0)
@@ -212,7 +217,10 @@ class OllamaApi:
         if not stream:
             started, texts, _, endings = await streams.whole(request, self._worker, job)
             count(access, endings, job)
-            return JSONResponse(piece(texts[0], endings[0]), headers=answers.headers(job.target, started))
+            headers = answers.headers(job.target, started)
+            return await off_loop(
+                len(texts[0]), lambda: JSONResponse(piece(texts[0], endings[0]), headers=headers)
+            )
 
         async def lines() -> AsyncIterator[dict[str, Any]]:
             while not isinstance(event := await job.events.get(), Finished):

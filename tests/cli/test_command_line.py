@@ -60,6 +60,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
         "cancel",
         "complete",
         "serve",
+        "mcp",
         "connect",
         "projects",
         "show",

@@ -33,7 +33,7 @@ from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.ollama_bodies import GenerateBody, OllamaChatBody
 from mlx_gardener.serve.reading import read_json
 from mlx_gardener.serve.residents import Residents
-from mlx_gardener.serve.server import running_worker, serving
+from mlx_gardener.serve.server import kept_indexes, running_worker, serving
 from mlx_gardener.serve.worker import BadRequestError, Finished, QueuedRequest, Worker
 from tests.serve.conftest import make_projects, wait_until
 from tests.support.requests import HEAD, World, connected, ended, message, post
@@ -431,8 +431,11 @@ def test_health_tells_when_the_computing_thread_does_not_answer(tiny: World) -> 
     from mlx_gardener.serve.app import Server
 
     settings, metrics = ServeSettings(port=0, stalled_seconds=0.2), Metrics()
-    with running_worker(tiny[0], settings, metrics) as worker:
-        app = Server(Catalog(tiny[0]), worker, settings, metrics).app()
+    with (
+        running_worker(tiny[0], settings, metrics) as worker,
+        kept_indexes(tiny[0], settings, metrics) as indexes,
+    ):
+        app = Server(Catalog(tiny[0]), worker, settings, metrics, indexes).app()
 
         def health() -> httpx.Response:
             async def ask() -> httpx.Response:

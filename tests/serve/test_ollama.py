@@ -192,6 +192,12 @@ def test_an_empty_prompt_loads_and_lets_go(world: World, start: Callable[..., st
     assert loaded() == [] and httpx.get(f"{address}/metrics").text.count("bases_loaded 0") == 1
     again = client.generate("beta", PREFIX, suffix=SUFFIX, options={"num_predict": 8})
     assert again.response == wanted and loaded() == ["beta:latest"]
+    assert client.generate("seedling").done_reason == "load" and loaded() == ["beta:latest"]
+    for name in ("beta", "seedling"):
+        client.generate(name, keep_alive=0)
+    client.generate("seedling")
+    assert loaded() == ["seedling:latest"]  # a base alone
+    client.generate("beta")
     held = client.ps().models[0]
     assert held.digest == world[0].get_adapter("beta").manifest_sha256
     assert held.size and held.expires_at is not None and held.expires_at > datetime.now(UTC)
