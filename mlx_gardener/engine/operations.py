@@ -16,24 +16,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.engine.cpu_streams import cpu_stream
+from mlx_gardener.engine.products import dequantized_gather, dequantized_matmul
 
 if TYPE_CHECKING:
     import mlx.core as mx
     import mlx.nn as nn
     import numpy as np
-
-#: Floats of one block of a dequantised weight: 4 MiB. MLX allocates some dozens of operations ahead of those that compute,
-#: so what counts is blocks times dozens; measured, blocks of 16 MiB are no faster and take 100 MiB more on two CPU streams.
-DEQUANTIZED_BLOCK = 1024**2
-#: So many rows are multiplied by the packed weights as they are: measured on two cores with Qwen2.5-Coder-1.5B of 4 bits, a
-#: token takes 1.5 CPU seconds a row so, and by way of floats 6.8 for one row and 7.8 for three.
-_FEW_ROWS = 4
 
 
 @dataclass
@@ -85,7 +79,7 @@ def operations(chosen: Operations) -> Iterator[None]:
                 packed=module if chosen.forward_only else None,
             )
             _put(mx, "quantized_matmul", product)
-            _put(mx, "gather_qmm", _dequantized_gather)
+            _put(mx, "gather_qmm", dequantized_gather)
         if chosen.dropouts:
             _put(nn.Dropout, "__call__", _dropout_for(chosen, dropout))
         yield
@@ -319,110 +313,3 @@ def _mask_block(
             return seen & same
         return mx.where(same, seen, mx.finfo(seen.dtype).min)
     return seen
-
-
-def dequantized_matmul(
-    x: mx.array,
-    w: mx.array,
-    /,
-    scales: mx.array,
-    biases: mx.array | None = None,
-    transpose: bool = True,
-    group_size: int | None = None,
-    bits: int | None = None,
-    mode: str = "affine",
-    *,
-    streams: tuple[mx.Stream, ...] = (),
-    packed: Callable[..., mx.array] | None = None,
-    **others: Any,
-) -> mx.array:
-    """`mx.quantized_matmul` by way of floats: a block of outputs becomes floats and is multiplied, one after the other.
-
-    The gradient of ``x`` makes the floats again instead of keeping them. Shapes as in MLX: x (..., inputs),
-    w (outputs, inputs * bits / 32) with ``transpose``, or (inputs, outputs * bits / 32) without. The blocks take turns on
-    ``streams``, which pays where rows are few and the floats are most of the work: the tokens of an answer. A handful of
-    rows goes to ``packed``, MLX's own product, where it is given: for them that is faster.
-    """
-    import mlx.core as mx
-
-    few = packed is not None and transpose and x.size <= _FEW_ROWS * x.shape[-1]
-
-    def multiplied(x: mx.array, at: slice, *after: mx.array) -> mx.array:
-        if not few or packed is None:
-            return x @ floats(at, x, *after).T
-        return packed(
-            x,
-            w[at],
-            scales[at],
-            None if biases is None else biases[at],
-            transpose=True,
-            group_size=group_size,
-            bits=bits,
-            mode=mode,
-        )
-
-    def floats(at: slice, like: mx.array, *after: mx.array) -> mx.array:
-        # Nothing but `after` keeps MLX from making the floats of all blocks first.
-        packed = mx.depends([w[at]], list(after))[0] if after else w[at]
-        return mx.dequantize(
-            packed,
-            scales[at],
-            None if biases is None else biases[at],
-            group_size=group_size,
-            bits=bits,
-            mode=mode,
-        ).astype(like.dtype)
-
-    if not transpose:
-        return x @ floats(slice(None), x)
-    if few and not streams:
-        return multiplied(x, slice(None))
-    width = x.shape[-1]
-    size = max(1, DEQUANTIZED_BLOCK // width)
-    blocks = [slice(start, min(start + size, len(w))) for start in range(0, len(w), size)]
-
-    @mx.custom_function  # type: ignore[untyped-decorator]
-    def product(x: mx.array) -> mx.array:
-        parts: list[mx.array] = []
-        for number, at in enumerate(blocks):
-            before = number - max(1, len(streams))
-            with mx.stream(streams[number % len(streams)]) if streams else nullcontext():
-                parts.append(multiplied(x, at, *(parts[before : before + 1] if before >= 0 else ())))
-        return mx.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
-
-    @product.vjp  # type: ignore[untyped-decorator]
-    def backward(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
-        total = cotangent[..., blocks[0]] @ floats(blocks[0], x)
-        for at in blocks[1:]:
-            total = total + cotangent[..., at] @ floats(at, x, total)
-        return total
-
-    made: mx.array = product(x)  # type: ignore[assignment]
-    return made
-
-
-def _dequantized_gather(
-    x: mx.array,
-    w: mx.array,
-    /,
-    scales: mx.array,
-    biases: mx.array | None = None,
-    lhs_indices: mx.array | None = None,
-    rhs_indices: mx.array | None = None,
-    transpose: bool = True,
-    group_size: int | None = None,
-    bits: int | None = None,
-    mode: str = "affine",
-    *,
-    sorted_indices: bool = False,
-    **others: Any,
-) -> mx.array:
-    """`mx.gather_qmm` by way of floats: all experts of a layer at once."""
-    import mlx.core as mx
-
-    floats = mx.dequantize(w, scales, biases, group_size=group_size, bits=bits, mode=mode).astype(x.dtype)
-    if transpose:
-        floats = floats.swapaxes(-1, -2)
-    return mx.gather_mm(
-        x, floats, lhs_indices=lhs_indices, rhs_indices=rhs_indices, sorted_indices=sorted_indices
-    )

@@ -6,7 +6,6 @@ It happens inside the worker process (`mlx_gardener.runs.worker`); every part it
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +26,7 @@ from mlx_gardener.runs.context import Run
 from mlx_gardener.runs.forecast import learn_from
 from mlx_gardener.runs.job import Resume
 from mlx_gardener.runs.journal import JOURNAL_NAME, read_journal
+from mlx_gardener.runs.measuring import clock_with_evidence, measure
 from mlx_gardener.runs.parent import Parent, already_trained, find_parent
 from mlx_gardener.runs.rank import coordinate, hand_out
 from mlx_gardener.runs.recovery import (
@@ -46,10 +46,6 @@ if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel, ModelChoice
     from mlx_gardener.training import TrainOutcome
     from mlx_gardener.training.checkpoint import Origin
-    from mlx_gardener.training.time_plan import Clock
-
-#: Seconds between two words about the same part of an evaluation.
-TELL_SECONDS = 0.5
 
 
 def run_training(run: Run) -> RunResult:
@@ -272,27 +268,13 @@ def _train(
         resume=resume,
         initial=parent.weights if parent is not None and data.continued_from else None,
         first_update=data.first_update,
-        clock=_clock(run, base, engine),
+        clock=clock_with_evidence(run, base, engine),
         store=KeptValues(run.registry.home / ANSWERS),
         ranks=run.ranks,
     )
     if engine.plan is plan:  # it never had to be made smaller
         learn_from(run, base, engine, outcome, mx.get_peak_memory(), others.share)
     return outcome
-
-
-def _clock(run: Run, base: BaseModel, engine: Engine) -> Clock:
-    """The run's, with what its evidence takes at least."""
-    from mlx_gardener.evaluate.registered import find_control
-    from mlx_gardener.evaluate.work import STEP_TOKENS, least_tokens
-
-    if engine.streamed is not None:  # nothing is written then, and rows are read as fast as in training
-        return run.clock
-    arms = set(run.config.evaluation.arms)
-    if "control" in arms and find_control(run.registry, run.project, base.weights_sha256)[0] is None:
-        arms.discard("control")
-    tokens = least_tokens(run.config, arms, STEP_TOKENS[engine.plan.dequantize])
-    return replace(run.clock, evidence_tokens=tokens)
 
 
 def _complete(
@@ -305,63 +287,8 @@ def _complete(
     with PeftManager(run.registry).stage_adapter(
         run.project.name, outcome.weights, base=base, settings=outcome.settings
     ) as staged:
-        evidence = _measure(run, base, staged, data, engine, outcome)
+        evidence = measure(run, base, staged, data, engine, outcome)
         return _register(run, base, staged, data, engine, outcome, evidence)
-
-
-def _measure(
-    run: Run,
-    base: BaseModel,
-    staged: StagedAdapter,
-    data: PreparedData,
-    engine: Engine,
-    outcome: TrainOutcome,
-) -> Evidence:
-    """All arms on the test part, with the adapter read back from its files, as far as time allows."""
-    from mlx_gardener.evaluate import compare
-    from mlx_gardener.evaluate.registered import ANSWERS, find_control
-
-    run.tell(TrainingPhase.COMPLETING, 0.05, "Choosing what is measured")
-    began = told_at = time.monotonic()
-    told = ""
-
-    def on_progress(share: float, message: str) -> None:
-        nonlocal told, told_at
-        now = time.monotonic()
-        if message == told and now - told_at < TELL_SECONDS:
-            return  # it is asked after every token
-        told, told_at = message, now
-        left = (now - began) * (1 - share) / share if share > 0.02 else None
-        run.tell(TrainingPhase.COMPLETING, 0.05 + 0.85 * share, message, eta_seconds=left)
-
-    control, notes = None, list[str]()
-    if "control" in run.config.evaluation.arms:
-        control, why = find_control(run.registry, run.project, base.weights_sha256)
-        notes += [why] if why else []
-    return compare(
-        base,
-        staged.load(),
-        data,
-        run.config,
-        engine,
-        training_tokens=outcome.state.tokens_seen,
-        cache_dir=run.registry.home / ANSWERS,
-        control=control,
-        notes=notes,
-        seconds=_seconds_for_evidence(run, outcome),
-        forward_tokens_per_second=outcome.time_plan.pace.forward_tokens_per_second,
-        on_progress=on_progress,
-        interrupt=run.interrupt,
-    )
-
-
-def _seconds_for_evidence(run: Run, outcome: TrainOutcome) -> float:
-    """What the time limit leaves for the evidence; ``math.inf`` where it does not press."""
-    from mlx_gardener.training.time_plan import FINISH_SECONDS
-
-    if not outcome.time_plan.is_short:
-        return math.inf
-    return max(0.0, run.clock.left_seconds - FINISH_SECONDS)
 
 
 def _was_cancelled(run: Run) -> bool:

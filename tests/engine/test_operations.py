@@ -13,10 +13,10 @@ from mlx_gardener.engine import Engine, Plan, PredictedParts
 from mlx_gardener.engine.operations import (
     Operations,
     blockwise_attention,
-    dequantized_matmul,
     operations,
     writing_operations,
 )
+from mlx_gardener.engine.products import dequantized_matmul
 from mlx_gardener.model import load_base
 from tests.engine.zoo import batch
 
@@ -109,7 +109,7 @@ def test_a_product_shared_among_streams_is_the_same_to_the_bit(monkeypatch: pyte
     x = mx.random.normal((8, 1, 64))
     settings: dict[str, Any] = {"group_size": 32, "bits": 4}
     streams = tuple(mx.new_stream(mx.cpu) for _ in range(3))
-    monkeypatch.setattr("mlx_gardener.engine.operations.DEQUANTIZED_BLOCK", 64 * 30)  # seven blocks
+    monkeypatch.setattr("mlx_gardener.engine.products.DEQUANTIZED_BLOCK", 64 * 30)  # seven blocks
     alone = dequantized_matmul(x, *packed, **settings)
     shared = dequantized_matmul(x, *packed, streams=streams, **settings)
     assert mx.array_equal(alone, shared)

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_gardener.engine import Engine, Plan, PredictedParts, operations
+from mlx_gardener.engine import Engine, Plan, PredictedParts, products
 from mlx_gardener.errors import ModelError, TrainingCancelledError
 from mlx_gardener.evaluate import generate
 from mlx_gardener.evaluate.generate import generate_many
@@ -42,7 +42,7 @@ def dense(tiny_model_dir: Path) -> BaseModel:
 @pytest.fixture
 def stored(tmp_path: Path, tiny_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> BaseModel:
     """The tiny model at 4 bits, kept so, whose products take several blocks each."""
-    monkeypatch.setattr(operations, "DEQUANTIZED_BLOCK", 64 * 24)
+    monkeypatch.setattr(products, "DEQUANTIZED_BLOCK", 64 * 24)
     source = write_tiny_model(tmp_path / "source", tiny_tokenizer_dir, hidden_size=64)
     base = load_base(str(write_again(source, tmp_path / "packed", shards=1, bits=4)), base_weights="stored")
     assert base.quantized
