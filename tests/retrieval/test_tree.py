@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,12 +45,17 @@ def tree(repository: Path) -> Path:
 
 
 def test_it_holds_exactly_what_a_scan_would_keep(tree: Path) -> None:
-    index = refreshed(None, tree, RULES)
-    scan = scan_repository(tree, RULES.data(), quality_threshold=RULES.quality)
-    kept = {
-        (record.path, chunk.start_line, chunk.end_line) for record in scan.files for chunk in record.chunks
-    }
-    assert set(lines_of(index)) == kept and len(kept) > 50
+    def kept_by_scan(rules: Rules) -> set[tuple[str, int, int]]:
+        scan = scan_repository(tree, rules.data(), quality_threshold=rules.quality)
+        return {(file.path, chunk.start_line, chunk.end_line) for file in scan.files for chunk in file.chunks}
+
+    strict = replace(RULES, quality=0.9)
+    assert set(lines_of(refreshed(None, tree, strict))) == kept_by_scan(strict) < kept_by_scan(RULES)
+    index, scan = (
+        refreshed(None, tree, RULES),
+        scan_repository(tree, RULES.data(), quality_threshold=RULES.quality),
+    )
+    assert set(lines_of(index)) == kept_by_scan(RULES) and index.chunk_count > 50
     config = load_config(
         environment={},
         overrides={"data.exclude": ["left_out.py"], "training_data_quality_threshold": RULES.quality},
