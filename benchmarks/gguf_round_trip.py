@@ -5,8 +5,9 @@ it). An ADAPTER is a directory in mlx-lm's form (a registered version's ``mlx``)
 llama.cpp as ``--lora`` does, and on the folder that FILE is read into here. Compared are the likeliest next tokens of every
 position of real code, and greedy answers to FIM spans: they are the same exactly if every token that llama.cpp writes is the
 likeliest one here after those before it, which one pass shows. Each side is a process of its own, one after the other, that
-gives likeliest tokens back and no logits; what a side gave is kept below ``--work`` and found again. Cost, 1.5B model: 2.2 GB,
-four minutes of processor time a side.
+gives likeliest tokens back and no logits; llama.cpp rounds what it multiplies quantised weights with to 8 bits, which
+``--floats`` leaves out: it compares with the very weights of FILE as float32 in llama.cpp, too (four bytes a weight on disk).
+What a side gave is kept below ``--work`` and found again. Cost, 1.5B model: 2.2 GB, four minutes of processor time a side.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ _PART = 128
 @click.option("--positions", default=2048, show_default=True, help="Positions of code.")
 @click.option("--spans", default=20, show_default=True, help="Greedy answers.")
 @click.option("--threads", default=os.cpu_count(), show_default=True, help="llama.cpp's.")
+@click.option("--floats", is_flag=True, help="Also with the file's weights as float32 in llama.cpp.")
 @click.option("--work", type=click.Path(path_type=Path), default=None, help="Where a side's tokens are kept.")
 @click.option("--out", default="gguf_round_trip", show_default=True, help="Name of the result.")
 def main(
@@ -52,6 +54,7 @@ def main(
     positions: int,
     spans: int,
     threads: int,
+    floats: bool,
     work: Path | None,
     out: str,
 ) -> None:
@@ -76,6 +79,10 @@ def main(
         figures[name] = agreement(ours, told["likeliest"], theirs, bare) | {
             "sides": {"llama.cpp": cost(theirs), "here": cost(ours), "here, answers": cost(told)}
         }
+        if floats:
+            exact = side(work, llama_side, as_floats(file, work / "floats.gguf"), packed, rows, [], threads)
+            same = np.array(ours["likeliest"]) == np.array(exact["likeliest"])
+            figures[name] |= {"top1_of_floats": float(same.mean())}
         print(name, figures[name], flush=True)
     rows_of_bars = [
         row
@@ -83,8 +90,11 @@ def main(
         for row in (
             bar(f"likeliest next tokens, {name}", "llama.cpp", ">= 99 %", f"{found['top1']:.2%} of {found['positions']}",
                 found["top1"] >= 0.99),
-            bar(f"greedy answers to FIM spans, {name}", "llama.cpp", ">= 9 of 10",
-                f"{found['same_answers']} of {found['answers']}", found["same_answers"] >= 0.9 * found["answers"]),
+            *([bar(f"the same, its weights as float32 in llama.cpp, {name}", "llama.cpp", ">= 99 %",
+                   f"{found['top1_of_floats']:.2%} of {found['positions']}", found["top1_of_floats"] >= 0.99)] if floats else ()),
+            *([bar(f"greedy answers to FIM spans, {name}", "llama.cpp", ">= 9 of 10",
+                   f"{found['same_answers']} of {found['answers']}", found["same_answers"] >= 0.9 * found["answers"])]
+              if prompts else ()),
         )
     ]  # fmt: skip
     about = {
@@ -189,6 +199,26 @@ def as_gguf(file: Path, adapter: Path, place: Path) -> Path:
     weights, settings = settings_of(adapter)
     config = read_json(folder_of(file) / "config.json")
     write_gguf_adapter(place, weights, settings, config, name=adapter_name(adapter), base=file.name)
+    return place
+
+
+def as_floats(file: Path, place: Path) -> Path:
+    """The file with every tensor as float32, as the `gguf` package dequantises it."""
+    import gguf
+
+    from mlx_gardener.adapter.gguf_merged import _writer_like
+
+    if not place.exists():
+        reader, part = gguf.GGUFReader(file), place.with_suffix(".part")
+        writer = _writer_like(reader, part, {}, file_type=gguf.LlamaFileType.ALL_F32)
+        for tensor in reader.tensors:
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+            writer.add_tensor(tensor.name, values.reshape([int(size) for size in reversed(tensor.shape)]))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        part.rename(place)
     return place
 
 
