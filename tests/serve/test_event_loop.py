@@ -20,7 +20,7 @@ from mlx_gardener.serve.generation import Limits, Sampling
 from mlx_gardener.serve.server import serving
 from mlx_gardener.serve.streams import EventStream
 from mlx_gardener.serve.worker import QueuedRequest
-from tests.support.requests import HEAD, World, connected, ended, message, post
+from tests.support.requests import HEAD, World, connected, ended, looks_nothing_up, message, post
 
 TEXT = "def run(self):\n    return 1\n" * 4_000
 LONG_BODIES = {
@@ -111,7 +111,8 @@ def test_others_have_their_turn_between_the_lines_of_a_stream(world: World) -> N
 
     async def run() -> None:
         target = Catalog(world[0]).find("alpha")
-        job = QueuedRequest(target, lambda base, room: [], Sampling(), Limits(1))
+        lookup = looks_nothing_up(world[0], target)
+        job = QueuedRequest(target, lambda base, room: [], lookup, Sampling(), Limits(1))
         busy = asyncio.create_task(other())
         await EventStream(lines(), job, {}, closing="[DONE]")({"type": "http"}, receive, send)
         busy.cancel()

@@ -36,7 +36,7 @@ from mlx_gardener.serve.residents import Residents
 from mlx_gardener.serve.server import kept_indexes, running_worker, serving
 from mlx_gardener.serve.worker import BadRequestError, Finished, QueuedRequest, Worker
 from tests.serve.conftest import make_projects, wait_until
-from tests.support.requests import HEAD, World, connected, ended, message, post
+from tests.support.requests import HEAD, World, connected, ended, looks_nothing_up, message, post
 
 TOKEN = "correct-horse-battery-staple"
 JSON = {"content-type": "application/json"}
@@ -110,7 +110,8 @@ def test_the_computing_threads_state_is_made_anew_after_an_error(tiny: World) ->
         worker: Worker, prompts: Callable[[BaseModel, int], list[list[int]]]
     ) -> Exception | None:
         target = Catalog(tiny[0]).find("beta")
-        job = QueuedRequest(target, prompts, Sampling(temperature=1.0, top_p=0.9), Limits(4))
+        lookup = looks_nothing_up(tiny[0], target)
+        job = QueuedRequest(target, prompts, lookup, Sampling(temperature=1.0, top_p=0.9), Limits(4))
         worker.submit(job)
         while not isinstance(event := await job.events.get(), Finished):
             pass

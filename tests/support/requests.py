@@ -9,9 +9,18 @@ import httpx
 
 from mlx_gardener.model import BaseModel
 from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.serve.catalog import Target
+from mlx_gardener.serve.indexes import Indexes, Lookup
+from mlx_gardener.serve.metrics import Metrics
 
 World = tuple[ProjectRegistry, BaseModel]
 HEAD = b"POST /projects/alpha/infill HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+
+
+def looks_nothing_up(registry: ProjectRegistry, target: Target) -> Lookup:
+    """Retrieval for a request that is made without a server."""
+    metrics = Metrics()
+    return Lookup(Indexes(registry, "off", metrics), metrics, target)
 
 
 def post(address: str, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
