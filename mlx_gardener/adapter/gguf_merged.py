@@ -265,7 +265,9 @@ def _quantiser() -> Callable[[Path, Path], list[str]] | None:
     if program is not None:
         return lambda source, file: [program, str(source), str(file), "Q4_K_M"]
     told = next((told for package, told in _BY_PACKAGE.items() if find_spec(package) is not None), None)
-    return told and (lambda source, file: [sys.executable, "-P", "-c", told, str(source), str(file)])
+    if told is None:
+        return None
+    return lambda source, file: [sys.executable, "-P", "-c", told, str(source), str(file)]
 
 
 def _by_llama_cpp(source: Path, file: Path) -> None:
