@@ -6,13 +6,8 @@ llama.cpp as ``--lora`` does, and on the folder that FILE is read into here. Com
 position of real code, and greedy answers to FIM spans: they are the same exactly if every token that llama.cpp writes is the
 likeliest one here after those before it, which one pass shows. Each side is a process of its own, one after the other, that
 gives likeliest tokens back and no logits; llama.cpp rounds what it multiplies quantised weights with to 8 bits, which
-<<<<<<< HEAD
-``--floats`` leaves out: it compares with the very weights of FILE as float32 in llama.cpp, too (four bytes a weight on disk).
-What a side gave is kept below ``--work`` and found again. Cost, 1.5B model: 2.2 GB, four minutes of processor time a side.
-=======
 ``--floats`` leaves out: it compares with the weights of FILE as float32 in llama.cpp, too (four bytes a weight on disk). What
 a side gave is kept below ``--work`` and found again. Cost, 1.5B model: 2.3 GB, four minutes of processor time a side.
->>>>>>> h22
 """
 
 from __future__ import annotations
@@ -96,14 +91,9 @@ def main(
             bar(f"likeliest next tokens, {name}", "llama.cpp", ">= 99 %", f"{found['top1']:.2%} of {found['positions']}",
                 found["top1"] >= 0.99),
             *([bar(f"the same, its weights as float32 in llama.cpp, {name}", "llama.cpp", ">= 99 %",
-<<<<<<< HEAD
-                   f"{found['top1_of_floats']:.2%} of {found['positions']}", found["top1_of_floats"] >= 0.99)] if floats else ()),
-            *([bar(f"greedy answers to FIM spans, {name}", "llama.cpp", ">= 9 of 10",
-=======
                    f"{found['top1_of_floats']:.2%} of {found['positions']}", found["top1_of_floats"] >= 0.99)]
               if floats else ()),
-            *([bar(f"greedy answers to holes, {name}", "llama.cpp", ">= 9 of 10",
->>>>>>> h22
+            *([bar(f"greedy answers to FIM spans, {name}", "llama.cpp", ">= 9 of 10",
                    f"{found['same_answers']} of {found['answers']}", found["same_answers"] >= 0.9 * found["answers"])]
               if prompts else ()),
         )
