@@ -43,11 +43,16 @@ from mlx_gardener.model.lora import lora_parameters
 from mlx_gardener.model.stores.folders import hub_bases
 from mlx_gardener.model.stores.ollama import ollama_bases
 from mlx_gardener.model.tokens import load_tokenizer
+from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.registry.names import check_project_name, place_below, project_name_for
 from mlx_gardener.runs.job import Job
 from mlx_gardener.runs.journal import read_journal
 from mlx_gardener.serve.bodies import ChatBody, CompletionBody, InfillBody, LlamaCompletionBody, parse
-from mlx_gardener.serve.prompts import chat_prompt, completion_prompts, infill_prompt, raw_prompts
+from mlx_gardener.serve.catalog import Target as Served
+from mlx_gardener.serve.indexes import Indexes, Lookup
+from mlx_gardener.serve.metrics import Metrics
+from mlx_gardener.serve.ollama_bodies import GenerateBody, OllamaChatBody
+from mlx_gardener.serve.prompts import chat_prompt, completion_prompts, infill_prompt
 from mlx_gardener.serve.reading import read_json
 from mlx_gardener.serve.worker import BadRequestError
 from mlx_gardener.source.chunks import CodePreprocessor
@@ -287,6 +292,15 @@ def _base() -> BaseModel:
     return load_base("seedling")
 
 
+@cache
+def _lookup() -> Lookup:
+    """Of a base alone, which has no repository to look into."""
+    metrics = Metrics()
+    return Lookup(
+        Indexes(ProjectRegistry(), "off", metrics), metrics, Served("seedling", "seedling", "seedling", None)
+    )
+
+
 def peft(data: bytes, directory: Path) -> None:
     """An adapter as PEFT saves it: settings and weights, brought into the shape that the embedded model takes."""
     settings, weights = parts(data, 2)
@@ -304,23 +318,35 @@ def peft(data: bytes, directory: Path) -> None:
 def requests(data: bytes, directory: Path) -> None:
     """A request's body, as far as the tokens that the model is shown."""
 
-    def chat_ids(body: ChatBody, *more: Any) -> list[list[int]]:
-        return chat_prompt("\n".join(message.plain()["content"] for message in body.messages), *more)
+    def chat_ids(body: ChatBody | OllamaChatBody, *more: Any) -> list[list[int]]:
+        base, room, limits, _ = more
+        text = "\n".join(message.plain()["content"] for message in body.messages)
+        return chat_prompt(text, base, room, limits)
 
     def llama_ids(body: LlamaCompletionBody, *more: Any) -> list[list[int]]:
-        return raw_prompts(body.prompts(), *more)
+        return completion_prompts(CompletionBody(prompt=body.prompt), *more)
+
+    def generate_ids(body: GenerateBody, *more: Any) -> list[list[int]]:
+        if body.suffix and not body.raw:
+            return infill_prompt(body.infill(), *more)
+        return completion_prompts(body.completion(), *more)
 
     kinds: list[tuple[Any, Callable[..., list[list[int]]]]] = [
         (CompletionBody, completion_prompts), (InfillBody, infill_prompt), (ChatBody, chat_ids),
-        (LlamaCompletionBody, llama_ids),
+        (LlamaCompletionBody, llama_ids), (GenerateBody, generate_ids), (OllamaChatBody, chat_ids),
     ]  # fmt: skip
     kind, prompts_of = kinds[data[0] % len(kinds)] if data else kinds[0]
     with contextlib.suppress(BadRequestError):  # which says what would be possible
         body, _ = parse(kind, read_json(data[1:]))
-        body.sampling()
-        limits = body.limits(1024)
+        if isinstance(body, GenerateBody | OllamaChatBody):
+            assert isinstance(body.unloads, bool) and len(body.ignored()) <= len(body.options) + 1
+            sampled = body.sampled()
+        else:
+            sampled = body
+        sampled.sampling()
+        limits = sampled.limits(1024)
         assert 0 <= limits.max_tokens <= 1024
-        for ids in prompts_of(body, _base(), 2048, limits):
+        for ids in prompts_of(body, _base(), 2048, limits, _lookup()):
             least = min(1, limits.max_tokens) if limits.as_fits else limits.max_tokens
             assert 0 < len(ids) <= 2048 - least
             assert all(0 <= index < _base().tokenizer.vocab_size for index in ids)
@@ -525,7 +551,12 @@ def seeds(name: str) -> list[bytes]:
             b"\1" + text({"input_prefix": "a", "input_suffix": "b", "input_extra": [{"text": "c", "filename": "d"}],
                           "n_predict": -1, "samplers": ["top_k"], "t_max_predict_ms": 1e300}),
             b"\2" + text({"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}),
-            b"\0" + deep, b"\1[]",
+            b"\4" + text({"prompt": "<|repo_name|>a\n<|file_sep|>b.py\nc\n<|file_sep|>d.py"
+                           "<|system_separator_istruction_repository_level|>def f(", "suffix": "pass", "keep_alive": "5m",
+                           "options": {"num_predict": 3, "stop": "x", "num_ctx": 9, "seed": -1, "top_k": 0}}),
+            b"\4" + text({"prompt": "x", "raw": True, "stream": False, "keep_alive": 0, "images": []}),
+            b"\5" + text({"messages": [{"role": "USER", "content": "hi", "images": None}], "think": False}),
+            b"\0" + deep, b"\1[]", b"\4" + deep,
         ],
         "editor_settings": [
             b'\0{\n  // c\n  "a": { "b": 1, },\n}\n', b"\0", b"\1/* only */", b'\1{"a": [1, 2], "b": {}}',

@@ -29,6 +29,7 @@ from mlx_gardener.serve.access import Access
 from mlx_gardener.serve.bodies import ChatBody, CompletionBody, InfillBody, parse
 from mlx_gardener.serve.catalog import Catalog
 from mlx_gardener.serve.generation import Limits, Sampling
+from mlx_gardener.serve.indexes import Indexes, Lookup
 from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.ollama_bodies import GenerateBody, OllamaChatBody
 from mlx_gardener.serve.reading import read_json
@@ -36,7 +37,7 @@ from mlx_gardener.serve.residents import Residents
 from mlx_gardener.serve.server import kept_indexes, running_worker, serving
 from mlx_gardener.serve.worker import BadRequestError, Finished, QueuedRequest, Worker
 from tests.serve.conftest import make_projects, wait_until
-from tests.support.requests import HEAD, World, connected, ended, looks_nothing_up, message, post
+from tests.support.requests import HEAD, World, connected, ended, message, post
 
 TOKEN = "correct-horse-battery-staple"
 JSON = {"content-type": "application/json"}
@@ -106,21 +107,26 @@ def test_the_computing_threads_state_is_made_anew_after_an_error(tiny: World) ->
         mx.compile(fails, inputs=mx.random.state, outputs=mx.random.state)(mx.zeros(1))
         return []
 
+    settings, metrics = ServeSettings(port=0), Metrics()
+
     async def error_of(
-        worker: Worker, prompts: Callable[[BaseModel, int], list[list[int]]]
+        worker: Worker, indexes: Indexes, prompts: Callable[[BaseModel, int], list[list[int]]]
     ) -> Exception | None:
         target = Catalog(tiny[0]).find("beta")
-        lookup = looks_nothing_up(tiny[0], target)
+        lookup = Lookup(indexes, metrics, target)
         job = QueuedRequest(target, prompts, lookup, Sampling(temperature=1.0, top_p=0.9), Limits(4))
         worker.submit(job)
         while not isinstance(event := await job.events.get(), Finished):
             pass
         return event.error
 
-    with running_worker(tiny[0], ServeSettings(port=0), Metrics()) as worker:
-        assert "trace" in str(asyncio.run(error_of(worker, poison)))
+    with (
+        running_worker(tiny[0], settings, metrics) as worker,
+        kept_indexes(tiny[0], settings, metrics) as indexes,
+    ):
+        assert "trace" in str(asyncio.run(error_of(worker, indexes, poison)))
         worker.run(lambda: mx.eval(mx.random.uniform()))  # nothing of the trace is left
-        assert asyncio.run(error_of(worker, lambda base, room: [[5, 6, 7]])) is None
+        assert asyncio.run(error_of(worker, indexes, lambda base, room: [[5, 6, 7]])) is None
 
 
 def test_a_seed_of_one_request_does_not_decide_the_next(tiny: World) -> None:
