@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.platform.files import fsync_path, private
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import open_regular, parse_json, read_header
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def write_sealed(place: Path, arrays: Mapping[str, np.ndarray], about: Mapping[s
             staged.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise
-        raise OSError(str(error)) from error
+        raise OSError(f"safetensors: {reason_of(error)}") from error
 
 
 def read_sealed(place: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
