@@ -110,7 +110,7 @@ def test_completion_offers_commands() -> None:
         (["train", ".", "--resume"], 1, ["never been trained"]),
         (["status", "nobody"], 1, ["nobody"]),
         (["cancel", "nobody"], 1, ["nobody"]),
-        (["frobnicate"], 2, ["No such command"]),
+        (["frobnicate"], 2, ["There is no command"]),
         (["train", "--frobnicate"], 2, ["No such option"]),
     ],
 )
