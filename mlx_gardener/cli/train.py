@@ -157,7 +157,7 @@ def train(
     config = load_config(config_file, overrides=flags)
     if _follows(config, alone=detach or into_queue or config.parallel.is_wanted, dry_run=dry_run):
         return
-    root = existing_directory(_place_of(project) if path is None else path)
+    root = existing_directory(_place_of(project, must_be_known=resume) if path is None else path)
 
     from mlx_gardener.registry import ProjectRegistry, project_name_for
     from mlx_gardener.registry.lost import unknown_repository
@@ -197,11 +197,13 @@ def train(
     watch_training(pipeline, name, as_json=as_json, cancel_on_interrupt=True)
 
 
-def _place_of(project: str | None) -> Path:
+def _place_of(project: str | None, *, must_be_known: bool) -> Path:
     """Where the repository lies that a project stands for; here, where no such project or no such place is known."""
     from mlx_gardener.registry import ProjectRegistry
 
     registry = ProjectRegistry()
+    if project is not None and must_be_known:
+        return registry.get_project(project).path
     known = registry.list_projects() if project is not None and registry.exists else []
     return next((item.path for item in known if item.name == project and item.path.is_dir()), Path())
 

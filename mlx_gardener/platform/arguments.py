@@ -39,7 +39,8 @@ def checked(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
             if parameter.annotation is parameter.empty:  # self
                 continue
             if name not in hints:
-                hints[name] = eval(parameter.annotation, function.__globals__)  # type: ignore[attr-defined]
+                alone = types.SimpleNamespace(__annotations__={name: parameter.annotation})
+                hints[name] = typing.get_type_hints(alone, inspect.unwrap(function).__globals__)[name]
             kind = parameter.kind
             for one in (
                 value
@@ -71,8 +72,6 @@ def _fits(value: object, hint: Any) -> bool:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
-    if hint is None:
-        return value is None
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, one) for one in inner)
     if origin is typing.Literal:  # which of them is for the function to say

@@ -202,8 +202,8 @@ def test_what_a_time_limit_allows_is_said_in_updates_and_epochs() -> None:
         "epochs_in_limit": 0.072, "updates": 64, "updates_in_limit": 9, "limit_minutes": 5.0,
     }  # fmt: skip
     assert time_text(estimate) == (
-        "about 22 minutes to learn from 131,072 tokens at 99 tokens/s (estimated); the time limit of 5 minutes (--timeout) "
-        "allows 9 of these 64 updates, which is 0.072 epochs instead of 0.47, and then the test of the adapter"
+        "about 22 minutes for 47 % of a pass (130,000 tokens) at 99 tokens/s (estimated); the time limit of 5 minutes "
+        "(--timeout) allows 9 of these 64 updates, 7.2 % of a pass, and then the test of the adapter"
     )
     whole = {**estimate, "epochs_in_limit": 0.474, "updates_in_limit": 64}
     assert "limit" not in time_text(whole)

@@ -96,8 +96,8 @@ def test_a_repository_with_a_history_is_split_by_it(tmp_path: Path, tiny_tokeniz
     data = prepared()
     held_out = [record.path for record in data.split.test]
     assert set(held_out) <= set(later) and len(held_out) >= 3
-    since = data.summary["held_out_since"]
+    since = data.summary.held_out_since
     assert since == commits[min(later.index(path) for path in held_out)]
     drawn = prepared(**{"data.split": "files"})
-    assert drawn.summary["held_out_since"] is None
+    assert drawn.summary.held_out_since is None
     assert drawn.data_sha256 != data.data_sha256
