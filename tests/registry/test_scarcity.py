@@ -77,7 +77,7 @@ def test_a_full_disk_can_be_freed(registry: ProjectRegistry, home: Path, command
     fill(home)
     for _ in range(2):
         with pytest.raises(RegistryUnavailableError, match="cannot be used"):
-            registry.forget_path("small", "x" * 200_000)
+            registry.note_local_model("base", Path("x" * 200_000))
     registry.close()
     assert gardener("projects").returncode == 0 and (home / RESERVE_NAME).exists(), "reading takes no space"
     done = gardener(*command)
