@@ -224,11 +224,11 @@ def next_steps(
         if longer is None:
             steps.append(
                 Step(
-                    "For better answers train longer, on a larger base, or use retrieval: let your editor send related code "
-                    "along with the prompt (docs/serve.md, input_extra):",
+                    "For better answers put related code in front of the prompt, train longer, or on a larger base:",
                     (
-                        f"mlx-gardener train . --project {project} --fresh --epochs 6 --timeout 0",
-                        f"mlx-gardener train . --project {project} --fresh --model auto --budget 8",
+                        "mlx-gardener serve --retrieval on",
+                        train_again(about, "--fresh", "--epochs", "6", "--timeout", "0"),
+                        train_again(about, "--fresh", "--model", "auto", "--budget", "8"),
                     ),
                 )
             )
@@ -343,18 +343,17 @@ def _is_clearly_better(evidence: Mapping[str, Any], arm: str, against: str) -> b
 
 def _retrieval(evidence: Mapping[str, Any]) -> list[Step]:
     """Retrieval is worth having where it clearly gains: with the adapter, or instead of it."""
-    how = (
-        "let your editor send related code along with the prompt, as llama.vim and llama.vscode do (docs/serve.md, "
-        "input_extra)"
-    )
+    how = "related code of the repository is put in front of the prompt (docs/serve.md, Retrieval):"
     if evidence["verdict"] == "reject":
         if _is_clearly_better(evidence, "base_bm25", "base"):
-            return [Step(f"Use retrieval with the base alone, which clearly helped: {how}.")]
+            told = "let your editor send related code along with the prompt (docs/serve.md, input_extra)"
+            return [Step(f"Use retrieval with the base alone, which clearly helped: {told}.")]
         return []
+    serve = ("mlx-gardener serve --retrieval on",)
     if _is_clearly_better(evidence, "base_bm25", "adapter"):
-        return [Step(f"Retrieval alone did better than the adapter, so try it as well: {how}.")]
+        return [Step(f"Retrieval alone did better than the adapter, so use both: {how}", serve)]
     if _is_clearly_better(evidence, "adapter_bm25", "adapter"):
-        return [Step(f"Add retrieval; both together did better than the adapter alone: {how}.")]
+        return [Step(f"Add retrieval; both together did better than the adapter alone: {how}", serve)]
     return []
 
 
