@@ -44,6 +44,7 @@ LONG_FILES = (
     "serve/test_hostile.py",
     "survival/test_supervision.py",
     "survival/test_parallel.py",
+    "training/test_checkpoint.py",
     "docs/test_commands.py",
     "serve/test_answers.py",
     "training/test_loop.py",
