@@ -10,7 +10,6 @@ from mlx_gardener.engine.choosing import choose_base
 from mlx_gardener.engine.facts import ModelFacts, facts_of, model_facts
 from mlx_gardener.engine.kept import base_topic, kept_row_losses
 from mlx_gardener.engine.load import load_engine
-from mlx_gardener.engine.operations import writing_operations
 from mlx_gardener.engine.plan import Plan, PredictedParts
 from mlx_gardener.engine.planner import make_plan
 from mlx_gardener.engine.prepared import PreparedModel, prepare_model
@@ -41,5 +40,4 @@ __all__ = [
     "model_facts",
     "prepare_engine",
     "prepare_model",
-    "writing_operations",
 ]

@@ -14,14 +14,12 @@ their own code, so the attributes of ``mx`` (and ``nn.Dropout``'s call) are swap
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.engine.cpu_streams import cpu_stream
 from mlx_gardener.engine.products import dequantized_gather, dequantized_matmul
 
 if TYPE_CHECKING:
@@ -88,23 +86,6 @@ def operations(chosen: Operations) -> Iterator[None]:
         _put(mx, "quantized_matmul", module)
         _put(mx, "gather_qmm", gathered)
         _put(nn.Dropout, "__call__", dropout)
-
-
-@contextmanager
-def writing_operations() -> Iterator[None]:
-    """While this lasts, a model reads prompts and writes answers with the forms that are fast on this backend.
-
-    On a CPU MLX's product with packed weights costs the same again for every row, so that a prompt of 1,000 tokens takes a
-    1.5B model half an hour: prompts are multiplied by floats, and single tokens by the packed weights. On a GPU MLX's are fast.
-    """
-    import mlx.core as mx
-
-    if mx.default_device() != mx.cpu:
-        yield
-        return
-    streams = tuple(cpu_stream(f"product {number}") for number in range(os.cpu_count() or 1))
-    with operations(Operations(dequantize=True, product_streams=streams, forward_only=True)):
-        yield
 
 
 def _put(module: Any, name: str, value: Any) -> None:

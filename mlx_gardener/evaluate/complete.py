@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.dataset.examples import header_text
-from mlx_gardener.engine import writing_operations
 from mlx_gardener.errors import DataError, ModelError
 from mlx_gardener.platform.encoding import whole_text
 from mlx_gardener.retrieval import with_context
@@ -168,9 +167,7 @@ def written_ids(
         prefill_step_size=PREFILL_TOKENS,
         prompt_progress_callback=None if on_prompt is None else lambda *_: on_prompt(),
     )
-    while True:
-        with writing_operations():  # not across a yield: what the caller does in between is not ours
-            step = next(steps, None)
-        if step is None or int(step[0]) in ends:
+    for token, logprobs in steps:
+        if int(token) in ends:
             break
-        yield int(step[0]), step[1]
+        yield int(token), logprobs
