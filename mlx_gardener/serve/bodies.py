@@ -23,11 +23,9 @@ from pydantic import (
 from mlx_gardener.serve.generation import Limits, Sampling
 from mlx_gardener.serve.worker import BadRequestError
 
-_MOST_STOPS = 32
-_DEFAULT_TOKENS = 128
+_MOST_STOPS, _MOST_ANSWERS, _DEFAULT_TOKENS = 32, 8, 128
 #: What "as many as you like" means.
 _UNBOUNDED_TOKENS = 512
-_MOST_ANSWERS = 8
 #: Below this the likeliest token is taken: one divided by it leaves what floats can hold.
 _LEAST_TEMPERATURE = 1e-3
 #: Below this, too: its probability alone is as much. What is 0 in float32 would leave no token at all to mlx-lm.
