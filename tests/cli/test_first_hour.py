@@ -20,7 +20,6 @@ from mlx_gardener.errors import MemoryBudgetError
 from mlx_gardener.registry import ProjectRegistry, TrainingRecord, TrainingStatus
 from mlx_gardener.report.waiting import said_if_slow
 from mlx_gardener.runs.manager import TrainingPipeline
-from tests.registry.worlds import install_adapter
 from tests.support.commands import gardener, gardener_here, train_flags
 from tests.support.trainings import tiny_settings
 
@@ -30,16 +29,6 @@ def quotes_source(evidence: dict[str, Any], repository: Path) -> bool:
     files = [path for path in repository.rglob("*") if path.is_file() and ".git" not in path.parts]
     texts = [path.read_text() for path in files]
     return any(sample["expected"] in text for sample in evidence["samples"] for text in texts)
-
-
-@pytest.fixture
-def registry(repository: Path) -> ProjectRegistry:
-    """A registry with the project ``small``, which has an adapter that cannot be loaded."""
-    made = ProjectRegistry()
-    made.register_project("small", repository)
-    install_adapter(made, "small", "v1")
-    made.activate_adapter("small", "v1")
-    return made
 
 
 def command(*arguments: str, given: bytes | None = b"") -> subprocess.CompletedProcess[bytes]:

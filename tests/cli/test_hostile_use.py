@@ -10,18 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlx_gardener.registry import ProjectRegistry
-from tests.registry.worlds import install_adapter
 from tests.support.commands import gardener_here
-
-
-@pytest.fixture
-def registry(repository: Path) -> ProjectRegistry:
-    """A registry with the project ``small`` and an active adapter of it."""
-    made = ProjectRegistry()
-    made.register_project("small", repository)
-    install_adapter(made, "small", "v1")
-    made.activate_adapter("small", "v1")
-    return made
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
