@@ -20,7 +20,7 @@ LOCK_NAME, STAGED = ".reading.lock", ".reading-"
 #: In the cache: sha256 of files that were read.
 SOURCES = "sources.json"
 #: Ends a folder's name, after digits of the source's sha256; another number when the same file is written in another way.
-SUFFIX, DIGITS = ".v1", 16
+SUFFIX, DIGITS = ".v2", 16
 
 
 def identity(files: tuple[Path, ...]) -> str:
@@ -54,8 +54,8 @@ def files_here(cache_dir: Path) -> Iterator[tuple[str, tuple[Path, ...]]]:
 def unused_folders(cache_dir: Path, before: float) -> Iterator[Path]:
     """Folders that were last used before a time, and whose file is still where it was: it can be read again."""
     here = {digest[:DIGITS] for digest, _ in files_here(cache_dir)}
-    for folder in sorted(cache_dir.glob(f"*{SUFFIX}")):
-        digest = folder.name.removesuffix(SUFFIX)[-DIGITS:]
+    for folder in sorted(cache_dir.glob("*.v[0-9]*")):  # earlier ways of writing one, too
+        digest = folder.stem[-DIGITS:]
         if digest in here and folder.stat().st_mtime < before:
             yield folder
 

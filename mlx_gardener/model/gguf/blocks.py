@@ -8,12 +8,14 @@ values, ``w = scale * code + bias`` (MLX's affine mode), or floats where no such
 |---|---|---|
 | Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL | 4, 4, 5, 5, 8, 8 bits, float16 scales | exactly the same |
 | Q4_K, Q5_K, Q3_K, IQ4_XS | 4, 5, 8, 8 bits, float32 scales | the same codes; to a float32's last bits |
-| Q6_K, Q2_K | float16 | to float16's rounding: 2^-11 of a weight, 1.7e-4 of all in L2 |
+| Q6_K, Q2_K | 8 bits, float32 scales | to half a step: 0.4 % of all in L2 (Q6_K), 0.3 % (Q2_K) |
 | MXFP4 | mode mxfp4 | exactly the same |
 | F32, F16, BF16 | as they are | exactly the same |
 
 Q3_K and IQ4 fit into 8 bits because their scale times code is a whole number below 256 apart. Q6_K and Q2_K have a scale
-for every 16 values, and MLX none for less than 32; 8 bits would add a quarter of Q6_K's own error (0.45 % of all in L2).
+for every 16 values, and MLX none for less than 32. So the half of a group with the larger scale of Q6_K keeps its codes,
+four times as large, and the other half takes the nearest of these steps: at most an eighth of a step of the larger off.
+As float16 both would be nearly exact and a Q4_K_M of 1.5B parameters too large for 4 GB, since a CPU computes in float32.
 Cost: some passes over the codes with NumPy, up to two seconds a gigabyte and core for the kinds that most files are made of
 (Q4_K, Q6_K). Their arrays are made once a thread and used again: a fresh page costs more than what is written on it.
 """
@@ -200,7 +202,8 @@ def _pairs_of_bits(codes: np.ndarray) -> np.ndarray:
     return ((codes.reshape(len(codes), -1, 1, 32) >> shifts) & 3).reshape(len(codes), -1)
 
 
-def _q2_k(blocks: np.ndarray) -> np.ndarray:
+def _q2_k(blocks: np.ndarray) -> Groups:
+    """A 255th of what a group reaches over is its step."""
     import numpy as np
 
     scales, (scale, least) = (
@@ -209,7 +212,11 @@ def _q2_k(blocks: np.ndarray) -> np.ndarray:
     )
     codes = _pairs_of_bits(_field(blocks, 16, 80)).reshape(len(blocks), 16, 16)
     values = (scale * (scales & 15))[..., None] * codes - (least * (scales >> 4))[..., None]
-    return values.reshape(len(blocks), 256).astype(np.float16)
+    values = values.reshape(len(blocks), 8, GROUP)
+    lowest = values.min(axis=2)
+    step = (values.max(axis=2) - lowest) / 255
+    values = (values - lowest[..., None]) / np.where(step == 0, 1, step)[..., None]
+    return _groups(np.rint(values).astype(np.uint8), step, lowest)
 
 
 def _q3_k(blocks: np.ndarray) -> Groups:
@@ -228,7 +235,8 @@ def _q3_k(blocks: np.ndarray) -> Groups:
     return _groups((whole + 124).astype(np.uint8), scale, scale * np.float32(-124))
 
 
-def _q6_k(blocks: np.ndarray) -> np.ndarray:
+def _q6_k(blocks: np.ndarray) -> Groups:
+    """A quarter of the larger of two scales is the step of both halves of a group; see the module's text."""
     import numpy as np
 
     count = len(blocks)
@@ -244,31 +252,17 @@ def _q6_k(blocks: np.ndarray) -> np.ndarray:
     np.left_shift(np.bitwise_and(upper, 0x0303030303030303, out=upper), 4, out=upper)
     np.bitwise_or(codes, upper.view("u1").reshape(codes.shape), out=codes)
     np.subtract(codes, 32, out=codes)  # -32 to 31
-    values = _buffer("values", (count, 16, 16), "f4")
-    np.copyto(values, codes.view("i1").reshape(values.shape))
-    scales = _field(blocks, 192, 208, "i1") * _field(blocks, 208, 210, "<f2").astype(np.float32)
-    return _halves(values, scales[..., None], most=32).reshape(count, 256)
-
-
-def _halves(values: np.ndarray, scales: np.ndarray, most: int) -> np.ndarray:
-    """``values * scales`` as float16, to the nearest and of two the even one; in whole numbers, which NumPy does faster.
-
-    Times 2^-112 a float32 has the exponent of the float16, and the bits of one that is too small for a whole significand
-    in the float16's place; 13 bits are then rounded away. Changes ``values``, which are up to ``most``.
-    """
-    import numpy as np
-
-    if not np.abs(scales).max(initial=0) * most < 65520:  # beyond what a float16 holds, or no number
-        with np.errstate(all="ignore"):
-            return np.multiply(values, scales, out=values).astype(np.float16)
-    bits = np.multiply(values, scales * np.float32(2.0**-112), out=values).view(np.uint32)
-    rounded, found = _buffer("rounded", values.shape, "u4"), _buffer("halves", values.shape, "u2")
-    np.bitwise_and(np.right_shift(bits, 13, out=rounded), 1, out=rounded)
-    np.add(np.add(rounded, bits, out=rounded), 0xFFF, out=rounded)
-    np.right_shift(rounded, 13, out=rounded)  # the sign is above the lower 16 bits now
-    np.right_shift(np.bitwise_and(bits, 0x80000000, out=bits), 16, out=bits)
-    np.copyto(found, np.bitwise_or(rounded, bits, out=rounded), casting="unsafe")
-    return found.view(np.float16)
+    scales = _field(blocks, 192, 208, "i1").astype(np.float32).reshape(count, 8, 2)
+    larger = np.where(np.abs(scales[..., 0]) >= np.abs(scales[..., 1]), scales[..., 0], scales[..., 1])
+    ratios = scales / np.where(larger == 0, 1, larger)[..., None]  # -1 to 1, and 1 in the larger's half
+    # Of opposite signs and as large, the halves reach from -32 to 32 steps: with quarters that is one code too many.
+    parts = np.where(ratios.min(axis=2) * 32 < -31.75, np.float32(3), np.float32(4))
+    values = _buffer("values", (count, 8, 2, 16), "f4")
+    np.multiply(codes.view("i1").reshape(values.shape), (ratios * parts[..., None])[..., None], out=values)
+    np.add(values, (32 * parts)[..., None, None], out=values)
+    np.copyto(codes.reshape(values.shape), np.rint(values, out=values), casting="unsafe")
+    step = _field(blocks, 208, 210, "<f2").astype(np.float32) * larger
+    return _groups(codes, step / parts, step * np.float32(-32))
 
 
 def _meanings(codes: np.ndarray) -> np.ndarray:
@@ -313,11 +307,11 @@ _PACKINGS = {
     6: Packing(5, "affine", "F16", _q5_0),
     7: Packing(5, "affine", "F16", _q5_1),
     8: Packing(8, "affine", "F16", _q8_0),
-    10: Packing(0, "", "F16", _q2_k),
+    10: Packing(8, "affine", "F32", _q2_k),
     11: Packing(8, "affine", "F32", _q3_k),
     12: Packing(4, "affine", "F32", _q4_k),
     13: Packing(5, "affine", "F32", _q5_k),
-    14: Packing(0, "", "F16", _q6_k),
+    14: Packing(8, "affine", "F32", _q6_k),
     20: Packing(8, "affine", "F16", _iq4_nl),
     23: Packing(8, "affine", "F32", _iq4_xs),
     39: Packing(4, "mxfp4", "U8", _mxfp4),
