@@ -14,7 +14,7 @@ values, ``w = scale * code + bias`` (MLX's affine mode), or floats where no such
 
 Q3_K and IQ4 fit into 8 bits because their scale times code is a whole number below 256 apart. Q6_K and Q2_K have a scale
 for every 16 values, and MLX none for less than 32. So the half of a group with the larger scale of Q6_K keeps its codes,
-four times as large, and the other half takes the nearest of these steps: at most an eighth of a step of the larger off.
+four times as large, and the other half takes the nearest of these steps: about an eighth of the larger scale off at most.
 As float16 both would be nearly exact and a Q4_K_M of 1.5B parameters too large for 4 GB, since a CPU computes in float32.
 Cost: some passes over the codes with NumPy, up to two seconds a gigabyte and core for the kinds that most files are made of
 (Q4_K, Q6_K). Their arrays are made once a thread and used again: a fresh page costs more than what is written on it.
@@ -253,16 +253,20 @@ def _q6_k(blocks: np.ndarray) -> Groups:
     np.bitwise_or(codes, upper.view("u1").reshape(codes.shape), out=codes)
     np.subtract(codes, 32, out=codes)  # -32 to 31
     scales = _field(blocks, 192, 208, "i1").astype(np.float32).reshape(count, 8, 2)
-    larger = np.where(np.abs(scales[..., 0]) >= np.abs(scales[..., 1]), scales[..., 0], scales[..., 1])
+    first, second = scales[..., 0], scales[..., 1]
+    larger = np.where(np.abs(first) >= np.abs(second), first, second)
     ratios = scales / np.where(larger == 0, 1, larger)[..., None]  # -1 to 1, and 1 in the larger's half
     # Of opposite signs and as large, the halves reach from -32 to 32 steps: with quarters that is one code too many.
-    parts = np.where(ratios.min(axis=2) * 32 < -31.75, np.float32(3), np.float32(4))
-    values = _buffer("values", (count, 8, 2, 16), "f4")
-    np.multiply(codes.view("i1").reshape(values.shape), (ratios * parts[..., None])[..., None], out=values)
-    np.add(values, (32 * parts)[..., None, None], out=values)
-    np.copyto(codes.reshape(values.shape), np.rint(values, out=values), casting="unsafe")
+    parts = np.where(first * second * 128 < -127 * larger * larger, np.int16(3), np.int16(4))
+    # In 256ths of a code, which 16 bits just hold: exact for the larger half, a sixteenth of a code off for the other.
+    times = np.rint(ratios * (256 * parts[..., None])).astype(np.int16)
+    steps = _buffer("steps", (count, 8, 2, 16), "i2")
+    np.multiply(codes.view("i1").reshape(steps.shape), times[..., None], out=steps)
+    np.right_shift(np.add(steps, 128, out=steps), 8, out=steps)
+    np.add(steps.reshape(count, 8, GROUP), (32 * parts)[..., None], out=steps.reshape(count, 8, GROUP))
+    np.copyto(codes.reshape(steps.shape), steps, casting="unsafe")
     step = _field(blocks, 208, 210, "<f2").astype(np.float32) * larger
-    return _groups(codes, step / parts, step * np.float32(-32))
+    return _groups(codes, step / parts.astype(np.float32), step * np.float32(-32))
 
 
 def _meanings(codes: np.ndarray) -> np.ndarray:
