@@ -1,4 +1,4 @@
-"""ggml's blocks as MLX's groups: codes are put in MLX's order, scales and biases beside them; no weight is rounded to a grid.
+"""ggml's blocks as MLX's groups: codes are put in MLX's order, scales and biases beside them; hardly a weight is changed.
 
 In: blocks as they are stored, uint8 of (blocks, bytes of a block). Out: packed codes, scales and biases of groups of 32
 values, ``w = scale * code + bias`` (MLX's affine mode), or floats where no such groups say the same. Layouts are those of
@@ -8,7 +8,7 @@ values, ``w = scale * code + bias`` (MLX's affine mode), or floats where no such
 |---|---|---|
 | Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL | 4, 4, 5, 5, 8, 8 bits, float16 scales | exactly the same |
 | Q4_K, Q5_K, Q3_K, IQ4_XS | 4, 5, 8, 8 bits, float32 scales | the same codes; to a float32's last bits |
-| Q6_K, Q2_K | 8 bits, float32 scales | to half a step: 0.4 % of all in L2 (Q6_K), 0.3 % (Q2_K) |
+| Q6_K, Q2_K | 8 bits, float32 scales | to half a step: 0.4 % of all in L2 (Q6_K), 0.2 % (Q2_K) |
 | MXFP4 | mode mxfp4 | exactly the same |
 | F32, F16, BF16 | as they are | exactly the same |
 
