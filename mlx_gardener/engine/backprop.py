@@ -148,20 +148,21 @@ class ForwardBackward:
         first: int,
         last: int,
         values: dict[Key, mx.array],
-        on_call: Callable[[list[mx.array]], None] = lambda arrays: None,
+        on_call: Callable[[list[mx.array]], None] | None = None,
     ) -> dict[Key, mx.array]:
         """The calls ``first`` to ``last`` again, with ``values`` for what they take from earlier ones.
 
         Args:
-            on_call: given the arrays that each call makes.
+            on_call: given the arrays that each call makes, where their activations are kept.
         """
 
         known = dict(values)
         for call in range(first, last):
             args, kwargs = filled(tape.arguments[call], known)
-            result = self.engine.run_layer(graph.layers[graph.layer_of_call[call]], args, kwargs, self.rows)
-            made = arrays_of(result)
-            on_call(made)
+            layer = graph.layers[graph.layer_of_call[call]]
+            made = arrays_of(self.engine.run_layer(layer, args, kwargs, self.rows, tiled=on_call is None))
+            if on_call is not None:
+                on_call(made)
             known.update({(call, number): array for number, array in enumerate(made)})
         return known
 

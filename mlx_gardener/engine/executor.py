@@ -22,6 +22,7 @@ from mlx_gardener.engine.call_graph import (
 )
 from mlx_gardener.engine.cpu_streams import cpu_stream
 from mlx_gardener.engine.operations import Operations, operations
+from mlx_gardener.engine.tiles import in_tiles
 from mlx_gardener.model.lora import nested
 from mlx_gardener.platform.blas import blas_threads
 
@@ -168,8 +169,19 @@ class Executor:
         """Streams that ``rows`` are shared among."""
         return max(1, min(len(self.streams), rows))
 
-    def run_layer(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Any:
-        """A layer's own code on all rows, shared among the CPU streams: MLX's CPU backend has one thread per stream."""
+    def run_layer(
+        self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, *, tiled: bool = True
+    ) -> Any:
+        """A layer's own code on all rows, shared among the CPU streams: MLX's CPU backend has one thread per stream.
+
+        Args:
+            tiled: by tiles of positions, where the plan has them; False for a layer whose activations are kept.
+        """
+        positions = max(1, self.plan.tile_tokens // rows) if tiled and self.plan.tile_tokens else 0
+        with in_tiles(layer, positions, self._operations):
+            return self._on_streams(layer, args, kwargs, rows)
+
+    def _on_streams(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Any:
         import mlx.core as mx
 
         streams = self.streams_for(rows)
