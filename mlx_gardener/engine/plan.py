@@ -76,6 +76,7 @@ class Plan:
         dequantize: whether quantised weights become floats, block by block, before they multiply.
         streamed_layers: first layers whose weights are read from disk whenever they are needed.
         vocabulary_on_disk: whether embedding and head are read from disk too, the head in slices of the vocabulary.
+        states_on_disk: whether the inputs of recomputed layers wait in a file for the backward pass.
         cache_bytes: freed buffers that may be kept for reuse.
         scales: what a memory dry run corrected the formulas by.
         predicted_tokens_per_second: positions of a training step per second.
@@ -99,6 +100,7 @@ class Plan:
     dequantize: bool = False
     streamed_layers: int = 0
     vocabulary_on_disk: bool = False
+    states_on_disk: bool = False
     cache_bytes: int = 256 * MIB
     scales: Scales = AS_FORETOLD
     predicted_tokens_per_second: float = 0.0

@@ -47,9 +47,9 @@ def _tiled(module: nn.Module, positions: int, chosen: Operations) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         import mlx.core as mx
 
-        if len(args) == 1 and not kwargs and isinstance(args[0], mx.array) and args[0].ndim == 3:
-            if args[0].shape[1] > positions:
-                return _by_tiles(module, places, args[0], positions, chosen)
+        alone = args[0] if len(args) == 1 and not kwargs else None
+        if isinstance(alone, mx.array) and alone.ndim == 3 and alone.shape[1] > positions:
+            return _by_tiles(module, places, alone, positions, chosen)
         return module(*args, **kwargs)
 
     return call

@@ -80,6 +80,7 @@ def prepare_engine(
         dtype=base.dtype,
         streamed=streamed,
         per_document=not config.data.attend_across_documents,
+        scratch_dir=cache_dir,
     )
     vocabulary = _vocabulary(base, plan, facts)
     if config.engine.split == "never":
