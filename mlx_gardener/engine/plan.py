@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 MIB = 1024**2
+#: Positions of a tile where memory ran short.
+SMALL_TILE = 256
 
 
 @dataclass(frozen=True)
@@ -140,13 +142,16 @@ class Plan:
     def smaller(self) -> Plan | None:
         """The next smaller plan, for when memory runs short after all; None when nothing is left to give.
 
-        Recomputes more first, then takes fewer rows at once; the base stays where it is.
+        Recomputes more first, then takes fewer rows at once, then tiles of them; the base stays where it is.
         """
         if self.kept_layers:
             return replace(self, kept_layers=self.kept_layers // 2, cache_bytes=self.cache_bytes // 2)
         rows = {width: max(1, rows // 2) for width, rows in self.rows_of_width.items()}
         if rows != self.rows_of_width:
             return replace(self, rows_of_width=rows, cache_bytes=self.cache_bytes // 2)
+        if self.layers and not self.states_on_disk:
+            tile = min(self.tile_tokens or SMALL_TILE, SMALL_TILE)
+            return replace(self, tile_tokens=tile, states_on_disk=True, cache_bytes=0)
         if self.loss_slice_tokens > 16 or self.cpu_streams > 1:
             return replace(self, loss_slice_tokens=16, cpu_streams=1, cache_bytes=0)
         return None
