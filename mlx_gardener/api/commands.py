@@ -84,6 +84,7 @@ class PlanResult:
         passed_over: others that were looked at, with what stood against them.
         plan: what the budget is used for, in bytes, and what is traded for it.
         estimate: what a training of the repository would take, as in `ScanResult`; None without one.
+        longest_row_tokens: the longest row that trains within the budget, whatever ``data.sequence_lengths`` says.
     """
 
     model: str
@@ -91,11 +92,13 @@ class PlanResult:
     plan: Plan
     estimate: dict[str, Any] | None
     passed_over: tuple[str, ...] = ()
+    longest_row_tokens: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON types."""
         chosen = {"model": self.model, "reason": self.reason, "passed_over": list(self.passed_over)}
-        return {**chosen, **self.plan.to_json(), "estimate": self.estimate}
+        longest = {"longest_row_tokens": self.longest_row_tokens}
+        return {**chosen, **self.plan.to_json(), **longest, "estimate": self.estimate}
 
 
 @checked
@@ -122,7 +125,14 @@ def plan(
         found = _scanned(path, wanted)
         check_enough(found, wanted)
         estimate = estimate_training(found, wanted, model)
-    return PlanResult(model.choice.name, model.choice.reason, chosen, estimate, model.choice.passed_over)
+    return PlanResult(
+        model.choice.name,
+        model.choice.reason,
+        chosen,
+        estimate,
+        model.choice.passed_over,
+        model.longest_row(wanted),
+    )
 
 
 @checked

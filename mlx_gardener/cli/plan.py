@@ -68,7 +68,7 @@ def plan(
         estimate = estimate_training(found, config, prepared)
     if as_json:
         about = {"model": choice.name, "reason": choice.reason, "passed_over": list(choice.passed_over)}
-        shown = {**about, **chosen.to_json()}
+        shown = {**about, **chosen.to_json(), "longest_row_tokens": prepared.longest_row(config)}
         if estimate is not None:
             shown["estimate"] = estimate
         click.echo(json.dumps(shown, indent=2))
@@ -83,7 +83,7 @@ def plan(
                 others.append((other, None))
     console = make_console()
     show_choice(console, choice)
-    show_plan(console, chosen, others)
+    show_plan(console, chosen, others, longest_row=prepared.longest_row(config))
     if estimate is not None:
         if estimate["chunks_used"] < estimate["chunks_kept"]:
             console.print(

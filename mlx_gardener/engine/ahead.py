@@ -86,4 +86,5 @@ def _arrays(model: nn.Module, config: dict[str, Any]) -> Iterator[Stored]:
             parameters = value.size * 32 // bits
         elif bits and name.endswith((".scales", ".biases")):
             parameters = 0
-        yield Stored(name, parameters, stored, stored if floating and float_bytes == 2 else 0)
+        half = stored if floating and float_bytes == 2 else 0
+        yield Stored(name, parameters, stored, half, value.ndim)

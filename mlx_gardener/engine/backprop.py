@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.engine.batch import MicroBatch, Pulse, Weights
 from mlx_gardener.engine.call_graph import CallGraph, Key, arrays_of, filled, marked, segments_of, standing_in
 from mlx_gardener.engine.executor import Executor
 from mlx_gardener.engine.head_loss import HeadLoss, cross_entropy
+from mlx_gardener.engine.states import States
 from mlx_gardener.model.lora import nested
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class _Tape:
     """What a forward pass leaves for the backward pass."""
 
     arguments: list[Any]
-    values: dict[Key, mx.array] = field(default_factory=dict)
+    values: States
 
 
 class ForwardBackward:
@@ -59,16 +60,18 @@ class ForwardBackward:
         adapters = self._adapters_of_layers(graph)
         trained = [call for call, layer in enumerate(graph.layer_of_call) if adapters[layer]]
         lowest = min(trained, default=graph.calls)
-        tape = self._forward(graph, segments, kept, keep=True)
-        loss, cotangents = self._finish(graph, tape, kept, adapters, lowest, gradients)
-        for number in range(len(segments) - 1, -1, -1):
-            first, last = segments[number]
-            if last <= lowest:
-                break
-            self.between()
-            following = segments[number - 1] if number and segments[number - 1][1] > lowest else None
-            with self._weights(graph, (first, last), following):
-                self._backward(graph, tape, first, last, adapters, lowest, gradients, cotangents)
+        on_disk = plan.states_on_disk
+        with States(on_disk=on_disk, directory=self.engine.scratch_dir if on_disk else None) as states:
+            tape = self._forward(graph, segments, kept, states, keep=True)
+            loss, cotangents = self._finish(graph, tape, kept, adapters, lowest, gradients)
+            for number in range(len(segments) - 1, -1, -1):
+                first, last = segments[number]
+                if last <= lowest:
+                    break
+                self.between()
+                following = segments[number - 1] if number and segments[number - 1][1] > lowest else None
+                with self._weights(graph, (first, last), following):
+                    self._backward(graph, tape, first, last, adapters, lowest, gradients, cotangents)
         return loss
 
     def row_losses(self) -> list[float]:
@@ -87,7 +90,7 @@ class ForwardBackward:
             losses = cross_entropy(picked, self.targets)
         else:
             segments, end = segments_of(graph.calls, kept=0)
-            tape = self._forward(graph, segments, end, keep=False)
+            tape = self._forward(graph, segments, end, States(), keep=False)
             hidden = self._at_positions(tape.values[graph.calls - 1, 0])
             with self.engine.head_threads():
                 losses = self._head_loss(graph).losses(hidden)
@@ -104,11 +107,13 @@ class ForwardBackward:
                     found[layer][name.removeprefix(f"{prefix}.")] = name
         return found
 
-    def _forward(self, graph: CallGraph, segments: list[tuple[int, int]], kept: int, *, keep: bool) -> _Tape:
-        """Compute the calls before ``kept``; with ``keep``, hold on to what the backward pass needs."""
+    def _forward(
+        self, graph: CallGraph, segments: list[tuple[int, int]], kept: int, states: States, *, keep: bool
+    ) -> _Tape:
+        """Compute the calls before ``kept``; with ``keep``, hold on to what the backward pass needs, arrays in ``states``."""
         import mlx.core as mx
 
-        tape = _Tape([None] * graph.calls)
+        engine, tape = self.engine, _Tape([None] * graph.calls, states)
         at = {call: number for number, (first, last) in enumerate(segments) for call in range(first, last)}
         loaded = ExitStack()
 
@@ -121,24 +126,27 @@ class ForwardBackward:
                 self.between()
                 following = segments[at[call] + 1] if at[call] + 1 < len(segments) else None
                 loaded.enter_context(self._weights(graph, (first, last), following))
-            result = self.engine.run_layer(layer, args, kwargs, self.rows)
+            result = engine.run_layer(layer, args, kwargs, self.rows)
             given = {key[1] for key in graph.given(first, last) if key[0] == call}
             for number, array in enumerate(arrays_of(result)):
                 if number in given:
-                    tape.values[call, number] = array
+                    states[call, number] = array
             if call == last - 1:
-                mx.eval([tape.values[key] for key in graph.given(first, last)])
+                mx.eval([states[key] for key in graph.given(first, last)])
                 loaded.close()
                 if not keep and last < graph.calls:
-                    tape.values.clear()
+                    states.drop_all()
+                if last < kept:  # what the topmost ones give is taken at once
+                    for key in graph.given(first, last):
+                        states.put_away(key)
             return result
 
-        vocabulary = self.engine.vocabulary
+        vocabulary = engine.vocabulary
         with loaded, standing_in(graph.layers, on_call):
             if vocabulary is None:
-                self.engine.model(self.inputs)
+                engine.model(self.inputs)
             else:
-                vocabulary.without_head(lambda: self.engine.model(self.inputs))
+                vocabulary.without_head(lambda: engine.model(self.inputs))
         return tape
 
     def _replay(
@@ -148,20 +156,21 @@ class ForwardBackward:
         first: int,
         last: int,
         values: dict[Key, mx.array],
-        on_call: Callable[[list[mx.array]], None] = lambda arrays: None,
+        on_call: Callable[[list[mx.array]], None] | None = None,
     ) -> dict[Key, mx.array]:
         """The calls ``first`` to ``last`` again, with ``values`` for what they take from earlier ones.
 
         Args:
-            on_call: given the arrays that each call makes.
+            on_call: given the arrays that each call makes, where their activations are kept.
         """
 
         known = dict(values)
         for call in range(first, last):
             args, kwargs = filled(tape.arguments[call], known)
-            result = self.engine.run_layer(graph.layers[graph.layer_of_call[call]], args, kwargs, self.rows)
-            made = arrays_of(result)
-            on_call(made)
+            layer = graph.layers[graph.layer_of_call[call]]
+            made = arrays_of(self.engine.run_layer(layer, args, kwargs, self.rows, tiled=on_call is None))
+            if on_call is not None:
+                on_call(made)
             known.update({(call, number): array for number, array in enumerate(made)})
         return known
 
@@ -202,7 +211,7 @@ class ForwardBackward:
         self._collect(found, below, by_layer, cotangents, gradients)
         self._adopt(graph, {name: self.weights[name] for name in names}, adapters)
         for key in given:
-            tape.values.pop(key, None)
+            tape.values.drop(key)
 
     def _finish(
         self,

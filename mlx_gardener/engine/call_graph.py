@@ -96,8 +96,8 @@ def map_arrays(function: Callable[[mx.array], Any], tree: Any) -> Any:
     return tree_map(lambda leaf: function(leaf) if isinstance(leaf, mx.array) else leaf, tree)
 
 
-class _StandIn:
-    """Takes a layer's place in the list; everything but the call is the layer's own."""
+class StandIn:
+    """Takes a layer's place in its list, or a module's in its layer; everything but the call is its own."""
 
     def __init__(self, layer: Any, call: Callable[..., Any]) -> None:
         self._layer, self._call = layer, call
@@ -121,8 +121,8 @@ def standing_in(layers: list[Any], on_call: OnCall) -> Iterator[None]:
     """While this lasts, every call of one of the ``layers`` is answered by ``on_call``."""
     originals, number = list(layers), iter(range(1_000_000))
 
-    def stand_in(layer: Any) -> _StandIn:
-        return _StandIn(layer, lambda *args, **kwargs: on_call(layer, next(number), args, kwargs))
+    def stand_in(layer: Any) -> StandIn:
+        return StandIn(layer, lambda *args, **kwargs: on_call(layer, next(number), args, kwargs))
 
     layers[:] = [stand_in(layer) for layer in originals]
     try:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.engine.batch import MicroBatch, Weights
@@ -22,6 +23,7 @@ from mlx_gardener.engine.call_graph import (
 )
 from mlx_gardener.engine.cpu_streams import cpu_stream
 from mlx_gardener.engine.operations import Operations, operations
+from mlx_gardener.engine.tiles import in_tiles
 from mlx_gardener.model.lora import nested
 from mlx_gardener.platform.blas import blas_threads
 
@@ -51,8 +53,10 @@ class Executor:
         streamed: reads the weights of layers that are not kept in memory; None when all are.
         vocabulary: embedding and head, where the head is taken in slices of the vocabulary.
         per_document: whether documents packed into a row see only themselves.
+        scratch_dir: where hidden states are written that a plan has on disk; the system's place where None.
 
     Attributes:
+        takes_tiles: whether projections and MLP give on tiles what they give at once.
         whole_because: why the model is taken whole, as one segment; None when it is cut.
     """
 
@@ -65,9 +69,11 @@ class Executor:
         streamed: StreamedWeights | None = None,
         vocabulary: VocabularyShards | None = None,
         per_document: bool = False,
+        scratch_dir: Path | None = None,
     ) -> None:
         import mlx.core as mx
 
+        self.scratch_dir, self.takes_tiles = scratch_dir, True
         self.model, self.plan, self.dtype = model, plan, dtype
         self.streamed, self.vocabulary, self.per_document = streamed, vocabulary, per_document
         self.graph: CallGraph | None = None
@@ -168,8 +174,20 @@ class Executor:
         """Streams that ``rows`` are shared among."""
         return max(1, min(len(self.streams), rows))
 
-    def run_layer(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Any:
-        """A layer's own code on all rows, shared among the CPU streams: MLX's CPU backend has one thread per stream."""
+    def run_layer(
+        self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, *, tiled: bool = True
+    ) -> Any:
+        """A layer's own code on all rows, shared among the CPU streams: MLX's CPU backend has one thread per stream.
+
+        Args:
+            tiled: by tiles of positions, where the plan has them; False for a layer whose activations are kept.
+        """
+        tile = self.plan.tile_tokens if tiled and self.takes_tiles else 0
+        positions = max(1, tile // rows) if tile else 0
+        with in_tiles(layer, positions, self._operations):
+            return self._on_streams(layer, args, kwargs, rows)
+
+    def _on_streams(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Any:
         import mlx.core as mx
 
         streams = self.streams_for(rows)

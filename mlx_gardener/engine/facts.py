@@ -29,7 +29,8 @@ class ModelFacts:
 
     ``parameters`` and ``stored_bytes`` are of the whole model, ``layer_...`` of its largest layer, ``outside_...`` of what is in
     none. ``..._loaded_bytes`` are the stored ones with 16-bit floats, scales of quantised weights too, as float32.
-    ``active_parameters`` are those of a layer that one token passes (fewer than all with experts).
+    ``active_parameters`` are those of a layer that one token passes (fewer than all with experts). ``is_plain`` says that layers
+    hold matrices and vectors alone, no experts and no convolutions, which recurrent layers have.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ModelFacts:
     active_parameters: int
     quantized_bits: int | None
     max_tokens: int
+    is_plain: bool = True
 
 
 def model_facts(path: Path) -> ModelFacts:
@@ -63,12 +65,13 @@ def model_facts(path: Path) -> ModelFacts:
 
 
 class Stored(NamedTuple):
-    """An array of a model's files: its name, parameters, bytes, and of these the bytes of 16-bit floats."""
+    """An array of a model's files: its name, parameters, bytes, of these the bytes of 16-bit floats, and its dimensions."""
 
     name: str
     parameters: int
     bytes: int
     half_bytes: int
+    dimensions: int = 2
 
 
 def facts_of(name: str, config: Mapping[str, Any], weights: Iterator[Stored]) -> ModelFacts:
@@ -81,8 +84,10 @@ def facts_of(name: str, config: Mapping[str, Any], weights: Iterator[Stored]) ->
     sizes: dict[str, Any] = {**config, **text} if isinstance(text, dict) else dict(config)
     outside = [0, 0, 0]  # parameters, stored bytes, loaded bytes
     by_layer: dict[int, list[int]] = {}
+    has_matrices_alone = True
     for weight in weights:
         found = _LAYER_NAME.search(f".{weight.name}")
+        has_matrices_alone &= found is None or weight.dimensions <= 2
         sums = outside if found is None else by_layer.setdefault(int(found[1]), [0, 0, 0])
         for place, count in enumerate((weight.parameters, weight.bytes, weight.bytes + weight.half_bytes)):
             sums[place] += count
@@ -128,6 +133,7 @@ def facts_of(name: str, config: Mapping[str, Any], weights: Iterator[Stored]) ->
             active_parameters=largest - in_experts + (in_experts * used // experts if experts else 0),
             quantized_bits=_quantized_bits(config),
             max_tokens=_size(sizes.get("max_position_embeddings") or 2**20),
+            is_plain=has_matrices_alone and not experts,
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(
@@ -190,7 +196,7 @@ def _stored(config: Mapping[str, Any], name: str, kind: str, shape: Sequence[Any
         count = count * 32 // bits
     elif bits and name.endswith((".scales", ".biases")):
         count = 0
-    return Stored(name, count, size, size if kind in ("F16", "BF16") else 0)
+    return Stored(name, count, size, size if kind in ("F16", "BF16") else 0, len(shape))
 
 
 def gguf_model_facts(gguf: Gguf) -> ModelFacts:

@@ -6,7 +6,7 @@
   rows x heads x block x width; causal masks cost half, documents and windows less.
 - *Products with quantised weights*: on a CPU MLX multiplies them at 2 GFLOP/s. Here they become floats, a block of
   outputs at a time, and BLAS multiplies.
-- *Dropout*: every row has masks of its own, so that they do not change with how many rows are computed at once.
+- *Dropout*: every row has masks of its own, so that they do not change with how many rows, or positions, are computed at once.
 
 All are exact to float tolerance. Models call ``mx.fast.scaled_dot_product_attention`` and ``mx.quantized_matmul`` in
 their own code, so the attributes of ``mx`` (and ``nn.Dropout``'s call) are swapped, and always restored.
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import mlx.nn as nn
     import numpy as np
 
+#: Positions of a row whose dropout is drawn at once; tiles of positions need not be multiples of it.
+DROPOUT_BLOCK = 128
+
 
 @dataclass
 class Operations:
@@ -41,6 +44,7 @@ class Operations:
         document_ids: (rows, width) of the rows that are computed now: tokens see only those with their own number.
         row_seeds: a seed for the dropout of every row that is computed now.
         dropouts: the number of each dropout module of the model, by its ``id``.
+        first_position: of the rows' positions, the first that a module is called with now (`engine.tiles`).
     """
 
     attention_block: int = 0
@@ -51,6 +55,17 @@ class Operations:
     document_ids: np.ndarray | None = None
     row_seeds: tuple[int, ...] = ()
     dropouts: dict[int, int] = field(default_factory=dict)
+    first_position: int = 0
+
+    @contextmanager
+    def at_position(self, first: int, row_seeds: tuple[int, ...]) -> Iterator[None]:
+        """While this lasts, modules are called with positions from ``first`` on, of the rows with these seeds."""
+        before = self.first_position, self.row_seeds
+        self.first_position, self.row_seeds = first, row_seeds
+        try:
+            yield
+        finally:
+            self.first_position, self.row_seeds = before
 
     def take_rows(self, everything: Operations, here: slice) -> None:
         """Let these be the operations for some of the rows of ``everything``."""
@@ -103,11 +118,23 @@ def _dropout_for(chosen: Operations, plain: Callable[..., mx.array]) -> Callable
             return plain(
                 module, x
             )  # tokens of experts are no rows: their masks follow from what is computed at once
-        keys = [mx.random.key((seed * 1009 + number) % 2**63) for seed in chosen.row_seeds]
-        mask = mx.stack([mx.random.bernoulli(keep, x.shape[1:], key=key) for key in keys])
+        seeds = [seed * 1009 + number for seed in chosen.row_seeds]
+        mask = mx.stack([_dropout_mask(seed, keep, x.shape[1:], chosen.first_position) for seed in seeds])
         return (mask * x) * (1 / keep)
 
     return dropout
+
+
+def _dropout_mask(seed: int, keep: float, shape: tuple[int, ...], first: int) -> mx.array:
+    """A row's mask for its positions from ``first`` on: drawn in blocks, so that it is the same however a row is taken."""
+    import mlx.core as mx
+
+    last, blocks = first + shape[0], []
+    for block in range(first // DROPOUT_BLOCK, -(-last // DROPOUT_BLOCK)):
+        key = mx.random.key((seed * 1_000_003 + block) % 2**63)
+        blocks.append(mx.random.bernoulli(keep, (DROPOUT_BLOCK, *shape[1:]), key=key))
+    start = first % DROPOUT_BLOCK
+    return mx.concatenate(blocks)[start : start + shape[0]]
 
 
 def _attention_for(chosen: Operations, plain: Callable[..., mx.array]) -> Callable[..., mx.array]:

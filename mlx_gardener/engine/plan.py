@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 MIB = 1024**2
+#: Positions of a tile where memory ran short.
+SMALL_TILE = 256
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,12 @@ class Plan:
         loss_slice_tokens: positions whose logits are in memory at once (on each CPU stream).
         cpu_streams: of MLX that the rows are shared among.
         attention_block, attention_least: queries at a time, for rows of at least so many tokens; 0 for MLX's own.
+        tile_tokens: positions of all rows that projections and MLP of a recomputed layer take at a time; 0 for all at once.
         base_weights: "dense" (in the type that is computed in), or "stored" (as quantised, or as on disk).
         dequantize: whether quantised weights become floats, block by block, before they multiply.
         streamed_layers: first layers whose weights are read from disk whenever they are needed.
         vocabulary_on_disk: whether embedding and head are read from disk too, the head in slices of the vocabulary.
+        states_on_disk: whether the inputs of recomputed layers wait in a file for the backward pass.
         cache_bytes: freed buffers that may be kept for reuse.
         scales: what a memory dry run corrected the formulas by.
         predicted_tokens_per_second: positions of a training step per second.
@@ -93,10 +97,12 @@ class Plan:
     cpu_streams: int = 1
     attention_block: int = 0
     attention_least: int = 0
+    tile_tokens: int = 0
     base_weights: str = "dense"
     dequantize: bool = False
     streamed_layers: int = 0
     vocabulary_on_disk: bool = False
+    states_on_disk: bool = False
     cache_bytes: int = 256 * MIB
     scales: Scales = AS_FORETOLD
     predicted_tokens_per_second: float = 0.0
@@ -136,13 +142,16 @@ class Plan:
     def smaller(self) -> Plan | None:
         """The next smaller plan, for when memory runs short after all; None when nothing is left to give.
 
-        Recomputes more first, then takes fewer rows at once; the base stays where it is.
+        Recomputes more first, then takes fewer rows at once, then tiles of them; the base stays where it is.
         """
         if self.kept_layers:
             return replace(self, kept_layers=self.kept_layers // 2, cache_bytes=self.cache_bytes // 2)
         rows = {width: max(1, rows // 2) for width, rows in self.rows_of_width.items()}
         if rows != self.rows_of_width:
             return replace(self, rows_of_width=rows, cache_bytes=self.cache_bytes // 2)
+        if self.layers and not self.states_on_disk:
+            tile = min(self.tile_tokens or SMALL_TILE, SMALL_TILE)
+            return replace(self, tile_tokens=tile, states_on_disk=True, cache_bytes=0)
         if self.loss_slice_tokens > 16 or self.cpu_streams > 1:
             return replace(self, loss_slice_tokens=16, cpu_streams=1, cache_bytes=0)
         return None

@@ -25,8 +25,12 @@ ENOUGH_TOKENS = 4096
 READING_COSTS = 0.4
 #: Numbers of layers on disk that are looked at: enough to leave less than a twelfth of the layers' weights unused.
 STREAMED_STEPS = 12
-#: Attention is computed in blocks of this many queries from this width on: below, MLX's own is as fast and as small.
-ATTENTION_BLOCK, ATTENTION_LEAST = 128, 1024
+#: Attention is computed in blocks of queries from this width on: below, MLX's own is as fast and as small.
+ATTENTION_LEAST = 1024
+#: The longest row is told in steps of so many tokens.
+ROW_STEP = 256
+#: (positions that projections and MLP of a recomputed layer take at a time, 0 for all; queries of a block), the fastest first.
+TILES = ((0, 128), (1024, 128), (256, 128), (128, 32))
 
 
 def make_plan(
@@ -64,13 +68,26 @@ def make_plan(
         )
     best: Plan | None = None
     least = math.inf
-    for candidate in _candidates(
-        facts, config, budget_bytes, backend, whole=whole, measured=measured, scales=scales
-    ):
-        needed = least_budget_bytes(candidate, measured)
-        least = min(least, needed)
-        if needed <= budget_bytes and (best is None or _worth(candidate) > _worth(best)):
-            best = candidate
+    for on_disk in (
+        False,
+        True,
+    ):  # hidden states wear the disk: they go there when that is what makes a row fit
+        for candidate in _candidates(
+            facts,
+            config,
+            budget_bytes,
+            backend,
+            whole=whole,
+            measured=measured,
+            scales=scales,
+            states_on_disk=on_disk,
+        ):
+            needed = least_budget_bytes(candidate, measured)
+            least = min(least, needed)
+            if needed <= budget_bytes and (best is None or _worth(candidate) > _worth(best)):
+                best = candidate
+        if best is not None:
+            break
     if math.isinf(least):
         raise ConfigError(
             f"No plan for {facts.name} agrees with all pins under engine: layers that are read from disk cannot keep their "
@@ -98,6 +115,23 @@ def too_large(
     )
 
 
+def longest_row(
+    facts: ModelFacts, config: TrainingConfig, budget_bytes: int, backend: Backend = TWO_CORES
+) -> int:
+    """The longest row in tokens, a multiple of `ROW_STEP`, that trains within a budget with these settings; 0 if none does."""
+    fits, too_long = 0, facts.max_tokens // ROW_STEP + 1
+    while too_long - fits > 1:  # longer rows take more
+        middle = (fits + too_long) // 2
+        data = config.data.model_copy(update={"sequence_lengths": (middle * ROW_STEP,)})
+        try:
+            make_plan(facts, config.model_copy(update={"data": data}), budget_bytes, backend)
+        except MemoryBudgetError:
+            too_long = middle
+        else:
+            fits = middle
+    return fits * ROW_STEP
+
+
 def lighter_plan(
     plan: Plan,
     facts: ModelFacts,
@@ -109,8 +143,16 @@ def lighter_plan(
     """A plan with less of the base in memory than ``plan``: the fastest that fits, else the smallest; None if none has."""
     lighter = [
         candidate
+        for on_disk in (False, True)
         for candidate in _candidates(
-            facts, config, config.memory_limit_bytes, backend, whole=False, measured=None, scales=scales
+            facts,
+            config,
+            config.memory_limit_bytes,
+            backend,
+            whole=False,
+            measured=None,
+            scales=scales,
+            states_on_disk=on_disk,
         )
         if candidate.predicted_parts.weights < plan.predicted_parts.weights
     ]
@@ -136,6 +178,7 @@ def _candidates(
     whole: bool,
     measured: Measured | None,
     scales: Scales | None,
+    states_on_disk: bool,
 ) -> Iterator[Plan]:
     """Every plan worth a look, with its prediction."""
     pins, layers = config.engine, facts.layers
@@ -164,7 +207,6 @@ def _candidates(
                     notes=(),
                     loss_slice_tokens=slice_tokens,
                     cpu_streams=streams,
-                    attention_block=ATTENTION_BLOCK,
                     attention_least=ATTENTION_LEAST,
                     base_weights=stored,
                     dequantize=stored == "stored"
@@ -172,20 +214,42 @@ def _candidates(
                     and not backend.multiplies_quantized,
                     streamed_layers=streamed,
                     vocabulary_on_disk=vocabulary_on_disk,
+                    states_on_disk=states_on_disk,
                     layers=layers,
                 )
+                for tile_tokens, attention_block in _tiles(plan, facts, whole=whole):
 
-                def with_kept(kept: int, plan: Plan = plan) -> Plan:
-                    plan = replace(plan, kept_layers=kept)
-                    return predicted(plan, facts, config, backend, measured=measured, scales=scales)
+                    def with_kept(
+                        kept: int, plan: Plan = plan, tile: int = tile_tokens, block: int = attention_block
+                    ) -> Plan:
+                        plan = replace(plan, kept_layers=kept, tile_tokens=tile, attention_block=block)
+                        return predicted(plan, facts, config, backend, measured=measured, scales=scales)
 
-                if whole:
-                    yield with_kept(layers)
-                elif pins.kept_layers is not None:
-                    if min(pins.kept_layers, layers) <= most_kept:
-                        yield with_kept(min(pins.kept_layers, layers))
-                else:
-                    yield from _with_most_kept(with_kept, most_kept, budget_bytes, measured)
+                    found: Plan | None = None
+                    if whole:
+                        found = with_kept(layers)
+                        yield found
+                    elif pins.kept_layers is not None:
+                        if min(pins.kept_layers, layers) <= most_kept:
+                            found = with_kept(min(pins.kept_layers, layers))
+                            yield found
+                    else:
+                        for found in _with_most_kept(with_kept, most_kept, budget_bytes, measured):
+                            yield found
+                    if found is not None and found.predicted_parts.live:
+                        break  # what recomputed layers take is not the peak: less of it brings nothing
+
+
+def _tiles(plan: Plan, facts: ModelFacts, *, whole: bool) -> Iterator[tuple[int, int]]:
+    """Of `TILES` those that differ for the rows of a plan."""
+    tokens = max(rows * width for width, rows in plan.rows_of_width.items())
+    in_blocks = max(plan.rows_of_width) >= plan.attention_least
+    yield TILES[0]
+    if whole or not facts.is_plain:
+        return
+    for tile, block in TILES[1:]:
+        if tile < tokens and (in_blocks or block == TILES[0][1]):
+            yield tile, block
 
 
 def _with_most_kept(
@@ -281,5 +345,11 @@ def notes_of(plan: Plan, facts: ModelFacts, config: TrainingConfig, *, whole: bo
         yield f"{layers - plan.kept_layers} of {layers} layers are recomputed on the way back, to keep the budget"
     else:
         yield f"all {layers} layers are recomputed on the way back, to keep the budget"
+    if plan.tile_tokens:
+        yield f"projections and MLP of recomputed layers take {plan.tile_tokens} positions at a time"
+    elif not facts.is_plain and plan.kept_layers < layers:
+        yield "layers take all positions at once: tiles are for layers without experts, convolutions or recurrences"
+    if plan.states_on_disk:
+        yield "hidden states wait in a file for the way back, as rows of this length do not fit otherwise"
     if plan.attention_block and max(plan.rows_of_width) >= plan.attention_least:
         yield f"attention in blocks of {plan.attention_block} queries for rows of {plan.attention_least} tokens or more"

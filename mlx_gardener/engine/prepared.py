@@ -13,7 +13,7 @@ from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.choosing import choose_base, look_ahead_at
 from mlx_gardener.engine.facts import ModelFacts, model_facts
 from mlx_gardener.engine.plan import Plan
-from mlx_gardener.engine.planner import make_plan
+from mlx_gardener.engine.planner import longest_row, make_plan
 from mlx_gardener.engine.seen import known_backend
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.model import ModelChoice, resolve_model
@@ -35,6 +35,10 @@ class PreparedModel:
             MemoryBudgetError: the base does not fit; names the least budget that does.
         """
         return make_plan(self.facts, config, budget_bytes or config.memory_limit_bytes, self.backend)
+
+    def longest_row(self, config: TrainingConfig) -> int:
+        """The longest row in tokens that trains within the budget of the settings; 0 if none does."""
+        return longest_row(self.facts, config, config.memory_limit_bytes, self.backend)
 
 
 def prepare_model(

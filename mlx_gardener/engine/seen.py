@@ -155,6 +155,8 @@ def _shape_key(facts: ModelFacts, plan: Plan, config: TrainingConfig, backend: B
                 "cpu_streams",
                 "attention_block",
                 "attention_least",
+                "tile_tokens",
+                "states_on_disk",
                 "base_weights",
                 "dequantize",
                 "streamed_layers",

@@ -1,6 +1,7 @@
 """An engine for a base, with its cut checked: segments must give what the whole graph gives, on a few tokens.
 
-The check attaches small random adapters, takes both ways on 2 x 12 random tokens and compares loss and gradients. Where
+The check attaches small random adapters, takes both ways on 2 x 12 random tokens, segments with projections and MLP in tiles,
+and compares loss and gradients; where tiles are what is wrong, none are used. Where
 the base is read from disk, two layers are checked, as the whole would not fit. Where they differ, or the model cannot
 be cut, the model is taken whole and planned anew, and that is said. Cost: two steps on 24 tokens.
 """
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 #: Largest difference of a gradient, as a share of its largest entry: float32 sums in another order; bfloat16 rounds.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
+#: Positions of all rows that a tile of the check has: its rows of 12 are cut into 5, 5 and 2.
+_TILE = 10
 
 
 class HeadNotOnDiskError(ModelError):
@@ -80,15 +83,23 @@ def prepare_engine(
         dtype=base.dtype,
         streamed=streamed,
         per_document=not config.data.attend_across_documents,
+        scratch_dir=cache_dir,
     )
     vocabulary = _vocabulary(base, plan, facts)
     if config.engine.split == "never":
         engine.take_whole("engine.split is never")
     elif engine.graph is not None and not was_checked(cache_dir, base):
-        problem = split_problem(engine, base, vocabulary)
+        problem = split_problem(engine, base, vocabulary, tile_tokens=_TILE)
+        if problem is not None:
+            engine.takes_tiles = False
+            problem = split_problem(engine, base, vocabulary)
+            if problem is None:
+                warn(
+                    f"{base.id} is computed without tiles, which takes more memory: they would change its gradients."
+                )
         if problem is not None:
             engine.take_whole(problem)
-        elif cache_dir is not None:
+        elif cache_dir is not None and engine.takes_tiles:
             keep_checked(cache_dir, base)
     if vocabulary is not None and engine.whole_because is None:
         vocabulary.install()
@@ -133,10 +144,13 @@ def _vocabulary(base: BaseModel, plan: Plan, facts: ModelFacts) -> VocabularySha
         ) from error
 
 
-def split_problem(engine: Engine, base: BaseModel, vocabulary: VocabularyShards | None = None) -> str | None:
+def split_problem(
+    engine: Engine, base: BaseModel, vocabulary: VocabularyShards | None = None, *, tile_tokens: int = 0
+) -> str | None:
     """What is wrong with the cut, in words; None when segments give what the whole graph gives.
 
-    With ``vocabulary`` the segments take embedding and head in shards, the whole graph as a whole.
+    With ``vocabulary`` the segments take embedding and head in shards, the whole graph as a whole; with ``tile_tokens`` they
+    take projections and MLP in tiles.
     """
     import mlx.core as mx
 
@@ -148,6 +162,8 @@ def split_problem(engine: Engine, base: BaseModel, vocabulary: VocabularyShards 
             kept_layers=0,
             rows_of_width={13: 2},
             attention_block=0,
+            tile_tokens=tile_tokens,
+            states_on_disk=False,
             loss_slice_tokens=8,
         )
         whole = Engine(engine.model, few.plan, dtype=engine.dtype)

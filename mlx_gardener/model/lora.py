@@ -8,6 +8,7 @@ way into the model, so a bfloat16 base stays bfloat16 (one float32 operand would
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,16 +99,18 @@ def _target_keys(layers: list[nn.Module], config: LoraConfig) -> set[str]:
 
 def lora_parameters(model: nn.Module) -> dict[str, mx.array]:
     """Adapter weights by mlx-lm's names (``model.layers.0.self_attn.q_proj.lora_a``), in the order of the names."""
+    found = {f"{path}.{leaf}": module[leaf] for path, module, leaf in lora_places(model)}
+    return dict(sorted(found.items()))
+
+
+def lora_places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """(path, module, attribute) of every adapter weight in ``model``."""
     from mlx_lm.tuner.dora import DoRALinear
     from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
 
-    found: dict[str, mx.array] = {}
     for path, module in model.named_modules():
         if isinstance(module, (LoRALinear, LoRASwitchLinear, DoRALinear)):
-            for leaf in _LEAVES:
-                if leaf in module:
-                    found[f"{path}.{leaf}"] = module[leaf]
-    return dict(sorted(found.items()))
+            yield from ((path, module, leaf) for leaf in _LEAVES if leaf in module)
 
 
 def set_lora_parameters(model: nn.Module, weights: dict[str, mx.array]) -> None:

@@ -37,12 +37,15 @@ PART_COLOURS = {
 _STYLES = ("cyan", "green", "yellow", "bright_cyan", "magenta", "bright_black", "blue", "red")
 
 
-def show_plan(console: Console, plan: Plan, others: Sequence[tuple[int, Plan | None]] = ()) -> None:
+def show_plan(
+    console: Console, plan: Plan, others: Sequence[tuple[int, Plan | None]] = (), *, longest_row: int = 0
+) -> None:
     """Print a plan.
 
     Args:
         others: (budget in bytes, its plan, or None where it trains nothing) to compare with, the least first; of those that
             are the same the least is shown.
+        longest_row: tokens of the longest row that trains within the budget; 0 where that was not looked for.
     """
     table = Table("memory", "predicted", "share", box=None, header_style="bold", pad_edge=False)
     bar = Text()
@@ -65,6 +68,10 @@ def show_plan(console: Console, plan: Plan, others: Sequence[tuple[int, Plan | N
     )
     for note in plan.notes:
         console.print(f"  {note}", highlight=False)
+    if longest_row:
+        console.print(
+            f"  the longest sequence that trains under this budget: {longest_row:,} tokens", highlight=False
+        )
     rows: dict[tuple[str, ...], int] = {}
     for budget, other in others:
         cells: tuple[str, ...] = ("does not train", "", "", "") if other is None else plan_cells(other)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from mlx_gardener.config import load_config
+from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.engine import (
+    ModelFacts,
+    Plan,
     keep_training,
     known_backend,
     learn,
@@ -21,6 +23,7 @@ from mlx_gardener.engine import (
     model_facts,
 )
 from mlx_gardener.engine.plan import Scales
+from mlx_gardener.engine.planner import ROW_STEP, longest_row
 from mlx_gardener.engine.predict import least_budget_bytes, predicted
 from mlx_gardener.engine.seen import keep_scales, kept_scales
 from mlx_gardener.engine.speed import _OF_A_BASE, ALONE, TWO_CORES, Backend, machine_key, speed_alone
@@ -207,6 +210,83 @@ def test_a_cache_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     assert measured_backend(cache) == before
     (tmp_path / "file").write_text("")
     assert measured_backend(tmp_path / "file" / "cache").flops_per_second > 0
+
+
+def mac_plan(name: str, budget: float, width: int, **settings: object) -> Plan:
+    """The plan of a recorded 4-bit base for a Mac."""
+    facts, config, backend = recorded(name, budget, width, **settings)
+    return make_plan(facts, config, config.memory_limit_bytes, backend)
+
+
+def recorded(
+    name: str, budget: float, width: int, **settings: object
+) -> tuple[ModelFacts, TrainingConfig, Backend]:
+    """A recorded 4-bit base, settings, and a Mac as the planner sees it."""
+    import plan_table
+
+    facts = plan_table.recorded_facts(plan_table.CONFIGS / f"{name}.json")
+    overrides = {"memory_limit_gb": budget, "data.sequence_lengths": [width], **settings}
+    return facts, load_config(environment={}, overrides=overrides), plan_table.MAC_MINI_M4
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_rows_that_do_not_fit_at_once_are_taken_in_tiles() -> None:
+    """A 32B shape at 2,048 tokens was refused below 6.7 GB."""
+    plan = mac_plan("qwen2.5-coder-32b-instruct", 4, 2048)
+    assert plan.tile_tokens and plan.states_on_disk and plan.predicted_peak_bytes <= 4 * GIB
+    assert any("positions at a time" in note for note in plan.notes)
+    assert any("wait in a file" in note for note in plan.notes)
+    facts, config, _ = recorded("qwen2.5-coder-32b-instruct", 4, 2048, **{"lora.rank": 8})
+    assert make_plan(facts, config, 4 * GIB, TWO_CORES).tile_tokens
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_hidden_states_go_to_disk_only_where_rows_do_not_fit_otherwise() -> None:
+    lean, roomy = (mac_plan("qwen2.5-coder-1.5b", budget, 16384) for budget in (2.5, 8))
+    assert lean.states_on_disk and not roomy.states_on_disk
+    assert lean.predicted_parts.saved < roomy.predicted_parts.saved / 4
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_tiles_are_as_large_as_the_budget_allows() -> None:
+    tiles = [mac_plan("qwen2.5-coder-1.5b", budget, 8192).tile_tokens for budget in (3, 4, 16)]
+    assert 0 < tiles[0] <= tiles[1] and tiles[2] == 0
+
+
+@pytest.mark.usefixtures("benchmarks")
+@pytest.mark.parametrize("name", ["qwen3-coder-30b-a3b-instruct", "granite-4.0-h-micro", "qwen3.5-4b"])
+def test_experts_and_recurrent_layers_are_not_planned_in_tiles(name: str) -> None:
+    plan = mac_plan(name, 4, 2048)
+    assert not plan.tile_tokens and any("all positions at once" in note for note in plan.notes)
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_the_longest_row_trains_and_a_longer_one_does_not() -> None:
+    facts, config, backend = recorded("qwen2.5-coder-1.5b", 2, 512)
+    longest = longest_row(facts, config, 2 * GIB, backend)
+    assert 512 < longest < facts.max_tokens and longest % ROW_STEP == 0
+    mac_plan("qwen2.5-coder-1.5b", 2, longest)
+    with pytest.raises(MemoryBudgetError):
+        mac_plan("qwen2.5-coder-1.5b", 2, longest + ROW_STEP)
+    assert longest_row(facts, config, GIB // 2, backend) == 0
+    assert longest_row(facts, config, 64 * GIB, backend) == facts.max_tokens
+    without_tiles = longest_row(replace(facts, is_plain=False), config, 2 * GIB, backend)
+    assert longest > 2 * without_tiles
+
+
+def test_a_plan_has_a_smaller_one_until_tiles_and_disk_are_used_too() -> None:
+    plan = make_plan(model_facts(seedling_path()), load_config(environment={}), 4 * GIB)
+    steps = [plan]
+    while (smaller := steps[-1].smaller()) is not None:
+        steps.append(smaller)
+    last = steps[-1]
+    assert last.states_on_disk and last.tile_tokens == 256 and last.kept_layers == 0
+    assert set(last.rows_of_width.values()) == {1} and last.loss_slice_tokens == 16
 
 
 @pytest.mark.parametrize("budget", [2, 4, 8])
