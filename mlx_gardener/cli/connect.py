@@ -74,7 +74,7 @@ def connect(
         for key in left:
             click.echo(f"  {safe_text(key)} was edited since and stays as it is.")
         return
-    address = _checked(address)
+    address = checked_address(address)
     name = project if project is not None else Catalog(registry).default().id
     record = registry.get_adapter(name)
     tokenizer = load_tokenizer(resolve_model(choose_model(base_name(registry, record))))
@@ -138,7 +138,7 @@ def connect(
         click.echo(sentence)
 
 
-def _checked(address: str) -> str:
+def checked_address(address: str) -> str:
     """``address`` without a slash at its end.
 
     Raises:
