@@ -96,7 +96,7 @@ def language_server(registry: ProjectRegistry, settings: ServeSettings, ask: Ask
     def opened(params: types.DidOpenTextDocumentParams) -> None:
         _with_own_lines(server)
 
-    @server.feature(types.TEXT_DOCUMENT_INLINE_COMPLETION)
+    @server.feature(types.TEXT_DOCUMENT_INLINE_COMPLETION, types.InlineCompletionOptions())
     async def inline_completion(params: types.InlineCompletionParams) -> types.InlineCompletionList:
         document = server.workspace.text_documents.get(_key(params.text_document.uri))
         if document is None:  # never opened, or closed meanwhile
