@@ -163,9 +163,11 @@ def main(vim: str | None, neovim: str | None, llama_vim: Path | None, recorded: 
         if program == neovim:
             tries.append(("its language client", lambda a, r, t, p=program: ask_neovim(p, a, r, t)))
         for name, ask in tries:
-            with tempfile.TemporaryDirectory() as directory:
-                with served(Path(directory), with_chats=False) as (address, registry):
-                    problem = ask(address, registry, Path(directory))
+            with (
+                tempfile.TemporaryDirectory() as directory,
+                served(Path(directory), with_chats=False) as (address, registry),
+            ):
+                problem = ask(address, registry, Path(directory))
             wrong += bool(problem)
             print(
                 f"{'NOT ' if problem else ''}answered  {name} in {program}"

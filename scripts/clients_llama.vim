@@ -1,42 +1,47 @@
-" Run by scripts/clients in Vim or Neovim: llama.vim itself asks for a completion, which is taken, and asks again behind it.
+" Run by scripts/clients in Vim or Neovim: llama.vim itself asks while somebody types, its completion is taken, and it asks again.
+set nocompatible
 
-function! s:ask() abort
-  let l:known = len(g:cache_data)
-  call llama#fim(col('.') - 1, line('.'), v:false, [], v:false)
+function! s:wait() abort
   for l:round in range(3000)
-    if len(g:cache_data) > l:known
+    if llama#is_fim_hint_shown()
       return
     endif
     sleep 100m
   endfor
-  throw 'no completion came'
+  throw 'no completion was shown'
 endfunction
 
-function! s:contents() abort
-  return map(values(g:cache_data), {_, raw -> json_decode(raw)['content']})
+" In insert mode, as llama.vim wants it.
+function! Typed() abort
+  try
+    let g:cache_data = {}
+    call llama#fim(col('.') - 1, line('.'), v:false, [], v:false)
+    call s:wait()
+    let l:shown = json_decode(values(g:cache_data)[0])['content']
+    call llama#fim_accept('full')
+    let l:taken = getline(62)
+    call llama#fim(col('.') - 1, line('.'), v:false, [], v:false)
+    call s:wait()
+    let s:result = {'shown': l:shown, 'taken': l:taken, 'error': ''}
+  catch
+    let s:result = {'error': v:exception .. ' at ' .. v:throwpoint}
+  endtry
+  call writefile([json_encode(s:result)], $RESULT)
+  qall!
 endfunction
 
 try
   execute 'set runtimepath+=' .. fnameescape($PLUGIN)
   execute 'source' fnameescape($SETTINGS)
+  let g:llama_config.auto_fim = v:false
   runtime plugin/llama.vim
+  call llama#init()
   enew
   let s:lines = map(range(60), {at, _ -> at % 2 ? '    return ' .. at : 'def number_' .. at .. '():'})
   call setline(1, s:lines + ['def add(first, second):', '    return ', '', '', 'print(add(1, 2))'])
   call cursor(62, 1)
-  startinsert!
-  call cursor(62, 12)
-  let g:cache_data = {}
-  call s:ask()
-  let s:shown = s:contents()[0]
-  call llama#fim_hide()
-  let s:first = split(s:shown, "\n", 1)
-  call setline(62, getline(62) .. s:first[0])
-  call cursor(62, col([62, '$']))
-  call s:ask()
-  let s:result = {'shown': s:shown, 'taken': getline(62), 'error': ''}
+  call feedkeys("A\<Cmd>call Typed()\<CR>", 'tx!')
 catch
-  let s:result = {'error': v:exception .. ' at ' .. v:throwpoint}
+  call writefile([json_encode({'error': v:exception .. ' at ' .. v:throwpoint})], $RESULT)
+  qall!
 endtry
-call writefile([json_encode(s:result)], $RESULT)
-qall!

@@ -13,14 +13,17 @@ import asyncio
 import contextlib
 import http.client
 import json
+import logging
 import re
 import socket
+import sys
 from collections.abc import Callable, Coroutine
+from io import RawIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
-from mlx_gardener.errors import ConfigError, GardenerError
+from mlx_gardener.errors import ConfigError, DataError, GardenerError
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.version import __version__
 from mlx_gardener.registry import ProjectRegistry
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 #: Longest completion, tokens.
 _TOKENS = 64
 _TIMEOUT_SECONDS = 120
+#: Longest message, bytes: a file that an editor opens, and its escapes.
+_MESSAGE_BYTES = 2**26
 #: What ends a line in the protocol; Python's own splitting knows more.
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
@@ -55,9 +60,13 @@ def run_lsp(registry: ProjectRegistry, settings: ServeSettings, address: str | N
 
     Raises:
         ConfigError: pygls is not installed.
+        DataError: a message is longer than any.
     """
+    # What it cannot read is answered as an error, and no traceback is for people.
+    logging.getLogger("pygls").setLevel(logging.CRITICAL + 1)
+    stdin = cast("BinaryIO", Bounded(sys.stdin.buffer))
     if address is not None:
-        language_server(registry, settings, _asking(address, settings.token)).start_io()
+        language_server(registry, settings, _asking(address, settings.token)).start_io(stdin)
         return
     metrics = Metrics()
     with (
@@ -70,7 +79,31 @@ def run_lsp(registry: ProjectRegistry, settings: ServeSettings, address: str | N
         async def ask(project: str | None, path: str, prefix: str, suffix: str) -> str:
             return str((await tools.complete(prefix, suffix, project, path, _TOKENS))["text"])
 
-        language_server(registry, settings, ask).start_io()
+        language_server(registry, settings, ask).start_io(stdin)
+
+
+class Bounded(RawIOBase):
+    """A stream of messages, of which none is made room for that is longer than any file."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """A header's line."""
+        return self._stream.readline(_MESSAGE_BYTES)
+
+    def read(self, size: int = -1) -> bytes:
+        """A message.
+
+        Raises:
+            DataError: it says that it is too long.
+        """
+        if not 0 <= size <= _MESSAGE_BYTES:
+            raise DataError(
+                f"The editor sends a message of {size} bytes; {_MESSAGE_BYTES} are possible.",
+                next_step="Open a smaller file.",
+            )
+        return self._stream.read(size)
 
 
 def language_server(registry: ProjectRegistry, settings: ServeSettings, ask: Ask) -> LanguageServer:
