@@ -2,15 +2,15 @@
 
     python benchmarks/keystrokes.py [--requests 220] [--llama-python .venv-llama/bin/python]
 
-Replays ``sessions/click.json`` (made by ``keystroke_session.py``) on the embedded base. Each pause is llama.vim's ``/infill``: up to 256
-lines before the caret's, its own up to the caret, the rest of it and 64 lines. Ours are computed as the server computes them,
-with the keys and values of earlier prompts and with drafts; and once more without either, as `mlx-gardener complete` does, which gives
+Replays ``sessions/click.json`` (made by ``keystroke_session.py``) on the embedded base. Each pause is llama.vim's ``/infill``: up to
+256 lines before the caret's, its own up to the caret, the rest of it and 64 lines. Ours are computed as the server computes them, with
+the keys and values of earlier prompts and with drafts; and once more without either, as `mlx-gardener complete` does, which gives
 the answers that they have to be equal to. Prompt by prompt in turn, so that what else the machine does slows both alike.
 
-llama.cpp's server is asked the same, with the same weights in a GGUF file of float32: by ``xllamacpp`` (PyPI), which is that server in a
-Python process, from its own environment. Twice: as it starts by itself, and with the settings of its ``--fim-qwen-*-default`` (batches of
-1024, chunks of 256 tokens moved in its cache, which is an approximation). It takes up to three quarters of a batch before the caret and a
-quarter after; ours are 640 and 192. Tokens read anew are its own ``timings.prompt_n``. Wall times of both are told as they are.
+llama.cpp's server is asked the same, with the same weights in a GGUF file of float32: by ``xllamacpp`` (PyPI), which is that server in
+a Python process, from its own environment. Twice: as it starts by itself, and with the settings of its ``--fim-qwen-*-default``
+(batches of 1024, chunks of 256 tokens moved in its cache, which is an approximation). It takes up to three quarters of a batch before
+the caret and a quarter after; ours are 640 and 192. Tokens read anew are its own ``timings.prompt_n``. Wall times are told as they are.
 Writes ``results/keystrokes.json``.
 """
 
