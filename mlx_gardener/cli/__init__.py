@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "complete": ("mlx_gardener.cli.complete:complete", "Complete code with a project's adapter."),
     "eval": ("mlx_gardener.cli.evaluation:evaluate", "Measure an adapter on code it never saw."),
     "serve": ("mlx_gardener.cli.serve:serve", "Answer editors with the projects' adapters."),
+    "lsp": ("mlx_gardener.cli.lsp:lsp", "Complete code in editors, by LSP."),
     "mcp": ("mlx_gardener.cli.mcp:mcp", "Give agents tools over projects, by MCP."),
     "connect": ("mlx_gardener.cli.connect:connect", "Make an editor use a project's adapter."),
     "projects": ("mlx_gardener.cli.projects:projects", "List the projects in the registry."),

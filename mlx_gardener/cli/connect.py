@@ -14,9 +14,12 @@ from mlx_gardener.cli.completion import complete_projects
 from mlx_gardener.cli.options import file_type
 from mlx_gardener.errors import GardenerError
 
+#: `editors.settings.EDITORS`, which a command line's help need not import.
+_EDITORS = ["zed", "zed-ollama", "vscode", "continue", "twinny", "vim", "neovim", "neovim-lsp", "minuet"]
+
 
 @click.command()
-@click.argument("editor", type=click.Choice(["zed", "vscode", "vim", "neovim"]))
+@click.argument("editor", type=click.Choice(_EDITORS))
 @click.option(
     "--project", shell_complete=complete_projects, help="Whose adapter; the active project by default."
 )
@@ -50,13 +53,14 @@ def connect(
     """Connect EDITOR with a project's adapter.
 
     Shows what would change in the editor's settings and, when you agree, asks for one completion as the editor would
-    and writes the change. Vim and Neovim are looked at first, and llama.vim in them asks for a completion itself.
-    --undo puts the settings back as they were.
+    and writes the change. Vim and Neovim are looked at first, and llama.vim in them asks for a completion itself. twinny and
+    minuet keep their settings where no program may write: what to enter is shown. --undo puts the settings back as they were.
     """
     from mlx_gardener import editors
     from mlx_gardener.adapter import PeftManager, base_name
     from mlx_gardener.editors import vim
-    from mlx_gardener.editors.settings import vim_endpoint
+    from mlx_gardener.editors.plugins import BY_HAND, by_hand
+    from mlx_gardener.editors.settings import check_base, vim_endpoint
     from mlx_gardener.model.choose import choose_model, resolve_model
     from mlx_gardener.model.tokens import load_tokenizer
     from mlx_gardener.platform.editor_places import settings_file
@@ -74,37 +78,43 @@ def connect(
         for key in left:
             click.echo(f"  {safe_text(key)} was edited since and stays as it is.")
         return
-    address = _checked(address)
+    address = checked_address(address)
     name = project if project is not None else Catalog(registry).default().id
     record = registry.get_adapter(name)
     tokenizer = load_tokenizer(resolve_model(choose_model(base_name(registry, record))))
-    change = editors.plan_change(
-        editor,
-        file or settings_file(editor),
-        project=name,
-        address=address,
-        token=token,
-        tokenizer=tokenizer,
-        home=registry.home,
-    )
+    change = None
+    if editor in BY_HAND:
+        check_base(name, tokenizer)
+        if not as_json:
+            click.echo(safe_lines(by_hand(editor, name, address, token)))
+    else:
+        change = editors.plan_change(
+            editor,
+            file or settings_file(editor),
+            project=name,
+            address=address,
+            token=token,
+            tokenizer=tokenizer,
+            home=registry.home,
+        )
     state = vim.look(editor) if editor in ("vim", "neovim") else None
-    if change.changes:
+    if change is not None and change.changes:
         if not as_json:
             click.echo(safe_lines(change.diff()))
         if not yes:
             ask("Write this?", as_json=as_json)
-    elif not as_json:
+    elif change is not None and not as_json:
         click.echo(f"{change.file} says so already.")
     weights = PeftManager(registry).load_adapter(name).manifest["files"]["mlx/adapters.safetensors"]["sha256"]
     running = editors.is_running(address)
     with contextlib.nullcontext() if running else _server(registry, name, address, token):
         proof = editors.prove(editor, name, address, token, tokenizer, weights)
         text = proof.text
-        if change.changes:
+        if change is not None and change.changes:
             editors.apply(change, registry.home)
             if not as_json:
                 click.echo(f"Written. `mlx-gardener connect {editor} --undo` takes it back.")
-        if state is not None:
+        if state is not None and change is not None:
             try:
                 text = vim.complete(editor, state, change.file, vim_endpoint(address, name))
             except GardenerError as error:
@@ -117,8 +127,9 @@ def connect(
     if as_json:
         told = {
             "editor": editor,
-            "file": str(change.file),
-            "changed": change.changes,
+            "file": None if change is None else str(change.file),
+            "changed": change is not None and change.changes,
+            "by_hand": by_hand(editor, name, address, token) if change is None else None,
             "project": name,
             "version": record.version,
             "address": address,
@@ -138,7 +149,7 @@ def connect(
         click.echo(sentence)
 
 
-def _checked(address: str) -> str:
+def checked_address(address: str) -> str:
     """``address`` without a slash at its end.
 
     Raises:
@@ -178,6 +189,10 @@ def _left_to_do(editor: str, is_seen: bool, *, has_token: bool) -> Iterator[str]
         yield "The editor is not on the PATH: whether llama.vim runs in it was not seen."
     if editor == "vscode" and has_vscode_extension(LLAMA_VSCODE) is False:
         yield f"VS Code asks with an extension that it has not: `code --install-extension {LLAMA_VSCODE}`."
+    if editor == "neovim-lsp":
+        yield "Neovim 0.12 or newer shows the completions, <C-F> takes one. It needs `pip install 'mlx-gardener[lsp]'`."
+    if editor == "zed-ollama" and has_token:
+        yield "Zed takes the token from OLLAMA_API_KEY, or in its AI settings."
     if editor == "zed" and has_token:
         yield "Zed takes the token from ZED_OPEN_AI_COMPATIBLE_EDIT_PREDICTION_API_KEY, or in its AI settings."
 

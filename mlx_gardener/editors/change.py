@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.editors import jsonc
-from mlx_gardener.editors.settings import VIM_BEGIN, VIM_END, check_base, json_settings, vim_block
+from mlx_gardener.editors.plugins import COMMENTS, marks
+from mlx_gardener.editors.settings import block_of, check_base, json_settings
 from mlx_gardener.errors import ConfigError
 from mlx_gardener.platform.beside import replace_file, sweep_beside
 from mlx_gardener.platform.files import make_private, resolved
@@ -33,7 +34,7 @@ class Change:
 
     Attributes:
         before: its text, None where there is no such file.
-        values: (keys, value) that are put in, for JSON; empty for Vim.
+        values: (keys, value) that are put in, for JSON; empty for lines between marks.
     """
 
     editor: str
@@ -78,8 +79,9 @@ def plan_change(
     known = _read_record(_record(home, editor))
     ours = known is not None and known["file"] == str(file) and known["after"] == before
     after = (known["before"] if ours and known is not None else before) or ""
-    if editor in ("vim", "neovim"):
-        return Change(editor, file, before, _with_block(after, vim_block(project, address, token)))
+    if editor in COMMENTS:
+        block = block_of(editor, project, address, token)
+        return Change(editor, file, before, _with_block(after, block, editor))
     values = json_settings(editor, project, address, token, tokenizer)
     for keys, value in values:
         if jsonc.value_at(after, keys) != value:
@@ -149,8 +151,8 @@ def undo(editor: str, home: Path) -> tuple[Path, list[str]]:
             else:
                 _write(file, known["before"])
         elif now not in (None, known["before"]):
-            if editor in ("vim", "neovim"):
-                text = _without_block(now, known["after"])
+            if editor in COMMENTS:
+                text = _without_block(now, known["after"], editor)
             else:
                 text, left = _without_values(now, known["before"] or "", known["values"])
             _write(file, text)
@@ -181,16 +183,16 @@ def _without_values(now: str, before: str, values: list[list[Any]]) -> tuple[str
     return now, left
 
 
-def _with_block(text: str, block: str) -> str:
-    start, end = _block(text)
+def _with_block(text: str, block: str, editor: str) -> str:
+    start, end = _block(text, editor)
     if start >= 0:
         return text[:start] + block + text[end:]
     return text + ("" if not text or text.endswith("\n") else "\n") + block
 
 
-def _without_block(now: str, written: str) -> str:
-    start, end = _block(now)
-    own_start, own_end = _block(written)
+def _without_block(now: str, written: str, editor: str) -> str:
+    start, end = _block(now, editor)
+    own_start, own_end = _block(written, editor)
     if start < 0:
         return now
     if now[start:end] != written[own_start:own_end]:
@@ -200,13 +202,14 @@ def _without_block(now: str, written: str) -> str:
     return now[:start] + now[end:]
 
 
-def _block(text: str) -> tuple[int, int]:
+def _block(text: str, editor: str) -> tuple[int, int]:
     """Where the marked lines begin and end; -1, -1 where there are none."""
-    start = text.find(VIM_BEGIN)
-    end = text.find(VIM_END, start)
+    first, last = marks(editor)
+    start = text.find(first)
+    end = text.find(last, start)
     if start < 0 or end < 0:
         return -1, -1
-    end += len(VIM_END)
+    end += len(last)
     return start, end + 1 if text[end : end + 1] == "\n" else end
 
 

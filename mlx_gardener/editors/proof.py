@@ -9,6 +9,7 @@ import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlx_gardener.editors.plugins import text_of
 from mlx_gardener.editors.settings import request_of
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.platform.reasons import reason_of
@@ -59,7 +60,7 @@ def prove(
     request = urllib.request.Request(address + path, json.dumps(body).encode(), headers)
     try:
         with _open(request, _TIMEOUT_SECONDS) as answer:
-            content = json.load(answer)
+            content = answer.read()
             adapter = answer.headers.get("X-Adapter", "")
     except urllib.error.HTTPError as error:
         raise ProofError(f"The server at {address} refused: {_message(error)}") from error
@@ -76,17 +77,18 @@ def prove(
     return Proof(_text(editor, content), adapter)
 
 
-def _text(editor: str, content: Any) -> str:
+def _text(editor: str, raw: bytes) -> str:
     """The text in an answer, where the editor looks for it.
 
     Raises:
         ProofError: it is not there.
     """
     try:
-        if editor == "zed":
-            return str(content["choices"][0]["text"])
+        if editor not in ("vscode", "vim", "neovim"):
+            return text_of(raw)
+        content = json.loads(raw)
         return str(content[0]["content"] if isinstance(content, list) else content["content"])
-    except (KeyError, IndexError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError) as error:
         raise ProofError("The answer is none that the editor could read.") from error
 
 

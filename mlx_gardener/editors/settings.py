@@ -1,6 +1,6 @@
 """What each editor has to be told, and which request it then sends.
 
-Zed: `edit_predictions` with provider `open_ai_compatible_api` (zed.dev/docs/ai/edit-prediction; request: its
+Zed: `edit_predictions` with provider `open_ai_compatible_api` or `ollama` (zed.dev/docs/ai/edit-prediction; request: its
 crates/edit_prediction/src/fim.rs). VS Code: the extension ggml-org.llama-vscode, `llama-vscode.endpoint`, to which it
 adds /infill (its src/llama-server.ts). Vim and Neovim: the plugin ggml-org/llama.vim, `g:llama_config`; its `endpoint` became
 `endpoint_fim`, and the old name is complained about at every start and takes the new one's place.
@@ -11,15 +11,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from mlx_gardener.editors import plugins
 from mlx_gardener.editors.jsonc import Keys
 from mlx_gardener.errors import ConfigError
 
 if TYPE_CHECKING:
     from mlx_gardener.model import CodeTokenizer
 
-EDITORS = ("zed", "vscode", "vim", "neovim")
+EDITORS = (
+    "zed",
+    "zed-ollama",
+    "vscode",
+    "continue",
+    "twinny",
+    "vim",
+    "neovim",
+    "neovim-lsp",
+    "minuet",
+)
 LLAMA_VSCODE = "ggml-org.llama-vscode"
-VIM_BEGIN, VIM_END = '" mlx-gardener: begin', '" mlx-gardener: end'
+VIM_BEGIN, VIM_END = plugins.marks("vim")
 #: Zed's name of a prompt's form, by the model's marker of what precedes a FIM span.
 _ZED_FORMATS = {
     "<|fim_prefix|>": "qwen",
@@ -56,7 +67,7 @@ def check_base(project: str, tokenizer: CodeTokenizer) -> None:
 def json_settings(
     editor: str, project: str, address: str, token: str | None, tokenizer: CodeTokenizer
 ) -> list[tuple[Keys, Any]]:
-    """Keys and values for ``zed`` or ``vscode``.
+    """Keys and values for ``zed``, ``zed-ollama`` or ``vscode``.
 
     Raises:
         ConfigError: Zed does not know this model's form of fill-in-the-middle prompts.
@@ -71,10 +82,13 @@ def json_settings(
             "The project's base has no fill-in-the-middle markers that Zed knows.",
             next_step="Train on another base for Zed; `--model seedling` works.",
         )
-    own = ("edit_predictions", "open_ai_compatible_api")
+    provider, path = (
+        ("ollama", "") if editor == "zed-ollama" else ("open_ai_compatible_api", "/v1/completions")
+    )
+    own = ("edit_predictions", provider)
     return [
-        (("edit_predictions", "provider"), "open_ai_compatible_api"),
-        ((*own, "api_url"), f"{address}/v1/completions"),
+        (("edit_predictions", "provider"), provider),
+        ((*own, "api_url"), address + path),
         ((*own, "model"), project),
         ((*own, "prompt_format"), form),
         ((*own, "max_output_tokens"), _ZED_TOKENS),
@@ -103,12 +117,23 @@ def vim_block(project: str, address: str, token: str | None) -> str:
     )
 
 
+def block_of(editor: str, project: str, address: str, token: str | None) -> str:
+    """Lines between marks, for an editor of `plugins.COMMENTS`."""
+    if editor == "continue":
+        return plugins.continue_block(project, address, token)
+    if editor == "neovim-lsp":
+        return plugins.neovim_lsp_block(project, address, token)
+    return vim_block(project, address, token)
+
+
 def _vim(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
 def request_of(editor: str, project: str, tokenizer: CodeTokenizer) -> tuple[str, dict[str, Any]]:
     """Path and body of a request as the editor sends it, for a small FIM span."""
+    if (found := plugins.request_of(editor, project, tokenizer)) is not None:
+        return found
     prefix, suffix = "def add(first, second):\n    return ", "\n\n\nprint(add(1, 2))\n"
     if editor == "zed":
         marks = tokenizer.markers

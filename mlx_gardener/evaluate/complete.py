@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +42,8 @@ def build_prompt(
     """Token ids to complete from: the path, then left to right, or with a span where ``suffix`` is given.
 
     Args:
-        prefix_tokens, suffix_tokens: most tokens shown from before and after the place.
+        prefix_tokens, suffix_tokens: most tokens shown from before and after the place. Where more stands before it, what is
+            shown begins with a line that stays the first one while somebody types on: what was read of it stays good.
 
     Raises:
         ModelError: a suffix is given and the model has no fill-in-the-middle markers.
@@ -49,7 +52,7 @@ def build_prompt(
     if path:
         opening += [] if tokenizer.file_id is None else [tokenizer.file_id]
         opening += tokenizer.encode(header_text(tokenizer, path))
-    before = edge_tokens(tokenizer.encode, prefix, prefix_tokens, last=True)
+    before = _before(tokenizer, prefix, prefix_tokens)
     if suffix is None:
         return opening + before
     if tokenizer.markers is None:
@@ -59,6 +62,26 @@ def build_prompt(
         )
     after = edge_tokens(tokenizer.encode, suffix, suffix_tokens, last=False)
     return opening + tokenizer.markers.prompt(before, after)
+
+
+def _before(tokenizer: CodeTokenizer, prefix: str, count: int) -> list[int]:
+    """The last tokens of a prefix, ``count`` or up to a quarter fewer: from a line that is chosen by what it says.
+
+    Of the lines that begin in the first quarter of the last ``count`` tokens it is the one with the least hash (content-defined, as in
+    Rabin's fingerprinting): the same one for a prefix that has grown, until it stands too far away.
+    """
+    ids = edge_tokens(tokenizer.encode, prefix, count + 1, last=True)
+    if len(ids) <= count:
+        return ids
+    ids = ids[1:]
+    text = tokenizer.decode(ids)
+    head = len(tokenizer.decode(ids[: count // 4]))
+    starts = [found.end() for found in re.finditer("\n", text[:head])]
+    if not starts:
+        return ids
+    # A line alone may be one of many, such as a bracket.
+    start = min(starts, key=lambda at: zlib.crc32("\n".join(text[at:].split("\n", 3)[:3]).encode()))
+    return tokenizer.encode(text[start:])[-count:]
 
 
 def edge_tokens(encode: Callable[[str], list[int]], text: str, count: int, *, last: bool) -> list[int]:

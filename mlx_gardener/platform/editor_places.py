@@ -16,15 +16,17 @@ def _config() -> Path:
 
 
 def settings_file(editor: str) -> Path:
-    """The settings file of ``zed``, ``vscode``, ``vim`` or ``neovim``; it need not exist."""
-    if editor == "zed":  # on macOS too it is ~/.config, whatever XDG says
+    """The settings file of an editor that has one to be written; it need not exist."""
+    if editor in ("zed", "zed-ollama"):  # on macOS too it is ~/.config, whatever XDG says
         return (Path.home() / ".config" if sys.platform == "darwin" else _config()) / "zed" / "settings.json"
     if editor == "vscode":
         mac = Path.home() / "Library" / "Application Support"
         return (mac if sys.platform == "darwin" else _config()) / "Code" / "User" / "settings.json"
     if editor == "vim":
         return Path.home() / ".vim" / "plugin" / "mlx_gardener.vim"
-    return _config() / "nvim" / "plugin" / "mlx_gardener.vim"
+    if editor == "continue":
+        return Path.home() / ".continue" / "models" / "mlx-gardener.yaml"
+    return _config() / "nvim" / "plugin" / f"mlx_gardener{'_lsp.lua' if editor == 'neovim-lsp' else '.vim'}"
 
 
 def has_vscode_extension(name: str) -> bool | None:

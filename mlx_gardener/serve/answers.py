@@ -102,6 +102,8 @@ def llama(model: str, text: str, ending: Ending, fields: list[str] | None, index
             "predicted_ms": ending.written_ms,
             "predicted_per_token_ms": ending.written_ms / max(1, ending.written_tokens),
             "predicted_per_second": 1000 * ending.written_tokens / max(1e-6, ending.written_ms),
+            "draft_n": ending.drafted_tokens,
+            "draft_n_accepted": ending.accepted_tokens,
         },
     }
     return body if fields is None else _chosen(body, fields)

@@ -1,8 +1,8 @@
 """One answer: token ids in, pieces of text out, stopped where the client or the model wants it.
 
-Prompts are read in the same blocks as offline (`evaluate.complete.PREFILL_TOKENS`). The keys and values of the blocks a
-project's last prompt had in common with this one are kept, so an editor's growing prefix is not read again; what is
-computed from there on is the same operations on the same numbers, so answers do not depend on what was asked before.
+What recent prompts began with alike is not read again (`serve.prompt_caches`), and the likeliest answer is written several tokens at a
+time where drafts are right (`serve.drafts`); neither changes an answer, so answers do not depend on what was asked before.
+What is drawn, or told with scores, is computed as offline does, from the blocks that offline reads.
 """
 
 from __future__ import annotations
@@ -10,20 +10,18 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mlx_gardener.evaluate.complete import PREFILL_TOKENS, stop_ids, whole_characters, written_ids
+from mlx_gardener.evaluate.complete import stop_ids, whole_characters, written_ids
+from mlx_gardener.serve.drafts import Steps, drafted_ids
+from mlx_gardener.serve.prompt_caches import Key, PromptCaches, Reading
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
     from mlx_gardener.model import BaseModel
-
-#: Prompts whose keys and values are kept, over all projects.
-_KEPT_PROMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,8 @@ class Piece:
 class Ending:
     """Why an answer ended ("stop", "length" or "time") and what it took.
 
-    ``stopped_by`` is the stop text that was met, "" for the model's own end. Times in milliseconds.
+    ``stopped_by`` is the stop text that was met, "" for the model's own end. Times in milliseconds. ``decode_steps`` are passes
+    through the model that wrote tokens; ``drafted_tokens`` were checked in them, of which ``accepted_tokens`` were right.
     """
 
     reason: str
@@ -87,50 +86,9 @@ class Ending:
     written_tokens: int
     prompt_ms: float
     written_ms: float
-
-
-class PromptCaches:
-    """Keys and values of recent prompts, by the model that read them (a base's identity and an adapter's)."""
-
-    def __init__(self, kept: int = _KEPT_PROMPTS) -> None:
-        self._kept = kept
-        self._found: OrderedDict[tuple[str, str], tuple[list[int], list[Any]]] = OrderedDict()
-
-    def take(self, key: tuple[str, str], prompt: list[int], model: Any) -> tuple[list[Any], int]:
-        """A cache that has read the first blocks of ``prompt``, and how many tokens these are; it is the caller's now."""
-        from mlx_lm.models.cache import make_prompt_cache
-
-        read, cache = self._found.pop(key, ([], []))
-        common = 0
-        for ours, theirs in zip(read, prompt, strict=False):
-            if ours != theirs:
-                break
-            common += 1
-        # Whole blocks that both prompts were, or will be, read in: the last token is always read alone.
-        blocks = min(common, len(read) - 1, len(prompt) - 1) // PREFILL_TOKENS
-        if blocks < 1:
-            return make_prompt_cache(model), 0
-        for layer in cache:
-            layer.trim(layer.offset - blocks * PREFILL_TOKENS)
-        return cache, blocks * PREFILL_TOKENS
-
-    def keep(self, key: tuple[str, str], prompt: list[int], cache: list[Any]) -> None:
-        """Keep what a prompt's reading left, where it can be cut back to whole blocks."""
-        from mlx_lm.models.cache import KVCache
-
-        if len(prompt) > PREFILL_TOKENS and all(type(layer) is KVCache for layer in cache):
-            self._found[key] = (prompt, cache)
-            while len(self._found) > self._kept:
-                self._found.popitem(last=False)
-
-    def clear(self) -> None:
-        """Forget all of them."""
-        self._found.clear()
-
-    @property
-    def size_bytes(self) -> int:
-        """What they take."""
-        return sum(layer.nbytes for _, cache in self._found.values() for layer in cache)
+    decode_steps: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 def answer(
@@ -140,7 +98,7 @@ def answer(
     limits: Limits,
     *,
     caches: PromptCaches,
-    key: tuple[str, str],
+    key: Key,
     top_scores: int | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[Piece | Ending]:
@@ -154,7 +112,10 @@ def answer(
     """
     import mlx.core as mx
 
-    cache, read = caches.take(key, prompt, base.model)
+    as_offline = base.dtype != mx.float32 or sampling.temperature > 0 or top_scores is not None
+    reading = caches.take(key, prompt, base.model, exactly=as_offline)
+    read = len(reading.ids)
+    passes = Steps()
     if sampling.temperature > 0:
         # Always: neither another request's seed nor what an error in it left behind may decide this answer.
         mx.random.seed(secrets.randbits(63) if sampling.seed is None else sampling.seed)
@@ -164,21 +125,16 @@ def answer(
     waiting: list[TokenScore] = []
     given, reason, stopped_by = 0, "length", ""
     text = ""
-    steps = written_ids(
-        base,
-        prompt[read:],
-        max_new_tokens=limits.max_tokens,
-        stops=stop_ids(base.tokenizer),
-        sampler=_sampler(sampling),
-        cache=cache,
-        on_prompt=check,
-    )
+    if as_offline:
+        steps = _as_offline(base, prompt, reading, limits, _sampler(sampling), passes, check)
+    else:
+        steps = _drafted(base, prompt, reading, limits, passes, check)
     try:
         for token, logprobs in steps:
             check()
             first = first or time.perf_counter()
             ids.append(token)
-            if top_scores is not None:
+            if top_scores is not None and logprobs is not None:
                 waiting.append(_score(base, token, logprobs, top_scores))
             text = base.tokenizer.decode(ids)
             end_at, stopped_by = _end_of(text, limits)
@@ -196,8 +152,9 @@ def answer(
         else:
             reason = "length" if len(ids) >= limits.max_tokens else "stop"
     finally:
-        steps.close()  # type: ignore[attr-defined]
-    caches.keep(key, prompt, cache)
+        # Also of an answer that nobody waits for any more: the next keystroke's prompt begins alike.
+        steps.close()
+        caches.keep(key, reading)
     end = time.perf_counter()
     text = whole_characters(text)
     if len(text) > given or waiting:
@@ -210,7 +167,56 @@ def answer(
         len(ids),
         1000 * ((first or end) - start),
         1000 * (end - (first or end)),
+        passes.passes,
+        passes.drafted,
+        passes.accepted,
     )
+
+
+#: Token ids with the log-probabilities they were chosen from, where these are known.
+_Tokens = Generator["tuple[int, mx.array | None]", None, None]
+
+
+def _as_offline(
+    base: BaseModel,
+    prompt: list[int],
+    reading: Reading,
+    limits: Limits,
+    sampler: Callable[[mx.array], mx.array] | None,
+    passes: Steps,
+    check: Callable[[], None],
+) -> _Tokens:
+    """Tokens as `written_ids` computes them behind whole blocks; notes in ``reading`` what was read, also where it is left early."""
+    computed = written_ids(
+        base,
+        prompt[len(reading.ids) :],
+        max_new_tokens=limits.max_tokens,
+        stops=stop_ids(base.tokenizer),
+        sampler=sampler,
+        cache=reading.cache,
+        on_prompt=check,
+    )
+    try:
+        for token, logprobs in computed:
+            passes.passes += 1
+            yield token, logprobs
+    finally:
+        computed.close()  # type: ignore[attr-defined]
+        reading.settle(prompt)
+
+
+def _drafted(
+    base: BaseModel,
+    prompt: list[int],
+    reading: Reading,
+    limits: Limits,
+    passes: Steps,
+    check: Callable[[], None],
+) -> _Tokens:
+    for token in drafted_ids(
+        base, prompt, reading, max_new_tokens=limits.max_tokens, steps=passes, check=check
+    ):
+        yield token, None
 
 
 def _end_of(text: str, limits: Limits) -> tuple[int | None, str]:

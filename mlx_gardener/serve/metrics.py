@@ -21,6 +21,9 @@ class Metrics:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     written_tokens: int = 0
+    decode_steps: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     retrievals: int = 0
     retrieved_chunks: int = 0
     retrieved_tokens: int = 0
@@ -37,6 +40,9 @@ class Metrics:
         self.prompt_tokens += ending.prompt_tokens
         self.cached_tokens += ending.cached_tokens
         self.written_tokens += ending.written_tokens
+        self.decode_steps += ending.decode_steps
+        self.drafted_tokens += ending.drafted_tokens
+        self.accepted_tokens += ending.accepted_tokens
 
     def retrieved(self, found: Context, seconds: float) -> None:
         """Count a search for code to put in front of a prompt, and what it found."""
@@ -62,6 +68,9 @@ class Metrics:
             "prompt_tokens_total": ("Tokens of prompts.", self.prompt_tokens),
             "cached_tokens_total": ("Tokens of prompts that were not read again.", self.cached_tokens),
             "written_tokens_total": ("Tokens written.", self.written_tokens),
+            "decode_steps_total": ("Passes through a model that wrote tokens.", self.decode_steps),
+            "drafted_tokens_total": ("Tokens that were guessed and checked.", self.drafted_tokens),
+            "accepted_tokens_total": ("Of these, those that were right.", self.accepted_tokens),
             "retrievals_total": ("Prompts that code was looked for.", self.retrievals),
             "retrieved_chunks_total": ("Chunks put in front of prompts.", self.retrieved_chunks),
             "retrieved_tokens_total": ("Their tokens.", self.retrieved_tokens),

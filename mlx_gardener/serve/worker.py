@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve.catalog import Target
-from mlx_gardener.serve.generation import Ending, Limits, Piece, PromptCaches, Sampling, answer
+from mlx_gardener.serve.generation import Ending, Limits, Piece, Sampling, answer
 from mlx_gardener.serve.indexes import Lookup
 from mlx_gardener.serve.metrics import Metrics
+from mlx_gardener.serve.prompt_caches import PromptCaches
 from mlx_gardener.serve.residents import Resident, Residents
 
 if TYPE_CHECKING:

@@ -61,6 +61,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
         "complete",
         "serve",
         "mcp",
+        "lsp",
         "connect",
         "projects",
         "show",

@@ -17,7 +17,7 @@ from tests.support.commands import gardener, train_flags
 from tests.support.trainings import tiny_settings
 
 #: Commands whose output is for one other program and is in its language.
-WITHOUT_JSON = {"completion", "mcp"}
+WITHOUT_JSON = {"completion", "lsp", "mcp"}
 
 
 def commands(

@@ -44,8 +44,8 @@ def test_the_wheel_of_a_checkout_brings_its_command_and_its_files(tmp_path: Path
 
 #: Imported where a notebook is running anyway.
 _BROUGHT_ALONG = {"IPython"}
-#: Extras of the same name; the commands that need them say how to get them.
-_EXTRAS = {"mcp"}
+#: What extras bring; the commands that need them say how to get them.
+_EXTRAS = {"mcp": {"mcp"}, "lsp": {"pygls", "lsprotocol"}}
 
 
 def plain(requirement: str) -> str:
@@ -58,7 +58,7 @@ def test_every_package_that_is_imported_comes_with_an_installation() -> None:
     with open(ROOT / "pyproject.toml", "rb") as file:
         project = tomllib.load(file)["project"]
     declared = {plain(one) for one in project["dependencies"]}
-    assert set(project["optional-dependencies"]) >= _EXTRAS
+    assert set(project["optional-dependencies"]) >= set(_EXTRAS)
     here = {plain(one.name) for one in distributions()}  # not all are meant for every system
     below = {plain(one) for name in declared & here for one in requires(name) or () if "extra ==" not in one}
     imported: set[str] = set()
@@ -68,7 +68,7 @@ def test_every_package_that_is_imported_comes_with_an_installation() -> None:
                 imported |= {name.name.partition(".")[0] for name in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 imported.add(node.module.partition(".")[0])
-    others = imported - set(sys.stdlib_module_names) - {"mlx_gardener"} - _BROUGHT_ALONG - _EXTRAS
+    others = imported - set(sys.stdlib_module_names) - {"mlx_gardener"} - _BROUGHT_ALONG.union(*_EXTRAS.values())
     assert len(others) > 20, "else nothing is proved"
     known = packages_distributions()
     lacking = {

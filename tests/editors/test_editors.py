@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_gardener import editors
-from mlx_gardener.editors import jsonc, vim
+from mlx_gardener.editors import jsonc, plugins, vim
 from mlx_gardener.editors.change import Change, _without_values
 from mlx_gardener.editors.settings import request_of
 from mlx_gardener.editors.vim import EditorError
@@ -274,7 +274,7 @@ def free_address() -> str:
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("editor", ["zed", "vscode", "vim"])
+@pytest.mark.parametrize("editor", ["zed", "zed-ollama", "vscode", "continue", "vim", "neovim-lsp"])
 def test_the_command_shows_writes_proves_and_undoes(
     editor: str, trained: ProjectRegistry, tmp_path: Path
 ) -> None:
@@ -282,7 +282,7 @@ def test_the_command_shows_writes_proves_and_undoes(
         tmp_path / "settings",
         free_address(),
     )  # nothing listens: a server starts there for the proof
-    before = "" if editor == "vim" else '{\n  // mine\n  "a": 1\n}\n'
+    before = "" if editor in ("continue", "vim", "neovim-lsp") else '{\n  // mine\n  "a": 1\n}\n'
     file.write_text(before)
     nowhere = str(tmp_path / "no-programs")
     done = gardener_here("connect", editor, "--file", str(file), "--address", address, "--yes", PATH=nowhere)
@@ -426,7 +426,16 @@ def test_connecting_again_without_a_token_takes_the_old_one_out(
 
 @pytest.mark.parametrize(
     ("editor", "recorded"),
-    [("zed", "zed"), ("vscode", "llama_vscode"), ("vim", "llama_vim"), ("neovim", "llama_vim")],
+    [
+        ("zed", "zed"),
+        ("zed-ollama", "zed_ollama"),
+        ("vscode", "llama_vscode"),
+        ("continue", "continue_ollama"),
+        ("twinny", "twinny_ollama"),
+        ("vim", "llama_vim"),
+        ("neovim", "llama_vim"),
+        ("minuet", "minuet"),
+    ],
 )
 def test_proofs_send_what_the_newest_releases_send(
     editor: str, recorded: str, tokenizer: CodeTokenizer
@@ -436,6 +445,13 @@ def test_proofs_send_what_the_newest_releases_send(
     _, body = request_of(editor, "web", tokenizer)
     assert set(body) == set(wanted)
     own = {"input_prefix", "input_suffix", "input_extra", "prompt", "n_predict", "n_indent", "model", "stop"}
+    own |= {"suffix"}
+    if (
+        "options" in body
+    ):  # the tokens that may be written, and the base's own markers, are not the recorded ones'
+        own |= {"options"}
+        assert set(body["options"]) == set(wanted["options"])
+        assert body["options"]["temperature"] == wanted["options"]["temperature"]
     assert {name: body[name] for name in set(body) - own} == {name: wanted[name] for name in set(body) - own}
 
 
@@ -587,6 +603,27 @@ def test_a_missing_extension_of_vs_code_is_named(
     assert done.returncode == 0 and "--install-extension ggml-org.llama-vscode" in done.stdout
     (extensions / "ggml-org.llama-vscode-0.0.40").mkdir()
     assert has_vscode_extension("ggml-org.llama-vscode") is True
+
+
+def test_what_no_program_may_write_is_shown_and_proved(trained: ProjectRegistry, tmp_path: Path) -> None:
+    address = free_address()
+    with serving(trained, ServeSettings(port=int(address.rpartition(":")[2]))):
+        for editor in ("twinny", "minuet"):
+            done = gardener_here("connect", editor, "--address", address)
+            assert done.returncode == 0, done.stderr
+            assert "alpha" in done.stdout and address.rpartition(":")[2] in done.stdout
+            assert "A completion came back from alpha v1" in done.stdout
+            told = json.loads(gardener_here("connect", editor, "--address", address, "--json").stdout)
+            assert told["by_hand"] and told["file"] is None and told["changed"] is False
+    assert not (trained.home / "editors").exists()
+
+
+def test_files_of_their_own_say_it_in_their_own_language() -> None:
+    block = plugins.continue_block('it\'s "mine"', ADDRESS, "secret-token-of-16")
+    assert f'    apiBase: "{ADDRESS}"' in block and 'model: "it\'s \\"mine\\""' in block
+    assert 'Authorization: "Bearer secret-token-of-16"' in block
+    lua = plugins.neovim_lsp_block("it's", ADDRESS, None)
+    assert "'lsp', 'it\\'s', '--address'" in lua and "cmd_env" not in lua
 
 
 def test_the_command_writes_nothing_without_a_yes(trained: ProjectRegistry, tmp_path: Path) -> None:

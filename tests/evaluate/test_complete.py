@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 
 from mlx_gardener.errors import DataError
-from mlx_gardener.evaluate.complete import complete, edge_tokens
+from mlx_gardener.evaluate.complete import build_prompt, complete, edge_tokens
 from mlx_gardener.model import load_base, load_tokenizer, seedling_path
 
 
@@ -28,6 +29,25 @@ def test_no_more_of_a_text_becomes_tokens_than_is_shown() -> None:
     blanks = " " * 500_000  # tokens of many characters: more is read, and not all of it
     assert edge_tokens(reading, blanks, 640, last=True) == encode(blanks[-64_000:])[-640:]
     assert max(read) == 4 * 5120
+
+
+def test_what_is_shown_begins_with_the_same_line_while_somebody_types() -> None:
+    tokenizer = load_tokenizer(seedling_path())
+    code = "".join(f"def area_{number}(width):\n    return width * {number}\n\n\n" for number in range(400))
+    typed = code + "".join(f"\n\ndef volume_{number}(width, height):\n    pass\n" for number in range(8))
+    rows = [
+        build_prompt(tokenizer, typed[:end], None, "", prefix_tokens=400)
+        for end in range(len(code), len(typed) + 1)
+    ]
+    assert all(300 <= len(row) <= 400 for row in rows)
+    assert all(typed[:end].endswith(tokenizer.decode(row)) for end, row in enumerate(rows, len(code)))
+    begins = [tuple(row[:32]) for row in rows]
+    changes = sum(one != other for one, other in itertools.pairwise(begins))
+    assert 1 <= changes <= len(rows) // 40  # the window would have moved with nearly every token
+    whole = build_prompt(tokenizer, code[:600], None, "")
+    assert whole == tokenizer.encode(code[:600])  # what fits is shown whole
+    one_line = "x" * 9000
+    assert build_prompt(tokenizer, one_line, None, "", prefix_tokens=100) == tokenizer.encode(one_line)[-100:]
 
 
 def test_half_a_surrogate_pair_is_read_as_the_server_reads_it(tiny_model_dir: Path) -> None:

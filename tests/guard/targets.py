@@ -6,12 +6,17 @@ says what to do next, and raises whatever else came of them. Files of a director
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
+import io
 import json
+import logging
 import struct
 import subprocess
 import tempfile
+import threading
+import traceback
 import tracemalloc
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -50,10 +55,12 @@ from mlx_gardener.runs.journal import read_journal
 from mlx_gardener.serve.bodies import ChatBody, CompletionBody, InfillBody, LlamaCompletionBody, parse
 from mlx_gardener.serve.catalog import Target as Served
 from mlx_gardener.serve.indexes import Indexes, Lookup
+from mlx_gardener.serve.lsp import Bounded, language_server
 from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.ollama_bodies import GenerateBody, OllamaChatBody
 from mlx_gardener.serve.prompts import chat_prompt, completion_prompts, infill_prompt
 from mlx_gardener.serve.reading import read_json
+from mlx_gardener.serve.settings import ServeSettings
 from mlx_gardener.serve.worker import BadRequestError
 from mlx_gardener.source.chunks import CodePreprocessor
 from mlx_gardener.source.duplicates import content_key, signature_of
@@ -352,6 +359,56 @@ def requests(data: bytes, directory: Path) -> None:
             assert all(0 <= index < _base().tokenizer.vocab_size for index in ids)
 
 
+def messages(data: bytes, directory: Path) -> None:
+    """What an editor sends to the language server, as messages of its protocol or as bytes: ours never fails."""
+    from pygls.io_ import StdinAsyncReader, run_async
+
+    framed = (b"Content-Length: %d\r\n\r\n" % len(body) + body for body in data[1:].split(CUT))
+    stream = data[1:] if data[:1] == b"\0" else b"".join(framed)
+    asked: list[int] = []
+
+    async def ask(project: str | None, path: str, prefix: str, suffix: str) -> str:
+        asked.append(len(path) + len(prefix) + len(suffix))
+        return prefix[-3:]
+
+    async def read() -> None:
+        server = language_server(_registry(), ServeSettings(), ask)
+        failures: list[Exception] = []
+        server.report_server_error = lambda error, source: failures.append(error)  # type: ignore[method-assign,assignment]
+        server.protocol.set_writer(_Sink())
+        reader = StdinAsyncReader(Bounded(io.BytesIO(stream)), server.thread_pool)
+        with contextlib.suppress(SystemExit):  # it was told to exit
+            await run_async(threading.Event(), reader, server.protocol)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        failures += [
+            found
+            for found in await asyncio.gather(*others, return_exceptions=True)
+            if isinstance(found, Exception)
+        ]
+        server.shutdown()
+        for failure in failures:
+            frames = traceback.extract_tb(failure.__traceback__)
+            if frames and "mlx_gardener" in frames[-1].filename:
+                raise failure
+
+    logging.getLogger("pygls").setLevel(logging.CRITICAL + 1)  # as the command has it
+    with contextlib.suppress(SystemExit), may_refuse():
+        asyncio.run(read())
+
+
+class _Sink:
+    """Where answers go."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@cache
+def _registry() -> ProjectRegistry:
+    return ProjectRegistry(tempfile.mkdtemp())
+
+
 def editor_settings(data: bytes, directory: Path) -> None:
     """An editor's settings: what is put there is there, alone, and what is taken out again leaves them as they were."""
     text = data[1:].decode(errors="replace")
@@ -405,6 +462,7 @@ TARGETS: dict[str, Target] = {
         stores,
         peft,
         requests,
+        messages,
         editor_settings,
         run_files,
         names,
@@ -503,6 +561,29 @@ def seeds(name: str) -> list[bytes]:
     def text(value: object) -> bytes:
         return json.dumps(value).encode()
 
+    def message(method: str, params: object, number: int | None = None) -> dict[str, object]:
+        told = {"jsonrpc": "2.0", "method": method, "params": params}
+        return told if number is None else told | {"id": number}
+
+    opened, caret = {"uri": "file:///a/b%20c.py"}, {"line": 1, "character": 9}
+    there = {"start": {"line": 0, "character": 1}, "end": caret}
+    talk = [
+        message("initialize", {"processId": None, "rootUri": None, "capabilities": {"general": {"positionEncodings": ["utf-8"]}}}, 1),
+        message("initialized", {}),
+        message("textDocument/didOpen", {"textDocument": opened | {"languageId": "python", "version": 1,
+                "text": "a\f\u2028\r\n\U0001f600 = b"}}),
+        message("textDocument/didChange", {"textDocument": opened | {"version": 2},
+                "contentChanges": [{"range": there, "text": "x\n"}]}),
+        message("textDocument/inlineCompletion", {"textDocument": opened, "position": caret, "context": {"triggerKind": 2}}, 2),
+        message("$/cancelRequest", {"id": 2}),
+        message("textDocument/inlineCompletion", {"textDocument": opened, "position": {"line": 9**9, "character": 0},
+                "context": {"triggerKind": 1, "selectedCompletionInfo": {"range": there, "text": "\ud800"}}}, "3"),
+        message("textDocument/didChange", {"textDocument": opened | {"version": 3}, "contentChanges": [{"text": "y"}]}),
+        message("textDocument/didClose", {"textDocument": opened}),
+        message("shutdown", None, 4),
+        message("exit", None),
+    ]  # fmt: skip
+
     found: dict[str, list[bytes]] = {
         "source": [bytes([number]) + code for number in range(len(_SUFFIXES)) for code in codes],
         "ignore": [b"a.py" + CUT + b"*.py\n!b\n/c/\n**/d\n[a-z]?\n#x\n", b"a" * 99 + CUT + b"*a" * 30 + b"b\n"],
@@ -557,6 +638,11 @@ def seeds(name: str) -> list[bytes]:
             b"\4" + text({"prompt": "x", "raw": True, "stream": False, "keep_alive": 0, "images": []}),
             b"\5" + text({"messages": [{"role": "USER", "content": "hi", "images": None}], "think": False}),
             b"\0" + deep, b"\1[]", b"\4" + deep,
+        ],
+        "messages": [
+            b"\1" + CUT.join(map(text, talk)), b"\1" + CUT.join(map(text, [*talk[:2], *talk[3:]])), b"\1" + deep,
+            b"\0Content-Length: 2\r\n\r\n[]Content-Length: x\r\n\r\nContent-Length: 99\r\n\r\n{", b"\0" + deep,
+            b"\0Content-Length: %d\r\n\r\n{}" % 10**30,
         ],
         "editor_settings": [
             b'\0{\n  // c\n  "a": { "b": 1, },\n}\n', b"\0", b"\1/* only */", b'\1{"a": [1, 2], "b": {}}',

@@ -1,0 +1,168 @@
+"""A language client drives the real command over standard input and output, as an editor does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lsprotocol import types
+from pygls.exceptions import JsonRpcException
+from pygls.lsp.client import LanguageClient
+
+from mlx_gardener.adapter import PeftManager, attach_adapter
+from mlx_gardener.evaluate.complete import complete
+from mlx_gardener.model import BaseModel
+from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.serve.lsp import lines_of
+
+World = tuple[ProjectRegistry, BaseModel]
+#: A form feed and U+2028 end no line here, and the face is two units of UTF-16, four of UTF-8.
+BEFORE, AFTER = '# \U0001f600\f\u2028\r\nNAME = "\U0001f600"; value = sum(', ")\r\n\r\n\r\nprint(value)\r\n"
+CARET = {"utf-16": 25, "utf-8": 27, "utf-32": 24}
+TOKENS = 64
+
+
+def offline(world: World, project: str, prefix: str, suffix: str, path: str) -> str:
+    with attach_adapter(world[1], PeftManager(world[0]).load_adapter(project)):
+        return complete(world[1], prefix, suffix, path=path, max_new_tokens=TOKENS)
+
+
+def driven(
+    world: World,
+    *arguments: str,
+    work: Callable[[LanguageClient], Awaitable[None]],
+    encodings: list[str] | None = None,
+) -> types.InitializeResult:
+    """The command with a client that does ``work`` in between; what the server said of itself."""
+
+    async def drive() -> types.InitializeResult:
+        client = LanguageClient("test", "1")
+        environment = {**os.environ, "MLX_GARDENER_HOME": str(world[0].home)}
+        await client.start_io(sys.executable, "-m", "mlx_gardener", "lsp", *arguments, env=environment)
+        general = types.GeneralClientCapabilities(position_encodings=encodings)
+        told = await client.initialize_async(
+            types.InitializeParams(capabilities=types.ClientCapabilities(general=general))
+        )
+        client.initialized(types.InitializedParams())
+        await work(client)
+        await client.shutdown_async(None)
+        client.exit(None)
+        await client.stop()
+        return told
+
+    return asyncio.run(asyncio.wait_for(drive(), 570))
+
+
+def opened(client: LanguageClient, file: Path, text: str) -> str:
+    uri = file.as_uri()
+    item = types.TextDocumentItem(uri, "python", 1, text)
+    client.text_document_did_open(types.DidOpenTextDocumentParams(item))
+    return uri
+
+
+def asking(uri: str, line: int, character: int, **context: Any) -> types.InlineCompletionParams:
+    kind = types.InlineCompletionTriggerKind.Automatic
+    return types.InlineCompletionParams(
+        types.InlineCompletionContext(kind, **context),
+        types.TextDocumentIdentifier(uri),
+        types.Position(line, character),
+    )
+
+
+async def written(client: LanguageClient, params: types.InlineCompletionParams) -> str:
+    found = await client.text_document_inline_completion_async(params)
+    assert isinstance(found, types.InlineCompletionList)
+    return found.items[0].insert_text if found.items else ""
+
+
+@pytest.mark.parametrize("encoding", sorted(CARET))
+def test_a_file_is_completed_by_the_project_it_lies_in_in_any_encoding_of_positions(
+    world: World, encoding: str
+) -> None:
+    wanted = offline(world, "beta", BEFORE, AFTER, "tools/sums.py")
+    assert wanted.strip()  # else there would be nothing to show
+
+    async def work(client: LanguageClient) -> None:
+        file = world[0].get_project("beta").path / "tools" / "sums.py"
+        uri = opened(client, file, BEFORE + AFTER)
+        assert await written(client, asking(uri, 1, CARET[encoding])) == wanted
+
+    told = driven(world, work=work, encodings=[encoding])
+    assert told.capabilities.position_encoding == encoding
+    assert told.capabilities.inline_completion_provider
+    sync = told.capabilities.text_document_sync
+    assert isinstance(sync, types.TextDocumentSyncOptions)
+    assert sync.open_close and sync.change == types.TextDocumentSyncKind.Incremental
+
+
+def test_what_is_typed_counts_change_by_change_and_whole(world: World, address: str) -> None:
+    """One process, by a server that runs: changes, what was chosen in a popup, what cannot be answered, what is taken back."""
+    path = "tools/sums.py"
+    typed = BEFORE.replace("sum(", "max(\r\n    1, ")
+    wanted = [
+        offline(world, "gamma", typed, AFTER, path),
+        offline(world, "gamma", "import os\n\n\ndef ", "", path),
+        offline(world, "gamma", "import os\n\n\nclass Lines:\n", "", path),
+    ]
+    messages: list[str] = []
+
+    async def work(client: LanguageClient) -> None:
+        @client.feature(types.WINDOW_SHOW_MESSAGE)
+        def shown(params: types.ShowMessageParams) -> None:
+            messages.append(params.message)
+
+        file = world[0].get_project("gamma").path / path
+        uri = opened(client, file, BEFORE + AFTER)
+        name = types.VersionedTextDocumentIdentifier(2, uri)
+
+        def changed(*changes: types.TextDocumentContentChangeEvent) -> None:
+            client.text_document_did_change(types.DidChangeTextDocumentParams(name, list(changes)))
+
+        def part(start: tuple[int, int], end: tuple[int, int], text: str) -> Any:
+            place = types.Range(types.Position(*start), types.Position(*end))
+            return types.TextDocumentContentChangePartial(place, text)
+
+        changed(part((1, 21), (1, 25), "max("), part((1, 25), (1, 25), "\r\n    1, "))
+        assert await written(client, asking(uri, 2, 7)) == wanted[0]
+        changed(types.TextDocumentContentChangeWholeDocument("import os\n\n\ndef "))
+        assert await written(client, asking(uri, 3, 4)) == wanted[1]
+        # Taken back: answered as such, and the next one is answered.
+        waiting = client.protocol.send_request_async("textDocument/inlineCompletion", asking(uri, 3, 4), "7")
+        task = asyncio.ensure_future(waiting)
+        await asyncio.sleep(0.05)
+        client.protocol.notify("$/cancelRequest", types.CancelParams("7"))
+        with pytest.raises(JsonRpcException):
+            await task
+        place = types.Range(types.Position(3, 0), types.Position(3, 4))
+        popup = types.SelectedCompletionInfo(place, "class Lines:\n")
+        params = asking(uri, 3, 4, selected_completion_info=popup)
+        assert await written(client, params) == "class Lines:\n" + wanted[2]
+        client.text_document_did_close(types.DidCloseTextDocumentParams(types.TextDocumentIdentifier(uri)))
+        assert await written(client, asking(uri, 0, 0)) == ""
+        other = opened(client, world[0].home / "elsewhere.py", "import os\n")
+        for _ in range(2):  # of four projects none is the active one
+            assert await written(client, asking(other, 1, 0)) == ""
+
+    driven(world, "--address", address, work=work)
+    assert len(messages) == 1 and "activate" in messages[0]
+
+
+def test_lines_end_where_the_protocol_says() -> None:
+    assert lines_of("a\fb\u2028c\r\nd\re\n\nf") == ["a\fb\u2028c\r\n", "d\r", "e\n", "\n", "f"]
+    assert lines_of("") == [""] and lines_of("a\n") == ["a\n", ""]
+
+
+def test_without_pygls_the_command_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    from mlx_gardener.errors import ConfigError
+    from mlx_gardener.serve import ServeSettings
+    from mlx_gardener.serve.lsp import run_lsp
+
+    monkeypatch.setitem(sys.modules, "lsprotocol", None)
+    with pytest.raises(ConfigError, match=r"not installed.") as refused:
+        run_lsp(ProjectRegistry(), ServeSettings(), "http://127.0.0.1:1")
+    assert "mlx-gardener[lsp]" in refused.value.next_step
