@@ -215,6 +215,7 @@ class Trainings:
 
     async def _events(self, project: str) -> AsyncIterator[str]:
         watched: Watched | None = None
+        told: dict[str, Any]
         told_at = 0.0
         while True:
             record = await asyncio.to_thread(self._registry.latest_training, project)
