@@ -35,7 +35,14 @@ class Verdicts:
         }
 
     def verdict(self, project: str, version: str | None = None) -> dict[str, Any]:
-        """What is known of a version: the named one, else the active, else the newest."""
+        """What is known of a version: the named one, else the active, else the newest; how to get one where there is none."""
+        self._registry.get_project(project)
+        if not version and not self._registry.list_adapters(project):
+            return {
+                "project": project,
+                "version": None,
+                "way_to_an_adapter": self._registry.way_to_an_adapter(project),
+            }
         record = version_to_show(self._registry, project, version or None)
         known = known_of(self._registry, record)
         evidence = known.get("evidence")

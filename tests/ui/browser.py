@@ -72,7 +72,7 @@ def tab(
     seen = Seen(page, address)
     try:
         yield page, seen
-        assert seen.complaints == [] and seen.elsewhere == []
+        assert (seen.complaints, seen.elsewhere) == ([], []), seen.complaints + seen.elsewhere
     finally:
         context.close()
 

@@ -125,6 +125,7 @@ def test_a_repository_is_added_by_its_path_and_removed(
         and row["version"] is None
         and row["status"] == "not_started"
     )
+    assert page.get("projects/repository/verdict")["version"] is None
     one = page.get("projects/repository")
     assert one["versions"] == [] and "train" in one["way_to_an_adapter"]
     assert "does not exist" in page.refused("add", path=str(repository / "gone"))

@@ -41,7 +41,7 @@ export async function show(main, _project, _version, signal) {
       return made;
     };
     fill(rows, table(`${found.projects.length} in the registry`,
-      ["project", "base", "version", "verdict", "since then", ["on disk", "number"], ""],
+      ["project", "base", "version", "verdict", "since then", ["on disk", "number"], "actions"],
       found.projects.map((one) => [
         [h("a", { href: `#${one.version ? "verdict" : "scan"}/${encodeURIComponent(one.name)}` }, one.name),
           one.active ? h("span", { class: "tag" }, "active") : null,
@@ -122,7 +122,7 @@ async function manage(project, forms, refresh, signal) {
           }
         }, { disabled: !project.version })),
       stale,
-      versions.length ? table("Versions", ["version", "verdict", "made", "base", ["size", "number"], ""], versions)
+      versions.length ? table("Versions", ["version", "verdict", "made", "base", ["size", "number"], "actions"], versions)
         : h("p", {}, `No adapter yet. ${found.way_to_an_adapter}`),
       versions.length ? exporting(found, forms, doing) : null,
       h("h3", {}, "Remove the project"),

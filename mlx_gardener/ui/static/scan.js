@@ -38,7 +38,7 @@ export async function show(main, project, _version, signal) {
         + `${number(found.chunks_kept)} of ${number(found.chunks_found)} chunks (a function, a class, or what lies between).`),
       found.refusal ? h("p", { class: "problem" }, `A training would be refused: ${found.refusal.message} ${found.refusal.next_step}`) : null,
       found.notes.map((note) => h("p", { class: "muted" }, note)),
-      table("Folders that are read, with all below them", ["folder", ["files", "number"], ["chunks", "number"], ["code", "number"], "languages", ""],
+      table("Folders that are read, with all below them", ["folder", ["files", "number"], ["chunks", "number"], ["code", "number"], "languages", "actions"],
         folders.map((one) => [
           h("span", { class: "folder", "data-depth": String(Math.min(6, depth(one.path))) }, one.path === "" ? "(everything)" : `${one.path}/`),
           number(one.files), number(one.chunks), bytes(one.bytes), shares(one.languages, one.bytes),

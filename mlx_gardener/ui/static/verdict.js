@@ -7,12 +7,9 @@ import { button, fill, h, number, picture, problem, table, titleOf } from "/ui/d
 
 export async function show(main, project, version, signal) {
   const query = version ? `?version=${encodeURIComponent(version)}` : "";
-  let found;
-  try {
-    found = await get(`${of(project)}/verdict${query}`, signal);
-  } catch (error) {
-    if (signal.aborted || error.status !== 404) throw error;
-    fill(main, h("h1", {}, `Verdict on ${project}`), h("p", {}, error.message, " ", error.next_step),
+  const found = await get(`${of(project)}/verdict${query}`, signal);
+  if (found.version === null) {
+    fill(main, h("h1", {}, `Verdict on ${project}`), h("p", {}, `It has no adapter yet. ${found.way_to_an_adapter}`),
       h("p", {}, h("a", { class: "button", href: `#train/${encodeURIComponent(project)}` }, "Train it")));
     return;
   }
