@@ -97,6 +97,11 @@ class Server:
         router = Router(routes=routes, default=no_such_route, redirect_slashes=False)
         return Guard(router, self._settings, self._metrics, self._on_request, has_page=self._page is not None)
 
+    def end(self) -> None:
+        """Let answers come to their end that wait for something to happen: the server ends."""
+        if self._page is not None:
+            self._page.end()
+
     @staticmethod
     def _root(others: Handler, browsers: Handler) -> Handler:
         """``/``: the page for browsers, what it was for everybody else."""

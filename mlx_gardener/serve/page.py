@@ -33,10 +33,11 @@ class PageParts:
 
 @dataclass(frozen=True)
 class Page:
-    """``index`` answers browsers at ``/``; ``routes`` are all below `PREFIX`."""
+    """``index`` answers browsers at ``/``; ``routes`` are all below `PREFIX`; ``end`` ends answers that would go on for ever."""
 
     index: Handler
     routes: Sequence[BaseRoute]
+    end: Callable[[], None]
 
 
 PageMaker = Callable[[PageParts], Page]

@@ -175,17 +175,23 @@ def serve(
                 next_step="Train it again, or serve another project.",
             )
 
+        server = Server(catalog, worker, settings, metrics, indexes, on_request, page)
+
         class Uvicorn(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
                 host, port = found.getsockname()[:2]
                 on_ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", self._end)
 
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                server.end()
+                await super().shutdown(sockets)
+
             def _end(self) -> None:
                 self.should_exit = True
 
         config = uvicorn.Config(
-            Server(catalog, worker, settings, metrics, indexes, on_request, page).app(),
+            server.app(),
             http=bounded_protocol(
                 max_connections=settings.max_connections,
                 head_seconds=settings.head_seconds,

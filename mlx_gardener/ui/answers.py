@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse
 from mlx_gardener.serve.bodies import Body, parse
 from mlx_gardener.serve.reading import read_json
 from mlx_gardener.serve.routes import Handler
+from mlx_gardener.serve.worker import BadRequestError
 
 AnyBody = TypeVar("AnyBody", bound=Body)
 #: Method and handler, by path below ``/ui/api/``.
@@ -26,11 +27,16 @@ Handlers = dict[str, tuple[str, Handler]]
 
 def looking(work: Callable[..., Any]) -> tuple[str, Handler]:
     """A GET: ``work`` takes the path's names and those of the query that it knows as keywords."""
-    known = inspect.signature(work).parameters.keys()
+    known = inspect.signature(work).parameters
+    needed = {name for name, one in known.items() if one.default is inspect.Parameter.empty}
 
     async def handler(request: Request) -> JSONResponse:
         names = {**request.query_params, **request.path_params}
-        return answer(await asyncio.to_thread(work, **{name: names[name] for name in names.keys() & known}))
+        if missing := sorted(needed - names.keys()):
+            raise BadRequestError(f"The request does not say {' and '.join(missing)}.")
+        return answer(
+            await asyncio.to_thread(work, **{name: names[name] for name in names.keys() & known.keys()})
+        )
 
     return "GET", handler
 

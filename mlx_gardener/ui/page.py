@@ -73,7 +73,7 @@ def make_page(token: str) -> PageMaker:
             taking_one_method(PREFIX + name, "GET", _sending(content, name))
             for name, content in files.items()
         ]
-        return Page(_sending(files["index.html"], "index.html"), routes)
+        return Page(_sending(files["index.html"], "index.html"), routes, trainings.end)
 
     return make
 

@@ -6,7 +6,6 @@ project); sizes walk over the files, and how stale an adapter is takes a scan, s
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from mlx_gardener.adapter import PeftManager
@@ -15,7 +14,7 @@ from mlx_gardener.adapter.versions import VersionFacts, roll_back, version_facts
 from mlx_gardener.config import load_config, validate_config
 from mlx_gardener.errors import ConfigError, GardenerError
 from mlx_gardener.lifecycle.staleness import look_at
-from mlx_gardener.platform.files import existing_directory, resolved
+from mlx_gardener.platform.files import existing_directory, expanded, resolved
 from mlx_gardener.registry import AdapterRecord, Project, ProjectRegistry, project_name_for
 from mlx_gardener.registry.deletion import tree_bytes
 from mlx_gardener.serve.bodies import Body
@@ -152,9 +151,9 @@ class Projects:
 
     def add(self, body: AddBody) -> dict[str, Any]:
         """Register a repository."""
-        root = existing_directory(Path(body.path.strip()).expanduser())
         if not body.path.strip():
             raise ConfigError("No directory was named.", next_step="Name the root directory of a repository.")
+        root = existing_directory(expanded(body.path.strip()))
         name = (body.name or "").strip() or project_name_for(root)
         return {"name": self._registry.register_project(name, root).name}
 
@@ -176,7 +175,7 @@ class Projects:
         place = (body.destination or "").strip()
         if not place and body.form != "lmstudio":
             raise ConfigError("No directory was named.", next_step="Name one that does not exist yet.")
-        destination = resolved(Path(place).expanduser()) if place else None
+        destination = resolved(expanded(place)) if place else None
         done = export_adapter(self._registry, body.project, body.version, body.form, destination)
         agreement = () if done.agreement is None else (done.agreement.sentence(),)
         return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -95,6 +96,11 @@ class Trainings:
     def __init__(self, registry: ProjectRegistry, scans: Scans) -> None:
         self._registry = registry
         self._scans = scans
+        self._ending = threading.Event()
+
+    def end(self) -> None:
+        """End all streams."""
+        self._ending.set()
 
     def handlers(self) -> Handlers:
         """By path."""
@@ -217,7 +223,7 @@ class Trainings:
         watched: Watched | None = None
         told: dict[str, Any]
         told_at = 0.0
-        while True:
+        while not self._ending.is_set():
             record = await asyncio.to_thread(self._registry.latest_training, project)
             if record is None:
                 told = {"training": {"status": "not_started"}} if told_at == 0.0 else {}

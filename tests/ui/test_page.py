@@ -320,3 +320,84 @@ def test_a_training_that_a_terminal_started_is_judged_and_tried_on_the_page(
     assert with_code["prompt_tokens"] > found[False, False]["prompt_tokens"]
     stale = page.get(f"projects/{small}/staleness")
     assert stale["version"] == version and "no file has changed" in stale["sentence"]
+
+
+# Whatever is sent.
+
+ODD = [
+    None,
+    True,
+    -1,
+    1e308,
+    2**70,
+    "",
+    " ",
+    "\0",
+    "~nobody/x",
+    "../..",
+    "<b>",
+    "small",
+    "\ud83d",
+    "a" * 5000,
+    [],
+    {},
+    ["small"],
+    {"a": 1},
+]
+FIELDS = {
+    "add": ("path", "name"),
+    "activate": ("project", "version"),
+    "rollback": ("project", "version"),
+    "export": ("project", "version", "form", "destination"),
+    "leave-out": ("project", "path", "leave_out"),
+    "plan": ("project", "budget", "timeout", "epochs", "more"),
+    "cancel": ("project",),
+    "resume": ("project",),
+    "try": ("project", "version", "input_prefix", "n_predict", "adapter"),
+}
+
+
+@pytest.mark.parametrize("path", FIELDS)
+def test_whatever_is_sent_is_answered_or_refused_and_is_no_defect(
+    page: Asking, small: str, path: str
+) -> None:
+    good = {
+        "project": small,
+        "path": "web",
+        "version": None,
+        "form": "mlx",
+        "model": "seedling",
+        "input_prefix": "x",
+    }
+    for name in FIELDS[path]:
+        for odd in ODD:
+            done = page.raw(
+                "POST",
+                path,
+                content=json.dumps({**good, name: odd}),
+                headers={**page.headers, "content-type": "application/json"},
+            )
+            assert done.status_code in (200, 400), (name, odd, done.text)
+            assert done.status_code == 200 or done.json()["error"]["message"]
+    for text in ("", "{", "[]", "1", '{"project": "small"', "null", "[" * 1000):
+        done = page.raw(
+            "POST", path, content=text, headers={**page.headers, "content-type": "application/json"}
+        )
+        assert done.status_code == 400, (text, done.text)
+
+
+def test_whatever_is_looked_for_is_found_or_not(page: Asking, small: str) -> None:
+    for name in ("", "..", "%2e%2e", "small%00", "<b>", "a" * 300, "small/../small"):
+        for below in (
+            "",
+            "/scan",
+            "/verdict",
+            "/training",
+            "/settings",
+            "/staleness",
+            "/compare?first=v1&second=v2",
+        ):
+            assert page.raw("GET", f"projects/{name}{below}").status_code in (400, 404), (name, below)
+    assert page.raw("GET", "projects/small/compare?first=v1").status_code == 400
+    assert page.raw("DELETE", "projects").status_code == 405
+    assert page.raw("GET", "remove").status_code == 405

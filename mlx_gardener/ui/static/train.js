@@ -24,7 +24,7 @@ function planning(project, settings, signal) {
   const most = Math.max(Math.ceil(settings.memory_gb), Math.ceil(settings.budget));
   const budget = h("input", { id: "budget", type: "range", min: "0.25", max: String(most), step: "0.25", value: String(settings.budget) });
   const budgetTold = h("output", { for: "budget" }, "");
-  const timeout = h("input", { id: "timeout", type: "range", min: "0", max: "480", step: "5", value: String(settings.timeout) });
+  const timeout = h("input", { id: "timeout", type: "range", min: "0", max: "480", step: "1", value: String(settings.timeout) });
   const timeoutTold = h("output", { for: "timeout" }, "");
   const epochs = h("input", { id: "epochs", type: "number", min: "0.01", max: "100", step: "any", value: String(settings.epochs) });
   const battery = h("input", { id: "battery", type: "checkbox", checked: settings.pause_on_battery });
@@ -124,8 +124,8 @@ class Run {
   constructor(project, signal) {
     this.project = project;
     this.signal = signal;
-    this.title = h("h2", {}, "The latest training");
-    this.phase = h("p", { class: "headline", role: "status" }, "Looking for it ...");
+    this.phase = h("span", { role: "status" }, "Looking for it ...");
+    this.percent = h("span", {});
     this.progress = h("progress", { max: "100", value: 0, "aria-label": "Share of the training that is done" });
     this.message = h("p", { class: "muted oneline" }, "\u00a0");
     this.stop = button("Stop, keep a checkpoint", () => this.does("cancel", "It stops after this step, keeping a checkpoint."), { disabled: true });
@@ -150,7 +150,8 @@ class Run {
       h("div", { class: "charts" }, h("figure", {}, h("figcaption", {}, "Loss"), h("div", { class: "chart" }, this.loss)),
         h("figure", {}, h("figcaption", {}, "Memory against the budget"), h("div", { class: "chart" }, this.memoryChart))),
       this.time, this.warnings, h("h3", {}, "The worker's log"), this.log);
-    this.element = h("section", { "aria-label": "The latest training" }, this.phase, this.said, this.details);
+    this.element = h("section", { "aria-label": "The latest training" }, h("p", { class: "headline" }, this.phase, this.percent),
+      this.said, this.details);
   }
 
   async does(path, done) {
@@ -180,7 +181,8 @@ class Run {
     const live = LIVE.includes(told.status);
     this.details.hidden = false;
     this.details.dataset.status = told.status;
-    say(this.phase, live ? `${told.phase[0].toUpperCase()}${told.phase.slice(1)}, ${Math.floor(told.percent)} %` : ended(told));
+    say(this.phase, live ? `${told.phase[0].toUpperCase()}${told.phase.slice(1)}` : ended(told));
+    say(this.percent, live ? `, ${Math.floor(told.percent)} %` : "");
     this.progress.value = told.percent;
     say(this.message, told.message || "\u00a0");
     this.stop.disabled = !live;
