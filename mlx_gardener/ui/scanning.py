@@ -56,7 +56,12 @@ class Scans:
         }
 
     def settings_of(self, project: str) -> TrainingConfig:
-        """The settings of the project's last training, else the defaults, with what it leaves out now."""
+        """The settings of the project's last training, else the defaults, with what it leaves out now.
+
+        Raises:
+            RegistryError: there is no such project.
+        """
+        self._registry.get_project(project)
         latest = self._registry.latest_training(project)
         config = load_config() if latest is None else validate_config(latest.config)
         # What was left out then and is read again stands in that training's settings still.
