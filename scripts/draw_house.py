@@ -17,6 +17,7 @@ from mlx_gardener.report.svg import colour, line, picture, text
 #: Where each room stands from left (0) to right (1), so that no arrow runs behind another room, and what it is for.
 ROOMS = {
     "cli": (0.6, "one file per command"),
+    "ui": (0.62, "the web page"),
     "api": (0.14, "for scripts and notebooks"),
     "lifecycle": (0.36, "staleness, forgetting"),
     "serve": (0.62, "answers editors"),

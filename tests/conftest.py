@@ -57,6 +57,7 @@ LONG_FILES = (
     "report/test_notebook.py",
     "lifecycle/test_lifecycle.py",
     "survival/test_queue.py",
+    "ui/test_page.py",
 )
 
 

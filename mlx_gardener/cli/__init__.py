@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("mlx_gardener.cli.evaluation:evaluate", "Measure an adapter on code it never saw."),
     "serve": ("mlx_gardener.cli.serve:serve", "Answer editors with the projects' adapters."),
     "lsp": ("mlx_gardener.cli.lsp:lsp", "Complete code in editors, by LSP."),
+    "ui": ("mlx_gardener.cli.ui:ui", "Show a web page of projects, trainings and verdicts."),
     "mcp": ("mlx_gardener.cli.mcp:mcp", "Give agents tools over projects, by MCP."),
     "connect": ("mlx_gardener.cli.connect:connect", "Make an editor use a project's adapter."),
     "projects": ("mlx_gardener.cli.projects:projects", "List the projects in the registry."),
@@ -77,7 +78,7 @@ _MEANT = {
 }
 
 #: Commands whose --json is a line for each event; the others print one document.
-STREAMS = ("train", "attach", "logs", "serve", "queue run")
+STREAMS = ("train", "attach", "logs", "serve", "ui", "queue run")
 
 
 class CommandTable(click.Group):

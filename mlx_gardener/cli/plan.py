@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -17,9 +16,6 @@ from mlx_gardener.cli.options import (
     place_type,
     settings_option,
 )
-
-if TYPE_CHECKING:
-    from mlx_gardener.engine import Plan
 
 
 @click.command()
@@ -41,15 +37,15 @@ def plan(
 
     With the repository at PATH also how long a training on it would take. What `train` would refuse is refused.
     """
-    from mlx_gardener.cli.scan import scan_with_progress, time_text
+    from mlx_gardener.cli.scan import scan_with_progress
     from mlx_gardener.config import load_config
     from mlx_gardener.dataset.prepare import check_enough
     from mlx_gardener.engine import prepare_model
-    from mlx_gardener.errors import MemoryBudgetError
     from mlx_gardener.registry import default_home
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.plan_view import show_plan
+    from mlx_gardener.report.time_view import time_text
     from mlx_gardener.report.waiting import said_if_slow
     from mlx_gardener.runs.forecast import estimate_training
     from mlx_gardener.runs.parent import as_trained
@@ -73,17 +69,9 @@ def plan(
             shown["estimate"] = estimate
         click.echo(json.dumps(shown, indent=2))
         return
-    others: list[tuple[int, Plan | None]] = []
-    for gigabytes in (-2, -1, 1, 2, 4):
-        other = config.memory_limit_bytes + gigabytes * 2**30
-        if other > 0:
-            try:
-                others.append((other, prepared.plan(config, other)))
-            except MemoryBudgetError:
-                others.append((other, None))
     console = make_console()
     show_choice(console, choice)
-    show_plan(console, chosen, others, longest_row=prepared.longest_row(config))
+    show_plan(console, chosen, prepared.other_plans(config), longest_row=prepared.longest_row(config))
     if estimate is not None:
         if estimate["chunks_used"] < estimate["chunks_kept"]:
             console.print(

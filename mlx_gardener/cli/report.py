@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +12,7 @@ from mlx_gardener.cli.completion import complete_projects, complete_versions
 from mlx_gardener.cli.options import as_json_option, file_type
 
 if TYPE_CHECKING:
-    from mlx_gardener.registry import AdapterRecord, ProjectRegistry
+    from mlx_gardener.registry import AdapterRecord
 
 PAGE_NAME = "report.html"
 
@@ -29,17 +29,17 @@ PAGE_NAME = "report.html"
 @as_json_option
 def report(project: str, version: str | None, open_page: bool, output: Path | None, as_json: bool) -> None:
     """Show what the evidence says about PROJECT's adapter, and where its page is."""
-    from mlx_gardener.adapter.manifest import read_manifest
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.evidence_view import show_evidence
+    from mlx_gardener.report.known import known_of, version_to_show
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.recipe import about_version
     from mlx_gardener.report.text import safe_text
 
     registry = ProjectRegistry()
-    record = _adapter(registry, project, version)
+    record = version_to_show(registry, project, version)
     page = record.directory / PAGE_NAME
-    known = _latest_result(registry, record) or read_manifest(record.directory)
+    known = known_of(registry, record)
     evidence = known.get("evidence")
     if output is not None:
         _copy(_existing(page, record), output)
@@ -64,21 +64,6 @@ def report(project: str, version: str | None, open_page: bool, output: Path | No
         )
     if open_page:
         _open(output or _existing(page, record))
-
-
-def _adapter(registry: ProjectRegistry, project: str, version: str | None) -> AdapterRecord:
-    """The version asked for, else the active one, else the newest: a rejected one is looked at, too."""
-    if version is None and registry.get_project(project).active_adapter is None:
-        versions = registry.list_adapters(project)
-        if versions:
-            return max(versions, key=lambda item: item.created_at)
-    return registry.get_adapter(project, version)
-
-
-def _latest_result(registry: ProjectRegistry, record: AdapterRecord) -> dict[str, Any] | None:
-    """With the evidence's source texts, where the training that made this version is still there; the manifest has it without."""
-    training = registry.training_that_made(record.project, record.version)
-    return None if training is None else training.result
 
 
 def _existing(page: Path, record: AdapterRecord) -> Path:

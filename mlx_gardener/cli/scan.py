@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -56,6 +56,7 @@ def scan(
     from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.scan_view import show_kept_lines, show_scan
     from mlx_gardener.report.text import about
+    from mlx_gardener.report.time_view import time_text
     from mlx_gardener.report.waiting import said_if_slow
     from mlx_gardener.runs.parent import as_trained
 
@@ -125,29 +126,3 @@ def scan_with_progress(path: Path, config: TrainingConfig, *, silent: bool = Fal
             quality_threshold=config.training_data_quality_threshold,
             on_progress=lambda share, message: progress.update(task, completed=share, description=message),
         )
-
-
-def time_text(estimate: dict[str, Any]) -> str:
-    """``about 9 minutes for 3 passes (260,000 tokens) at 1,543 tokens/s (estimated from ...)``."""
-    from mlx_gardener.report.text import about, share_of_one
-
-    minutes = estimate["minutes"]
-    time = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes:.0f} minutes"
-    if minutes < 1.5:
-        time = "a minute"
-
-    def passes(epochs: float) -> str:
-        if epochs < 0.995:
-            return f"{share_of_one(epochs)} of a pass"
-        return f"{epochs:.3g} passes" if epochs > 1.005 else "one pass"
-
-    within = ""
-    if estimate["updates_in_limit"] < estimate["updates"]:
-        within = (
-            f"; the time limit of {estimate['limit_minutes']:g} minutes (--timeout) allows {estimate['updates_in_limit']:,} "
-            f"of these {estimate['updates']:,} updates, {passes(estimate['epochs_in_limit'])}, and then the test of the adapter"
-        )
-    return (
-        f"about {time} for {passes(estimate['epochs'])} ({about(estimate['trained_tokens'])} tokens) at "
-        f"{estimate['tokens_per_second']:,.0f} tokens/s ({estimate['speed_from']}){within}"
-    )

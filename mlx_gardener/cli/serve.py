@@ -89,9 +89,11 @@ def serve(
     from mlx_gardener.serve.server import SelfTest
     from mlx_gardener.serve.server import serve as run
     from mlx_gardener.serve.settings import ServeSettings, choose_token
+    from mlx_gardener.ui import make_page, page_address, page_token
 
     registry = ProjectRegistry()
     chosen, origin = choose_token(host, token, registry.home)
+    asked_by_page = page_token(chosen)
     settings = ServeSettings(
         host=host,
         port=port,
@@ -116,11 +118,13 @@ def serve(
             )
 
     def show_ready(address: str, end: object) -> None:
+        page = page_address(address, asked_by_page if chosen is None else None)
         if as_json:
-            click.echo(json.dumps({"event": "ready", "address": address}))
+            click.echo(json.dumps({"event": "ready", "address": address, "page": page}))
             return
         asked = "no token is asked for on loopback" if chosen is None else f"the token is from {origin}"
         click.echo(f"Listening on {address}; {asked}. Ctrl-C ends.")
+        click.echo(f"The page of all projects is at {page}")
 
     def show_request(access: Access) -> None:
         if as_json:
@@ -131,4 +135,11 @@ def serve(
     if not as_json:
         click.echo("Loading and testing what is served:")
     with told_aside((lambda _: None) if quiet else show_request) as on_request:
-        run(registry, settings, on_test=show_test, on_ready=show_ready, on_request=on_request)
+        run(
+            registry,
+            settings,
+            on_test=show_test,
+            on_ready=show_ready,
+            on_request=on_request,
+            page=make_page(asked_by_page),
+        )

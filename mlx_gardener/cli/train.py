@@ -245,7 +245,7 @@ def _announce_place(pipeline: TrainingPipeline, number: int, name: str, as_json:
 
 def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     """What `train` would do, without doing or writing any of it."""
-    from mlx_gardener.cli.scan import scan_with_progress, time_text
+    from mlx_gardener.cli.scan import scan_with_progress
     from mlx_gardener.dataset.prepare import check_enough
     from mlx_gardener.engine import prepare_model
     from mlx_gardener.registry import default_home
@@ -253,6 +253,7 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.plan_view import show_plan
     from mlx_gardener.report.scan_view import show_scan
+    from mlx_gardener.report.time_view import time_text
     from mlx_gardener.report.waiting import said_if_slow
     from mlx_gardener.runs.forecast import estimate_training
     from mlx_gardener.runs.parent import as_trained

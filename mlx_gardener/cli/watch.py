@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -39,7 +38,7 @@ def logs(project: str, lines: int, follow: bool, as_json: bool) -> None:
     """Print what the worker of PROJECT's latest training logged."""
     from mlx_gardener.errors import TrainingError
     from mlx_gardener.registry import ProjectRegistry
-    from mlx_gardener.report.log_view import LogReader, log_json
+    from mlx_gardener.report.log_view import LogReader, log_json, read_lines
     from mlx_gardener.report.text import safe_text
     from mlx_gardener.runs.job import LOG_NAME
 
@@ -59,28 +58,17 @@ def logs(project: str, lines: int, follow: bool, as_json: bool) -> None:
         return [safe_text(told) for line in text.splitlines() if (told := reader(line)) is not None]
 
     log = record.run_dir / LOG_NAME
-    text, offset = _read(log, 0)
+    text, offset = read_lines(log, 0)
     for line in shown(text)[-lines:] if lines else []:
         click.echo(line)
     while follow:
         is_over = all(active.id != record.id for active in registry.active_trainings())
-        text, offset = _read(log, offset)
+        text, offset = read_lines(log, offset)
         for line in shown(text):
             click.echo(line)
         if is_over:
             return
         time.sleep(_POLL_SECONDS)
-
-
-def _read(log: Path, offset: int) -> tuple[str, int]:
-    """The whole lines after byte ``offset``, and the offset to go on from."""
-    if not log.exists():
-        return "", offset
-    with log.open("rb") as file:
-        file.seek(offset)
-        data = file.read()
-    end = data.rfind(b"\n") + 1
-    return data[:end].decode(errors="replace"), offset + end
 
 
 def watch_training(

@@ -9,14 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_gardener.config import TrainingConfig
+from mlx_gardener.config import GIB, TrainingConfig
 from mlx_gardener.engine.choosing import choose_base, look_ahead_at
 from mlx_gardener.engine.facts import ModelFacts, model_facts
 from mlx_gardener.engine.plan import Plan
 from mlx_gardener.engine.planner import longest_row, make_plan
 from mlx_gardener.engine.seen import known_backend
 from mlx_gardener.engine.speed import Backend
+from mlx_gardener.errors import MemoryBudgetError
 from mlx_gardener.model import ModelChoice, resolve_model
+
+#: What other budgets are less or more than the one that is planned for.
+OTHER_BUDGETS_GB = (-2, -1, 1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,18 @@ class PreparedModel:
     def longest_row(self, config: TrainingConfig) -> int:
         """The longest row in tokens that trains within the budget of the settings; 0 if none does."""
         return longest_row(self.facts, config, config.memory_limit_bytes, self.backend)
+
+    def other_plans(self, config: TrainingConfig) -> list[tuple[int, Plan | None]]:
+        """Budgets near that of the settings, the least first, with the plan of each; None where it trains nothing."""
+        found: list[tuple[int, Plan | None]] = []
+        for gigabytes in OTHER_BUDGETS_GB:
+            other = config.memory_limit_bytes + gigabytes * GIB
+            if other > 0:
+                try:
+                    found.append((other, self.plan(config, other)))
+                except MemoryBudgetError:
+                    found.append((other, None))
+        return found
 
 
 def prepare_model(

@@ -39,11 +39,17 @@ def existing_directory(path: Path, next_step: str = "Name the root directory of 
     """A directory that was named, in full.
 
     Raises:
-        DataError: there is no such directory.
+        DataError: there is no such directory, or it cannot be looked at.
     """
     place = resolved(path)
-    if not place.is_dir():
-        what = "is not a directory" if place.exists() else "does not exist"
+    try:
+        is_there, is_directory = place.exists(), place.is_dir()
+    except OSError as error:  # a name that no file can have, a directory that may not be entered
+        raise DataError(
+            f"{str(path)[:200]!r} cannot be looked at ({reason_of(error)}).", next_step=next_step
+        ) from error
+    if not is_directory:
+        what = "is not a directory" if is_there else "does not exist"
         raise DataError(f"{str(path)!r} {what}.", next_step=next_step)
     return place
 

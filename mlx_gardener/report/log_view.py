@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from mlx_gardener.events import (
@@ -61,6 +62,17 @@ class LogReader:
             return None
         self._last = kind
         return f"{clock}  {told}"
+
+
+def read_lines(log: Path, offset: int) -> tuple[str, int]:
+    """The whole lines after byte ``offset``, and the offset to go on from."""
+    if not log.exists():
+        return "", offset
+    with log.open("rb") as file:
+        file.seek(offset)
+        data = file.read()
+    end = data.rfind(b"\n") + 1
+    return data[:end].decode(errors="replace"), offset + end
 
 
 def log_json(line: str) -> dict[str, Any]:

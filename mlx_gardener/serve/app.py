@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Router
+from starlette.routing import BaseRoute, Router
 
 from mlx_gardener.model.choose import choose_model, resolve_model
 from mlx_gardener.platform.footprint import process_footprint_bytes
@@ -29,6 +29,7 @@ from mlx_gardener.serve.intake import Intake, count, told_error
 from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.off_loop import off_loop
 from mlx_gardener.serve.ollama import OllamaApi
+from mlx_gardener.serve.page import PageMaker, PageParts, wants_page
 from mlx_gardener.serve.paths import ENDPOINTS, REFUSED
 from mlx_gardener.serve.routes import Handler, no_such_route, taking_one_method
 from mlx_gardener.serve.settings import ServeSettings
@@ -52,6 +53,7 @@ class Server:
         metrics: Metrics,
         indexes: Indexes,
         on_request: Callable[[Access], None] = lambda _: None,
+        page: PageMaker | None = None,
     ) -> None:
         self._catalog = catalog
         self._worker = worker
@@ -60,6 +62,9 @@ class Server:
         self._indexes = indexes
         self._on_request = on_request
         self._intake = Intake(catalog, settings, metrics, indexes)
+        self._page = (
+            None if page is None else page(PageParts(catalog.registry, catalog, self._intake, worker))
+        )
 
     def app(self) -> Guard:
         """The ASGI application."""
@@ -79,7 +84,10 @@ class Server:
             "/metrics": self.metrics,
             **OllamaApi(self._intake, self._catalog, self._worker, self._settings).handlers(),
         }
-        routes = []
+        routes: list[BaseRoute] = []
+        if self._page is not None:
+            handlers["/"] = self._root(handlers["/"], self._page.index)
+            routes += self._page.routes
         for path, (method, _) in {**ENDPOINTS, **REFUSED}.items():
             # Below a project "/" is that alone, and not the end of any other path.
             below = "/projects/{model}/" if path == "/" else "/projects/{model:path}" + path
@@ -87,7 +95,22 @@ class Server:
                 routes.append(taking_one_method(place, method, handlers[path]))
         routes.append(taking_one_method("/v1/models/{model:path}", "GET", self.model))
         router = Router(routes=routes, default=no_such_route, redirect_slashes=False)
-        return Guard(router, self._settings, self._metrics, self._on_request)
+        return Guard(router, self._settings, self._metrics, self._on_request, has_page=self._page is not None)
+
+    def end(self) -> None:
+        """Let answers come to their end that wait for something to happen: the server ends."""
+        if self._page is not None:
+            self._page.end()
+
+    @staticmethod
+    def _root(others: Handler, browsers: Handler) -> Handler:
+        """``/``: the page for browsers, what it was for everybody else."""
+
+        async def root(request: Request) -> Response:
+            opens = wants_page(request.url.path, request.headers.get("accept", ""))
+            return await (browsers if opens else others)(request)
+
+        return root
 
     # Looking.
 

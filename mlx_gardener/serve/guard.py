@@ -30,6 +30,7 @@ from mlx_gardener.serve.errors import (
     shown_error,
 )
 from mlx_gardener.serve.metrics import Metrics
+from mlx_gardener.serve.page import PREFIX, wants_page
 from mlx_gardener.serve.paths import dialect_of, endpoint_of
 from mlx_gardener.serve.settings import ServeSettings, is_loopback
 
@@ -39,6 +40,13 @@ _OPEN = {"/health", "/v1/health"}
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[\w.~%-]+)?\]|[^\s/\\@:?#\[\]]+)(?::[0-9]{0,5})?")
 #: Characters of it that are told back.
 _SHOWN = 200
+NO_TOKEN = "A bearer token is needed, and this is not it."
+
+
+def has_token(authorization: str, token: str) -> bool:
+    """Whether the header ``Authorization`` brings this bearer token."""
+    kind, _, given = authorization.partition(" ")
+    return kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
 
 
 class Guard:
@@ -50,8 +58,11 @@ class Guard:
         settings: ServeSettings,
         metrics: Metrics,
         on_request: Callable[[Access], None] = lambda _: None,
+        *,
+        has_page: bool = False,
     ) -> None:
         self._app = app
+        self._has_page = has_page
         self._settings = settings
         self._metrics = metrics
         self._on_request = on_request
@@ -130,11 +141,9 @@ class Guard:
             return 403, "origin_not_allowed", "Requests from pages of other places are refused."
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return 403, "origin_not_allowed", "Requests from pages of other places are refused."
-        if self._settings.token is not None and path not in _OPEN:
-            kind, _, token = headers.get("authorization", "").partition(" ")
-            given = token.strip().encode("latin-1")
-            if kind.lower() != "bearer" or not hmac.compare_digest(given, self._settings.token.encode()):
-                return 401, "invalid_api_key", "A bearer token is needed, and this is not it."
+        token = None if self._is_open(path, headers) else self._settings.token
+        if token is not None and not has_token(headers.get("authorization", ""), token):
+            return 401, "invalid_api_key", NO_TOKEN
         if method == "POST":
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":
@@ -144,6 +153,11 @@ class Guard:
             if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > most:
                 return 413, "too_large", f"A request has at most {most} bytes."
         return None
+
+    def _is_open(self, path: str, headers: dict[str, str]) -> bool:
+        """Whether a path needs no token here; the page's own looks for one itself where it is needed."""
+        is_page = path.startswith(PREFIX) or wants_page(path, headers.get("accept", ""))
+        return path in _OPEN or (self._has_page and is_page)
 
     def _is_ours(self, host: str) -> bool:
         """Whether Host names this server; addresses cannot be rebound, so any will do where it is not only loopback."""

@@ -87,8 +87,8 @@ class Indexes:
         self._ending.set()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def choice(self, target: Target) -> RetrievalChoice:
-        """Whether code is retrieved for answers of ``target``, and why."""
+    def choice(self, target: Target, wish: RetrievalWish | None = None) -> RetrievalChoice:
+        """Whether code is retrieved for answers of ``target``, and why; ``wish`` takes the place of the server's."""
         if target.record is None:
             return RetrievalChoice(False, "a base alone has no repository", 0)
         directory, manifest = target.record.directory, target.record.manifest_sha256
@@ -96,7 +96,7 @@ class Indexes:
             changed = (directory / DIRECTORY).stat().st_mtime_ns
         except OSError:
             changed = 0  # there are none
-        return _choose(directory, self._wish, (manifest, changed))
+        return _choose(directory, wish or self._wish, (manifest, changed))
 
     def open(self, target: Target) -> str:
         """Read a project's index before its first request, as far as there is one; what comes of it, a phrase."""
@@ -179,6 +179,7 @@ class Lookup:
 
     Attributes:
         why: nothing was retrieved.
+        wish: of this request, in the place of the server's.
     """
 
     indexes: Indexes
@@ -186,6 +187,7 @@ class Lookup:
     target: Target
     why: str = "the prompt is taken as it was written"
     found: Context = field(default_factory=Context)
+    wish: RetrievalWish | None = None
 
     def in_front(
         self,
@@ -199,7 +201,7 @@ class Lookup:
         most_tokens: int,
     ) -> list[int]:
         """What stands in front of a prompt; see `retrieval.code_in_front`."""
-        choice, retriever = self.indexes.choice(self.target), None
+        choice, retriever = self.indexes.choice(self.target, self.wish), None
         self.why = choice.why
         if choice.on and self.target.record is not None:
             index, self.why = self.indexes.index_of(self.target.record.project)

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mlx_gardener.errors import ConfigError, GardenerError, RegistryError
 from mlx_gardener.platform.reasons import reason_of
@@ -16,6 +17,7 @@ from mlx_gardener.serve.access import Access
 from mlx_gardener.serve.catalog import Catalog, Target
 from mlx_gardener.serve.indexes import Indexes
 from mlx_gardener.serve.metrics import Metrics
+from mlx_gardener.serve.page import PageMaker
 from mlx_gardener.serve.settings import ServeSettings
 from mlx_gardener.serve.worker import Worker
 
@@ -127,6 +129,8 @@ def serve(
     on_test: Callable[[SelfTest], None],
     on_ready: Callable[[str, Callable[[], None]], None],
     on_request: Callable[[Access], None] = lambda _: None,
+    page: PageMaker | None = None,
+    loads_ahead: bool = True,
 ) -> None:
     """Serve until interrupted, terminated or stopped.
 
@@ -134,6 +138,8 @@ def serve(
         on_request: told of each request when it is answered, on the event loop's thread.
         on_test: told what came of each model's test before the first request is taken.
         on_ready: told the address when requests are taken, and what to call to end the server.
+        page: makes the web page at ``/``.
+        loads_ahead: load and test what is served before the first request; else there need be nothing to serve yet.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -147,7 +153,7 @@ def serve(
     for name in settings.projects:
         registry.get_adapter(name)
     metrics, catalog = Metrics(), Catalog(registry, settings.projects)
-    if not catalog.targets():
+    if loads_ahead and not catalog.targets():
         raise RegistryError(
             "No project has an adapter yet: there is nothing to serve.",
             next_step="Train one with `mlx-gardener train PATH`.",
@@ -157,9 +163,10 @@ def serve(
         kept_indexes(registry, settings, metrics) as indexes,
         running_worker(registry, settings, metrics) as worker,
     ):
-        catalog.editors_names()  # reads the bases' cards now, and not on the event loop while somebody waits
         tests = []
-        for result in self_test(worker, catalog, indexes):
+        if loads_ahead:
+            catalog.editors_names()  # reads the bases' cards now, and not on the event loop while somebody waits
+        for result in self_test(worker, catalog, indexes) if loads_ahead else ():
             on_test(result)
             tests.append(result)
         if tests and all(result.problem is not None for result in tests):
@@ -168,17 +175,23 @@ def serve(
                 next_step="Train it again, or serve another project.",
             )
 
+        server = Server(catalog, worker, settings, metrics, indexes, on_request, page)
+
         class Uvicorn(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
                 host, port = found.getsockname()[:2]
                 on_ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", self._end)
 
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                server.end()
+                await super().shutdown(sockets)
+
             def _end(self) -> None:
                 self.should_exit = True
 
         config = uvicorn.Config(
-            Server(catalog, worker, settings, metrics, indexes, on_request).app(),
+            server.app(),
             http=bounded_protocol(
                 max_connections=settings.max_connections,
                 head_seconds=settings.head_seconds,
@@ -197,9 +210,12 @@ def serve(
 
 @contextlib.contextmanager
 def serving(
-    registry: ProjectRegistry, settings: ServeSettings, on_request: Callable[[Access], None] = lambda _: None
+    registry: ProjectRegistry,
+    settings: ServeSettings,
+    on_request: Callable[[Access], None] = lambda _: None,
+    **more: Any,
 ) -> Iterator[str]:
-    """A server in a thread of its own while the block runs; gives its address.
+    """A server in a thread of its own while the block runs; gives its address. ``more`` is passed on to `serve`.
 
     Raises:
         GardenerError: as `serve`.
@@ -215,7 +231,9 @@ def serving(
 
     def run() -> None:
         try:
-            serve(registry, settings, on_test=lambda _: None, on_ready=on_ready, on_request=on_request)
+            serve(
+                registry, settings, on_test=lambda _: None, on_ready=on_ready, on_request=on_request, **more
+            )
         except Exception as error:
             failures.append(error)
         finally:

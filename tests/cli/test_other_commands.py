@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from mlx_gardener.cli import cli, doctor
-from mlx_gardener.cli.scan import time_text
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.platform import blas, device
+from mlx_gardener.report.time_view import time_text
 from tests.conftest import write_tiny_model
 from tests.support.commands import gardener, gardener_here, train_flags
 

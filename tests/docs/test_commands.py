@@ -23,7 +23,7 @@ from tests.support.reader import World
 PROCESSES = "cli.md"
 OWN_PROCESS = re.compile(r"[|&;<>$`~*]|mlx-gardener (connect|doctor|train)\b|^(?!mlx-gardener )")
 #: Commands that do the same on whichever page they stand.
-ONCE = re.compile(r"mlx-gardener (doctor|serve)\b")
+ONCE = re.compile(r"mlx-gardener (doctor|serve|ui)\b")
 _CODE = re.compile(r"`([^`\n]+)`")
 LONG_TRAINING = "mlx-gardener train . --fresh --detach --epochs 100 --max-steps 5000"
 
@@ -65,7 +65,7 @@ def test_what_a_page_shows_can_be_typed(page: Path, world: World) -> None:
         world.tried.add(tuple(line.words))
         if is_long(line):
             assert_known(line)
-        elif re.search(r"mlx-gardener serve\b", line.text):
+        elif re.search(r"mlx-gardener (serve|ui)\b", line.text):
             world.run_until_it_serves(line.text)
         else:
             if "mlx-gardener cancel" in line.text:  # there has to be something to cancel

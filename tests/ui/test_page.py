@@ -1,0 +1,403 @@
+"""The page without a browser: its files, who may ask, and that every answer is what the commands' functions say."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mlx_gardener.config import LoraConfig
+from mlx_gardener.model import load_base
+from mlx_gardener.registry import ProjectRegistry
+from tests.serve.conftest import make_adapter
+from tests.support.trainings import SMALL, until
+from tests.ui.conftest import TOKEN, Asking
+
+BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+STATIC = Path(__file__).parents[2] / "mlx_gardener" / "ui" / "static"
+
+
+@pytest.fixture
+def small(registry: ProjectRegistry, repository: Path) -> str:
+    registry.register_project("small", repository)
+    return "small"
+
+
+def tiny(model: Path, **more: object) -> dict[str, object]:
+    """What the form sends for a training of a tiny model."""
+    settings = {
+        **SMALL, "evaluation.next_line_tasks": 2, "evaluation.fim_tasks": 2, "evaluation.memorisation_places": 4,
+        "evaluation.max_new_tokens": 4, "throttling.low_priority": False, "progress_update_interval": 0.5, **more,
+    }  # fmt: skip
+    lines = "\n".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
+    return {"model": str(model), "budget": 1.0, "timeout": 0, "epochs": 100, "more": lines}
+
+
+# The files, and who may ask.
+
+
+def test_a_browser_gets_the_page_and_a_client_of_ollama_what_it_looks_for(page: Asking) -> None:
+    shown = httpx.get(page.address + "/", headers=BROWSER)
+    assert shown.headers["content-type"] == "text/html; charset=utf-8" and "<title>mlx-gardener" in shown.text
+    for headers in ({}, {"accept": "*/*"}, {"accept": "application/json"}):
+        assert httpx.get(page.address + "/", headers=headers).text == "Ollama is running"
+    names = set(
+        re.findall(r'"/ui/([\w.]+)"', shown.text + "".join(f.read_text() for f in STATIC.glob("*.js")))
+    )
+    assert {"app.js", "style.css", "dom.js"} <= names
+    for name in [*names, "train.js", "verdict.js"]:
+        assert httpx.get(f"{page.address}/ui/{name}").status_code == 200, name
+    assert httpx.get(f"{page.address}/ui/../app.py").status_code == 404
+
+
+def test_nothing_of_the_page_is_fetched_from_elsewhere_or_run_from_text(page: Asking) -> None:
+    for answer in (httpx.get(page.address + "/", headers=BROWSER), page.raw("GET", "projects")):
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "script-src 'self';" in policy and "unsafe" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff" and "frame-ancestors 'none'" in policy
+    for file in STATIC.iterdir():
+        text = file.read_text()
+        assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", text), file.name
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text
+        ), file.name
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"authorization": "Bearer something-else-entirely"}, {"authorization": TOKEN}]
+)
+def test_without_the_token_nothing_is_told_or_changed_on_loopback_either(
+    page: Asking, small: str, registry: ProjectRegistry, headers: dict[str, str]
+) -> None:
+    for method, path, body in (("GET", "projects", None), ("POST", "remove", {"project": small})):
+        done = page.raw(method, path, headers=headers, json=body)
+        assert done.status_code == 401 and "token" in done.json()["error"]["message"]
+    assert [item.name for item in registry.list_projects()] == [small]
+
+
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [
+        ({"origin": "https://example.org"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"host": "rebound.example.org"}, 403),
+        ({"content-type": "text/plain"}, 415),
+    ],
+)
+def test_a_page_of_another_place_changes_nothing_even_with_the_token(
+    page: Asking, small: str, registry: ProjectRegistry, more: dict[str, str], status: int
+) -> None:
+    headers = {**page.headers, "content-type": "application/json", **more}
+    done = page.raw("POST", "remove", headers=headers, content=json.dumps({"project": small}))
+    assert done.status_code == status
+    assert [item.name for item in registry.list_projects()] == [small]
+
+
+def test_a_server_with_a_token_of_its_own_opens_the_page_and_asks_for_that(
+    open_page: Callable[..., Asking],
+) -> None:
+    page = open_page(token="the-token-of-this-server")
+    assert httpx.get(page.address + "/", headers=BROWSER).status_code == 200
+    assert httpx.get(page.address + "/ui/app.js").status_code == 200
+    assert httpx.get(page.address + "/v1/models").status_code == 401
+    assert page.raw("GET", "projects").status_code == 401
+    page.headers = {"authorization": "Bearer the-token-of-this-server"}
+    assert page.get("projects")["projects"] == []
+
+
+# Projects.
+
+
+def test_a_repository_is_added_by_its_path_and_removed(
+    page: Asking, repository: Path, registry: ProjectRegistry
+) -> None:
+    assert page.get("projects")["projects"] == []
+    assert page.post("add", path=str(repository)) == {"name": "repository"}
+    (row,) = page.get("projects")["projects"]
+    assert (
+        row["path"] == str(repository)
+        and row["is_there"]
+        and row["version"] is None
+        and row["status"] == "not_started"
+    )
+    assert page.get("projects/repository/verdict")["version"] is None
+    one = page.get("projects/repository")
+    assert one["versions"] == [] and "train" in one["way_to_an_adapter"]
+    assert "does not exist" in page.refused("add", path=str(repository / "gone"))
+    assert page.raw("GET", "projects/nobody").status_code == 404
+    page.post("remove", project="repository")
+    assert registry.list_projects() == [] and repository.is_dir()
+
+
+def test_versions_are_activated_rolled_back_exported_and_removed(
+    page: Asking, small: str, registry: ProjectRegistry, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    base = load_base(str(tiny_model_dir))
+    for seed in (1, 2):
+        make_adapter(registry, small, base, LoraConfig(rank=2), seed=seed)
+    assert "v2" in page.post("activate", project=small, version="v2")["told"]
+    assert page.post("rollback", project=small)["told"] == "v1 of small is active, v2 was."
+    shown = page.get(f"projects/{small}")
+    assert [(one["version"], one["active"]) for one in shown["versions"]] == [
+        ("v1", True),
+        ("v2", False),
+    ] or shown
+    assert shown["bytes"] >= sum(one["bytes"] for one in shown["versions"]) > 0
+    (row,) = page.get("projects")["projects"]
+    assert (row["version"], row["active"], row["verdict"]) == ("v1", True, None)
+    assert page.get("sizes")[small]["bytes"] == shown["bytes"]
+    done = page.post("export", project=small, version="v1", form="mlx", destination=str(tmp_path / "out"))
+    assert (tmp_path / "out" / "adapters.safetensors").is_file() and str(tmp_path / "out") in done["told"]
+    assert "No directory" in page.refused("export", project=small, form="mlx", destination=" ")
+    page.post("remove", project=small, version="v2")
+    assert [item.version for item in registry.list_adapters(small)] == ["v1"]
+    assert page.get(f"projects/{small}/verdict")["evidence"] is None
+
+
+# Scan.
+
+
+def test_a_folder_that_is_left_out_is_written_to_the_project_and_read_again_after(
+    page: Asking, small: str, registry: ProjectRegistry
+) -> None:
+    before = page.get(f"projects/{small}/scan")
+    folders = {one["path"]: one for one in before["folders"]}
+    assert set(folders) == {"", "core", "tools", "web"}
+    below = sum(folders[name]["files"] for name in ("core", "tools", "web"))
+    assert folders[""]["files"] == before["files_kept"] == below + 1  # and README.md
+    assert set(folders["web"]["languages"]) == {"javascript"}
+    assert page.post("leave-out", project=small, path="web")["left_out"] == ["web"]
+    assert registry.forgotten_paths(small) == ["web"]
+    after = page.get(f"projects/{small}/scan")
+    assert "web" not in {one["path"] for one in after["folders"]} and after["left_out"] == ["web"]
+    (rule,) = (one for one in after["dropped"] if one["rule"] == "excluded")
+    assert rule["count"] == folders["web"]["files"] and rule["title"] == "excluded by settings"
+    assert page.post("leave-out", project=small, path="web", leave_out=False)["left_out"] == []
+    assert page.get(f"projects/{small}/scan")["files_kept"] == before["files_kept"]
+    assert "was not left out" in page.refused("leave-out", project=small, path="web", leave_out=False)
+    for outside in ("../elsewhere", "/etc", "."):
+        assert "no path within" in page.refused("leave-out", project=small, path=outside)
+    assert registry.forgotten_paths(small) == []
+
+
+def test_what_a_training_left_out_by_hand_is_read_again_when_the_project_says_so(
+    page: Asking, small: str, registry: ProjectRegistry
+) -> None:
+    """The patterns that leaving out wrote stand in the last training's settings still; those of its user stay."""
+    record = registry.begin_training(small, {"data": {"exclude": ["/web", "*.md", "/a\\ b"]}})
+    registry.finish_training(record.id, "failed", "", {})  # type: ignore[arg-type]
+    assert "web" in {one["path"] for one in page.get(f"projects/{small}/scan")["folders"]}
+    assert page.get(f"projects/{small}/settings")["more"] == 'data.exclude=["*.md"]'
+
+
+# Trainings.
+
+
+def test_a_plan_follows_the_budget_and_says_what_is_refused(
+    page: Asking, small: str, tiny_model_dir: Path
+) -> None:
+    plan = page.post("plan", project=small, **tiny(tiny_model_dir))
+    assert plan["refusal"] is None and plan["budget_bytes"] == 2**30 and "tokens/s" in plan["time"]
+    assert sum(part["bytes"] for part in plan["parts"]) == plan["peak_bytes"]
+    assert plan["left_bytes"] == plan["budget_bytes"] - plan["peak_bytes"]
+    assert [one["budget_bytes"] for one in plan["others"]] == [2 * 2**30, 3 * 2**30, 5 * 2**30]
+    larger = page.post("plan", project=small, **{**tiny(tiny_model_dir), "budget": 2.0})
+    assert larger["budget_bytes"] == 2**31
+    little = page.post("plan", project=small, **{**tiny(tiny_model_dir), "budget": 0.01})
+    assert little["refusal"]["class"] == "MemoryBudgetError" and "parts" not in little
+    few = page.post("plan", project=small, **{**tiny(tiny_model_dir), "more": "min_training_chunks=5000"})
+    assert few["refusal"]["class"] == "DataError" and few["parts"]
+    assert "lora.rnk" in page.refused("plan", project=small, more="lora.rnk=8")
+    assert "is not KEY=VALUE" in page.refused("plan", project=small, more="rank")
+
+
+def events_of(page: Asking, project: str, until_: Callable[[dict[str, dict]], bool]) -> dict[str, dict]:
+    """The newest of each event of the stream, when ``until_`` is true of them."""
+    seen: dict[str, dict] = {}
+    lines: list[str] = []
+    with httpx.stream(
+        "GET", f"{page.address}/ui/api/projects/{project}/training", headers=page.headers, timeout=600
+    ) as stream:
+        name = ""
+        for line in stream.iter_lines():
+            if line.startswith("event: "):
+                name = line.removeprefix("event: ")
+            elif line.startswith("data: "):
+                told = json.loads(line.removeprefix("data: "))
+                if name == "log":
+                    lines = ([] if told["from_start"] else lines) + told["lines"]
+                    told = {"lines": lines}
+                seen[name] = told
+                if until_(seen):
+                    return seen
+    raise AssertionError(f"the stream ended: {seen}")
+
+
+def test_a_training_is_started_watched_stopped_and_gone_on_with(
+    page: Asking, small: str, registry: ProjectRegistry, tiny_model_dir: Path, known_home: Path
+) -> None:
+    assert events_of(page, small, lambda seen: "training" in seen)["training"] == {"status": "not_started"}
+    settings = tiny(tiny_model_dir, **{"optimizer.max_steps": 100_000, "evaluation.patience": 1000})
+    assert page.post("train", project=small, **settings) == {"goes_on": False}
+    assert "already being trained" in page.refused("train", project=small, **settings)
+    seen = events_of(
+        page,
+        small,
+        lambda seen: (seen.get("training", {}).get("step") or 0) >= 3 and bool(seen["charts"]["loss"]),
+    )
+    training = seen["training"]
+    assert (
+        training["status"] == "training"
+        and training["budget_bytes"] == 2**30
+        and training["tokens_per_second"] > 0
+    )
+    assert "<svg" in seen["charts"]["loss"] and seen["log"]["lines"]
+    # A page that is loaded again begins with all of it.
+    again = events_of(page, small, lambda seen: {"training", "charts", "log"} <= seen.keys())
+    assert (
+        again["training"]["step"] >= training["step"]
+        and again["log"]["lines"][:3] == seen["log"]["lines"][:3]
+    )
+    assert page.post("cancel", project=small) == {"stops": True}
+    stopped = events_of(page, small, lambda seen: seen["training"]["status"] == "cancelled")["training"]
+    assert stopped["can_resume"] and stopped["step"] >= 3
+    assert page.post("cancel", project=small) == {"stops": False}
+    page.post("resume", project=small)
+    on = events_of(
+        page,
+        small,
+        lambda seen: seen["training"]["status"] == "training" and seen["training"]["step"] > stopped["step"],
+    )
+    assert on["training"]["id"] != stopped["id"]
+    page.post("cancel", project=small)
+    until(lambda: not registry.active_trainings(), "the end")
+    settings = page.get(f"projects/{small}/settings")
+    assert (
+        settings["model"] == str(tiny_model_dir)
+        and settings["budget"] == 1.0
+        and "lora.rank=4" in settings["more"]
+    )
+
+
+def test_a_training_that_a_terminal_started_is_judged_and_tried_on_the_page(
+    page: Asking, small: str, registry: ProjectRegistry, tiny_model_dir: Path, known_home: Path
+) -> None:
+    from mlx_gardener import TrainingPipeline
+    from tests.support.trainings import tiny_settings
+
+    TrainingPipeline(tiny_settings(tiny_model_dir), registry=registry).start_training(small)
+    seen = events_of(page, small, lambda seen: seen["training"]["status"] == "completed")
+    version = seen["training"]["version"]
+    told = page.get(f"projects/{small}/verdict")
+    assert told["version"] == version and told["evidence"]["headline"] and told["evidence"]["arms"]["rows"]
+    assert all(plot["svg"].startswith("<svg") for plot in told["evidence"]["plots"])
+    (sample,) = told["evidence"]["samples"]
+    assert sample["language"] and isinstance(sample["expected"], str)
+    ask = {
+        "project": small,
+        "version": version,
+        "input_prefix": "import math\n\ndef ",
+        "input_suffix": "\n",
+        "n_predict": 8,
+    }
+    found = {
+        (adapter, retrieval): page.post(
+            "try", **ask, path="core/new.py", adapter=adapter, retrieval=retrieval
+        )
+        for adapter in (False, True)
+        for retrieval in (False, True)
+    }
+    assert all(one["written_tokens"] >= 0 and one["prompt_tokens"] > 0 for one in found.values())
+    assert not found[True, False]["pieces"] and not found[False, False]["front"]
+    until(lambda: page.post("try", **ask, path="core/new.py", retrieval=True)["pieces"], "pieces of an index")
+    with_code = page.post("try", **ask, path="core/new.py", adapter=False, retrieval=True)
+    assert all(piece["path"] in with_code["front"] for piece in with_code["pieces"]) and with_code["pieces"]
+    assert with_code["prompt_tokens"] > found[False, False]["prompt_tokens"]
+    stale = page.get(f"projects/{small}/staleness")
+    assert stale["version"] == version and "no file has changed" in stale["sentence"]
+
+
+# Whatever is sent.
+
+ODD = [
+    None,
+    True,
+    -1,
+    1e308,
+    2**70,
+    "",
+    " ",
+    "\0",
+    "~nobody/x",
+    "../..",
+    "<b>",
+    "small",
+    "\ud83d",
+    "a" * 5000,
+    [],
+    {},
+    ["small"],
+    {"a": 1},
+]
+FIELDS = {
+    "add": ("path", "name"),
+    "activate": ("project", "version"),
+    "rollback": ("project", "version"),
+    "export": ("project", "version", "form", "destination"),
+    "leave-out": ("project", "path", "leave_out"),
+    "plan": ("project", "budget", "timeout", "epochs", "more"),
+    "cancel": ("project",),
+    "resume": ("project",),
+    "try": ("project", "version", "input_prefix", "n_predict", "adapter"),
+}
+
+
+@pytest.mark.parametrize("path", FIELDS)
+def test_whatever_is_sent_is_answered_or_refused_and_is_no_defect(
+    page: Asking, small: str, path: str
+) -> None:
+    good = {
+        "project": small,
+        "path": "web",
+        "version": None,
+        "form": "mlx",
+        "model": "seedling",
+        "input_prefix": "x",
+    }
+    for name in FIELDS[path]:
+        for odd in ODD:
+            done = page.raw(
+                "POST",
+                path,
+                content=json.dumps({**good, name: odd}),
+                headers={**page.headers, "content-type": "application/json"},
+            )
+            assert done.status_code in (200, 400), (name, odd, done.text)
+            assert done.status_code == 200 or done.json()["error"]["message"]
+    for text in ("", "{", "[]", "1", '{"project": "small"', "null", "[" * 1000):
+        done = page.raw(
+            "POST", path, content=text, headers={**page.headers, "content-type": "application/json"}
+        )
+        assert done.status_code == 400, (text, done.text)
+
+
+def test_whatever_is_looked_for_is_found_or_not(page: Asking, small: str) -> None:
+    for name in ("", "..", "%2e%2e", "small%00", "<b>", "a" * 300, "small/../small"):
+        for below in (
+            "",
+            "/scan",
+            "/verdict",
+            "/training",
+            "/settings",
+            "/staleness",
+            "/compare?first=v1&second=v2",
+        ):
+            assert page.raw("GET", f"projects/{name}{below}").status_code in (400, 404), (name, below)
+    assert page.raw("GET", "projects/small/compare?first=v1").status_code == 400
+    assert page.raw("DELETE", "projects").status_code == 405
+    assert page.raw("GET", "remove").status_code == 405
