@@ -216,7 +216,7 @@ class Group:
 
     def find_death(self) -> str | None:
         """Which rank died first, where the worker says that one did; its end may be a moment away."""
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + _GRACE_SECONDS
         while not self._look() and time.monotonic() < deadline:
             time.sleep(0.05)
         return self.death

@@ -163,7 +163,7 @@ def _work(
         bus.publish(TrainingEnded(phase, message, result))
     else:  # who took it for dead has said its end, and the journal may be the next training's by now
         logger.warning("the training was closed by others before: %s", message)
-    bus.close(timeout_seconds=10.0)
+    bus.close(timeout_seconds=60.0)
     return phase
 
 
