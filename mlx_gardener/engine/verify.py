@@ -82,9 +82,7 @@ def prepare_engine(
         per_document=not config.data.attend_across_documents,
     )
     vocabulary = _vocabulary(base, plan, facts)
-    if config.engine.split == "never":
-        engine.take_whole("engine.split is never")
-    elif engine.graph is not None and not was_checked(cache_dir, base):
+    if engine.graph is not None and not was_checked(cache_dir, base):
         problem = split_problem(engine, base, vocabulary)
         if problem is not None:
             engine.take_whole(problem)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.config import EvaluationConfig, RetrievalWish, TrainingConfig, validate_config
+from mlx_gardener.config import RetrievalWish, TrainingConfig, validate_config
 from mlx_gardener.errors import AdapterError, DataError, RegistryError
 from mlx_gardener.platform.files import make_private, write_whole
 from mlx_gardener.platform.untrusted import read_json
@@ -304,6 +304,7 @@ def choose_retrieval(directory: Path, wish: RetrievalWish, *, with_adapter: bool
     """
     from mlx_gardener.adapter.manifest import read_manifest
     from mlx_gardener.evaluate.retrieval import retrieval_helps
+    from mlx_gardener.evaluate.work import CONTEXT_TOKENS
 
     found: list[Any] = [_evidence_in(file) for file in sorted((directory / DIRECTORY).glob("*.json"))]
     with suppress(AdapterError):  # whoever loads the adapter says so
@@ -312,7 +313,7 @@ def choose_retrieval(directory: Path, wish: RetrievalWish, *, with_adapter: bool
     arm = "adapter_bm25" if with_adapter else "base_bm25"
     telling = [item for item in found if any(found_arm["name"] == arm for found_arm in item["arms"])]
     evidence: dict[str, Any] = telling[-1] if telling else {}
-    limit = int(evidence.get("work", {}).get("context_tokens", EvaluationConfig().context_tokens))
+    limit = int(evidence.get("work", {}).get("context_tokens", CONTEXT_TOKENS))
     if wish != "auto":
         return RetrievalChoice(wish == "on", f"serve.retrieval is {wish}", limit)
     helps, why = retrieval_helps(evidence, with_adapter=with_adapter)
