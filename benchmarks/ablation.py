@@ -107,29 +107,22 @@ def main(rounds: int, only: str | None) -> None:
     if only:
         print(json.dumps(side(only)))
         return
-    from machine import describe, save
     from shapes import write_shape
-    from sides import in_turn, median, spreads
+    from sides import against_references, median
 
     for bits in (None, 4):
         write_shape("qwen2.5-coder-0.5b", SHAPES, bits=bits, layers=8)
-    machine, found = describe(), in_turn(__file__, tuple(SIDES), rounds)
-    table = []
-    for name in SIDES:
-        reference = name.partition(",")[0]
-        speed = median(found[name], "tokens_per_second")
-        peak = median(found[name], "peak_mib")
-        table.append(
-            {
-                "side": name,
-                "tokens_per_second": round(speed, 1),
-                "speed_ratio": round(speed / median(found[reference], "tokens_per_second"), 3),
-                "peak_mib": round(peak),
-                "peak_ratio": round(peak / median(found[reference], "peak_mib"), 3),
-            }
-        )
-        print(table[-1])
-    print("wrote", save("ablation", {"machine": machine, "ablation": table, "sides": spreads(found)}))
+
+    def row(seen: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dict[str, Any]:
+        speed, peak = median(seen, "tokens_per_second"), median(seen, "peak_mib")
+        return {
+            "tokens_per_second": round(speed, 1),
+            "speed_ratio": round(speed / median(reference, "tokens_per_second"), 3),
+            "peak_mib": round(peak),
+            "peak_ratio": round(peak / median(reference, "peak_mib"), 3),
+        }
+
+    against_references(__file__, tuple(SIDES), rounds, row)
 
 
 if __name__ == "__main__":

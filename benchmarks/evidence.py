@@ -37,7 +37,6 @@ SETTINGS = {
     "evaluation.per_epoch": 1,
     "evaluation.least_rows": 24,
     "evaluation.memorisation_places": 16,
-    "evaluation.context_tokens": 256,
     "min_training_chunks": 20,
     "training_timeout_minutes": 60,
     "throttling.low_priority": False,

@@ -39,10 +39,14 @@ MODELS = (
 MOST_REFUSALS = 3
 
 
-def cell(model: str, budget: float, width: int, steps: int, loops: int) -> dict[str, Any]:
-    """One process, with busy loops beside it: the plan's prediction, and its peak in bytes by its own and outside eyes."""
+def cell(model: str, budget: float, width: int, steps: int, loops: int, *settings: str) -> dict[str, Any]:
+    """One process, with busy loops beside it: the plan's prediction, and its peak in bytes by its own and outside eyes.
+
+    ``settings`` are a training's, as ``KEY=VALUE``.
+    """
     script = Path(__file__).with_name("train_cell.py")
     command = [sys.executable, str(script), model, "--budget", str(budget), "--width", str(width)]
+    command += [word for setting in settings for word in ("--set", setting)]
     with busy(loops), tempfile.TemporaryFile("w+") as told:
         process = subprocess.Popen(
             [*command, "--steps", str(steps)], stdout=subprocess.PIPE, stderr=told, text=True

@@ -141,25 +141,23 @@ def main(rounds: int, only: str | None) -> None:
     if only:
         print(json.dumps(side(only)))
         return
-    from machine import describe, save
     from shapes import write_shape
-    from sides import in_turn, median, spreads
+    from sides import against_references, median
 
     for bits in (None, 4):
         write_shape(SHAPE, _directory(), bits=bits, layers=LAYERS)
-    machine, found = describe(), in_turn(__file__, tuple(SIDES), rounds)
-    table = []
-    for name in SIDES:
-        reference = found[name.partition(",")[0]]
-        row: dict[str, Any] = {"side": name}
-        for key in ("mlx_peak_mib", "footprint_mib"):
-            row[key] = round(median(found[name], key))
-            row[f"{key.removesuffix('_mib')}_ratio"] = round(
-                median(found[name], key) / median(reference, key), 2
-            )
-        table.append(row)
-        print(row)
-    print("wrote", save("safeguards", {"machine": machine, "safeguards": table, "sides": spreads(found)}))
+
+    def row(seen: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dict[str, Any]:
+        figures: dict[str, Any] = {}
+        for what in ("mlx_peak", "footprint"):
+            mib = median(seen, f"{what}_mib")
+            figures |= {
+                f"{what}_mib": round(mib),
+                f"{what}_ratio": round(mib / median(reference, f"{what}_mib"), 2),
+            }
+        return figures
+
+    against_references(__file__, tuple(SIDES), rounds, row)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import spread
+from machine import describe, save, spread
 
 from mlx_gardener.dataset import Batch
 
@@ -58,6 +59,25 @@ def spreads(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]
         }
         for name, rounds in found.items()
     }
+
+
+def against_references(
+    script: str,
+    sides: Sequence[str],
+    rounds: int,
+    row: Callable[[list[dict[str, Any]], list[dict[str, Any]]], dict[str, Any]],
+) -> None:
+    """Measure all sides in turn, and write a table of them beside the machine, under the script's own name.
+
+    Args:
+        row: of the table, from what a side reported and what its reference did, the side named before its comma.
+    """
+    name, machine, found = Path(script).stem, describe(), in_turn(script, tuple(sides), rounds)
+    table = []
+    for side in sides:
+        table.append({"side": side, **row(found[side], found[side.partition(",")[0]])})
+        print(table[-1])
+    print("wrote", save(name, {"machine": machine, name: table, "sides": spreads(found)}))
 
 
 def random_batch(rows: int, width: int, vocab: int, *, seed: int = 0) -> Batch:

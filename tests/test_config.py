@@ -130,6 +130,14 @@ def test_a_retired_setting_is_passed_over_and_said() -> None:
     [
         ("engine.attention_block", 64, "blocks of 128 queries"),
         ("engine.verify_split", False, "is checked always"),
+        ("engine.split", "never", "taken as one where that would not compute the same"),
+        ("data.replay_share", 0.2, "half of the bytes"),
+        ("evaluation.forgetting_limit", 0.5, "docs/evidence.md"),
+        ("evaluation.memorisation_limit", 0.5, "docs/evidence.md"),
+        ("evaluation.parse_ok_limit", 0.5, "docs/evidence.md"),
+        ("evaluation.context_tokens", 100, "up to 384 tokens"),
+        ("parallel.connect_seconds", 5.0, "ranks three to connect"),
+        ("checkpoints_kept", 9, "the two newest"),
     ],
 )
 def test_a_setting_that_nobody_needs_any_more_is_passed_over_and_says_what_happens_now(
@@ -137,8 +145,9 @@ def test_a_setting_that_nobody_needs_any_more_is_passed_over_and_says_what_happe
 ) -> None:
     with pytest.warns(FutureWarning, match=f"{key} in the flags has no effect: .*{what_happens_now}"):
         assert load_config(environment={}, overrides={key: value}) == load_config(environment={})
-    section, _, name = key.partition(".")
-    assert validate_config({section: {name: value}}) == validate_config({}), "as in older manifests"
+    section, _, name = key.rpartition(".")
+    older = {section: {name: value}} if section else {name: value}
+    assert validate_config(older) == validate_config({}), "as in older manifests"
 
 
 @pytest.mark.parametrize(

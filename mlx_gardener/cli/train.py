@@ -118,7 +118,7 @@ def train(
     of the project with the same settings did not come to its end, the same command goes on with it.
 
     A project that has an active adapter is trained on from it, on the files that are new or changed since and as many
-    bytes of unchanged ones (data.replay_share), if base model and lora.* settings are the same and less than half of the
+    bytes of unchanged ones, if base model and lora.* settings are the same and less than half of the
     training files' bytes changed; files keep the part (training, validation, test) they were in. Otherwise, and with
     --fresh, training begins from scratch. --continue and --from-version make the other conditions errors.
     """
@@ -222,7 +222,7 @@ def _follows(config: TrainingConfig, *, alone: bool, dry_run: bool) -> bool:
     if launched[0] and not dry_run:
         from mlx_gardener.runs.rank import follow_launched
 
-        follow_launched(launched[1], config.parallel.connect_seconds)
+        follow_launched(launched[1])
     return launched[0] > 0
 
 

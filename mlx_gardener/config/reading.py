@@ -47,6 +47,15 @@ RETIRED = {
     ),
     "engine.attention_block": "rows of 1,024 tokens or more have attention in blocks of 128 queries; MLX's own is as good below",
     "engine.verify_split": "how a model is cut is checked always, once for a base on a machine, which takes a few tokens",
+    "engine.split": "a model is always cut into segments, and taken as one where that would not compute the same",
+    "data.replay_share": "half of the bytes to learn from are in unchanged files, where a training goes on from an adapter",
+    **dict.fromkeys(
+        ("evaluation.forgetting_limit", "evaluation.memorisation_limit", "evaluation.parse_ok_limit"),
+        "the guards have the limits that docs/evidence.md names, so that verdicts can be compared",
+    ),
+    "evaluation.context_tokens": "retrieved code takes up to 384 tokens of a prompt, in evidence and when served alike",
+    "parallel.connect_seconds": "hosts have a minute to answer and ranks three to connect, also on a busy machine",
+    "checkpoints_kept": "the two newest checkpoints stay, the second for the case that the first is damaged",
     "data.fim_loss_on_context": "the context is learned always, which was better than the middle alone (docs/decisions.md)",
 }
 #: Settings by their earlier names, which are understood until 0.3 with a warning, and those of today.

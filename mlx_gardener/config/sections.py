@@ -111,7 +111,6 @@ class DataConfig(_Section):
     attend_across_documents: bool = True
     max_file_bytes: int = Field(1_000_000, ge=1)
     max_line_length: int = Field(1000, ge=1)
-    replay_share: float = Field(0.5, ge=0, lt=1)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
@@ -134,9 +133,7 @@ class EvaluationConfig(_Section):
 
     The test has ``arms`` and takes about ``time_share`` of what the training took, counted in tokens, but never fewer
     than ``least_tasks`` tasks of each kind and ``least_rows`` rows, unless the time limit leaves less; of cross-file lines and
-    assertions there are at most as many as of next lines. The limits are of the
-    guards: a rise of bits per byte on other code, a share of places continued word for word, a fall of the share of answers
-    that parse.
+    assertions there are at most as many as of next lines.
     """
 
     per_epoch: int = Field(4, ge=1, le=100)
@@ -150,10 +147,6 @@ class EvaluationConfig(_Section):
     memorisation_places: int = Field(24, ge=0)
     samples: int = Field(6, ge=0, le=20)
     max_new_tokens: int = Field(48, ge=1, le=1024)
-    context_tokens: int = Field(384, ge=0, le=32768)
-    forgetting_limit: float = Field(0.1, ge=0)
-    memorisation_limit: float = Field(0.25, ge=0, le=1)
-    parse_ok_limit: float = Field(0.05, ge=0, le=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluationConfig:
@@ -178,7 +171,6 @@ class EngineConfig(_Section):
     kept_layers: int | None = Field(None, ge=0)
     loss_slice_tokens: int | None = Field(None, ge=1)
     cpu_streams: int | None = Field(None, ge=1, le=64)
-    split: Literal["auto", "never"] = "auto"
     dry_run: bool = True
 
 
@@ -206,7 +198,6 @@ class ParallelConfig(_Section):
     hostfile: str | None = None
     backend: Literal["ring", "mpi", "nccl", "jaccl", "jaccl-ring"] = "ring"
     starting_port: int | None = Field(None, ge=1024, le=65000)
-    connect_seconds: float = Field(60.0, gt=0, le=3600)
     python: str | None = None
 
     @model_validator(mode="after")
@@ -249,7 +240,6 @@ class TrainingConfig(_Section):
     training_timeout_minutes: float = Field(30.0, ge=0)
     progress_update_interval: float = Field(5.0, gt=0, le=3600)
     checkpoint_interval_seconds: float = Field(60.0, gt=0)
-    checkpoints_kept: int = Field(2, ge=1)
     worker_restarts: int = Field(3, ge=0, le=100)
     seed: int = Field(0, ge=0, lt=2**32)
     continue_from: str = Field("auto", pattern=r"^(auto|never|active|v[0-9]{1,9}|auto:v[0-9]{1,9})$")

@@ -28,6 +28,8 @@ _SCAN_SHARE = 0.6
 _FILES_AT_ONCE = 64
 #: From this share of changed bytes on, "auto" begins anew: most of what the adapter knows is not there any more.
 _MOST_CHANGED = 0.5
+#: Where a training goes on from an adapter: of the bytes to learn from, those that have not changed (judgement).
+_REPLAY_SHARE = 0.5
 #: Why a training begins anew: there is nothing to go on with, and nothing to learn from that the version has not seen.
 UNCHANGED = "no file has changed since"
 
@@ -201,9 +203,7 @@ class TrainingDataPreparator:
 
     def _continuation(self, fresh: Split, earlier: Earlier, must: bool) -> Continuation | None:
         """How to go on from ``earlier``; None where a training begins anew instead."""
-        found = continue_split(
-            fresh, earlier, replay_share=self.config.data.replay_share, seed=self.config.seed
-        )
+        found = continue_split(fresh, earlier, replay_share=_REPLAY_SHARE, seed=self.config.seed)
         if must and not found.changed_files and not earlier.is_unfinished:
             raise TrainingError(
                 f"No training file has changed since {earlier.version}, so there is nothing to go on with.",

@@ -221,10 +221,8 @@ def _memory_parts(
         work=int((work.tail if is_live_higher else work.layer) + work.buffers),
         runtime=RUNTIME_BYTES,
     )
-    if config.engine.split != "never":
-        check = _check_bytes(plan, facts, size) + RUNTIME_BYTES
-        parts = replace(parts, check=max(0, int(check) - parts.peak_bytes))
-    return parts
+    check = _check_bytes(plan, facts, size) + RUNTIME_BYTES
+    return replace(parts, check=max(0, int(check) - parts.peak_bytes))
 
 
 def _in_blocks(plan: Plan, width: int) -> bool:

@@ -86,9 +86,7 @@ def prepare_engine(
         scratch_dir=cache_dir,
     )
     vocabulary = _vocabulary(base, plan, facts)
-    if config.engine.split == "never":
-        engine.take_whole("engine.split is never")
-    elif engine.graph is not None and not was_checked(cache_dir, base):
+    if engine.graph is not None and not was_checked(cache_dir, base):
         problem = split_problem(engine, base, vocabulary, tile_tokens=_TILE)
         if problem is not None:
             engine.takes_tiles = False

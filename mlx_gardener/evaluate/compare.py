@@ -230,7 +230,7 @@ def _evidence(
         next_line_tasks=len(plan.tasks.lines),
         arms=arms,
         comparisons=comparisons,
-        guards=_guards(findings.checks, main, found, trained_on_test, config),
+        guards=_guards(findings.checks, main, found, trained_on_test),
         power=_power(main),
         answers_power=_answers_power(found, scores["base"]),
         work={
@@ -294,15 +294,13 @@ def _guards(
     main: Change,
     found: dict[tuple[str, str, str], Change],
     trained_on_test: Sequence[str],
-    config: TrainingConfig,
 ) -> tuple[Guard, ...]:
-    settings = config.evaluation
-    parses = guards.parse_ok(found.get(("adapter", "base", "fim_parse_ok")), settings.parse_ok_limit)
+    parses = guards.parse_ok(found.get(("adapter", "base", "fim_parse_ok")))
     if not checks:
         return (parses,)
     base, adapter = checks["base"], checks["adapter"]
     return (
-        guards.forgetting(base.other, adapter.other, base.other_bytes, settings.forgetting_limit),
+        guards.forgetting(base.other, adapter.other, base.other_bytes),
         guards.memorisation(
             shares={
                 "adapter_train": adapter.train_share,
@@ -313,7 +311,6 @@ def _guards(
             trained_on_test=trained_on_test,
             test_gain=-main.change,
             validation_gain=1 - adapter.validation / base.validation if base.validation else None,
-            settings=settings,
         ),
         parses,
     )

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from mlx_gardener.config import EvaluationConfig
 from mlx_gardener.dataset import Place
 from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.evaluate.evidence import Guard, fewer
@@ -31,6 +30,9 @@ CONTINUED_TOKENS, SHOWN_TOKENS = 16, 128
 _BELIEVED_EXCESS = 0.1
 #: With fewer places a share says nothing.
 LEAST_PLACES = 8
+#: What a guard lets pass (judgements): a rise of bits per byte on other code, as a fraction; a share of places that are continued
+#: word for word beyond what is explained; a fall of the share of filled spans that parse.
+FORGETTING_LIMIT, MEMORISATION_LIMIT, PARSE_OK_LIMIT = 0.1, 0.25, 0.05
 
 
 def other_code() -> list[Excerpt]:
@@ -43,10 +45,9 @@ def other_code() -> list[Excerpt]:
     ]
 
 
-def forgetting(
-    base_losses: dict[str, float], adapter_losses: dict[str, float], source_bytes: int, limit: float
-) -> Guard:
-    """Whether bits per byte on other code rose by more than ``limit`` (a fraction)."""
+def forgetting(base_losses: dict[str, float], adapter_losses: dict[str, float], source_bytes: int) -> Guard:
+    """Whether bits per byte on other code rose by more than `FORGETTING_LIMIT`."""
+    limit = FORGETTING_LIMIT
     before = bits_per_byte(sum(base_losses.values()), source_bytes)
     after = bits_per_byte(sum(adapter_losses.values()), source_bytes)
     rise = after / before - 1
@@ -80,7 +81,6 @@ def memorisation(
     trained_on_test: Sequence[str],
     test_gain: float,
     validation_gain: float | None,
-    settings: EvaluationConfig,
 ) -> Guard:
     """Whether the adapter knows files by heart, or knows those that it must not have seen.
 
@@ -90,7 +90,7 @@ def memorisation(
         trained_on_test: held-out files whose content was trained on, by the manifest.
         test_gain, validation_gain: bits per byte saved against the base, as fractions.
     """
-    limit = settings.memorisation_limit
+    limit = MEMORISATION_LIMIT
     if trained_on_test:
         reason = f"{len(trained_on_test)} of the test files were trained on ({trained_on_test[0]})"
         return Guard("memorisation", False, 1.0, limit, reason)
@@ -120,8 +120,9 @@ def memorisation(
     return Guard("memorisation", worst <= limit, round(worst, 5), limit, reason)
 
 
-def parse_ok(change: Change | None, limit: float) -> Guard:
-    """Whether fewer filled spans parse than the base's: by more than ``limit``, and not by chance."""
+def parse_ok(change: Change | None) -> Guard:
+    """Whether fewer filled spans parse than the base's: by more than `PARSE_OK_LIMIT`, and not by chance."""
+    limit = PARSE_OK_LIMIT
     if change is None:
         return Guard("parse_ok", True, None, limit, "no spans were filled to judge by")
     failed = change.change < -limit and change.high < 0

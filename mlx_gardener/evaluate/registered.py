@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.config import EvaluationConfig, RetrievalWish, TrainingConfig, validate_config
+from mlx_gardener.config import RetrievalWish, TrainingConfig, validate_config
 from mlx_gardener.errors import AdapterError, DataError, RegistryError
 from mlx_gardener.platform.files import make_private, write_whole
 from mlx_gardener.platform.untrusted import read_json
-from mlx_gardener.registry import Project, ProjectRegistry
+from mlx_gardener.registry import AdapterRecord, Project, ProjectRegistry
 
 if TYPE_CHECKING:
     from mlx_gardener.adapter import LoadedAdapter
@@ -192,6 +192,42 @@ def _unseen(data: PreparedData, adapter: LoadedAdapter) -> tuple[PreparedData, l
     return replace(data, test_excerpts=left), [], notes
 
 
+def may_have_control(registry: ProjectRegistry, project: Project, weights_sha256: str) -> bool:
+    """Whether `find_control` will find one, as far as manifests tell; nothing is loaded."""
+    for record in _others_adapters(registry, project):
+        with suppress(AdapterError):
+            if _is_on(record, weights_sha256):
+                return True
+    return False
+
+
+def _others_adapters(
+    registry: ProjectRegistry, project: Project, wanted: str | None = None
+) -> list[AdapterRecord]:
+    """Adapters of other repositories, or of the project ``wanted``, the newest first."""
+    others = (
+        [registry.get_project(wanted)]
+        if wanted is not None
+        else [other for other in registry.list_projects() if other.path != project.path]
+    )
+    return sorted(
+        (
+            record
+            for other in others
+            if other.name != project.name
+            for record in registry.list_adapters(other.name)
+        ),
+        key=lambda record: (-record.created_at, record.project, record.version),
+    )
+
+
+def _is_on(record: AdapterRecord, weights_sha256: str) -> bool:
+    """Whether an adapter's base has these weights; raises `AdapterError` where its manifest cannot be read."""
+    from mlx_gardener.adapter.manifest import read_manifest
+
+    return bool(read_manifest(record.directory)["base"].get("weights_sha256") == weights_sha256)
+
+
 def find_control(
     registry: ProjectRegistry, project: Project, weights_sha256: str, *, wanted: str | None = None
 ) -> tuple[Control | None, str | None]:
@@ -205,23 +241,12 @@ def find_control(
         AdapterError: ``wanted`` has no adapter on the same base.
     """
     from mlx_gardener.adapter import PeftManager
-    from mlx_gardener.adapter.manifest import read_manifest
     from mlx_gardener.evaluate import Control
 
-    others = (
-        [registry.get_project(wanted)]
-        if wanted is not None
-        else [other for other in registry.list_projects() if other.path != project.path]
-    )
-    others = [other for other in others if other.name != project.name]
-    records = sorted(
-        (record for other in others for record in registry.list_adapters(other.name)),
-        key=lambda record: (-record.created_at, record.project, record.version),
-    )
     damaged = 0
-    for record in records:
+    for record in _others_adapters(registry, project, wanted):
         try:
-            if read_manifest(record.directory)["base"].get("weights_sha256") != weights_sha256:
+            if not _is_on(record, weights_sha256):
                 continue
             adapter = PeftManager(registry).load_adapter(record.project, record.version)
         except (AdapterError, RegistryError):
@@ -279,6 +304,7 @@ def choose_retrieval(directory: Path, wish: RetrievalWish, *, with_adapter: bool
     """
     from mlx_gardener.adapter.manifest import read_manifest
     from mlx_gardener.evaluate.retrieval import retrieval_helps
+    from mlx_gardener.evaluate.work import CONTEXT_TOKENS
 
     found: list[Any] = [_evidence_in(file) for file in sorted((directory / DIRECTORY).glob("*.json"))]
     with suppress(AdapterError):  # whoever loads the adapter says so
@@ -287,7 +313,7 @@ def choose_retrieval(directory: Path, wish: RetrievalWish, *, with_adapter: bool
     arm = "adapter_bm25" if with_adapter else "base_bm25"
     telling = [item for item in found if any(found_arm["name"] == arm for found_arm in item["arms"])]
     evidence: dict[str, Any] = telling[-1] if telling else {}
-    limit = int(evidence.get("work", {}).get("context_tokens", EvaluationConfig().context_tokens))
+    limit = int(evidence.get("work", {}).get("context_tokens", CONTEXT_TOKENS))
     if wish != "auto":
         return RetrievalChoice(wish == "on", f"serve.retrieval is {wish}", limit)
     helps, why = retrieval_helps(evidence, with_adapter=with_adapter)

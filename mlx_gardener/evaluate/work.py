@@ -34,6 +34,8 @@ SURE = 0.8
 _SMALLEST = 4
 #: The shortest row: an editor's question is no shorter (judgement).
 _SHORTEST = 256
+#: Most tokens of retrieved code in front of a prompt, and no more than a row holds (judgement).
+CONTEXT_TOKENS = 384
 
 
 def prompt_sizes(config: TrainingConfig) -> tuple[int, int]:
@@ -99,7 +101,7 @@ def decide_work(
     settings, width = config.evaluation, config.data.sequence_lengths[-1]
     allowed = settings.time_share * _FORWARDS_PER_TRAINED_TOKEN * training_tokens
     kinds = all_kinds = 1 + can_fill + other_kinds
-    whole = _Sizes(width, settings.context_tokens, prompt_sizes(config), settings.max_new_tokens)
+    whole = _Sizes(width, CONTEXT_TOKENS, prompt_sizes(config), settings.max_new_tokens)
     row, task, writing = whole.costs(settings.arms, step_tokens)
     rows = min(windows, max(settings.least_rows, int(allowed / 2 / row)))
     fitting = max(settings.least_tasks, int(allowed / 2 / (max(2, kinds) * task)))
@@ -151,7 +153,7 @@ def least_tokens(config: TrainingConfig, arms: Collection[str], step_tokens: flo
     settings = config.evaluation
     whole = _Sizes(
         config.data.sequence_lengths[-1],
-        settings.context_tokens,
+        CONTEXT_TOKENS,
         prompt_sizes(config),
         settings.max_new_tokens,
     )

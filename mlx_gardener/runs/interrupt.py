@@ -16,6 +16,7 @@ from mlx_gardener.errors import (
     TrainingCancelledError,
     TrainingInterruptedError,
 )
+from mlx_gardener.platform.processes import load_of_last_minute
 from mlx_gardener.registry import ProjectRegistry
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Interrupt:
         """The time limit, and what is used of it."""
         from mlx_gardener.training.time_plan import Clock
 
-        return Clock(self._limit_seconds, self._used_seconds)
+        return Clock(self._limit_seconds, self._used_seconds, load=load_of_last_minute)
 
     @contextmanager
     def clock_stands(self) -> Iterator[None]:

@@ -29,13 +29,13 @@ TELL_SECONDS = 0.5
 
 def clock_with_evidence(run: Run, base: BaseModel, engine: Engine) -> Clock:
     """The run's, with what its evidence takes at least."""
-    from mlx_gardener.evaluate.registered import find_control
+    from mlx_gardener.evaluate.registered import may_have_control
     from mlx_gardener.evaluate.work import STEP_TOKENS, least_tokens
 
     if engine.streamed is not None:  # nothing is written then, and rows are read as fast as in training
         return run.clock
     arms = set(run.config.evaluation.arms)
-    if "control" in arms and find_control(run.registry, run.project, base.weights_sha256)[0] is None:
+    if "control" in arms and not may_have_control(run.registry, run.project, base.weights_sha256):
         arms.discard("control")
     tokens = least_tokens(run.config, arms, STEP_TOKENS[engine.plan.dequantize])
     return replace(run.clock, evidence_tokens=tokens)
@@ -89,8 +89,6 @@ def measure(
 
 def _seconds_for_evidence(run: Run, outcome: TrainOutcome) -> float:
     """What the time limit leaves for the evidence; ``math.inf`` where it does not press."""
-    from mlx_gardener.training.time_plan import FINISH_SECONDS
-
     if not outcome.time_plan.is_short:
         return math.inf
-    return max(0.0, run.clock.left_seconds - FINISH_SECONDS)
+    return max(0.0, run.clock.left_seconds - run.clock.finish_seconds)

@@ -23,7 +23,7 @@ from mlx_gardener.config import TrainingConfig, validate_config
 from mlx_gardener.errors import GardenerError, OtherRankError, RankLostError
 from mlx_gardener.platform.lean_imports import import_lean
 from mlx_gardener.platform.priority import lower_priority
-from mlx_gardener.runs.ranks import BEAT_SECONDS
+from mlx_gardener.runs.ranks import BEAT_SECONDS, CONNECT_SECONDS
 
 if TYPE_CHECKING:
     from mlx_gardener.dataset import PreparedData, RowSet
@@ -138,7 +138,7 @@ def _facts(base: BaseModel) -> dict[str, str]:
     }
 
 
-def follow_launched(backend: str, seconds: float) -> None:
+def follow_launched(backend: str) -> None:
     """A rank that `mlx.launch` started: `work`, without a word where another rank's end is the reason of its own.
 
     Raises:
@@ -147,7 +147,7 @@ def follow_launched(backend: str, seconds: float) -> None:
     from mlx_gardener.training.parallel import Ranks
 
     try:
-        work(Ranks.connect(backend, seconds))
+        work(Ranks.connect(backend, CONNECT_SECONDS))
     except OtherRankError as error:
         logger.info("%s", error)
 
@@ -177,7 +177,7 @@ def main() -> None:
             _say("ready")
             if sys.stdin.readline().strip() != "go":
                 return
-            ranks = Ranks.connect(orders["backend"], orders["connect_seconds"])
+            ranks = Ranks.connect(orders["backend"], CONNECT_SECONDS)
         _say("connected")
         threading.Thread(target=_beat, daemon=True).start()
         threading.Thread(target=_end_with_supervisor, daemon=True).start()

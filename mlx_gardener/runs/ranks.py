@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 #: A rank that has not said a word for so long is taken for dead; it says one every `BEAT_SECONDS`.
 SILENCE_SECONDS, BEAT_SECONDS = 60.0, 2.0
+#: How long a host may take to answer, and ranks to be ready and to connect: they import for some seconds, times as many as a
+#: machine has busy processes for each core.
+REACH_SECONDS, CONNECT_SECONDS = 60, 180.0
 #: How long rank 0 may take to notice by itself that a rank died, and ranks that the training is over.
 _GRACE_SECONDS = 30.0
 #: Of a host file; a host takes some hundred bytes.
@@ -165,7 +168,6 @@ class Group:
             self._ranks.append(_RankProcess(rank, host, self._config))
             orders = {
                 "backend": self._config.backend.removesuffix("-ring"),  # of JACCL, MLX knows by a variable
-                "connect_seconds": self._config.connect_seconds,
                 "environment": {
                     **self._variables,
                     "MLX_RANK": str(rank),
@@ -201,13 +203,13 @@ class Group:
                 member.process.wait()
 
     def _watch(self, worker: subprocess.Popen[bytes]) -> None:
-        connect_by = time.monotonic() + self._config.connect_seconds
+        connect_by = time.monotonic() + CONNECT_SECONDS
         while not self._over.wait(0.2):
             late = [member for member in self._ranks if "connected" not in member.heard]
             if late and time.monotonic() > connect_by:
                 self.death = (
                     f"Rank {late[0].rank} on {late[0].host.name} did not connect within "
-                    f"{self._config.connect_seconds:g} seconds"
+                    f"{CONNECT_SECONDS:g} seconds"
                 )
             if self.death or self._look():
                 logger.error("%s", self.death)
@@ -216,7 +218,7 @@ class Group:
 
     def find_death(self) -> str | None:
         """Which rank died first, where the worker says that one did; its end may be a moment away."""
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + _GRACE_SECONDS
         while not self._look() and time.monotonic() < deadline:
             time.sleep(0.05)
         return self.death
@@ -241,12 +243,12 @@ class Group:
             worker.kill()
 
     def _wait_for(self, word: str, otherwise: str) -> None:
-        deadline = time.monotonic() + self._config.connect_seconds
+        deadline = time.monotonic() + CONNECT_SECONDS
         for member in self._ranks:
             while word not in member.heard:
                 problem = member.problem()
                 if problem is None and time.monotonic() > deadline:
-                    problem = f"did not answer within {self._config.connect_seconds:g} seconds"
+                    problem = f"did not answer within {CONNECT_SECONDS:g} seconds"
                 if problem is not None:
                     raise TrainingError(
                         f"Rank {member.rank} on {member.host.name} {otherwise}: it {problem}.",
@@ -301,7 +303,7 @@ class _RankProcess:
             command = module_command("mlx_gardener.runs.rank")
         else:
             there = shlex.join([config.python or sys.executable, "-P", "-m", "mlx_gardener.runs.rank"])
-            timeout = f"ConnectTimeout={max(1, round(config.connect_seconds))}"
+            timeout = f"ConnectTimeout={REACH_SECONDS}"
             command = [*_SSH, "-o", timeout, host.name, there]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._heard_at = time.monotonic()

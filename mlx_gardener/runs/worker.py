@@ -42,7 +42,7 @@ from mlx_gardener.runs.job import LOG_NAME, LOST_EXIT_CODE, Job
 from mlx_gardener.runs.journal import JOURNAL_NAME, JournalWriter
 from mlx_gardener.runs.phases import run_training
 from mlx_gardener.runs.progress import TrainingProgressTracker
-from mlx_gardener.runs.ranks import launched_rank
+from mlx_gardener.runs.ranks import CONNECT_SECONDS, launched_rank
 from mlx_gardener.runs.result import RunResult
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ def _work(
         bus.publish(TrainingEnded(phase, message, result))
     else:  # who took it for dead has said its end, and the journal may be the next training's by now
         logger.warning("the training was closed by others before: %s", message)
-    bus.close(timeout_seconds=10.0)
+    bus.close(timeout_seconds=60.0)
     return phase
 
 
@@ -191,7 +191,7 @@ def _run(
     from mlx_gardener.training.parallel import Ranks
 
     launched = launched_rank(os.environ)
-    ranks = Ranks() if launched is None else Ranks.connect(launched[1], config.parallel.connect_seconds)
+    ranks = Ranks() if launched is None else Ranks.connect(launched[1], CONNECT_SECONDS)
     run = Run(
         training_id=job.training_id,
         project=patiently(registry.get_project, job.project),

@@ -34,6 +34,8 @@ FORMAT_VERSION = 2
 _ARRAYS = ("weights", "best", "optimizer")
 #: Training losses that are kept: a curve needs no more, and a long training would carry and write ever more of them.
 MOST_LOSSES = 2048
+#: The newest ones, the second for the case that the first is damaged.
+CHECKPOINTS_KEPT = 2
 #: What reading a damaged checkpoint may raise.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ArithmeticError)
 

@@ -9,8 +9,10 @@ path. What a group costs is the adapter's size in float32 over the network once 
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 _MESSAGE_BYTES = 16 * 1024**2
 #: What a rank says in the first exchange, with 8 bytes before it.
 _FIRST_BYTES = 256
+#: Before the ring is asked again to find a rank that does not listen yet.
+_PAUSE_SECONDS = 0.1
 
 
 class Ranks:
@@ -52,7 +56,8 @@ class Ranks:
         Args:
             backend: one of MLX's: ring, jaccl, nccl or mpi.
             seconds: MLX waits for the others without an end and lets no thread run meanwhile, so that after this many
-                the system's alarm signal (SIGALRM) ends the process.
+                the system's alarm signal (SIGALRM) ends the process. Its ring gives up sooner, after half a minute,
+                where the rank that is to listen has not begun, as on a busy machine: it is asked again.
 
         Raises:
             TrainingError: MLX was built without this backend, or the others cannot be reached.
@@ -67,8 +72,20 @@ class Ranks:
             )
         before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, seconds)
+        until = time.monotonic() + seconds
         try:
-            return cls(mx.distributed.init(strict=True, backend=backend))
+            while True:
+                began = time.monotonic()
+                try:
+                    return cls(mx.distributed.init(strict=True, backend=backend))
+                except RuntimeError as error:
+                    now = time.monotonic()
+                    ends = (
+                        now + _PAUSE_SECONDS + 1.2 * (now - began)
+                    )  # of another try; the alarm would tell nothing
+                    if f"error: {errno.ECONNREFUSED})" not in str(error) or ends > until:
+                        raise
+                    time.sleep(_PAUSE_SECONDS)
         except RuntimeError as error:
             raise TrainingError(
                 f"The ranks could not be connected by {backend}: {error}.",

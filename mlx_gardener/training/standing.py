@@ -23,6 +23,7 @@ from mlx_gardener.engine import Engine
 from mlx_gardener.events import CheckpointWritten, Event, TimePlanned, WarningRaised
 from mlx_gardener.model.lora import lora_parameters
 from mlx_gardener.training.checkpoint import (
+    CHECKPOINTS_KEPT,
     Checkpoint,
     Origin,
     TrainState,
@@ -274,7 +275,7 @@ class Standing:
             self.base.weights_sha256,
         )
         checkpoint = Checkpoint(self.state, self.weights, self.best, optimizer, origin)
-        path = save_checkpoint(self.checkpoint_dir, checkpoint, keep=self.config.checkpoints_kept)
+        path = save_checkpoint(self.checkpoint_dir, checkpoint, keep=CHECKPOINTS_KEPT)
         self.saved_at, self.saved = time.monotonic(), now
         self.publish(CheckpointWritten(self.state.step, path.name))
 

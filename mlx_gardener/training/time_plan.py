@@ -21,8 +21,10 @@ LEAST_EVIDENCE_SHARE = 0.05
 #: Of the limit: what it gets at most where the base is so slow that its least work takes longer than what is otherwise left:
 #: a few more updates are worth less than to know whether they helped (judgement).
 MOST_EVIDENCE_SHARE = 0.4
-#: Writing, registering and the report: measured, some seconds with SmolLM2-135M; kept free for a busy machine (judgement).
+#: Writing, registering and the report on a machine that is not overloaded: measured, some seconds with SmolLM2-135M (judgement).
 FINISH_SECONDS = 15.0
+#: Of the limit: what they get at most where more wants to be computed than there are cores, and all takes so much longer.
+MOST_FINISH_SHARE = 0.15
 #: Where time is short: validations after the one at the start; fewer of them, but one, where a base is so slow that the shortest
 #: ones would take more than `VALIDATION_SHARE`.
 VALIDATIONS = 4
@@ -34,17 +36,26 @@ LEAST_VALIDATION_TOKENS = 2048
 class Clock:
     """A run's time limit in seconds, ``math.inf`` for none, and what is used of it.
 
-    ``evidence_tokens`` go forward for the least evidence of all arms, which time is kept for.
+    ``evidence_tokens`` go forward for the least evidence of all arms, which time is kept for. ``load`` is how many processes
+    want each of the machine's cores.
     """
 
     limit_seconds: float = math.inf
     used_seconds: Callable[[], float] = time.monotonic
     evidence_tokens: float = 0.0
+    load: Callable[[], float] = lambda: 1.0
 
     @property
     def left_seconds(self) -> float:
         """Until the limit; below 0 when it is over."""
         return self.limit_seconds - self.used_seconds()
+
+    @property
+    def finish_seconds(self) -> float:
+        """What is kept free for writing, registering and the report, as busy as the machine is now."""
+        most = max(FINISH_SECONDS, MOST_FINISH_SHARE * self.limit_seconds)
+        load = self.load()
+        return min(FINISH_SECONDS * max(1.0, load if math.isfinite(load) else 1.0), most)
 
 
 @dataclass(frozen=True)
@@ -131,14 +142,14 @@ def plan_time(
         done_updates, done_validations: of the same training.
         other_seconds: used before the training began; all that is used where None.
     """
-    used, limit = clock.used_seconds(), clock.limit_seconds
+    used, limit, finish = clock.used_seconds(), clock.limit_seconds, clock.finish_seconds
     other = used if other_seconds is None else other_seconds
     validation = validation_tokens / pace.forward_tokens_per_second
     to_do = all_updates - done_updates
     whole = to_do * pace.update_seconds + (1 + math.ceil(to_do / evaluate_every)) * validation
     least = min(clock.evidence_tokens / pace.forward_tokens_per_second, MOST_EVIDENCE_SHARE * limit)
-    wished = max(OTHER_SHARE * limit - other - FINISH_SECONDS, LEAST_EVIDENCE_SHARE * limit, least)
-    if math.isinf(limit) or used + whole + min(wished, max(whole / 3, least)) + FINISH_SECONDS <= limit:
+    wished = max(OTHER_SHARE * limit - other - finish, LEAST_EVIDENCE_SHARE * limit, least)
+    if math.isinf(limit) or used + whole + min(wished, max(whole / 3, least)) + finish <= limit:
         evidence = math.inf if math.isinf(limit) else limit - used - whole
         return TimePlan(
             limit,
@@ -152,7 +163,7 @@ def plan_time(
             None,
             pace,
         )
-    left = max(0.0, limit - used - wished - FINISH_SECONDS)
+    left = max(0.0, limit - used - wished - finish)
     for_all = VALIDATION_SHARE * left * pace.forward_tokens_per_second  # tokens
     shortest = min(validation_tokens, LEAST_VALIDATION_TOKENS)
     after_start = min(VALIDATIONS, max(1, int(for_all / shortest) + done_validations - 1))

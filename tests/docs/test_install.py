@@ -21,7 +21,7 @@ def test_the_wheel_of_a_checkout_brings_its_command_and_its_files(tmp_path: Path
     pytest.importorskip("hatchling")
     site = tmp_path / "site"
     build = (sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=1200)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
         packed.extractall(site)
@@ -35,7 +35,7 @@ def test_the_wheel_of_a_checkout_brings_its_command_and_its_files(tmp_path: Path
             env={**os.environ, "PYTHONPATH": str(site)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=1200,
         )
         assert done.returncode == 0, done.stderr
         assert Path(done.stdout.splitlines()[0]).is_relative_to(site)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from mlx_gardener.config import EvaluationConfig
 from mlx_gardener.evaluate import guards
 from mlx_gardener.evaluate.evidence import Comparison, Evidence, Guard
 from mlx_gardener.evaluate.generate import Answer
 from mlx_gardener.evaluate.metrics import identifier_f1, parses
 from mlx_gardener.evaluate.statistics import Change
-
-SETTINGS = EvaluationConfig()
 
 
 def judge(**shares: float) -> Guard:
@@ -20,7 +17,6 @@ def judge(**shares: float) -> Guard:
         trained_on_test=[],
         test_gain=0.05,
         validation_gain=0.05,
-        settings=SETTINGS,
     )
 
 
@@ -72,9 +68,7 @@ def test_held_out_files_by_heart_are_flagged_as_trained_on() -> None:
 
 
 def test_a_gain_on_the_test_alone_is_not_believed() -> None:
-    found = guards.memorisation(
-        shares={}, places=0, trained_on_test=[], test_gain=0.4, validation_gain=0.05, settings=SETTINGS
-    )
+    found = guards.memorisation(shares={}, places=0, trained_on_test=[], test_gain=0.4, validation_gain=0.05)
     assert not found.passed and "validation" in found.reason
 
 
@@ -85,13 +79,13 @@ def test_verbatim_means_every_token() -> None:
 
 
 def test_fewer_answers_that_parse_fail_only_beyond_limit_and_chance() -> None:
-    assert not guards.parse_ok(Change(-0.3, -0.4, -0.2, 9, 0.05), 0.05).passed
-    assert guards.parse_ok(Change(-0.3, -0.7, 0.1, 9, 0.2), 0.05).passed
-    assert guards.parse_ok(Change(-0.03, -0.04, -0.02, 9, 0.005), 0.05).passed
-    assert guards.parse_ok(None, 0.05).measured is None
-    same = guards.parse_ok(Change(0.0, -1.0, 1.0, 2, 0.5), 0.05)
+    assert not guards.parse_ok(Change(-0.3, -0.4, -0.2, 9, 0.05)).passed
+    assert guards.parse_ok(Change(-0.3, -0.7, 0.1, 9, 0.2)).passed
+    assert guards.parse_ok(Change(-0.03, -0.04, -0.02, 9, 0.005)).passed
+    assert guards.parse_ok(None).measured is None
+    same = guards.parse_ok(Change(0.0, -1.0, 1.0, 2, 0.5))
     assert same.passed and "did not change (95 % interval -100.0 to +100.0)" in same.reason
-    assert "changed by -30.0 points" in guards.parse_ok(Change(-0.3, -0.7, 0.1, 9, 0.2), 0.05).reason
+    assert "changed by -30.0 points" in guards.parse_ok(Change(-0.3, -0.7, 0.1, 9, 0.2)).reason
 
 
 def test_the_sample_of_other_code_is_small_and_of_several_languages_that_parse() -> None:

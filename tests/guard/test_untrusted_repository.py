@@ -269,10 +269,10 @@ def test_strange_names_and_contents_are_spelled_out(tmp_path: Path, home: Path) 
         (root / name).write_text(CODE + f"api_key = 'q8Zx2Lw9Vt4Rb7Ny1Kc6Mf3'  # {TRICKS}\n")
     (root / os.fsdecode(b"\xff\xfe\x1b[2J.csv")).write_text(CODE)
     for arguments in (("scan", str(root)), ("scan", str(root), "--json"), ("train", str(root), "--dry-run")):
-        done = gardener(*arguments, "--model", "seedling", FORCE_COLOR="", NO_COLOR="1")
+        done = gardener_here(*arguments, "--model", "seedling", FORCE_COLOR="", NO_COLOR="1")
         assert done.stdout, done.stderr
         assert_draws_nothing(done.stdout + done.stderr)
-    assert "\\x1b" in gardener("scan", str(root), "--model", "seedling").stdout
+    assert "\\x1b" in gardener_here("scan", str(root), "--model", "seedling").stdout
 
 
 def test_logs_messages_and_completions_are_spelled_out(tmp_path: Path, home: Path) -> None:

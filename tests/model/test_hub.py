@@ -55,7 +55,7 @@ def run_with_hub(script: str, place: Path, address: str) -> str:
     environment = os.environ | {"HF_HOME": str(place / "hub"), "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
     environment["PIP_INDEX_URL"] = address  # which has no packages; never the real one
     command = (sys.executable, "-c", script)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=True)
     return done.stdout.strip()
 
 

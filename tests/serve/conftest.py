@@ -120,7 +120,7 @@ def chat_model_dir(tmp_path: Path, tiny_tokenizer_dir: Path) -> Path:
     return write_chat_model(tmp_path / "chatty", tiny_tokenizer_dir)
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> bool:
+def wait_until(true: Callable[[], bool], seconds: float = 600.0) -> bool:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if true():

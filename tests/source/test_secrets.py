@@ -235,7 +235,7 @@ def test_hostile_text_is_looked_at_or_refused_in_bounded_time(name: str) -> None
         "try: find_secrets(sys.stdin.read(), 'a.yaml')\nexcept TooManySecretsError: pass\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], input=HOSTILE[name], text=True, timeout=60, capture_output=True, check=False
+        [sys.executable, "-c", script], input=HOSTILE[name], text=True, timeout=300, capture_output=True, check=False
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
@@ -311,7 +311,7 @@ def test_a_value_is_judged_in_time_linear_in_it() -> None:
         "assert not is_placeholder('abcd' + '<' * 1_000_000)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], timeout=120, capture_output=True, check=False, text=True
+        [sys.executable, "-c", script], timeout=600, capture_output=True, check=False, text=True
     )
     assert done.returncode == 0, done.stderr
 

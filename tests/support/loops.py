@@ -17,7 +17,6 @@ def settings(**more: object) -> TrainingConfig:
     chosen: dict[str, object] = {
         **SMALL,
         "checkpoint_interval_seconds": 1e-6,
-        "checkpoints_kept": 3,
     }
     return load_config(environment={}, overrides={**chosen, **more})
 

@@ -24,7 +24,7 @@ def looks_nothing_up(registry: ProjectRegistry, target: Target) -> Lookup:
 
 
 def post(address: str, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
-    return httpx.post(address + path, json=body, headers=headers, timeout=120)
+    return httpx.post(address + path, json=body, headers=headers, timeout=600)
 
 
 def message(answer: httpx.Response) -> str:
@@ -34,7 +34,7 @@ def message(answer: httpx.Response) -> str:
 
 def connected(address: str) -> socket.socket:
     host, _, port = address.removeprefix("http://").rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=60)
+    return socket.create_connection((host, int(port)), timeout=600)
 
 
 def ended(connection: socket.socket) -> bytes:

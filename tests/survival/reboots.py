@@ -33,7 +33,7 @@ def kill_everything(home: Path) -> int:
     for process in victims:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(victims, timeout=60)
+    psutil.wait_procs(victims, timeout=600)
     return len(victims)
 
 

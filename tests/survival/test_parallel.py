@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -248,7 +249,7 @@ import json, sys
 import mlx_gardener
 from mlx_gardener.errors import GardenerError, TrainingError
 from mlx_gardener.training.parallel import Ranks
-ranks = Ranks.connect("ring", 30)
+ranks = Ranks.connect("ring", 600)
 seen = [ranks.any(ranks.rank == 1), ranks.any(False)]
 seen.append(ranks.from_first(lambda: b"abcde" * 3).decode() if sys.argv[1] == "0" else ranks.from_first(bytes).decode())
 seen.append(ranks.sum_numbers(lambda: (1.5, 10**ranks.rank)))
@@ -304,6 +305,29 @@ def test_a_rank_that_waits_alone_is_ended_by_the_clock(tmp_path: Path) -> None:
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=WAIT, check=False)
     assert done.returncode == -signal.SIGALRM
+
+
+def test_a_rank_that_begins_late_is_waited_for_and_one_that_never_does_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """MLX's ring gives up after 31 seconds, and a machine with 37 busy processes takes longer to start rank 0."""
+    import mlx.core as mx
+
+    asked: list[str] = []
+
+    def init(*, strict: bool, backend: str) -> mx.distributed.Group:
+        asked.append(backend)
+        if len(asked) % 3:
+            raise RuntimeError(f"[ring] Couldn't connect (error: {errno.ECONNREFUSED})")
+        return mx_init()
+
+    mx_init = mx.distributed.init
+    monkeypatch.setattr(mx.distributed, "init", init)
+    assert Ranks.connect("ring", 60.0).size == 1 and asked == ["ring"] * 3
+    with pytest.raises(TrainingError, match="nobody listens on"):
+        Ranks.connect("ring", 0.05)
+    assert len(asked) == 4, "the alarm would have ended it in the next"
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
 def test_a_backend_that_mlx_lacks_and_a_taken_port_are_errors(

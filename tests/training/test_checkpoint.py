@@ -102,14 +102,16 @@ def test_any_damage_to_any_file_is_noticed(run: Runner, tmp_path: Path, name: st
 
 
 def test_the_good_checkpoint_is_kept_when_a_later_damaged_one_is_in_its_way(
-    run: Runner, tmp_path: Path
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kept by number only, the damaged later one would have pushed out the good earlier ones."""
-    stopped(run, "hurt", 5, checkpoints_kept=4)
+    monkeypatch.setattr("mlx_gardener.training.standing.CHECKPOINTS_KEPT", 4)
+    stopped(run, "hurt", 5)
     for path in list_checkpoints(tmp_path / "hurt")[-3:]:
         (path / "weights.safetensors").write_bytes(b"")
+    monkeypatch.setattr("mlx_gardener.training.standing.CHECKPOINTS_KEPT", 1)
     with pytest.raises(TrainingCancelledError):
-        run(settings(checkpoints_kept=1), directory="hurt", recorder=Recorder(stop_at=1), resume=True)
+        run(settings(), directory="hurt", recorder=Recorder(stop_at=1), resume=True)
     assert [path.name for path in list_checkpoints(tmp_path / "hurt")] == ["step-00000003.1"]
     assert same(run(settings(), directory="whole"), run(settings(), directory="hurt", resume=True))
 

@@ -51,6 +51,21 @@ def test_a_short_limit_is_shared_out(minutes: float, update: float, used: float)
         assert (plan.updates + 1) * update + validations > plan.training_seconds
 
 
+def test_an_overloaded_machine_gets_more_time_for_the_end() -> None:
+    """Writing and registering took four times as long there, so that runs ended after their limit."""
+    pace = Pace(2.0, 250.0, "seen")
+    facts = {"all_updates": 3300, "steps_per_epoch": 110, "evaluate_every": 28, "validation_tokens": 20_000}
+
+    def at(load: float, minutes: float = 60.0) -> float:
+        plan = plan_time(Clock(minutes * 60, lambda: 60.0, load=lambda: load), pace, **facts)
+        return plan.limit_seconds - 60.0 - plan.training_seconds - plan.evidence_seconds
+
+    assert at(0.3) == at(1.0) == pytest.approx(FINISH_SECONDS)
+    assert at(4.0) == pytest.approx(4 * FINISH_SECONDS) and at(math.inf) == pytest.approx(FINISH_SECONDS)
+    assert at(500.0) == pytest.approx(0.15 * 3600), "what there is to train is not given up"
+    assert at(500.0, minutes=1.5) == pytest.approx(FINISH_SECONDS)
+
+
 def test_a_slow_base_is_validated_less_often_but_at_the_start_and_the_end() -> None:
     quick, slow = planned(60, update=20.0), planned(60, update=400.0, forward=10.0)
     assert quick.validations == 4 and slow.validations == 1 and slow.validation_tokens == 2048
