@@ -72,9 +72,15 @@ def cell(facts: ModelFacts, budget: int, width: int) -> str:
             else "too wide"
         )
     disk = f", {plan.streamed_layers}/{facts.layers} from disk" if plan.streamed_layers else ""
-    recomputed = facts.layers - plan.kept_layers
+    recomputed = f"{facts.layers - plan.kept_layers}/{facts.layers} recomputed"
+    if plan.kept_products:
+        recomputed += f", {plan.kept_products} of them in part"
+    if plan.tile_tokens:
+        recomputed += f" in tiles of {plan.tile_tokens}"
+    if plan.states_on_disk:
+        disk += ", hidden states in a file"
     peak = f"{plan.predicted_peak_bytes / 2**30:.1f} GB"
-    return f"{plan.rows_of_width[width]} rows, {recomputed}/{facts.layers} recomputed{disk}, {peak}"
+    return f"{plan.rows_of_width[width]} rows, {recomputed}{disk}, {peak}"
 
 
 def main() -> None:
@@ -84,7 +90,8 @@ def main() -> None:
         "# Plans for real models",
         "",
         "What the planner does with 4-bit bases on a Mac's GPU (`python benchmarks/plan_table.py` writes this page): rows at",
-        "once, layers recomputed, layers read from disk in every pass, predicted peak. Sizes are from recorded configs;",
+        "once, layers recomputed (in part: outputs of their matrix products are kept), layers read from disk in every pass,",
+        "predicted peak. Sizes are from recorded configs;",
         "the memory formula was fitted on a CPU in float32 and has not been checked on a Mac.",
         "",
     ]

@@ -16,6 +16,7 @@ from mlx_gardener.engine.batch import MicroBatch, Pulse, Weights
 from mlx_gardener.engine.call_graph import CallGraph, Key, arrays_of, filled, marked, segments_of, standing_in
 from mlx_gardener.engine.executor import Executor
 from mlx_gardener.engine.head_loss import HeadLoss, cross_entropy
+from mlx_gardener.engine.products_kept import KeptProducts
 from mlx_gardener.engine.states import States
 from mlx_gardener.model.lora import nested
 
@@ -29,6 +30,7 @@ class _Tape:
 
     arguments: list[Any]
     values: States
+    products: dict[int, KeptProducts]
 
 
 class ForwardBackward:
@@ -113,7 +115,7 @@ class ForwardBackward:
         """Compute the calls before ``kept``; with ``keep``, hold on to what the backward pass needs, arrays in ``states``."""
         import mlx.core as mx
 
-        engine, tape = self.engine, _Tape([None] * graph.calls, states)
+        engine, tape = self.engine, _Tape([None] * graph.calls, states, {})
         at = {call: number for number, (first, last) in enumerate(segments) for call in range(first, last)}
         loaded = ExitStack()
 
@@ -126,13 +128,19 @@ class ForwardBackward:
                 self.between()
                 following = segments[at[call] + 1] if at[call] + 1 < len(segments) else None
                 loaded.enter_context(self._weights(graph, (first, last), following))
-            result = engine.run_layer(layer, args, kwargs, self.rows)
+            if keep and call >= kept - engine.plan.kept_products:
+                tape.products[call] = KeptProducts()
+            products = tape.products.get(call)
+            result = engine.run_layer(layer, args, kwargs, self.rows, products=products)
             given = {key[1] for key in graph.given(first, last) if key[0] == call}
             for number, array in enumerate(arrays_of(result)):
                 if number in given:
                     states[call, number] = array
             if call == last - 1:
-                mx.eval([states[key] for key in graph.given(first, last)])
+                mx.eval(
+                    [states[key] for key in graph.given(first, last)],
+                    [] if products is None else products.arrays,
+                )
                 loaded.close()
                 if not keep and last < graph.calls:
                     states.drop_all()
@@ -168,7 +176,10 @@ class ForwardBackward:
         for call in range(first, last):
             args, kwargs = filled(tape.arguments[call], known)
             layer = graph.layers[graph.layer_of_call[call]]
-            made = arrays_of(self.engine.run_layer(layer, args, kwargs, self.rows, tiled=on_call is None))
+            result = self.engine.run_layer(
+                layer, args, kwargs, self.rows, tiled=on_call is None, products=tape.products.get(call)
+            )
+            made = arrays_of(result)
             if on_call is not None:
                 on_call(made)
             known.update({(call, number): array for number, array in enumerate(made)})
@@ -212,6 +223,8 @@ class ForwardBackward:
         self._adopt(graph, {name: self.weights[name] for name in names}, adapters)
         for key in given:
             tape.values.drop(key)
+        for call in range(first, last):
+            tape.products.pop(call, None)
 
     def _finish(
         self,

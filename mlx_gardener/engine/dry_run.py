@@ -20,7 +20,14 @@ from mlx_gardener.engine.batch import BetweenSegments
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import AS_FORETOLD, Plan, Scales
 from mlx_gardener.engine.planner import make_plan, notes_of, too_large
-from mlx_gardener.engine.predict import Measured, heaviest_width, least_budget_bytes, predicted, work_parts
+from mlx_gardener.engine.predict import (
+    CHEAP_SHARE,
+    Measured,
+    heaviest_width,
+    least_budget_bytes,
+    predicted,
+    work_parts,
+)
 from mlx_gardener.engine.seen import keep_scales, kept_scales
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.step import Engine
@@ -250,10 +257,10 @@ def _measure(
         + max(0.0, head_loss)
         + wanted.kept_layers * backward_kept
         + (calls - wanted.kept_layers) * backward_again
+        - wanted.kept_products * (1 - CHEAP_SHARE) * min(forward, backward_again)
     )
-    foretold = predicted(
-        replace(tried, kept_layers=wanted.kept_layers), facts, config, backend
-    ).predicted_tokens_per_second
+    kept_so = replace(tried, kept_layers=wanted.kept_layers, kept_products=wanted.kept_products)
+    foretold = predicted(kept_so, facts, config, backend).predicted_tokens_per_second
     return Scales(
         layer=_believed((look.most(again, last) - formula.buffers) / max(1, formula.layer)),
         tail=_believed(look.most(loss, loss + 1) / max(1, formula.tail)),
@@ -280,7 +287,7 @@ def trial_of(plan: Plan, width: int, rows: int | None = None, *, whole: bool = F
     """
     rows = plan.rows_of_width[width] if rows is None else rows
     kept = plan.kept_layers if whole else min(plan.kept_layers, _TRIED_KEPT)
-    return replace(plan, rows_of_width={width: rows}, kept_layers=kept)
+    return replace(plan, rows_of_width={width: rows}, kept_layers=kept, kept_products=0)
 
 
 def _tried(plan: Plan, width: int, *, whole: bool) -> Plan:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from mlx_gardener.dataset import Batch
     from mlx_gardener.engine.plan import Plan
+    from mlx_gardener.engine.products_kept import KeptProducts
     from mlx_gardener.engine.stream import StreamedWeights
     from mlx_gardener.engine.vocabulary import VocabularyShards
 
@@ -175,16 +176,25 @@ class Executor:
         return max(1, min(len(self.streams), rows))
 
     def run_layer(
-        self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, *, tiled: bool = True
+        self,
+        layer: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        rows: int,
+        *,
+        tiled: bool = True,
+        products: KeptProducts | None = None,
     ) -> Any:
         """A layer's own code on all rows, shared among the CPU streams: MLX's CPU backend has one thread per stream.
 
         Args:
             tiled: by tiles of positions, where the plan has them; False for a layer whose activations are kept.
+            products: where the layer keeps its products, or finds them; it takes no tiles then.
         """
         tile = self.plan.tile_tokens if tiled and self.takes_tiles else 0
         positions = max(1, tile // rows) if tile else 0
-        with in_tiles(layer, positions, self._operations):
+        in_parts = in_tiles(layer, positions, self._operations)
+        with in_parts if products is None else products.of(layer, self._operations):
             return self._on_streams(layer, args, kwargs, rows)
 
     def _on_streams(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Any:

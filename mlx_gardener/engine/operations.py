@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Positions of a row whose dropout is drawn at once; tiles of positions need not be multiples of it.
 DROPOUT_BLOCK = 128
+#: (how many arrays, what computes them) -> the arrays.
+Remember = Callable[[int, Callable[[], "list[mx.array]"]], "list[mx.array]"]
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Operations:
         row_seeds: a seed for the dropout of every row that is computed now.
         dropouts: the number of each dropout module of the model, by its ``id``.
         first_position: of the rows' positions, the first that a module is called with now (`engine.tiles`).
+        remember: computes so many arrays, or gives what was kept of them (`engine.products_kept`).
     """
 
     attention_block: int = 0
@@ -56,6 +59,7 @@ class Operations:
     row_seeds: tuple[int, ...] = ()
     dropouts: dict[int, int] = field(default_factory=dict)
     first_position: int = 0
+    remember: Remember = field(default=lambda count, compute: compute())
 
     @contextmanager
     def at_position(self, first: int, row_seeds: tuple[int, ...]) -> Iterator[None]:
@@ -167,6 +171,7 @@ def _attention_for(chosen: Operations, plain: Callable[..., mx.array]) -> Callab
             block=chosen.attention_block or width,
             document_ids=documents,
             forward_only=chosen.forward_only,
+            remember=chosen.remember,
         )
 
     return attention
@@ -182,6 +187,7 @@ def blockwise_attention(
     block: int,
     document_ids: np.ndarray | None = None,
     forward_only: bool = False,
+    remember: Remember = lambda count, compute: compute(),
 ) -> mx.array:
     """softmax(scale Q K^T + mask) V, a block of queries at a time, with a gradient that keeps no scores.
 
@@ -193,6 +199,7 @@ def blockwise_attention(
         block: queries at a time.
         document_ids: (rows, width) int: tokens of different numbers do not see each other.
         forward_only: nothing is saved for a gradient, which would be MLX's own then.
+        remember: as in `Operations`; asked for the result and the sums that the gradient is made of.
 
     Returns:
         (rows, heads, width, value_dim), of the queries' type.
@@ -240,7 +247,7 @@ def blockwise_attention(
 
     @mx.custom_function  # type: ignore[untyped-decorator]
     def attend(queries: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        output, sums = forward(queries, keys, values, keep_sums=True)
+        output, sums = remember(2, lambda: forward(queries, keys, values, keep_sums=True))
         return output, sums
 
     @attend.vjp  # type: ignore[untyped-decorator]

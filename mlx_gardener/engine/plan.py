@@ -39,7 +39,7 @@ class PredictedParts:
         weights: of the base, as far as they stay in memory.
         adapter: the adapter's copies: weights, best, gradients, moments.
         saved: hidden states at the borders of layers that are recomputed.
-        live: activations kept of the other layers, where they are there at the peak.
+        live: activations kept of the other layers, where they are there at the peak, and outputs of products of some of these.
         work: one layer's backward pass, or head and loss, whichever is more; and weights that are read for a moment.
         cache: freed buffers kept for reuse.
         runtime: Python, MLX, tokenizer and data.
@@ -70,6 +70,7 @@ class Plan:
         predicted_parts: what the peak is made of.
         notes: what was traded for the budget, a sentence each.
         kept_layers: last layers whose activations are kept; the others are recomputed.
+        kept_products: layers before these that keep the outputs of their products and recompute only what is cheap.
         loss_slice_tokens: positions whose logits are in memory at once (on each CPU stream).
         cpu_streams: of MLX that the rows are shared among.
         attention_block, attention_least: queries at a time, for rows of at least so many tokens; 0 for MLX's own.
@@ -93,6 +94,7 @@ class Plan:
     predicted_parts: PredictedParts
     notes: tuple[str, ...]
     kept_layers: int = 0
+    kept_products: int = 0
     loss_slice_tokens: int = 128
     cpu_streams: int = 1
     attention_block: int = 0
@@ -144,8 +146,9 @@ class Plan:
 
         Recomputes more first, then takes fewer rows at once, then tiles of them; the base stays where it is.
         """
-        if self.kept_layers:
-            return replace(self, kept_layers=self.kept_layers // 2, cache_bytes=self.cache_bytes // 2)
+        if self.kept_layers or self.kept_products:
+            kept, products = self.kept_layers // 2, self.kept_products // 2
+            return replace(self, kept_layers=kept, kept_products=products, cache_bytes=self.cache_bytes // 2)
         rows = {width: max(1, rows // 2) for width, rows in self.rows_of_width.items()}
         if rows != self.rows_of_width:
             return replace(self, rows_of_width=rows, cache_bytes=self.cache_bytes // 2)

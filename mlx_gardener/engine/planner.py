@@ -218,26 +218,38 @@ def _candidates(
                     layers=layers,
                 )
                 for tile_tokens, attention_block in _tiles(plan, facts, whole=whole):
+                    tiled = replace(plan, tile_tokens=tile_tokens, attention_block=attention_block)
+                    kept = _levels(tiled, facts, pins.kept_layers, most_kept, whole=whole)
 
-                    def with_kept(
-                        kept: int, plan: Plan = plan, tile: int = tile_tokens, block: int = attention_block
-                    ) -> Plan:
-                        plan = replace(plan, kept_layers=kept, tile_tokens=tile, attention_block=block)
+                    def with_kept(level: tuple[int, int], plan: Plan = tiled) -> Plan:
+                        plan = replace(plan, kept_layers=level[0], kept_products=level[1])
                         return predicted(plan, facts, config, backend, measured=measured, scales=scales)
 
                     found: Plan | None = None
-                    if whole:
-                        found = with_kept(layers)
+                    for found in _with_most_kept(with_kept, kept, budget_bytes, measured):
                         yield found
-                    elif pins.kept_layers is not None:
-                        if min(pins.kept_layers, layers) <= most_kept:
-                            found = with_kept(min(pins.kept_layers, layers))
-                            yield found
-                    else:
-                        for found in _with_most_kept(with_kept, most_kept, budget_bytes, measured):
-                            yield found
                     if found is not None and found.predicted_parts.live:
                         break  # what recomputed layers take is not the peak: less of it brings nothing
+
+
+def _levels(
+    plan: Plan, facts: ModelFacts, pin: int | None, most_kept: int, *, whole: bool
+) -> list[tuple[int, int]]:
+    """(layers whose activations are kept, layers whose products are), from least memory to most.
+
+    First one layer's activations, which the work of recomputing another makes room for; then products, layer by layer, since they
+    take less for the same time; then, of layers that have them, all else. Not of layers in tiles, which would not be in tiles then.
+    """
+    layers = facts.layers
+    if whole:
+        return [(layers, 0)]
+    if pin is not None:
+        return [(min(pin, layers), 0)] if min(pin, layers) <= most_kept else []
+    if plan.tile_tokens or not facts.is_plain:
+        return [(kept, 0) for kept in range(most_kept + 1)]
+    return [(0, kept) for kept in range(layers + 1)] + [
+        (kept, layers - kept) for kept in range(1, most_kept + 1)
+    ]
 
 
 def _tiles(plan: Plan, facts: ModelFacts, *, whole: bool) -> Iterator[tuple[int, int]]:
@@ -253,22 +265,27 @@ def _tiles(plan: Plan, facts: ModelFacts, *, whole: bool) -> Iterator[tuple[int,
 
 
 def _with_most_kept(
-    with_kept: Callable[[int], Plan], most: int, budget_bytes: int, measured: Measured | None
+    with_kept: Callable[[tuple[int, int]], Plan],
+    levels: list[tuple[int, int]],
+    budget_bytes: int,
+    measured: Measured | None,
 ) -> Iterator[Plan]:
-    """The plan without activations kept, and the one that keeps those of as many layers as fit."""
-    lean = with_kept(0)
-    yield lean
-    if not most or least_budget_bytes(lean, measured) > budget_bytes:
+    """The plan that keeps least, and the one that keeps most of those that fit."""
+    if not levels:
         return
-    fits, too_many = 0, most + 1
-    while too_many - fits > 1:  # every layer more takes more
+    lean = with_kept(levels[0])
+    yield lean
+    if len(levels) == 1 or least_budget_bytes(lean, measured) > budget_bytes:
+        return
+    fits, too_many = 0, len(levels)
+    while too_many - fits > 1:  # every level takes more than the one before
         middle = (fits + too_many) // 2
-        if least_budget_bytes(with_kept(middle), measured) <= budget_bytes:
+        if least_budget_bytes(with_kept(levels[middle]), measured) <= budget_bytes:
             fits = middle
         else:
             too_many = middle
     if fits:
-        yield with_kept(fits)
+        yield with_kept(levels[fits])
 
 
 def _pinned(pin: int | None, choices: list[int]) -> list[int]:
@@ -345,6 +362,8 @@ def notes_of(plan: Plan, facts: ModelFacts, config: TrainingConfig, *, whole: bo
         yield f"{layers - plan.kept_layers} of {layers} layers are recomputed on the way back, to keep the budget"
     else:
         yield f"all {layers} layers are recomputed on the way back, to keep the budget"
+    if plan.kept_products:
+        yield f"of these, {plan.kept_products} keep what their matrix products gave, and recompute only the rest"
     if plan.tile_tokens:
         yield f"projections and MLP of recomputed layers take {plan.tile_tokens} positions at a time"
     elif not facts.is_plain and plan.kept_layers < layers:

@@ -41,6 +41,9 @@ STATES_AT_ONCE = 3
 #: What a layer keeps whose activations are kept, in units of one layer's work: SmolLM2-135M, all 30 layers kept, takes 0.97
 #: of what this says at 4 rows of 512 tokens (MLX's attention), and 1.00 at 2 rows of 1,024 (in blocks).
 KEPT_SHARE = 0.43
+#: What is computed again of a layer whose products are kept, as a share of its forward pass (judgement): norms, activation
+#: functions, rotations, and the products of attention that is not in blocks.
+CHEAP_SHARE = 0.15
 #: Floats of a slice's logits, per position and token of the vocabulary, for all CPU streams together: two slices overlap on one.
 TAIL_FLOATS = {1: 9.0, 2: 11.0}
 #: Arrays of logits' size that a slice of the vocabulary takes.
@@ -138,6 +141,7 @@ class WorkParts:
 
     Attributes:
         saved: hidden states kept at the borders of layers that are computed again.
+        products: outputs of products kept of some of these; they are gone when the others are computed again.
         live: activations kept of the other layers.
         layer: the backward pass of a layer that is computed again; ``live`` is gone by then.
         tail: head and loss, or the topmost layer's backward pass, while ``live`` is there.
@@ -145,6 +149,7 @@ class WorkParts:
     """
 
     saved: float
+    products: float
     live: float
     layer: float
     tail: float
@@ -153,7 +158,7 @@ class WorkParts:
     @property
     def peak(self) -> float:
         """All that is there at once, at most."""
-        return self.saved + self.buffers + max(self.layer, self.live + self.tail)
+        return self.saved + self.products + self.buffers + max(self.layer, self.live + self.tail)
 
 
 def work_parts(
@@ -200,6 +205,7 @@ def _work_of_width(
     top = layer * (1 - KEPT_SHARE) if plan.kept_layers else 0.0
     return WorkParts(
         saved=tokens * facts.hidden * size * (2 + _states_in_memory(plan, facts)),
+        products=tokens * size * _product_floats(facts) * plan.kept_products,
         live=scales.live * backend.work_scale * layer * KEPT_SHARE * plan.kept_layers,
         layer=scales.layer * backend.work_scale * again,
         tail=scales.tail * backend.work_scale * max(logits, top),
@@ -217,7 +223,7 @@ def _memory_parts(
         weights=int(_weight_bytes(plan, facts, size)[0]),
         adapter=_adapter_bytes(facts, config),
         saved=int(work.saved),
-        live=int(work.live) if is_live_higher else 0,
+        live=int(work.products) + (int(work.live) if is_live_higher else 0),
         work=int((work.tail if is_live_higher else work.layer) + work.buffers),
         runtime=RUNTIME_BYTES,
     )
@@ -250,6 +256,11 @@ def _tiled_floats(plan: Plan, facts: ModelFacts, width: int, tokens: int) -> flo
     in_mlp = TILED_FLOATS[0] * facts.hidden + by_intermediate * facts.intermediate * share
     in_attention = TILED_FLOATS[1] * facts.hidden + by_key * facts.heads + by_keys * facts.key_value_width
     return min(_work_floats(plan, facts, width), max(in_mlp, in_attention))
+
+
+def _product_floats(facts: ModelFacts) -> float:
+    """Floats per position of the outputs of a gated layer's products, and of its attention with its sums."""
+    return 2 * facts.intermediate + 4 * facts.hidden + 2 * facts.key_value_width + facts.heads
 
 
 def _states_in_memory(plan: Plan, facts: ModelFacts) -> int:
@@ -321,7 +332,8 @@ def _tokens_per_second(plan: Plan, facts: ModelFacts, backend: Backend) -> float
 
 def _seconds_per_token(plan: Plan, facts: ModelFacts, backend: Backend, width: int, rows: int) -> float:
     tokens = rows * width
-    passes = 2 * facts.layers + max(0, facts.layers - plan.kept_layers)
+    again = max(0, facts.layers - plan.kept_layers)
+    passes = 2 * facts.layers + again - plan.kept_products * (1 - CHEAP_SHARE)
     outside = facts.vocab * facts.hidden
     slice_share = plan.loss_slice_tokens / (plan.loss_slice_tokens + 8)
     products = 2 * (facts.active_parameters * passes + (3 if plan.by_shards else 2 / slice_share) * outside)
@@ -331,11 +343,13 @@ def _seconds_per_token(plan: Plan, facts: ModelFacts, backend: Backend, width: i
     scores = 2 * 2 * keys * (facts.hidden) * passes * 1.5
     streams = min(plan.cpu_streams, rows)
     # Exponentials stand for all that is not a product: measured, a layer's other work is about twice its exp.
-    exponentials = 2 * facts.vocab + passes * (2 * facts.intermediate + 1.5 * facts.heads * keys)
+    exponentials = 2 * facts.vocab + (2 * facts.layers + again) * (
+        2 * facts.intermediate + 1.5 * facts.heads * keys
+    )
     tile = min(plan.tile_tokens or tokens, tokens)
     tiles, in_tiles = (
         math.ceil(tokens / tile),
-        3 * (facts.layers - plan.kept_layers) / passes if tile < tokens else 0.0,
+        3 * again / passes if tile < tokens else 0.0,
     )
     seconds = (products + scores) / backend.flops_per_second
     if backend.kind == "cpu":

@@ -96,6 +96,12 @@ def rows_text(plan: Plan) -> str:
     )
 
 
+def recomputed_text(plan: Plan) -> str:
+    """``12 of 28``, ``12 of 28, 9 in part``: layers that are recomputed, and those of them that keep their products."""
+    recomputed = f"{plan.layers - plan.kept_layers} of {plan.layers}"
+    return f"{recomputed}, {plan.kept_products} in part" if plan.kept_products else recomputed
+
+
 def plan_cells(plan: Plan) -> tuple[str, str, str, str]:
     """A plan in four words: where the base is, layers recomputed, rows at a time, tokens per second."""
     layers = plan.layers
@@ -107,7 +113,7 @@ def plan_cells(plan: Plan) -> tuple[str, str, str, str]:
     width = max(plan.rows_of_width)
     return (
         base,
-        f"{layers - plan.kept_layers} of {layers}",
+        recomputed_text(plan),
         f"{plan.rows_of_width[width]} x {width}",
         f"{plan.predicted_tokens_per_second:,.0f}",
     )

@@ -309,8 +309,15 @@ def test_no_plan_computes_again_what_the_budget_would_keep(
                 continue
             if plan.predicted_peak_bytes >= 0.9 * plan.budget_bytes or plan.kept_layers == facts.layers:
                 continue
-            if plan.kept_layers + plan.streamed_layers < facts.layers:
-                more = replace(plan, kept_layers=plan.kept_layers + 1)
+            if (
+                facts.is_plain
+                and not plan.tile_tokens
+                and plan.kept_layers + plan.kept_products < facts.layers
+            ):
+                more = replace(plan, kept_products=plan.kept_products + 1)
+            elif plan.kept_layers + plan.streamed_layers < facts.layers:
+                products = max(0, plan.kept_products - 1)
+                more = replace(plan, kept_layers=plan.kept_layers + 1, kept_products=products)
             else:
                 more = replace(
                     plan, streamed_layers=max(0, plan.streamed_layers - 1), vocabulary_on_disk=False
