@@ -9,8 +9,8 @@ the answers that they have to be equal to. Prompt by prompt in turn, so that wha
 
 llama.cpp's server is asked the same, with the same weights in a GGUF file of float32: by ``xllamacpp`` (PyPI), which is that server in
 a Python process, from its own environment. Twice: as it starts by itself, and with the settings of its ``--fim-qwen-*-default``
-(batches of 1024, chunks of 256 tokens moved in its cache, which is an approximation). It takes up to three quarters of a batch before
-the caret and a quarter after; ours are 640 and 192. Tokens read anew are its own ``timings.prompt_n``. Wall times are told as they are.
+(batches of 1024, chunks of 256 tokens moved in its cache: an approximation). It takes up to three quarters of a batch before the
+caret and a quarter after; ours are 640 and 192. Tokens read anew are its own ``timings.prompt_n``. Wall times are told as they are.
 Writes ``results/keystrokes.json``.
 """
 
@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from keystroke_session import replayed
 from machine import bar, describe, save, spread
 
 from mlx_gardener.adapter.exports import export_adapter
-from mlx_gardener.evaluate.complete import whole_characters, written_ids
+from mlx_gardener.evaluate.complete import build_prompt, whole_characters, written_ids
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.serve.bodies import InfillBody
 from mlx_gardener.serve.generation import Ending, Limits, Piece, Sampling, answer
@@ -58,6 +59,7 @@ import json, sys, xllamacpp
 parameters = xllamacpp.CommonParams()
 parameters.model.path = sys.argv[1]
 parameters.n_ctx, parameters.n_parallel, parameters.port = 8192, 1, 0
+parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = int(sys.argv[3])
 for name, value in json.loads(sys.argv[2]).items():
     setattr(parameters, name, value)
 server = xllamacpp.Server(parameters)
@@ -86,6 +88,25 @@ class _NoLookup(Lookup):
 
     def in_front(self, *args: Any, **more: Any) -> list[int]:
         return list(more.get("sent", ()))
+
+
+def behind_the_middle(base: BaseModel, asked: list[dict[str, Any]]) -> int:
+    """Tokens read anew if what is typed of a line stood behind the marker of the middle: another prompt, so only counted here."""
+    kept: list[list[int]] = []
+    anew = 0
+    for request in asked:
+        own = build_prompt(base.tokenizer, request["input_prefix"], request["input_suffix"], "")
+        prompt = own + base.tokenizer.encode(request["prompt"])
+        alike = [
+            sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, other, strict=False)))
+            for other in kept
+        ]
+        most = min(max(alike, default=0), len(prompt) - 1)
+        anew += len(prompt) - most
+        if kept and 2 * most >= len(kept[alike.index(max(alike))]):
+            del kept[alike.index(max(alike))]
+        kept = [*kept, prompt][-8:]
+    return anew
 
 
 def ours(base: BaseModel, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -133,7 +154,7 @@ def ours(base: BaseModel, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def llama_cpp(python: str, model: Path, settings: dict[str, int]) -> Iterator[dict[str, str]]:
     """llama.cpp's server while the block runs: its address and build."""
     with subprocess.Popen(
-        [python, "-c", _SERVER, str(model), json.dumps(settings)],
+        [python, "-c", _SERVER, str(model), json.dumps(settings), str(os.cpu_count() or 1)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -197,6 +218,7 @@ def measure(count: int, llama_python: str | None) -> dict[str, Any]:
         "prompt_tokens": sum(row["prompt"] for row in rows),
         "anew_tokens": sum(row["anew"] for row in rows),
         "anew_per_request": spread([row["anew"] for row in rows]),
+        "anew_tokens_if_the_line_stood_behind_the_middle": behind_the_middle(base, asked),
         "written_tokens": sum(row["written"] for row in rows),
         "decode_steps": sum(row["steps"] for row in rows),
         "decode_steps_without_drafts": sum(row["steps_without"] for row in rows),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,21 @@ def test_every_recorded_request_is_sent_by_a_test() -> None:
         Path(__file__).parents[1] / "editors" / "test_editors.py",
     )
     source = "".join(place.read_text() for place in places)
-    recorded = {file.stem for file in REQUESTS.glob("*.json")}
+    recorded = {file.stem for file in REQUESTS.glob("*.json")} - {"clients"}
     assert recorded and {name for name in recorded if f'"{name}"' not in source} == set()
+
+
+def test_the_script_that_asks_as_clients_do_knows_each_with_its_source(address: str) -> None:
+    """All of them are sent by ``scripts/clients``; one here, and one that is not answered."""
+    from scripts.ask_as_clients import answered, clients
+
+    known = clients()
+    sent = [name for client in known for name, _ in client["requests"]]
+    assert sorted(sent) == sorted({file.stem for file in REQUESTS.glob("*.json")} - {"clients"})
+    assert all(re.search(r"\b20\d\d-\d\d", client["source"]) for client in known)
+    assert answered(address, "minuet", "/v1/completions") == ""
+    assert answered(address, "minuet", "/v1/models").startswith("405")
+    assert answered(address, "llama_vscode_chat", "/projects/beta/v1/chat/completions").startswith("400")
 
 
 def test_llama_vscode_gets_a_list_of_as_many_answers_as_it_asks_for(world: World, address: str) -> None:
