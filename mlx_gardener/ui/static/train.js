@@ -101,7 +101,7 @@ function shown(found) {
     h("ul", { class: "legend" }, found.parts.map((one) => h("li", {}, h("span", { class: `swatch ${one.colour}` }), `${one.title} ${gigabytes(one.bytes)}`)),
       h("li", {}, h("span", { class: "swatch" }), `left ${gigabytes(found.left_bytes)}`)),
     found.refusal ? h("p", { class: "problem" }, `A training would be refused: ${found.refusal.message} ${found.refusal.next_step}`) : null,
-    h("p", {}, `Base: ${found.model}. ${found.reason}`),
+    h("p", {}, `Base: ${found.model} (${found.reason}).`),
     h("p", {}, `It takes ${found.time}.`),
     h("p", {}, `At a time: ${found.rows}; about ${number(found.tokens_per_second)} tokens/s.`),
     found.notes.map((note) => h("p", { class: "muted" }, note)),
@@ -212,7 +212,11 @@ class Run {
 
   draws(told) {
     for (const [image, svg] of [[this.loss, told.loss], [this.memoryChart, told.memory]]) {
-      if (!svg) continue;
+      if (!svg) {  // of a training that has just begun; what an earlier one drew goes
+        image.removeAttribute("src");
+        image.alt = "Nothing to draw yet";
+        continue;
+      }
       image.alt = titleOf(svg);
       draw(image, svg);
     }
