@@ -10,8 +10,8 @@ export async function show(main, project, _version, signal) {
   const settings = await get(`${of(project)}/settings`, signal);
   const run = new Run(project, signal);
   const plan = planning(project, settings, signal);
-  fill(main, h("h1", {}, `Training of ${project}`), run.element, h("h2", {}, "Plan and start"), plan);
-  run.follow();
+  await run.follow();  // until it is known how it stands: else the plan would move when it shows
+  if (!signal.aborted) fill(main, h("h1", {}, `Training of ${project}`), run.element, h("h2", {}, "Plan and start"), plan);
 }
 
 // Before it.
@@ -164,13 +164,18 @@ class Run {
     }
   }
 
+  /** Look on; done when how it stands is shown. */
   follow() {
+    return new Promise((known) => this.looks(known));
+  }
+
+  looks(known) {
     follow(`${of(this.project)}/training`, {
-      training: (told) => this.tells(told),
+      training: (told) => { this.tells(told); known(); },
       charts: (told) => this.draws(told),
       log: (told) => this.logs(told),
-      broken: (error) => say(this.phase, error.message),
-    }, this.signal).catch((error) => { if (!this.signal.aborted) fill(this.said, problem(error)); });
+      broken: (error) => { say(this.phase, error.message); known(); },
+    }, this.signal).catch((error) => { if (!this.signal.aborted) fill(this.said, problem(error)); }).finally(known);
   }
 
   tells(told) {
