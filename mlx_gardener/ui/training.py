@@ -29,6 +29,7 @@ from mlx_gardener.registry.names import has_checkpoint
 from mlx_gardener.report.html import memory_parts
 from mlx_gardener.report.plan_view import PART_COLOURS, PARTS, plan_cells, rows_text
 from mlx_gardener.report.recipe import all_settings
+from mlx_gardener.report.story import as_sentence
 from mlx_gardener.report.time_view import time_text
 from mlx_gardener.runs.forecast import estimate_training
 from mlx_gardener.runs.manager import TrainingPipeline
@@ -182,7 +183,7 @@ class Trainings:
             "peak_bytes": plan.predicted_peak_bytes,
             "rows": rows_text(plan),
             "cells": plan_cells(plan),
-            "notes": list(plan.notes),
+            "notes": [as_sentence(note) for note in plan.notes],
             "time": time_text(estimate),
             "minutes": min(estimate["minutes"], config.training_timeout_minutes or estimate["minutes"]),
             "tokens_per_second": plan.predicted_tokens_per_second,

@@ -9,8 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mlx_gardener.errors import DataError
 from mlx_gardener.platform import blas
 from mlx_gardener.platform.device import device_facts, parse_sysctl
+from mlx_gardener.platform.files import existing_directory
 from mlx_gardener.platform.footprint import (
     process_footprint_bytes,
     process_peak_footprint_bytes,
@@ -42,6 +44,12 @@ def test_the_footprint_grows_with_what_is_allocated_and_the_peak_stays() -> None
     del block
     assert during - before > 60 * 2**20
     assert process_peak_footprint_bytes() >= during - 2**20
+
+
+def test_a_directory_that_no_name_can_be_of_is_refused_like_one_that_is_not_there() -> None:
+    for name in ("a" * 5000, "a/" * 3000, "a\0b", "gone"):
+        with pytest.raises(DataError, match="Name "):
+            existing_directory(Path("/") / name)
 
 
 def test_this_machine_has_facts() -> None:

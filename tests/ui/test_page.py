@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import load_base
 from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.ui import page_address, page_token
 from tests.serve.conftest import make_adapter
 from tests.support.trainings import SMALL, until
 from tests.ui.conftest import TOKEN, Asking
@@ -108,6 +111,32 @@ def test_a_server_with_a_token_of_its_own_opens_the_page_and_asks_for_that(
     assert page.raw("GET", "projects").status_code == 401
     page.headers = {"authorization": "Bearer the-token-of-this-server"}
     assert page.get("projects")["projects"] == []
+
+
+def test_the_command_tells_an_address_that_opens_the_page(small: str, tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "mlx_gardener", "ui", "--port", "0", "--json")
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        try:
+            told = json.loads(running.stdout.readline())
+            address, _, token = told["page"].partition("/#token=")
+            assert told["event"] == "ready" and address == told["address"]
+            asking = Asking(address)
+            asking.headers = {"authorization": f"Bearer {token}"}
+            assert [one["name"] for one in asking.get("projects")["projects"]] == [small]
+            assert (
+                asking.raw("GET", "projects", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 401
+            )
+        finally:
+            running.terminate()
+    assert running.returncode in (0, -15, 143)
+
+
+def test_an_address_holds_only_a_token_that_was_made_for_it() -> None:
+    assert page_address("http://127.0.0.1:1", None) == "http://127.0.0.1:1/"
+    assert page_address("http://127.0.0.1:1", "a#b") == "http://127.0.0.1:1/#token=a%23b"
+    assert page_token("given-to-the-server") == "given-to-the-server"
+    assert page_token(None) != page_token(None)
 
 
 # Projects.

@@ -21,7 +21,9 @@ export function go(page, project = "", version = "") {
 
 /** Say in a line what was done; screen readers read it out. */
 export function tell(text) {
-  document.getElementById("told").textContent = text;
+  const told = document.getElementById("told");
+  told.textContent = text;
+  setTimeout(() => { if (told.textContent === text) told.textContent = ""; }, 10000);
 }
 
 function showPages({ page, project }) {

@@ -45,7 +45,8 @@ export function table(caption, columns, rows, attributes = {}) {
 
 /** A picture the server drew, as an image: an image runs nothing and fetches nothing. */
 export function picture(svg, alt) {
-  const image = h("img", { alt });
+  const size = svg.match(/viewBox="0 0 ([\d.]+) ([\d.]+)"/);
+  const image = h("img", { alt, width: size?.[1], height: size?.[2] });  // its place is there before it is
   draw(image, svg);
   return image;
 }

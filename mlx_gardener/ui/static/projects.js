@@ -24,14 +24,14 @@ export async function show(main, _project, _version, signal) {
   h("div", {}, h("label", { for: "add-path" }, "Repository, by its path on the server's machine"), path),
   h("div", {}, h("label", { for: "add-name" }, "Name (may be left out)"), name),
   button("Add", () => {}, { type: "submit", class: "main" }));
-  fill(main, h("h1", {}, "Projects"), rows, said, h("h2", {}, "Add a repository"), add);
+  fill(main, h("h1", {}, "Projects"), add, said, rows);
 
   async function refresh() {
     const found = await get("projects", signal);
     useNames(found.projects.map((one) => one.name));
     rows.removeAttribute("aria-busy");
     if (!found.projects.length) {
-      fill(rows, h("p", {}, "There is no project yet. Add a repository below; nothing is read or trained by that."));
+      fill(rows, h("p", {}, "There is no project yet. Add a repository; nothing is read or trained by that."));
       return;
     }
     const cells = new Map();

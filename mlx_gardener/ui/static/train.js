@@ -10,8 +10,8 @@ export async function show(main, project, _version, signal) {
   const settings = await get(`${of(project)}/settings`, signal);
   const run = new Run(project, signal);
   const plan = planning(project, settings, signal);
-  fill(main, h("h1", {}, `Training of ${project}`), run.element, h("h2", {}, "Plan and start"), plan);
-  run.follow();
+  await run.follow();  // until it is known how it stands: else the plan would move when it shows
+  if (!signal.aborted) fill(main, h("h1", {}, `Training of ${project}`), run.element, h("h2", {}, "Plan and start"), plan);
 }
 
 // Before it.
@@ -101,7 +101,7 @@ function shown(found) {
     h("ul", { class: "legend" }, found.parts.map((one) => h("li", {}, h("span", { class: `swatch ${one.colour}` }), `${one.title} ${gigabytes(one.bytes)}`)),
       h("li", {}, h("span", { class: "swatch" }), `left ${gigabytes(found.left_bytes)}`)),
     found.refusal ? h("p", { class: "problem" }, `A training would be refused: ${found.refusal.message} ${found.refusal.next_step}`) : null,
-    h("p", {}, `Base: ${found.model}. ${found.reason}`),
+    h("p", {}, `Base: ${found.model} (${found.reason}).`),
     h("p", {}, `It takes ${found.time}.`),
     h("p", {}, `At a time: ${found.rows}; about ${number(found.tokens_per_second)} tokens/s.`),
     found.notes.map((note) => h("p", { class: "muted" }, note)),
@@ -164,13 +164,18 @@ class Run {
     }
   }
 
+  /** Look on; done when how it stands is shown. */
   follow() {
+    return new Promise((known) => this.looks(known));
+  }
+
+  looks(known) {
     follow(`${of(this.project)}/training`, {
-      training: (told) => this.tells(told),
+      training: (told) => { this.tells(told); known(); },
       charts: (told) => this.draws(told),
       log: (told) => this.logs(told),
-      broken: (error) => say(this.phase, error.message),
-    }, this.signal).catch((error) => { if (!this.signal.aborted) fill(this.said, problem(error)); });
+      broken: (error) => { say(this.phase, error.message); known(); },
+    }, this.signal).catch((error) => { if (!this.signal.aborted) fill(this.said, problem(error)); }).finally(known);
   }
 
   tells(told) {
@@ -212,7 +217,11 @@ class Run {
 
   draws(told) {
     for (const [image, svg] of [[this.loss, told.loss], [this.memoryChart, told.memory]]) {
-      if (!svg) continue;
+      if (!svg) {  // of a training that has just begun; what an earlier one drew goes
+        image.removeAttribute("src");
+        image.alt = "Nothing to draw yet";
+        continue;
+      }
       image.alt = titleOf(svg);
       draw(image, svg);
     }

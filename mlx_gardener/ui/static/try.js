@@ -77,7 +77,7 @@ export async function show(main, project, _version, signal) {
 class Panel {
   constructor(title) {
     this.figures = h("p", { class: "muted" }, "\u00a0");
-    this.text = h("pre", { tabindex: "0", "aria-label": `Answer of ${title}` });
+    this.text = h("pre", { tabindex: "0", role: "group", "aria-label": `Answer of ${title}` });
     this.more = h("div", {});
     this.element = h("section", { class: "answer", "aria-label": title }, h("h2", {}, title), this.figures, this.text, this.more);
   }
@@ -101,7 +101,7 @@ class Panel {
     fill(this.more, told.pieces.length
       ? h("details", {}, h("summary", {}, `${told.pieces.length} retrieved piece${told.pieces.length === 1 ? "" : "s"} in front`),
         h("ul", {}, told.pieces.map((one) => h("li", {}, `${one.path}:${one.start_line}-${one.end_line}, ${number(one.tokens)} tokens`))),
-        h("pre", { tabindex: "0", "aria-label": "Retrieved code" }, told.front))
+        h("pre", { tabindex: "0", role: "group", "aria-label": "Retrieved code" }, told.front))
       : h("p", { class: "muted" }, decodeURIComponent(told.retrieval).replace(/^none; /, "Nothing was retrieved: ")));
   }
 

@@ -77,12 +77,12 @@ function samples(all) {
 function sample(one) {
   const known = typeof one.expected === "string";
   const side = (title, text) => h("div", {}, h("h4", {}, title),
-    h("pre", { tabindex: "0", "aria-label": title }, known && text !== one.expected ? marked(one.expected, text) : text || "(nothing)"));
+    h("pre", { tabindex: "0", role: "group", "aria-label": title }, known && text !== one.expected ? marked(one.expected, text) : text || "(nothing)"));
   return h("article", { class: "sample" }, h("h3", {}, `${one.path}, line ${one.line}`),
     h("p", { class: "muted" }, [one.kind_title, one.language, one.similarity].filter(Boolean).join(", ")),
-    one.context ? h("pre", { class: "muted", tabindex: "0", "aria-label": "What stands before" }, one.context) : null,
+    one.context ? h("pre", { class: "muted", tabindex: "0", role: "group", "aria-label": "What stands before" }, one.context) : null,
     h("div", { class: "sides" },
-      known ? h("div", {}, h("h4", {}, "what stands there"), h("pre", { tabindex: "0", "aria-label": "what stands there" }, one.expected)) : null,
+      known ? h("div", {}, h("h4", {}, "what stands there"), h("pre", { tabindex: "0", role: "group", "aria-label": "what stands there" }, one.expected)) : null,
       side("base", one.base), side("adapter", one.adapter)),
     known ? h("p", { class: "muted small" }, h("ins", {}, "written and not there"), ", ", h("del", {}, "there and not written")) : null);
 }
