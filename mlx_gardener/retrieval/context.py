@@ -9,11 +9,11 @@ Cost: one search, and the encoding of at most eight chunks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.dataset.examples import header_text
+from mlx_gardener.model.tokens import header_text
 from mlx_gardener.retrieval.index import Index
 from mlx_gardener.retrieval.words import query_words
 
@@ -86,6 +86,7 @@ class Retriever:
         *,
         shown: Iterable[str] = (),
         most_tokens: int | None = None,
+        apart: Collection[str] = (),
     ) -> Context:
         """The best chunks for a place: the best one last, nearest to the prompt; at most the limit.
 
@@ -95,6 +96,7 @@ class Retriever:
             shown: other code that the prompt shows, nearest first. A chunk most of whose lines stand in it, or around the place,
                 is left out.
             most_tokens: fewer than the limit.
+            apart: paths of further files whose chunks are never shown.
         """
         room = self._limit if most_tokens is None else min(self._limit, most_tokens)
         found = self._index.search(query_words(path, before), _LOOKED_AT, without=path)
@@ -114,12 +116,14 @@ class Retriever:
         for chunk in found:
             if room < _LEAST_TOKENS or len(pieces) == _MOST_CHUNKS:
                 break
+            name = self._index.path_of(chunk)
+            if name in apart:
+                continue
             text = self._index.text_of(chunk)
             lines = _telling_lines(text)
             if lines and 2 * len(lines & known) > len(lines):
                 continue
             known |= lines
-            name = self._index.path_of(chunk)
             written = self._file(name, text[: _CHARACTERS_PER_TOKEN * room])[:room]
             first, last = self._index.lines[chunk].tolist()
             ids.append(written)

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mlx_gardener.config import DataConfig
+from mlx_gardener.errors import DataError
 from mlx_gardener.retrieval.index import (
     DROPPED,
     DUPLICATE,
@@ -24,9 +25,11 @@ from mlx_gardener.retrieval.index import (
     FilePart,
     Index,
     file_part,
+    index_of_chunks,
     merged,
 )
-from mlx_gardener.source.scan import done_by_processes, examine_file
+from mlx_gardener.source.records import FileRecord
+from mlx_gardener.source.scan import done_by_processes, examine_file, read_source
 from mlx_gardener.source.secrets import names_with_secrets, without_secrets
 from mlx_gardener.source.walk import Git, list_files, marked_paths
 
@@ -80,6 +83,21 @@ class Rules:
             include=self.include,
             exclude=self.exclude,
         )
+
+
+def index_of_files(root: Path, files: Iterable[FileRecord], *, name: str) -> Index:
+    """The index of what a scan kept of some files; those that changed since are left out."""
+    chunks: list[tuple[str, str]] = []
+    for record in files:
+        try:
+            text = read_source(root, record).text.encode()
+        except DataError:
+            continue  # counted when the rows were made (files_changed_while_reading)
+        chunks += [
+            (record.path, text[chunk.start_byte : chunk.end_byte].decode(errors="replace"))
+            for chunk in record.chunks
+        ]
+    return index_of_chunks(chunks, name=name)
 
 
 def refreshed(
