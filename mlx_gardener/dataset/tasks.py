@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from mlx_gardener.dataset.assertions import LOOKED_AT_BYTES
 from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.source.languages import parse
-from mlx_gardener.source.records import ChunkType
 
 if TYPE_CHECKING:
     from mlx_gardener.source.records import FileRecord
@@ -29,8 +28,6 @@ _SPAN_CHARACTERS = (8, 96)
 #: which may as well be anybody's attribute (judgement).
 _MOST_DEFINING = 3
 _TELLING = re.compile(r"(?!(None|True|False|NULL|Self|String)$)(?=.*[A-Z_]).{4,}")
-#: Chunks that have the name of what they import, assign to or loop over.
-_DEFINES_NOTHING = (ChunkType.IMPORT, ChunkType.BLOCK, ChunkType.COMMENT)
 #: Nodes whose names are no use of them, and leaves that are names.
 _NO_USE = re.compile(r"comment|string|import|^use_|^using|include|package|text|^regex")
 _NAME = re.compile(r"identifier$|^constant$|^name$|^word$")
@@ -103,9 +100,7 @@ def names_defined(files: Sequence[FileRecord]) -> dict[str, frozenset[str]]:
     found: dict[str, set[str]] = {}
     for record in files:
         for chunk in record.chunks:
-            if chunk.chunk_type in _DEFINES_NOTHING:
-                continue
-            for name in re.findall(r"[^\W\d]\w{2,}", chunk.name):
+            for name in chunk.defined_names:
                 found.setdefault(name, set()).add(record.path)
     return {
         name: frozenset(paths)
