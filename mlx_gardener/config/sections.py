@@ -106,6 +106,7 @@ class DataConfig(_Section):
     fim_rate: float = Field(0.7, ge=0, le=1)
     repository_row_share: float = Field(0.2, ge=0, le=1)
     retrieval_share: float = Field(0.0, ge=0, le=1)
+    general_share: float = Field(0.0, ge=0, le=0.5)
     validation_fraction: float = Field(0.1, gt=0, lt=0.5)
     test_fraction: float = Field(0.1, gt=0, lt=0.5)
     split: Literal["auto", "time", "files"] = "auto"

@@ -13,6 +13,7 @@ from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset.cache import TokenCache
 from mlx_gardener.dataset.changes import Continuation, Earlier, continue_split, known_files
 from mlx_gardener.dataset.examples import Encoder, Excerpt, example_of, excerpts_of, training_pieces
+from mlx_gardener.dataset.general import general_examples
 from mlx_gardener.dataset.retrieved import RetrievedExamples
 from mlx_gardener.dataset.rows import Document, RowSet, bucket, pack
 from mlx_gardener.dataset.split import Split, split_files
@@ -106,6 +107,8 @@ class TrainingDataPreparator:
         self._on_progress = on_progress or (lambda share, message: None)
         self._interrupt = interrupt or (lambda: None)
         self._lost: list[str] = []
+        self._general_tokens = 0
+        self._contents: frozenset[str] = frozenset()
 
     def prepare_training_data(
         self, project_name: str, *, registry: ProjectRegistry | None = None
@@ -141,6 +144,7 @@ class TrainingDataPreparator:
             interrupt=self._interrupt,
         )
         _check_count(scan, self.config)
+        self._general_tokens, self._contents = 0, frozenset(record.sha256 for record in scan.files)
         files, over_maximum = select_best(scan.files, self.config.max_training_chunks)
         added = None if self.config.data.split == "files" else added_files(scan.root)
         split = split_files(files, self.config.data, seed=self.config.seed, added=added)
@@ -170,6 +174,8 @@ class TrainingDataPreparator:
         if retrieved is not None:
             made = {"examples": retrieved.count, "context_tokens": retrieved.context_tokens}
             summary = replace(summary, retrieval=made)
+        if self.config.data.general_share:
+            summary = replace(summary, general_loss_tokens=self._general_tokens)
         if going_on is not None and earlier is not None:
             changed = {
                 "changed_files": going_on.changed_files,
@@ -259,7 +265,28 @@ class TrainingDataPreparator:
             self._on_progress(share, f"Made {len(documents)} examples{told}")
         if run:
             documents.append(encoder.repository_document(run))
+        documents += self._general_documents(documents, encoder)
         return pack(documents, config.sequence_lengths, pad_id=self.tokenizer.pad_id)
+
+    def _general_documents(self, own: Sequence[Document], encoder: Encoder) -> list[Document]:
+        """General code for ``data.general_share`` of all that is learned from; all there is of it where that is less."""
+        share = self.config.data.general_share
+        if not share:
+            return []
+        wanted = share / (1 - share) * sum(int(document.loss_mask.sum()) for document in own)
+        made = general_examples(
+            self.config.data,
+            can_fill=self.tokenizer.markers is not None,
+            seed=self.config.seed,
+            without=self._contents,
+        )
+        taken: list[Document] = []
+        for document in encoder.documents(made):
+            if self._general_tokens >= wanted:
+                break
+            taken.append(document)
+            self._general_tokens += int(document.loss_mask.sum())
+        return taken
 
     def _evaluation_rows(
         self, root: Path, files: Sequence[FileRecord], encoder: Encoder
