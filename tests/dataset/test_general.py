@@ -6,13 +6,26 @@ from pathlib import Path
 
 import pytest
 
+from mlx_gardener.dataset import PreparedData, TrainingDataPreparator
 from mlx_gardener.dataset.general import general_code, general_examples
+from mlx_gardener.errors import ConfigError
 from mlx_gardener.evaluate.guards import other_code
+from mlx_gardener.model import load_tokenizer
 from mlx_gardener.source.languages import parse
-from tests.dataset.test_retrieved import prepare, settings, tokenizer  # noqa: F401  fixtures
-
+from tests.dataset.test_dataset import settings
 
 IMPORTS = ("import ", "use ", "from ", "#include")
+
+
+@pytest.fixture
+def prepare(tiny_tokenizer_dir: Path, tmp_path: Path):  # type: ignore[no-untyped-def]
+    def go(root: Path, **more: object) -> PreparedData:
+        tokenizer = load_tokenizer(tiny_tokenizer_dir)
+        return TrainingDataPreparator(
+            settings(**more), tokenizer=tokenizer, cache_dir=tmp_path / "cache"
+        ).prepare(root)
+
+    return go
 
 
 def telling_lines(text: str) -> set[str]:
@@ -55,12 +68,11 @@ def test_the_examples_hold_all_of_it_and_their_order_is_the_seeds() -> None:
     )
 
 
-def test_it_takes_its_share_of_what_is_learned(prepare, repository: Path) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
-    more = {"data.retrieval_share": 0}
-    none = prepare(repository, **more)
+def test_it_takes_its_share_of_what_is_learned(prepare, repository: Path) -> None:  # type: ignore[no-untyped-def]
+    none = prepare(repository)
     assert none.summary.general_loss_tokens is None
     for share in (0.1, 0.3):
-        data = prepare(repository, **more, **{"data.general_share": share})
+        data = prepare(repository, **{"data.general_share": share})
         assert data.summary.general_loss_tokens is not None
         seen = data.summary.general_loss_tokens / data.summary.train_loss_tokens
         assert share - 0.02 <= seen <= share + 0.06, "to a whole example"
@@ -71,17 +83,15 @@ def test_it_takes_its_share_of_what_is_learned(prepare, repository: Path) -> Non
 
 def test_a_repository_that_holds_the_sample_is_not_taught_its_own_test_files(
     prepare, repository: Path
-) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+) -> None:  # type: ignore[no-untyped-def]
     """This package's own repository does."""
     for item in general_code():
         (repository / item.path).write_text(item.text)
-    data = prepare(repository, **{"data.retrieval_share": 0, "data.general_share": 0.3})
+    data = prepare(repository, **{"data.general_share": 0.3})
     assert data.summary.general_loss_tokens == 0
 
 
 @pytest.mark.parametrize("share", [-0.1, 0.6])
 def test_a_share_that_leaves_little_of_the_repository_is_refused(share: float) -> None:
-    from mlx_gardener.errors import ConfigError
-
     with pytest.raises(ConfigError, match="general_share"):
         settings(**{"data.general_share": share})
