@@ -27,13 +27,14 @@ from benchmarks.knows import mean_change, told
 from benchmarks.machine import RESULTS, describe
 from benchmarks.unseen import SOURCES, fetch, packages
 from mlx_gardener.config import DataConfig
-from mlx_gardener.dataset import NextLineTask, cross_file_tasks, names_defined, split_files
+from mlx_gardener.dataset import NextLineTask, cross_file_tasks, names_defined, next_line_tasks, split_files
 from mlx_gardener.dataset.examples import Excerpt, excerpts_of
 from mlx_gardener.dataset.tasks import uses_of_other_files
 from mlx_gardener.evaluate.complete import PREFIX_TOKENS, SUFFIX_TOKENS, build_prompt
 from mlx_gardener.evaluate.generate import generate_many
 from mlx_gardener.evaluate.measure import line_of, line_prompt
-from mlx_gardener.evaluate.metrics import edit_similarity, identifier_f1
+from mlx_gardener.evaluate.metrics import bits_per_byte, edit_similarity, identifier_f1
+from mlx_gardener.evaluate.rows import Window, draw_windows, make_windows, plain_rows, rows_with_context
 from mlx_gardener.model import BaseModel, CodeTokenizer, load_base, load_tokenizer, seedling_path
 from mlx_gardener.retrieval import Retriever, code_in_front, index_of_files
 from mlx_gardener.retrieval.definitions import names_defined_in
@@ -50,7 +51,13 @@ WAYS = {
 }
 #: Nothing in front, of which only answers say anything.
 NOTHING = "nothing"
-ANSWERS = ("exact", "similarity", "names_f1")
+#: Ways that a model is asked in.
+ANSWERING = ("chunks by BM25", "a third signatures", "half signatures")
+ANSWERS = (
+    "bits_per_byte", "cross_file_exact", "cross_file_similarity", "cross_file_names_f1", "next_line_exact", "next_line_similarity",
+)  # fmt: skip
+#: Of the windows whose bits are counted: less than a training row, since half of one and the context go forward together.
+ROW_TOKENS = 512
 MEASURES = ("name", "definition", "all_names", "name_or_shown")
 
 
@@ -70,6 +77,7 @@ def measure(
     context_tokens: int,
     base: BaseModel | None = None,
     answers: int = 0,
+    windows_measured: int = 8,
 ) -> dict[str, Any]:
     """What each way's context holds, on the held-out cross-file lines of one repository, and what ``base`` answers to some."""
     scan = scan_repository(root, DataConfig(), quality_threshold=0.5)
@@ -112,10 +120,23 @@ def measure(
             "lookup_ms": round(1000 * sorted(took)[len(took) // 2], 2) if took else None,
         }
     if base is not None:
-        found[NOTHING] = answered(base, asked[:answers], needs, None)
-        for way, share in WAYS.items():
-            retriever = Retriever(index, tokenizer, limit_tokens=context_tokens, signatures=share)
-            found[way] |= answered(base, asked[:answers], needs, retriever)
+        lines = next_line_tasks(excerpts, answers, seed=0)
+        windows = draw_windows(make_windows(excerpts, tokenizer, ROW_TOKENS), windows_measured, seed=0)
+        for way in (NOTHING, *ANSWERING):
+            retriever = None
+            if way != NOTHING:
+                retriever = Retriever(index, tokenizer, limit_tokens=context_tokens, signatures=WAYS[way])
+            of_needs = answered(base, asked[:answers], needs, retriever)
+            found.setdefault(way, {}).update(
+                {
+                    **{f"cross_file_{name}": value for name, value in of_needs.items()},
+                    **{
+                        f"next_line_{name}": value
+                        for name, value in answered(base, lines, [()] * len(lines), retriever).items()
+                    },
+                    "bits_per_byte": bits_per_byte_of(base, windows, retriever),
+                }
+            )
     return {
         "lines": len(asked),
         "files": len({task.path for task in asked}),
@@ -154,6 +175,26 @@ def answered(
     }
 
 
+def bits_per_byte_of(base: BaseModel, windows: Sequence[Window], retriever: Retriever | None) -> float:
+    """Bits per byte of held-out windows, as evidence makes rows of them."""
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    widths = (ROW_TOKENS, 2 * ROW_TOKENS)
+    rows = (
+        plain_rows(windows, base.tokenizer, widths)
+        if retriever is None
+        else rows_with_context(windows, base.tokenizer, retriever, widths)
+    )
+    nats = 0.0
+    for batch in rows.batches(1, seed=None):
+        used = int((batch.document_ids[0] > 0).sum())
+        tokens = mx.array(batch.tokens[:, :used])
+        losses = nn.losses.cross_entropy(base.model(tokens[:, :-1]), tokens[:, 1:])
+        nats += float((losses * mx.array(batch.loss_mask[:, 1:used])).sum())
+    return bits_per_byte(nats, rows.source_bytes)
+
+
 def markdown(result: Mapping[str, Any]) -> str:
     """The table as ``benchmarks/results/retrieval_ablation.md`` holds it."""
     lines = [
@@ -183,14 +224,15 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines.append(f"| {way} | " + " | ".join(told(values[name]) for name in MEASURES) + " |")
     if result["answers"]:
         lines += ["", f"Answers of {result['model']} to {result['answered']} of these lines:", ""]
-        lines += ["| way | exactly right | similarity | F1 of needed names |", "|---|---|---|---|"]
+        titles = " | ".join(name.replace("_", " ") for name in ANSWERS)
+        lines += [f"| way | {titles} |", "|---" * (len(ANSWERS) + 1) + "|"]
         for way, values in result["answers"].items():
-            lines.append(f"| {way} | " + " | ".join(f"{values[name]:.1%}" for name in ANSWERS) + " |")
-        lines += [
-            "",
-            "| against chunks by BM25 | exactly right | similarity | F1 of needed names |",
-            "|---|---|---|---|",
-        ]
+            cells = [
+                f"{values[name]:.4f}" if name == "bits_per_byte" else f"{values[name]:.1%}"
+                for name in ANSWERS
+            ]
+            lines.append(f"| {way} | " + " | ".join(cells) + " |")
+        lines += ["", f"| against chunks by BM25 | {titles} |", "|---" * (len(ANSWERS) + 1) + "|"]
         for way, values in result["answer_changes"].items():
             lines.append(f"| {way} | " + " | ".join(told(values[name]) for name in ANSWERS) + " |")
     return "\n".join(lines) + "\n"
@@ -265,11 +307,14 @@ def write(
         return round(sum(ways[way][measure] for ways in asked.values()) / max(1, len(asked)), 4)
 
     def change(way: str, measure: str) -> dict[str, Any]:
-        return mean_change(
-            {repository: ways[way][measure] - ways[first][measure] for repository, ways in asked.items()}
-        )
+        """Of bits per byte relative, as everywhere."""
+        found = {}
+        for repository, ways in asked.items():
+            mine, theirs = ways[way][measure], ways[first][measure]
+            found[repository] = mine / theirs - 1 if measure == "bits_per_byte" else mine - theirs
+        return mean_change(found)
 
-    answering = [] if model is None else [NOTHING, *WAYS]
+    answering = [] if model is None else [NOTHING, *ANSWERING]
     result = {
         "machine": describe(),
         "tokenizer": tokenizer,
@@ -277,7 +322,7 @@ def write(
         "context_tokens": context,
         "means": {way: {key: mean(way, key) for key in (*MEASURES, "tokens", "lookup_ms")} for way in WAYS},
         "changes": {way: {key: change(way, key) for key in MEASURES} for way in WAYS if way != first},
-        "answered": sum(ways[first].get("answers", 0) for ways in asked.values()),
+        "answered": sum(ways[first].get("cross_file_answers", 0) for ways in asked.values()),
         "answers": {way: {key: mean(way, key) for key in ANSWERS} for way in answering},
         "answer_changes": {
             way: {key: change(way, key) for key in ANSWERS} for way in answering if way != first
