@@ -41,7 +41,8 @@ from mlx_gardener.retrieval import (
     with_context,
     write_index,
 )
-from mlx_gardener.retrieval.index import file_part, merged
+from mlx_gardener.retrieval.index import merged
+from mlx_gardener.retrieval.parts import file_part
 from mlx_gardener.retrieval.words import QUERY_CHARACTERS, query_words
 
 _CHUNKS_IN_A_FILE = 10

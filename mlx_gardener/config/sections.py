@@ -105,6 +105,8 @@ class DataConfig(_Section):
     sequence_lengths: tuple[int, ...] = (512, 1024)
     fim_rate: float = Field(0.7, ge=0, le=1)
     repository_row_share: float = Field(0.2, ge=0, le=1)
+    retrieval_share: float = Field(0.0, ge=0, le=1)
+    general_share: float = Field(0.0, ge=0, le=0.5)
     validation_fraction: float = Field(0.1, gt=0, lt=0.5)
     test_fraction: float = Field(0.1, gt=0, lt=0.5)
     split: Literal["auto", "time", "files"] = "auto"
@@ -256,6 +258,8 @@ class TrainingConfig(_Section):
     def _consistent(self) -> TrainingConfig:
         if self.min_training_chunks > self.max_training_chunks:
             raise ValueError("min_training_chunks must not exceed max_training_chunks")
+        if self.data.retrieval_share and not self.evaluation.context_tokens:
+            raise ValueError("data.retrieval_share needs evaluation.context_tokens above 0")
         return self
 
     @property

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mlx_gardener.config import DataConfig
 from mlx_gardener.dataset.cache import TokenCache
 from mlx_gardener.dataset.rows import Document
+from mlx_gardener.model.tokens import header_text
 from mlx_gardener.source.languages import parse
 from mlx_gardener.source.records import FileRecord, SourceFile
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 CHARACTERS_PER_TOKEN = 3.0
 #: Shortest and longest middle of a fill-in-the-middle example, characters.
 MIDDLE_CHARACTERS = (8, 600)
+#: Of a row behind retrieved code, the part that the code before the place keeps however much there is to learn (judgement).
+_BEFORE_SHARE = 1 / 3
+#: Markers around a span, the end's included.
+_MARKS = 4
 #: Shares of the middles that are a syntax node, and a line or its end: what an editor asks for most (judgement).
 FIM_NODE_SHARE, FIM_LINE_SHARE = 0.6, 0.25
 
@@ -48,6 +53,23 @@ class Example:
     prefix: str
     suffix: str
     middle: str | None
+
+
+@dataclass(frozen=True)
+class RetrievedExample:
+    """Texts of one example, and the token ids that stand in front of it.
+
+    Attributes:
+        before: shown; nothing of it is learned.
+        middle: what a span held; None where ``after`` follows on ``before``, left to right.
+        after: learned as well.
+    """
+
+    path: str
+    context: tuple[int, ...]
+    before: str
+    middle: str | None
+    after: str
 
 
 def excerpts_of(source: SourceFile, record: FileRecord) -> list[Excerpt]:
@@ -97,28 +119,59 @@ def _best_cut(text: str, start: int, most: int) -> int:
     return most
 
 
-def make_examples(
-    excerpts: Sequence[Excerpt], config: DataConfig, *, can_fill: bool, seed: int
-) -> Iterator[Example]:
-    """Every piece of every excerpt as one example: with probability ``fim_rate`` with a span, else left to right.
+@dataclass(frozen=True)
+class ExcerptPiece:
+    """A piece of an excerpt: ``text`` stands at ``start`` (characters) of it; ``choose`` decides what becomes of it."""
+
+    excerpt: Excerpt
+    start: int
+    text: str
+    choose: random.Random
+
+
+def training_pieces(excerpts: Sequence[Excerpt], config: DataConfig, *, seed: int) -> list[ExcerptPiece]:
+    """All excerpts cut into pieces of the lengths of rows, which are drawn by excerpt.
+
+    Args:
+        seed: each excerpt has its own stream, so that a changed file changes no other.
+    """
+    pieces = []
+    for excerpt in excerpts:
+        choose = random.Random(f"{seed}\0{excerpt.path}\0{len(excerpt.text)}")
+        limit = piece_characters(choose.choice(config.sequence_lengths))
+        start = 0
+        for text in pieces_of(excerpt.text, limit):
+            pieces.append(ExcerptPiece(excerpt, start, text, choose))
+            start += len(text)
+    return pieces
+
+
+def piece_characters(tokens: int) -> int:
+    """How long a piece may be that shall have at most so many tokens with its path and markers; most are shorter then."""
+    return max(MIDDLE_CHARACTERS[0], int((tokens - 40) * CHARACTERS_PER_TOKEN * 0.85))
+
+
+def example_of(piece: ExcerptPiece, config: DataConfig, *, can_fill: bool) -> Example:
+    """A piece as an example: with probability ``fim_rate`` with a span, else left to right.
 
     Args:
         can_fill: whether the model has fill-in-the-middle markers.
-        seed: decides pieces, kinds and spans; each excerpt has its own stream, so that a changed file changes no other.
     """
-    for excerpt in excerpts:
-        choose = random.Random(f"{seed}\0{excerpt.path}\0{len(excerpt.text)}")
-        width = choose.choice(config.sequence_lengths)
-        limit = int((width - 40) * CHARACTERS_PER_TOKEN * 0.85)
-        for piece in pieces_of(excerpt.text, limit):
-            span = None
-            if can_fill and choose.random() < config.fim_rate:
-                span = choose_span(piece, excerpt.language, choose)
-            if span is None:
-                yield Example(excerpt.path, piece, "", None)
-            else:
-                start, end = span
-                yield Example(excerpt.path, piece[:start], piece[end:], piece[start:end])
+    span = None
+    if can_fill and piece.choose.random() < config.fim_rate:
+        span = choose_span(piece.text, piece.excerpt.language, piece.choose)
+    if span is None:
+        return Example(piece.excerpt.path, piece.text, "", None)
+    start, end = span
+    return Example(piece.excerpt.path, piece.text[:start], piece.text[end:], piece.text[start:end])
+
+
+def make_examples(
+    excerpts: Sequence[Excerpt], config: DataConfig, *, can_fill: bool, seed: int
+) -> Iterator[Example]:
+    """Every piece of every excerpt as one example; see `training_pieces` and `example_of`."""
+    for piece in training_pieces(excerpts, config, seed=seed):
+        yield example_of(piece, config, can_fill=can_fill)
 
 
 def choose_span(text: str, language: str, choose: random.Random) -> tuple[int, int] | None:
@@ -127,7 +180,7 @@ def choose_span(text: str, language: str, choose: random.Random) -> tuple[int, i
         return None
     kind = choose.random()
     if kind < FIM_NODE_SHARE:
-        span = _node_span(text, language, choose)
+        span = node_span(text, language, choose)
         if span is not None:
             return span
     if kind < FIM_NODE_SHARE + FIM_LINE_SHARE:
@@ -137,14 +190,20 @@ def choose_span(text: str, language: str, choose: random.Random) -> tuple[int, i
     return start, start + length
 
 
-def _node_span(text: str, language: str, choose: random.Random) -> tuple[int, int] | None:
-    """A named node around a random place, of a size between the limits; None without a syntax tree or a fitting node."""
+def node_span(
+    text: str, language: str, choose: random.Random, place: int | None = None
+) -> tuple[int, int] | None:
+    """A named node around a place, of a drawn size between the limits; None without a syntax tree or a fitting node.
+
+    Args:
+        place: a byte of the text; drawn where it is None.
+    """
     data = text.encode()
     tree = parse(data, language)
     if tree is None:
         return None
     for _ in range(4):
-        at = choose.randrange(len(data))
+        at = choose.randrange(len(data)) if place is None else place
         wanted = choose.randint(*MIDDLE_CHARACTERS)
         node = tree.root_node.named_descendant_for_byte_range(at, at)
         while node is not None and node.parent is not None:
@@ -198,6 +257,49 @@ class Encoder:
                 result.append(self._left_to_right(header, prefix))
             else:
                 result.append(self._fill(header, prefix, suffix, middle))
+        return result
+
+    def retrieved_documents(self, examples: Sequence[RetrievedExample], width: int) -> list[Document]:
+        """One document an example, of at most ``width`` tokens: context, path and the code before the place are no targets.
+
+        Where a row has no room for all, the code far from the place is left out, on both sides. A span that leaves no room is
+        learned left to right.
+        """
+        import numpy as np
+
+        texts = [
+            text
+            for example in examples
+            for text in (
+                header_text(self._tokenizer, example.path),
+                example.before,
+                example.middle or "",
+                example.after,
+            )
+        ]
+        encoded = iter(self._cache.encode_many(texts))
+        bos = [] if self._tokenizer.bos_id is None else [self._tokenizer.bos_id]
+        file = [] if self._tokenizer.file_id is None else [self._tokenizer.file_id]
+        markers = self._tokenizer.markers
+        result = []
+        for example in examples:
+            header, before, middle, after = (next(encoded) for _ in range(4))
+            context = example.context
+            if width - len(context) - len(header) < width // 4:  # a path as long as a row
+                context = ()
+            opening = np.concatenate([[*bos, *context, *file], header]).astype(np.int32)
+            room = max(1, width - len(opening) - _MARKS)
+            if example.middle is not None and markers is not None and 2 * len(middle) <= room:
+                room -= len(middle)
+                behind = min(len(after), room - min(len(before), int(room * _BEFORE_SHARE)))
+                shown, after = before[max(0, len(before) - room + behind) :], after[:behind]
+                parts = [(opening, False), *self._marked(shown, after, middle, learn_prefix=False)]
+            else:
+                learned = np.concatenate([middle, after])
+                behind = min(len(learned), room - min(len(before), int(room * _BEFORE_SHARE)))
+                shown = before[max(0, len(before) - room + behind) :]
+                parts = [(opening, False), (shown, False), (learned[:behind], True)]
+            result.append(self._document(parts, splittable=False))
         return result
 
     def repository_document(self, excerpts: Sequence[Excerpt]) -> Document:
@@ -254,6 +356,13 @@ class Encoder:
     def _fill(
         self, header: np.ndarray, prefix: np.ndarray, suffix: np.ndarray, middle: np.ndarray
     ) -> Document:
+        parts = [(self._header(header), False), *self._marked(prefix, suffix, middle)]
+        return self._document(parts, splittable=False)
+
+    def _marked(
+        self, prefix: np.ndarray, suffix: np.ndarray, middle: np.ndarray, *, learn_prefix: bool = True
+    ) -> list[tuple[np.ndarray, bool]]:
+        """A span with what is around it in the model's own markers, and what of it is learned; the end marker is."""
         import numpy as np
 
         markers = self._tokenizer.markers
@@ -262,12 +371,11 @@ class Encoder:
         def mark(index: int | None) -> tuple[np.ndarray, bool]:
             return np.array([] if index is None else [index], dtype=np.int32), False
 
-        first = [mark(markers.prefix), (prefix, True)]
+        first = [mark(markers.prefix), (prefix, learn_prefix)]
         second = [mark(markers.suffix), (suffix, True)]
         context = second + first if markers.order == "SPM" else first + second
         end = (np.array([markers.end], dtype=np.int32), True)
-        parts = [(self._header(header), False), *context, mark(markers.middle), (middle, True), end]
-        return self._document(parts, splittable=False)
+        return [*context, mark(markers.middle), (middle, True), end]
 
     def _document(
         self, parts: list[tuple[np.ndarray, bool]], *, splittable: bool, path: str = ""
@@ -280,9 +388,3 @@ class Encoder:
             mask[0] = False
         target_bytes = int(self._tokenizer.byte_lengths[tokens[mask]].sum())
         return Document(tokens, mask, target_bytes, splittable, path)
-
-
-def header_text(tokenizer: CodeTokenizer, path: str) -> str:
-    """How a file's path is told: bare after the model's file marker, as a comment for models without one."""
-    shown = path.encode(errors="replace").decode()
-    return f"{shown}\n" if tokenizer.file_id is not None else f"# {shown}\n"

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset.cache import TokenCache
 from mlx_gardener.dataset.changes import Continuation, Earlier, continue_split, known_files
-from mlx_gardener.dataset.examples import Encoder, Excerpt, excerpts_of, make_examples
+from mlx_gardener.dataset.examples import Encoder, Excerpt, example_of, excerpts_of, training_pieces
+from mlx_gardener.dataset.general import general_examples
+from mlx_gardener.dataset.retrieved import RetrievedExamples
 from mlx_gardener.dataset.rows import Document, RowSet, bucket, pack
 from mlx_gardener.dataset.split import Split, split_files
 from mlx_gardener.dataset.summary import DataSummary, summarise
@@ -107,6 +109,8 @@ class TrainingDataPreparator:
         self._on_progress = on_progress or (lambda share, message: None)
         self._interrupt = interrupt or (lambda: None)
         self._lost: list[str] = []
+        self._general_tokens = 0
+        self._contents: frozenset[str] = frozenset()
 
     def prepare_training_data(
         self, project_name: str, *, registry: ProjectRegistry | None = None
@@ -142,6 +146,7 @@ class TrainingDataPreparator:
             interrupt=self._interrupt,
         )
         _check_count(scan, self.config)
+        self._general_tokens, self._contents = 0, frozenset(record.sha256 for record in scan.files)
         files, over_maximum = select_best(scan.files, self.config.max_training_chunks)
         added = None if self.config.data.split == "files" else added_files(scan.root)
         split = split_files(files, self.config.data, seed=self.config.seed, added=added)
@@ -150,7 +155,8 @@ class TrainingDataPreparator:
         cache = TokenCache(self.cache_dir, self.tokenizer)
         try:
             encoder = Encoder(cache, repository=scan.name)
-            train = self._train_rows(scan.root, split.train, encoder)
+            retrieved = self._retrieved(scan, whole.train)
+            train = self._train_rows(scan.root, split.train, encoder, retrieved)
             validation = self._evaluation_rows(scan.root, split.validation, encoder)[0]
             test, test_excerpts = self._evaluation_rows(scan.root, split.test, encoder)
         finally:
@@ -161,11 +167,17 @@ class TrainingDataPreparator:
                 next_step="Do not change the repository while it is read, then train again.",
             )
         digest = hashlib.sha256((train.sha256() + validation.sha256() + test.sha256()).encode()).hexdigest()
-        self._on_progress(1.0, f"{train.loss_tokens:,} tokens to learn from in {len(train)} rows")
+        told = "" if retrieved is None else f", {retrieved.count} examples with retrieved code"
+        self._on_progress(1.0, f"{train.loss_tokens:,} tokens to learn from in {len(train)} rows{told}")
         summary = summarise(
             scan, split, train, validation, test, cache,
             over_maximum=over_maximum, lost=len(self._lost), can_fill=self.tokenizer.markers is not None,
         )  # fmt: skip
+        if retrieved is not None:
+            made = {"examples": retrieved.count, "context_tokens": retrieved.context_tokens}
+            summary = replace(summary, retrieval=made)
+        if self.config.data.general_share:
+            summary = replace(summary, general_loss_tokens=self._general_tokens)
         if going_on is not None and earlier is not None:
             changed = {
                 "changed_files": going_on.changed_files,
@@ -212,7 +224,20 @@ class TrainingDataPreparator:
         usable = found.changed_files and found.whole.validation and found.whole.test
         return found if usable and (must or found.changed_share < _MOST_CHANGED) else None
 
-    def _train_rows(self, root: Path, files: Sequence[FileRecord], encoder: Encoder) -> RowSet:
+    def _retrieved(self, scan: Scan, files: Sequence[FileRecord]) -> RetrievedExamples | None:
+        """What makes examples with retrieved code, where a share of them is wanted."""
+        if not self.config.data.retrieval_share:
+            return None
+        self._on_progress(_SCAN_SHARE, "Indexing the training part for retrieval")
+        return RetrievedExamples(scan.root, files, self.tokenizer, self.config, name=scan.name)
+
+    def _train_rows(
+        self,
+        root: Path,
+        files: Sequence[FileRecord],
+        encoder: Encoder,
+        retrieved: RetrievedExamples | None,
+    ) -> RowSet:
         config = self.config.data
         choose = random.Random(self.config.seed)
         documents: list[Document] = []
@@ -227,17 +252,41 @@ class TrainingDataPreparator:
                 self._interrupt()
                 found = self._read(root, record)
                 (run if record.path in in_repository_rows else excerpts).extend(found)
-            examples = list(
-                make_examples(
-                    excerpts, config, can_fill=self.tokenizer.markers is not None, seed=self.config.seed
-                )
-            )
-            documents += encoder.documents(examples)
+            pieces = training_pieces(excerpts, config, seed=self.config.seed)
+            can_fill = self.tokenizer.markers is not None
+            told = ""
+            if retrieved is not None:
+                made, plain, pieces = retrieved.taken_from(pieces, self._interrupt)
+                documents += encoder.retrieved_documents(made, retrieved.width)
+                documents += encoder.documents(plain)
+                told = f", {retrieved.count} with retrieved code"
+            documents += encoder.documents([example_of(piece, config, can_fill=can_fill) for piece in pieces])
             share = _SCAN_SHARE + (0.9 - _SCAN_SHARE) * min(1.0, (at + _FILES_AT_ONCE) / len(ordered))
-            self._on_progress(share, f"Made {len(documents)} examples")
+            self._on_progress(share, f"Made {len(documents)} examples{told}")
         if run:
             documents.append(encoder.repository_document(run))
+        documents += self._general_documents(documents, encoder)
         return pack(documents, config.sequence_lengths, pad_id=self.tokenizer.pad_id)
+
+    def _general_documents(self, own: Sequence[Document], encoder: Encoder) -> list[Document]:
+        """General code for ``data.general_share`` of all that is learned from; all there is of it where that is less."""
+        share = self.config.data.general_share
+        if not share:
+            return []
+        wanted = share / (1 - share) * sum(int(document.loss_mask.sum()) for document in own)
+        made = general_examples(
+            self.config.data,
+            can_fill=self.tokenizer.markers is not None,
+            seed=self.config.seed,
+            without=self._contents,
+        )
+        taken: list[Document] = []
+        for document in encoder.documents(made):
+            if self._general_tokens >= wanted:
+                break
+            taken.append(document)
+            self._general_tokens += int(document.loss_mask.sum())
+        return taken
 
     def _evaluation_rows(
         self, root: Path, files: Sequence[FileRecord], encoder: Encoder

@@ -33,6 +33,8 @@ class DataSummary:
         texts_tokenized, texts_from_cache: how many had to be read into tokens, and how many were known.
         held_out_since: the oldest commit whose files were held out; None where files were drawn.
         continued_from: the version that the training goes on from, and what changed since; None where it begins anew.
+        retrieval: examples that were made with retrieved code in front, and the tokens of that; None where none were asked for.
+        general_loss_tokens: of ``train_loss_tokens``, those of general code; None where none was asked for.
         not_continued: the version that it might have gone on from, and why it does not.
     """
 
@@ -59,6 +61,8 @@ class DataSummary:
     held_out_since: str | None = None
     continued_from: dict[str, Any] | None = None
     not_continued: dict[str, Any] | None = None
+    retrieval: dict[str, int] | None = None
+    general_loss_tokens: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types, without what does not apply."""

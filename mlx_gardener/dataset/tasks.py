@@ -95,11 +95,12 @@ def names_defined(files: Sequence[FileRecord]) -> dict[str, frozenset[str]]:
     """The repository's own names: those that its chunks define and that say something, each with the files that define it.
 
     ``__init__``, ``name`` and what more than three files define are nobody's own: who writes them knows nothing of the repository.
+    Neither is what a file only imports.
     """
     found: dict[str, set[str]] = {}
     for record in files:
         for chunk in record.chunks:
-            for name in re.findall(r"[^\W\d]\w{2,}", chunk.name):
+            for name in chunk.defined_names:
                 found.setdefault(name, set()).add(record.path)
     return {
         name: frozenset(paths)
@@ -143,9 +144,18 @@ def _is_asked(number: int, line: str) -> bool:
 
 def _lines_using(excerpt: Excerpt, defined: Mapping[str, frozenset[str]]) -> list[int]:
     """The lines of a file, counted from 0, that use a name which is defined elsewhere and not here."""
+    return sorted({line for line, _ in uses_of_other_files(excerpt, defined)})
+
+
+def uses_of_other_files(excerpt: Excerpt, defined: Mapping[str, frozenset[str]]) -> list[tuple[int, int]]:
+    """Where a file uses names that are defined elsewhere and not here: lines, counted from 0, and bytes; rising.
+
+    Args:
+        defined: what `names_defined` says of the repository.
+    """
     data = excerpt.text.encode()
     tree = parse(data, excerpt.language)
-    used: list[tuple[int, str]] = []
+    used: list[tuple[int, int, str]] = []
     own: set[str] = set()
     waiting = [] if tree is None else [tree.root_node]
     while waiting:
@@ -158,8 +168,8 @@ def _lines_using(excerpt: Excerpt, defined: Mapping[str, frozenset[str]]) -> lis
         if not node.child_count and _NAME.search(node.type):
             name = data[node.start_byte : node.end_byte].decode(errors="replace")
             if name in defined and excerpt.path not in defined[name]:
-                used.append((node.start_point[0], name))
-    return sorted({line for line, name in used if name not in own})
+                used.append((node.start_point[0], node.start_byte, name))
+    return sorted((line, at) for line, at, name in used if name not in own)
 
 
 def fim_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> list[FimTask]:

@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.dataset.examples import header_text
 from mlx_gardener.errors import DataError, ModelError
+from mlx_gardener.model.tokens import header_text
 from mlx_gardener.platform.encoding import whole_text
 from mlx_gardener.retrieval import with_context
 

@@ -14,7 +14,7 @@ from typing import Any
 from mlx_gardener.dataset import PreparedData
 from mlx_gardener.dataset.examples import Excerpt, excerpts_of
 from mlx_gardener.errors import DataError
-from mlx_gardener.retrieval import Index, Retriever, index_of_chunks
+from mlx_gardener.retrieval import Index, Retriever, index_of_files
 from mlx_gardener.source import read_source
 
 __all__ = ["Retriever", "retrieval_helps", "training_excerpts", "training_index"]
@@ -36,17 +36,7 @@ def training_excerpts(data: PreparedData) -> list[Excerpt]:
 
 def training_index(data: PreparedData) -> Index:
     """Every chunk of the training part."""
-    chunks = []
-    for record in data.split.train:
-        try:
-            text = read_source(data.scan.root, record).text.encode()
-        except DataError:
-            continue  # as above
-        chunks += [
-            (record.path, text[chunk.start_byte : chunk.end_byte].decode(errors="replace"))
-            for chunk in record.chunks
-        ]
-    return index_of_chunks(chunks, name=data.scan.name)
+    return index_of_files(data.scan.root, data.split.train, name=data.scan.name)
 
 
 def retrieval_helps(evidence: Mapping[str, Any], *, with_adapter: bool = True) -> tuple[bool, str]:

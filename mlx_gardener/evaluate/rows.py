@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlx_gardener.dataset.examples import Excerpt, header_text
+from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.dataset.rows import Document, RowSet, bucket
+from mlx_gardener.model.tokens import header_text
 
 if TYPE_CHECKING:
     import numpy as np

@@ -28,12 +28,13 @@ from mlx_gardener.dataset import (
     names_defined,
     next_line_tasks,
 )
-from mlx_gardener.dataset.examples import Excerpt, header_text
+from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.evaluate import guards
 from mlx_gardener.evaluate.measure import ArmResult, Bench, Tasks, part_of
 from mlx_gardener.evaluate.retrieval import Retriever, training_excerpts
 from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
 from mlx_gardener.evaluate.work import Work, decide_work, more_work
+from mlx_gardener.model.tokens import header_text
 
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel

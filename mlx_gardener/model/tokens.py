@@ -175,6 +175,12 @@ class CodeTokenizer:
         return tuple(sorted(index for index in found if index < self.vocab_size))
 
 
+def header_text(tokenizer: CodeTokenizer, path: str) -> str:
+    """How a file's path is told: bare after the model's file marker, as a comment for models without one."""
+    shown = path.encode(errors="replace").decode()
+    return f"{shown}\n" if tokenizer.file_id is not None else f"# {shown}\n"
+
+
 @contextmanager
 def _damage_named(what: str) -> Iterator[None]:
     """Turn what the tokenizers library raises for a damaged file into a `ModelError`.

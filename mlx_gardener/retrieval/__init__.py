@@ -8,7 +8,7 @@ theirs; ``benchmarks/retrieval.py`` measures it.
 from mlx_gardener.retrieval.context import Context, Piece, Retriever, code_in_front, with_context
 from mlx_gardener.retrieval.index import Index, index_of_chunks
 from mlx_gardener.retrieval.store import read_index, write_index
-from mlx_gardener.retrieval.tree import Rules, refreshed
+from mlx_gardener.retrieval.tree import Rules, index_of_files, refreshed
 
 __all__ = [
     "Context",
@@ -18,6 +18,7 @@ __all__ = [
     "Rules",
     "code_in_front",
     "index_of_chunks",
+    "index_of_files",
     "read_index",
     "refreshed",
     "with_context",

@@ -9,12 +9,13 @@ Cost: one search, and the encoding of at most eight chunks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.dataset.examples import header_text
+from mlx_gardener.model.tokens import header_text
 from mlx_gardener.retrieval.index import Index
+from mlx_gardener.retrieval.structure import Card, cards_for
 from mlx_gardener.retrieval.words import query_words
 
 if TYPE_CHECKING:
@@ -67,12 +68,17 @@ class Retriever:
 
     Args:
         limit_tokens: most tokens of a context.
+        signatures: the share of them that is for signatures of what the place imports and uses (`structure`); chunks take what is
+            left.
     """
 
-    def __init__(self, index: Index, tokenizer: CodeTokenizer, *, limit_tokens: int) -> None:
+    def __init__(
+        self, index: Index, tokenizer: CodeTokenizer, *, limit_tokens: int, signatures: float = 0.0
+    ) -> None:
         self._index = index
         self._tokenizer = tokenizer
         self._limit = limit_tokens
+        self._signatures = signatures
 
     def context(self, path: str, before: str, after: str = "") -> list[int]:
         """Token ids of the best chunks for a place; see `find`."""
@@ -86,6 +92,7 @@ class Retriever:
         *,
         shown: Iterable[str] = (),
         most_tokens: int | None = None,
+        apart: Collection[str] = (),
     ) -> Context:
         """The best chunks for a place: the best one last, nearest to the prompt; at most the limit.
 
@@ -95,11 +102,12 @@ class Retriever:
             shown: other code that the prompt shows, nearest first. A chunk most of whose lines stand in it, or around the place,
                 is left out.
             most_tokens: fewer than the limit.
+            apart: paths of further files whose chunks are never shown.
         """
         room = self._limit if most_tokens is None else min(self._limit, most_tokens)
-        found = self._index.search(query_words(path, before), _LOOKED_AT, without=path)
-        if not found or room < _LEAST_TOKENS:
+        if room < _LEAST_TOKENS:
             return Context()
+        found = self._index.search(query_words(path, before), _LOOKED_AT, without=path)
         opening = self._repository()
         room -= len(opening)
         known = _telling_lines(before[-_OPEN_CHARACTERS:]) | _telling_lines(after[:_OPEN_CHARACTERS])
@@ -109,17 +117,20 @@ class Retriever:
             left -= len(text)
             if left <= 0:
                 break
-        ids: list[list[int]] = []
-        pieces: list[Piece] = []
+        ids, pieces = self._with_signatures(path, before, int(self._signatures * room), known, apart)
+        room -= sum(map(len, ids))
+        of_signatures = len(pieces)
         for chunk in found:
-            if room < _LEAST_TOKENS or len(pieces) == _MOST_CHUNKS:
+            if room < _LEAST_TOKENS or len(pieces) - of_signatures == _MOST_CHUNKS:
                 break
+            name = self._index.path_of(chunk)
+            if name in apart:
+                continue
             text = self._index.text_of(chunk)
             lines = _telling_lines(text)
             if lines and 2 * len(lines & known) > len(lines):
                 continue
             known |= lines
-            name = self._index.path_of(chunk)
             written = self._file(name, text[: _CHARACTERS_PER_TOKEN * room])[:room]
             first, last = self._index.lines[chunk].tolist()
             ids.append(written)
@@ -127,7 +138,36 @@ class Retriever:
             room -= len(written)
         if not pieces:
             return Context()
-        return Context((*opening, *(index for piece in reversed(ids) for index in piece)), tuple(pieces))
+        inner = [*ids[:of_signatures], *reversed(ids[of_signatures:])]
+        return Context((*opening, *(index for piece in inner for index in piece)), tuple(pieces))
+
+    def _with_signatures(
+        self, path: str, before: str, room: int, known: set[str], apart: Collection[str]
+    ) -> tuple[list[list[int]], list[Piece]]:
+        """Token ids and pieces of the signatures that fit, those of a file together; their lines become ``known``."""
+        texts: dict[str, list[Card]] = {}
+        if room < _LEAST_TOKENS:
+            return [], []
+        for card in cards_for(self._index, path, before):
+            name = self._index.path_of(card.chunk)
+            if name in apart or _telling_lines(card.text) <= known:
+                continue
+            takes = len(self._tokenizer.encode(card.text)) + 1
+            if name not in texts:
+                takes += len(self._file(name, ""))
+            if takes <= room:
+                known |= _telling_lines(card.text)
+                texts.setdefault(name, []).append(card)
+                room -= takes
+            if room < _LEAST_TOKENS // 2:
+                break
+        ids, pieces = [], []
+        for name, cards in texts.items():
+            written = self._file(name, "\n".join(card.text for card in cards))
+            lines = self._index.lines[[card.chunk for card in cards]]
+            ids.append(written)
+            pieces.append(Piece(name, int(lines[:, 0].min()), int(lines[:, 1].max()), len(written)))
+        return ids, pieces
 
     def _repository(self) -> list[int]:
         """How the model's rows of a repository begin, where it has a marker for that."""

@@ -13,83 +13,25 @@ posting and the text twice for a moment, about 4 kB a chunk.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.retrieval.words import word_hash, words_of
+from mlx_gardener.retrieval.parts import KEY_BYTES, STAMP_NUMBERS, FilePart, file_part
+from mlx_gardener.retrieval.words import word_hash
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 _K1, _B = 1.5, 0.75
-#: What became of a file: not used, used, the same as an earlier one.
-DROPPED, KEPT, DUPLICATE = 0, 1, 2
-#: Numbers by which a change of a file shows: size, times of its content and of its inode, the inode.
-STAMP_NUMBERS = 4
-KEY_BYTES = 16
 #: A posting while an index is made, in 64 bits: word, chunk, count. Further occurrences change a score by less than 1 %.
 _COUNT_BITS, _CHUNK_BITS = 8, 28
-_WORD_SHIFT, _MOST_COUNTED = 36, 2**8 - 1
+_WORD_SHIFT = 36
 #: Files and postings that are worked on at a time.
 _AT_ONCE_FILES, _AT_ONCE_POSTINGS = 1000, 2**20
 #: Of the words of a query, the rarest that have so many postings choose the candidates; these are scored by all words.
 _MOST_POSTINGS, _CANDIDATES = 200_000, 256
-
-
-@dataclass(frozen=True)
-class FilePart:
-    """One file as an index takes it.
-
-    Attributes:
-        stamp: by which a change shows; zeros where it has to be looked at again.
-        state: `DROPPED`, `KEPT` or `DUPLICATE`.
-        key: the same for files of the same content; zeros where none is known.
-        texts: of the chunks.
-        lines: first and last line of each, from 1.
-        words: hashes of distinct words, chunk after chunk; ``chunks`` (numbers within the file) and ``counts`` belong to them.
-        lengths: words of each chunk.
-    """
-
-    path: str
-    stamp: tuple[int, int, int, int] = (0, 0, 0, 0)
-    state: int = DROPPED
-    key: bytes = bytes(KEY_BYTES)
-    texts: tuple[bytes, ...] = ()
-    lines: tuple[tuple[int, int], ...] = ()
-    words: NDArray[np.uint64] | None = None
-    chunks: NDArray[np.int32] | None = None
-    counts: NDArray[np.uint8] | None = None
-    lengths: tuple[int, ...] = ()
-
-
-def file_part(path: str, texts: Sequence[bytes], lines: Sequence[tuple[int, int]], **known: Any) -> FilePart:
-    """The part of a file whose chunks are ``texts``; ``known`` are further fields of `FilePart`."""
-    import numpy as np
-
-    hashes: list[int] = []
-    chunks: list[int] = []
-    counts: list[int] = []
-    lengths = []
-    for number, text in enumerate(texts):
-        words = words_of(path, text.decode(errors="replace"))
-        found = Counter(words)
-        lengths.append(len(words))
-        hashes += map(word_hash, found)
-        counts += (min(count, _MOST_COUNTED) for count in found.values())
-        chunks += [number] * len(found)
-    return FilePart(
-        path,
-        texts=tuple(texts),
-        lines=tuple(lines),
-        words=np.array(hashes, dtype=np.uint64),
-        chunks=np.array(chunks, dtype=np.int32),
-        counts=np.array(counts, dtype=np.uint8),
-        lengths=tuple(lengths),
-        **{"state": KEPT, **known},
-    )
 
 
 @dataclass(frozen=True)
@@ -179,6 +121,22 @@ class Index:
             places = np.minimum(np.searchsorted(self.chunks[start:end], found), end - start - 1)
             total += np.where(self.chunks[start + places] == found, self.weights[start + places], 0)
         return [int(chunk) for chunk in found[np.argsort(-total, kind="stable")][:count]]
+
+    def with_word(self, word: str) -> list[int]:
+        """The chunks that a word stands in, rising."""
+        import numpy as np
+
+        wanted = np.uint64(word_hash(word))
+        at = int(np.searchsorted(self.words, wanted))
+        if at == len(self.words) or self.words[at] != wanted:
+            return []
+        return [int(chunk) for chunk in self.chunks[self.starts[at] : self.starts[at + 1]]]
+
+    def end_of_file(self, chunk: int) -> int:
+        """The number after that of the last chunk of a chunk's file."""
+        import numpy as np
+
+        return int(self.file_chunks[int(np.searchsorted(self.file_chunks, chunk, side="right"))])
 
     def _file(self, path: str) -> int | None:
         from bisect import bisect_left

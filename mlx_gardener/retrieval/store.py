@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gardener.platform.sealed import read_sealed, write_sealed
-from mlx_gardener.retrieval.index import KEY_BYTES, STAMP_NUMBERS, Index
+from mlx_gardener.retrieval.index import Index
+from mlx_gardener.retrieval.parts import KEY_BYTES, STAMP_NUMBERS
 from mlx_gardener.retrieval.tree import Rules
 
 FORMAT = "mlx-gardener-retrieval"
 #: Another number where the file, the chunks, the words or the filters mean something else; an index of another one is made anew.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _ARRAYS = (
     "stamps", "states", "keys", "file_chunks", "lines", "lengths", "text_ends", "texts",
     "words", "starts", "chunks", "counts", "weights",

@@ -11,22 +11,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mlx_gardener.config import DataConfig
-from mlx_gardener.retrieval.index import (
-    DROPPED,
-    DUPLICATE,
-    KEPT,
-    FilePart,
-    Index,
-    file_part,
-    merged,
-)
-from mlx_gardener.source.scan import done_by_processes, examine_file
+from mlx_gardener.errors import DataError
+from mlx_gardener.retrieval.index import Index, merged
+from mlx_gardener.retrieval.parts import DROPPED, DUPLICATE, KEPT, FilePart, file_part
+from mlx_gardener.source.records import ChunkRecord, FileRecord
+from mlx_gardener.source.scan import done_by_processes, examine_file, read_source
 from mlx_gardener.source.secrets import names_with_secrets, without_secrets
 from mlx_gardener.source.walk import Git, list_files, marked_paths
 
@@ -80,6 +75,28 @@ class Rules:
             include=self.include,
             exclude=self.exclude,
         )
+
+
+def index_of_files(root: Path, files: Iterable[FileRecord], *, name: str) -> Index:
+    """The index of what a scan kept of some files; those that changed since are left out."""
+    parts = []
+    for record in files:
+        try:
+            data = read_source(root, record).text.encode()
+        except DataError:
+            continue  # counted when the rows were made (files_changed_while_reading)
+        parts.append(_part(record.path, data, record.chunks))
+    return merged(None, parts, name=name)
+
+
+def _part(path: str, data: bytes, chunks: Sequence[ChunkRecord], **known: Any) -> FilePart:
+    return file_part(
+        path,
+        [data[chunk.start_byte : chunk.end_byte] for chunk in chunks],
+        [(chunk.start_line, chunk.end_line) for chunk in chunks],
+        [chunk.defined_names for chunk in chunks],
+        **known,
+    )
 
 
 def refreshed(
@@ -193,12 +210,4 @@ def _examine(root: Path, path: str, rules: Rules, stamp: tuple[int, int, int, in
     found, text = examine_file(root, path, None, rules.data(), rules.quality)
     if found.rule is not None:
         return FilePart(path, stamp)
-    data = text.encode()
-    return file_part(
-        path,
-        [data[chunk.start_byte : chunk.end_byte] for chunk in found.chunks],
-        [(chunk.start_line, chunk.end_line) for chunk in found.chunks],
-        stamp=stamp,
-        state=KEPT,
-        key=found.key,
-    )
+    return _part(path, text.encode(), found.chunks, stamp=stamp, state=KEPT, key=found.key)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mlx_gardener.dataset.examples import header_text
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.evaluate.complete import CHARACTERS_PER_TOKEN, PREFIX_TOKENS, build_prompt, edge_tokens
+from mlx_gardener.model.tokens import header_text
 from mlx_gardener.retrieval import with_context
 from mlx_gardener.retrieval.context import most_in_front
 from mlx_gardener.serve.bodies import CompletionBody, InfillBody

@@ -183,7 +183,7 @@ def _body_of(node: Node) -> Node | None:
 
 def _name_of(node: Node, data: bytes) -> str:
     """The name a node gives to what it defines; "" where it gives none."""
-    for field in ("name", "declarator", "type", "left"):
+    for field in ("name", "declarator", "left", "type"):
         found = node.child_by_field_name(field)
         while found is not None and (inner := found.child_by_field_name("declarator")) is not None:
             found = inner

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -71,6 +72,13 @@ class ChunkRecord:
     end_line: int
     quality: float
     complexity: float
+
+    @property
+    def defined_names(self) -> tuple[str, ...]:
+        """The names that it defines, by its syntax: ``Harbor`` and ``load_all`` of ``Harbor.load_all``; none of an import."""
+        if self.chunk_type in (ChunkType.IMPORT, ChunkType.BLOCK, ChunkType.COMMENT):
+            return ()  # they bear the name of what they import, assign to or loop over
+        return tuple(re.findall(r"[^\W\d]\w{2,}", self.name))
 
 
 @dataclass(frozen=True)

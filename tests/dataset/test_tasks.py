@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from mlx_gardener.config import DataConfig
 from mlx_gardener.dataset import cross_file_tasks, names_defined
 from mlx_gardener.dataset.examples import Excerpt
-from mlx_gardener.source import ChunkType, FileRecord
+from mlx_gardener.source import ChunkType, FileRecord, scan_repository
 from mlx_gardener.source.records import ChunkRecord
 
 USES = '''"""Uses HarborMaster in words."""
@@ -83,6 +86,25 @@ def test_names_that_anybody_may_write_are_not_the_repositorys_own() -> None:
     )
     assert set(own) == {"HarborMaster", "Harbor", "load_all", "_close_harbor", "run_it"}
     assert own["HarborMaster"] == {"a.py"}
+
+
+def test_what_a_file_imports_is_defined_elsewhere(tmp_path: Path) -> None:
+    """An import's chunk bears the imported name; so did a loop's its variable's."""
+    (tmp_path / "harbor.py").write_text(
+        "class HarborMaster:\n    def weigh(self, ship):\n        return ship.size * 2\n"
+    )
+    for number in range(3):
+        (tmp_path / f"use_{number}.py").write_text(
+            "from typing import Optional\n\nfrom harbor import HarborMaster\n\n\n"
+            f"def meet_ship_{number}(ship: Optional[str]):\n    master = HarborMaster()\n    return master.weigh(ship), {number}\n\n\n"
+            f"for every_ship in range({number}):\n    print(meet_ship_{number}(every_ship), every_ship)\n"
+        )
+    files = scan_repository(tmp_path, DataConfig(), quality_threshold=0).files
+    own = names_defined(files)
+    assert set(own) == {"HarborMaster", *(f"meet_ship_{number}" for number in range(3))}
+    assert own["HarborMaster"] == {"harbor.py"}
+    text = (tmp_path / "use_0.py").read_text()
+    assert targets(Excerpt("use_0.py", "python", text), files) == ["master = HarborMaster()"]
 
 
 def test_a_language_without_a_grammar_has_none() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from mlx_gardener.retrieval import Index, index_of_chunks
 from mlx_gardener.retrieval import index as index_module
-from mlx_gardener.retrieval.index import file_part, merged
+from mlx_gardener.retrieval.index import merged
+from mlx_gardener.retrieval.parts import file_part
 from mlx_gardener.retrieval.words import code_words, query_words, words_of
 
 CHUNKS = [

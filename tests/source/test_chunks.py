@@ -25,6 +25,16 @@ def test_every_grammar_finds_its_function_or_class(language: str) -> None:
     assert not any(chunk.metadata["parse_error"] for chunk in chunks)
 
 
+def test_an_assignment_is_named_after_what_it_assigns_to_and_not_after_its_type() -> None:
+    code = (
+        "import typing\n\nBERTHS: typing.Optional[int] = None\n\n\ndef weigh(ship):\n    return ship.size\n"
+    )
+    chunks = CodePreprocessor().preprocess_file("harbor.py", code)
+    assert [chunk.metadata["name"] for chunk in chunks if chunk.chunk_type is ChunkType.VARIABLE] == [
+        "BERTHS"
+    ]
+
+
 @pytest.mark.parametrize("language", [*sorted(GRAMMARS), "text"])
 def test_chunks_lie_side_by_side_and_cover_everything_but_blanks(language: str) -> None:
     path, code, _ = SAMPLES.get(language, ("notes.txt", "first é line\n\n\nsecond\n" * 40, ""))
