@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset.cache import TokenCache
 from mlx_gardener.dataset.changes import Continuation, Earlier, continue_split, known_files
+from mlx_gardener.dataset.edit_rows import make_edit_rows
+from mlx_gardener.dataset.edits import EditExample
 from mlx_gardener.dataset.examples import Encoder, Excerpt, excerpts_of, make_examples
 from mlx_gardener.dataset.rows import Document, RowSet, bucket, pack
 from mlx_gardener.dataset.split import Split, split_files
@@ -38,6 +40,7 @@ class PreparedData:
 
     ``files`` are those the adapter will know, by path: digits of their sha256, and their part; ``continued_from`` is the
     version that the training goes on from, ``first_update`` the updates that it has done on the same rows.
+    ``held_out_edits`` are edits of test files in past commits.
     """
 
     train: RowSet
@@ -51,6 +54,7 @@ class PreparedData:
     files: dict[str, list[str]]
     continued_from: str | None = None
     first_update: int = 0
+    held_out_edits: tuple[EditExample, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """The part of a manifest that says what was trained on."""
@@ -148,9 +152,21 @@ class TrainingDataPreparator:
         cache = TokenCache(self.cache_dir, self.tokenizer)
         try:
             encoder = Encoder(cache, repository=scan.name)
-            train = self._train_rows(scan.root, split.train, encoder)
-            validation = self._evaluation_rows(scan.root, split.validation, encoder)[0]
+            documents = self._train_documents(scan.root, split.train, encoder)
+            validation, validation_excerpts = self._evaluation_rows(scan.root, split.validation, encoder)
             test, test_excerpts = self._evaluation_rows(scan.root, split.test, encoder)
+            held_out = [excerpt.text for excerpt in (*validation_excerpts, *test_excerpts)]
+            edits = make_edit_rows(
+                scan.root, split, added or {}, held_out, self.config, cache,
+                other_tokens=sum(len(document.tokens) for document in documents),
+                interrupt=self._interrupt,
+                on_commit=lambda count: self._on_progress(0.95, f"Took edits from {count} past commits"),
+            )  # fmt: skip
+            train = pack(
+                [*documents, *edits.documents],
+                self.config.data.sequence_lengths,
+                pad_id=self.tokenizer.pad_id,
+            )
         finally:
             cache.close()
         if not len(train) or not len(validation) or not len(test):
@@ -164,6 +180,7 @@ class TrainingDataPreparator:
             scan, split, train, validation, test, cache,
             over_maximum=over_maximum, lost=len(self._lost), can_fill=self.tokenizer.markers is not None,
         )  # fmt: skip
+        summary = replace(summary, edits=edits.told)
         if going_on is not None and earlier is not None:
             changed = {
                 "changed_files": going_on.changed_files,
@@ -197,6 +214,7 @@ class TrainingDataPreparator:
             known_files(whole, parent),
             None if parent is None else parent.version,
             first_update,
+            edits.held_out,
         )
 
     def _continuation(self, fresh: Split, earlier: Earlier, must: bool) -> Continuation | None:
@@ -212,7 +230,7 @@ class TrainingDataPreparator:
         usable = found.changed_files and found.whole.validation and found.whole.test
         return found if usable and (must or found.changed_share < _MOST_CHANGED) else None
 
-    def _train_rows(self, root: Path, files: Sequence[FileRecord], encoder: Encoder) -> RowSet:
+    def _train_documents(self, root: Path, files: Sequence[FileRecord], encoder: Encoder) -> list[Document]:
         config = self.config.data
         choose = random.Random(self.config.seed)
         documents: list[Document] = []
@@ -237,7 +255,7 @@ class TrainingDataPreparator:
             self._on_progress(share, f"Made {len(documents)} examples")
         if run:
             documents.append(encoder.repository_document(run))
-        return pack(documents, config.sequence_lengths, pad_id=self.tokenizer.pad_id)
+        return documents
 
     def _evaluation_rows(
         self, root: Path, files: Sequence[FileRecord], encoder: Encoder

@@ -1,0 +1,91 @@
+"""The next edits of a training: documents to learn from, examples to measure on, and an account of both.
+
+In: a repository, its split, and how many tokens the other documents have. Out: `EditRows`. Cost: `source.commits` bounds what is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_gardener.config import TrainingConfig
+from mlx_gardener.dataset.edit_forms import edit_documents, edit_form
+from mlx_gardener.dataset.edits import EditExample, collect_edits
+from mlx_gardener.dataset.rows import Document
+from mlx_gardener.dataset.split import Split
+from mlx_gardener.source.history import Added
+
+if TYPE_CHECKING:
+    from mlx_gardener.dataset.cache import TokenCache
+
+
+@dataclass(frozen=True)
+class EditRows:
+    """Documents to learn from, held-out examples, and what `DataSummary.edits` says of them; None where none are wanted."""
+
+    documents: tuple[Document, ...] = ()
+    held_out: tuple[EditExample, ...] = ()
+    told: dict[str, Any] | None = None
+
+
+def make_edit_rows(
+    root: Path,
+    split: Split,
+    added: Mapping[str, Added],
+    held_out_texts: Iterable[str],
+    config: TrainingConfig,
+    cache: TokenCache,
+    *,
+    other_tokens: int,
+    interrupt: Callable[[], None],
+    on_commit: Callable[[int], None],
+) -> EditRows:
+    """Edits of past commits, as many as ``data.edit_share`` allows beside ``other_tokens``.
+
+    Args:
+        added: what `added_files` says, where the split went by it.
+        held_out_texts: of validation and test part.
+        on_commit: told how many commits were used so far.
+    """
+    share, form = config.data.edit_share, edit_form(cache.tokenizer)
+    if not share:
+        return EditRows()
+    if form is None:
+        return EditRows(told={"why": "the base has no markers for a form of next edits"})
+    wanted = share / (1 - share) * other_tokens
+    found = collect_edits(
+        root,
+        split,
+        held_out_texts,
+        config.data,
+        since_age=next((item.age for item in added.values() if item.commit == split.since), None),
+        wanted_tokens=wanted,
+        seed=config.seed,
+        interrupt=interrupt,
+        on_commit=on_commit,
+    )
+    if not found.counts["commits"]:
+        return EditRows(told={"why": "there is no history"})
+    documents: list[Document] = []
+    quiet = tokens = 0
+    made = edit_documents(found.train, cache, config.data.sequence_lengths[-1])
+    for example, document in zip(found.train, made, strict=True):
+        if document is None:
+            found.counts["examples longer than a row"] += 1
+        elif tokens + len(document.tokens) <= wanted:
+            documents.append(document)
+            tokens += len(document.tokens)
+            quiet += not example.is_due
+    told = {
+        "form": form,
+        "commits": found.counts.pop("commits"),
+        "commits_used": found.counts.pop("used", 0),
+        "examples": len(documents),
+        "no_edit_due": quiet,
+        "tokens": tokens,
+        "held_out": len(found.held_out),
+        "left_out": dict(sorted(found.counts.items())),
+    }
+    return EditRows(tuple(documents), tuple(found.held_out), told)
