@@ -1,17 +1,19 @@
-"""The next edits of a training: documents to learn from, examples to measure on, and an account of both.
+"""The next edits of a training: documents to learn from, examples to measure on, an account of both; and tasks of these examples.
 
-In: a repository, its split, and how many tokens the other documents have. Out: `EditRows`. Cost: `source.commits` bounds what is read.
+In: a repository, its split, and how many tokens the other documents have. Out: `EditRows`; `EditTask`s. Cost: `source.commits` bounds
+what is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.dataset.edit_forms import edit_documents, edit_form
+from mlx_gardener.dataset.edit_forms import edit_documents, edit_form, edit_prompt
 from mlx_gardener.dataset.edits import EditExample, collect_edits
 from mlx_gardener.dataset.rows import Document
 from mlx_gardener.dataset.split import Split
@@ -19,6 +21,7 @@ from mlx_gardener.source.history import Added
 
 if TYPE_CHECKING:
     from mlx_gardener.dataset.cache import TokenCache
+    from mlx_gardener.model import CodeTokenizer
 
 
 @dataclass(frozen=True)
@@ -89,3 +92,37 @@ def make_edit_rows(
         "left_out": dict(sorted(found.counts.items())),
     }
     return EditRows(tuple(documents), tuple(found.held_out), told)
+
+
+@dataclass(frozen=True)
+class EditTask:
+    """A window of a held-out edit: token ids of the prompt and of what should be written.
+
+    ``is_due`` is False where that is the window as it is.
+    """
+
+    path: str
+    line: int
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    is_due: bool
+
+
+def edit_tasks(
+    examples: Sequence[EditExample], count: int, tokenizer: CodeTokenizer, most_tokens: int, *, seed: int
+) -> list[EditTask]:
+    """``count`` windows with an edit and as many without one, drawn without repeats; fewer when there are not as many.
+
+    The first of each kind are those that a smaller ``count`` draws.
+
+    Args:
+        most_tokens: of prompt and answer together; examples that are longer are left out.
+    """
+    drawn = list(examples)
+    random.Random(f"{seed}\0edits").shuffle(drawn)
+    found: dict[bool, list[EditTask]] = {True: [], False: []}
+    for example in drawn:
+        same = found[example.is_due]
+        if len(same) < count and (ids := edit_prompt(example, tokenizer, most_tokens)) is not None:
+            same.append(EditTask(example.path, example.line, tuple(ids[0]), tuple(ids[1]), example.is_due))
+    return [*found[True], *found[False]]
