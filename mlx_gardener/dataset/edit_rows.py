@@ -17,6 +17,7 @@ from mlx_gardener.dataset.edit_forms import edit_documents, edit_form, edit_prom
 from mlx_gardener.dataset.edits import EditExample, collect_edits
 from mlx_gardener.dataset.rows import Document
 from mlx_gardener.dataset.split import Split
+from mlx_gardener.source.commits import typed_commits
 from mlx_gardener.source.history import Added
 
 if TYPE_CHECKING:
@@ -92,6 +93,29 @@ def make_edit_rows(
         "left_out": dict(sorted(found.counts.items())),
     }
     return EditRows(tuple(documents), tuple(found.held_out), told)
+
+
+#: What a commit gives at most, about: for forecasts alone.
+_TOKENS_OF_COMMIT = 4000
+
+
+def edits_ahead(
+    root: Path, config: TrainingConfig, tokenizer: CodeTokenizer, other_tokens: float
+) -> dict[str, Any]:
+    """What a training would take from history, without reading it: commits that people wrote, and at most so many ``tokens``.
+
+    ``why`` says why there are none.
+    """
+    share = config.data.edit_share
+    if not share:
+        return {"why": "data.edit_share is 0", "tokens": 0}
+    if edit_form(tokenizer) is None:
+        return {"why": "the base has no markers for a form of next edits", "tokens": 0}
+    counts = typed_commits(root)
+    if not counts["commits"]:
+        return {"why": "there is no history", "tokens": 0}
+    tokens = min(share / (1 - share) * other_tokens, float(_TOKENS_OF_COMMIT * counts["typed"]))
+    return {"commits": counts["commits"], "commits_by_people": counts["typed"], "tokens": int(tokens)}
 
 
 @dataclass(frozen=True)

@@ -74,20 +74,7 @@ def past_commits(
         interrupt: asked between commits; may raise.
     """
     git = Git(root)
-    listed = None if git.ignores_root() else git.ask(
-        "rev-list", "--no-merges", f"--max-count={MOST_COMMITS}", "--pretty=tformat:%H%x00%an%x00%ae%x00%s", "HEAD"
-    )  # fmt: skip
-    lines = [line.split(b"\0") for line in (listed or b"").split(b"\n") if b"\0" in line]
-    counts["commits"] = len(lines)
-    typed: list[tuple[str, int]] = []
-    for age, fields in enumerate(lines):
-        commit, name, mail, subject = (field.decode(errors="replace") for field in fields[:4])
-        if _MACHINES.search(name) or _MACHINES.search(mail):
-            counts["by machines"] += 1
-        elif _NOT_TYPED.search(subject):
-            counts["formatting, reverts and releases"] += 1
-        else:
-            typed.append((commit, age))
+    typed = _typed_commits(git, counts)
     reader = _Reader(git, config)
     for at in range(0, len(typed), _COMMITS_AT_ONCE):
         interrupt()
@@ -115,6 +102,32 @@ def past_commits(
         if reader.read_bytes > MOST_BYTES:
             counts["not looked at"] = len(typed) - at - len(some)
             return
+
+
+def typed_commits(root: Path) -> Counter[str]:
+    """How many commits there are (``commits``), how many people wrote (``typed``), and why others are left out; no file is read."""
+    counts: Counter[str] = Counter()
+    counts["typed"] = len(_typed_commits(Git(root), counts))
+    return counts
+
+
+def _typed_commits(git: Git, counts: Counter[str]) -> list[tuple[str, int]]:
+    """Commits that people wrote, with their ages, newest first."""
+    listed = None if git.ignores_root() else git.ask(
+        "rev-list", "--no-merges", f"--max-count={MOST_COMMITS}", "--pretty=tformat:%H%x00%an%x00%ae%x00%s", "HEAD"
+    )  # fmt: skip
+    lines = [line.split(b"\0") for line in (listed or b"").split(b"\n") if b"\0" in line]
+    counts["commits"] = len(lines)
+    typed: list[tuple[str, int]] = []
+    for age, fields in enumerate(lines):
+        commit, name, mail, subject = (field.decode(errors="replace") for field in fields[:4])
+        if _MACHINES.search(name) or _MACHINES.search(mail):
+            counts["by machines"] += 1
+        elif _NOT_TYPED.search(subject):
+            counts["formatting, reverts and releases"] += 1
+        else:
+            typed.append((commit, age))
+    return typed
 
 
 def _replaced(git: Git, commits: list[str]) -> dict[str, list[tuple[str, str, str]]]:
