@@ -35,7 +35,7 @@ from mlx_gardener.dataset.edit_steps import (
     window_around,
 )
 from mlx_gardener.dataset.split import Split
-from mlx_gardener.source.commits import PastCommit, past_commits
+from mlx_gardener.source.commits import FileChange, PastCommit, past_commits
 
 #: Of the examples, those in which no edit is due, where there are as many.
 QUIET_SHARE = 1 / 3
@@ -222,6 +222,33 @@ def examples_of(commit: PastCommit, *, seed: int, only: Collection[str] | None =
     return [found for at, found in enumerate(due) if at in chosen] + [
         found for at, found in enumerate(quiet) if at in still
     ]
+
+
+def example_at(
+    path: str, text: str, caret: int, recent: Sequence[FileChange], commit: str = ""
+) -> EditExample:
+    """The window around a caret now, nothing updated, with what was changed lately.
+
+    Args:
+        text: of the file ``path`` as it is.
+        caret: row in which the caret stands, from 0.
+        recent: files before and after what was changed, oldest first; what is nearest to the caret counts as the last edit.
+    """
+    rows = text.split("\n")
+    here, changes = ReplayedFile(rows), list[RecentChange]()
+    for change in sorted(recent, key=lambda item: item.path == path):
+        file, hunks = ReplayedFile(change.before.split("\n")), hunks_of(change)
+        if change.path == path and hunks:
+            here = file
+            put = {
+                id(step): sum(len(item.rows) - item.end + item.start for item in hunks[:at])
+                for at, step in enumerate(hunks)
+            }
+            hunks.sort(key=lambda step: -abs(step.start + put[id(step)] - caret))
+        file.waiting += hunks
+        changes += [file.make(step) for step in list(hunks)]
+    first, end = window_around(len(rows), caret)
+    return _example(PastCommit(commit, 0, ()), here, path, rows, caret, rows[first:end], changes)
 
 
 def _due(

@@ -195,11 +195,12 @@ class _Reader:
         key = (name, path)
         if key not in self._texts:
             data = self._blobs.get(name)
-            self._texts[key] = None if data is None else _clean_text(data, path, self._config)
+            self._texts[key] = None if data is None else clean_text(data, path, self._config)
         return self._texts[key]
 
 
-def _clean_text(data: bytes, path: str, config: DataConfig) -> str | None:
+def clean_text(data: bytes, path: str, config: DataConfig) -> str | None:
+    """The text of a file, lines ended by ``\n``; None where a filter drops it, or something in it looks like a secret."""
     if drop_by_bytes(data, config) is not None:
         return None
     try:

@@ -19,6 +19,7 @@ from mlx_gardener.dataset.edits import (
     Edits,
     RecentChange,
     collect_edits,
+    example_at,
     examples_of,
 )
 from mlx_gardener.dataset.split import Split
@@ -143,6 +144,26 @@ def test_a_commit_that_only_changes_white_space_gives_none() -> None:
 def test_the_first_edit_of_a_commit_is_never_asked_for() -> None:
     change = FileChange("a.py", rows(60), rows(60, r20="first = 20"))
     assert not any(example.is_due for example in all_examples(past(change)))
+
+
+def test_at_a_place_the_nearest_change_is_the_last_and_the_window_before_it_is_the_original() -> None:
+    text = rows(60, r20="first = 20", r50="third = 50")
+    text = text.replace("value_5 = 5\n", "value_5 = 5\nadded = 5\n")
+    recent = [FileChange("a.py", rows(60), text), FileChange("b.py", rows(9), rows(9, r3="other = 3"))]
+    found = example_at("a.py", text, 22, recent)
+    assert not found.is_due and (found.line, found.caret) == (13, 10)
+    assert found.current.split("\n") == text.split("\n")[12:33]
+    assert found.original == found.current.replace("first = 20", "value_20 = 20")
+    assert [change.path for change in found.changes] == ["a.py", "a.py", "a.py"]
+    assert "third = 50" in found.changes[0].updated and "first = 20" in found.changes[-1].updated
+    before = example_at("c.py", text, 60, [])
+    assert (
+        before.original == before.current
+        and before.changes == ()
+        and before.current.endswith("\nvalue_59 = 59\n")
+    )
+    elsewhere = example_at("c.py", text, 0, recent[1:])
+    assert [change.path for change in elsewhere.changes] == ["b.py"] and elsewhere.caret == 0
 
 
 # What is held out.
