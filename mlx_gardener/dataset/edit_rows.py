@@ -44,14 +44,14 @@ def make_edit_rows(
     *,
     other_tokens: int,
     interrupt: Callable[[], None],
-    on_commit: Callable[[int], None],
+    on_look: Callable[[int, int], None],
 ) -> EditRows:
     """Edits of past commits, as many as ``data.edit_share`` allows beside ``other_tokens``.
 
     Args:
         added: what `added_files` says, where the split went by it.
         held_out_texts: of validation and test part.
-        on_commit: told how many commits were used so far.
+        on_look: told how many commits were looked at, and how many there are to look at.
     """
     share, form = config.data.edit_share, edit_form(cache.tokenizer)
     if not share:
@@ -68,7 +68,7 @@ def make_edit_rows(
         wanted_tokens=wanted,
         seed=config.seed,
         interrupt=interrupt,
-        on_commit=on_commit,
+        on_look=on_look,
     )
     if not found.counts["commits"]:
         return EditRows(told={"why": "there is no history"})

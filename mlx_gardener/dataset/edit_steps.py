@@ -20,8 +20,8 @@ WINDOW_ABOVE = WINDOW_BELOW = 10
 _CONTEXT, _CHANGE_LINES = 3, 40
 #: Of steps of several lines, those that are typed in two (judgement).
 _IN_TWO = 0.5
-#: Of a file: lines between its first and last change. More is another file.
-_MOST_MIDDLE = 1500
+#: Lines between a file's first and last change, before times after: more takes long to compare, and is another file.
+_MOST_COMPARED = 400_000
 _TEST = re.compile(r"(^|[/_.])(tests?|specs?|__tests__)([/_.]|$)", re.I)
 _DEFINITION = re.compile(
     r"\b(?:def|class|func|function|fn|const|let|var|type|struct|enum|interface|trait|mod|static)\s+([^\W\d]\w{2,})"
@@ -60,7 +60,7 @@ def hunks_of(change: FileChange) -> list[Step]:
     while last < min(len(old), len(new)) - first and old[-1 - last] == new[-1 - last]:
         last += 1
     left, right = old[first : len(old) - last], new[first : len(new) - last]
-    if max(len(left), len(right)) > _MOST_MIDDLE:
+    if len(left) * len(right) > _MOST_COMPARED:
         return []
     found: list[Step] = []
     for kind, a, b, c, d in SequenceMatcher(None, left, right, autojunk=False).get_opcodes():

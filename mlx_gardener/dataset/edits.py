@@ -116,7 +116,7 @@ def collect_edits(
     wanted_tokens: float,
     seed: int,
     interrupt: Callable[[], None] = lambda: None,
-    on_commit: Callable[[int], None] = lambda count: None,
+    on_look: Callable[[int, int], None] = lambda done, count: None,
 ) -> Edits:
     """Examples of the latest commits, as many as are wanted; held-out ones of the test part's files.
 
@@ -125,7 +125,7 @@ def collect_edits(
         since_age: how many commits ago the first was made of those that are held out; None where files were drawn.
         wanted_tokens: about so many to learn from.
         interrupt: asked between commits; may raise.
-        on_commit: told how many commits were used so far.
+        on_look: told how many commits were looked at, and how many there are to look at.
     """
     train = {record.path for record in split.train}
     test = {record.path for record in split.test}
@@ -146,7 +146,9 @@ def collect_edits(
             return train | test
         return train if is_for_training(age) else ()
 
-    for commit in past_commits(root, is_wanted, config, counts=found.counts, interrupt=interrupt):
+    for commit in past_commits(
+        root, is_wanted, config, counts=found.counts, interrupt=interrupt, on_look=on_look
+    ):
         paths = {change.path for change in commit.changes}
         if is_for_test(commit.age, paths):
             found.held_out += examples_of(commit, seed=seed, only=test)
@@ -167,7 +169,6 @@ def collect_edits(
             found.train.append(example)
         if len(found.train) > before:
             found.counts["used"] += 1
-            on_commit(found.counts["used"])
     return found
 
 

@@ -160,7 +160,7 @@ class TrainingDataPreparator:
                 scan.root, split, added or {}, held_out, self.config, cache,
                 other_tokens=sum(len(document.tokens) for document in documents),
                 interrupt=self._interrupt,
-                on_commit=lambda count: self._on_progress(0.95, f"Took edits from {count} past commits"),
+                on_look=lambda done, count: self._on_progress(0.95, f"Looked at {done} of {count} past commits"),
             )  # fmt: skip
             train = pack(
                 [*documents, *edits.documents],

@@ -64,6 +64,7 @@ def past_commits(
     *,
     counts: Counter[str],
     interrupt: Callable[[], None] = lambda: None,
+    on_look: Callable[[int, int], None] = lambda done, count: None,
 ) -> Iterator[PastCommit]:
     """Commits that people wrote, newest first, with the changes of files that were neither added nor deleted.
 
@@ -72,12 +73,14 @@ def past_commits(
         is_wanted: of a commit's age and the files it changed, those to be read; of a commit without any nothing is read.
         counts: told how many commits there are (``commits``), and how many were left out and why.
         interrupt: asked between commits; may raise.
+        on_look: told, every fifty commits, how many were looked at, and how many there are to look at.
     """
     git = Git(root)
     typed = _typed_commits(git, counts)
     reader = _Reader(git, config)
     for at in range(0, len(typed), _COMMITS_AT_ONCE):
         interrupt()
+        on_look(at, len(typed))
         some = typed[at : at + _COMMITS_AT_ONCE]
         replaced = _replaced(git, [commit for commit, _ in some])
         chosen: list[tuple[str, int, list[tuple[str, str, str]]]] = []
