@@ -1,4 +1,4 @@
-"""``mlx-gardener complete``: a completion with a project's adapter, at a place in a file or after standard input."""
+"""``mlx-gardener complete``: a completion or the next edit by a project's adapter, at a place in a file or after standard input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     "--version", shell_complete=complete_versions, help="Adapter version; the active one by default."
 )
 @click.option("--no-suffix", is_flag=True, help="Do not show the model what follows LINE.")
-@click.option("--max-tokens", type=click.IntRange(1, 1024), default=48, show_default=True)
+@click.option(
+    "--edit",
+    is_flag=True,
+    help="Show what the lines around FILE:LINE become after what was changed since the last commit.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1, 1024),
+    show_default="48, or with --edit as many as two such windows have",
+)
 @retrieval_option
 @config_option
 @as_json_option
@@ -35,7 +44,8 @@ def complete(
     with_base: bool,
     version: str | None,
     no_suffix: bool,
-    max_tokens: int,
+    edit: bool,
+    max_tokens: int | None,
     retrieval: RetrievalWish | None,
     config_file: Path | None,
     as_json: bool,
@@ -44,7 +54,7 @@ def complete(
 
     With FILE:LINE the completion begins at the start of that line, with what follows the line as context; without it
     the text on standard input is continued. Where the version's evidence speaks for it, code of the repository is retrieved
-    and stands in front of the prompt; --json says which.
+    and stands in front of the prompt; --json says which. With --edit the next edit is shown as a diff, or that none is due.
     """
     from mlx_gardener.api.commands import complete as complete_code
     from mlx_gardener.config import load_config
@@ -56,6 +66,15 @@ def complete(
     registry = ProjectRegistry()
     root = registry.get_project(project).path
     registry.get_adapter(project, version)
+    if edit:
+        if place is None:
+            raise click.UsageError("--edit needs a place: FILE:LINE.")
+        if no_suffix or retrieval is not None:
+            raise click.UsageError(
+                "--edit takes neither --no-suffix nor --retrieval: its prompts have a form of their own."
+            )
+        _show_edit(project, place, root, version, with_base, max_tokens, as_json)
+        return
     prefix, suffix, path = _read_place(place, root) if place else (_read_input(), None, "")
     with said_if_slow("Loading the base and writing", silent=as_json):
         found = complete_code(
@@ -65,7 +84,7 @@ def complete(
             path=path,
             version=version,
             with_adapter=not with_base,
-            max_tokens=max_tokens,
+            max_tokens=48 if max_tokens is None else max_tokens,
             retrieval=wish,
         )
     if as_json:
@@ -82,6 +101,43 @@ def complete(
         click.echo(json.dumps({**told, "text": found.text}))
         return
     click.echo(safe_lines(found.text) if sys.stdout.isatty() else found.text)
+
+
+def _show_edit(
+    project: str,
+    place: str,
+    root: Path,
+    version: str | None,
+    with_base: bool,
+    max_tokens: int | None,
+    as_json: bool,
+) -> None:
+    """Print the next edit at a place."""
+    from dataclasses import asdict
+
+    from mlx_gardener.api.next_edit import next_edit
+    from mlx_gardener.report.text import safe_text
+    from mlx_gardener.report.waiting import said_if_slow
+
+    lines, line, path = _lines_at(place, root)
+    with said_if_slow("Loading the base and writing", silent=as_json):
+        found = next_edit(
+            project,
+            path,
+            "".join(lines).replace("\r\n", "\n"),
+            line,
+            version=version,
+            with_adapter=not with_base,
+            max_tokens=max_tokens,
+        )
+    if as_json:
+        click.echo(json.dumps({**asdict(found), "is_due": bool(found.diff)}))
+    elif not found.diff:
+        click.echo("No edit" + (f": {found.why_none}." if found.why_none else "."))
+    else:
+        for row in found.diff.split("\n"):
+            colour = {"+": "green", "-": "red", "@": "cyan"}.get(row[:1])
+            click.secho(safe_text(row.expandtabs(4)) if sys.stdout.isatty() else row, fg=colour)
 
 
 def _read_input() -> str:
@@ -118,6 +174,12 @@ def _read_input() -> str:
 
 def _read_place(place: str, root: Path) -> tuple[str, str, str]:
     """Text before and after a line of a file, and the file's path within the repository."""
+    lines, line, path = _lines_at(place, root)
+    return "".join(lines[: line - 1]), "".join(lines[line:]), path
+
+
+def _lines_at(place: str, root: Path) -> tuple[list[str], int, str]:
+    """The lines of a file, the one that is meant, from 1, and the file's path within the repository."""
     from mlx_gardener.dataset.tasks import file_lines
     from mlx_gardener.errors import DataError
     from mlx_gardener.platform.files import resolved
@@ -139,7 +201,6 @@ def _read_place(place: str, root: Path) -> tuple[str, str, str]:
         raise DataError(
             f"{name!r} has only {counted(len(lines), 'line')}.", next_step="Name a line of the file."
         )
-    at = int(number) - 1
     full = resolved(file)
     path = full.relative_to(root).as_posix() if full.is_relative_to(root) else file.name
-    return "".join(lines[:at]), "".join(lines[at + 1 :]), path
+    return lines, int(number), path

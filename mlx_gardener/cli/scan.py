@@ -55,7 +55,7 @@ def scan(
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.scan_view import show_kept_lines, show_scan
-    from mlx_gardener.report.text import about
+    from mlx_gardener.report.text import about, counted
     from mlx_gardener.report.time_view import time_text
     from mlx_gardener.report.waiting import said_if_slow
     from mlx_gardener.runs.parent import as_trained
@@ -91,6 +91,13 @@ def scan(
         f"With it, one pass over the part to learn from is about {about(estimate['pass_tokens'])} tokens "
         f"({estimate['tokens_from']}). A training takes {time_text(estimate)}; "
         f"peak about {estimate['peak_bytes'] / 2**30:.2f} GB of {config.memory_limit_gb:g} GB"
+    )
+    edits = estimate["edits"]
+    console.print(
+        f"Past commits: no next edits are learned from them, since {edits['why']}"
+        if "why" in edits
+        else f"Past commits: {counted(edits['commits'], 'commit')}, {edits['commits_by_people']:,} of them written by people; "
+        f"up to about {about(edits['tokens'])} of these tokens are next edits from them"
     )
     check_enough(found, config)
 

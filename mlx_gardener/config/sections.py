@@ -99,7 +99,8 @@ class DataConfig(_Section):
     """What becomes a training example (docs/data.md; judgements are settings).
 
     Fractions are of examples; ``sequence_lengths`` are tokens per row. ``split`` "time" holds out what the latest commits added,
-    "files" draws, "auto" goes by time where the history is enough.
+    "files" draws, "auto" goes by time where the history is enough. ``edit_share`` is of the training tokens, at most so many come
+    from past commits as next edits; 0 reads no history for them.
     """
 
     sequence_lengths: tuple[int, ...] = (512, 1024)
@@ -107,6 +108,7 @@ class DataConfig(_Section):
     repository_row_share: float = Field(0.2, ge=0, le=1)
     retrieval_share: float = Field(0.0, ge=0, le=1)
     general_share: float = Field(0.0, ge=0, le=0.5)
+    edit_share: float = Field(0.1, ge=0, le=0.5)
     validation_fraction: float = Field(0.1, gt=0, lt=0.5)
     test_fraction: float = Field(0.1, gt=0, lt=0.5)
     split: Literal["auto", "time", "files"] = "auto"

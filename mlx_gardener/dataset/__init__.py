@@ -6,6 +6,7 @@ parts in which every kept source byte is a target exactly once. Cost: tokenising
 
 from mlx_gardener.dataset.assertions import AssertionTask, assertion_tasks, first_value
 from mlx_gardener.dataset.changes import Earlier
+from mlx_gardener.dataset.edit_rows import EditTask, edit_tasks
 from mlx_gardener.dataset.prepare import PreparedData, TrainingDataPreparator
 from mlx_gardener.dataset.rows import Batch, RowSet
 from mlx_gardener.dataset.split import Split, split_files
@@ -26,6 +27,7 @@ __all__ = [
     "Batch",
     "DataSummary",
     "Earlier",
+    "EditTask",
     "FimTask",
     "NextLineTask",
     "Place",
@@ -36,6 +38,7 @@ __all__ = [
     "assertion_tasks",
     "continuation_places",
     "cross_file_tasks",
+    "edit_tasks",
     "fim_tasks",
     "first_value",
     "names_defined",

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset.cache import TokenCache
 from mlx_gardener.dataset.changes import Continuation, Earlier, continue_split, known_files
+from mlx_gardener.dataset.edit_rows import make_edit_rows
+from mlx_gardener.dataset.edits import EditExample
 from mlx_gardener.dataset.examples import Encoder, Excerpt, example_of, excerpts_of, training_pieces
 from mlx_gardener.dataset.general import general_examples
 from mlx_gardener.dataset.retrieved import RetrievedExamples
@@ -42,6 +44,7 @@ class PreparedData:
 
     ``files`` are those the adapter will know, by path: digits of their sha256, and their part; ``continued_from`` is the
     version that the training goes on from, ``first_update`` the updates that it has done on the same rows.
+    ``held_out_edits`` are edits of test files in past commits.
     """
 
     train: RowSet
@@ -55,6 +58,7 @@ class PreparedData:
     files: dict[str, list[str]]
     continued_from: str | None = None
     first_update: int = 0
+    held_out_edits: tuple[EditExample, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """The part of a manifest that says what was trained on."""
@@ -156,9 +160,21 @@ class TrainingDataPreparator:
         try:
             encoder = Encoder(cache, repository=scan.name)
             retrieved = self._retrieved(scan, whole.train)
-            train = self._train_rows(scan.root, split.train, encoder, retrieved)
-            validation = self._evaluation_rows(scan.root, split.validation, encoder)[0]
+            documents = self._train_documents(scan.root, split.train, encoder, retrieved)
+            validation, validation_excerpts = self._evaluation_rows(scan.root, split.validation, encoder)
             test, test_excerpts = self._evaluation_rows(scan.root, split.test, encoder)
+            held_out = [excerpt.text for excerpt in (*validation_excerpts, *test_excerpts)]
+            edits = make_edit_rows(
+                scan.root, split, added or {}, held_out, self.config, cache,
+                other_tokens=sum(len(document.tokens) for document in documents),
+                interrupt=self._interrupt,
+                on_look=lambda done, count: self._on_progress(0.95, f"Looked at {done} of {count} past commits"),
+            )  # fmt: skip
+            train = pack(
+                [*documents, *edits.documents],
+                self.config.data.sequence_lengths,
+                pad_id=self.tokenizer.pad_id,
+            )
         finally:
             cache.close()
         if not len(train) or not len(validation) or not len(test):
@@ -178,6 +194,7 @@ class TrainingDataPreparator:
             summary = replace(summary, retrieval=made)
         if self.config.data.general_share:
             summary = replace(summary, general_loss_tokens=self._general_tokens)
+        summary = replace(summary, edits=edits.told)
         if going_on is not None and earlier is not None:
             changed = {
                 "changed_files": going_on.changed_files,
@@ -211,6 +228,7 @@ class TrainingDataPreparator:
             known_files(whole, parent),
             None if parent is None else parent.version,
             first_update,
+            edits.held_out,
         )
 
     def _continuation(self, fresh: Split, earlier: Earlier, must: bool) -> Continuation | None:
@@ -231,13 +249,13 @@ class TrainingDataPreparator:
         self._on_progress(_SCAN_SHARE, "Indexing the training part for retrieval")
         return RetrievedExamples(scan.root, files, self.tokenizer, self.config, name=scan.name)
 
-    def _train_rows(
+    def _train_documents(
         self,
         root: Path,
         files: Sequence[FileRecord],
         encoder: Encoder,
         retrieved: RetrievedExamples | None,
-    ) -> RowSet:
+    ) -> list[Document]:
         config = self.config.data
         choose = random.Random(self.config.seed)
         documents: list[Document] = []
@@ -265,8 +283,7 @@ class TrainingDataPreparator:
             self._on_progress(share, f"Made {len(documents)} examples{told}")
         if run:
             documents.append(encoder.repository_document(run))
-        documents += self._general_documents(documents, encoder)
-        return pack(documents, config.sequence_lengths, pad_id=self.tokenizer.pad_id)
+        return documents + self._general_documents(documents, encoder)
 
     def _general_documents(self, own: Sequence[Document], encoder: Encoder) -> list[Document]:
         """General code for ``data.general_share`` of all that is learned from; all there is of it where that is less."""

@@ -32,6 +32,8 @@ class DataSummary:
         fill_in_the_middle: whether the base has markers for it.
         texts_tokenized, texts_from_cache: how many had to be read into tokens, and how many were known.
         held_out_since: the oldest commit whose files were held out; None where files were drawn.
+        edits: next edits from past commits: their form, commits there are and that were used, examples, those in which no edit is
+            due, tokens, held-out examples, and commits left out by reason; or ``why`` there are none. None where none are wanted.
         continued_from: the version that the training goes on from, and what changed since; None where it begins anew.
         retrieval: examples that were made with retrieved code in front, and the tokens of that; None where none were asked for.
         general_loss_tokens: of ``train_loss_tokens``, those of general code; None where none was asked for.
@@ -59,6 +61,7 @@ class DataSummary:
     texts_tokenized: int
     texts_from_cache: int
     held_out_since: str | None = None
+    edits: dict[str, Any] | None = None
     continued_from: dict[str, Any] | None = None
     not_continued: dict[str, Any] | None = None
     retrieval: dict[str, int] | None = None

@@ -239,6 +239,8 @@ def _evidence(
             "fim_tasks": len(plan.tasks.spans),
             "cross_file_tasks": len(plan.tasks.cross_file),
             "assertion_tasks": len(plan.tasks.assertions),
+            "edit_tasks": sum(task.is_due for task in plan.tasks.edits),
+            "quiet_tasks": sum(not task.is_due for task in plan.tasks.edits),
         },
         notes=tuple(notes),
         held_out_since=data.split.since,

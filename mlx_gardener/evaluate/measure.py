@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.dataset import AssertionTask, Batch, FimTask, NextLineTask, RowSet, first_value
+from mlx_gardener.dataset import AssertionTask, Batch, EditTask, FimTask, NextLineTask, RowSet, first_value
 from mlx_gardener.engine import Engine, base_topic, kept_row_losses
 from mlx_gardener.evaluate.complete import build_prompt
 from mlx_gardener.evaluate.evidence import ANSWERS
+from mlx_gardener.evaluate.exact import writes_exactly
 from mlx_gardener.evaluate.generate import Answer, generate_many, prompt_key
 from mlx_gardener.evaluate.metrics import edit_similarity, identifier_f1, parses
 from mlx_gardener.evaluate.retrieval import Retriever
@@ -43,17 +44,19 @@ class Tasks:
     defined: frozenset[str]
     cross_file: list[NextLineTask] = field(default_factory=list)
     assertions: list[AssertionTask] = field(default_factory=list)
+    edits: list[EditTask] = field(default_factory=list)
 
 
 @dataclass
 class ArmResult:
-    """What one arm did: loss by file in nats, and answers in the order of the tasks."""
+    """What one arm did: loss by file in nats, answers in the order of the tasks, and which edits it writes exactly."""
 
     losses: dict[str, float] = field(default_factory=dict)
     lines: list[Answer] = field(default_factory=list)
     spans: list[Answer] = field(default_factory=list)
     cross_file: list[Answer] = field(default_factory=list)
     assertions: list[Answer] = field(default_factory=list)
+    edits: list[bool] = field(default_factory=list)
 
 
 def part_of(tell: Callable[[float], None], number: int, count: int) -> Callable[[float], None]:
@@ -176,6 +179,21 @@ class Bench:
         prompts = [fim_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks]
         return self.answers(prompts, kind="fim", of=of, max_new_tokens=work.new_tokens, tell=tell)
 
+    def edits(self, tasks: Sequence[EditTask], *, of: str, tell: Callable[[float], None]) -> list[bool]:
+        """Whether each window is written exactly as it should be; from the store where that is known."""
+        topic = base_topic(self.base, "next edits", adapter=of)
+        keys = [prompt_key([*task.prompt, *task.answer], len(task.answer)) for task in tasks]
+        kept = self.store.read(topic)
+        known = {key: kept[key] for key in keys if isinstance(kept.get(key), bool)}
+        new = {key: task for key, task in zip(keys, tasks, strict=True) if key not in known}
+        if new:
+            asked = [(task.prompt, task.answer) for task in new.values()]
+            right = writes_exactly(self.base, asked, engine=self.engine, tell=tell, interrupt=self.interrupt)
+            found = dict(zip(new, right, strict=True))
+            self.store.add(topic, found)
+            known |= found
+        return [known[key] for key in keys]
+
 
 def line_prompt(
     task: NextLineTask, tokenizer: CodeTokenizer, retriever: Retriever | None, sizes: tuple[int, int]
@@ -266,6 +284,8 @@ def score(result: ArmResult, tasks: Tasks) -> Scores:
         compare("cross_file", line.path, line_of(answer), line.target.rstrip(), again=again)
     for task, answer in zip(tasks.assertions, result.assertions, strict=bool(result.assertions)):
         compare("assertion", task.path, value_of(answer, task), task.target)
+    for edit, right in zip(tasks.edits, result.edits, strict=bool(result.edits)):
+        add("edit_exact" if edit.is_due else "edit_quiet", edit.path, float(right))
     for span, answer in zip(tasks.spans, result.spans, strict=bool(result.spans)):
         compare("fim", span.path, answer.text.strip(), span.target.strip())
         add("fim_parse_ok", span.path, float(parses(span.prefix + answer.text + span.suffix, span.language)))

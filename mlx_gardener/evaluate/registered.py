@@ -110,7 +110,11 @@ def evaluate_adapter(
 def _config(adapter: LoadedAdapter, model: str, arms: tuple[str, ...] | None) -> TrainingConfig:
     """The settings of the adapter's training, with ``model``, the base where this machine has it."""
     recorded = adapter.manifest["config"]
-    data = {"split": "files", **recorded.get("data", {})}  # manifests that do not say it were made so
+    data = {
+        "split": "files",
+        "edit_share": 0.0,
+        **recorded.get("data", {}),
+    }  # manifests that do not say it were made so
     settings: dict[str, Any] = {**recorded, "data": data, "model": model}
     if arms is not None:
         wanted = {"base", "adapter", *arms}
@@ -184,12 +188,13 @@ def _unseen(data: PreparedData, adapter: LoadedAdapter) -> tuple[PreparedData, l
     if seen:
         notes.append(f"{len(seen)} of them were left out because they were trained on.")
     left = tuple(excerpt for excerpt in data.test_excerpts if excerpt.path not in seen)
+    edits = tuple(example for example in data.held_out_edits if example.path not in seen)
     if not left:
         raise DataError(
             "Every file that would be held out now was trained on.",
             next_step="Train again, so that files are held out from the start.",
         )
-    return replace(data, test_excerpts=left), [], notes
+    return replace(data, test_excerpts=left, held_out_edits=edits), [], notes
 
 
 def may_have_control(registry: ProjectRegistry, project: Project, weights_sha256: str) -> bool:

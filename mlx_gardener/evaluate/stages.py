@@ -24,6 +24,7 @@ from mlx_gardener.dataset import (
     assertion_tasks,
     continuation_places,
     cross_file_tasks,
+    edit_tasks,
     fim_tasks,
     names_defined,
     next_line_tasks,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 _TOLD = {"base": "the base", "adapter": "the adapter", "control": "the adapter of another repository"}
 LOSSES, LINES, SPANS = "bits per byte", "next lines", "spans"
-CROSS_FILE, ASSERTIONS = "cross-file lines", "assertions"
+CROSS_FILE, ASSERTIONS, EDITS = "cross-file lines", "assertions", "next edits"
 _GUARDS = "guards"
 
 
@@ -88,7 +89,7 @@ def stages_of(names: Sequence[str], tasks: Tasks) -> Iterator[Stage]:
     yield Stage(both, _GUARDS)
     yield from (Stage(arms, LOSSES) for arms in others)
     kinds = (CROSS_FILE, ASSERTIONS, SPANS)
-    yield from (Stage(both, kind) for kind in kinds if getattr(tasks, _FIELDS[kind]))
+    yield from (Stage(both, kind) for kind in (*kinds, EDITS) if getattr(tasks, _FIELDS[kind]))
     for arms in others:
         yield from (Stage(arms, kind) for kind in (LINES, *kinds) if getattr(tasks, _FIELDS[kind]))
 
@@ -150,6 +151,7 @@ _FIELDS = {
     CROSS_FILE: "cross_file",
     ASSERTIONS: "assertions",
     SPANS: "spans",
+    EDITS: "edits",
 }
 
 
@@ -166,6 +168,8 @@ def _do(
     if kind == LOSSES:
         return bench.losses(survey.rows if retriever is None else survey.context_rows, tell, of=of)
     tasks = survey.tasks
+    if kind == EDITS:
+        return bench.edits(tasks.edits, of=of, tell=tell)
     if kind == ASSERTIONS:
         return bench.assertions(tasks.assertions, retriever, survey.work, of=of, tell=tell)
     if kind == SPANS:
@@ -227,6 +231,7 @@ class Survey:
         others = (
             cross_file_tasks(data.test_excerpts, 1, defined, seed=config.seed),
             assertion_tasks(data.test_excerpts, 1, seed=config.seed),
+            data.held_out_edits,
         )
         decide = partial(
             decide_work,
@@ -245,6 +250,8 @@ class Survey:
             notes.append("Nothing was generated: the base's weights are read from disk for every pass.")
         if base.tokenizer.markers is None and can_write:
             notes.append("No spans were filled: the model has no fill-in-the-middle markers.")
+        if (data.summary.edits or {}).get("examples") and not data.held_out_edits:
+            notes.append("No next edits were asked: no commit that is held out edits a test file.")
         return cls.draw(decide(forward_tokens=forward_tokens), decide(), base, data, config, notes)
 
     @classmethod
@@ -273,6 +280,9 @@ class Survey:
             frozenset(defined),
             cross_file_tasks(data.test_excerpts, work.other_tasks, defined, seed=seed),
             assertion_tasks(data.test_excerpts, work.other_tasks, seed=seed),
+            edit_tasks(
+                data.held_out_edits, work.other_tasks, tokenizer, config.data.sequence_lengths[-1], seed=seed
+            ),
         )
         rows = plain_rows(windows, tokenizer, widths)
         return cls(work, wanted, rows, rows, asked, windows, widths, _sizes(rows), [*sampled, *notes], notes)

@@ -54,7 +54,7 @@ class Work:
         prompt_tokens: before and after a place, at most.
         guard_share: the share of the guards' whole work.
         new_tokens: of an answer, at most.
-        other_tasks: of each other kind there is, cross-file lines and assertions.
+        other_tasks: of each other kind there is, cross-file lines, assertions, windows with and without a next edit.
     """
 
     rows: int
@@ -93,7 +93,7 @@ def decide_work(
         tasks: asked for by the user, of each kind; None for as many as the share allows.
         can_write: whether answers are generated at all.
         can_fill: whether the model has fill-in-the-middle markers.
-        other_kinds: of tasks that the held-out code has: cross-file lines, assertions.
+        other_kinds: of tasks that the held-out code has: cross-file lines, assertions, next edits.
         files: held out; enough rows for all of them are better than long ones.
         forward_tokens: that may go forward in the time there is, for everything.
         step_tokens: what one more token for all answers costs, in tokens that are read (`STEP_TOKENS`).

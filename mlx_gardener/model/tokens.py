@@ -33,13 +33,14 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 #: Spellings of (prefix, suffix, middle) by family, from the models' own tokenizers; order is prefix-suffix-middle
-#: unless said otherwise. Qwen2.5-Coder and CodeGemma, StarCoder2 and Granite, DeepSeek-Coder, Codestral, Code Llama.
+#: unless said otherwise. Qwen2.5-Coder and CodeGemma, StarCoder2 and Granite, DeepSeek-Coder, Codestral, Code Llama, Seed-Coder.
 _FIM_SPELLINGS = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "PSM"),
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "PSM"),
     ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>", "PSM"),  # noqa: RUF001  full-width bars, as spelled
     ("[PREFIX]", "[SUFFIX]", "", "SPM"),
     ("▁<PRE>", "▁<SUF>", "▁<MID>", "PSM"),
+    ("<[fim-prefix]>", "<[fim-suffix]>", "<[fim-middle]>", "SPM"),
 )
 _END_SPELLINGS = (
     "<|endoftext|>",
@@ -48,9 +49,12 @@ _END_SPELLINGS = (
     "</s>",
     "<eos>",
     "<|im_end|>",
+    "<[end▁of▁sentence]>",
 )
 _REPO_SPELLINGS = ("<|repo_name|>", "<repo_name>", "<reponame>")
 _FILE_SPELLINGS = ("<|file_sep|>", "<file_sep>", "<|file_separator|>")
+#: Seed-Coder's; StarCoder has a token of that name, too, in another form.
+_SEED_FILE = "<filename>"
 #: What tokenizers write before their vocabulary: some hundred added tokens of 200 bytes each.
 _HEAD_BYTES = 2**20
 #: What `knows_fim` looks for.
@@ -295,7 +299,7 @@ def load_tokenizer(path: Path) -> CodeTokenizer:
         bos_id=bos,
         markers=_markers(added, end if text_end is None else text_end),
         repo_id=_first(added, _REPO_SPELLINGS),
-        file_id=_first(added, _FILE_SPELLINGS),
+        file_id=_first(added, (*_FILE_SPELLINGS, _SEED_FILE if "<[fim-prefix]>" in added else None)),
         vocab_size=max(full.get_vocab(with_added_tokens=True).values()) + 1,
         fingerprint=hashlib.sha256(json.dumps(plain_json, sort_keys=True).encode()).hexdigest(),
         _plain=plain,

@@ -10,7 +10,14 @@ from mlx_gardener.report.story import changes
 from mlx_gardener.report.text import counted, safe_text
 
 #: Kinds of tasks as they are counted.
-_NOUNS = {"next_line": "next line", "cross_file": "cross-file line", "assertion": "assertion", "fim": "span"}
+_NOUNS = {
+    "next_line": "next line",
+    "cross_file": "cross-file line",
+    "assertion": "assertion",
+    "edit": "next edit",
+    "quiet": "no-edit window",
+    "fim": "span",
+}
 
 
 def show_details(console: Console, evidence: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from mlx_gardener.report.svg import (
     stacked_bar,
     variables,
 )
-from mlx_gardener.report.text import GIB, counted, file_size
+from mlx_gardener.report.text import GIB, counted, edits_told, file_size
 from mlx_gardener.report.time_view import time_line
 
 _DARK = "--ink:#e6edf3;--paper:#0d1117;--panel:#161b22;--rule:#3d444d;--muted:#9198a1;"
@@ -288,6 +288,7 @@ def data_parts(facts: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "dropped_table": story.Table(columns, tuple(rows), words=frozenset({3})),
         "secrets": scan.get("secrets") or [],
+        "edits": edits_told(summary),
     }
 
 

@@ -34,7 +34,7 @@ from mlx_gardener.events import (
     TrainingPhase,
     WarningRaised,
 )
-from mlx_gardener.report.text import counted, duration, gigabytes, safe_text
+from mlx_gardener.report.text import counted, duration, edits_told, gigabytes, safe_text
 from mlx_gardener.report.time_view import time_line
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -323,7 +323,7 @@ def _data_line(event: DataPrepared) -> str:
     )
     return (
         f"Data: {counted(found['chunks_kept'], 'chunk')} of {counted(found['files_kept'], 'file')} ({languages}), "
-        f"{counted(found['train_loss_tokens'], 'token')} to learn from, {found['padding_fraction']:.1%} padding"
+        f"{counted(found['train_loss_tokens'], 'token')} to learn from{edits_told(found)}, {found['padding_fraction']:.1%} padding"
     )
 
 

@@ -24,7 +24,7 @@ from mlx_gardener.events import (
     event_from_json,
 )
 from mlx_gardener.report.live import rows_line, validation_remark
-from mlx_gardener.report.text import counted, gigabytes
+from mlx_gardener.report.text import counted, edits_told, gigabytes
 from mlx_gardener.report.time_view import time_line
 
 _LINE = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d),\d{3} ([A-Z]+) ([\w.]+): (.*)")
@@ -104,7 +104,7 @@ def _told(event: Event, *, is_planned: bool) -> str | None:
         case DataPrepared(summary):
             return (
                 f"Data: {counted(summary['chunks_kept'], 'chunk')} of {counted(summary['files_kept'], 'file')}, "
-                f"{counted(summary['train_loss_tokens'], 'token')} to learn from"
+                f"{counted(summary['train_loss_tokens'], 'token')} to learn from{edits_told(summary)}"
             )
         case PlanChosen(plan):
             peak, budget = gigabytes(plan["predicted_peak_bytes"]), gigabytes(plan["budget_bytes"])

@@ -30,6 +30,8 @@ METRICS: dict[str, tuple[str, Callable[[float], str], bool]] = {
             "cross_file_f1": "cross-file line, own names F1",
             "assertion_exact": "assertion exactly right",
             "assertion_similarity": "assertion, similarity",
+            "edit_exact": "next edit exactly right",
+            "edit_quiet": "quiet where no edit is due",
             "fim_exact": "span filled exactly right",
             "fim_similarity": "span filled, similarity",
             "fim_parse_ok": "file with filled span parses",
@@ -61,6 +63,8 @@ _EXACT = {
     "next_line_exact": "next lines",
     "cross_file_exact": "cross-file lines",
     "assertion_exact": "assertions",
+    "edit_exact": "next edits",
+    "edit_quiet": "windows left as they are where no edit is due",
     "fim_exact": "spans to fill",
 }
 _MOST_GROUPS = 10

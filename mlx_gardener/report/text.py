@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
+from typing import Any
 
 GIB = 1024**3
 
@@ -82,3 +84,16 @@ def ago(timestamp: float) -> str:
     """How long ago a moment was (seconds since the epoch); one that lies ahead, since a clock was set back, is just now."""
     seconds = time.time() - timestamp
     return f"{duration(seconds)} ago" if seconds >= 1 else "just now"
+
+
+def edits_told(summary: Mapping[str, Any]) -> str:
+    """What a training takes from history (`DataSummary.edits`), to be said after something else; "" where none is wanted."""
+    found = summary.get("edits")
+    if not found:
+        return ""
+    if "why" in found:
+        return f", no next edits ({found['why']})"
+    return (
+        f", with {counted(found['examples'], 'next edit')} of {counted(found['commits_used'], 'commit')} "
+        f"({found['no_edit_due']:,} where none is due)"
+    )

@@ -46,6 +46,7 @@ def estimate_training(found: Scan, config: TrainingConfig, model: PreparedModel)
     Raises:
         MemoryBudgetError: the model does not fit the budget.
     """
+    from mlx_gardener.dataset.edit_rows import edits_ahead
     from mlx_gardener.errors import DataError
     from mlx_gardener.model import load_tokenizer
     from mlx_gardener.model.package_index import packaged
@@ -68,10 +69,11 @@ def estimate_training(found: Scan, config: TrainingConfig, model: PreparedModel)
     plan = model.plan(config)
     speed = plan.predicted_tokens_per_second
     train_share = 1 - config.data.validation_fraction - config.data.test_fraction
-    trained = tokens * train_share * config.optimizer.epochs
+    edits = edits_ahead(found.root, config, tokenizer, tokens * train_share)
+    epoch = max(1.0, tokens * train_share + edits["tokens"])
+    trained = epoch * config.optimizer.epochs
     if config.optimizer.max_steps is not None:
         trained = min(trained, config.optimizer.max_steps * config.optimizer.tokens_per_update)
-    epoch = max(1.0, tokens * train_share)
     fitting = config.learning_seconds * speed
     in_limit, update = min(trained, fitting), config.optimizer.tokens_per_update
     is_other = packaged(model.choice.name) is not None and not model.choice.is_here
@@ -88,6 +90,7 @@ def estimate_training(found: Scan, config: TrainingConfig, model: PreparedModel)
         "chunks_kept": found.chunks_kept,
         "chunks_used": min(found.chunks_kept, config.max_training_chunks),
         "pass_tokens": int(epoch),
+        "edits": edits,
         "epochs": round(trained / epoch, 3),
         "epochs_in_limit": round(in_limit / epoch, 3),
         "updates": math.ceil(trained / update),

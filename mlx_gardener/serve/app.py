@@ -8,7 +8,7 @@ code of the repository stood in front of the prompt: ``X-Gardener-Retrieval``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -190,7 +190,9 @@ class Server:
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
             return prompts.completion_prompts(body, base, room, limits, lookup)
 
-        job = self._intake.job(self._intake.target(request, body.model), body, prepare, body.n, body.logprobs)
+        raw = () if body.suffix is not None or body.file else body.prompts()
+        target = self._intake.target(request, body.model)
+        job = self._intake.job(target, body, prepare, body.n, body.logprobs, raw=raw)
         head = answers.head(job.target, "cmpl", "text_completion")
 
         def piece(index: int, text: str, scores: list[TokenScore], ending: Ending | None) -> dict[str, Any]:
@@ -250,16 +252,17 @@ class Server:
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
             return prompts.raw_prompts(body.prompts(), base, room, limits, lookup)
 
-        return await self._llama(request, body, prepare)
+        return await self._llama(request, body, prepare, raw=body.prompts())
 
     async def _llama(
         self,
         request: Request,
         body: InfillBody | LlamaCompletionBody,
         prepare: prompts.Prepare,
+        raw: Sequence[object] = (),
     ) -> Response:
         """An answer as llama.cpp's clients read it: one document, a list of them, or a stream."""
-        job = self._intake.job(self._intake.target(request, body.model), body, prepare, body.n_cmpl)
+        job = self._intake.job(self._intake.target(request, body.model), body, prepare, body.n_cmpl, raw=raw)
         model, fields, access = job.target.id, body.response_fields, access_of(request.scope)
         if job.limits.max_tokens == 0:  # plugins warm llama.cpp's cache so; there is nothing to write
             nothing = Ending("length", "", 0, 0, 0, 0.0, 0.0)

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from mlx_gardener.adapter.modelfile import prompt_template
+from mlx_gardener.dataset.edit_forms import edit_form
 from mlx_gardener.engine.facts import ModelFacts, model_facts
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model import load_tokenizer
@@ -35,8 +36,10 @@ _OUTSIDE = (
     "codegemma",
     "codellama",
 )
+#: Names by which Zed knows a form of next edits (crates/edit_prediction/src/fim.rs, infer_prompt_format).
+_EDIT_NAMES = {"sweep": "sweep-next-edit", "zeta2": "zeta2"}
 #: All families that a name may begin with.
-FAMILIES = {*_OUTSIDE, *_FAMILIES.values()}
+FAMILIES = {*_OUTSIDE, *_FAMILIES.values(), *_EDIT_NAMES.values()}
 _LIBRARY = re.compile(rf"({'|'.join(map(re.escape, _OUTSIDE))})[-:](\d+(?:\.\d+)?b)\b")
 _FLOATS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
@@ -48,6 +51,7 @@ class BaseCard:
     Attributes:
         template: the Go template by which Ollama would form its prompts; names ``.Suffix`` where it has FIM markers.
         family: the family of Ollama's library with the same markers; None without any.
+        edit_name: under which editors send it next-edit prompts; None where its markers allow no form of them.
         quantization: ``4-bit`` or the type of its floats, "" where that is not known.
     """
 
@@ -56,6 +60,7 @@ class BaseCard:
     template: str
     family: str | None
     quantization: str
+    edit_name: str | None = None
 
     @property
     def has_fim(self) -> bool:
@@ -108,4 +113,5 @@ def _card(path: Path, changed: tuple[int, ...]) -> BaseCard:
         prompt_template(tokenizer),
         family,
         floats if facts.quantized_bits is None else f"{facts.quantized_bits}-bit",
+        _EDIT_NAMES.get(edit_form(tokenizer) or ""),
     )

@@ -6,7 +6,8 @@ name that is not there is an error, never something else.
 
 Clients of Ollama write names with a tag, and editors look for names that they know: ``project:latest`` and ``project:version`` are
 the same as above; ``family:project`` is the project, under the family whose prompts have its base's form (``qwen2.5-coder:shop``);
-``qwen2.5-coder:1.5b`` and ``qwen2.5-coder`` the project on such a base, where it is the active one or the only one.
+``qwen2.5-coder:1.5b`` and ``qwen2.5-coder`` the project on such a base, where it is the active one or the only one. Under
+``sweep-next-edit:shop`` Zed asks it for next edits.
 """
 
 from __future__ import annotations
@@ -145,11 +146,12 @@ class Catalog:
         found: dict[str, list[Target]] = {}
         for target in projects:
             card, library = base_card(target.base), library_name(target.base_id)
-            family = card.family if card is not None else None
-            if family is not None:
+            names = (card.family, card.edit_name) if card is not None else ()
+            families = [name for name in names if name is not None]
+            for family in families:
                 found[f"{family}:{target.id.lower()}"] = [target]
             of_library = {library, library.partition(":")[0]} if library is not None else set()
-            for name in {family, *of_library} - {None}:
+            for name in {*families, *of_library}:
                 found.setdefault(str(name), []).append(target)
         active = self.registry.get_active_project()
         for name, targets in found.items():

@@ -21,6 +21,7 @@ from mlx_gardener.serve.errors import error_message, shown_error
 from mlx_gardener.serve.generation import Ending, Limits, Sampling
 from mlx_gardener.serve.indexes import Indexes, Lookup
 from mlx_gardener.serve.metrics import Metrics
+from mlx_gardener.serve.next_edits import finish_of
 from mlx_gardener.serve.off_loop import off_loop
 from mlx_gardener.serve.prompts import Prepare
 from mlx_gardener.serve.reading import read_json
@@ -90,9 +91,19 @@ class Intake:
         return target
 
     def job(
-        self, target: Target, asked: Asked, prepare: Prepare, count: int = 1, top_scores: int | None = None
+        self,
+        target: Target,
+        asked: Asked,
+        prepare: Prepare,
+        count: int = 1,
+        top_scores: int | None = None,
+        raw: Sequence[object] = (),
     ) -> QueuedRequest:
-        """What the worker is to do; ``prepare`` makes the prompts' token ids when its turn comes."""
+        """What the worker is to do; ``prepare`` makes the prompts' token ids when its turn comes.
+
+        Args:
+            raw: prompts that are read as the client wrote them.
+        """
         limits = asked.limits(self._settings.max_answer_tokens)
         lookup = Lookup(self._indexes, self._metrics, target)
         return QueuedRequest(
@@ -104,6 +115,7 @@ class Intake:
             answers=count,
             top_scores=top_scores,
             strength=asked.strength(),
+            finish=finish_of(raw),
         )
 
     async def chat_text(self, target: Target, messages: Sequence[Message]) -> str:

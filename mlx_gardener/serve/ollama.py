@@ -154,7 +154,8 @@ class OllamaApi:
                 )
             return prompts.infill_prompt(body.infill(), base, room, limits, lookup)
 
-        job = self._intake.job(target, body.sampled(), prepare)
+        raw = [body.prompt] if not body.suffix or body.raw else []
+        job = self._intake.job(target, body.sampled(), prepare, raw=raw)
         return await self._answer(request, job, name, content, body.stream, began)
 
     async def chat(self, request: Request) -> Response:

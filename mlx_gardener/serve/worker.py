@@ -22,6 +22,7 @@ from mlx_gardener.serve.catalog import Target
 from mlx_gardener.serve.generation import Ending, Limits, Piece, Sampling, answer
 from mlx_gardener.serve.indexes import Lookup
 from mlx_gardener.serve.metrics import Metrics
+from mlx_gardener.serve.next_edits import Finish, whole_answer
 from mlx_gardener.serve.prompt_caches import PromptCaches
 from mlx_gardener.serve.residents import Resident, Residents
 
@@ -88,7 +89,8 @@ class QueuedRequest:
 
     ``prompts`` makes the token ids of each prompt when its turn comes; every prompt is answered ``answers`` times, by
     the target's adapter at ``strength`` times its scale. ``lookup`` knows what code was retrieved for them. Where nothing is
-    to be written, ``prompts`` makes none: the model is loaded; or, with ``unload``, let go of.
+    to be written, ``prompts`` makes none: the model is loaded; or, with ``unload``, let go of. ``finish`` makes of a whole answer what
+    the client gets.
     """
 
     target: Target
@@ -100,6 +102,7 @@ class QueuedRequest:
     top_scores: int | None = None
     strength: float = 1.0
     unload: bool = False
+    finish: Finish | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     asked_at: float = field(default_factory=time.monotonic)
     events: asyncio.Queue[Reply] = field(default_factory=asyncio.Queue)
@@ -311,9 +314,10 @@ class Worker:
                 if sampling.seed is not None and copy:
                     sampling = replace(sampling, seed=(sampling.seed + copy) % 2**63)
                 written = []
-                for event in answer(
+                events = answer(
                     loaded.base, prompt, sampling, limits, caches=self.caches, key=key, top_scores=job.top_scores, check=check
-                ):  # fmt: skip
+                )  # fmt: skip
+                for event in events if job.finish is None else whole_answer(events, job.finish):
                     if not written and index == 0:
                         self._metrics.first_token(time.monotonic() - job.asked_at)
                     written.append(event)

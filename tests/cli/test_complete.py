@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import mlx_gardener
+from mlx_gardener.api.next_edit import next_edit
 from mlx_gardener.cli.complete import _read_place
+from mlx_gardener.config import LoraConfig
+from mlx_gardener.model import BaseModel, load_base
+from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.runs.indexed import index_place
+from tests.serve.conftest import make_adapter
 from tests.serve.test_retrieval import World, evidence
 from tests.support.commands import gardener_here
+from tests.support.histories import commit
 
 
 def test_form_feeds_and_other_separators_end_no_line(tmp_path: Path) -> None:
@@ -67,3 +75,79 @@ def test_python_completes_as_the_server_does(world: World) -> None:
     )
     with pytest.raises(mlx_gardener.ConfigError, match="retrieval"):
         mlx_gardener.complete("small", ASKED, retrieval="perhaps")  # type: ignore[arg-type]
+
+
+# Next edits.
+
+
+@pytest.fixture
+def edited(home: Path, tmp_path: Path, tiny_model_dir: Path) -> Path:
+    """A repository with a change that is not committed, and the project ``small`` of it."""
+    root = tmp_path / "repository"
+    text = "".join(f"value_{at} = {at}\n" for at in range(40))
+    commit(root, {"a.py": text, "b.py": text})
+    (root / "a.py").write_text(text.replace("value_8 = 8", "changed_8 = 8"))
+    registry = ProjectRegistry()
+    registry.register_project("small", root)
+    registry.finish_training(
+        registry.begin_training("small", {"model": str(tiny_model_dir)}).id,
+        TrainingStatus.COMPLETED,
+        "Done",
+        {},
+    )
+    make_adapter(registry, "small", load_base(str(tiny_model_dir)), LoraConfig(rank=2), seed=1)
+    return root
+
+
+def test_an_answer_that_does_not_end_is_no_edit_and_is_said(edited: Path) -> None:
+    shown = gardener_here("complete", "small", "a.py:10", "--edit", "--max-tokens", "1")
+    assert (shown.returncode, shown.stdout) == (0, "No edit: its answer did not end.\n")
+    told = json.loads(
+        gardener_here("complete", "small", "a.py:10", "--edit", "--max-tokens", "1", "--json").stdout
+    )
+    assert told["is_due"] is False and told["why_none"] == "its answer did not end" and told["diff"] == ""
+    assert (told["path"], told["first_line"], told["version"]) == ("a.py", 1, "v1")
+    assert told["before"] == told["after"] and "changed_8 = 8" in told["before"]
+    base = json.loads(
+        gardener_here(
+            "complete", "small", "a.py:10", "--edit", "--base", "--max-tokens", "1", "--json"
+        ).stdout
+    )
+    assert base["version"] is None
+
+
+def test_a_written_window_is_shown_as_a_diff_of_the_file(
+    edited: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the model writes is planted: a random one writes no window."""
+    asked: list[str] = []
+    planted = {"text": ""}
+
+    def written(base: BaseModel, prompt: list[int], **more: object) -> Iterator[tuple[int, None]]:
+        asked.append(base.tokenizer.decode(prompt))
+        return ((token, None) for token in base.tokenizer.encode(planted["text"]))
+
+    monkeypatch.setattr(sys.modules["mlx_gardener.evaluate.complete"], "written_ids", written)
+    text = (edited / "a.py").read_text()
+    window = "".join(line + "\n" for line in text.split("\n")[:20])
+    planted["text"] = window.replace("value_9 = 9", "changed_9 = 9")
+    found = next_edit("small", "a.py", text, 10)
+    assert found.diff.split("\n")[:3] == ["--- a/a.py", "+++ b/a.py", "@@ -7,7 +7,7 @@"]
+    assert [row for row in found.diff.split("\n")[3:] if row[0] in "+-"] == ["-value_9 = 9", "+changed_9 = 9"]
+    assert found.after == planted["text"].removesuffix("\n") and not found.why_none
+    assert "a.py.diff\noriginal:\n" in asked[0] and asked[0].endswith("<|file_sep|>updated/a.py\n")
+    assert "value_8 = 8" in asked[0].split("original/a.py")[1].split("current/a.py")[0]
+    planted["text"] = window
+    assert next_edit("small", "a.py", text, 10).diff == "", (
+        "the window as it is, and a line break that the form adds"
+    )
+
+
+def test_what_edits_do_not_take_is_refused(edited: Path) -> None:
+    for arguments in (
+        ("--edit",),
+        ("a.py:3", "--edit", "--no-suffix"),
+        ("a.py:3", "--edit", "--retrieval", "on"),
+    ):
+        refused = gardener_here("complete", "small", *arguments)
+        assert refused.returncode == 2 and "--edit" in refused.stderr, arguments

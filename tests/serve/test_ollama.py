@@ -211,7 +211,7 @@ def test_projects_are_listed_under_names_that_editors_know(world: World, address
     listed = {model.model: model for model in client.list().models}
     projects = ["alpha", "beta", "delta", "gamma"]
     assert list(listed) == [f"{name}:latest" for name in projects] + [
-        f"qwen2.5-coder:{name}" for name in projects
+        f"{family}:{name}" for name in projects for family in ("qwen2.5-coder", "sweep-next-edit")
     ]
     one = listed["alpha:latest"]
     assert one.digest == world[0].get_adapter("alpha").manifest_sha256 and one.size
@@ -242,7 +242,13 @@ def test_projects_are_listed_under_names_that_editors_know(world: World, address
 
 
 def test_every_dialect_knows_these_names(address: str) -> None:
-    for name in ("beta:latest", "beta:v1", "qwen2.5-coder:beta", "Qwen2.5-Coder:beta"):
+    for name in (
+        "beta:latest",
+        "beta:v1",
+        "qwen2.5-coder:beta",
+        "Qwen2.5-Coder:beta",
+        "sweep-next-edit:beta",
+    ):
         done = post(address, "/v1/completions", {"model": name, "prompt": "x = ", "max_tokens": 1})
         assert done.status_code == 200, done.text
         assert done.headers["x-model"].partition("@")[0] == "beta"

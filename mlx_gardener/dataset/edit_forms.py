@@ -1,0 +1,156 @@
+"""Next edits as prompts, in the forms that editors speak and a base's markers allow.
+
+``sweep``, for bases with Qwen's markers: recent changes, the window before the last edit, the window as it is, and the model writes
+the window as it will be (Zed's crates/edit_prediction/src/sweep_prompt.rs; sweepai/sweep-next-edit). ``zeta2``, for Seed-Coder: what
+follows the window, what was edited, the file up to the window, and the window between merge markers (Zed's crates/zeta_prompt,
+V0211SeedCoder). Training, evidence, `complete --edit` and what Zed sends are the same, token for token. In: `EditExample`s. Out: token
+ids of prompt and answer, and `Document`s whose only targets are the answer. Cost: tokenising.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from difflib import unified_diff
+from typing import TYPE_CHECKING
+
+from mlx_gardener.dataset.edit_steps import RecentChange
+from mlx_gardener.dataset.edits import EditExample
+from mlx_gardener.dataset.rows import Document
+
+if TYPE_CHECKING:
+    from mlx_gardener.dataset.cache import TokenCache
+    from mlx_gardener.model import CodeTokenizer
+
+#: By the marker of a file: the form, and the marker of the text before a FIM span that it needs as well.
+_FORMS = {"<|file_sep|>": ("sweep", "<|fim_prefix|>"), "<filename>": ("zeta2", "<[fim-prefix]>")}
+ZETA_END = ">>>>>>> UPDATED\n"
+#: A marker's token id, or None, and the text that follows it.
+_Part = tuple[int | None, str]
+
+
+def edit_form(tokenizer: CodeTokenizer) -> str | None:
+    """The form of next edits that a model's markers allow: "sweep", "zeta2" or None."""
+    if tokenizer.file_id is None or tokenizer.markers is None:
+        return None
+    form, prefix = _FORMS.get(tokenizer.decode([tokenizer.file_id]), (None, None))
+    return form if tokenizer.decode([tokenizer.markers.prefix]) == prefix else None
+
+
+def ended(text: str) -> str:
+    """``text`` with a line break at its end, as forms write a window."""
+    return text if text.endswith("\n") else text + "\n"
+
+
+def edit_prompt(
+    example: EditExample, tokenizer: CodeTokenizer, most_tokens: int
+) -> tuple[list[int], list[int]] | None:
+    """Token ids of a prompt and of the answer without its end, together at most ``most_tokens``; None where they are more.
+
+    Of the recent changes the oldest are left out where there is no room.
+    """
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [tokenizer.encode(text) for text in texts]
+
+    found = _encoded(example, tokenizer, encode, most_tokens)
+    return None if found is None else (found[0], found[1])
+
+
+def edit_documents(examples: Sequence[EditExample], cache: TokenCache, width: int) -> list[Document | None]:
+    """A document for each example, None for those that do not fit into ``width`` tokens; only the answer is a target."""
+    import numpy as np
+
+    tokenizer = cache.tokenizer
+    form = edit_form(tokenizer)
+    assert (
+        form is not None and tokenizer.markers is not None
+    )  # examples are only made for models that have one
+    texts = [text for example in examples for text in _texts(example, tokenizer, form)]
+    cache.encode_many(texts)  # all at once, on all cores
+    end = tokenizer.markers.end
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [ids.tolist() for ids in cache.encode_many(texts)]
+
+    made: list[Document | None] = []
+    for example in examples:
+        found = _encoded(example, tokenizer, encode, width - 1)
+        if found is None:
+            made.append(None)
+            continue
+        prompt, answer = found
+        tokens = np.array([*prompt, *answer, end], dtype=np.int32)  # (tokens,)
+        mask = np.arange(len(tokens)) >= len(prompt)
+        target_bytes = int(tokenizer.byte_lengths[tokens[mask]].sum())
+        made.append(Document(tokens, mask, target_bytes, False))
+    return made
+
+
+def _encoded(
+    example: EditExample,
+    tokenizer: CodeTokenizer,
+    encode: Callable[[list[str]], list[list[int]]],
+    most_tokens: int,
+) -> tuple[list[int], list[int]] | None:
+    form = edit_form(tokenizer)
+    assert form is not None
+    for left_out in range(len(example.changes) + 1):
+        shown = replace(example, changes=example.changes[left_out:])
+        parts = _parts(shown, tokenizer, form)
+        *encoded, answer = encode(_texts(shown, tokenizer, form))
+        prompt = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        for (marker, _), ids in zip(parts, encoded, strict=True):
+            prompt += [*([] if marker is None else [marker]), *ids]
+        if len(prompt) + len(answer) <= most_tokens:
+            return prompt, answer
+    return None
+
+
+def _texts(example: EditExample, tokenizer: CodeTokenizer, form: str) -> list[str]:
+    """The texts of a prompt's parts, and of the answer."""
+    answer = ended(example.updated) + (ZETA_END if form == "zeta2" else "")
+    return [*(text for _, text in _parts(example, tokenizer, form)), answer]
+
+
+def _parts(example: EditExample, tokenizer: CodeTokenizer, form: str) -> list[_Part]:
+    return _zeta2(example, tokenizer) if form == "zeta2" else _sweep(example, tokenizer)
+
+
+def _sweep(example: EditExample, tokenizer: CodeTokenizer) -> list[_Part]:
+    blocks = [
+        f"{change.path}.diff\noriginal:\n{ended(change.original)}updated:\n{ended(change.updated)}"
+        for change in example.changes
+    ]
+    blocks.append(f"original/{example.path}\n{ended(example.original)}")
+    blocks.append(f"current/{example.path}\n{ended(example.current)}")
+    return [(tokenizer.file_id, block) for block in (*blocks, f"updated/{example.path}\n")]
+
+
+def _zeta2(example: EditExample, tokenizer: CodeTokenizer) -> list[_Part]:
+    markers = tokenizer.markers
+    assert markers is not None
+    rows = example.current.split("\n")
+    rows[example.caret] += "<|user_cursor|>"
+    window = "\n".join(rows)
+    above = ended(example.above) if example.above else ""
+    history = "".join(_diff(change) for change in example.changes)
+    return [
+        (markers.suffix, ended(example.below)),
+        (markers.prefix, ""),
+        *([(tokenizer.file_id, f"edit_history\n{history}\n")] if history else []),
+        (tokenizer.file_id, f"{example.path}\n{above}<<<<<<< CURRENT\n{ended(window)}=======\n"),
+        (markers.middle, ""),
+    ]
+
+
+def _diff(change: RecentChange) -> str:
+    """A recent change as Zed writes it in its edit history: a unified diff below the file's names."""
+    lines = unified_diff(
+        change.original.split("\n"),
+        change.updated.split("\n"),
+        f"a/{change.path}",
+        f"b/{change.path}",
+        lineterm="",
+    )
+    return "".join(f"{line}\n" for line in lines)
