@@ -52,7 +52,7 @@ def complete(
     from mlx_gardener.report.text import safe_lines
     from mlx_gardener.report.waiting import said_if_slow
 
-    wish = load_config(config_file, overrides={"serve.retrieval": retrieval}).serve.retrieval
+    serving = load_config(config_file, overrides={"serve.retrieval": retrieval}).serve
     registry = ProjectRegistry()
     root = registry.get_project(project).path
     registry.get_adapter(project, version)
@@ -66,7 +66,8 @@ def complete(
             version=version,
             with_adapter=not with_base,
             max_tokens=max_tokens,
-            retrieval=wish,
+            retrieval=serving.retrieval,
+            evidence_in_use=serving.evidence_in_use,
         )
     if as_json:
         told = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -53,6 +53,17 @@ if TYPE_CHECKING:
     help="Tokens of prompt and answer together, if the model allows as many.",
 )
 @retrieval_option
+@click.option(
+    "--in-use",
+    is_flag=True,
+    help="Count what stays of answers in their files, by hashes that stay here; `report` shows it.",
+)
+@click.option(
+    "--compare",
+    type=click.FloatRange(0, 0.9),
+    metavar="SHARE",
+    help="With --in-use: the share of requests that the base answers in the adapter's place, to compare both.",
+)
 @config_option
 @click.option("--allow-host", multiple=True, help="Another name that clients may call this server by.")
 @click.option("--quiet", is_flag=True, help="No line for each request.")
@@ -68,6 +79,8 @@ def serve(
     max_queued: int,
     context: int,
     retrieval: RetrievalWish | None,
+    in_use: bool,
+    compare: float | None,
     config_file: Path | None,
     allow_host: tuple[str, ...],
     quiet: bool,
@@ -91,6 +104,10 @@ def serve(
     from mlx_gardener.serve.settings import ServeSettings, choose_token
 
     registry = ProjectRegistry()
+    wishes: dict[str, Any] = {"serve.retrieval": retrieval, "serve.evidence_in_use": True if in_use else None}
+    if compare:
+        wishes |= {"serve.compare": compare, "serve.evidence_in_use": True}
+    config = load_config(config_file, overrides=wishes).serve
     chosen, origin = choose_token(host, token, registry.home)
     settings = ServeSettings(
         host=host,
@@ -100,7 +117,9 @@ def serve(
         budget_bytes=int(budget * GIB),
         max_queued=max_queued,
         max_context_tokens=context,
-        retrieval=load_config(config_file, overrides={"serve.retrieval": retrieval}).serve.retrieval,
+        retrieval=config.retrieval,
+        evidence_in_use=config.evidence_in_use,
+        compare=config.compare,
         allowed_hosts=allow_host,
     )
 

@@ -84,6 +84,30 @@ def share_change(
     return Change(found.change, max(-1.0, found.low), min(1.0, found.high), found.files, found.error)
 
 
+def rate_change(
+    first: tuple[Sequence[float], Sequence[str]], second: tuple[Sequence[float], Sequence[str]], *, seed: int
+) -> Change:
+    """Change of the mean over tasks where either side had tasks of its own, paired by file, in points.
+
+    Each file that both sides had tasks in gives its difference of means, weighted by n1 n2 / (n1 + n2), as Mantel and Haenszel
+    weigh differences of risks (Greenland & Robins 1985, doi:10.2307/2530643); files of one side alone say nothing.
+
+    Args:
+        first, second: score of each task, 0 to 1, and the file of each.
+    """
+    import numpy as np
+
+    by_file: dict[str, tuple[list[float], list[float]]] = {}
+    for side, (values, names) in enumerate((first, second)):
+        for value, name in zip(values, names, strict=True):
+            by_file.setdefault(name, ([], []))[side].append(value)
+    both = [sides for _, sides in sorted(by_file.items()) if all(sides)]
+    weight = np.array([len(before) * len(after) / (len(before) + len(after)) for before, after in both])
+    means = np.array([np.mean(after) - np.mean(before) for before, after in both])
+    found = _ratio(means * weight, weight, seed=seed)
+    return Change(found.change, max(-1.0, found.low), min(1.0, found.high), found.files, found.error)
+
+
 def _ratio(difference: np.ndarray, weight: np.ndarray, *, seed: int) -> Change:
     """Sum of ``difference`` over sum of ``weight``, both by file, with its interval."""
     import numpy as np

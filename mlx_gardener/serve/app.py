@@ -24,6 +24,7 @@ from mlx_gardener.serve.bodies import ChatBody, CompletionBody, InfillBody, Llam
 from mlx_gardener.serve.catalog import Catalog
 from mlx_gardener.serve.generation import Ending, Limits, TokenScore
 from mlx_gardener.serve.guard import Guard
+from mlx_gardener.serve.in_use import InUse
 from mlx_gardener.serve.indexes import Indexes, Lookup
 from mlx_gardener.serve.intake import Intake, count, told_error
 from mlx_gardener.serve.metrics import Metrics
@@ -52,6 +53,7 @@ class Server:
         metrics: Metrics,
         indexes: Indexes,
         on_request: Callable[[Access], None] = lambda _: None,
+        in_use: InUse | None = None,
     ) -> None:
         self._catalog = catalog
         self._worker = worker
@@ -59,7 +61,7 @@ class Server:
         self._metrics = metrics
         self._indexes = indexes
         self._on_request = on_request
-        self._intake = Intake(catalog, settings, metrics, indexes)
+        self._intake = Intake(catalog, settings, metrics, indexes, in_use)
 
     def app(self) -> Guard:
         """The ASGI application."""
@@ -167,7 +169,8 @@ class Server:
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
             return prompts.completion_prompts(body, base, room, limits, lookup)
 
-        job = self._intake.job(self._intake.target(request, body.model), body, prepare, body.n, body.logprobs)
+        target = self._intake.target(request, body.model)
+        job = self._intake.job(target, body, prepare, body.n, body.logprobs, path=body.file)
         head = answers.head(job.target, "cmpl", "text_completion")
 
         def piece(index: int, text: str, scores: list[TokenScore], ending: Ending | None) -> dict[str, Any]:
@@ -218,7 +221,7 @@ class Server:
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
             return prompts.infill_prompt(body, base, room, limits, lookup)
 
-        return await self._llama(request, body, prepare)
+        return await self._llama(request, body, prepare, body.path or body.filename or "")
 
     async def completion(self, request: Request) -> Response:
         """``/completion``, as llama.cpp's server."""
@@ -234,9 +237,11 @@ class Server:
         request: Request,
         body: InfillBody | LlamaCompletionBody,
         prepare: prompts.Prepare,
+        path: str = "",
     ) -> Response:
         """An answer as llama.cpp's clients read it: one document, a list of them, or a stream."""
-        job = self._intake.job(self._intake.target(request, body.model), body, prepare, body.n_cmpl)
+        target = self._intake.target(request, body.model)
+        job = self._intake.job(target, body, prepare, body.n_cmpl, path=path)
         model, fields, access = job.target.id, body.response_fields, access_of(request.scope)
         if job.limits.max_tokens == 0:  # plugins warm llama.cpp's cache so; there is nothing to write
             nothing = Ending("length", "", 0, 0, 0, 0.0, 0.0)

@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from mlx_gardener.config import RetrievalWish
 from mlx_gardener.errors import GardenerError
+from mlx_gardener.evaluate.in_use import Place
 from mlx_gardener.evaluate.registered import DIRECTORY, RetrievalChoice, choose_retrieval
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.registry import ProjectRegistry
@@ -179,6 +180,7 @@ class Lookup:
 
     Attributes:
         why: nothing was retrieved.
+        place: where the answer goes, once the prompt was made of it.
     """
 
     indexes: Indexes
@@ -186,6 +188,7 @@ class Lookup:
     target: Target
     why: str = "the prompt is taken as it was written"
     found: Context = field(default_factory=Context)
+    place: Place | None = None
 
     def in_front(
         self,
@@ -199,6 +202,7 @@ class Lookup:
         most_tokens: int,
     ) -> list[int]:
         """What stands in front of a prompt; see `retrieval.code_in_front`."""
+        self.place = Place.at(path, before, after)
         choice, retriever = self.indexes.choice(self.target), None
         self.why = choice.why
         if choice.on and self.target.record is not None:

@@ -19,6 +19,7 @@ from mlx_gardener.serve.catalog import Catalog, Target
 from mlx_gardener.serve.chats import chat_text, check_length
 from mlx_gardener.serve.errors import error_message, shown_error
 from mlx_gardener.serve.generation import Ending, Limits, Sampling
+from mlx_gardener.serve.in_use import InUse
 from mlx_gardener.serve.indexes import Indexes, Lookup
 from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.off_loop import off_loop
@@ -54,11 +55,19 @@ class Asked(Protocol):
 class Intake:
     """What all dialects do with a request before it is computed."""
 
-    def __init__(self, catalog: Catalog, settings: ServeSettings, metrics: Metrics, indexes: Indexes) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        settings: ServeSettings,
+        metrics: Metrics,
+        indexes: Indexes,
+        in_use: InUse | None = None,
+    ) -> None:
         self._catalog = catalog
         self._settings = settings
         self._metrics = metrics
         self._indexes = indexes
+        self._in_use = in_use
         self._templates = asyncio.Semaphore(_TEMPLATES_AT_ONCE)
         self._told: set[str] = set()
 
@@ -90,13 +99,24 @@ class Intake:
         return target
 
     def job(
-        self, target: Target, asked: Asked, prepare: Prepare, count: int = 1, top_scores: int | None = None
+        self,
+        target: Target,
+        asked: Asked,
+        prepare: Prepare,
+        count: int = 1,
+        top_scores: int | None = None,
+        *,
+        path: str = "",
     ) -> QueuedRequest:
-        """What the worker is to do; ``prepare`` makes the prompts' token ids when its turn comes."""
+        """What the worker is to do; ``prepare`` makes the prompts' token ids when its turn comes.
+
+        Args:
+            path: of the file, where the request names it: chance may then give it to the base (``serve.compare``).
+        """
         limits = asked.limits(self._settings.max_answer_tokens)
         lookup = Lookup(self._indexes, self._metrics, target)
         return QueuedRequest(
-            target,
+            target if self._in_use is None or count > 1 else self._in_use.drawn(target, path),
             lambda base, room: prepare(base, room, limits, lookup),
             lookup,
             asked.sampling(),

@@ -154,7 +154,7 @@ class OllamaApi:
                 )
             return prompts.infill_prompt(body.infill(), base, room, limits, lookup)
 
-        job = self._intake.job(target, body.sampled(), prepare)
+        job = self._intake.job(target, body.sampled(), prepare, path=body.file)
         return await self._answer(request, job, name, content, body.stream, began)
 
     async def chat(self, request: Request) -> Response:
