@@ -142,6 +142,16 @@ def answers_state(intervals: Iterable[tuple[str, float, float]]) -> str:
     return "better" if better else "worse"
 
 
+def predicts_as_the_base(metrics: Mapping[str, Any], files: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether an adapter changed the bits per byte of no file, by ``metrics`` and ``files`` of evidence, older one's too."""
+    ends = [metrics.get(f"bits_per_byte_change{end}") for end in ("", "_low", "_high")]
+    if not all(isinstance(value, int | float) for value in ends) or ends[0] != 0:
+        return False
+    sides = [(file.get("base_bits_per_byte"), file.get("adapter_bits_per_byte")) for file in files]
+    same = bool(sides) and all(base == adapter is not None for base, adapter in sides)
+    return same or ends[1] == ends[2] == 0
+
+
 def fewer(change: float) -> str:
     """A relative change in words."""
     return f"{abs(change):.1%} {'fewer' if change < 0 else 'more'}"
@@ -211,14 +221,17 @@ class Evidence:
             f"On {files} that it never saw the adapter needs {fewer(found['bits_per_byte_change'])} bits "
             f"per byte than the base (95 % interval of the change {low:+.1%} to {high:+.1%})"
         )
-        if low == high == 0:
+        is_the_base = predicts_as_the_base(self.metrics, self.files)
+        if is_the_base:
             told = f"On {files} that it never saw the adapter needs exactly as many bits per byte as the base"
+            if high > 0:
+                told += f" (of all such files fewer than {high:.0%} differ, with 95 % confidence)"
         if self.failed_guards:
             return f"{told}, but {' and '.join(guard.reason for guard in self.failed_guards)}."
         retrieval = self._change("base_bm25", "adapter", "bits_per_byte")
         if retrieval is not None and retrieval.high < 0:
             told += f", but the base with retrieved code in front of the prompt needs {fewer(retrieval.change)} than the adapter"
-        elif low <= 0 <= high and low < high:
+        elif low <= 0 <= high and not is_the_base:
             told += ": chance explains that as well"
         return f"{told}.{self._answers_told()}"
 
@@ -226,7 +239,8 @@ class Evidence:
         """What the answers were, as another sentence; "" where they were not asked, or are the base's."""
         changes = {name: self._change("adapter", "base", name) for name in ANSWERS}
         known = {name: found for name, found in changes.items() if found is not None}
-        if not known or all(found.low == found.high == 0 for found in known.values()):
+        same = all(found.change == 0 for found in known.values())
+        if not known or (same and predicts_as_the_base(self.metrics, self.files)):
             return ""
         figures = ", ".join(
             f"{ANSWERS[name]} {100 * found.change:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
