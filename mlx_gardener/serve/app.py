@@ -170,7 +170,15 @@ class Server:
             return prompts.completion_prompts(body, base, room, limits, lookup)
 
         target = self._intake.target(request, body.model)
-        job = self._intake.job(target, body, prepare, body.n, body.logprobs, path=body.file)
+        job = self._intake.job(
+            target,
+            body,
+            prepare,
+            body.n,
+            body.logprobs,
+            path=body.file,
+            typed_breaks=prompts.breaks_typed(body),
+        )
         head = answers.head(job.target, "cmpl", "text_completion")
 
         def piece(index: int, text: str, scores: list[TokenScore], ending: Ending | None) -> dict[str, Any]:

@@ -15,7 +15,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.evaluate.complete import PREFILL_TOKENS, stop_ids, whole_characters, written_ids
+from mlx_gardener.evaluate.complete import (
+    PREFILL_TOKENS,
+    stop_ids,
+    whole_characters,
+    without_breaks,
+    written_ids,
+)
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -46,6 +52,7 @@ class Limits:
         stops: before any of these texts.
         max_seconds: after so much writing, once a line is complete (llama.cpp's ``t_max_predict_ms``).
         least_indent: before a line, not the first one, that is indented by fewer characters (its ``n_indent``).
+        typed_breaks: so many line breaks were typed that the prompt leaves to the model (`evaluate.complete.typed_breaks`).
         as_fits: whether fewer tokens than ``max_tokens`` will do, where prompt and answer would not fit the model.
     """
 
@@ -54,6 +61,7 @@ class Limits:
     max_seconds: float | None = None
     least_indent: int = 0
     as_fits: bool = False
+    typed_breaks: int = 0
 
 
 @dataclass(frozen=True)
@@ -170,6 +178,7 @@ def answer(
         max_new_tokens=limits.max_tokens,
         stops=stop_ids(base.tokenizer),
         sampler=_sampler(sampling),
+        begins=base.tokenizer.line_breaks if limits.typed_breaks else (),
         cache=cache,
         on_prompt=check,
     )
@@ -178,9 +187,9 @@ def answer(
             check()
             first = first or time.perf_counter()
             ids.append(token)
-            if top_scores is not None:
+            text = without_breaks(base.tokenizer.decode(ids), limits.typed_breaks)
+            if top_scores is not None and (text or not limits.typed_breaks):
                 waiting.append(_score(base, token, logprobs, top_scores))
-            text = base.tokenizer.decode(ids)
             end_at, stopped_by = _end_of(text, limits)
             if end_at is not None:
                 text, reason = text[:end_at], "stop"

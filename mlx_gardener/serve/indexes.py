@@ -218,6 +218,10 @@ class Lookup:
             self.metrics.retrieved(self.found, time.perf_counter() - began)
         return ids
 
+    def goes_to(self, path: str, before: str, after: str | None) -> None:
+        """Say where the answer goes, where that is not what the prompt was made of."""
+        self.place = Place.at(path, before, after)
+
     def header(self) -> str:
         """``3 chunks, 512 tokens; src/a.py:10-24, ...`` or ``none; ...``, in ASCII."""
         if not self.found.pieces:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from starlette.requests import Request
@@ -107,13 +108,15 @@ class Intake:
         top_scores: int | None = None,
         *,
         path: str = "",
+        typed_breaks: int = 0,
     ) -> QueuedRequest:
         """What the worker is to do; ``prepare`` makes the prompts' token ids when its turn comes.
 
         Args:
             path: of the file, where the request names it: chance may then give it to the base (``serve.compare``).
+            typed_breaks: as in `generation.Limits`.
         """
-        limits = asked.limits(self._settings.max_answer_tokens)
+        limits = replace(asked.limits(self._settings.max_answer_tokens), typed_breaks=typed_breaks)
         lookup = Lookup(self._indexes, self._metrics, target)
         return QueuedRequest(
             target if self._in_use is None or count > 1 else self._in_use.drawn(target, path),

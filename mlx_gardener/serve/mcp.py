@@ -157,7 +157,7 @@ class Tools:
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
             return prompts.completion_prompts(body, base, room, limits, lookup)
 
-        job = self._intake.job(target, body, prepare)
+        job = self._intake.job(target, body, prepare, typed_breaks=prompts.breaks_typed(body))
         text, reason = "", ""
         self._worker.submit(job)
         try:
