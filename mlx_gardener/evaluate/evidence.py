@@ -70,6 +70,23 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Answers of one kind in one language that are exactly right: shares by arm, and the change from base to adapter in points.
+
+    ``kind`` is next_line, cross_file, assertion or fim; the interval is by file, as everywhere.
+    """
+
+    language: str
+    kind: str
+    tasks: int
+    files: int
+    exact: Mapping[str, float]
+    change: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Guard:
     """Something that must not happen for an adapter to be promoted; ``measured`` None where it could not be measured."""
 
@@ -166,7 +183,8 @@ class Evidence:
     interval is a loss, or answers are worse and bits per byte not better; "promote" when all of it is an improvement and
     answers are not worse; "unmeasured" where nothing was measured, else "inconclusive". ``answers`` is apart from it: better,
     worse, unclear or unmeasured (`answers_state`). ``work`` says how many tasks were done and why; ``notes`` what was left out;
-    ``held_out_since`` the oldest commit that added one of the files, where they are the latest.
+    ``held_out_since`` the oldest commit that added one of the files, where they are the latest. ``groups`` are answers by language
+    and kind of task.
     """
 
     metrics: dict[str, float]
@@ -181,6 +199,7 @@ class Evidence:
     work: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     held_out_since: str | None = None
+    groups: tuple[Group, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -289,4 +308,5 @@ class Evidence:
             "work": dict(self.work),
             "notes": list(self.notes),
             "held_out_since": self.held_out_since,
+            "groups": [asdict(group) for group in self.groups],
         }

@@ -50,7 +50,11 @@ def render_report_html(facts: dict[str, Any], *, events: Sequence[Event]) -> str
     contents = [
         ("evidence", "Evidence", True),
         ("words", "What the words mean", True),
-        ("gains", "Where it helps", shown["language_gains"] or shown["directory_gains"]),
+        (
+            "gains",
+            "Where it helps",
+            shown["language_gains"] or shown["directory_gains"] or shown["groups_table"].rows,
+        ),
         ("samples", "Side by side", shown["samples"]),
         ("training", "Training", True),
         ("data", "Data", True),
@@ -94,6 +98,7 @@ def evidence_parts(
         "remarks": story.remarks(evidence),
         "arms_table": story.arms_table(evidence),
         "kinds_table": story.kinds_table(evidence),
+        "groups_table": story.groups_table(evidence),
         "interval_plots": interval_plots(found),
         "changes_table": story.Table(
             ("change", "by", "95 % interval", "files", "tasks"),
