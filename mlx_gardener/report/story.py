@@ -192,7 +192,7 @@ def changes(evidence: Mapping[str, Any]) -> list[Change]:
     if evidence.get("comparisons"):
         return [
             Change(
-                item["metric"], item["arm"], item["against"], item["change"], *_ends(item),
+                item["metric"], item["arm"], item["against"], item["change"], *interval_ends(item),
                 item.get("files", 0), item.get("tasks", 0), item.get("unit", "relative"),
             )
             for item in evidence["comparisons"]
@@ -208,7 +208,7 @@ def changes(evidence: Mapping[str, Any]) -> list[Change]:
     ]
 
 
-def _ends(item: Mapping[str, Any]) -> tuple[float, float]:
+def interval_ends(item: Mapping[str, Any]) -> tuple[float, float]:
     """Of a comparison's interval; earlier versions told one from nothing to nothing where nothing differed."""
     low, high = item["low"], item["high"]
     if item["change"] == low == high == 0:
@@ -232,48 +232,6 @@ def kinds_table(evidence: Mapping[str, Any]) -> Table:
         rows.append((title, told[0], *cells, told[1]))
     columns = ("exactly right", "tasks", *(title for title, _ in found), "adapter against base, points")
     return Table(columns, tuple(rows))
-
-
-#: So few tasks of a group say nothing, whatever came out (judgement).
-_FEWEST_IN_GROUP = 8
-
-
-def groups_table(evidence: Mapping[str, Any]) -> Table:
-    """Exactly right answers by language and kind, and what to do where the adapter does not help; empty without groups."""
-    known = [group for group in evidence.get("groups") or () if group.get("exact")]
-    shown = [arm for arm in ARMS if any(arm in group["exact"] for group in known)]
-    rows = []
-    for group in known:
-        cells = ("-" if (share := group["exact"].get(arm)) is None else f"{share:.1%}" for arm in shown)
-        change = Change("", "", "", group["change"], *_ends(group), group["files"], group["tasks"], "points")
-        kind = KINDS.get(group["kind"], group["kind"])
-        counts = (f"{group['tasks']} in {group['files']}",)
-        change_told = f"{change.value} ({change.interval})"
-        advice = _group_advice(group, change)
-        rows.append((f"{group['language']}, {kind}", *counts, *cells, change_told, advice))
-    told = ("adapter against base, points", "where it does not help")
-    columns = ("language and kind", "tasks in files", *(ARMS[arm] for arm in shown), *told)
-    return Table(columns, tuple(rows), words=frozenset({len(columns) - 1}))
-
-
-def _group_advice(group: Mapping[str, Any], change: Change) -> str:
-    """What to do about a group; what is likely where nothing is sure."""
-    exact, tasks = group["exact"], group["tasks"]
-    if change.low > 0:
-        return ""
-    retrieving = max((exact[arm] for arm in ("base_bm25", "adapter_bm25") if arm in exact), default=-1.0)
-    if tasks < _FEWEST_IN_GROUP:
-        return "too few tasks to say: eval --thorough"
-    if change.high < 0:
-        retrieval_alone = exact.get("base_bm25", -1.0) >= exact["base"]
-        return "worse: " + (
-            "retrieval only" if retrieval_alone else "a smaller learning rate, or a larger base"
-        )
-    if retrieving > max(exact["base"], exact["adapter"]):
-        return "not told apart: retrieval does most"
-    if max(exact.values()) == 0:
-        return "none is right: a larger base"
-    return "not told apart: more steps, or a larger base"
 
 
 def answers(evidence: Mapping[str, Any]) -> str:

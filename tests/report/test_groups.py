@@ -6,7 +6,7 @@ from typing import Any
 
 from mlx_gardener.evaluate.compare import _groups
 from mlx_gardener.evaluate.measure import Scores
-from mlx_gardener.report.story import groups_table
+from mlx_gardener.report.groups import groups_table
 
 
 def scores(python: list[float], go: list[float], spans: list[float] | None = None) -> Scores:
