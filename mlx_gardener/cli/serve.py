@@ -148,6 +148,11 @@ def serve(
             click.echo(f"{time.strftime('%H:%M:%S')} {safe_text(access.text())}")
 
     if not as_json:
+        if settings.evidence_in_use:
+            told = f"; the base alone answers {settings.compare:.0%} of requests" * bool(settings.compare)
+            click.echo(
+                f"What stays of completions is counted, without text; `mlx-gardener report` shows it{told}."
+            )
         click.echo("Loading and testing what is served:")
     with told_aside((lambda _: None) if quiet else show_request) as on_request:
         run(registry, settings, on_test=show_test, on_ready=show_ready, on_request=on_request)

@@ -28,8 +28,8 @@ LOOKS = (1, 10, 60)
 MOST_OFFERS, MOST_DAYS = 20_000, 180
 #: A last look that is so late says nothing about an hour any more.
 LATE_HOURS = 24
-#: Longest file that is looked at.
-MOST_BYTES = 2 * 2**20
+#: Longest file that is looked at, and lines of an answer that are counted.
+MOST_BYTES, MOST_LINES = 2 * 2**20, 256
 SALT_NAME = "in-use-salt"
 _FILE_NAME, _HASH_BYTES, _MOST_COUNTED = "offers.sqlite3", 8, 255
 _SCHEMA = """
@@ -131,9 +131,13 @@ def path_inside(root: Path, sent: str) -> str | None:
     try:
         root = root.resolve()
         file = (root / sent).resolve(strict=True)
-    except (OSError, RuntimeError, ValueError):  # a loop of links; a NUL
+        if not file.is_relative_to(root) or not file.is_file():
+            return None
+        path = file.relative_to(root).as_posix()
+        path.encode()
+    except (OSError, RuntimeError, ValueError):  # a loop of links; a NUL; a name that is no text
         return None
-    return file.relative_to(root).as_posix() if file.is_relative_to(root) and file.is_file() else None
+    return path
 
 
 def _path_hash(salt: bytes, path: str) -> bytes:
@@ -273,18 +277,24 @@ class OfferStore:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """A transaction; a file that is damaged is begun anew."""
+        """A transaction; a file that is damaged is begun anew.
+
+        Raises:
+            OSError: the file cannot be read or written, or turned out to be damaged.
+        """
         try:
-            connection = self._connected()
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError:
-            self._place.unlink(missing_ok=True)
-            connection = self._connected()
-        try:
+            try:
+                connection = self._connected()
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError:
+                self._place.unlink(missing_ok=True)
+                connection = self._connected()
             with closing(connection), connection:
                 yield connection
         except sqlite3.Error as error:
+            if not isinstance(error, sqlite3.OperationalError):
+                self._place.unlink(missing_ok=True)
             raise OSError(f"{_FILE_NAME}: {error}") from error
 
     def _connected(self) -> sqlite3.Connection:
@@ -324,7 +334,8 @@ def _stayed(hashes: bytes, before: bytes, there: Counter[bytes]) -> tuple[int, b
 
 
 def offered_lines(before: str, text: str, after: str, *, whole: bool) -> list[str]:
-    """The lines that an answer makes, with what stands before and after it on its first and last line; those that say something.
+    """The lines that an answer makes, with what stands before and after it on its first and last line: the first `MOST_LINES` of
+    those that say something.
 
     Args:
         before, after: around the caret.
@@ -339,4 +350,4 @@ def offered_lines(before: str, text: str, after: str, *, whole: bool) -> list[st
         for at, part in enumerate(parts)
         if part.strip() and (whole or at < ends)
     ]
-    return [line.strip() for line in found if any(character.isalnum() for character in line)]
+    return [line.strip() for line in found if any(character.isalnum() for character in line)][:MOST_LINES]

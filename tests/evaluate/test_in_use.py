@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import stat
 from pathlib import Path
@@ -138,8 +139,20 @@ def test_a_damaged_file_begins_anew(store: OfferStore, root: Path, tmp_path: Pat
 def test_only_plain_files_of_the_repository_are_looked_at(root: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.py").write_text("x = 1\n")
     (root / "link.py").symlink_to(tmp_path / "secret.py")
+    odd = os.fsdecode(b"\xff.py")
+    (root / odd).write_text("x = 1\n")
     (root / "inner.py").symlink_to(root / "src" / "a.py")
-    for sent in ("../secret.py", str(tmp_path / "secret.py"), "link.py", "src", "gone.py", "", "a\0b"):
+    for sent in (
+        "../secret.py",
+        str(tmp_path / "secret.py"),
+        "link.py",
+        "src",
+        "gone.py",
+        "",
+        "a\0b",
+        odd,
+        "\ud83d",
+    ):
         assert path_inside(root, sent) is None, sent
     full = str(root / "src" / "a.py")
     for sent in ("src/a.py", "./src/../src/a.py", full, f"file://{full}", "inner.py"):
