@@ -7,8 +7,9 @@ Cost: as the commands; every completion loads base and adapter anew. `mlx_garden
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,6 +183,7 @@ def complete(
     with_adapter: bool = True,
     max_tokens: int = 48,
     retrieval: RetrievalWish | None = None,
+    evidence_in_use: bool | None = None,
 ) -> Completion:
     """What ``project``'s adapter writes between ``prefix`` and ``suffix``, greedily.
 
@@ -196,6 +198,7 @@ def complete(
         max_tokens: at most so many are written, from 1 to 1024.
         retrieval: "on" puts code of the repository in front of the prompt, "off" does not, "auto" does where the version's
             evidence speaks for it; as ``serve.retrieval`` says when None. The index is made or brought up to date first.
+        evidence_in_use: count later what stays of it in the file at ``path``; as ``serve.evidence_in_use`` says when None.
 
     Raises:
         RegistryError: there is no such project or version.
@@ -209,21 +212,27 @@ def complete(
     from mlx_gardener.engine.facts import model_facts
     from mlx_gardener.evaluate import complete as complete_code
     from mlx_gardener.evaluate.complete import build_prompt
+    from mlx_gardener.evaluate.in_use import Answered, Place, keep_answer
     from mlx_gardener.evaluate.registered import choose_retrieval
     from mlx_gardener.retrieval import Retriever, code_in_front
     from mlx_gardener.retrieval.context import most_in_front
     from mlx_gardener.runs.indexed import index_as_it_is
 
+    began = time.time()
+
     if not 1 <= max_tokens <= 1024:
         raise ConfigError(f"max_tokens is {max_tokens}.", next_step="Choose from 1 to 1024.")
-    wish = load_config(overrides={"serve.retrieval": retrieval}).serve.retrieval
+    wishes: dict[str, Any] = {"serve.retrieval": retrieval, "serve.evidence_in_use": evidence_in_use}
+    if evidence_in_use is False:
+        wishes["serve.compare"] = 0.0
+    serving = load_config(overrides=wishes).serve
     registry = ProjectRegistry()
     record = registry.get_adapter(project, version)
     adapter = PeftManager(registry).load_adapter(project, record.version)
     base = load_adapter_base(base_name(registry, record), adapter)
     if base.tokenizer.markers is None:
         suffix = None
-    choice = choose_retrieval(record.directory, wish, with_adapter=with_adapter)
+    choice = choose_retrieval(record.directory, serving.retrieval, with_adapter=with_adapter)
     retriever, why = None, choice.why
     if choice.on:
         index, problem = index_as_it_is(registry, project)
@@ -234,8 +243,25 @@ def complete(
         build_prompt(base.tokenizer, prefix, suffix, path), model_facts(base.path).max_tokens - max_tokens
     )
     context, found = code_in_front(retriever, path, prefix, suffix, most_tokens=most)
+    written = 0
+
+    def count(_: str) -> bool:
+        nonlocal written
+        written += 1
+        return False
+
     with attach_adapter(base, adapter) if with_adapter else nullcontext():
-        text = complete_code(base, prefix, suffix, path=path, context=context, max_new_tokens=max_tokens)
+        text = complete_code(
+            base, prefix, suffix, path=path, context=context, max_new_tokens=max_tokens, is_enough=count
+        )
+    if serving.evidence_in_use:
+        arm, place = "adapter" if with_adapter else "base", Place.at(path, prefix, suffix)
+        seconds = time.time() - began
+        answer = Answered(
+            record, arm, bool(found.pieces), False, began, 1000 * seconds, place, text, written < max_tokens
+        )
+        with suppress(OSError):  # the completion is there all the same
+            keep_answer(registry, answer)
     version = record.version if with_adapter else None
     return Completion(text, project, version, record.base_model, found.pieces, why)
 

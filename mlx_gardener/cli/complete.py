@@ -62,7 +62,7 @@ def complete(
     from mlx_gardener.report.text import safe_lines
     from mlx_gardener.report.waiting import said_if_slow
 
-    wish = load_config(config_file, overrides={"serve.retrieval": retrieval}).serve.retrieval
+    serving = load_config(config_file, overrides={"serve.retrieval": retrieval}).serve
     registry = ProjectRegistry()
     root = registry.get_project(project).path
     registry.get_adapter(project, version)
@@ -85,7 +85,8 @@ def complete(
             version=version,
             with_adapter=not with_base,
             max_tokens=48 if max_tokens is None else max_tokens,
-            retrieval=wish,
+            retrieval=serving.retrieval,
+            evidence_in_use=serving.evidence_in_use,
         )
     if as_json:
         told = {

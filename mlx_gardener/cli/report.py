@@ -12,7 +12,8 @@ from mlx_gardener.cli.completion import complete_projects, complete_versions
 from mlx_gardener.cli.options import as_json_option, file_type
 
 if TYPE_CHECKING:
-    from mlx_gardener.registry import AdapterRecord
+    from mlx_gardener.evaluate.in_use import InUse
+    from mlx_gardener.registry import AdapterRecord, ProjectRegistry
 
 PAGE_NAME = "report.html"
 
@@ -28,9 +29,13 @@ PAGE_NAME = "report.html"
 @click.option("--output", type=file_type, help="Copy the page to this new file.")
 @as_json_option
 def report(project: str, version: str | None, open_page: bool, output: Path | None, as_json: bool) -> None:
-    """Show what the evidence says about PROJECT's adapter, and where its page is."""
+    """Show what the evidence says about PROJECT's adapter, what stayed of its completions where `serve --in-use` counted that,
+    and where its page is.
+    """
+    from mlx_gardener.evaluate.in_use import read_in_use
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.evidence_view import show_evidence
+    from mlx_gardener.report.in_use_view import show_in_use
     from mlx_gardener.report.known import known_of, version_to_show
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.recipe import about_version
@@ -39,12 +44,20 @@ def report(project: str, version: str | None, open_page: bool, output: Path | No
     registry = ProjectRegistry()
     record = version_to_show(registry, project, version)
     page = record.directory / PAGE_NAME
+    in_use = read_in_use(registry, project)
+    if in_use.survival and page.is_file() and not page.is_symlink():
+        page = _page_in_use(registry, record, page, in_use)
     known = known_of(registry, record)
     evidence = known.get("evidence")
     if output is not None:
         _copy(_existing(page, record), output)
     if as_json:
-        told = {"project": project, "version": record.version, "evidence": evidence}
+        told = {
+            "project": project,
+            "version": record.version,
+            "evidence": evidence,
+            "in_use": in_use.to_json(),
+        }
         click.echo(json.dumps({**told, "page": str(page) if page.is_file() else None}, indent=2))
     else:
         console = make_console()
@@ -58,12 +71,31 @@ def report(project: str, version: str | None, open_page: bool, output: Path | No
                 f"It was never measured: `mlx-gardener eval {project} --version {record.version}` does that.",
                 soft_wrap=True,
             )
+        show_in_use(console, in_use)
         where = output or (page if page.is_file() else None)
         console.print(
             f"Page: {safe_text(str(where))}" if where else f"There is no {PAGE_NAME} of it.", soft_wrap=True
         )
     if open_page:
         _open(output or _existing(page, record))
+
+
+def _page_in_use(registry: ProjectRegistry, record: AdapterRecord, page: Path, in_use: InUse) -> Path:
+    """The page with what is known of its use, beside that."""
+    from mlx_gardener.errors import RegistryError
+    from mlx_gardener.evaluate.in_use import in_use_directory
+    from mlx_gardener.platform.files import write_whole
+    from mlx_gardener.report.in_use_view import page_with
+
+    place = in_use_directory(registry, record.project) / f"{record.version}-{PAGE_NAME}"
+    try:
+        write_whole(place, page_with(page.read_text(encoding="utf-8"), in_use), lasting=False)
+    except OSError as error:
+        raise RegistryError(
+            f"The page with what is known of {record.project}'s use cannot be written ({error.strerror}).",
+            next_step="Free disk space, then ask again.",
+        ) from error
+    return place
 
 
 def _existing(page: Path, record: AdapterRecord) -> Path:

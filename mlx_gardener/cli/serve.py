@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -53,6 +53,17 @@ if TYPE_CHECKING:
     help="Tokens of prompt and answer together, if the model allows as many.",
 )
 @retrieval_option
+@click.option(
+    "--in-use",
+    is_flag=True,
+    help="Count what stays of answers in their files, by hashes that stay here; `report` shows it.",
+)
+@click.option(
+    "--compare",
+    type=click.FloatRange(0, 0.9),
+    metavar="SHARE",
+    help="With --in-use: the share of requests that the base answers in the adapter's place, to compare both.",
+)
 @config_option
 @click.option("--allow-host", multiple=True, help="Another name that clients may call this server by.")
 @click.option("--quiet", is_flag=True, help="No line for each request.")
@@ -68,6 +79,8 @@ def serve(
     max_queued: int,
     context: int,
     retrieval: RetrievalWish | None,
+    in_use: bool,
+    compare: float | None,
     config_file: Path | None,
     allow_host: tuple[str, ...],
     quiet: bool,
@@ -92,6 +105,10 @@ def serve(
     from mlx_gardener.ui import make_page, page_address, page_token
 
     registry = ProjectRegistry()
+    wishes: dict[str, Any] = {"serve.retrieval": retrieval, "serve.evidence_in_use": True if in_use else None}
+    if compare:
+        wishes |= {"serve.compare": compare, "serve.evidence_in_use": True}
+    config = load_config(config_file, overrides=wishes).serve
     chosen, origin = choose_token(host, token, registry.home)
     asked_by_page = page_token(chosen)
     settings = ServeSettings(
@@ -102,7 +119,9 @@ def serve(
         budget_bytes=int(budget * GIB),
         max_queued=max_queued,
         max_context_tokens=context,
-        retrieval=load_config(config_file, overrides={"serve.retrieval": retrieval}).serve.retrieval,
+        retrieval=config.retrieval,
+        evidence_in_use=config.evidence_in_use,
+        compare=config.compare,
         allowed_hosts=allow_host,
     )
 
@@ -133,6 +152,11 @@ def serve(
             click.echo(f"{time.strftime('%H:%M:%S')} {safe_text(access.text())}")
 
     if not as_json:
+        if settings.evidence_in_use:
+            told = f"; the base alone answers {settings.compare:.0%} of requests" * bool(settings.compare)
+            click.echo(
+                f"What stays of completions is counted, without text; `mlx-gardener report` shows it{told}."
+            )
         click.echo("Loading and testing what is served:")
     with told_aside((lambda _: None) if quiet else show_request) as on_request:
         run(

@@ -223,9 +223,19 @@ class ServingConfig(_Section):
     """How `serve`, `complete` and `mlx_gardener.complete` answer; nothing that a training depends on.
 
     ``retrieval`` puts code of the repository in front of prompts; "auto" does where the version's evidence speaks for it.
+    ``evidence_in_use`` counts what stays of answers in their files, ``compare`` is the share of them that the base alone writes
+    (docs/evidence.md).
     """
 
     retrieval: RetrievalWish = "auto"
+    evidence_in_use: bool = False
+    compare: float = Field(0.0, ge=0, le=0.9)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ServingConfig:
+        if self.compare and not self.evidence_in_use:
+            raise ValueError("compare needs evidence_in_use, which counts what stays of either's answers")
+        return self
 
 
 class TrainingConfig(_Section):

@@ -25,6 +25,7 @@ from mlx_gardener.evaluate.evidence import (
     Arm,
     Comparison,
     Evidence,
+    Group,
     Guard,
     Power,
     Sample,
@@ -244,7 +245,32 @@ def _evidence(
         },
         notes=tuple(notes),
         held_out_since=data.split.since,
+        groups=_groups(scores, seed=config.seed),
     )
+
+
+def _groups(scores: dict[str, Scores], *, seed: int) -> tuple[Group, ...]:
+    """Exactly right answers by language and kind, the most tasks first; an arm that was asked less is left out."""
+    base, adapter = scores["base"], scores["adapter"]
+    found = []
+    for kind in ("next_line", "cross_file", "assertion", "fim"):
+        metric = f"{kind}_exact"
+        files = base.files.get(metric, [])
+        if len(adapter.values.get(metric, ())) != len(files):
+            continue
+        for language in sorted({language_of(path) for path in files}):
+            places = [at for at, path in enumerate(files) if language_of(path) == language]
+            values = {
+                arm: [of.values[metric][at] for at in places]
+                for arm, of in scores.items()
+                if len(of.values.get(metric, ())) == len(files)
+            }
+            names = [files[at] for at in places]
+            change = share_change(values["base"], values["adapter"], names, seed=seed)
+            ends = map(_five_digits, (change.change, change.low, change.high))
+            exact = {arm: _five_digits(sum(some) / len(some)) for arm, some in values.items()}
+            found.append(Group(language, kind, len(places), change.files, exact, *ends))
+    return tuple(sorted(found, key=lambda group: (-group.tasks, group.language, group.kind)))
 
 
 def _rounded(values: dict[str, float]) -> dict[str, float]:

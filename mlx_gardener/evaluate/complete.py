@@ -64,6 +64,7 @@ def build_prompt(
     return opening + tokenizer.markers.prompt(before, after)
 
 
+<<<<<<< HEAD
 def _before(tokenizer: CodeTokenizer, prefix: str, count: int) -> list[int]:
     """The last tokens of a prefix, ``count`` or up to a quarter fewer: from a line that is chosen by what it says.
 
@@ -82,6 +83,24 @@ def _before(tokenizer: CodeTokenizer, prefix: str, count: int) -> list[int]:
     # A line alone may be one of many, such as a bracket.
     start = min(starts, key=lambda at: zlib.crc32("\n".join(text[at:].split("\n", 3)[:3]).encode()))
     return tokenizer.encode(text[start:])[-count:]
+=======
+def typed_breaks(prefix: str, suffix: str | None, path: str) -> int:
+    """Line breaks at the end of a prefix that goes on left to right in the trained form: as many are left to the model.
+
+    Tokens hold a newline together with the indentation after it, so a prompt that ends with a newline is none that training showed.
+    The prompt is made without (`without_breaks`), the answer has to begin with one, and is given out without those that were
+    typed; next lines of evidence are asked so, too.
+    """
+    if suffix is not None or not path or "\r" in prefix[-2:]:
+        return 0
+    left = prefix.rstrip("\n")
+    return len(prefix) - len(left) if left else 0
+
+
+def without_breaks(text: str, breaks: int) -> str:
+    """``text`` but for at most so many line breaks that it begins with."""
+    return text[min(breaks, len(text) - len(text.lstrip("\n"))) :]
+>>>>>>> use
 
 
 def edge_tokens(encode: Callable[[str], list[int]], text: str, count: int, *, last: bool) -> list[int]:
@@ -130,6 +149,8 @@ def complete(
         None if suffix is None else whole_text(suffix),
         whole_text(path),
     )
+    breaks = typed_breaks(prefix, suffix, path)
+    prefix = prefix.rstrip("\n") if breaks else prefix
     prompt = with_context(build_prompt(tokenizer, prefix, suffix, path), context, tokenizer)
     if not prompt:
         raise DataError(
@@ -138,9 +159,10 @@ def complete(
         )
     ids: list[int] = []
     text = ""
-    for token, _ in written_ids(base, prompt, max_new_tokens=max_new_tokens):
+    begins = tokenizer.line_breaks if breaks else ()
+    for token, _ in written_ids(base, prompt, max_new_tokens=max_new_tokens, begins=begins):
         ids.append(token)
-        text = tokenizer.decode(ids)
+        text = without_breaks(tokenizer.decode(ids), breaks)
         if is_enough is not None and is_enough(text):
             break
     return whole_characters(text)
@@ -159,12 +181,32 @@ def stop_ids(tokenizer: CodeTokenizer) -> frozenset[int]:
     return frozenset(stop for stop in stops if stop is not None)
 
 
+def _first_of(begins: Sequence[int]) -> Callable[[mx.array, mx.array], mx.array]:
+    """Lets the first token be one of ``begins`` alone, as mlx-lm's processors of logits do."""
+    import mlx.core as mx
+
+    is_first = True
+
+    def only(tokens: mx.array, logits: mx.array) -> mx.array:  # logits: (1, vocab)
+        nonlocal is_first
+        if not is_first:
+            return logits
+        is_first = False
+        kept = mx.full(logits.shape, -mx.inf, dtype=logits.dtype)
+        places = mx.array(list(begins))
+        kept[:, places] = logits[:, places]
+        return kept
+
+    return only
+
+
 def written_ids(
     base: BaseModel,
     prompt: list[int],
     *,
     max_new_tokens: int,
     stops: frozenset[int] | None = None,
+    begins: Sequence[int] = (),
     sampler: Callable[[mx.array], mx.array] | None = None,
     cache: list[Any] | None = None,
     on_prompt: Callable[[], None] | None = None,
@@ -173,6 +215,7 @@ def written_ids(
 
     Args:
         stops: tokens that end it and are not given out; `stop_ids` when None.
+        begins: tokens of which the first one is; any where there are none.
         sampler: chooses from log-probabilities, (1, vocab); the likeliest when None.
         cache: mlx-lm's prompt cache that has read what comes before ``prompt``; a fresh one when None.
         on_prompt: called after each block of the prompt; may raise to stop.
@@ -186,6 +229,7 @@ def written_ids(
         base.model,
         max_tokens=max_new_tokens,
         sampler=sampler,
+        logits_processors=[_first_of(begins)] if begins else None,
         prompt_cache=cache,
         prefill_step_size=PREFILL_TOKENS,
         prompt_progress_callback=None if on_prompt is None else lambda *_: on_prompt(),

@@ -70,6 +70,23 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Answers of one kind in one language that are exactly right: shares by arm, and the change from base to adapter in points.
+
+    ``kind`` is next_line, cross_file, assertion or fim; the interval is by file, as everywhere.
+    """
+
+    language: str
+    kind: str
+    tasks: int
+    files: int
+    exact: Mapping[str, float]
+    change: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Guard:
     """Something that must not happen for an adapter to be promoted; ``measured`` None where it could not be measured."""
 
@@ -142,6 +159,16 @@ def answers_state(intervals: Iterable[tuple[str, float, float]]) -> str:
     return "better" if better else "worse"
 
 
+def predicts_as_the_base(metrics: Mapping[str, Any], files: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether an adapter changed the bits per byte of no file, by ``metrics`` and ``files`` of evidence, older one's too."""
+    ends = [metrics.get(f"bits_per_byte_change{end}") for end in ("", "_low", "_high")]
+    if not all(isinstance(value, int | float) for value in ends) or ends[0] != 0:
+        return False
+    sides = [(file.get("base_bits_per_byte"), file.get("adapter_bits_per_byte")) for file in files]
+    same = bool(sides) and all(base == adapter is not None for base, adapter in sides)
+    return same or ends[1] == ends[2] == 0
+
+
 def fewer(change: float) -> str:
     """A relative change in words."""
     return f"{abs(change):.1%} {'fewer' if change < 0 else 'more'}"
@@ -156,7 +183,8 @@ class Evidence:
     interval is a loss, or answers are worse and bits per byte not better; "promote" when all of it is an improvement and
     answers are not worse; "unmeasured" where nothing was measured, else "inconclusive". ``answers`` is apart from it: better,
     worse, unclear or unmeasured (`answers_state`). ``work`` says how many tasks were done and why; ``notes`` what was left out;
-    ``held_out_since`` the oldest commit that added one of the files, where they are the latest.
+    ``held_out_since`` the oldest commit that added one of the files, where they are the latest. ``groups`` are answers by language
+    and kind of task.
     """
 
     metrics: dict[str, float]
@@ -171,6 +199,7 @@ class Evidence:
     work: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     held_out_since: str | None = None
+    groups: tuple[Group, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -211,14 +240,17 @@ class Evidence:
             f"On {files} that it never saw the adapter needs {fewer(found['bits_per_byte_change'])} bits "
             f"per byte than the base (95 % interval of the change {low:+.1%} to {high:+.1%})"
         )
-        if low == high == 0:
+        is_the_base = predicts_as_the_base(self.metrics, self.files)
+        if is_the_base:
             told = f"On {files} that it never saw the adapter needs exactly as many bits per byte as the base"
+            if high > 0:
+                told += f" (of all such files fewer than {high:.0%} differ, with 95 % confidence)"
         if self.failed_guards:
             return f"{told}, but {' and '.join(guard.reason for guard in self.failed_guards)}."
         retrieval = self._change("base_bm25", "adapter", "bits_per_byte")
         if retrieval is not None and retrieval.high < 0:
             told += f", but the base with retrieved code in front of the prompt needs {fewer(retrieval.change)} than the adapter"
-        elif low <= 0 <= high and low < high:
+        elif low <= 0 <= high and not is_the_base:
             told += ": chance explains that as well"
         return f"{told}.{self._answers_told()}"
 
@@ -226,7 +258,8 @@ class Evidence:
         """What the answers were, as another sentence; "" where they were not asked, or are the base's."""
         changes = {name: self._change("adapter", "base", name) for name in ANSWERS}
         known = {name: found for name, found in changes.items() if found is not None}
-        if not known or all(found.low == found.high == 0 for found in known.values()):
+        same = all(found.change == 0 for found in known.values())
+        if not known or (same and predicts_as_the_base(self.metrics, self.files)):
             return ""
         figures = ", ".join(
             f"{ANSWERS[name]} {100 * found.change:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
@@ -275,4 +308,5 @@ class Evidence:
             "work": dict(self.work),
             "notes": list(self.notes),
             "held_out_since": self.held_out_since,
+            "groups": [asdict(group) for group in self.groups],
         }

@@ -34,7 +34,7 @@ from mlx_gardener.evaluate import guards
 from mlx_gardener.evaluate.measure import ArmResult, Bench, Tasks, part_of
 from mlx_gardener.evaluate.retrieval import Retriever, training_excerpts
 from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
-from mlx_gardener.evaluate.work import Work, decide_work, more_work
+from mlx_gardener.evaluate.work import SERVED_PROMPT, Work, decide_work, more_work
 from mlx_gardener.model.tokens import header_text
 
 if TYPE_CHECKING:
@@ -272,6 +272,12 @@ class Survey:
         length = f" of {work.row_tokens} tokens" if work.row_tokens < config.data.sequence_lengths[-1] else ""
         drawn = f"{work.rows} of {len(windows)} stretches of held-out code{length} were measured."
         sampled = [drawn] if len(windows) > work.rows else []
+        if work.prompt_tokens != SERVED_PROMPT and work.next_line_tasks:
+            before, after = work.prompt_tokens
+            sampled.append(
+                f"For want of time prompts showed at most {before} tokens before and {after} after a place, where an editor is "
+                f"answered with {SERVED_PROMPT[0]} and {SERVED_PROMPT[1]}: what is served was not measured."
+            )
         windows = draw_windows(windows, work.rows, seed=seed)
         defined = names_defined(data.scan.files)
         asked = Tasks(

@@ -11,6 +11,11 @@ estimate +- q * se with
   2008, doi:10.1162/rest.90.3.414; Webb's six-point weights for few files) and Student's t with Kish's effective number of
   files less one as degrees of freedom.
 
+Where no file differs at all there is no spread to estimate, and an interval from nothing to nothing would read as
+certainty. It then is +- 3 / n for n files (Kish's effective number), by the rule of three (Hanley & Lippman-Hand 1983,
+doi:10.1001/jama.1983.03330370053031): if more than 3 / n of all such files differed, one would have been among n in 95 of
+100 draws. How much those would differ is not known; they count as differing wholly.
+
 ``python -m benchmarks.evidence calibration`` shows the coverage. Cost: milliseconds.
 """
 
@@ -30,6 +35,7 @@ _POWER = 0.8
 _ROUNDS = 999
 #: Bounds of what is reported: nothing improves by more than all of it, and beyond +1000 % nothing is told apart.
 _LEAST, _MOST = -1.0, 10.0
+_RULE_OF_THREE = 3.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,11 @@ class Change:
     def spans_zero(self) -> bool:
         """Whether no difference at all is within the interval."""
         return self.low <= 0 <= self.high
+
+
+def unseen_share(files: float) -> float:
+    """The largest share of files that could differ, with 95 % confidence, where none of ``files`` did: the rule of three."""
+    return min(1.0, _RULE_OF_THREE / files) if files > 0 else 1.0
 
 
 def relative_change(first: Sequence[float], second: Sequence[float], *, seed: int) -> Change:
@@ -84,6 +95,30 @@ def share_change(
     return Change(found.change, max(-1.0, found.low), min(1.0, found.high), found.files, found.error)
 
 
+def rate_change(
+    first: tuple[Sequence[float], Sequence[str]], second: tuple[Sequence[float], Sequence[str]], *, seed: int
+) -> Change:
+    """Change of the mean over tasks where either side had tasks of its own, paired by file, in points.
+
+    Each file that both sides had tasks in gives its difference of means, weighted by n1 n2 / (n1 + n2), as Mantel and Haenszel
+    weigh differences of risks (Greenland & Robins 1985, doi:10.2307/2530643); files of one side alone say nothing.
+
+    Args:
+        first, second: score of each task, 0 to 1, and the file of each.
+    """
+    import numpy as np
+
+    by_file: dict[str, tuple[list[float], list[float]]] = {}
+    for side, (values, names) in enumerate((first, second)):
+        for value, name in zip(values, names, strict=True):
+            by_file.setdefault(name, ([], []))[side].append(value)
+    both = [sides for _, sides in sorted(by_file.items()) if all(sides)]
+    weight = np.array([len(before) * len(after) / (len(before) + len(after)) for before, after in both])
+    means = np.array([np.mean(after) - np.mean(before) for before, after in both])
+    found = _ratio(means * weight, weight, seed=seed)
+    return Change(found.change, max(-1.0, found.low), min(1.0, found.high), found.files, found.error)
+
+
 def _ratio(difference: np.ndarray, weight: np.ndarray, *, seed: int) -> Change:
     """Sum of ``difference`` over sum of ``weight``, both by file, with its interval."""
     import numpy as np
@@ -103,6 +138,9 @@ def _ratio(difference: np.ndarray, weight: np.ndarray, *, seed: int) -> Change:
 
     error = float(errors(difference - change * weight))
     effective = total**2 / float(weight @ weight)
+    if not np.any(difference):
+        none = unseen_share(effective)
+        return Change(0.0, -none, none, files, 0.0)
     quantile = max(student_quantile(effective - 1), _wild_quantile(difference, weight, errors, seed))
     low, high = change - quantile * error, change + quantile * error
     return Change(change, max(_LEAST, low), min(_MOST, high), files, error)
@@ -113,8 +151,6 @@ def _wild_quantile(difference: np.ndarray, weight: np.ndarray, errors: object, s
     import numpy as np
 
     assert callable(errors)
-    if not np.any(difference):
-        return 0.0
     points = np.sqrt([0.5, 1.0, 1.5])
     points = np.concatenate([-points, points])
     drawn = np.random.default_rng(seed).choice(points, (_ROUNDS, len(difference)))

@@ -30,18 +30,14 @@ _FEWEST_ROWS, _FEWEST_TASKS = 4, 4
 _FEWEST_NEW_TOKENS = 24
 #: The share of the time that work is planned for: generation and attention are foretold by the speed of plain rows.
 SURE = 0.8
-#: Rows and prompts are at most so many times shorter where time presses (judgement).
+#: Rows, and prompts apart from them, are at most so many times shorter where time presses (judgement).
 _SMALLEST = 4
 #: The shortest row: an editor's question is no shorter (judgement).
 _SHORTEST = 256
 #: Most tokens of retrieved code in front of a prompt, and no more than a row holds (judgement).
 CONTEXT_TOKENS = 384
-
-
-def prompt_sizes(config: TrainingConfig) -> tuple[int, int]:
-    """Most tokens before and after a place that a prompt shows: what an editor asks with, and no more than a row holds."""
-    width = config.data.sequence_lengths[-1]
-    return min(PREFIX_TOKENS, 3 * width // 4), min(SUFFIX_TOKENS, width // 4)
+#: Most tokens before and after a place that an editor's prompt shows: what is measured, unless time presses.
+SERVED_PROMPT = (PREFIX_TOKENS, SUFFIX_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,7 @@ def decide_work(
     settings, width = config.evaluation, config.data.sequence_lengths[-1]
     allowed = settings.time_share * _FORWARDS_PER_TRAINED_TOKEN * training_tokens
     kinds = all_kinds = 1 + can_fill + other_kinds
-    whole = _Sizes(width, CONTEXT_TOKENS, prompt_sizes(config), settings.max_new_tokens)
+    whole = _Sizes.whole(config)
     row, task, writing = whole.costs(settings.arms, step_tokens)
     rows = min(windows, max(settings.least_rows, int(allowed / 2 / row)))
     fitting = max(settings.least_tasks, int(allowed / 2 / (max(2, kinds) * task)))
@@ -150,14 +146,7 @@ def least_tokens(config: TrainingConfig, arms: Collection[str], step_tokens: flo
         arms: that are measured.
         step_tokens: what one more token for all answers costs, in tokens that are read (`STEP_TOKENS`).
     """
-    settings = config.evaluation
-    whole = _Sizes(
-        config.data.sequence_lengths[-1],
-        CONTEXT_TOKENS,
-        prompt_sizes(config),
-        settings.max_new_tokens,
-    )
-    row, task, writing = whole.shrunk(_SMALLEST).costs(arms, step_tokens)
+    row, task, writing = _Sizes.whole(config).shrunk(_SMALLEST).costs(arms, step_tokens)
     return (_FEWEST_ROWS * row + _FEWEST_TASKS * task + writing) / (1 - _GUARDS_SHARE) / SURE
 
 
@@ -189,14 +178,27 @@ class _Sizes:
     prompt_tokens: tuple[int, int]
     new_tokens: int
 
+    @classmethod
+    def whole(cls, config: TrainingConfig) -> _Sizes:
+        """Sizes where time does not press: prompts as they are served, and of retrieved code no more than a row has room for."""
+        width, settings = config.data.sequence_lengths[-1], config.evaluation
+        return cls(width, min(CONTEXT_TOKENS, width), SERVED_PROMPT, settings.max_new_tokens)
+
     def shrunk(self, times: int) -> _Sizes:
         """Sizes ``times`` smaller, but none so small that it says nothing."""
-        return _Sizes(
-            max(_SHORTEST, self.row_tokens // times),
-            min(self.context_tokens, max(_SHORTEST // 2, self.context_tokens // times)),
-            (self.prompt_tokens[0] // times, self.prompt_tokens[1] // times),
-            min(self.new_tokens, max(_FEWEST_NEW_TOKENS, self.new_tokens // times)),
-        )
+        return self.with_shorter_rows(times).with_shorter_answers(times).with_shorter_prompts(times)
+
+    def with_shorter_rows(self, times: int) -> _Sizes:
+        return replace(self, row_tokens=max(_SHORTEST, self.row_tokens // times))
+
+    def with_shorter_answers(self, times: int) -> _Sizes:
+        shorter = max(_FEWEST_NEW_TOKENS, self.new_tokens // times)
+        return replace(self, new_tokens=min(self.new_tokens, shorter))
+
+    def with_shorter_prompts(self, times: int) -> _Sizes:
+        context = min(self.context_tokens, max(_SHORTEST // 2, self.context_tokens // times))
+        before, after = self.prompt_tokens
+        return replace(self, context_tokens=context, prompt_tokens=(before // times, after // times))
 
     def costs(self, arms: Collection[str], step_tokens: float) -> tuple[float, float, float]:
         """Tokens that go forward for a row, for a task, and for the writing of any number of answers of a kind, of all arms."""
@@ -219,15 +221,21 @@ def _made_to_fit(
 ) -> tuple[_Sizes, int, int, int]:
     """(sizes, rows, tasks of a kind, kinds): the longest rows and prompts of which enough fit; files count more than tokens do.
 
-    Where answers are so slow to write that there is no time for two kinds, next lines are all that is asked.
+    Shorter answers come before shorter prompts: a prompt that is cut is not the one that is served. Where answers are so slow to
+    write that there is no time for two kinds, next lines are all that is asked.
     """
-    for times in (1, 2, _SMALLEST):
-        sizes = whole.shrunk(times)
-        row, task, writing = sizes.costs(settings.arms, step_tokens)
-        rows = int(_ROWS_SHARE * forward_tokens / row)
-        for_tasks = (1 - _ROWS_SHARE - _GUARDS_SHARE) * forward_tokens
+    for_tasks = (1 - _ROWS_SHARE - _GUARDS_SHARE) * forward_tokens
+    for answers, prompts in ((1, 1), (2, 1), (2, 2), (_SMALLEST, _SMALLEST)):
+        sizes = whole.with_shorter_answers(answers).with_shorter_prompts(prompts)
+        _, task, writing = sizes.costs(settings.arms, step_tokens)
         fitting = int((for_tasks / kinds - writing) / task)
-        if rows >= files and fitting >= settings.least_tasks:
+        if fitting >= settings.least_tasks:
+            break
+    asked = sizes
+    for times in (1, 2, _SMALLEST):
+        sizes = asked.with_shorter_rows(times)
+        rows = int(_ROWS_SHARE * forward_tokens / sizes.costs(settings.arms, step_tokens)[0])
+        if rows >= files:
             break
     if fitting < _FEWEST_TASKS and kinds > 1:
         kinds, fitting = 1, int((for_tasks - writing) / task)

@@ -1,5 +1,5 @@
 """What a registry can do without: what killed writers left, checkpoints of completed runs, old runs and adapter versions, and
-indexes for retrieval where no adapter is left that could use them.
+indexes for retrieval and records of use where no adapter is left that could use them.
 
 A project that is being trained is left alone as a whole. Everything is judged again in the transaction that deletes it,
 so that a version which was activated, or a run which was resumed a moment ago, stays.
@@ -16,7 +16,7 @@ from mlx_gardener.platform.read_folders import unused_folders, unused_packages
 from mlx_gardener.registry.adapter_rows import forget_adapter
 from mlx_gardener.registry.database import Database
 from mlx_gardener.registry.deletion import delete_with, tree_bytes
-from mlx_gardener.registry.names import CHECKPOINTS_NAME, INDEX_NAME
+from mlx_gardener.registry.names import CHECKPOINTS_NAME, IN_USE_NAME, INDEX_NAME
 from mlx_gardener.registry.records import LIVE, Garbage, GarbagePolicy, TrainingStatus
 from mlx_gardener.registry.remnants import clear, name_of, remnants
 from mlx_gardener.registry.tables import Tables
@@ -87,9 +87,11 @@ def _of_project(
     """First what no row has to be written for, which makes room on a full disk."""
     old_runs = _old_runs(database, project, policy.run_days)
     index = database.home / "projects" / project / INDEX_NAME
-    if index.is_file() and not _has_adapters(database, project):
-        item = Garbage("index", index.relative_to(database.home).as_posix(), tree_bytes(index))
-        yield item, index, lambda connection: True
+    in_use = database.home / "projects" / project / IN_USE_NAME
+    for kind, path in (("index", index), ("in_use", in_use)):
+        if path.exists() and not _has_adapters(database, project):
+            item = Garbage(kind, path.relative_to(database.home).as_posix(), tree_bytes(path))
+            yield item, path, lambda connection: True
     for run in () if policy.keep_checkpoints else _completed_runs(database, project):
         for checkpoints in (database.home / run / name for name in _CHECKPOINTS):
             if run not in old_runs and checkpoints.is_dir():

@@ -15,6 +15,8 @@ RUN_LOCK_NAME = "worker.lock"
 CHECKPOINTS_NAME = "checkpoints"
 #: The index of a project's working tree in its directory (`retrieval.store`).
 INDEX_NAME = "retrieval.safetensors"
+#: What was offered of a project in use and what stayed of it, in its directory (`evaluate.offers`).
+IN_USE_NAME = "in-use"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 #: Names that Windows takes for devices, with any ending: a home on a shared disk would not be readable there.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.I)

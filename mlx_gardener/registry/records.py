@@ -142,7 +142,8 @@ class GarbagePolicy:
 class Garbage:
     """Something that the policy does not keep: ``kind`` is version, run, checkpoints, base (a folder that
     a GGUF file was read into, which can be read again), package (a model, or parts of one, that can be fetched from the package
-    index again), index (for retrieval, with no adapter to use it) or leftover; ``size_bytes`` on disk."""
+    index again), index (for retrieval) or in_use (what stayed of completions), where no adapter is left, or leftover;
+    ``size_bytes`` on disk."""
 
     kind: str
     subject: str

@@ -12,6 +12,7 @@ by it. A backup and an export lie outside of the home, where nobody could look f
 | a training that was not begun after all | ``projects/P/runs/R``, empty and in no row | it is young |
 | an evaluation of an adapter | ``projects/P/adapters/V/evaluations/*.new`` | it is young |
 | an index for retrieval | ``projects/P/.retrieval.safetensors.*.new`` | it is young |
+| a page with what stayed in use | ``projects/P/in-use/.*.new`` | it is young |
 | remove, gc, forget | ``.trash/*`` | it is locked |
 | repair of a damaged database | ``.rebuild-*`` | it is locked |
 | connecting an editor | ``editors/.*.new`` | it is locked, or empty and young |
@@ -38,7 +39,7 @@ from mlx_gardener.registry.adapter_files import manifest_facts
 from mlx_gardener.registry.database import Database
 from mlx_gardener.registry.deletion import TRASH_NAME, delete_with, origin_of, tree_bytes
 from mlx_gardener.registry.lost import move_to_lost
-from mlx_gardener.registry.names import INDEX_NAME, RUN_LOCK_NAME
+from mlx_gardener.registry.names import IN_USE_NAME, INDEX_NAME, RUN_LOCK_NAME
 from mlx_gardener.registry.records import LIVE
 
 _IN_RUN = ("*.new", "checkpoints/.step-*", "checkpoints.old/.step-*")
@@ -46,6 +47,7 @@ _IN_RUN = ("*.new", "checkpoints/.step-*", "checkpoints.old/.step-*")
 _FILES = (
     "projects/*/adapters/*/evaluations/*.new",
     f"projects/*/.{INDEX_NAME}.*.new",
+    f"projects/*/{IN_USE_NAME}/.*.new",
     "cache/answers/.*.new",
     "cache/.*.json.*",
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 from mlx_gardener.errors import RegistryError
 from mlx_gardener.registry.adapters import Adapters
 from mlx_gardener.registry.deletion import delete_with
-from mlx_gardener.registry.names import INDEX_NAME
+from mlx_gardener.registry.names import IN_USE_NAME, INDEX_NAME
 from mlx_gardener.registry.records import LIVE, Project
 from mlx_gardener.registry.rows import readable
 
@@ -80,12 +80,14 @@ class Tables(Adapters):
     def forget_path(self, project: str, path: str) -> None:
         """Leave ``path`` (a file or directory of the repository) out of the project's trainings and answers from now on.
 
-        Its index for retrieval goes, as it may hold what is to be forgotten.
+        Its index for retrieval goes, as it may hold what is to be forgotten, and what is known of its use.
 
         Raises:
-            RegistryError: there is no such project, or the index cannot be deleted.
+            RegistryError: there is no such project, or these cannot be deleted.
         """
         self.get_project(project)
+        with delete_with(self._database, self.project_directory(project) / IN_USE_NAME):
+            pass  # no row names it
         with delete_with(self._database, self.project_directory(project) / INDEX_NAME) as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO forgotten (project, path, forgotten_at) VALUES (?, ?, ?)",

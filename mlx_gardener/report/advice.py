@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_gardener.evaluate.evidence import power_note
+from mlx_gardener.evaluate.evidence import power_note, predicts_as_the_base
 from mlx_gardener.report.recipe import About, train_again
 from mlx_gardener.report.story import answers, changes
 
@@ -62,7 +62,7 @@ GLOSSARY = (
     (
         "95 % interval",
         "The range in which the change would lie in 95 of 100 such measurements. Where it includes zero, chance explains "
-        "the change as well.",
+        "the change as well. Where nothing differed in any file it goes as far as files of which none was seen could differ.",
     ),
     (
         "answers",
@@ -326,9 +326,7 @@ def _is_gain(evidence: Mapping[str, Any]) -> bool:
 
 def _is_the_base(evidence: Mapping[str, Any]) -> bool:
     """Whether no file was predicted otherwise than by the base."""
-    found = evidence.get("metrics") or {}
-    ends = [found.get(f"bits_per_byte_change{end}") for end in ("", "_low", "_high")]
-    return all(isinstance(value, int | float) and value == 0 for value in ends)
+    return predicts_as_the_base(evidence.get("metrics") or {}, evidence.get("files") or ())
 
 
 def _is_clearly_better(evidence: Mapping[str, Any], arm: str, against: str) -> bool:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from mlx_gardener.events import Event, MemoryMeasured, StepCompleted
 from mlx_gardener.report import advice, story
 from mlx_gardener.report.code import CSS as CODE_CSS
+from mlx_gardener.report.groups import groups_table
 from mlx_gardener.report.model_card import environment
 from mlx_gardener.report.plan_view import PART_COLOURS, PARTS
 from mlx_gardener.report.recipe import About, all_settings, train_command
@@ -50,7 +51,11 @@ def render_report_html(facts: dict[str, Any], *, events: Sequence[Event]) -> str
     contents = [
         ("evidence", "Evidence", True),
         ("words", "What the words mean", True),
-        ("gains", "Where it helps", shown["language_gains"] or shown["directory_gains"]),
+        (
+            "gains",
+            "Where it helps",
+            shown["language_gains"] or shown["directory_gains"] or shown["groups_table"].rows,
+        ),
         ("samples", "Side by side", shown["samples"]),
         ("training", "Training", True),
         ("data", "Data", True),
@@ -94,6 +99,7 @@ def evidence_parts(
         "remarks": story.remarks(evidence),
         "arms_table": story.arms_table(evidence),
         "kinds_table": story.kinds_table(evidence),
+        "groups_table": groups_table(evidence),
         "interval_plots": interval_plots(found),
         "changes_table": story.Table(
             ("change", "by", "95 % interval", "files", "tasks"),

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from mlx_gardener.evaluate.evidence import answers_state
+from mlx_gardener.evaluate.statistics import unseen_share
 
 #: Metric: title, how it is written, and whether less of it is better.
 METRICS: dict[str, tuple[str, Callable[[float], str], bool]] = {
@@ -195,7 +196,7 @@ def changes(evidence: Mapping[str, Any]) -> list[Change]:
     if evidence.get("comparisons"):
         return [
             Change(
-                item["metric"], item["arm"], item["against"], item["change"], item["low"], item["high"],
+                item["metric"], item["arm"], item["against"], item["change"], *interval_ends(item),
                 item.get("files", 0), item.get("tasks", 0), item.get("unit", "relative"),
             )
             for item in evidence["comparisons"]
@@ -209,6 +210,15 @@ def changes(evidence: Mapping[str, Any]) -> list[Change]:
     return [
         Change("bits_per_byte", "adapter", "base", change, low, high, len(evidence["files"]), 0, "relative")
     ]
+
+
+def interval_ends(item: Mapping[str, Any]) -> tuple[float, float]:
+    """Of a comparison's interval; earlier versions told one from nothing to nothing where nothing differed."""
+    low, high = item["low"], item["high"]
+    if item["change"] == low == high == 0:
+        high = unseen_share(item.get("files", 0))
+        low = -high
+    return low, high
 
 
 def kinds_table(evidence: Mapping[str, Any]) -> Table:

@@ -24,6 +24,7 @@ from mlx_gardener.serve.bodies import ChatBody, CompletionBody, InfillBody, Llam
 from mlx_gardener.serve.catalog import Catalog
 from mlx_gardener.serve.generation import Ending, Limits, TokenScore
 from mlx_gardener.serve.guard import Guard
+from mlx_gardener.serve.in_use import InUse
 from mlx_gardener.serve.indexes import Indexes, Lookup
 from mlx_gardener.serve.intake import Intake, count, told_error
 from mlx_gardener.serve.metrics import Metrics
@@ -54,6 +55,7 @@ class Server:
         indexes: Indexes,
         on_request: Callable[[Access], None] = lambda _: None,
         page: PageMaker | None = None,
+        in_use: InUse | None = None,
     ) -> None:
         self._catalog = catalog
         self._worker = worker
@@ -61,7 +63,7 @@ class Server:
         self._metrics = metrics
         self._indexes = indexes
         self._on_request = on_request
-        self._intake = Intake(catalog, settings, metrics, indexes)
+        self._intake = Intake(catalog, settings, metrics, indexes, in_use)
         self._page = (
             None if page is None else page(PageParts(catalog.registry, catalog, self._intake, worker))
         )
@@ -192,7 +194,16 @@ class Server:
 
         raw = () if body.suffix is not None or body.file else body.prompts()
         target = self._intake.target(request, body.model)
-        job = self._intake.job(target, body, prepare, body.n, body.logprobs, raw=raw)
+        job = self._intake.job(
+            target,
+            body,
+            prepare,
+            body.n,
+            body.logprobs,
+            raw=raw,
+            path=body.file,
+            typed_breaks=prompts.breaks_typed(body),
+        )
         head = answers.head(job.target, "cmpl", "text_completion")
 
         def piece(index: int, text: str, scores: list[TokenScore], ending: Ending | None) -> dict[str, Any]:
@@ -243,7 +254,7 @@ class Server:
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
             return prompts.infill_prompt(body, base, room, limits, lookup)
 
-        return await self._llama(request, body, prepare)
+        return await self._llama(request, body, prepare, body.path or body.filename or "")
 
     async def completion(self, request: Request) -> Response:
         """``/completion``, as llama.cpp's server."""
@@ -260,9 +271,11 @@ class Server:
         body: InfillBody | LlamaCompletionBody,
         prepare: prompts.Prepare,
         raw: Sequence[object] = (),
+        path: str = "",
     ) -> Response:
         """An answer as llama.cpp's clients read it: one document, a list of them, or a stream."""
-        job = self._intake.job(self._intake.target(request, body.model), body, prepare, body.n_cmpl, raw=raw)
+        target = self._intake.target(request, body.model)
+        job = self._intake.job(target, body, prepare, body.n_cmpl, raw=raw, path=path)
         model, fields, access = job.target.id, body.response_fields, access_of(request.scope)
         if job.limits.max_tokens == 0:  # plugins warm llama.cpp's cache so; there is nothing to write
             nothing = Ending("length", "", 0, 0, 0, 0.0, 0.0)

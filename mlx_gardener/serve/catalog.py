@@ -159,6 +159,14 @@ class Catalog:
             found[name] = chosen or targets
         return found
 
+    def projects(self) -> list[str]:
+        """The projects that are served, with and without an adapter.
+
+        Raises:
+            RegistryError: the registry cannot be read.
+        """
+        return self._names()
+
     def _names(self) -> list[str]:
         names = [project.name for project in self.registry.list_projects()]
         return [name for name in names if not self._projects or name in self._projects]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlx_gardener.evaluate.complete import stop_ids, whole_characters, written_ids
+from mlx_gardener.evaluate.complete import stop_ids, whole_characters, without_breaks, written_ids
 from mlx_gardener.serve.drafts import Steps, drafted_ids
 from mlx_gardener.serve.prompt_caches import Key, PromptCaches, Reading
 
@@ -44,6 +44,7 @@ class Limits:
         stops: before any of these texts.
         max_seconds: after so much writing, once a line is complete (llama.cpp's ``t_max_predict_ms``).
         least_indent: before a line, not the first one, that is indented by fewer characters (its ``n_indent``).
+        typed_breaks: so many line breaks were typed that the prompt leaves to the model (`evaluate.complete.typed_breaks`).
         as_fits: whether fewer tokens than ``max_tokens`` will do, where prompt and answer would not fit the model.
     """
 
@@ -52,6 +53,7 @@ class Limits:
     max_seconds: float | None = None
     least_indent: int = 0
     as_fits: bool = False
+    typed_breaks: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ def answer(
     import mlx.core as mx
 
     as_offline = base.dtype != mx.float32 or sampling.temperature > 0 or top_scores is not None
+    as_offline |= limits.typed_breaks > 0  # the first token is chosen among few
     reading = caches.take(key, prompt, base.model, exactly=as_offline)
     read = len(reading.ids)
     passes = Steps()
@@ -134,9 +137,9 @@ def answer(
             check()
             first = first or time.perf_counter()
             ids.append(token)
-            if top_scores is not None and logprobs is not None:
+            text = without_breaks(base.tokenizer.decode(ids), limits.typed_breaks)
+            if top_scores is not None and logprobs is not None and (text or not limits.typed_breaks):
                 waiting.append(_score(base, token, logprobs, top_scores))
-            text = base.tokenizer.decode(ids)
             end_at, stopped_by = _end_of(text, limits)
             if end_at is not None:
                 text, reason = text[:end_at], "stop"
@@ -193,6 +196,7 @@ def _as_offline(
         max_new_tokens=limits.max_tokens,
         stops=stop_ids(base.tokenizer),
         sampler=sampler,
+        begins=base.tokenizer.line_breaks if limits.typed_breaks else (),
         cache=reading.cache,
         on_prompt=check,
     )

@@ -13,7 +13,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from urllib.parse import quote
 
 from mlx_gardener.config import RetrievalWish
 from mlx_gardener.errors import GardenerError
+from mlx_gardener.evaluate.in_use import Place
 from mlx_gardener.evaluate.registered import DIRECTORY, RetrievalChoice, choose_retrieval
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.registry import ProjectRegistry
@@ -52,6 +54,7 @@ class _Kept:
     rules: Rules | None = None
     due_at: float = 0.0
     looking: bool = False
+    look: Future[None] | None = None
     problem: str = "its repository is being read"
 
 
@@ -126,6 +129,19 @@ class Indexes:
         self._look_soon(project)
         return found, problem
 
+    def looked_at(self, project: str) -> tuple[Index | None, str]:
+        """As `index_of`, but for who rather waits than gets what is old: after the look that is due or under way.
+
+        A look is due as seldom as ever, so that asking often costs no more than a twentieth of the time.
+        """
+        self.index_of(project)
+        with self._lock:
+            look = self._kept[project].look
+        if look is not None:
+            with suppress(CancelledError):  # the server ends
+                look.result()
+        return self.index_of(project)
+
     def _look_soon(self, project: str) -> None:
         with self._lock:
             kept = self._kept.setdefault(project, _Kept())
@@ -133,7 +149,7 @@ class Indexes:
                 return
             kept.looking = True
         try:
-            self._thread.submit(self._look, project, kept)
+            kept.look = self._thread.submit(self._look, project, kept)
         except RuntimeError:  # the server ends
             kept.looking = False
 
@@ -180,6 +196,7 @@ class Lookup:
     Attributes:
         why: nothing was retrieved.
         wish: of this request, in the place of the server's.
+        place: where the answer goes, once the prompt was made of it.
     """
 
     indexes: Indexes
@@ -188,6 +205,7 @@ class Lookup:
     why: str = "the prompt is taken as it was written"
     found: Context = field(default_factory=Context)
     wish: RetrievalWish | None = None
+    place: Place | None = None
 
     def in_front(
         self,
@@ -201,6 +219,7 @@ class Lookup:
         most_tokens: int,
     ) -> list[int]:
         """What stands in front of a prompt; see `retrieval.code_in_front`."""
+        self.place = Place.at(path, before, after)
         choice, retriever = self.indexes.choice(self.target, self.wish), None
         self.why = choice.why
         if choice.on and self.target.record is not None:
@@ -215,6 +234,10 @@ class Lookup:
             self.why = "nothing fits, or there is no room"
             self.metrics.retrieved(self.found, time.perf_counter() - began)
         return ids
+
+    def goes_to(self, path: str, before: str, after: str | None) -> None:
+        """Say where the answer goes, where that is not what the prompt was made of."""
+        self.place = Place.at(path, before, after)
 
     def header(self) -> str:
         """``3 chunks, 512 tokens; src/a.py:10-24, ...`` or ``none; ...``, in ASCII."""

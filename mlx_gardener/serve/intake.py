@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from mlx_gardener.serve.catalog import Catalog, Target
 from mlx_gardener.serve.chats import chat_text, check_length
 from mlx_gardener.serve.errors import error_message, shown_error
 from mlx_gardener.serve.generation import Ending, Limits, Sampling
+from mlx_gardener.serve.in_use import InUse
 from mlx_gardener.serve.indexes import Indexes, Lookup
 from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.next_edits import finish_of
@@ -55,11 +57,19 @@ class Asked(Protocol):
 class Intake:
     """What all dialects do with a request before it is computed."""
 
-    def __init__(self, catalog: Catalog, settings: ServeSettings, metrics: Metrics, indexes: Indexes) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        settings: ServeSettings,
+        metrics: Metrics,
+        indexes: Indexes,
+        in_use: InUse | None = None,
+    ) -> None:
         self._catalog = catalog
         self._settings = settings
         self._metrics = metrics
         self._indexes = indexes
+        self._in_use = in_use
         self._templates = asyncio.Semaphore(_TEMPLATES_AT_ONCE)
         self._told: set[str] = set()
 
@@ -97,17 +107,22 @@ class Intake:
         prepare: Prepare,
         count: int = 1,
         top_scores: int | None = None,
+        *,
         raw: Sequence[object] = (),
+        path: str = "",
+        typed_breaks: int = 0,
     ) -> QueuedRequest:
         """What the worker is to do; ``prepare`` makes the prompts' token ids when its turn comes.
 
         Args:
             raw: prompts that are read as the client wrote them.
+            path: of the file, where the request names it: chance may then give it to the base (``serve.compare``).
+            typed_breaks: as in `generation.Limits`.
         """
-        limits = asked.limits(self._settings.max_answer_tokens)
+        limits = replace(asked.limits(self._settings.max_answer_tokens), typed_breaks=typed_breaks)
         lookup = Lookup(self._indexes, self._metrics, target)
         return QueuedRequest(
-            target,
+            target if self._in_use is None or count > 1 else self._in_use.drawn(target, path),
             lambda base, room: prepare(base, room, limits, lookup),
             lookup,
             asked.sampling(),

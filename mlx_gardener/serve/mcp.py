@@ -16,12 +16,11 @@ from mlx_gardener.platform.version import __version__
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.report import advice
 from mlx_gardener.retrieval.words import query_words
-from mlx_gardener.runs.indexed import index_as_it_is
 from mlx_gardener.serve import prompts
 from mlx_gardener.serve.bodies import CompletionBody, parse
 from mlx_gardener.serve.catalog import Catalog, Target, UnknownModelError
 from mlx_gardener.serve.generation import Limits
-from mlx_gardener.serve.indexes import Lookup
+from mlx_gardener.serve.indexes import Indexes, Lookup
 from mlx_gardener.serve.intake import Intake
 from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.server import kept_indexes, running_worker
@@ -54,15 +53,23 @@ def run_mcp(registry: ProjectRegistry, settings: ServeSettings) -> None:
         running_worker(registry, settings, metrics) as worker,
     ):
         catalog = Catalog(registry, settings.projects)
-        tools = Tools(registry, catalog, worker, Intake(catalog, settings, metrics, indexes))
+        tools = Tools(registry, catalog, worker, Intake(catalog, settings, metrics, indexes), indexes)
         tools.server().run("stdio")
 
 
 class Tools:
     """The tools over a registry."""
 
-    def __init__(self, registry: ProjectRegistry, catalog: Catalog, worker: Worker, intake: Intake) -> None:
+    def __init__(
+        self,
+        registry: ProjectRegistry,
+        catalog: Catalog,
+        worker: Worker,
+        intake: Intake,
+        indexes: Indexes,
+    ) -> None:
         self._registry, self._catalog, self._worker, self._intake = registry, catalog, worker, intake
+        self._indexes = indexes
 
     def server(self) -> MCPServer:
         """The SDK's server with these tools.
@@ -126,7 +133,7 @@ class Tools:
         return found
 
     def search(self, query: str, project: str | None, count: int) -> dict[str, Any]:
-        """The chunks that a query finds in the repository as it is now.
+        """The chunks that a query finds in the repository as it was at the last look, which is taken now where one is due.
 
         Raises:
             BadRequestError: ``count`` is impossible, or the repository cannot be indexed.
@@ -135,7 +142,7 @@ class Tools:
         if not 1 <= count <= _MOST_CHUNKS:
             raise BadRequestError(f"count: from 1 to {_MOST_CHUNKS} (got {count}).")
         name = self._project(project)
-        index, problem = index_as_it_is(self._registry, name)
+        index, problem = self._indexes.looked_at(name)
         if index is None:
             raise BadRequestError(f"{name}: {problem}.")
         chunks = []
@@ -157,7 +164,7 @@ class Tools:
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
             return prompts.completion_prompts(body, base, room, limits, lookup)
 
-        job = self._intake.job(target, body, prepare)
+        job = self._intake.job(target, body, prepare, typed_breaks=prompts.breaks_typed(body))
         text, reason = "", ""
         self._worker.submit(job)
         try:

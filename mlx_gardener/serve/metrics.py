@@ -32,6 +32,11 @@ class Metrics:
     index_changes: int = 0
     index_failures: int = 0
     index_seconds: float = 0.0
+    offers: int = 0
+    offers_without_file: int = 0
+    offers_lost: int = 0
+    looks: int = 0
+    look_failures: int = 0
     first_token_buckets: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS) + 1))
     first_token_seconds: float = 0.0
 
@@ -79,6 +84,14 @@ class Metrics:
             "index_changes_total": ("Times that its index changed.", self.index_changes),
             "index_failures_total": ("Times that it could not be indexed.", self.index_failures),
             "index_seconds_total": ("Seconds that all this took, beside the answers.", self.index_seconds),
+            "offers_total": ("Answers whose lines are looked for later.", self.offers),
+            "offers_without_file_total": (
+                "Answers that are not, as their request names no file of the repository.",
+                self.offers_without_file,
+            ),
+            "offers_lost_total": ("Answers that could not be kept for that.", self.offers_lost),
+            "looks_total": ("Times that an answer's file was looked at.", self.looks),
+            "look_failures_total": ("Times that a project's could not be.", self.look_failures),
         }
         for kind, values in (("counter", {**own, **counters}), ("gauge", gauges)):
             for name, (text, value) in values.items():

@@ -155,7 +155,7 @@ class OllamaApi:
             return prompts.infill_prompt(body.infill(), base, room, limits, lookup)
 
         raw = [body.prompt] if not body.suffix or body.raw else []
-        job = self._intake.job(target, body.sampled(), prepare, raw=raw)
+        job = self._intake.job(target, body.sampled(), prepare, raw=raw, path=body.file)
         return await self._answer(request, job, name, content, body.stream, began)
 
     async def chat(self, request: Request) -> Response:

@@ -11,7 +11,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mlx_gardener.errors import GardenerError
-from mlx_gardener.evaluate.complete import CHARACTERS_PER_TOKEN, PREFIX_TOKENS, build_prompt, edge_tokens
+from mlx_gardener.evaluate.complete import (
+    CHARACTERS_PER_TOKEN,
+    PREFIX_TOKENS,
+    build_prompt,
+    edge_tokens,
+    typed_breaks,
+)
 from mlx_gardener.model.tokens import header_text
 from mlx_gardener.retrieval import with_context
 from mlx_gardener.retrieval.context import most_in_front
@@ -45,11 +51,18 @@ def completion_prompts(
     """
     if body.suffix is not None or body.file:
         assert isinstance(body.prompt, str)
-        own = _trained(base.tokenizer, body.prompt, body.suffix, body.file)
+        before = body.prompt.rstrip("\n") if limits.typed_breaks else body.prompt
+        own = _trained(base.tokenizer, before, body.suffix, body.file)
         most = most_in_front(own, room - limits.max_tokens)
-        front = lookup.in_front(base.tokenizer, body.file, body.prompt, body.suffix, most_tokens=most)
+        front = lookup.in_front(base.tokenizer, body.file, before, body.suffix, most_tokens=most)
+        lookup.goes_to(body.file, body.prompt, body.suffix)
         return [_fitting(with_context(own, front, base.tokenizer), room, limits)]
     return raw_prompts(body.prompts(), base, room, limits, lookup)
+
+
+def breaks_typed(body: CompletionBody) -> int:
+    """How many line breaks at the end of a prompt are left to the model; see `evaluate.complete.typed_breaks`."""
+    return typed_breaks(body.prompt, body.suffix, body.file) if isinstance(body.prompt, str) else 0
 
 
 def raw_prompts(

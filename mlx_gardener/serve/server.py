@@ -15,6 +15,7 @@ from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve.access import Access
 from mlx_gardener.serve.catalog import Catalog, Target
+from mlx_gardener.serve.in_use import InUse
 from mlx_gardener.serve.indexes import Indexes
 from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.page import PageMaker
@@ -42,7 +43,25 @@ class SelfTest:
 
 
 @contextlib.contextmanager
-def running_worker(registry: ProjectRegistry, settings: ServeSettings, metrics: Metrics) -> Iterator[Worker]:
+def counted_use(
+    registry: ProjectRegistry, settings: ServeSettings, catalog: Catalog, metrics: Metrics
+) -> Iterator[InUse | None]:
+    """What stays of answers is counted while the block runs, where that is asked for."""
+    if not settings.evidence_in_use:
+        yield None
+        return
+    in_use = InUse(registry, catalog, settings.compare, metrics)
+    in_use.start()
+    try:
+        yield in_use
+    finally:
+        in_use.stop()
+
+
+@contextlib.contextmanager
+def running_worker(
+    registry: ProjectRegistry, settings: ServeSettings, metrics: Metrics, in_use: InUse | None = None
+) -> Iterator[Worker]:
     """A worker that computes while the block runs."""
     worker = Worker(
         registry,
@@ -51,6 +70,7 @@ def running_worker(registry: ProjectRegistry, settings: ServeSettings, metrics: 
         max_queued_seconds=settings.max_queued_seconds,
         max_context_tokens=settings.max_context_tokens,
         metrics=metrics,
+        in_use=in_use,
     )
     worker.start()
     try:
@@ -161,7 +181,8 @@ def serve(
     with (
         contextlib.closing(listen(settings)) as found,
         kept_indexes(registry, settings, metrics) as indexes,
-        running_worker(registry, settings, metrics) as worker,
+        counted_use(registry, settings, catalog, metrics) as in_use,
+        running_worker(registry, settings, metrics, in_use) as worker,
     ):
         tests = []
         if loads_ahead:
@@ -175,7 +196,7 @@ def serve(
                 next_step="Train it again, or serve another project.",
             )
 
-        server = Server(catalog, worker, settings, metrics, indexes, on_request, page)
+        server = Server(catalog, worker, settings, metrics, indexes, on_request, page, in_use)
 
         class Uvicorn(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -38,6 +38,8 @@ class ServeSettings:
         max_context_tokens: prompt and answer together, where the model does not allow less.
         max_answer_tokens: longest answer that can be asked for.
         retrieval: whether code of the repository stands in front of prompts; "auto" as the version's evidence says.
+        evidence_in_use: whether it is counted what stays of answers (`serve.in_use`).
+        compare: the share of the requests that can be counted that the base answers in the adapter's place.
         allowed_hosts: names in a request's Host, besides those of loopback and ``host``.
     """
 
@@ -57,6 +59,8 @@ class ServeSettings:
     max_context_tokens: int = 8192
     max_answer_tokens: int = 4096
     retrieval: RetrievalWish = "auto"
+    evidence_in_use: bool = False
+    compare: float = 0.0
     allowed_hosts: tuple[str, ...] = ()
 
 

@@ -20,6 +20,7 @@ from mlx_gardener.errors import GardenerError
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve.catalog import Target
 from mlx_gardener.serve.generation import Ending, Limits, Piece, Sampling, answer
+from mlx_gardener.serve.in_use import InUse
 from mlx_gardener.serve.indexes import Lookup
 from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.next_edits import Finish, whole_answer
@@ -123,6 +124,7 @@ class Worker:
         max_queued: jobs that may wait.
         max_queued_seconds: how long one may wait.
         max_context_tokens: prompt and answer together.
+        in_use: is told of every answer.
     """
 
     def __init__(
@@ -134,6 +136,7 @@ class Worker:
         max_queued_seconds: float,
         max_context_tokens: int,
         metrics: Metrics,
+        in_use: InUse | None = None,
     ) -> None:
         self.residents = Residents(registry, budget_bytes)
         self.caches = PromptCaches()
@@ -141,6 +144,7 @@ class Worker:
         self._max_queued_seconds = max_queued_seconds
         self._max_context_tokens = max_context_tokens
         self._metrics = metrics
+        self._in_use = in_use
         self._jobs: deque[QueuedRequest | Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._ending = False
@@ -322,6 +326,16 @@ class Worker:
                         self._metrics.first_token(time.monotonic() - job.asked_at)
                     written.append(event)
                     self._tell(job, index, event)
+        if self._in_use is not None and len(prompts) * job.answers == 1:
+            self._in_use.offer(
+                job.lookup.target,
+                job.target,
+                job.lookup.place,
+                "".join(event.text for event in written if isinstance(event, Piece)),
+                retrieval=bool(job.lookup.found.pieces),
+                seconds=time.monotonic() - job.asked_at,
+                whole=isinstance(written[-1], Ending) and written[-1].reason == "stop",
+            )
 
     def _tell(self, job: QueuedRequest, index: int, event: Piece | Ending) -> None:
         if isinstance(event, Ending):

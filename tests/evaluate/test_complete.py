@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from mlx_gardener.errors import DataError
-from mlx_gardener.evaluate.complete import build_prompt, complete, edge_tokens
+from mlx_gardener.evaluate.complete import (
+    build_prompt,
+    complete,
+    edge_tokens,
+    typed_breaks,
+    whole_characters,
+    written_ids,
+)
 from mlx_gardener.model import load_base, load_tokenizer, seedling_path
 
 
@@ -48,6 +55,28 @@ def test_what_is_shown_begins_with_the_same_line_while_somebody_types() -> None:
     assert whole == tokenizer.encode(code[:600])  # what fits is shown whole
     one_line = "x" * 9000
     assert build_prompt(tokenizer, one_line, None, "", prefix_tokens=100) == tokenizer.encode(one_line)[-100:]
+
+
+def test_line_breaks_that_were_typed_are_left_to_the_model_and_not_given_again(tiny_model_dir: Path) -> None:
+    """As next lines of evidence are asked: a newline and the indentation after it are often one token."""
+    base = load_base(str(tiny_model_dir))
+    tokenizer, code = base.tokenizer, "def area(width):"
+
+    def written(prefix: str, path: str, begins: tuple[int, ...] = ()) -> str:
+        prompt = build_prompt(tokenizer, prefix, None, path)
+        ids = [token for token, _ in written_ids(base, prompt, max_new_tokens=8, begins=begins)]
+        assert not begins or ids[0] in begins
+        return tokenizer.decode(ids)
+
+    begun = written(code, "a.py", tokenizer.line_breaks)
+    breaks = len(begun) - len(begun.lstrip("\n"))
+    assert breaks >= 1 and not written(code, "a.py").startswith("\n"), "else it shows nothing"
+    for typed in (1, 2, 5):
+        text = complete(base, code + "\n" * typed, path="a.py", max_new_tokens=8)
+        assert text == whole_characters(begun[min(typed, breaks) :])
+    as_written = complete(base, f"{code}\n", max_new_tokens=8)
+    assert as_written == whole_characters(written(f"{code}\n", "")), "a prompt alone is taken as it is"
+    assert typed_breaks(f"{code}\n", "rest", "a.py") == typed_breaks(f"{code}\r\n", None, "a.py") == 0
 
 
 def test_half_a_surrogate_pair_is_read_as_the_server_reads_it(tiny_model_dir: Path) -> None:

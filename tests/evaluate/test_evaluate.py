@@ -109,6 +109,15 @@ def test_an_adapter_that_is_the_base_is_said_to_be_so() -> None:
     assert found.verdict == "inconclusive" and "exactly as many bits per byte as the base." in found.reason
 
 
+def test_an_adapter_that_is_the_base_may_differ_in_files_that_were_not_seen() -> None:
+    same = ({"path": "a", "base_bits_per_byte": 1.5, "adapter_bits_per_byte": 1.5},)
+    found = replace(evidence(-0.13, 0.13, answers_exact=(-0.13, 0.13)), files=same)
+    assert found.verdict == "inconclusive" and "fewer than 13% differ, with 95 % confidence" in found.reason
+    assert "chance" not in found.reason and "answers" not in found.reason
+    other = ({"path": "a", "base_bits_per_byte": 1.5, "adapter_bits_per_byte": 1.4},)
+    assert "exactly as many" not in replace(found, files=other).reason
+
+
 def test_bits_per_byte_is_the_loss_over_the_bytes() -> None:
     assert bits_per_byte(8 * math.log(2) * 10, 10) == pytest.approx(8.0)
 

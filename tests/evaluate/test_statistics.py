@@ -12,6 +12,7 @@ from mlx_gardener.evaluate.statistics import (
     smallest_told,
     student_quantile,
     tasks_needed,
+    unseen_share,
 )
 
 
@@ -42,10 +43,23 @@ def test_next_lines_of_the_same_thing_are_inconclusive_in_95_of_100(files: int) 
     assert inconclusive >= 190
 
 
-def test_an_adapter_against_itself_is_exactly_zero_and_spans_it() -> None:
+def test_where_nothing_differs_the_interval_goes_as_far_as_unseen_files_could() -> None:
+    """The rule of three: with a share of 3 / n that differ, none of n is seen in one of twenty draws."""
+    same = [0.0, 1.0] * 30
+    points = share_change(same, same, [str(number) for number in range(60)], seed=0)
+    assert (points.change, points.low, points.high) == (0.0, -0.05, 0.05) and points.spans_zero
+    for files in (20, 60, 400):
+        assert (1 - unseen_share(files)) ** files == pytest.approx(0.05, abs=0.012)
+    one_file = share_change(same, same, ["a"] * 60, seed=0)
+    assert (one_file.low, one_file.high) == (-1.0, 1.0), "sixty tasks of one file are one file"
+    most_in_one = share_change(same, same, ["a"] * 55 + list("bcdef"), seed=0)
+    assert most_in_one.high == 1.0
+
+
+def test_an_adapter_against_itself_is_zero_and_spans_it() -> None:
     losses = [100.0, 20.0, 3.0]
     found = relative_change(losses, losses, seed=0)
-    assert (found.change, found.low, found.high) == (0.0, 0.0, 0.0) and found.spans_zero
+    assert (found.change, found.low, found.high) == (0.0, -1.0, 1.0) and found.spans_zero
     assert files_needed(found) is None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.evaluate.work import SURE, decide_work, least_tokens
+from mlx_gardener.evaluate.work import SERVED_PROMPT, SURE, decide_work, least_tokens
 
 
 @pytest.mark.parametrize("step_tokens", [10.0, 40.0])
@@ -39,3 +39,16 @@ def test_less_time_than_that_asks_for_no_less() -> None:
     facts = {"training_tokens": 10_000, "windows": 100, "tasks": None, "can_write": True}
     least = decide_work(config, **facts, forward_tokens=1.0)  # type: ignore[arg-type]
     assert (least.rows, least.next_line_tasks, least.fim_tasks) == (4, 4, 0)
+
+
+def test_prompts_are_the_served_ones_whatever_the_rows_and_are_cut_last() -> None:
+    """A prompt that is cut says nothing of the one that is served; a row that is cut does, and so does a shorter answer."""
+    facts = {"training_tokens": 200_000, "windows": 100, "tasks": None, "can_write": True, "files": 10}
+    narrow = TrainingConfig(data={"sequence_lengths": (128, 256)})  # type: ignore[arg-type]
+    assert decide_work(narrow, **facts).prompt_tokens == SERVED_PROMPT  # type: ignore[arg-type]
+    sizes = []
+    for tokens in (2e6, 3.2e5, 2.2e5, 1.2e5, 3e4):
+        work = decide_work(TrainingConfig(), **facts, forward_tokens=tokens)  # type: ignore[arg-type]
+        sizes.append((work.prompt_tokens[0], work.new_tokens))
+    assert sizes[0] == (640, 48) and sizes[-1] == (160, 24)
+    assert sizes == sorted(sizes, reverse=True) and (640, 24) in sizes, sizes

@@ -38,6 +38,7 @@ from mlx_gardener.report.plan_view import show_plan
 from mlx_gardener.report.recipe import all_settings, train_command
 from mlx_gardener.report.story import (
     best_and_worst,
+    changes,
     directory_gains,
     guards,
     kept,
@@ -89,6 +90,19 @@ def shown(*, terminal: bool, **options: object) -> str:
         for event in EVENTS:
             view(event)
     return stream.getvalue()
+
+
+def test_an_earlier_interval_from_nothing_to_nothing_is_shown_as_far_as_it_goes() -> None:
+    same = {
+        "arm": "adapter",
+        "against": "base",
+        "metric": "next_line_exact",
+        "change": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+    }
+    (found,) = changes({"comparisons": [{**same, "files": 12, "tasks": 40, "unit": "points"}]})
+    assert found.interval == "-25.0 to +25.0" and found.better is None
 
 
 def test_a_pipe_gets_plain_lines() -> None:

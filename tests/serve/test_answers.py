@@ -77,6 +77,27 @@ def test_a_stream_says_the_same_piece_by_piece(world: World, address: str) -> No
     assert pieces[-2].choices[0].finish_reason in ("stop", "length")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_after_a_line_break_is_the_offline_one_up_to_its_own_line_break(
+    world: World, address: str, stream: bool
+) -> None:
+    """A stop of a newline ends the line that is written, not the one that the client ended."""
+    prefix = "import os\n\n\ndef read_lines(path):\n"
+    whole = offline(world, "alpha", prefix, None, "tools/lines.py")
+    assert whole.strip("\n")
+    body = {"prompt": prefix, "path": "tools/lines.py", "max_tokens": 20, "stream": stream}
+    for stop in ([], ["\n"]):
+        answer = post(address, "/projects/alpha/v1/completions", {**body, "stop": stop})
+        if stream:
+            lines = [
+                line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")
+            ]
+            text = "".join(choice["text"] for line in lines for choice in json.loads(line)["choices"])
+        else:
+            text = answer.json()["choices"][0]["text"]
+        assert text == (whole.partition("\n")[0] if stop else whole)
+
+
 def test_models_are_projects_versions_and_bases(address: str) -> None:
     client = openai_client(address)
     names = [model.id for model in client.models.list()]

@@ -16,6 +16,8 @@ from mcp import Client, StdioServerParameters
 from mlx_gardener.adapter import ManifestDetails, PeftManager, attach_adapter
 from mlx_gardener.evaluate.complete import complete
 from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.runs import indexed
+from mlx_gardener.serve import indexes as indexes_module
 from mlx_gardener.serve.catalog import Catalog
 from mlx_gardener.serve.intake import Intake
 from mlx_gardener.serve.mcp import Tools
@@ -44,7 +46,7 @@ def with_client(registry: ProjectRegistry, ask: Callable[[Client], Awaitable[_Re
     ):
         catalog = Catalog(registry)
         return asyncio.run(
-            asking(Tools(registry, catalog, worker, Intake(catalog, settings, metrics, indexes)))
+            asking(Tools(registry, catalog, worker, Intake(catalog, settings, metrics, indexes), indexes))
         )
 
 
@@ -96,6 +98,38 @@ def test_the_sdks_client_lists_and_calls_the_tools(world: World) -> None:
         assert "alone" in await refused(client, "search_repository", project="seedling", query="x")
 
     with_client(registry, ask)
+
+
+def test_searching_often_looks_at_the_repository_no_oftener_than_serving(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first search waits for a look, and so does one after the next is due; between them none is taken."""
+    registry, _ = world
+    root = registry.get_project("delta").path
+    write_repository(root, modules=2)
+    monkeypatch.setattr(indexes_module, "_LEAST_SECONDS", 3600.0)
+    looks, original = [], indexed.refreshed
+
+    def counted(*given: Any, **more: Any) -> Any:
+        looks.append(given)
+        return original(*given, **more)
+
+    monkeypatch.setattr(indexed, "refreshed", counted)
+    metrics = Metrics()
+    with kept_indexes(registry, ServeSettings(), metrics) as indexes:
+        tools = Tools(registry, Catalog(registry), None, None, indexes)  # type: ignore[arg-type]
+        for _ in range(3):
+            assert tools.search("basket", "delta", 4)["chunks"]
+        assert len(looks) == 1
+        (root / "fresh.py").write_text("def never_heard_of_before():\n    return 1\n")
+        assert not any(
+            chunk["path"] == "fresh.py"
+            for chunk in tools.search("never_heard_of_before", "delta", 4)["chunks"]
+        )
+        indexes._kept["delta"].due_at = 0.0
+        assert tools.search("never_heard_of_before", "delta", 4)["chunks"][0]["path"] == "fresh.py"
+        assert len(looks) == 2
+    assert metrics.index_looks == 2
 
 
 def test_the_command_speaks_the_protocol_on_standard_output_and_nothing_else(world: World) -> None:
