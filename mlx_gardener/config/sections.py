@@ -270,8 +270,6 @@ class TrainingConfig(_Section):
     def _consistent(self) -> TrainingConfig:
         if self.min_training_chunks > self.max_training_chunks:
             raise ValueError("min_training_chunks must not exceed max_training_chunks")
-        if self.data.retrieval_share and not self.evaluation.context_tokens:
-            raise ValueError("data.retrieval_share needs evaluation.context_tokens above 0")
         return self
 
     @property

@@ -32,6 +32,7 @@ from mlx_gardener.dataset.examples import (
 )
 from mlx_gardener.dataset.tasks import names_defined, uses_of_other_files
 from mlx_gardener.retrieval import Retriever, index_of_files
+from mlx_gardener.retrieval.context import CONTEXT_TOKENS
 from mlx_gardener.source.records import FileRecord
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class RetrievedExamples:
     ) -> None:
         """``files`` are the training part: what is retrieved comes from nowhere else."""
         width = config.data.sequence_lengths[-1]
-        limit = min(config.evaluation.context_tokens, width // 2)
+        limit = min(CONTEXT_TOKENS, width // 2)
         self.width = width
         self.count = self.context_tokens = 0
         self._config = config.data

@@ -64,7 +64,6 @@ def build_prompt(
     return opening + tokenizer.markers.prompt(before, after)
 
 
-<<<<<<< HEAD
 def _before(tokenizer: CodeTokenizer, prefix: str, count: int) -> list[int]:
     """The last tokens of a prefix, ``count`` or up to a quarter fewer: from a line that is chosen by what it says.
 
@@ -83,7 +82,8 @@ def _before(tokenizer: CodeTokenizer, prefix: str, count: int) -> list[int]:
     # A line alone may be one of many, such as a bracket.
     start = min(starts, key=lambda at: zlib.crc32("\n".join(text[at:].split("\n", 3)[:3]).encode()))
     return tokenizer.encode(text[start:])[-count:]
-=======
+
+
 def typed_breaks(prefix: str, suffix: str | None, path: str) -> int:
     """Line breaks at the end of a prefix that goes on left to right in the trained form: as many are left to the model.
 
@@ -100,7 +100,6 @@ def typed_breaks(prefix: str, suffix: str | None, path: str) -> int:
 def without_breaks(text: str, breaks: int) -> str:
     """``text`` but for at most so many line breaks that it begins with."""
     return text[min(breaks, len(text) - len(text.lstrip("\n"))) :]
->>>>>>> use
 
 
 def edge_tokens(encode: Callable[[str], list[int]], text: str, count: int, *, last: bool) -> list[int]:

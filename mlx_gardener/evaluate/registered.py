@@ -309,7 +309,7 @@ def choose_retrieval(directory: Path, wish: RetrievalWish, *, with_adapter: bool
     """
     from mlx_gardener.adapter.manifest import read_manifest
     from mlx_gardener.evaluate.retrieval import retrieval_helps
-    from mlx_gardener.evaluate.work import CONTEXT_TOKENS
+    from mlx_gardener.retrieval.context import CONTEXT_TOKENS
 
     found: list[Any] = [_evidence_in(file) for file in sorted((directory / DIRECTORY).glob("*.json"))]
     with suppress(AdapterError):  # whoever loads the adapter says so

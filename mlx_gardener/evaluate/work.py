@@ -13,6 +13,7 @@ from typing import Any
 
 from mlx_gardener.config import EvaluationConfig, TrainingConfig
 from mlx_gardener.evaluate.complete import PREFIX_TOKENS, SUFFIX_TOKENS
+from mlx_gardener.retrieval.context import CONTEXT_TOKENS
 
 #: A training token passes forward, again for the recomputation, and twice as much backward.
 _FORWARDS_PER_TRAINED_TOKEN = 4
@@ -34,8 +35,6 @@ SURE = 0.8
 _SMALLEST = 4
 #: The shortest row: an editor's question is no shorter (judgement).
 _SHORTEST = 256
-#: Most tokens of retrieved code in front of a prompt, and no more than a row holds (judgement).
-CONTEXT_TOKENS = 384
 #: Most tokens before and after a place that an editor's prompt shows: what is measured, unless time presses.
 SERVED_PROMPT = (PREFIX_TOKENS, SUFFIX_TOKENS)
 

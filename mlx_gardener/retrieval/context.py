@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Tokens of other code that stand in front of a prompt, the client's pieces and retrieved ones together.
 OTHER_CODE_TOKENS = 768
+#: Most of them that are retrieved, and no more than a training row holds (judgement).
+CONTEXT_TOKENS = 384
 _MOST_CHUNKS = 8
 #: Chunks that are looked at for these: some may be shown already.
 _LOOKED_AT = 4 * _MOST_CHUNKS

@@ -74,7 +74,7 @@ def run_lsp(registry: ProjectRegistry, settings: ServeSettings, address: str | N
         running_worker(registry, settings, metrics) as worker,
     ):
         catalog = Catalog(registry, settings.projects)
-        tools = Tools(registry, catalog, worker, Intake(catalog, settings, metrics, indexes))
+        tools = Tools(registry, catalog, worker, Intake(catalog, settings, metrics, indexes), indexes)
 
         async def ask(project: str | None, path: str, prefix: str, suffix: str) -> str:
             return str((await tools.complete(prefix, suffix, project, path, _TOKENS))["text"])
