@@ -20,7 +20,6 @@ from mlx_gardener.dataset.examples import (
     training_pieces,
 )
 from mlx_gardener.dataset.retrieved import RetrievedExamples
-from mlx_gardener.errors import ConfigError
 from mlx_gardener.model import CodeTokenizer, load_tokenizer
 from mlx_gardener.retrieval import Retriever, index_of_files
 from mlx_gardener.source import Scan, read_source, scan_repository
@@ -261,8 +260,3 @@ def test_more_examples_than_the_bound_are_spread_over_all_files(
     assert 10 <= len(made) <= 60 < len(plain)
     places = {sorted(item.path for item in scan.files).index(example.path) // 10 for example in made}
     assert len(places) >= 3
-
-
-def test_a_share_without_room_for_retrieved_code_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"retrieval_share needs evaluation\.context_tokens"):
-        settings(**{"evaluation.context_tokens": 0})
