@@ -17,7 +17,6 @@ from mlx_gardener.errors import ConfigError
 if TYPE_CHECKING:
     from mlx_gardener.model import CodeTokenizer
 
-EDITORS = ("zed", "vscode", "vim", "neovim")
 LLAMA_VSCODE = "ggml-org.llama-vscode"
 VIM_BEGIN, VIM_END = '" mlx-gardener: begin', '" mlx-gardener: end'
 #: Zed's name of a prompt's form, by the model's marker of what precedes a FIM span.
