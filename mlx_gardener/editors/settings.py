@@ -18,17 +18,6 @@ from mlx_gardener.errors import ConfigError
 if TYPE_CHECKING:
     from mlx_gardener.model import CodeTokenizer
 
-EDITORS = (
-    "zed",
-    "zed-ollama",
-    "vscode",
-    "continue",
-    "twinny",
-    "vim",
-    "neovim",
-    "neovim-lsp",
-    "minuet",
-)
 LLAMA_VSCODE = "ggml-org.llama-vscode"
 VIM_BEGIN, VIM_END = plugins.marks("vim")
 #: Zed's name of a prompt's form, by the model's marker of what precedes a FIM span.

@@ -19,8 +19,6 @@ from mlx_gardener.registry.rows import readable
 if TYPE_CHECKING:
     from mlx_gardener.registry.database import Database
 
-PRIORITIES = range(-100, 101)
-
 
 @dataclass(frozen=True)
 class QueueEntry:

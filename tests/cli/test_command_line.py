@@ -151,7 +151,7 @@ def test_a_model_directory_that_is_damaged_is_named(repository: Path, tmp_path: 
 def test_a_home_that_cannot_be_written_is_named(repository: Path, tmp_path: Path) -> None:
     blocked = tmp_path / "a-file"
     blocked.write_text("not a directory")
-    done = gardener("train", str(repository), MLX_GARDENER_HOME=str(blocked / "home"))
+    done = gardener_here("train", str(repository), MLX_GARDENER_HOME=str(blocked / "home"))
     assert done.returncode == 1 and "a-file" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -211,6 +211,7 @@ def test_a_detached_training_is_seen_and_cancelled_from_elsewhere(
     assert json.loads(gardener_here("status", "afar", "--json").stdout)["trainings"][0]["active"] is False
 
 
+@pytest.mark.usefixtures("known_home")
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_any_output_encoding_is_survived(tmp_path: Path, encoding: str) -> None:
     registry = ProjectRegistry()
@@ -306,10 +307,10 @@ def test_a_home_that_cannot_be_written_hinders_no_look(
 
 def test_a_home_may_be_named_with_a_tilde(tmp_path: Path) -> None:
     place = {"HOME": str(tmp_path), "MLX_GARDENER_HOME": "~/garden"}
-    done = gardener("registry", "check", cwd=tmp_path, **place)
+    done = gardener_here("registry", "check", cwd=tmp_path, **place)
     assert done.returncode == 0 and str(tmp_path / "garden") in done.stdout, done.stderr
     assert (tmp_path / "garden").is_dir() and not (tmp_path / "~").exists()
-    nobody = gardener("projects", cwd=tmp_path, MLX_GARDENER_HOME="~nobody-of-this-name/x")
+    nobody = gardener_here("projects", cwd=tmp_path, MLX_GARDENER_HOME="~nobody-of-this-name/x")
     assert nobody.returncode == 2 and "no such user" in nobody.stderr, nobody.stderr
 
 

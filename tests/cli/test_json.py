@@ -13,7 +13,7 @@ import pytest
 from mlx_gardener.cli import STREAMS, cli
 from mlx_gardener.registry import ProjectRegistry
 from tests.registry.worlds import install_adapter
-from tests.support.commands import gardener, train_flags
+from tests.support.commands import gardener, gardener_here, train_flags
 from tests.support.trainings import tiny_settings
 
 #: Commands whose output is for one other program and is in its language.
@@ -71,7 +71,7 @@ def registry(repository: Path) -> ProjectRegistry:
 
 def told(*arguments: str, code: int = 0, **environment: str) -> Any:
     """What a command says as JSON, and that it says nothing beside it."""
-    done = gardener(*arguments, "--json", **environment)
+    done = gardener_here(*arguments, "--json", **environment)
     assert done.returncode == code, (arguments, done.stdout, done.stderr)
     assert code or not done.stderr, done.stderr
     return json.loads(done.stdout)

@@ -23,7 +23,7 @@ from tests.support.reader import World
 PROCESSES = "cli.md"
 OWN_PROCESS = re.compile(r"[|&;<>$`~*]|mlx-gardener (connect|doctor|train)\b|^(?!mlx-gardener )")
 #: Commands that do the same on whichever page they stand.
-ONCE = re.compile(r"mlx-gardener (doctor|serve|ui)\b")
+ONCE = re.compile(r"mlx-gardener (connect|doctor|models|serve|ui)\b")
 _CODE = re.compile(r"`([^`\n]+)`")
 LONG_TRAINING = "mlx-gardener train . --fresh --detach --epochs 100 --max-steps 5000"
 

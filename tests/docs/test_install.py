@@ -17,6 +17,7 @@ import pytest
 from tests.docs.commands import ROOT
 
 
+@pytest.mark.usefixtures("known_home")
 def test_the_wheel_of_a_checkout_brings_its_command_and_its_files(tmp_path: Path, repository: Path) -> None:
     pytest.importorskip("hatchling")
     site = tmp_path / "site"

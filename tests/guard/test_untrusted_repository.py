@@ -262,7 +262,7 @@ def test_patterns_without_retries_match_what_they_matched(line: str, paths: list
 
 
 @pytest.mark.usefixtures("known_home")
-def test_strange_names_and_contents_are_spelled_out(tmp_path: Path, home: Path) -> None:
+def test_strange_names_and_contents_are_spelled_out(tmp_path: Path, known_home: Path) -> None:
     root = write_repository(tmp_path / "drawn")  # enough code for a training, which a dry run asks for too
     names = [f"a{TRICKS}b.csv", "line\nbreak.lock", f"{TRICKS}.py"]
     for name in names:

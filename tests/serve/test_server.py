@@ -28,7 +28,7 @@ from mlx_gardener.serve.server import listen, running_worker, self_test, serving
 from mlx_gardener.serve.settings import choose_token
 from tests.conftest import write_tiny_model
 from tests.serve.conftest import SHAPES, make_adapter, make_projects, wait_until
-from tests.support.commands import gardener
+from tests.support.commands import gardener_here
 
 World = tuple[ProjectRegistry, BaseModel]
 BODY = {"model": "alpha", "prompt": "import os\n", "max_tokens": 2}
@@ -285,15 +285,15 @@ def test_a_pipe_that_nobody_reads_does_not_stop_the_answers(world: World) -> Non
 
 def test_what_has_no_adapter_is_not_served(home: Path, tmp_path: Path, tiny_model_dir: Path) -> None:
     registry = ProjectRegistry()
-    empty = gardener("serve", "--port", "0")
+    empty = gardener_here("serve", "--port", "0")
     assert empty.returncode == 1 and "nothing to serve" in empty.stderr and "train" in empty.stderr
     (tmp_path / "bare").mkdir()
     registry.register_project("bare", tmp_path / "bare")
     for names in (("bare",), ()):
-        done = gardener("serve", *names, "--port", "0")
+        done = gardener_here("serve", *names, "--port", "0")
         assert done.returncode == 1 and "adapter" in done.stderr and "Listening" not in done.stdout
     make_projects(load_base(str(tiny_model_dir)), tmp_path / "code", str(tiny_model_dir), ["alpha"])
-    beside = gardener("serve", "alpha", "bare", "--port", "0")
+    beside = gardener_here("serve", "alpha", "bare", "--port", "0")
     assert beside.returncode == 1 and "'bare' has no adapter yet" in beside.stderr
 
 

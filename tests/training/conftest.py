@@ -13,6 +13,7 @@ from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.platform.kept import KeptValues
 from mlx_gardener.training import TrainOutcome, train
 from mlx_gardener.training.time_plan import Clock
+from tests.conftest import write_repository
 from tests.support.loops import Recorder, Runner, settings
 
 
@@ -21,11 +22,11 @@ def base(tiny_model_dir: Path) -> BaseModel:
     return load_base(str(tiny_model_dir))
 
 
-@pytest.fixture
-def data(base: BaseModel, repository: Path, tmp_path: Path) -> PreparedData:
-    return TrainingDataPreparator(settings(), tokenizer=base.tokenizer, cache_dir=tmp_path / "cache").prepare(
-        repository
-    )
+@pytest.fixture(scope="session")
+def data(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    place, tokenizer = tmp_path_factory.mktemp("data"), load_base(str(tiny_model_dir)).tokenizer
+    preparator = TrainingDataPreparator(settings(), tokenizer=tokenizer, cache_dir=place / "cache")
+    return preparator.prepare(write_repository(place / "repository"))
 
 
 @pytest.fixture
