@@ -47,13 +47,13 @@ class KeptProducts:
         self.arrays += made
         return made
 
-    def _kept(self, module: nn.Module, chosen: Operations) -> Callable[..., mx.array]:
+    def _kept(self, module: nn.Module, chosen: Operations) -> Callable[[mx.array], Any]:
         """The module's call, with its own gradient and a product that may be given."""
         import mlx.core as mx
 
         adapted = Adapted(module, chosen)
 
-        def call(x: mx.array) -> mx.array:
+        def call(x: mx.array) -> Any:
             seeds, stream = chosen.row_seeds, mx.default_stream(mx.default_device())
 
             @mx.custom_function  # type: ignore[untyped-decorator]
@@ -73,7 +73,6 @@ class KeptProducts:
                     _, (change, *found) = mx.vjp(again, [x, *values], [cotangent])
                 return change, found
 
-            made: mx.array = product(x, adapted.values())  # type: ignore[assignment]
-            return made
+            return product(x, adapted.values())
 
         return call

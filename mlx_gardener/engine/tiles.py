@@ -47,7 +47,7 @@ def _tiled(module: nn.Module, positions: int, chosen: Operations) -> Callable[..
     return call
 
 
-def _by_tiles(module: Adapted, x: mx.array, positions: int, seeds: tuple[int, ...]) -> mx.array:
+def _by_tiles(module: Adapted, x: mx.array, positions: int, seeds: tuple[int, ...]) -> Any:
     """``module`` of x (rows, width, inputs): (rows, width, outputs)."""
     import mlx.core as mx
 
@@ -87,5 +87,4 @@ def _by_tiles(module: Adapted, x: mx.array, positions: int, seeds: tuple[int, ..
             gradients = [total.astype(value.dtype) for total, value in zip(sums, values, strict=True)]
             return mx.concatenate(made, axis=1), gradients
 
-    result: mx.array = tiles(x, module.values())  # type: ignore[assignment]
-    return result
+    return tiles(x, module.values())
