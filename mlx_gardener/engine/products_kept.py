@@ -70,7 +70,7 @@ class KeptProducts:
                     return adapted(x, values, seeds=seeds)
 
                 with mx.stream(stream):  # nobody asks for the product itself
-                    _, (change, *found) = mx.vjp(again, [x, *values], [cotangent])
+                    change, *found = mx.vjp(again, [x, *values], [cotangent])[1]
                 return change, found
 
             return product(x, adapted.values())

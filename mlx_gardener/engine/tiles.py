@@ -81,7 +81,7 @@ def _by_tiles(module: Adapted, x: mx.array, positions: int, seeds: tuple[int, ..
                 def of_part(part: mx.array, *values: mx.array, start: int = start) -> mx.array:
                     return module(part, values, seeds=seeds, first=start)
 
-                _, (change, *found) = mx.vjp(of_part, [part, *values], [cotangent[:, here]])
+                change, *found = mx.vjp(of_part, [part, *values], [cotangent[:, here]])[1]
                 made.append(change)
                 sums = [total + one for total, one in zip(sums, found, strict=True)]
             gradients = [total.astype(value.dtype) for total, value in zip(sums, values, strict=True)]
