@@ -237,8 +237,8 @@ def _levels(
 ) -> list[tuple[int, int]]:
     """(layers whose activations are kept, layers whose products are), from least memory to most.
 
-    First one layer's activations, which the work of recomputing another makes room for; then products, layer by layer, since they
-    take less for the same time; then, of layers that have them, all else. Not of layers in tiles, which would not be in tiles then.
+    First products, layer by layer, since they take less for the same time; then, of layers that have them, all else. Not of layers
+    in tiles, which would not be in tiles then.
     """
     layers = facts.layers
     if whole:

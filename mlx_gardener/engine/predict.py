@@ -141,7 +141,7 @@ class WorkParts:
 
     Attributes:
         saved: hidden states kept at the borders of layers that are computed again.
-        products: outputs of products kept of some of these; they are gone when the others are computed again.
+        products: outputs of products kept of some of these but the topmost, whose own are a part of its work.
         live: activations kept of the other layers.
         layer: the backward pass of a layer that is computed again; ``live`` is gone by then.
         tail: head and loss, or the topmost layer's backward pass, while ``live`` is there.
@@ -201,14 +201,15 @@ def _work_of_width(
     else:
         logits = 4 * facts.vocab * plan.loss_slice_tokens * TAIL_FLOATS[2 if plan.cpu_streams > 1 else 1]
         logits *= max(1.0, plan.cpu_streams / 2)
+    product = tokens * size * _product_floats(facts) if plan.kept_products else 0.0
     again = lean * (CHAINED if plan.dequantize else 1.0) if plan.kept_layers < facts.layers else 0.0
     top = layer * (1 - KEPT_SHARE) if plan.kept_layers else 0.0
     return WorkParts(
         saved=tokens * facts.hidden * size * (2 + _states_in_memory(plan, facts)),
-        products=tokens * size * _product_floats(facts) * plan.kept_products,
+        products=product * (plan.kept_products - 1),
         live=scales.live * backend.work_scale * layer * KEPT_SHARE * plan.kept_layers,
         layer=scales.layer * backend.work_scale * again,
-        tail=scales.tail * backend.work_scale * max(logits, top),
+        tail=scales.tail * backend.work_scale * max(logits, top) + product,
         buffers=_weight_bytes(plan, facts, size)[1],
     )
 

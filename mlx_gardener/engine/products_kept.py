@@ -47,13 +47,13 @@ class KeptProducts:
         self.arrays += made
         return made
 
-    def _kept(self, module: nn.Module, chosen: Operations) -> Callable[..., mx.array]:
+    def _kept(self, module: nn.Module, chosen: Operations) -> Callable[[mx.array], Any]:
         """The module's call, with its own gradient and a product that may be given."""
         import mlx.core as mx
 
         adapted = Adapted(module, chosen)
 
-        def call(x: mx.array) -> mx.array:
+        def call(x: mx.array) -> Any:
             seeds, stream = chosen.row_seeds, mx.default_stream(mx.default_device())
 
             @mx.custom_function  # type: ignore[untyped-decorator]
@@ -70,10 +70,9 @@ class KeptProducts:
                     return adapted(x, values, seeds=seeds)
 
                 with mx.stream(stream):  # nobody asks for the product itself
-                    _, (change, *found) = mx.vjp(again, [x, *values], [cotangent])
+                    change, *found = mx.vjp(again, [x, *values], [cotangent])[1]
                 return change, found
 
-            made: mx.array = product(x, adapted.values())  # type: ignore[assignment]
-            return made
+            return product(x, adapted.values())
 
         return call

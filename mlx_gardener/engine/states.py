@@ -82,7 +82,7 @@ class States:
                     make_private(self._directory)
                 self._file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 - closed by drop_all
             self._file.seek(self._end)
-            self._file.write(written)
+            self._file.write(written.data)
         except OSError as error:
             place = self._directory or tempfile.gettempdir()
             raise TrainingError(

@@ -47,7 +47,7 @@ def _tiled(module: nn.Module, positions: int, chosen: Operations) -> Callable[..
     return call
 
 
-def _by_tiles(module: Adapted, x: mx.array, positions: int, seeds: tuple[int, ...]) -> mx.array:
+def _by_tiles(module: Adapted, x: mx.array, positions: int, seeds: tuple[int, ...]) -> Any:
     """``module`` of x (rows, width, inputs): (rows, width, outputs)."""
     import mlx.core as mx
 
@@ -81,11 +81,10 @@ def _by_tiles(module: Adapted, x: mx.array, positions: int, seeds: tuple[int, ..
                 def of_part(part: mx.array, *values: mx.array, start: int = start) -> mx.array:
                     return module(part, values, seeds=seeds, first=start)
 
-                _, (change, *found) = mx.vjp(of_part, [part, *values], [cotangent[:, here]])
+                change, *found = mx.vjp(of_part, [part, *values], [cotangent[:, here]])[1]
                 made.append(change)
                 sums = [total + one for total, one in zip(sums, found, strict=True)]
             gradients = [total.astype(value.dtype) for total, value in zip(sums, values, strict=True)]
             return mx.concatenate(made, axis=1), gradients
 
-    result: mx.array = tiles(x, module.values())  # type: ignore[assignment]
-    return result
+    return tiles(x, module.values())

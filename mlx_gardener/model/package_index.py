@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from mlx_gardener.errors import ModelError
 from mlx_gardener.platform.files import make_private
@@ -48,7 +49,7 @@ class Packaged:
     bytes: int
     sha256: str
     licence: str
-    sizes: dict[str, int]
+    sizes: dict[str, Any]
 
 
 #: Best first. The first is byte for byte the file that Qwen publishes; both were trained on with this program.

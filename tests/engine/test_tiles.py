@@ -24,8 +24,9 @@ from tests.support.engines import batch as rows_of_text
 from tests.support.engines import engine as engine_of
 from tests.support.engines import plan
 
-#: The norm of the difference as a share of the gradients' norm: sums of float32 in another order.
-EQUAL = 1e-6
+#: The norm of the difference as a share of the gradients' norm: sums of float32 in another order, and by BLAS in other parts on
+#: a busy machine. Seen: 3e-7 usually, 1.1e-6 at most.
+EQUAL = 2e-6
 
 
 def relative(found: dict[str, mx.array], expected: dict[str, mx.array]) -> float:
