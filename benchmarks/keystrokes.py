@@ -146,7 +146,7 @@ def ours(base: BaseModel, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
         if (number + 1) % 20 == 0:
-            print(f"{number + 1} of {len(asked)} requests", file=sys.stderr)
+            print(f"{number + 1} of {len(asked)} requests", file=sys.stderr, flush=True)
     return found
 
 
@@ -226,6 +226,7 @@ def measure(count: int, llama_python: str | None) -> dict[str, Any]:
         "seconds": [round(sum(row["seconds"][at] for row in rows), 2) for at in (0, 1)],
         "cpu_seconds": [round(sum(row["cpu"][at] for row in rows), 2) for at in (0, 1)],
     }
+    save("keystrokes", {**result, "bars": bars(result)})  # what comes now takes long
     if llama_python is not None:
         with tempfile.TemporaryDirectory() as directory:
             os.environ["MLX_GARDENER_HOME"] = str(Path(directory) / "home")
@@ -235,6 +236,7 @@ def measure(count: int, llama_python: str | None) -> dict[str, Any]:
             model = next(place.glob("*.gguf"))
             for name, settings in SETTINGS.items():
                 result[name] = theirs(llama_python, model, settings, asked)
+                save("keystrokes", {**result, "bars": bars(result)})
     return {**result, "bars": bars(result)}
 
 
