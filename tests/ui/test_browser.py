@@ -14,8 +14,9 @@ import pytest
 
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import load_base
-from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from tests.conftest import write_repository
+from tests.report.facts import full_facts
 from tests.serve.conftest import make_adapter
 from tests.ui.browser import FOUND, HOW_TO_GET_ONE, browser, needs_browser, shifts, sideways, tab, violations
 from tests.ui.conftest import TOKEN, Asking
@@ -56,9 +57,18 @@ def looks_well(page: Page) -> None:
     page.set_viewport_size(size)
 
 
+def give_evidence(registry: ProjectRegistry, project: str, model: Path) -> None:
+    """A version with evidence as a training leaves it."""
+    facts = full_facts()
+    result = {"adapter_version": "v1", **{name: facts[name] for name in ("evidence", "training")}}
+    record = registry.begin_training(project, {"model": str(model), "memory_limit_gb": 4.0})
+    registry.finish_training(record.id, TrainingStatus.COMPLETED, "Done", result)
+    make_adapter(registry, project, load_base(str(model)), LoraConfig(rank=2), seed=1)
+
+
 @needs_browser
 def test_every_page_is_shown_and_a_repository_is_added_and_its_folder_left_out(
-    chromium: Browser, page: Asking, registry: ProjectRegistry, tmp_path: Path
+    chromium: Browser, page: Asking, registry: ProjectRegistry, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     root = write_repository(tmp_path / "shop")
     (root / MARKUP).mkdir()
@@ -98,6 +108,15 @@ def test_every_page_is_shown_and_a_repository_is_added_and_its_folder_left_out(
         for name in ("Verdict", "Try it"):
             shown.get_by_role("link", name=name, exact=True).click()
             shown.get_by_role("main").get_by_role("link", name="Train").wait_for()
+            looks_well(shown)
+        give_evidence(registry, "shop", tiny_model_dir)
+        for name, heading in (
+            ("Train", "The worker's log"),
+            ("Verdict", "Verdict on shop v1"),
+            ("Try it", "Adapter"),
+        ):
+            shown.get_by_role("link", name=name, exact=True).click()
+            shown.get_by_role("heading", name=heading, exact=True).wait_for()
             looks_well(shown)
         assert shown.title() != "1"
 
