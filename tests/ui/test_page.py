@@ -344,7 +344,6 @@ def test_a_training_that_a_terminal_started_is_judged_and_tried_on_the_page(
     }
     assert all(one["written_tokens"] >= 0 and one["prompt_tokens"] > 0 for one in found.values())
     assert not found[True, False]["pieces"] and not found[False, False]["front"]
-    until(lambda: page.post("try", **ask, path="core/new.py", retrieval=True)["pieces"], "pieces of an index")
     with_code = page.post("try", **ask, path="core/new.py", adapter=False, retrieval=True)
     assert all(piece["path"] in with_code["front"] for piece in with_code["pieces"]) and with_code["pieces"]
     assert with_code["prompt_tokens"] > found[False, False]["prompt_tokens"]
