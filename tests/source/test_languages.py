@@ -9,13 +9,13 @@ import sys
 _TOGETHER = """
 import threading
 from mlx_gardener.source.languages import parse
-text = b"".join(b"def f%d(a, b):\\n    return [a + b * %d for _ in range(b)]\\n\\n" % (n, n) for n in range(4000))
+text = b"".join(b"def f%d(a, b):\\n    return [a + b * %d for _ in range(b)]\\n\\n" % (n, n) for n in range(1500))
 alone = str(parse(text, "python").root_node)
 same = []
-threads = [threading.Thread(target=lambda: same.append(str(parse(text, "python").root_node) == alone)) for _ in range(8)]
+threads = [threading.Thread(target=lambda: same.append(str(parse(text, "python").root_node) == alone)) for _ in range(6)]
 for one in threads: one.start()
 for one in threads: one.join()
-assert same == [True] * 8, same
+assert same == [True] * 6, same
 """
 
 
