@@ -158,7 +158,7 @@ def test_a_training_is_started_reloaded_stopped_gone_on_with_judged_and_tried(
     more = "\n".join(
         (
             "min_training_chunks=5", "training_data_quality_threshold=0.1", "optimizer.tokens_per_update=512",
-            "optimizer.max_steps=40", "data.sequence_lengths=[64, 128]", "progress_update_interval=0.5",
+            "optimizer.max_steps=16", "data.sequence_lengths=[64, 128]", "progress_update_interval=0.5",
             "evaluation.next_line_tasks=6", "evaluation.fim_tasks=6", "evaluation.memorisation_places=4",
             "evaluation.max_new_tokens=12", "throttling.low_priority=false", "checkpoint_interval_seconds=1",
         )
@@ -183,7 +183,7 @@ def test_a_training_is_started_reloaded_stopped_gone_on_with_judged_and_tried(
         shown.get_by_role("button", name="Stop, keep a checkpoint").click()
         shown.get_by_text("Stopped at").wait_for()
         stopped = int(step.inner_text().split()[0])
-        assert stopped < 40, "it was stopped before its end"
+        assert stopped < 16, "it was stopped before its end"
         shown.get_by_role("button", name="Resume").click()
         shown.get_by_text("Done: v1").wait_for()
         record = registry.latest_training("shop")
