@@ -159,7 +159,7 @@ def test_a_training_is_started_reloaded_stopped_gone_on_with_judged_and_tried(
         (
             "min_training_chunks=5", "training_data_quality_threshold=0.1", "optimizer.tokens_per_update=512",
             "optimizer.max_steps=16", "data.sequence_lengths=[64, 128]", "progress_update_interval=0.5",
-            "evaluation.next_line_tasks=6", "evaluation.fim_tasks=6", "evaluation.memorisation_places=4",
+            "evaluation.next_line_tasks=4", "evaluation.fim_tasks=4", "evaluation.memorisation_places=4",
             "evaluation.max_new_tokens=12", "throttling.low_priority=false", "checkpoint_interval_seconds=1",
         )
     )  # fmt: skip
@@ -204,6 +204,7 @@ def test_a_training_is_started_reloaded_stopped_gone_on_with_judged_and_tried(
         code = shown.get_by_label("Code; the answer is written at the caret")
         code.fill(CODE)
         shown.get_by_label("The file's path in the repository").fill("core/basket_30.py")
+        shown.get_by_label("Tokens at most").fill("16")
         at = CODE.index("size = \n") + len("size = ")
         code.evaluate("(one, at) => { one.focus(); one.setSelectionRange(at, at); }", at)
         shown.keyboard.press("Control+Enter")
