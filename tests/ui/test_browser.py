@@ -172,7 +172,7 @@ def test_a_training_is_started_reloaded_stopped_gone_on_with_judged_and_tried(
         shown.get_by_label("One KEY=VALUE in a line").fill(more)
         shown.get_by_role("button", name="Start training").click()
         step = shown.locator("dl.figures dd").first
-        running = "() => Number(document.querySelector('dl.figures dd').textContent.split(' ')[0]) >= 3"
+        running = "() => parseInt(document.querySelector('dl.figures dd')?.textContent) >= 3"
         shown.wait_for_function(running)
         shown.get_by_role("img", name="Training and validation loss").wait_for()
         looks_well(shown)

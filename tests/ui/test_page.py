@@ -416,7 +416,7 @@ def test_whatever_is_sent_is_answered_or_refused_and_is_no_defect(
 
 
 def test_whatever_is_looked_for_is_found_or_not(page: Asking, small: str) -> None:
-    for name in ("", "..", "%2e%2e", "small%00", "<b>", "a" * 300, "small/../small"):
+    for name in ("", "..", "%2e%2e", "small%00", "<b>", "a" * 300):
         for below in (
             "",
             "/scan",
