@@ -14,7 +14,6 @@ from mlx_gardener.cli.completion import complete_projects
 from mlx_gardener.cli.options import file_type
 from mlx_gardener.errors import GardenerError
 
-#: `editors.settings.EDITORS`, which a command line's help need not import.
 _EDITORS = ["zed", "zed-ollama", "vscode", "continue", "twinny", "vim", "neovim", "neovim-lsp", "minuet"]
 
 

@@ -64,9 +64,8 @@ class Server:
         self._indexes = indexes
         self._on_request = on_request
         self._intake = Intake(catalog, settings, metrics, indexes, in_use)
-        self._page = (
-            None if page is None else page(PageParts(catalog.registry, catalog, self._intake, worker))
-        )
+        parts = PageParts(catalog.registry, catalog, self._intake, worker, indexes)
+        self._page = None if page is None else page(parts)
 
     def app(self) -> Guard:
         """The ASGI application."""

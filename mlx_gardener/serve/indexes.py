@@ -40,6 +40,8 @@ _REST = 20.0
 #: After a look that failed.
 _FAILED_SECONDS = 60.0
 _HEADER_CHARACTERS = 2000
+#: Why there is no index yet, where there soon is one.
+BEING_READ = "its repository is being read"
 
 
 class _EndingError(Exception):
@@ -55,7 +57,7 @@ class _Kept:
     due_at: float = 0.0
     looking: bool = False
     look: Future[None] | None = None
-    problem: str = "its repository is being read"
+    problem: str = BEING_READ
 
 
 class Indexes:
@@ -113,7 +115,7 @@ class Indexes:
             with self._lock:
                 self._kept[project] = _Kept(found, rules)
         self._look_soon(project)
-        there = f"{found.chunk_count:,} chunks" if found is not None else "its repository is being read"
+        there = f"{found.chunk_count:,} chunks" if found is not None else BEING_READ
         return f"on ({choice.why}), {there}"
 
     def index_of(self, project: str) -> tuple[Index | None, str]:
@@ -124,7 +126,7 @@ class Indexes:
             if (
                 kept.index is not None and kept.rules != rules
             ):  # something is to be forgotten, or another version answers
-                kept.index, kept.due_at, kept.problem = None, 0.0, "its repository is being read"
+                kept.index, kept.due_at, kept.problem = None, 0.0, BEING_READ
             found, problem = kept.index, kept.problem
         self._look_soon(project)
         return found, problem

@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute
 
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve.catalog import Catalog
+from mlx_gardener.serve.indexes import Indexes
 from mlx_gardener.serve.intake import Intake
 from mlx_gardener.serve.routes import Handler
 from mlx_gardener.serve.worker import Worker
@@ -29,6 +30,7 @@ class PageParts:
     catalog: Catalog
     intake: Intake
     worker: Worker
+    indexes: Indexes
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from importlib import import_module
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tree_sitter import Parser, Tree
+    from tree_sitter import Language, Parser, Tree
 
 _BY_SUFFIX = {
     "python": ".py .pyi .pyw",
@@ -98,14 +99,27 @@ def language_of(path: str) -> str:
 
 
 @cache
-def parser_for(language: str) -> Parser | None:
-    """The parser of a language; None where there is no grammar. One per process and language."""
-    if language not in GRAMMARS:
-        return None
-    from tree_sitter import Language, Parser
+def _grammar(language: str) -> Language:
+    from tree_sitter import Language
 
     module, function = GRAMMARS[language]
-    return Parser(Language(getattr(import_module(module), function)()))
+    return Language(getattr(import_module(module), function)())
+
+
+#: Parsers of the running thread, by language.
+_OF_THREAD = threading.local()
+
+
+def parser_for(language: str) -> Parser | None:
+    """The parser of a language; None where there is no grammar. One per thread: two that use one at once end the process."""
+    if language not in GRAMMARS:
+        return None
+    from tree_sitter import Parser
+
+    parsers: dict[str, Parser] = _OF_THREAD.__dict__.setdefault("parsers", {})
+    if language not in parsers:
+        parsers[language] = Parser(_grammar(language))
+    return parsers[language]
 
 
 def parse(data: bytes, language: str) -> Tree | None:

@@ -7,14 +7,17 @@ shown to who asked. The event loop, which answers editors too, waits for none of
 from __future__ import annotations
 
 import asyncio
+import html
 import inspect
 import math
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from mlx_gardener.report.svg import standalone
 from mlx_gardener.serve.bodies import Body, parse
 from mlx_gardener.serve.reading import read_json
 from mlx_gardener.serve.routes import Handler
@@ -61,6 +64,12 @@ async def read_body(request: Request, kind: type[AnyBody]) -> AnyBody:
     async for part in request.stream():
         data += part
     return parse(kind, read_json(data))[0]
+
+
+def picture(svg: str) -> dict[str, str]:
+    """A picture of `report.svg` as a file of its own, with what it says of itself in words; "" stays."""
+    title = re.search(r"<title>(.*?)</title>", svg, re.DOTALL)
+    return {"svg": standalone(svg) if svg else "", "alt": html.unescape(title[1]) if title else ""}
 
 
 def answer(content: Any) -> JSONResponse:

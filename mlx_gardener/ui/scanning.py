@@ -72,16 +72,16 @@ class Scans:
     def of(self, root: Path, config: TrainingConfig) -> Scan:
         """The scan of a repository with these settings, not older than a minute."""
         key = f"{root}\0{config.data.model_dump_json()}\0{config.training_data_quality_threshold}"
-        with self._lock:
+        with self._lock:  # one at a time: a slider asks for the same again before the first one is done
             at, found = self._kept.get(key, (0.0, None))
-            if found is not None and time.monotonic() - at < _KEPT_SECONDS:
-                return found
-        made = scan_repository(root, config.data, quality_threshold=config.training_data_quality_threshold)
-        with self._lock:
-            self._kept[key] = (time.monotonic(), made)
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-        return made
+            if found is None or time.monotonic() - at > _KEPT_SECONDS:
+                found = scan_repository(
+                    root, config.data, quality_threshold=config.training_data_quality_threshold
+                )
+                self._kept[key] = (time.monotonic(), found)
+                while len(self._kept) > _KEPT:
+                    self._kept.popitem(last=False)
+        return found
 
     def scan(self, project: str) -> dict[str, Any]:
         """What would be read of a project's repository, and what not."""

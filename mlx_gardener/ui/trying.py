@@ -6,6 +6,8 @@ base is loaded with the first.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -17,7 +19,7 @@ from mlx_gardener.serve.access import access_of
 from mlx_gardener.serve.bodies import CompletionBody, InfillBody
 from mlx_gardener.serve.catalog import Target
 from mlx_gardener.serve.generation import Limits
-from mlx_gardener.serve.indexes import Lookup
+from mlx_gardener.serve.indexes import BEING_READ, Lookup
 from mlx_gardener.serve.intake import count
 from mlx_gardener.serve.page import PageParts
 from mlx_gardener.ui.answers import Handlers, answer, read_body
@@ -35,6 +37,10 @@ class TryBody(InfillBody):
     retrieval: bool = False
 
 
+#: How long an answer waits for the first index of a repository, and between two looks whether it is there, seconds.
+_INDEX_SECONDS, _LOOK_SECONDS = 60.0, 0.2
+
+
 class Trying:
     """The handler, over the server's worker."""
 
@@ -45,6 +51,15 @@ class Trying:
         """By path."""
         return {"try": ("POST", self.complete)}
 
+    async def _index(self, project: str) -> None:
+        """Wait for a project's index, as answers for editors do not: here one is compared with another."""
+        until = time.monotonic() + _INDEX_SECONDS
+        while time.monotonic() < until:
+            index, why = await asyncio.to_thread(self._parts.indexes.index_of, project)
+            if index is not None or why != BEING_READ:
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+
     async def complete(self, request: Request) -> JSONResponse:
         """One answer."""
         body = await read_body(request, TryBody)
@@ -52,6 +67,8 @@ class Trying:
         own = catalog.find(body.project if body.version is None else f"{body.project}@{body.version}")
         target = own if body.adapter else Target(own.base_id, own.base_id, own.base, None)
         access_of(request.scope).project = own.id
+        if body.retrieval and own.record is not None:
+            await self._index(own.record.project)
         front = ""
 
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:

@@ -16,9 +16,8 @@ from mlx_gardener.report import advice, story
 from mlx_gardener.report.html import interval_plots
 from mlx_gardener.report.known import known_of, version_to_show
 from mlx_gardener.report.recipe import about_version
-from mlx_gardener.report.svg import standalone
 from mlx_gardener.source.languages import language_of
-from mlx_gardener.ui.answers import Handlers, looking
+from mlx_gardener.ui.answers import Handlers, looking, picture
 
 
 class Verdicts:
@@ -75,7 +74,7 @@ class Verdicts:
                 "arms": _table(story.arms_table(evidence)),
                 "kinds": _table(story.kinds_table(evidence)),
                 "plots": [
-                    {"title": title, "svg": standalone(str(plot))}
+                    {"title": title, **picture(str(plot))}
                     for title, plot in interval_plots(story.changes(evidence))
                 ],
                 "samples": [_sample(sample) for sample in evidence.get("samples") or ()],

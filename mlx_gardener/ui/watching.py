@@ -23,10 +23,11 @@ from mlx_gardener.registry import TrainingRecord
 from mlx_gardener.report.html import memory_chart
 from mlx_gardener.report.live import PHASES, RunSoFar
 from mlx_gardener.report.log_view import LogReader, read_lines
-from mlx_gardener.report.svg import loss_chart, standalone
+from mlx_gardener.report.svg import loss_chart
 from mlx_gardener.report.time_view import time_line
 from mlx_gardener.runs.job import LOG_NAME
 from mlx_gardener.runs.journal import JOURNAL_NAME, read_journal
+from mlx_gardener.ui.answers import picture
 
 _MOST_POINTS = 400
 _MOST_LINES, _MOST_WARNINGS = 300, 20
@@ -124,7 +125,7 @@ class Watched:
             "warnings": self._warnings,
         }
 
-    def _charts(self) -> dict[str, str]:
+    def _charts(self) -> dict[str, dict[str, str]]:
         """The report's charts of losses and memory; "" where there is nothing to draw yet."""
         losses = [self._losses[step] for step in sorted(self._losses)]
         every = 1 + len(losses) // _MOST_POINTS
@@ -135,4 +136,4 @@ class Watched:
         loss = loss_chart({"train_losses": thinned, "updates_per_loss": every, "validation": validation})
         first = [] if self._first_step is None else [self._first_step]
         memory = memory_chart([*first, *self._memory], self._plan)
-        return {"loss": standalone(loss) if loss else "", "memory": standalone(memory) if memory else ""}
+        return {"loss": picture(loss), "memory": picture(memory)}

@@ -23,7 +23,7 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )  # fmt: skip
 #: A busy machine takes its time; a hang shows as an error all the same.
-WAIT_MS = 300_000
+WAIT_MS = 900_000
 
 
 @contextmanager

@@ -14,8 +14,9 @@ import pytest
 
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import load_base
-from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from tests.conftest import write_repository
+from tests.report.facts import full_facts
 from tests.serve.conftest import make_adapter
 from tests.ui.browser import FOUND, HOW_TO_GET_ONE, browser, needs_browser, shifts, sideways, tab, violations
 from tests.ui.conftest import TOKEN, Asking
@@ -56,9 +57,18 @@ def looks_well(page: Page) -> None:
     page.set_viewport_size(size)
 
 
+def give_evidence(registry: ProjectRegistry, project: str, model: Path) -> None:
+    """A version with evidence as a training leaves it."""
+    facts = full_facts()
+    result = {"adapter_version": "v1", **{name: facts[name] for name in ("evidence", "training")}}
+    record = registry.begin_training(project, {"model": str(model), "memory_limit_gb": 4.0})
+    registry.finish_training(record.id, TrainingStatus.COMPLETED, "Done", result)
+    make_adapter(registry, project, load_base(str(model)), LoraConfig(rank=2), seed=1)
+
+
 @needs_browser
 def test_every_page_is_shown_and_a_repository_is_added_and_its_folder_left_out(
-    chromium: Browser, page: Asking, registry: ProjectRegistry, tmp_path: Path
+    chromium: Browser, page: Asking, registry: ProjectRegistry, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     root = write_repository(tmp_path / "shop")
     (root / MARKUP).mkdir()
@@ -98,6 +108,15 @@ def test_every_page_is_shown_and_a_repository_is_added_and_its_folder_left_out(
         for name in ("Verdict", "Try it"):
             shown.get_by_role("link", name=name, exact=True).click()
             shown.get_by_role("main").get_by_role("link", name="Train").wait_for()
+            looks_well(shown)
+        give_evidence(registry, "shop", tiny_model_dir)
+        for name, heading in (
+            ("Train", "The worker's log"),
+            ("Verdict", "Verdict on shop v1"),
+            ("Try it", "Adapter"),
+        ):
+            shown.get_by_role("link", name=name, exact=True).click()
+            shown.get_by_role("heading", name=heading, exact=True).wait_for()
             looks_well(shown)
         assert shown.title() != "1"
 
@@ -139,8 +158,8 @@ def test_a_training_is_started_reloaded_stopped_gone_on_with_judged_and_tried(
     more = "\n".join(
         (
             "min_training_chunks=5", "training_data_quality_threshold=0.1", "optimizer.tokens_per_update=512",
-            "optimizer.max_steps=40", "data.sequence_lengths=[64, 128]", "progress_update_interval=0.5",
-            "evaluation.next_line_tasks=6", "evaluation.fim_tasks=6", "evaluation.memorisation_places=4",
+            "optimizer.max_steps=16", "data.sequence_lengths=[64, 128]", "progress_update_interval=0.5",
+            "evaluation.next_line_tasks=4", "evaluation.fim_tasks=4", "evaluation.memorisation_places=4",
             "evaluation.max_new_tokens=12", "throttling.low_priority=false", "checkpoint_interval_seconds=1",
         )
     )  # fmt: skip
@@ -153,7 +172,7 @@ def test_a_training_is_started_reloaded_stopped_gone_on_with_judged_and_tried(
         shown.get_by_label("One KEY=VALUE in a line").fill(more)
         shown.get_by_role("button", name="Start training").click()
         step = shown.locator("dl.figures dd").first
-        running = "() => Number(document.querySelector('dl.figures dd').textContent.split(' ')[0]) >= 3"
+        running = "() => parseInt(document.querySelector('dl.figures dd')?.textContent) >= 3"
         shown.wait_for_function(running)
         shown.get_by_role("img", name="Training and validation loss").wait_for()
         looks_well(shown)
@@ -164,7 +183,7 @@ def test_a_training_is_started_reloaded_stopped_gone_on_with_judged_and_tried(
         shown.get_by_role("button", name="Stop, keep a checkpoint").click()
         shown.get_by_text("Stopped at").wait_for()
         stopped = int(step.inner_text().split()[0])
-        assert stopped < 40, "it was stopped before its end"
+        assert stopped < 16, "it was stopped before its end"
         shown.get_by_role("button", name="Resume").click()
         shown.get_by_text("Done: v1").wait_for()
         record = registry.latest_training("shop")
@@ -185,6 +204,7 @@ def test_a_training_is_started_reloaded_stopped_gone_on_with_judged_and_tried(
         code = shown.get_by_label("Code; the answer is written at the caret")
         code.fill(CODE)
         shown.get_by_label("The file's path in the repository").fill("core/basket_30.py")
+        shown.get_by_label("Tokens at most").fill("16")
         at = CODE.index("size = \n") + len("size = ")
         code.evaluate("(one, at) => { one.focus(); one.setSelectionRange(at, at); }", at)
         shown.keyboard.press("Control+Enter")

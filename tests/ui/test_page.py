@@ -277,7 +277,7 @@ def test_a_training_is_started_watched_stopped_and_gone_on_with(
     seen = events_of(
         page,
         small,
-        lambda seen: (seen.get("training", {}).get("step") or 0) >= 3 and bool(seen["charts"]["loss"]),
+        lambda seen: (seen.get("training", {}).get("step") or 0) >= 3 and bool(seen["charts"]["loss"]["svg"]),
     )
     training = seen["training"]
     assert (
@@ -285,7 +285,8 @@ def test_a_training_is_started_watched_stopped_and_gone_on_with(
         and training["budget_bytes"] == 2**30
         and training["tokens_per_second"] > 0
     )
-    assert "<svg" in seen["charts"]["loss"] and seen["log"]["lines"]
+    assert seen["charts"]["loss"]["svg"].startswith("<svg") and "validation" in seen["charts"]["loss"]["alt"]
+    assert seen["log"]["lines"]
     # A page that is loaded again begins with all of it.
     again = events_of(page, small, lambda seen: {"training", "charts", "log"} <= seen.keys())
     assert (
@@ -324,7 +325,7 @@ def test_a_training_that_a_terminal_started_is_judged_and_tried_on_the_page(
     version = seen["training"]["version"]
     told = page.get(f"projects/{small}/verdict")
     assert told["version"] == version and told["evidence"]["headline"] and told["evidence"]["arms"]["rows"]
-    assert all(plot["svg"].startswith("<svg") for plot in told["evidence"]["plots"])
+    assert all(plot["svg"].startswith("<svg") and plot["alt"] for plot in told["evidence"]["plots"])
     (sample,) = told["evidence"]["samples"]
     assert sample["language"] and isinstance(sample["expected"], str)
     ask = {
@@ -343,7 +344,6 @@ def test_a_training_that_a_terminal_started_is_judged_and_tried_on_the_page(
     }
     assert all(one["written_tokens"] >= 0 and one["prompt_tokens"] > 0 for one in found.values())
     assert not found[True, False]["pieces"] and not found[False, False]["front"]
-    until(lambda: page.post("try", **ask, path="core/new.py", retrieval=True)["pieces"], "pieces of an index")
     with_code = page.post("try", **ask, path="core/new.py", adapter=False, retrieval=True)
     assert all(piece["path"] in with_code["front"] for piece in with_code["pieces"]) and with_code["pieces"]
     assert with_code["prompt_tokens"] > found[False, False]["prompt_tokens"]
@@ -416,7 +416,7 @@ def test_whatever_is_sent_is_answered_or_refused_and_is_no_defect(
 
 
 def test_whatever_is_looked_for_is_found_or_not(page: Asking, small: str) -> None:
-    for name in ("", "..", "%2e%2e", "small%00", "<b>", "a" * 300, "small/../small"):
+    for name in ("", "..", "%2e%2e", "small%00", "<b>", "a" * 300):
         for below in (
             "",
             "/scan",

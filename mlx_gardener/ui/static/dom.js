@@ -67,12 +67,6 @@ export async function draw(image, svg) {
   if (old.startsWith("blob:")) setTimeout(() => URL.revokeObjectURL(old), 1000);
 }
 
-/** What a picture says of itself in its <title>. */
-export function titleOf(svg) {
-  const found = new DOMParser().parseFromString(svg, "image/svg+xml").querySelector("title");
-  return found ? found.textContent : "";
-}
-
 const PLAIN = new Intl.NumberFormat("en");
 
 export const number = (value) => (value === null || value === undefined ? "-" : PLAIN.format(Math.round(value)));

@@ -2,7 +2,7 @@
 
 import { follow, get, of, post } from "/ui/api.js";
 import { tell } from "/ui/app.js";
-import { button, draw, duration, fill, gigabytes, h, number, problem, say, table, titleOf } from "/ui/dom.js";
+import { button, draw, duration, fill, gigabytes, h, number, problem, say, table } from "/ui/dom.js";
 
 const LIVE = ["queued", "training"];
 
@@ -149,7 +149,7 @@ class Run {
       h("p", { class: "actions" }, this.stop, this.resume, this.verdict), list, this.memoryBar,
       h("div", { class: "charts" }, h("figure", {}, h("figcaption", {}, "Loss"), h("div", { class: "chart" }, this.loss)),
         h("figure", {}, h("figcaption", {}, "Memory against the budget"), h("div", { class: "chart" }, this.memoryChart))),
-      this.time, this.warnings, h("h3", {}, "The worker's log"), this.log);
+      this.time, this.warnings, h("h2", {}, "The worker's log"), this.log);
     this.element = h("section", { "aria-label": "The latest training" }, h("p", { class: "headline" }, this.phase, this.percent),
       this.said, this.details);
   }
@@ -216,13 +216,13 @@ class Run {
   }
 
   draws(told) {
-    for (const [image, svg] of [[this.loss, told.loss], [this.memoryChart, told.memory]]) {
+    for (const [image, { svg, alt }] of [[this.loss, told.loss], [this.memoryChart, told.memory]]) {
       if (!svg) {  // of a training that has just begun; what an earlier one drew goes
         image.removeAttribute("src");
         image.alt = "Nothing to draw yet";
         continue;
       }
-      image.alt = titleOf(svg);
+      image.alt = alt;
       draw(image, svg);
     }
   }

@@ -51,7 +51,7 @@ export async function show(main, project, _version, signal) {
       if (mine.aborted) return;
       panels.get(id).waits();
       try {
-        panels.get(id).tells(await post("try", { ...body, adapter, retrieval }, mine));
+        panels.get(id).tells(await post("try", { ...body, adapter, retrieval }, mine), retrieval);
       } catch (error) {
         if (mine.aborted) return;
         panels.get(id).fails(error);
@@ -94,7 +94,7 @@ class Panel {
     say(this.figures, "writes ... (the base is loaded with the first answer)");
   }
 
-  tells(told) {
+  tells(told, retrieval) {
     this.element.removeAttribute("aria-busy");
     say(this.figures, `${number(told.milliseconds)} ms, ${number(told.prompt_tokens)} tokens read, ${number(told.written_tokens)} written`);
     this.text.textContent = told.text || "(nothing)";
@@ -102,7 +102,7 @@ class Panel {
       ? h("details", {}, h("summary", {}, `${told.pieces.length} retrieved piece${told.pieces.length === 1 ? "" : "s"} in front`),
         h("ul", {}, told.pieces.map((one) => h("li", {}, `${one.path}:${one.start_line}-${one.end_line}, ${number(one.tokens)} tokens`))),
         h("pre", { tabindex: "0", role: "group", "aria-label": "Retrieved code" }, told.front))
-      : h("p", { class: "muted" }, decodeURIComponent(told.retrieval).replace(/^none; /, "Nothing was retrieved: ")));
+      : retrieval && h("p", { class: "muted" }, decodeURIComponent(told.retrieval).replace(/^none; /, "Nothing was retrieved: ")));
   }
 
   fails(error) {

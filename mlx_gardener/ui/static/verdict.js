@@ -3,7 +3,7 @@
 import { get, of } from "/ui/api.js";
 import { go } from "/ui/app.js";
 import { marked } from "/ui/diff.js";
-import { button, fill, h, number, picture, problem, table, titleOf } from "/ui/dom.js";
+import { button, fill, h, number, picture, problem, table } from "/ui/dom.js";
 
 export async function show(main, project, version, signal) {
   const query = version ? `?version=${encodeURIComponent(version)}` : "";
@@ -33,7 +33,7 @@ function told(evidence) {
     h("h2", {}, "Arms"), grid("Figures on code it never saw; the best of each row is bold", evidence.arms),
     evidence.kinds.rows.length ? grid("Exactly right, by kind of task", evidence.kinds) : null,
     evidence.plots.length ? [h("h2", {}, "Changes with their 95 % intervals"), h("div", { class: "charts" }, evidence.plots.map((one) =>
-      h("figure", {}, h("figcaption", {}, one.title), picture(one.svg, titleOf(one.svg)))))] : null,
+      h("figure", {}, h("figcaption", {}, one.title), picture(one.svg, one.alt))))] : null,
     evidence.power ? h("p", { class: "muted" }, evidence.power) : null,
     evidence.notes.map((note) => h("p", { class: "muted" }, note)),
     samples(evidence.samples),
