@@ -68,6 +68,9 @@ def estimate_training(found: Scan, config: TrainingConfig, model: PreparedModel)
     plan = model.plan(config)
     speed = plan.predicted_tokens_per_second
     train_share = 1 - config.data.validation_fraction - config.data.test_fraction
+    # What stands before a place is shown once more, and retrieved code is in front.
+    train_share /= 1 - min(0.75, config.data.retrieval_share)
+    train_share /= 1 - config.data.general_share
     trained = tokens * train_share * config.optimizer.epochs
     if config.optimizer.max_steps is not None:
         trained = min(trained, config.optimizer.max_steps * config.optimizer.tokens_per_update)
