@@ -252,6 +252,9 @@ def markdown(result: Mapping[str, Any]) -> str:
 @click.option(
     "--answers", default=30, show_default=True, help="Lines of a repository that the model is asked for."
 )
+@click.option(
+    "--windows", default=8, show_default=True, help="Stretches of a repository whose bits are counted."
+)
 @click.option("--tasks", default=155, show_default=True)
 @click.option("--context", default=384, show_default=True, help="Tokens of retrieved code.")
 @click.option("--name", default="retrieval_ablation", show_default=True, help="Of the results.")
@@ -259,7 +262,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 @click.option("--work", default=ROOT / ".quickstart" / "ablation", type=click.Path(path_type=Path))
 @click.option("--results", default=RESULTS, type=click.Path(path_type=Path))
 def main(
-    repositories: str, tokenizer: Path | None, model: Path | None, answers: int, tasks: int, context: int, name: str,
+    repositories: str, tokenizer: Path | None, model: Path | None, answers: int, windows: int, tasks: int, context: int, name: str,
     sources: Path, work: Path, results: Path,
 ) -> None:  # fmt: skip
     """Measure, and write the tables."""
@@ -280,6 +283,7 @@ def main(
             "tokenizer": place.name,
             "model": str(model),
             "answers": answers,
+            "windows": windows,
             "tasks": tasks,
             "context": context,
         }
@@ -287,7 +291,13 @@ def main(
             found[repository] = entry["found"]
             continue
         found[repository] = measure(
-            root, loaded, tasks=tasks, context_tokens=context, base=base, answers=answers
+            root,
+            loaded,
+            tasks=tasks,
+            context_tokens=context,
+            base=base,
+            answers=answers,
+            windows_measured=windows,
         )
         kept.write_text(json.dumps({"asked": asked_for, "found": found[repository]}))
         print(repository, json.dumps(found[repository]), flush=True)

@@ -12,6 +12,7 @@ it found for every example, some milliseconds each, of which there are at most `
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ from mlx_gardener.source.records import FileRecord
 if TYPE_CHECKING:
     from mlx_gardener.model import CodeTokenizer
 
-#: More examples with retrieved code are not made: the share falls instead, evenly. Two minutes of preparation, about.
+#: More examples with retrieved code are not made: the share falls instead, evenly. A minute or two of preparation.
 MOST_EXAMPLES = 8192
 #: Share of the spans at a name that are a syntax node around it; others are the line, or its end from a place before the name.
 _NODE_SHARE = 0.6
@@ -75,9 +76,9 @@ class RetrievedExamples:
         for record in files:
             clusters.setdefault(record.cluster, []).append(record.path)
         self._near = {record.path: frozenset(clusters[record.cluster]) for record in files}
-        characters = sum(chunk.end_byte - chunk.start_byte for record in files for chunk in record.chunks)
-        likely = config.data.retrieval_share * characters / self._piece_characters
-        self._share = config.data.retrieval_share * min(1.0, MOST_EXAMPLES / max(1.0, likely))
+        self._characters = sum(
+            chunk.end_byte - chunk.start_byte for record in files for chunk in record.chunks
+        )
 
     def taken_from(
         self, pieces: Sequence[ExcerptPiece], interrupt: Callable[[], None] = lambda: None
@@ -96,9 +97,7 @@ class RetrievedExamples:
             needs = any(piece.start <= place < end for place in uses[piece.excerpt])
             draw = random.Random(f"{self._seed}\0retrieved\0{piece.excerpt.path}\0{piece.start}").random()
             keys.append((not needs, draw, at))
-        rounding = random.Random(f"{self._seed}\0rounding\0{len(keys)}\0{keys[0][1] if keys else 0}").random()
-        wanted = int(self._share * len(pieces) + rounding)
-        taken = {at for _, _, at in sorted(keys)[:wanted]}
+        taken = self._chosen(pieces, [at for _, _, at in sorted(keys)])
         made: list[RetrievedExample] = []
         plain: list[Example] = []
         left: list[ExcerptPiece] = []
@@ -113,6 +112,25 @@ class RetrievedExamples:
         self.count += len(made)
         self.context_tokens += sum(len(example.context) for example in made)
         return made, plain, left
+
+    def _chosen(self, pieces: Sequence[ExcerptPiece], order: Sequence[int]) -> set[int]:
+        """The first pieces in ``order`` whose rows come to the share of all rows, as far as the bound allows for these pieces."""
+        share = self._config.retrieval_share
+        plain = sum(len(piece.text) for piece in pieces)
+        most = MOST_EXAMPLES * plain / max(1, self._characters)
+        learned, parts = plain / CHARACTERS_PER_TOKEN, 0
+        taken: set[int] = set()
+        for at in order:
+            more = math.ceil(len(pieces[at].text) / self._piece_characters)
+            rows = parts * self.width
+            if rows >= share * (rows + learned) or (taken and parts + more > most):
+                break
+            taken.add(at)
+            parts += more
+            learned -= (
+                len(pieces[at].text) / CHARACTERS_PER_TOKEN / 2
+            )  # of a piece, what is behind its places; about half
+        return taken
 
     def _uses(self, excerpt: Excerpt) -> list[int]:
         """Places (characters) in an excerpt where it uses names that other training files define."""

@@ -148,6 +148,7 @@ class Retriever:
     ) -> tuple[list[list[int]], list[Piece]]:
         """Token ids and pieces of the signatures that fit, those of a file together; their lines become ``known``."""
         texts: dict[str, list[Card]] = {}
+        left = room
         if room < _LEAST_TOKENS:
             return [], []
         for card in cards_for(self._index, path, before):
@@ -165,7 +166,8 @@ class Retriever:
                 break
         ids, pieces = [], []
         for name, cards in texts.items():
-            written = self._file(name, "\n".join(card.text for card in cards))
+            written = self._file(name, "\n".join(card.text for card in cards))[:left]
+            left -= len(written)
             lines = self._index.lines[[card.chunk for card in cards]]
             ids.append(written)
             pieces.append(Piece(name, int(lines[:, 0].min()), int(lines[:, 1].max()), len(written)))

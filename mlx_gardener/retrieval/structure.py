@@ -44,7 +44,7 @@ class Card:
     text: str
 
 
-def cards_for(index: Index, path: str, before: str) -> list[Card]:
+def cards_for(index: Index, path: str, before: str) -> Iterator[Card]:
     """Definitions in other files that a place may need: what is imported and used right before it, what is imported, what is used.
 
     Args:
@@ -64,17 +64,19 @@ def cards_for(index: Index, path: str, before: str) -> list[Card]:
         *(name for name in imported if name not in used),
         *(name for name in recent if name not in imported),
     ]
-    found: dict[int, Card] = {}
+    seen: set[int] = set()
     for name in ordered:
         chunks = [chunk for chunk in index.with_word(defining_word(name)) if index.path_of(chunk) != path]
         if not chunks or len(chunks) > _MOST_DEFINING:
             continue
         chosen = _meant(index, chunks, imported.get(name, ""))
-        if chosen not in found:
-            found[chosen] = Card(chosen, _card(index, chosen, name))
-        if len(found) == _MOST_CARDS:
-            break
-    return [card for card in found.values() if card.text.strip()]
+        if chosen in seen:
+            continue
+        seen.add(chosen)
+        if text := _card(index, chosen, name):
+            yield Card(chosen, text)
+        if len(seen) == _MOST_CARDS:
+            return
 
 
 def _imports(before: str) -> Iterator[str]:

@@ -69,6 +69,9 @@ def estimate_training(found: Scan, config: TrainingConfig, model: PreparedModel)
     plan = model.plan(config)
     speed = plan.predicted_tokens_per_second
     train_share = 1 - config.data.validation_fraction - config.data.test_fraction
+    # What stands before a place is shown once more, and retrieved code is in front.
+    train_share /= 1 - min(0.75, config.data.retrieval_share)
+    train_share /= 1 - config.data.general_share
     edits = edits_ahead(found.root, config, tokenizer, tokens * train_share)
     epoch = max(1.0, tokens * train_share + edits["tokens"])
     trained = epoch * config.optimizer.epochs

@@ -110,9 +110,9 @@ def test_a_context_is_what_retrieval_shows_for_the_place(linked: Path, tokenizer
 
 
 def test_places_that_need_another_file_are_preferred(linked: Path, tokenizer: CodeTokenizer) -> None:
-    config = settings(**{"data.retrieval_share": 0.4})
+    config = settings(**{"data.retrieval_share": 0.5})
     _, made, _ = made_of(scanned(linked, config), tokenizer, config)
-    assert len(made) >= 8 and all(Path(example.path).name.startswith("use_") for example in made), (
+    assert len(made) >= 5 and all(Path(example.path).name.startswith("use_") for example in made), (
         "half of the files use names of others, and fewer than that are wanted"
     )
     wanted = [f"weigh_{NOUNS[(NOUNS.index(Path(item.path).stem[4:]) + 3) % len(NOUNS)]}" for item in made]
@@ -234,6 +234,15 @@ def test_a_share_of_nothing_changes_nothing_and_all_is_all(prepare, linked: Path
     ]
     assert 0 < counts[0] < counts[1] < counts[2]
     assert none.test.sha256() == prepare(linked).test.sha256(), "held-out rows are what they were"
+
+
+def test_the_share_is_of_the_rows(prepare, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    root = write_repository(tmp_path / "large", modules=40, functions=8)
+    for share in (0.2, 0.5):
+        data = prepare(root, **{"data.retrieval_share": share})
+        assert data.summary.retrieval is not None
+        seen = 256 * data.summary.retrieval["examples"] / data.train.total_tokens
+        assert share - 0.1 < seen < share + 0.15, "most of these examples fill a row of the widest kind"
 
 
 def test_pieces_that_are_not_taken_become_what_they_were(linked: Path) -> None:

@@ -101,7 +101,7 @@ def test_names_and_signatures_are_told_by_the_text() -> None:
 
 
 def test_what_is_imported_and_used_comes_first_then_what_is_imported_then_what_is_used(index: Index) -> None:
-    cards = cards_for(index, "app.py", BEFORE)
+    cards = list(cards_for(index, "app.py", BEFORE))
     assert [(index.path_of(card.chunk), card.text.split("(")[0].strip()) for card in cards] == [
         ("port/harbor.py", "class HarborMaster"),
         ("port/harbor.py", "def moor_ship"),
@@ -118,7 +118,7 @@ def test_of_several_definitions_the_imported_one_is_meant(index: Index) -> None:
 
 
 def test_a_class_shows_its_methods_also_where_they_are_chunks_of_their_own(index: Index) -> None:
-    card = cards_for(index, "app.py", BEFORE)[0]
+    card = next(cards_for(index, "app.py", BEFORE))
     assert [line.strip().split("(")[0] for line in card.text.splitlines()] == [
         "class HarborMaster",
         "def __init__",
@@ -133,8 +133,8 @@ def test_the_files_own_definitions_and_names_of_many_are_left_out(index: Index) 
         index.path_of(card.chunk) == "port/harbor.py" for card in cards_for(index, "port/harbor.py", BEFORE)
     )
     many = index_of_chunks([(f"{at}.py", "def paint(x):\n    return x\n") for at in range(9)])
-    assert cards_for(many, "app.py", BEFORE) == []
-    assert cards_for(index, "app.py", "") == []
+    assert list(cards_for(many, "app.py", BEFORE)) == []
+    assert list(cards_for(index, "app.py", "")) == []
 
 
 def test_imports_at_the_top_of_a_long_file_are_found(index: Index) -> None:
