@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from mlx_gardener.dataset.cache import TokenCache
     from mlx_gardener.model import CodeTokenizer
 
+#: So many times the examples that are wanted are made, as a quarter and more are longer than a row, and others lose changes.
+_SPARE = 1.6
+
 
 @dataclass(frozen=True)
 class EditRows:
@@ -65,7 +68,7 @@ def make_edit_rows(
         held_out_texts,
         config.data,
         since_age=next((item.age for item in added.values() if item.commit == split.since), None),
-        wanted_tokens=wanted,
+        wanted_tokens=_SPARE * wanted,
         seed=config.seed,
         interrupt=interrupt,
         on_look=on_look,
@@ -74,6 +77,7 @@ def make_edit_rows(
         return EditRows(told={"why": "there is no history"})
     documents: list[Document] = []
     quiet = tokens = 0
+    used: set[str] = set()
     made = edit_documents(found.train, cache, config.data.sequence_lengths[-1])
     for example, document in zip(found.train, made, strict=True):
         if document is None:
@@ -82,10 +86,11 @@ def make_edit_rows(
             documents.append(document)
             tokens += len(document.tokens)
             quiet += not example.is_due
+            used.add(example.commit)
     told = {
         "form": form,
         "commits": found.counts.pop("commits"),
-        "commits_used": found.counts.pop("used", 0),
+        "commits_used": len(used),
         "examples": len(documents),
         "no_edit_due": quiet,
         "tokens": tokens,

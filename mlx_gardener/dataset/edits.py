@@ -157,7 +157,6 @@ def collect_edits(
         own = PastCommit(
             commit.commit, commit.age, tuple(item for item in commit.changes if item.path in train)
         )
-        before = len(found.train)
         for example in examples_of(own, seed=seed):
             if not example.is_due and quiet >= QUIET_SHARE / (1 - QUIET_SHARE) * max(1, due):
                 continue
@@ -167,8 +166,6 @@ def collect_edits(
             due, quiet = due + example.is_due, quiet + (not example.is_due)
             missing -= example.size
             found.train.append(example)
-        if len(found.train) > before:
-            found.counts["used"] += 1
     return found
 
 

@@ -5,11 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from mlx_gardener.adapter import attach_adapter
 from mlx_gardener.dataset import EditTask, edit_tasks
+from mlx_gardener.dataset.cache import TokenCache
+from mlx_gardener.dataset.edit_forms import edit_documents, edit_prompt, ended
+from mlx_gardener.dataset.rows import pack
+from mlx_gardener.evaluate.complete import written_ids
 from mlx_gardener.evaluate.evidence import ANSWERS
+from mlx_gardener.evaluate.exact import writes_exactly
 from mlx_gardener.evaluate.measure import ArmResult, Tasks, score
 from mlx_gardener.evaluate.stages import EDITS, stages_of
 from mlx_gardener.report.story import kinds_table
+from mlx_gardener.serve.next_edits import finished
+from tests.conftest import write_repository
+from tests.dataset.test_edits import EXAMPLE
 from tests.support.evaluations import World
 from tests.support.histories import renamings
 
@@ -57,3 +66,27 @@ def test_held_out_edits_are_a_part_of_the_evidence(tmp_path: Path, tiny_model_di
     without = world.evidence(world.random_adapter(0.0))
     assert "No next edits were asked: no commit that is held out edits a test file." in without.notes
     assert "edit_exact" not in without.arms[0].metrics and without.work["edit_tasks"] == 0
+
+
+def test_an_edit_that_was_learned_is_written_word_for_word(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """From the rows that training takes to what a server would send; the random base writes no such thing."""
+    settings = {
+        "data.sequence_lengths": [256], "optimizer.learning_rate": 0.02, "optimizer.tokens_per_update": 512,
+    }  # fmt: skip
+    repository = write_repository(tmp_path / "repository", modules=9, functions=2)
+    world = World(str(tiny_model_dir), repository, tmp_path / "home", **settings)
+    tokenizer = world.base.tokenizer
+    (document,), asked = (
+        edit_documents([EXAMPLE], TokenCache(tmp_path / "cache", tokenizer), 256),
+        edit_prompt(EXAMPLE, tokenizer, 256),
+    )
+    assert document is not None and asked is not None
+    rows = pack([document] * 200, (256,), pad_id=tokenizer.pad_id)
+    adapter = world.trained(replace(world.data, train=rows), 60, tmp_path / "run")
+    assert writes_exactly(world.base, [asked], engine=world.engine) == [False]
+    with attach_adapter(world.base, adapter):
+        assert writes_exactly(world.base, [asked], engine=world.engine) == [True]
+        ids = [token for token, _ in written_ids(world.base, asked[0], max_new_tokens=64)]
+    written = tokenizer.decode(ids)
+    assert written == ended(EXAMPLE.updated)
+    assert finished(ended(EXAMPLE.current), written) == EXAMPLE.updated
