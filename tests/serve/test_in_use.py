@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
+import mlx_gardener
 from mlx_gardener.adapter import PeftManager, attach_adapter
+from mlx_gardener.cli import cli
 from mlx_gardener.config import load_config
 from mlx_gardener.errors import ConfigError
-from mlx_gardener.evaluate.complete import complete
+from mlx_gardener.evaluate.complete import build_prompt, complete, written_ids
 from mlx_gardener.evaluate.in_use import in_use_directory, read_in_use
 from mlx_gardener.registry import GarbagePolicy
 from mlx_gardener.serve import ServeSettings, in_use
@@ -163,3 +167,41 @@ def test_what_is_to_be_forgotten_is_not_counted_either(world: World) -> None:
         infill(address, stop=ended(world)[1])
         assert wait_until(lambda: numbers(address)["offers_without_file_total"] == 1)
     assert not in_use_directory(world.registry, "small").exists()
+
+
+def test_the_terminals_completions_are_counted_where_that_is_asked_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with attach_adapter(world.base, PeftManager(world.registry).load_adapter("small")):
+        prompt = build_prompt(world.base.tokenizer, ASKED, "\n", FILE)
+        ids = [token for token, _ in written_ids(world.base, prompt, max_new_tokens=16)]
+    texts = [world.base.tokenizer.decode(ids[:at]) for at in range(len(ids))]
+    end = next(  # it ends by itself there
+        token
+        for at, token in enumerate(ids)
+        if token not in ids[:at] and any(map(str.isalnum, texts[at].split("\n")[0]))
+    )
+    monkeypatch.setattr(
+        sys.modules["mlx_gardener.evaluate.complete"], "stop_ids", lambda tokenizer: frozenset({end})
+    )
+    mlx_gardener.complete("small", ASKED, "\n", path=FILE, max_tokens=16)
+    assert read_in_use(world.registry, "small").survival == ()
+    for with_adapter in (True, False):
+        mlx_gardener.complete(
+            "small", ASKED, "\n", path=FILE, max_tokens=16, evidence_in_use=True, with_adapter=with_adapter
+        )
+    found = read_in_use(world.registry, "small").survival
+    assert ("v1", "adapter", 1) in [
+        (item.offered.version, item.offered.arm, item.offered.offers) for item in found
+    ]
+    assert read_in_use(world.registry, "small").changes == (), "what somebody chose is no comparison"
+
+
+def test_the_command_takes_it_as_flags(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[ServeSettings] = []
+    monkeypatch.setattr(
+        "mlx_gardener.serve.server.serve", lambda registry, settings, **more: seen.append(settings)
+    )
+    for flags in ([], ["--in-use"], ["--compare", "0.1"]):
+        assert CliRunner().invoke(cli, ["serve", "small", *flags]).exit_code == 0
+    assert [(one.evidence_in_use, one.compare) for one in seen] == [(False, 0.0), (True, 0.0), (True, 0.1)]
