@@ -69,6 +69,7 @@ def about_version(registry: ProjectRegistry, record: AdapterRecord) -> About:
     from mlx_gardener.adapter.base import base_name
     from mlx_gardener.adapter.manifest import read_manifest
     from mlx_gardener.errors import AdapterError
+    from mlx_gardener.model.gguf import source_files
     from mlx_gardener.model.stores import is_store_name
     from mlx_gardener.model.tokens import folder_knows_fim
 
@@ -78,7 +79,11 @@ def about_version(registry: ProjectRegistry, record: AdapterRecord) -> About:
         manifest = {}  # what needs its files says so; advice does without
     place = base_name(registry, record)
     is_a_name = "/" in record.base_model or is_store_name(record.base_model)
-    about = About.of(manifest, record.project, record.base_model if is_a_name else place)
+    read_from = source_files(
+        Path(place)
+    )  # a person knows the GGUF file, and not the folder that was made of it
+    named = record.base_model if is_a_name else str(read_from[0]) if read_from else place
+    about = About.of(manifest, record.project, named)
     if about.has_fim is None and Path(place).is_dir():  # of an earlier version
         about = replace(about, has_fim=folder_knows_fim(Path(place)))
     return about

@@ -25,12 +25,14 @@ from mlx_gardener.editors.settings import request_of
 from mlx_gardener.editors.vim import EditorError
 from mlx_gardener.errors import ConfigError
 from mlx_gardener.model import CodeTokenizer, load_base
+from mlx_gardener.model.gguf import read_gguf
 from mlx_gardener.model.tokens import load_tokenizer
 from mlx_gardener.platform.editor_places import has_vscode_extension, settings_file
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.report.recipe import about_version
 from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.server import serving
+from tests.model.store_worlds import write_gguf
 from tests.serve.conftest import make_projects
 from tests.support.commands import gardener, gardener_here
 
@@ -322,6 +324,17 @@ def test_a_base_that_cannot_fill_in_is_refused_before_anything_is_shown_or_writt
     assert "--project alpha --fresh --model seedling" in done.stderr and "server" not in done.stderr
     told = about_version(unable, unable.get_adapter("alpha"))
     assert told.has_fim is False and told.model == str(tmp_path / "plain-model")
+
+
+def test_advice_names_the_gguf_file_and_not_the_folder_that_was_made_of_it(
+    tmp_path: Path, home: Path
+) -> None:
+    file = write_gguf(tmp_path / "models" / "coder.gguf")
+    folder = str(read_gguf(file, home / "cache" / "bases"))
+    registry = make_projects(load_base(folder), tmp_path / "code", folder, ["alpha"])
+    assert about_version(registry, registry.get_adapter("alpha")).model == str(file)
+    file.unlink()
+    assert about_version(registry, registry.get_adapter("alpha")).model == folder
 
 
 def test_the_command_writes_nothing_where_no_server_can_be(trained: ProjectRegistry, tmp_path: Path) -> None:
