@@ -75,7 +75,12 @@ class Retriever:
     """
 
     def __init__(
-        self, index: Index, tokenizer: CodeTokenizer, *, limit_tokens: int, signatures: float = SIGNATURES_SHARE
+        self,
+        index: Index,
+        tokenizer: CodeTokenizer,
+        *,
+        limit_tokens: int,
+        signatures: float = SIGNATURES_SHARE,
     ) -> None:
         self._index = index
         self._tokenizer = tokenizer
