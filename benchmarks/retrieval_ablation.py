@@ -23,7 +23,7 @@ from typing import Any
 import click
 
 import mlx_gardener  # noqa: F401  first: the fast BLAS must be opened before mlx is imported
-from benchmarks.knows import mean_change, told
+from benchmarks.knows_tables import mean_change, told
 from benchmarks.machine import RESULTS, describe
 from benchmarks.unseen import SOURCES, fetch, packages
 from mlx_gardener.config import DataConfig

@@ -26,6 +26,8 @@ OTHER_CODE_TOKENS = 768
 #: Most of them that are retrieved, and no more than a training row holds (judgement).
 CONTEXT_TOKENS = 384
 _MOST_CHUNKS = 8
+#: Of retrieved code, the share that is signatures: none, until a real base's answers are shown to be better for it (docs/evidence.md).
+SIGNATURES_SHARE = 0.0
 #: Chunks that are looked at for these: some may be shown already.
 _LOOKED_AT = 4 * _MOST_CHUNKS
 #: Room below which a piece says nothing.
@@ -75,7 +77,12 @@ class Retriever:
     """
 
     def __init__(
-        self, index: Index, tokenizer: CodeTokenizer, *, limit_tokens: int, signatures: float = 0.0
+        self,
+        index: Index,
+        tokenizer: CodeTokenizer,
+        *,
+        limit_tokens: int,
+        signatures: float = SIGNATURES_SHARE,
     ) -> None:
         self._index = index
         self._tokenizer = tokenizer

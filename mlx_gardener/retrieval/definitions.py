@@ -10,15 +10,16 @@ import re
 
 _MODIFIERS = (
     r"(?:(?:export|default|public|private|protected|internal|static|final|abstract|async|pub(?:\([^)\n]*\))?|unsafe|override|open"
-    r"|suspend|const|extern|inline|data|sealed|case|declare|virtual|partial)\s+)*"
+    r"|suspend|const|extern|inline|data|sealed|case|declare|virtual|partial)[ \t]+)*"
 )
 _DEFINES = re.compile(
     rf"^[ \t]*{_MODIFIERS}(?:def|class|func|fn|fun|function\*?|interface|trait|struct|enum|type|module|object|protocol|record|union"
-    r"|macro_rules!)\s+(?:\([^)\n]*\)\s*)?([^\W\d]\w*)",
+    r"|macro_rules!)[ \t]+(?:\([^)\n]*\)[ \t]*)?([^\W\d]\w*)",
     re.M,
 )
 _ASSIGNS = re.compile(
-    r"^(?:export\s+)?(?:(?:const|let|var|static|val|final)\s+)?([^\W\d]\w*)\s*(?::[^=\n]{1,200})?=(?!=)", re.M
+    r"^(?:export[ \t]+)?(?:(?:const|let|var|static|val|final)[ \t]+)?([^\W\d]\w*)[ \t]*(?::[^=\n]{1,200})?=(?!=)",
+    re.M,
 )
 #: A line that is neither blank nor a comment nor a decorator.
 _CODE = re.compile(r"^[ \t]*(?![@#*\s]|//|/\*).+", re.M)

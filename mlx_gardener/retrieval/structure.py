@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from mlx_gardener.retrieval.index import Index
 
 _IMPORTS = re.compile(
-    r"^[ \t]*(?:(?:from|import|use|using|pub\s+use|require|require_relative|export)\b|(?:const|let|var)\b[^\n=]{1,200}=\s*require\b)",
+    r"^[ \t]*(?:(?:from|import|use|using|pub[ \t]+use|require|require_relative|export)\b"
+    r"|(?:const|let|var)\b[^\n=]{1,200}=[ \t]*require\b)",
     re.M,
 )
 _NAME = re.compile(r"[^\W\d]\w{2,}")
 #: Characters of an import statement, at most.
 _IMPORT = 2000
-#: Characters at the file's beginning, and before the place, in which imports are looked for.
+#: Characters at the file's beginning and before the place in which imports are looked for, and of a chunk, for signatures.
 _LOOKED_AT = 2**14
 #: A name that more chunks define says nothing about one of them.
 _MOST_DEFINING = 6
@@ -110,8 +111,7 @@ def _meant(index: Index, chunks: Iterable[int], statement: str) -> int:
 
 def _card(index: Index, chunk: int, name: str) -> str:
     """The signatures that a definition's chunk shows: its own; of a class its methods', too, also where they are chunks themselves."""
-    text = index.text_of(chunk)
-    lines = signatures_of(text)
+    lines = signatures_of(index.text_of(chunk)[:_LOOKED_AT])
     if not lines:
         return ""
     first = next((line for line in lines if re.search(rf"\b{re.escape(name)}\b", line)), lines[0])
@@ -125,7 +125,7 @@ def _card(index: Index, chunk: int, name: str) -> str:
     if re.search(r"\b(class|interface|trait|protocol|object|impl|struct)\b", first):
         end = index.end_of_file(chunk)
         for following in range(chunk + 1, min(end, chunk + 1 + _METHODS)):
-            more = signatures_of(index.text_of(following))
+            more = signatures_of(index.text_of(following)[:_LOOKED_AT])
             if more and _indent(more[0]) <= indent:
                 break
             shown += more[:1]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import knows, unseen
+from benchmarks import knows, knows_tables, unseen
 from tests.conftest import write_repository
 
 BASE = {"bits_per_byte": 1.5, "next_line_exact": 0.2, "cross_file_exact": 0.1, "assertion_exact": 0.1}
@@ -42,23 +42,23 @@ def entry(adapter: float, exact: float, *, forgets: bool = False, control: float
 
 def test_changes_are_paired_by_repository_and_their_mean_has_an_interval_over_them() -> None:
     found = {"a": entry(1.2, 0.4), "b": entry(1.35, 0.3), "c": entry(1.275, 0.35)}
-    assert knows.changes(found, "adapter", "base", "bits_per_byte") == pytest.approx(
+    assert knows_tables.changes(found, "adapter", "base", "bits_per_byte") == pytest.approx(
         {"a": -0.2, "b": -0.1, "c": -0.15}
     )
-    assert knows.changes(found, "adapter_bm25", "base_bm25", "next_line_exact") == pytest.approx(
+    assert knows_tables.changes(found, "adapter_bm25", "base_bm25", "next_line_exact") == pytest.approx(
         {"a": 0.15, "b": 0.05, "c": 0.1}
     )
-    mean = knows.mean_change({"a": -0.2, "b": -0.1, "c": -0.15})
+    mean = knows_tables.mean_change({"a": -0.2, "b": -0.1, "c": -0.15})
     assert mean["change"] == pytest.approx(-0.15) and mean["low"] < -0.2 < -0.1 < mean["high"]
     assert mean["repositories"] == 3
-    same = knows.mean_change(dict.fromkeys("abcdefgh", 0.1))
+    same = knows_tables.mean_change(dict.fromkeys("abcdefgh", 0.1))
     assert same["low"] == pytest.approx(0.1) == pytest.approx(same["high"])
 
 
 def test_variants_are_compared_with_the_first_one_on_the_same_repositories() -> None:
     plain = {"a": entry(1.2, 0.3), "b": entry(1.3, 0.3), "c": entry(1.3, 0.3)}
     retrieval = {"a": entry(1.2, 0.4), "b": entry(1.3, 0.5)}
-    mean = knows.means({"share=0": plain, "share=0.3": retrieval})
+    mean = knows_tables.means({"share=0": plain, "share=0.3": retrieval})
     assert not mean["share=0"]["against_first"]
     beside = {(row["arm"], row["metric"]): row for row in mean["share=0.3"]["against_first"]}
     seen = beside["adapter_bm25", "next_line_exact"]
@@ -69,7 +69,7 @@ def test_variants_are_compared_with_the_first_one_on_the_same_repositories() -> 
 
 def test_a_bar_is_met_by_points_or_by_what_is_relative() -> None:
     def met(found: dict[str, dict[str, Any]]) -> dict[str, bool]:
-        rows = knows.bars(knows.means({"": found})[""], found)
+        rows = knows_tables.bars(knows_tables.means({"": found})[""], found)
         return {f"{row['measure']} / {row['against']}": row["met"] for row in rows}
 
     good = met({name: entry(1.2, 0.4) for name in "abcd"})
@@ -90,9 +90,9 @@ def test_a_bar_is_met_by_points_or_by_what_is_relative() -> None:
 
 def test_the_tables_name_every_repository_arm_and_setting() -> None:
     evidence = {"": {"a": entry(1.2, 0.4), "b": entry(1.3, 0.3)}}
-    mean = knows.means(evidence)
+    mean = knows_tables.means(evidence)
     machine = {"chip": "M", "cores": 2, "memory_gib": 8, "mlx": "1", "backend": "cpu", "date": "2026-01-01"}
-    text = knows.markdown(
+    text = knows_tables.markdown(
         {
             "name": "x",
             "model": "tiny",
@@ -100,13 +100,13 @@ def test_the_tables_name_every_repository_arm_and_setting() -> None:
             "settings": {"lora.rank": "8"},
             "tasks": 5,
             "means": mean,
-            "bars": {"": knows.bars(mean[""], evidence[""])},
+            "bars": {"": knows_tables.bars(mean[""], evidence[""])},
             "evidence": evidence,
         }
     )
     assert "`lora.rank=8`" in text and "tiny" in text
     for name in ("a", "b", "**mean of 2**"):
-        for arm in knows.ARMS:
+        for arm in knows_tables.ARMS:
             assert f"| {name} | {arm} | " in text
     assert "| b | 9 | 120 | 20 | 1.5 | 7 | promote |" in text
     widths = [line.count("|") for line in text.splitlines() if line.startswith("|")]
@@ -152,7 +152,7 @@ def test_two_repositories_are_trained_measured_and_not_done_again(
     assert found["evidence"]["data.retrieval_share=0.5"]["one"]["retrieval"]["examples"] > 0
     assert {
         arm["name"] for arm in found["evidence"]["data.retrieval_share=0"]["two"]["evidence"]["arms"]
-    } == set(knows.ARMS)
+    } == set(knows_tables.ARMS)
 
     def never(*_: str, **__: Path) -> None:
         raise AssertionError("what is done is done again")

@@ -100,6 +100,32 @@ def test_names_and_signatures_are_told_by_the_text() -> None:
     assert signatures_of("# only words\n\n") == []
 
 
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "export\n",
+        "export ",
+        "func (\n",
+        "pub(",
+        "def a(\n",
+        "a\n\n\n",
+        "a:b",
+        "from x import (\n",
+        "const x\n",
+        "\t",
+        "\n",
+    ],
+)
+def test_text_of_a_stranger_takes_no_longer_than_other_text(piece: str) -> None:
+    """Half a MB; where a rule looked beyond its line, a tenth of it took minutes."""
+    text = piece * (2**19 // len(piece))
+    index = index_of_chunks([("a.py", text), ("b.py", LATER)])
+    assert len(names_defined_in(text)) <= 2
+    assert [card.text for card in cards_for(index, "c.py", "from b import moor_ship\n" + text[: 2**16])][
+        :1
+    ] == ["def moor_ship(ship, *, berth)"]
+
+
 def test_what_is_imported_and_used_comes_first_then_what_is_imported_then_what_is_used(index: Index) -> None:
     cards = list(cards_for(index, "app.py", BEFORE))
     assert [(index.path_of(card.chunk), card.text.split("(")[0].strip()) for card in cards] == [
