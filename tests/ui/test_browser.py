@@ -145,6 +145,7 @@ def picture(page: Page, name: str, *, height: int = 900) -> None:
     for scheme, end in (("light", ""), ("dark", "-dark")):
         page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         page.set_viewport_size({"width": 900, "height": height})
+        page.evaluate("scrollTo(0, 0)")
         page.wait_for_timeout(500)
         page.screenshot(path=str(Path(PICTURES) / f"page-{name}{end}.png"), animations="disabled")
     page.emulate_media(color_scheme="light")
