@@ -24,9 +24,9 @@ from tests.support.engines import batch as rows_of_text
 from tests.support.engines import engine as engine_of
 from tests.support.engines import plan
 
-#: The norm of the difference as a share of the gradients' norm: sums of float32 in another order, and by BLAS in other parts on
-#: a busy machine. Seen: 3e-7 usually, 1.1e-6 at most.
-EQUAL = 2e-6
+#: The norm of the difference as a share of the gradients' norm. Sums of float32 are in another order, and MKL takes other kernels for
+#: other numbers of rows: 3e-7 for llama and qwen2, 1.1e-6 for gemma2, 2.6e-6 for gemma3_text, whose norms multiply it.
+EQUAL = 5e-6
 
 
 def relative(found: dict[str, mx.array], expected: dict[str, mx.array]) -> float:
