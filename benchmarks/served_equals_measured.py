@@ -58,8 +58,8 @@ NOISE = 0.02
 ARMS = ("base", "base_bm25", "adapter", "adapter_bm25")
 
 
-def drawn(data: PreparedData, count: int, seed: int) -> dict[str, list[Any]]:
-    """``count`` tasks, of each kind about as many as there are of the others."""
+def drawn(data: PreparedData, count: int, seed: int, *, can_fill: bool) -> dict[str, list[Any]]:
+    """``count`` tasks, of each kind about as many as there are of the others; no spans where the base has no markers."""
     defined = names_defined(data.scan.files)
     kinds: dict[str, Callable[[int], list[Any]]] = {
         "assertions": lambda most: assertion_tasks(data.test_excerpts, most, seed=seed),
@@ -67,6 +67,8 @@ def drawn(data: PreparedData, count: int, seed: int) -> dict[str, list[Any]]:
         "spans": lambda most: fim_tasks(data.test_excerpts, most, seed=seed),
         "lines": lambda most: next_line_tasks(data.test_excerpts, most, seed=seed),
     }
+    if not can_fill:
+        del kinds["spans"]
     found: dict[str, list[Any]] = {}
     for number, (kind, draw) in enumerate(kinds.items()):
         left = count - sum(map(len, found.values()))
@@ -167,7 +169,7 @@ def measure(config: TrainingConfig, root: Path, home: Path, prompts: int) -> dic
     work = decide_work(
         config, training_tokens=10**9, windows=1, tasks=prompts, can_write=True, can_fill=True, other_kinds=2
     )
-    tasks = drawn(data, prompts, config.seed)
+    tasks = drawn(data, prompts, config.seed, can_fill=base.tokenizer.markers is not None)
     retriever = Retriever(training_index(data), base.tokenizer, limit_tokens=work.context_tokens)
     adapter = noise(base, config)
     registry = ProjectRegistry()
