@@ -68,7 +68,9 @@ def test_every_package_that_is_imported_comes_with_an_installation() -> None:
                 imported |= {name.name.partition(".")[0] for name in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 imported.add(node.module.partition(".")[0])
-    others = imported - set(sys.stdlib_module_names) - {"mlx_gardener"} - _BROUGHT_ALONG.union(*_EXTRAS.values())
+    others = (
+        imported - set(sys.stdlib_module_names) - {"mlx_gardener"} - _BROUGHT_ALONG.union(*_EXTRAS.values())
+    )
     assert len(others) > 20, "else nothing is proved"
     known = packages_distributions()
     lacking = {
