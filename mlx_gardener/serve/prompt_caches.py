@@ -138,6 +138,8 @@ def _shared(reading: Reading) -> Reading:
     cache = []
     for layer in reading.cache:
         other = KVCache()
-        other.keys, other.values, other.offset = layer.keys, layer.values, layer.offset
+        # Arrays of their own to Python: what is written to a place of one is written to all that it is called by.
+        other.keys, other.values = layer.keys[..., : layer.offset, :], layer.values[..., : layer.offset, :]
+        other.offset = layer.offset
         cache.append(other)
     return Reading(cache, list(reading.ids), reading.exact, list(reading.written))
