@@ -253,7 +253,7 @@ class Server:
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
             return prompts.infill_prompt(body, base, room, limits, lookup)
 
-        return await self._llama(request, body, prepare, body.path or body.filename or "")
+        return await self._llama(request, body, prepare, path=body.path or body.filename or "")
 
     async def completion(self, request: Request) -> Response:
         """``/completion``, as llama.cpp's server."""
@@ -269,6 +269,7 @@ class Server:
         request: Request,
         body: InfillBody | LlamaCompletionBody,
         prepare: prompts.Prepare,
+        *,
         raw: Sequence[object] = (),
         path: str = "",
     ) -> Response:
