@@ -111,7 +111,16 @@ def after_dry_run(
                     keep_scales(cache_dir, facts, plan, config, backend, scales)
             measured = _seen(weights, scales, peak_before)
             try:
-                best = make_plan(facts, there, budget, backend, whole=whole, measured=measured)
+                # More of the base on disk comes before hidden states there: reading does not wear it.
+                best = make_plan(
+                    facts,
+                    there,
+                    budget,
+                    backend,
+                    whole=whole,
+                    measured=measured,
+                    states_on_disk=plan.states_on_disk,
+                )
             except MemoryBudgetError as error:
                 refusal = too_large(facts, config, budget, TRIALS_DIFFER * error.least_bytes)
                 raise TrialTooLargeError(refusal, scales, is_whole=whole) from None

@@ -42,6 +42,7 @@ def make_plan(
     whole: bool = False,
     measured: Measured | None = None,
     scales: Scales | None = None,
+    states_on_disk: bool = True,
 ) -> Plan:
     """The fastest plan for training ``facts`` within ``budget_bytes``.
 
@@ -49,6 +50,7 @@ def make_plan(
         whole: the model cannot be cut: all activations are kept, all logits in memory, all weights too.
         measured: what a dry run saw, with the base where the settings pin it.
         scales: what another dry run of the same base saw.
+        states_on_disk: whether hidden states may wait on disk where nothing else fits.
 
     Raises:
         ConfigError: settings under ``engine`` contradict each other or the model, so that no plan is left.
@@ -68,10 +70,8 @@ def make_plan(
         )
     best: Plan | None = None
     least = math.inf
-    for on_disk in (
-        False,
-        True,
-    ):  # hidden states wear the disk: they go there when that is what makes a row fit
+    # Hidden states wear the disk: they go there when that is what makes a row fit.
+    for on_disk in (False, True) if states_on_disk else (False,):
         for candidate in _candidates(
             facts,
             config,
@@ -157,7 +157,9 @@ def lighter_plan(
         if candidate.predicted_parts.weights < plan.predicted_parts.weights
     ]
     fitting = [candidate for candidate in lighter if least_budget_bytes(candidate) <= budget_bytes]
-    best = max(fitting, key=_worth, default=None) or min(lighter, key=least_budget_bytes, default=None)
+    best = max(fitting, key=lambda plan: (not plan.states_on_disk, _worth(plan)), default=None) or min(
+        lighter, key=least_budget_bytes, default=None
+    )
     return None if best is None else replace(best, notes=tuple(notes_of(best, facts, config, whole=False)))
 
 

@@ -25,8 +25,9 @@ from tests.support.engines import engine as engine_of
 from tests.support.engines import plan
 
 #: The norm of the difference as a share of the gradients' norm. Sums of float32 are in another order, and MKL takes other kernels for
-#: other numbers of rows: 3e-7 for llama and qwen2, 1.1e-6 for gemma2, 2.6e-6 for gemma3_text, whose norms multiply it.
-EQUAL = 5e-6
+#: other numbers of rows: 3e-7 for llama, qwen2 and starcoder2; Gemma's scaled states make 8e-6 of it at most, and 2e-6 of attention
+#: in blocks alone.
+EQUAL = 1e-5
 
 
 def relative(found: dict[str, mx.array], expected: dict[str, mx.array]) -> float:
@@ -49,7 +50,8 @@ def difference(model_type: str, **settings: Any) -> float:
 
 @pytest.mark.parametrize("model_type", SOME)
 def test_gradients_in_tiles_are_those_without(model_type: str) -> None:
-    assert difference(model_type, tile_tokens=10) <= EQUAL
+    bound = 1e-6 if model_type in ("llama", "qwen2", "starcoder2") else EQUAL
+    assert difference(model_type, tile_tokens=10) <= bound
 
 
 @pytest.mark.parametrize(
