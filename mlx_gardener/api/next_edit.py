@@ -75,7 +75,7 @@ def next_edit(
     if edit_form(base.tokenizer) is None:
         raise ModelError(
             f"The base of {project!r} has no markers for a form of next edits.",
-            next_step="Train on a base with Qwen's markers; `mlx-gardener complete` without --edit works with any.",
+            next_step="Train on a base with Qwen's markers; plain completions work with any.",
         )
     data = without_forgotten(load_config(), registry, project).data
     recent = uncommitted_changes(registry.get_project(project).path, data, most=_MOST_FILES, always=path)

@@ -27,6 +27,7 @@ from mlx_gardener.evaluate.offers import (
     salt_of,
 )
 from mlx_gardener.evaluate.statistics import rate_change
+from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.registry import AdapterRecord, ProjectRegistry
 from mlx_gardener.registry.names import IN_USE_NAME
 
@@ -187,7 +188,7 @@ def read_in_use(registry: ProjectRegistry, project: str, *, seed: int = 0) -> In
         return figures(store.offered(), store.seen(), seed=seed)
     except OSError as error:
         raise RegistryError(
-            f"What is known of the use of {project!r} cannot be read ({error}).",
+            f"What is known of the use of {project!r} cannot be read ({reason_of(error)}).",
             next_step="Look at the rights of the home, or try again when the server is idle.",
         ) from error
 

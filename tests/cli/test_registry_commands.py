@@ -57,20 +57,18 @@ def test_a_backup_is_restored_elsewhere_and_in_place_only_when_asked(
 ) -> None:
     file = tmp_path / "backup.tar"
     assert gardener("registry", "backup", str(file)).returncode == 0
-    again = gardener_here("registry", "backup", str(file))
+    again = gardener("registry", "backup", str(file))
     assert again.returncode == 2 and "--force" in again.stderr
-    assert gardener_here("registry", "backup", str(file), "--force").returncode == 0
+    assert gardener("registry", "backup", str(file), "--force").returncode == 0
     registry.close()
-    refused = gardener_here("registry", "restore", str(file))
+    refused = gardener("registry", "restore", str(file))
     assert refused.returncode == 2 and "--replace" in refused.stderr
-    replaced = gardener_here("registry", "restore", str(file), "--replace")
+    replaced = gardener("registry", "restore", str(file), "--replace")
     assert replaced.returncode == 0 and "home.replaced-" in replaced.stdout
     elsewhere = {"MLX_GARDENER_HOME": str(tmp_path / "elsewhere")}
-    assert gardener_here("registry", "restore", str(file), **elsewhere).returncode == 0
-    shown = json.loads(gardener_here("show", "small", "--json", **elsewhere).stdout)
+    assert gardener("registry", "restore", str(file), **elsewhere).returncode == 0
+    shown = json.loads(gardener("show", "small", "--json", **elsewhere).stdout)
     assert [item["version"] for item in shown["adapters"]] == ["v1", "v2", "v3"]
     (tmp_path / "no.tar").write_bytes(b"no archive")
-    broken = gardener_here(
-        "registry", "restore", str(tmp_path / "no.tar"), MLX_GARDENER_HOME=str(tmp_path / "x")
-    )
+    broken = gardener("registry", "restore", str(tmp_path / "no.tar"), MLX_GARDENER_HOME=str(tmp_path / "x"))
     assert broken.returncode == 1 and "cannot be restored" in broken.stderr and not (tmp_path / "x").exists()

@@ -226,7 +226,7 @@ def test_auto_trains_on_a_base_of_another_program_and_finds_it_again(
     record = ProjectRegistry().get_adapter(result.project, result.adapter_version)
     assert record.base_model == "ollama:tiny:1b"
     first = mlx_gardener.complete(result.project, "def ", version=result.adapter_version, max_tokens=4)
-    (folder,) = (home / "cache" / "bases").glob("*.v1")
+    (folder,) = (home / "cache" / "bases").glob("*.v[0-9]*")
     shutil.rmtree(folder)  # as `registry gc` does
     assert base_name(ProjectRegistry(), record) == str(ollama.model_of("tiny", "1b"))
     assert (
@@ -234,7 +234,7 @@ def test_auto_trains_on_a_base_of_another_program_and_finds_it_again(
     )
     for blob in (ollama.root / "blobs").iterdir():
         blob.unlink()
-    shutil.rmtree(next((home / "cache" / "bases").glob("*.v1")))
+    shutil.rmtree(next((home / "cache" / "bases").glob("*.v[0-9]*")))
     with pytest.raises(mlx_gardener.ModelError, match="ollama pull"):
         mlx_gardener.complete(result.project, "def ", version=result.adapter_version)
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from mlx_gardener.dataset.examples import Excerpt, _node_span
+from mlx_gardener.dataset.examples import Excerpt, node_span
 from mlx_gardener.dataset.tasks import fim_tasks
 from mlx_gardener.errors import ModelError
 from mlx_gardener.evaluate.metrics import parses
@@ -76,7 +76,7 @@ def test_nobody_waits_for_a_grammar_that_does_not_end(monkeypatch: pytest.Monkey
     def shared() -> tuple[bool, bool, bool]:
         return (
             parses(code, "python"),
-            _node_span(code, "python", random.Random(4)) is not None,
+            node_span(code, "python", random.Random(4)) is not None,
             bool(fim_tasks([excerpt], 4, seed=0)),
         )
 
