@@ -140,7 +140,15 @@ def lighter_plan(
     backend: Backend,
     scales: Scales | None = None,
 ) -> Plan | None:
-    """A plan with less of the base in memory than ``plan``: the fastest that fits, else the smallest; None if none has."""
+    """A plan with less of the base in memory than ``plan``, or as much and hidden states on disk where ``plan`` has none there.
+
+    The fastest that fits, with hidden states in memory before those on disk; else the smallest; None if there is none.
+    """
+
+    def is_lighter(candidate: Plan) -> bool:
+        weights, there = candidate.predicted_parts.weights, plan.predicted_parts.weights
+        return weights < there or (candidate.states_on_disk and not plan.states_on_disk and weights == there)
+
     lighter = [
         candidate
         for on_disk in (False, True)
@@ -154,7 +162,7 @@ def lighter_plan(
             scales=scales,
             states_on_disk=on_disk,
         )
-        if candidate.predicted_parts.weights < plan.predicted_parts.weights
+        if is_lighter(candidate)
     ]
     fitting = [candidate for candidate in lighter if least_budget_bytes(candidate) <= budget_bytes]
     best = max(fitting, key=lambda plan: (not plan.states_on_disk, _worth(plan)), default=None) or min(
@@ -366,10 +374,10 @@ def notes_of(plan: Plan, facts: ModelFacts, config: TrainingConfig, *, whole: bo
         yield f"all {layers} layers are recomputed on the way back, to keep the budget"
     if plan.kept_products:
         yield f"of these, {plan.kept_products} keep what their matrix products gave, and recompute only the rest"
-    if plan.tile_tokens:
+    if plan.tile_tokens and plan.kept_layers < layers:
         yield f"projections and MLP of recomputed layers take {plan.tile_tokens} positions at a time"
     elif not facts.is_plain and plan.kept_layers < layers:
-        yield "layers take all positions at once: tiles are for layers without experts, convolutions or recurrences"
+        yield "layers take all positions at once: tiles are for layers whose parts take each position for itself"
     if plan.states_on_disk:
         yield "hidden states wait in a file for the way back, as rows of this length do not fit otherwise"
     if plan.attention_block and max(plan.rows_of_width) >= plan.attention_least:

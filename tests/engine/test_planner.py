@@ -23,7 +23,7 @@ from mlx_gardener.engine import (
     model_facts,
 )
 from mlx_gardener.engine.plan import Scales
-from mlx_gardener.engine.planner import ROW_STEP, longest_row
+from mlx_gardener.engine.planner import ROW_STEP, lighter_plan, longest_row
 from mlx_gardener.engine.predict import least_budget_bytes, predicted
 from mlx_gardener.engine.seen import keep_scales, kept_scales
 from mlx_gardener.engine.speed import _OF_A_BASE, ALONE, TWO_CORES, Backend, machine_key, speed_alone
@@ -250,6 +250,17 @@ def test_hidden_states_go_to_disk_only_where_rows_do_not_fit_otherwise() -> None
     lean, roomy = (mac_plan("qwen2.5-coder-1.5b", budget, 16384) for budget in (2.5, 8))
     assert lean.states_on_disk and not roomy.states_on_disk
     assert lean.predicted_parts.saved < roomy.predicted_parts.saved / 4
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_what_a_trial_refuses_goes_on_with_hidden_states_on_disk_where_the_base_stays() -> None:
+    pins = {"engine.streamed_layers": 0, "engine.vocabulary_on_disk": False}
+    facts, config, backend = recorded("qwen2.5-coder-1.5b", 8, 16384, **pins)
+    plan = make_plan(facts, config, 8 * GIB, backend)
+    lighter = lighter_plan(plan, facts, config, 3 * GIB, backend)
+    assert not plan.states_on_disk and lighter is not None and lighter.states_on_disk
+    assert lighter.streamed_layers == 0
+    assert lighter_plan(lighter, facts, config, 3 * GIB, backend) is None
 
 
 @pytest.mark.usefixtures("benchmarks")
