@@ -29,6 +29,8 @@ STREAMED_STEPS = 12
 ATTENTION_LEAST = 1024
 #: The longest row is told in steps of so many tokens.
 ROW_STEP = 256
+#: From so many tokens on a longer row takes more memory: below, blocks of attention and tiles begin, and some take less.
+_LONGER_TAKES_MORE = 2 * ATTENTION_LEAST
 #: (positions that projections and MLP of a recomputed layer take at a time, 0 for all; queries of a block), the fastest first.
 TILES = ((0, 128), (1024, 128), (256, 128), (128, 32))
 
@@ -119,16 +121,22 @@ def longest_row(
     facts: ModelFacts, config: TrainingConfig, budget_bytes: int, backend: Backend = TWO_CORES
 ) -> int:
     """The longest row in tokens, a multiple of `ROW_STEP`, that trains within a budget with these settings; 0 if none does."""
-    fits, too_long = 0, facts.max_tokens // ROW_STEP + 1
-    while too_long - fits > 1:  # longer rows take more
-        middle = (fits + too_long) // 2
-        data = config.data.model_copy(update={"sequence_lengths": (middle * ROW_STEP,)})
+
+    def trains(steps: int) -> bool:
+        data = config.data.model_copy(update={"sequence_lengths": (steps * ROW_STEP,)})
         try:
             make_plan(facts, config.model_copy(update={"data": data}), budget_bytes, backend)
         except MemoryBudgetError:
-            too_long = middle
-        else:
-            fits = middle
+            return False
+        return True
+
+    most = facts.max_tokens // ROW_STEP
+    fits, too_long = min(_LONGER_TAKES_MORE // ROW_STEP, most), most + 1
+    if not fits or not trains(fits):
+        return ROW_STEP * next((steps for steps in range(fits - 1, 0, -1) if trains(steps)), 0)
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        fits, too_long = (middle, too_long) if trains(middle) else (fits, middle)
     return fits * ROW_STEP
 
 

@@ -290,6 +290,23 @@ def test_the_longest_row_trains_and_a_longer_one_does_not() -> None:
     assert longest > 2 * without_tiles
 
 
+@pytest.mark.usefixtures("benchmarks")
+def test_the_longest_row_is_found_where_a_shorter_one_takes_more() -> None:
+    """Attention in blocks begins at 1,024 tokens: rows of 1,280 need 1 % more than rows of 1,792."""
+    facts, config, backend = recorded("qwen2.5-coder-1.5b", 64, 512)
+
+    def least(width: int) -> float:
+        with pytest.raises(MemoryBudgetError) as refused:
+            mac_plan("qwen2.5-coder-1.5b", 0.1, width)
+        assert refused.value.least_bytes is not None
+        return refused.value.least_bytes
+
+    short, longer = least(1280), least(1792)
+    assert longer < short
+    assert longest_row(facts, config, int((short + longer) / 2), backend) == 1792
+    assert longest_row(replace(facts, max_tokens=ROW_STEP - 1), config, 8 * GIB, backend) == 0
+
+
 def test_a_plan_has_a_smaller_one_until_tiles_and_disk_are_used_too() -> None:
     plan = make_plan(model_facts(seedling_path()), load_config(environment={}), 4 * GIB)
     steps = [plan]
