@@ -57,7 +57,7 @@ class Executor:
         scratch_dir: where hidden states are written that a plan has on disk; the system's place where None.
 
     Attributes:
-        takes_tiles: whether projections and MLP give on tiles what they give at once.
+        takes_tiles: whether tiles, and kept products, give the gradients that are given without (`engine.verify`).
         whole_because: why the model is taken whole, as one segment; None when it is cut.
     """
 

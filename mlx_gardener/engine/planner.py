@@ -29,6 +29,8 @@ STREAMED_STEPS = 12
 ATTENTION_LEAST = 1024
 #: The longest row is told in steps of so many tokens.
 ROW_STEP = 256
+#: From so many tokens on a longer row takes more memory: below, blocks of attention and tiles begin, and some take less.
+_LONGER_TAKES_MORE = 2 * ATTENTION_LEAST
 #: (positions that projections and MLP of a recomputed layer take at a time, 0 for all; queries of a block), the fastest first.
 TILES = ((0, 128), (1024, 128), (256, 128), (128, 32))
 
@@ -119,16 +121,22 @@ def longest_row(
     facts: ModelFacts, config: TrainingConfig, budget_bytes: int, backend: Backend = TWO_CORES
 ) -> int:
     """The longest row in tokens, a multiple of `ROW_STEP`, that trains within a budget with these settings; 0 if none does."""
-    fits, too_long = 0, facts.max_tokens // ROW_STEP + 1
-    while too_long - fits > 1:  # longer rows take more
-        middle = (fits + too_long) // 2
-        data = config.data.model_copy(update={"sequence_lengths": (middle * ROW_STEP,)})
+
+    def trains(steps: int) -> bool:
+        data = config.data.model_copy(update={"sequence_lengths": (steps * ROW_STEP,)})
         try:
             make_plan(facts, config.model_copy(update={"data": data}), budget_bytes, backend)
         except MemoryBudgetError:
-            too_long = middle
-        else:
-            fits = middle
+            return False
+        return True
+
+    most = facts.max_tokens // ROW_STEP
+    fits, too_long = min(_LONGER_TAKES_MORE // ROW_STEP, most), most + 1
+    if not fits or not trains(fits):
+        return ROW_STEP * next((steps for steps in range(fits - 1, 0, -1) if trains(steps)), 0)
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        fits, too_long = (middle, too_long) if trains(middle) else (fits, middle)
     return fits * ROW_STEP
 
 
@@ -140,7 +148,15 @@ def lighter_plan(
     backend: Backend,
     scales: Scales | None = None,
 ) -> Plan | None:
-    """A plan with less of the base in memory than ``plan``: the fastest that fits, else the smallest; None if none has."""
+    """A plan with less of the base in memory than ``plan``, or as much and hidden states on disk where ``plan`` has none there.
+
+    The fastest that fits, with hidden states in memory before those on disk; else the smallest; None if there is none.
+    """
+
+    def is_lighter(candidate: Plan) -> bool:
+        weights, there = candidate.predicted_parts.weights, plan.predicted_parts.weights
+        return weights < there or (candidate.states_on_disk and not plan.states_on_disk and weights == there)
+
     lighter = [
         candidate
         for on_disk in (False, True)
@@ -154,7 +170,7 @@ def lighter_plan(
             scales=scales,
             states_on_disk=on_disk,
         )
-        if candidate.predicted_parts.weights < plan.predicted_parts.weights
+        if is_lighter(candidate)
     ]
     fitting = [candidate for candidate in lighter if least_budget_bytes(candidate) <= budget_bytes]
     best = max(fitting, key=lambda plan: (not plan.states_on_disk, _worth(plan)), default=None) or min(
@@ -366,10 +382,10 @@ def notes_of(plan: Plan, facts: ModelFacts, config: TrainingConfig, *, whole: bo
         yield f"all {layers} layers are recomputed on the way back, to keep the budget"
     if plan.kept_products:
         yield f"of these, {plan.kept_products} keep what their matrix products gave, and recompute only the rest"
-    if plan.tile_tokens:
+    if plan.tile_tokens and plan.kept_layers < layers:
         yield f"projections and MLP of recomputed layers take {plan.tile_tokens} positions at a time"
     elif not facts.is_plain and plan.kept_layers < layers:
-        yield "layers take all positions at once: tiles are for layers without experts, convolutions or recurrences"
+        yield "layers take all positions at once: tiles are for layers whose parts take each position for itself"
     if plan.states_on_disk:
         yield "hidden states wait in a file for the way back, as rows of this length do not fit otherwise"
     if plan.attention_block and max(plan.rows_of_width) >= plan.attention_least:

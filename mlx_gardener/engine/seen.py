@@ -117,7 +117,7 @@ def _base_key(facts: ModelFacts, backend: Backend) -> str:
 
 
 def was_checked(cache_dir: Path | None, base: BaseModel) -> bool:
-    """Whether the cut of this architecture was checked, and found right, on this machine with these versions."""
+    """Whether the cut of this architecture, its tiles and kept products were found right on this machine with these versions."""
     return cache_dir is not None and _read(cache_dir).get(_check_key(base)) is not None
 
 
@@ -128,7 +128,10 @@ def keep_checked(cache_dir: Path, base: BaseModel) -> None:
 
 def _check_key(base: BaseModel) -> str:
     told = [base.config, str(base.dtype), base.quantized, version("mlx-lm"), __version__]
-    return "cut " + hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    return (
+        "cut, tiles and products "
+        + hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    )
 
 
 def _read(cache_dir: Path) -> dict[str, Any]:

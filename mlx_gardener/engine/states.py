@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
@@ -60,7 +61,10 @@ class States:
         self._here.clear()
         self._places.clear()
         if self._file is not None:
-            self._file.close()
+            with suppress(
+                OSError
+            ):  # what a full disk did not take is written once more; `put_away` told of it
+                self._file.close()
             self._file = None
 
     def put_away(self, key: Key) -> None:
@@ -83,6 +87,7 @@ class States:
                 self._file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 - closed by drop_all
             self._file.seek(self._end)
             self._file.write(written.data)
+            self._file.flush()
         except OSError as error:
             place = self._directory or tempfile.gettempdir()
             raise TrainingError(

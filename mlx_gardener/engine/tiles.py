@@ -7,8 +7,9 @@ quantised weights that must become floats become so once per tile; no product th
 a layer that is computed again to be differentiated are taken only where something asks for them.
 
 In: a layer, positions of a tile, the operations of the step. While `in_tiles` lasts, stand-ins in the layer do this for every
-module that is made of linear ones alone and is called with one array; attention, experts, convolutions and recurrences, whose
-positions see each other or are sorted, are called as they are. The check at load (`engine.verify`) sees whether that is right.
+module that is made of linear ones alone, is called with one array and gives one. Attention, experts, convolutions and recurrences,
+whose positions see each other or are sorted, are called as they are, and routers, which give several arrays.
+The check at load (`engine.verify`) sees whether that is right.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.engine.linear import Adapted, plain_places, standing_in_for
+from mlx_gardener.engine.linear import Adapted, is_linear, plain_places, standing_in_for
 from mlx_gardener.engine.operations import Operations
 
 if TYPE_CHECKING:
@@ -40,11 +41,21 @@ def _tiled(module: nn.Module, positions: int, chosen: Operations) -> Callable[..
 
     def call(*args: Any, **kwargs: Any) -> Any:
         alone = args[0] if len(args) == 1 and not kwargs else None
-        if isinstance(alone, mx.array) and alone.ndim == 3 and alone.shape[1] > positions:
-            return _by_tiles(adapted, alone, positions, chosen.row_seeds)
-        return module(*args, **kwargs)
+        if not isinstance(alone, mx.array) or alone.ndim != 3 or alone.shape[1] <= positions:
+            return module(*args, **kwargs)
+        if not is_linear(module) and not _gives_positions(module, alone):
+            return module(alone)
+        return _by_tiles(adapted, alone, positions, chosen.row_seeds)
 
     return call
+
+
+def _gives_positions(module: nn.Module, x: mx.array) -> bool:
+    """Whether it makes one array of x's positions, seen of one of them, which is not computed; routers make several."""
+    import mlx.core as mx
+
+    made = module(x[:, :1])
+    return isinstance(made, mx.array) and made.shape[:-1] == (len(x), 1)
 
 
 def _by_tiles(module: Adapted, x: mx.array, positions: int, seeds: tuple[int, ...]) -> Any:

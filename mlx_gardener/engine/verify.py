@@ -1,7 +1,7 @@
 """An engine for a base, with its cut checked: segments must give what the whole graph gives, on a few tokens.
 
 The check attaches small random adapters, takes both ways on 2 x 12 random tokens, segments with projections and MLP in tiles,
-and compares loss and gradients; where tiles are what is wrong, none are used. Where
+those of the upper half with kept products, and compares loss and gradients; where these are what is wrong, none are used. Where
 the base is read from disk, two layers are checked, as the whole would not fit. Where they differ, or the model cannot
 be cut, the model is taken whole and planned anew, and that is said. Cost: two steps on 24 tokens.
 """
@@ -21,7 +21,7 @@ from mlx_gardener.engine.call_graph import CannotSplit, layer_list
 from mlx_gardener.engine.dry_run import after_dry_run
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan
-from mlx_gardener.engine.planner import make_plan
+from mlx_gardener.engine.planner import make_plan, notes_of
 from mlx_gardener.engine.seen import keep_checked, was_checked
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.step import Engine
@@ -95,6 +95,9 @@ def prepare_engine(
                 warn(
                     f"{base.id} is computed without tiles, which takes more memory: they would change its gradients."
                 )
+                facts = replace(facts, is_plain=False)
+                plain = replace(plan, tile_tokens=0, kept_products=0)
+                engine.plan = replace(plain, notes=tuple(notes_of(plain, facts, config, whole=False)))
         if problem is not None:
             engine.take_whole(problem)
         elif cache_dir is not None and engine.takes_tiles:
@@ -148,7 +151,7 @@ def split_problem(
     """What is wrong with the cut, in words; None when segments give what the whole graph gives.
 
     With ``vocabulary`` the segments take embedding and head in shards, the whole graph as a whole; with ``tile_tokens`` they
-    take projections and MLP in tiles.
+    take projections and MLP in tiles, but in their upper half, where they keep products.
     """
     import mlx.core as mx
 
@@ -161,6 +164,7 @@ def split_problem(
             rows_of_width={13: 2},
             attention_block=0,
             tile_tokens=tile_tokens,
+            kept_products=few.calls // 2 if tile_tokens else 0,
             states_on_disk=False,
             loss_slice_tokens=8,
         )

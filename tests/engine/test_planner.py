@@ -23,7 +23,7 @@ from mlx_gardener.engine import (
     model_facts,
 )
 from mlx_gardener.engine.plan import Scales
-from mlx_gardener.engine.planner import ROW_STEP, longest_row
+from mlx_gardener.engine.planner import ROW_STEP, lighter_plan, longest_row
 from mlx_gardener.engine.predict import least_budget_bytes, predicted
 from mlx_gardener.engine.seen import keep_scales, kept_scales
 from mlx_gardener.engine.speed import _OF_A_BASE, ALONE, TWO_CORES, Backend, machine_key, speed_alone
@@ -253,6 +253,17 @@ def test_hidden_states_go_to_disk_only_where_rows_do_not_fit_otherwise() -> None
 
 
 @pytest.mark.usefixtures("benchmarks")
+def test_what_a_trial_refuses_goes_on_with_hidden_states_on_disk_where_the_base_stays() -> None:
+    pins = {"engine.streamed_layers": 0, "engine.vocabulary_on_disk": False}
+    facts, config, backend = recorded("qwen2.5-coder-1.5b", 8, 16384, **pins)
+    plan = make_plan(facts, config, 8 * GIB, backend)
+    lighter = lighter_plan(plan, facts, config, 3 * GIB, backend)
+    assert not plan.states_on_disk and lighter is not None and lighter.states_on_disk
+    assert lighter.streamed_layers == 0
+    assert lighter_plan(lighter, facts, config, 3 * GIB, backend) is None
+
+
+@pytest.mark.usefixtures("benchmarks")
 def test_tiles_are_as_large_as_the_budget_allows() -> None:
     tiles = [mac_plan("qwen2.5-coder-1.5b", budget, 8192).tile_tokens for budget in (3, 4, 16)]
     assert 0 < tiles[0] <= tiles[1] and tiles[2] == 0
@@ -277,6 +288,23 @@ def test_the_longest_row_trains_and_a_longer_one_does_not() -> None:
     assert longest_row(facts, config, 64 * GIB, backend) == facts.max_tokens
     without_tiles = longest_row(replace(facts, is_plain=False), config, 2 * GIB, backend)
     assert longest > 2 * without_tiles
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_the_longest_row_is_found_where_a_shorter_one_takes_more() -> None:
+    """Attention in blocks begins at 1,024 tokens: rows of 1,280 need 1 % more than rows of 1,792."""
+    facts, config, backend = recorded("qwen2.5-coder-1.5b", 64, 512)
+
+    def least(width: int) -> float:
+        with pytest.raises(MemoryBudgetError) as refused:
+            mac_plan("qwen2.5-coder-1.5b", 0.1, width)
+        assert refused.value.least_bytes is not None
+        return refused.value.least_bytes
+
+    short, longer = least(1280), least(1792)
+    assert longer < short
+    assert longest_row(facts, config, int((short + longer) / 2), backend) == 1792
+    assert longest_row(replace(facts, max_tokens=ROW_STEP - 1), config, 8 * GIB, backend) == 0
 
 
 def test_a_plan_has_a_smaller_one_until_tiles_and_disk_are_used_too() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,22 @@ def test_a_disk_that_takes_nothing_is_named(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"cannot be written to .*cache") as caught:
         cut.loss_and_gradients(weights, batch(), seed=0)
     assert "space" in caught.value.next_step
+
+
+@pytest.mark.parametrize("floats", [300, 3000], ids=["less than a buffer", "more than one"])
+def test_a_disk_that_becomes_full_is_named_and_leaves_no_file(floats: int, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (
+        pytest.raises(TrainingError, match="cannot be written"),
+        States(on_disk=True, directory=tmp_path) as states,
+    ):
+        states[0, 0] = mx.ones((floats,))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            states.put_away((0, 0))
+        finally:
+            try:
+                states.drop_all()
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())

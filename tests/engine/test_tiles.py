@@ -14,6 +14,7 @@ from mlx_lm.models import llama, qwen3_moe
 from mlx_gardener.config import LoraConfig, load_config
 from mlx_gardener.engine import make_plan, model_facts, prepare_engine
 from mlx_gardener.engine.operations import Operations
+from mlx_gardener.engine.products_kept import KeptProducts
 from mlx_gardener.engine.speed import TWO_CORES
 from mlx_gardener.engine.tiles import in_tiles
 from mlx_gardener.model import load_base
@@ -48,7 +49,11 @@ def difference(model_type: str, **settings: Any) -> float:
     return relative(found.gradients, expected.gradients)
 
 
-@pytest.mark.parametrize("model_type", SOME)
+#: Their routers are linear ones alone too, but give several arrays.
+WITH_ROUTERS = ("granitemoe", "bailing_moe")
+
+
+@pytest.mark.parametrize("model_type", [*SOME, *WITH_ROUTERS])
 def test_gradients_in_tiles_are_those_without(model_type: str) -> None:
     bound = 1e-6 if model_type in ("llama", "qwen2", "starcoder2") else EQUAL
     assert difference(model_type, tile_tokens=10) <= bound
@@ -182,9 +187,11 @@ def test_modules_are_put_back_whatever_happens() -> None:
     assert all(layer.self_attn[name] is value for name, value in before[1].items())
 
 
+@pytest.mark.parametrize("of_plan", [{"tile_tokens": 12}, {"kept_products": 3}], ids=str)
 def test_the_check_at_load_finds_an_mlp_whose_positions_see_each_other(
-    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    of_plan: dict[str, int], tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where the plan of this time has no tiles, as the check is remembered for those that have."""
     original = llama.MLP.__call__
 
     def shifted(module: llama.MLP, x: mx.array) -> mx.array:
@@ -195,10 +202,11 @@ def test_the_check_at_load_finds_an_mlp_whose_positions_see_each_other(
     facts = model_facts(tiny_model_dir)
     base = load_base(str(tiny_model_dir))
     said: list[str] = []
-    found = prepare_engine(
-        base, make_plan(facts, config, 4 * 2**30), config, facts=facts, backend=TWO_CORES, warn=said.append
-    )
+    wanted = replace(make_plan(facts, config, 4 * 2**30), kept_layers=0, **of_plan)
+    found = prepare_engine(base, wanted, config, facts=facts, backend=TWO_CORES, warn=said.append)
     assert found.graph is not None and not found.takes_tiles
+    assert found.plan.tile_tokens == found.plan.kept_products == 0
+    assert any("all positions at once" in note for note in found.plan.notes)
     assert len(said) == 1 and "without tiles" in said[0]
     attach_lora(base.model, LoraConfig(rank=2), seed=1)
     weights, given = lora_parameters(base.model), rows_of_text()
@@ -206,3 +214,19 @@ def test_the_check_at_load_finds_an_mlp_whose_positions_see_each_other(
     tiled.takes_tiles = False
     expected = engine_of(base, plan(6)).loss_and_gradients(weights, given, seed=0)
     assert tiled.loss_and_gradients(weights, given, seed=0).loss_sum == expected.loss_sum
+
+
+def test_the_check_at_load_finds_products_that_are_not_given_again_as_they_were(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = KeptProducts._remember
+
+    def spoiled(kept: KeptProducts, count: int, compute: Any) -> list[mx.array]:
+        return [2 * array if kept._again is not None else array for array in original(kept, count, compute)]
+
+    monkeypatch.setattr(KeptProducts, "_remember", spoiled)
+    config = load_config(environment={}, overrides={"data.sequence_lengths": [64], "engine.dry_run": False})
+    facts, base, said = model_facts(tiny_model_dir), load_base(str(tiny_model_dir)), list[str]()
+    wanted = make_plan(facts, config, 4 * 2**30)
+    found = prepare_engine(base, wanted, config, facts=facts, backend=TWO_CORES, warn=said.append)
+    assert found.graph is not None and not found.takes_tiles and len(said) == 1
