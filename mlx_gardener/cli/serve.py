@@ -106,8 +106,10 @@ def serve(
 
     registry = ProjectRegistry()
     wishes: dict[str, Any] = {"serve.retrieval": retrieval, "serve.evidence_in_use": True if in_use else None}
+    if compare is not None:
+        wishes["serve.compare"] = compare
     if compare:
-        wishes |= {"serve.compare": compare, "serve.evidence_in_use": True}
+        wishes["serve.evidence_in_use"] = True
     config = load_config(config_file, overrides=wishes).serve
     chosen, origin = choose_token(host, token, registry.home)
     asked_by_page = page_token(chosen)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from mlx_gardener.platform.files import make_private, private
+from mlx_gardener.platform.files import make_private, private, write_whole
 from mlx_gardener.platform.untrusted import read_bytes
 
 #: Minutes after which a file is looked at.
@@ -102,11 +102,9 @@ def salt_of(home: Path) -> bytes:
         OSError: it can be neither read nor made.
     """
     place = home / SALT_NAME
-    try:
-        with open(place, "xb", opener=private) as file:
-            file.write(secrets.token_bytes(32))
-    except FileExistsError:
-        pass  # of an earlier offer, or of another process that was faster
+    if not place.exists():
+        # Whole or not at all: a full disk leaves no part of a key there for ever.
+        write_whole(place, secrets.token_bytes(32), lasting=False)
     found = read_bytes(place, max_bytes=64)
     if len(found) != 32:
         raise OSError(f"{SALT_NAME} is not what was written")

@@ -13,6 +13,7 @@ by it. A backup and an export lie outside of the home, where nobody could look f
 | an evaluation of an adapter | ``projects/P/adapters/V/evaluations/*.new`` | it is young |
 | an index for retrieval | ``projects/P/.retrieval.safetensors.*.new`` | it is young |
 | a page with what stayed in use | ``projects/P/in-use/.*.new`` | it is young |
+| the key of its hashes | ``.in-use-salt.*.new`` | it is young |
 | remove, gc, forget | ``.trash/*`` | it is locked |
 | repair of a damaged database | ``.rebuild-*`` | it is locked |
 | connecting an editor | ``editors/.*.new`` | it is locked, or empty and young |
@@ -48,6 +49,7 @@ _FILES = (
     "projects/*/adapters/*/evaluations/*.new",
     f"projects/*/.{INDEX_NAME}.*.new",
     f"projects/*/{IN_USE_NAME}/.*.new",
+    ".in-use-salt.*.new",
     "cache/answers/.*.new",
     "cache/.*.json.*",
 )

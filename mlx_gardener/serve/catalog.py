@@ -12,6 +12,7 @@ the same as above; ``family:project`` is the project, under the family whose pro
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from mlx_gardener.adapter import base_name
@@ -19,6 +20,8 @@ from mlx_gardener.errors import GardenerError, RegistryError
 from mlx_gardener.registry import AdapterRecord, ProjectRegistry
 from mlx_gardener.registry.names import is_version
 from mlx_gardener.serve.base_cards import FAMILIES, base_card, library_name
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?b)-")
 
 
 class UnknownModelError(GardenerError):
@@ -139,8 +142,9 @@ class Catalog:
         if family not in FAMILIES:
             return []
         known = self._shared_names([target for target in targets if target.is_project])
-        # Ollama's tags go on: 1.5b-base-q4_K_M.
-        return known.get(name) or known.get(f"{family}:{tag.partition('-')[0]}") or []
+        # Ollama's tags go on behind a size: 1.5b-base-q4_K_M. A project's name does not.
+        size = _SIZE.match(tag)
+        return known.get(name) or (known.get(f"{family}:{size[1]}") if size is not None else None) or []
 
     def _shared_names(self, projects: list[Target]) -> dict[str, list[Target]]:
         found: dict[str, list[Target]] = {}

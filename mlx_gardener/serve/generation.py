@@ -117,6 +117,8 @@ def answer(
     as_offline = base.dtype != mx.float32 or sampling.temperature > 0 or top_scores is not None
     as_offline |= limits.typed_breaks > 0  # the first token is chosen among few
     reading = caches.take(key, prompt, base.model, exactly=as_offline)
+    # A cache that forgets, such as a sliding window's, cannot take back what was drafted; and is never kept.
+    as_offline |= not reading.can_be_cut
     read = len(reading.ids)
     passes = Steps()
     if sampling.temperature > 0:

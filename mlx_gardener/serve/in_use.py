@@ -3,7 +3,8 @@
 In: every answer of one prompt, with its place in a file. Out: rows of `evaluate.offers`. Nothing waits for it: a thread of its own
 does the writing, and where more than `_MOST_WAITING` answers wait for that, more are not counted. What is due is in the file and
 not in memory, so that a server that is started again goes on. Not counted are answers to requests that name no file of the repository
-(many editors' do not), chats, several answers to one request, and answers without a whole line of code. With
+(many editors' do not), chats, several answers to one request, an adapter at another strength, what is tried on the page, and answers
+without a whole line of code. With
 ``serve.compare`` chance gives a share of the requests that can be counted to the base alone.
 Cost: one file read an answer and one a look, on that thread.
 """

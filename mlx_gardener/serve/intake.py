@@ -121,8 +121,10 @@ class Intake:
         """
         limits = replace(asked.limits(self._settings.max_answer_tokens), typed_breaks=typed_breaks)
         lookup = Lookup(self._indexes, self._metrics, target)
+        # An adapter at another strength is none of the versions that figures of use are of.
+        is_offered = count == 1 and asked.strength() == 1.0
         return QueuedRequest(
-            target if self._in_use is None or count > 1 else self._in_use.drawn(target, path),
+            self._in_use.drawn(target, path) if self._in_use is not None and is_offered else target,
             lambda base, room: prepare(base, room, limits, lookup),
             lookup,
             asked.sampling(),
@@ -131,6 +133,7 @@ class Intake:
             top_scores=top_scores,
             strength=asked.strength(),
             finish=finish_of(raw),
+            is_offered=is_offered,
         )
 
     async def chat_text(self, target: Target, messages: Sequence[Message]) -> str:

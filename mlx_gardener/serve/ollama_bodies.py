@@ -112,8 +112,9 @@ class GenerateBody(_Asked):
         return "" if not self.suffix or self.raw else path
 
     def ignored(self) -> list[str]:
-        """Options that change nothing, and ``system``: a prompt is continued, not answered."""
-        return [*super().ignored(), *(["system"] if self.system else [])]
+        """What changes nothing: options, ``system`` (a prompt is continued, not answered), the path of one that is read as it is."""
+        unused = {"system": self.system, "path": self.path if self.raw or not self.suffix else None}
+        return [*super().ignored(), *(name for name, value in unused.items() if value)]
 
     def infill(self) -> InfillBody:
         """The same as ``/infill`` takes it; Continue's other files become its pieces. Raises as `sampled`."""

@@ -91,7 +91,7 @@ class QueuedRequest:
     ``prompts`` makes the token ids of each prompt when its turn comes; every prompt is answered ``answers`` times, by
     the target's adapter at ``strength`` times its scale. ``lookup`` knows what code was retrieved for them. Where nothing is
     to be written, ``prompts`` makes none: the model is loaded; or, with ``unload``, let go of. ``finish`` makes of a whole answer what
-    the client gets.
+    the client gets. ``is_offered`` says that somebody works with the answer, so that what stays of it may be counted.
     """
 
     target: Target
@@ -104,6 +104,7 @@ class QueuedRequest:
     strength: float = 1.0
     unload: bool = False
     finish: Finish | None = None
+    is_offered: bool = True
     cancelled: threading.Event = field(default_factory=threading.Event)
     asked_at: float = field(default_factory=time.monotonic)
     events: asyncio.Queue[Reply] = field(default_factory=asyncio.Queue)
@@ -326,7 +327,7 @@ class Worker:
                         self._metrics.first_token(time.monotonic() - job.asked_at)
                     written.append(event)
                     self._tell(job, index, event)
-        if self._in_use is not None and len(prompts) * job.answers == 1:
+        if self._in_use is not None and job.is_offered and len(prompts) * job.answers == 1:
             self._in_use.offer(
                 job.lookup.target,
                 job.target,

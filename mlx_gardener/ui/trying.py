@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -75,6 +76,7 @@ class Trying:
             nonlocal front
             if base.tokenizer.markers is None:  # made without them, it goes on from what stands before
                 plain = CompletionBody(prompt=body.input_prefix, path=body.path or "untitled")
+                job.limits = limits = replace(limits, typed_breaks=prompts.breaks_typed(plain))
                 made = prompts.completion_prompts(plain, base, room, limits, lookup)
             else:
                 made = prompts.infill_prompt(body, base, room, limits, lookup)
@@ -83,6 +85,7 @@ class Trying:
 
         job = self._parts.intake.job(target, body, prepare)
         job.lookup.target, job.lookup.wish = own, "on" if body.retrieval else "off"
+        job.is_offered = False  # nobody puts it into a file, and chance chose nothing
         _, texts, _, endings = await streams.whole(request, self._parts.worker, job)
         count(access_of(request.scope), endings, job)
         ending = endings[0]

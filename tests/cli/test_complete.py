@@ -6,7 +6,9 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 import mlx_gardener
@@ -75,6 +77,29 @@ def test_python_completes_as_the_server_does(world: World) -> None:
     )
     with pytest.raises(mlx_gardener.ConfigError, match="retrieval"):
         mlx_gardener.complete("small", ASKED, retrieval="perhaps")  # type: ignore[arg-type]
+
+
+def test_python_looks_for_code_as_the_server_does_where_line_breaks_were_typed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_gardener.retrieval import Retriever
+    from mlx_gardener.serve import ServeSettings
+    from mlx_gardener.serve.server import serving
+
+    looked_by: list[str] = []
+    find = Retriever.find
+
+    def seen(self: Retriever, path: str, before: str, after: str = "", **more: Any) -> Any:
+        looked_by.append(before)
+        return find(self, path, before, after, **more)
+
+    monkeypatch.setattr(Retriever, "find", seen)
+    body: dict[str, Any] = {"prompt": "class Timber9:\n\n", "path": "core/new.py", "max_tokens": 2}
+    found = mlx_gardener.complete("small", body["prompt"], path=body["path"], max_tokens=2)
+    with serving(world.registry, ServeSettings(port=0)) as address:
+        answer = httpx.post(f"{address}/v1/completions", json=body, timeout=300).json()
+    assert answer["choices"][0]["text"] == found.text
+    assert looked_by == ["class Timber9:"] * 2
 
 
 # Next edits.

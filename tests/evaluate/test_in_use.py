@@ -136,6 +136,23 @@ def test_a_damaged_file_begins_anew(store: OfferStore, root: Path, tmp_path: Pat
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+def test_a_key_that_could_not_be_written_whole_is_made_by_the_next_offer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int, flags: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("os.fchmod", full)  # the file is there, and nothing can be written to it
+        disk.setattr("mlx_gardener.evaluate.offers.secrets.token_bytes", lambda size: b"")
+        with pytest.raises(OSError):
+            salt_of(tmp_path)
+    salt = salt_of(tmp_path)
+    assert len(salt) == 32 and salt_of(tmp_path) == salt
+    assert [file.name for file in tmp_path.iterdir()] == ["in-use-salt"]
+    assert stat.S_IMODE((tmp_path / "in-use-salt").stat().st_mode) == 0o600
+
+
 def test_only_plain_files_of_the_repository_are_looked_at(root: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.py").write_text("x = 1\n")
     (root / "link.py").symlink_to(tmp_path / "secret.py")

@@ -14,6 +14,7 @@ from mlx_gardener.serve import drafts
 from mlx_gardener.serve.drafts import Drafter, guess, sides
 from mlx_gardener.serve.generation import Ending, Limits, Piece, Sampling, answer
 from mlx_gardener.serve.prompt_caches import PromptCaches
+from tests.conftest import write_tiny_model
 
 SOURCE = (Path(__file__).parents[2] / "mlx_gardener" / "config" / "sections.py").read_text()
 KEY = ("base", "adapter")
@@ -166,6 +167,21 @@ def test_in_half_precision_all_is_computed_as_offline(tmp_path: Path) -> None:
         text, ending = asked(half, prompt, caches, 6)
         assert text == fresh(half, prompt, 6) and ending.cached_tokens == cached
         assert ending.drafted_tokens == 0
+
+
+def test_a_cache_that_forgets_is_read_and_written_as_offline(
+    tmp_path: Path, tiny_tokenizer_dir: Path
+) -> None:
+    """A sliding window's cannot take back what was drafted, once it has gone round."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    place = write_tiny_model(tmp_path / "sliding", tiny_tokenizer_dir, layer_types=kinds, sliding_window=32)
+    sliding = load_base(str(place))
+    for source in ("class A:\n    pass\n", "import os\nimport sys\n", "def f(x):\n    return x\n"):
+        ids, caches = sliding.tokenizer.encode(source * 40)[:120], PromptCaches()
+        for _ in range(2):
+            text, ending = asked(sliding, ids, caches, 40)
+            assert text == fresh(sliding, ids, 40).rstrip("\ufffd")
+            assert (ending.cached_tokens, ending.drafted_tokens) == (0, 0)
 
 
 def test_kept_prompts_are_bounded_by_number_and_bytes(base: BaseModel) -> None:

@@ -22,6 +22,7 @@ from mlx_gardener.evaluate.in_use import in_use_directory, read_in_use
 from mlx_gardener.registry import GarbagePolicy
 from mlx_gardener.serve import ServeSettings, in_use
 from mlx_gardener.serve.server import serving
+from mlx_gardener.ui import make_page
 from tests.serve.conftest import wait_until
 from tests.serve.test_retrieval import ASKED, World, evidence
 
@@ -197,11 +198,37 @@ def test_the_terminals_completions_are_counted_where_that_is_asked_for(
     assert read_in_use(world.registry, "small").changes == (), "what somebody chose is no comparison"
 
 
-def test_the_command_takes_it_as_flags(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_tried_on_the_page_or_at_another_strength_is_no_offer_and_no_comparison(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.Random.random", lambda self: 0.0)  # chance would give all to the base
+    settings = ServeSettings(port=0, evidence_in_use=True, compare=0.5)
+    stop = ended(world)[1]
+    with serving(world.registry, settings, page=make_page("a-token-of-the-tests-only")) as address:
+        tried = httpx.post(
+            f"{address}/ui/api/try",
+            headers={"authorization": "Bearer a-token-of-the-tests-only"},
+            json={"project": "small", "input_prefix": ASKED, "input_suffix": "\n", "path": FILE, "n_predict": 16, "stop": stop},
+            timeout=300,
+        )  # fmt: skip
+        assert tried.status_code == 200 and tried.json()["ended_by"] == "stop"
+        stronger = infill(address, stop=stop, lora=[{"id": 0, "scale": 1.0001}])
+        assert stronger.headers["x-adapter"] != "none"
+    assert read_in_use(world.registry, "small").survival == ()
+
+
+def test_the_command_takes_it_as_flags(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[ServeSettings] = []
     monkeypatch.setattr(
         "mlx_gardener.serve.server.serve", lambda registry, settings, **more: seen.append(settings)
     )
-    for flags in ([], ["--in-use"], ["--compare", "0.1"]):
+    settings = tmp_path / "settings.toml"
+    settings.write_text("[serve]\nevidence_in_use = true\ncompare = 0.3\n")
+    for flags in ([], ["--in-use"], ["--compare", "0.1"], ["--config", str(settings), "--compare", "0"]):
         assert CliRunner().invoke(cli, ["serve", "small", *flags]).exit_code == 0
-    assert [(one.evidence_in_use, one.compare) for one in seen] == [(False, 0.0), (True, 0.0), (True, 0.1)]
+    assert [(one.evidence_in_use, one.compare) for one in seen] == [
+        (False, 0.0),
+        (True, 0.0),
+        (True, 0.1),
+        (True, 0.0),
+    ]

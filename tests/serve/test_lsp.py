@@ -16,9 +16,11 @@ from pygls.lsp.client import LanguageClient
 
 from mlx_gardener.adapter import PeftManager, attach_adapter
 from mlx_gardener.evaluate.complete import complete
+from mlx_gardener.evaluate.in_use import read_in_use
+from mlx_gardener.evaluate.offers import offered_lines
 from mlx_gardener.model import BaseModel
 from mlx_gardener.registry import ProjectRegistry
-from mlx_gardener.serve.lsp import lines_of
+from mlx_gardener.serve.lsp import lines_of, place_of
 
 World = tuple[ProjectRegistry, BaseModel]
 #: A form feed and U+2028 end no line here, and the face is two units of UTF-16, four of UTF-8.
@@ -56,6 +58,21 @@ def driven(
         return told
 
     return asyncio.run(asyncio.wait_for(drive(), 570))
+
+
+def shown_by(world: World, *arguments: str, work: Callable[[LanguageClient], Awaitable[None]]) -> list[str]:
+    """What the editor's user is told meanwhile."""
+    messages: list[str] = []
+
+    async def listening(client: LanguageClient) -> None:
+        @client.feature(types.WINDOW_SHOW_MESSAGE)
+        def shown(params: types.ShowMessageParams) -> None:
+            messages.append(params.message)
+
+        await work(client)
+
+    driven(world, *arguments, work=listening)
+    return messages
 
 
 def opened(client: LanguageClient, file: Path, text: str) -> str:
@@ -150,6 +167,66 @@ def test_what_is_typed_counts_change_by_change_and_whole(world: World, address: 
 
     driven(world, "--address", address, work=work)
     assert len(messages) == 1 and "activate" in messages[0]
+
+
+def test_a_file_of_many_megabytes_is_completed_by_a_server_too(world: World, address: str) -> None:
+    """No more of it is sent than a server takes in a request."""
+    before = "".join(f"NAME_{number} = 'some text'\n" for number in range(120_000)) + "total = "
+    after = "\n" + "# 漢\n" * 300_000
+    wanted = offline(world, "gamma", before, after, "tools/long.py")
+
+    async def work(client: LanguageClient) -> None:
+        uri = opened(client, world[0].get_project("gamma").path / "tools" / "long.py", before + after)
+        assert await written(client, asking(uri, 120_000, 8)) == (wanted if wanted.strip() else "")
+
+    messages = shown_by(world, "--address", address, work=work)
+    assert messages == []
+
+
+def test_a_file_belongs_to_its_project_also_behind_a_link(world: World, tmp_path: Path) -> None:
+    registry, root = world[0], world[0].get_project("beta").path
+    (tmp_path / "link").symlink_to(root)
+    for file in (root / "tools" / "new.py", tmp_path / "link" / "tools" / "new.py"):
+        assert place_of(registry, (), str(file)) == ("beta", "tools/new.py")
+    assert place_of(registry, ("alpha",), str(tmp_path / "link" / "a.py")) == (None, "a.py")
+    assert place_of(registry, (), "Untitled-1") == (None, "Untitled-1")
+
+
+def test_a_place_that_cannot_be_found_is_told_the_editors_user_once(world: World, tmp_path: Path) -> None:
+    (tmp_path / "loop.py").symlink_to(tmp_path / "loop.py")
+
+    async def work(client: LanguageClient) -> None:
+        uri = opened(client, tmp_path / "loop.py", "import os\n")
+        for _ in range(2):
+            assert await written(client, asking(uri, 1, 0)) == ""
+
+    (message,) = shown_by(world, "--address", "http://127.0.0.1:1", work=work)
+    assert "leads back to itself" in message
+
+
+def test_what_stays_is_counted_where_the_settings_ask_for_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLX_GARDENER_SERVE__EVIDENCE_IN_USE", "true")
+    root, path = world[0].get_project("beta").path, "tools/counted.py"
+    sides = [(f"{BEFORE[:end]}", BEFORE[end:] + AFTER) for end in range(len(BEFORE), 3, -5)]
+    before, after = next(
+        (left, right)
+        for left, right in sides
+        if offered_lines(left, offline(world, "beta", left, right, path), right, whole=False)
+    )
+    (root / "tools").mkdir(exist_ok=True)
+    (root / path).write_text(before + after)
+
+    async def work(client: LanguageClient) -> None:
+        uri = opened(client, root / path, before + after)
+        lines = lines_of(before)
+        caret = len(lines[-1].encode("utf-16-le")) // 2
+        assert await written(client, asking(uri, len(lines) - 1, caret))
+
+    driven(world, work=work)
+    (survival,) = read_in_use(world[0], "beta").survival
+    assert (survival.offered.arm, survival.offered.offers) == ("adapter", 1)
 
 
 def test_lines_end_where_the_protocol_says() -> None:

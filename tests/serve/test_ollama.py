@@ -108,8 +108,11 @@ def test_options_are_kept_and_others_named_once(world: World) -> None:
         assert (short.eval_count, short.done_reason) == (1, "length")
         wrong = post(address, "/api/generate", {"prompt": "x", "options": {"top_k": "many"}})
         assert wrong.status_code == 400 and "top_k" in wrong.json()["error"]
+        alone = {"prompt": "x = ", "path": "a.py", "stream": False, "options": {"num_predict": 1}}
+        assert post(address, "/api/generate", alone).status_code == 200
     ignored = [name for access in seen for name in access.ignored]
-    assert ignored == [f"options.{name}" for name in ("num_ctx", "repeat_penalty", "mirostat", "wings")]
+    unused = [f"options.{name}" for name in ("num_ctx", "repeat_penalty", "mirostat", "wings")]
+    assert ignored == [*unused, "path"], "a prompt alone is read as it was written"
     asked = [access for access in seen if access.path == "/api/generate"]
     assert all(access.project == "alpha" and access.status in (200, 400) for access in asked)
     assert asked[0].written_tokens > 0 and asked[0].client.startswith("127.0.0.1 ollama-python")
@@ -234,7 +237,11 @@ def test_projects_are_listed_under_names_that_editors_know(world: World, address
         "beta",
         "v1",
     )
-    for name in ("omega", "qwen2.5-coder:omega", "llama3:8b", "alpha:v9", "alpha:latest:latest:x"):
+    others = (
+        "qwen2.5-coder:alpha-new",
+        "sweep-next-edit:alpha-2",
+    )  # no size, behind which Ollama's tags go on
+    for name in ("omega", "qwen2.5-coder:omega", "llama3:8b", "alpha:v9", "alpha:latest:latest:x", *others):
         missing = post(address, "/api/show", {"model": name})
         assert missing.status_code == 404 and name.rpartition(":")[2] in missing.json()["error"], name
     some = post(address, "/api/show", {"model": "qwen2.5-coder"})  # four of them, none the active one

@@ -16,7 +16,8 @@ from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import load_base
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.ui import page_address, page_token
-from tests.serve.conftest import make_adapter
+from tests.conftest import write_tiny_model
+from tests.serve.conftest import make_adapter, make_projects
 from tests.support.trainings import SMALL, until
 from tests.ui.conftest import TOKEN, Asking
 
@@ -349,6 +350,22 @@ def test_a_training_that_a_terminal_started_is_judged_and_tried_on_the_page(
     assert with_code["prompt_tokens"] > found[False, False]["prompt_tokens"]
     stale = page.get(f"projects/{small}/staleness")
     assert stale["version"] == version and "no file has changed" in stale["sentence"]
+
+
+def test_on_a_base_without_markers_what_is_tried_is_what_is_served(
+    registry: ProjectRegistry, open_page: Callable[..., Asking], tmp_path: Path, tiny_tokenizer_dir: Path
+) -> None:
+    place = write_tiny_model(tmp_path / "plain", tiny_tokenizer_dir)
+    words = (place / "tokenizer.json").read_text()
+    (place / "tokenizer.json").write_text(words.replace("fim_", "other_"))
+    make_projects(load_base(str(place)), tmp_path / "code", str(place), ["alpha"])
+    page, before = open_page(), "import math\n\n\n"
+    tried = page.post("try", project="alpha", input_prefix=before, path="core/new.py", n_predict=12)
+    asked = {"model": "alpha", "prompt": before, "path": "core/new.py", "max_tokens": 12}
+    served = httpx.post(f"{page.address}/v1/completions", json=asked, timeout=600).json()
+    assert tried["text"] == served["choices"][0]["text"]
+    assert tried["written_tokens"] == served["usage"]["completion_tokens"]
+    assert tried["prompt_tokens"] == served["usage"]["prompt_tokens"], "the breaks are left to the model"
 
 
 # Whatever is sent.
