@@ -77,6 +77,13 @@ class Git:
         """Whether the directory lies in a repository that ignores it, and so is no part of that repository."""
         return self.ask("check-ignore", "-q", ".") is not None
 
+    def is_partial_clone(self) -> bool:
+        """Whether some of the repository's objects may be on another machine alone, from where nothing is fetched."""
+        return (
+            self.ask("config", "--get-regexp", r"^(extensions\.partialclone|remote\..*\.promisor)$")
+            is not None
+        )
+
     def _excludes_of_user(self) -> Path:
         """The user's ``core.excludesFile``, or where git looks when there is none; the repository's own is passed over."""
         kept = {
