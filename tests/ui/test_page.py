@@ -6,15 +6,19 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import load_base
 from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.source import Scan, scan_repository
 from mlx_gardener.ui import page_address, page_token
 from tests.serve.conftest import make_adapter
 from tests.support.trainings import SMALL, until
@@ -430,3 +434,36 @@ def test_whatever_is_looked_for_is_found_or_not(page: Asking, small: str) -> Non
     assert page.raw("GET", "projects/small/compare?first=v1").status_code == 400
     assert page.raw("DELETE", "projects").status_code == 405
     assert page.raw("GET", "remove").status_code == 405
+
+
+def test_scans_that_take_long_keep_neither_editors_nor_streams_waiting(
+    page: Asking, small: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, let_go = threading.Event(), threading.Event()
+
+    def held(*arguments: object, **names: object) -> Scan:
+        begun.set()
+        let_go.wait()
+        return scan_repository(*arguments, **names)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mlx_gardener.ui.scanning.scan_repository", held)
+    more_than_there_are_threads = 40
+    with ThreadPoolExecutor(more_than_there_are_threads) as pool:
+        asked = [pool.submit(page.get, "projects/small/scan") for _ in range(more_than_there_are_threads)]
+        try:
+            assert begun.wait(600)
+            until(lambda: _open_connections(page) >= more_than_there_are_threads, "all have asked")
+            stream = httpx.stream(
+                "GET", f"{page.address}/ui/api/projects/small/training", headers=page.headers, timeout=120
+            )
+            with stream as told:
+                assert next(told.iter_lines()) == "event: training"
+        finally:
+            let_go.set()
+        assert all(one.result()["files_kept"] for one in asked)
+
+
+def _open_connections(page: Asking) -> int:
+    port = int(page.address.rsplit(":", 1)[1])
+    own = psutil.Process().net_connections("tcp")
+    return sum(one.laddr.port == port and one.status == "ESTABLISHED" for one in own)
