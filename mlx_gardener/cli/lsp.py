@@ -32,10 +32,13 @@ def lsp(projects: tuple[str, ...], address: str | None, token: str | None, budge
     from mlx_gardener.serve.lsp import run_lsp
     from mlx_gardener.serve.settings import TOKEN_VARIABLE, ServeSettings
 
+    serving = load_config().serve
     settings = ServeSettings(
         projects=projects,
         token=token or os.environ.get(TOKEN_VARIABLE) or None,
         budget_bytes=int(budget * GIB),
-        retrieval=load_config().serve.retrieval,
+        retrieval=serving.retrieval,
+        evidence_in_use=serving.evidence_in_use,
+        compare=serving.compare,
     )
     run_lsp(ProjectRegistry(), settings, None if address is None else checked_address(address))

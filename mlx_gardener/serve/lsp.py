@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 from mlx_gardener.errors import ConfigError, DataError, GardenerError
+from mlx_gardener.platform.files import resolved
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.version import __version__
 from mlx_gardener.registry import ProjectRegistry
@@ -31,7 +32,7 @@ from mlx_gardener.serve.catalog import Catalog
 from mlx_gardener.serve.intake import Intake
 from mlx_gardener.serve.mcp import Tools
 from mlx_gardener.serve.metrics import Metrics
-from mlx_gardener.serve.server import kept_indexes, running_worker
+from mlx_gardener.serve.server import counted_use, kept_indexes, running_worker
 from mlx_gardener.serve.settings import ServeSettings
 from mlx_gardener.serve.worker import BusyError
 
@@ -44,6 +45,8 @@ _TOKENS = 64
 _TIMEOUT_SECONDS = 120
 #: Longest message, bytes: a file that an editor opens, and its escapes.
 _MESSAGE_BYTES = 2**26
+#: Characters before and after the caret that are sent: many more than a model is shown, and fewer than a server takes.
+_SIDE = 2**17
 #: What ends a line in the protocol; Python's own splitting knows more.
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
@@ -69,12 +72,14 @@ def run_lsp(registry: ProjectRegistry, settings: ServeSettings, address: str | N
         language_server(registry, settings, _asking(address, settings.token)).start_io(stdin)
         return
     metrics = Metrics()
+    catalog = Catalog(registry, settings.projects)
     with (
         kept_indexes(registry, settings, metrics) as indexes,
-        running_worker(registry, settings, metrics) as worker,
+        counted_use(registry, settings, catalog, metrics) as in_use,
+        running_worker(registry, settings, metrics, in_use) as worker,
     ):
-        catalog = Catalog(registry, settings.projects)
-        tools = Tools(registry, catalog, worker, Intake(catalog, settings, metrics, indexes), indexes)
+        intake = Intake(catalog, settings, metrics, indexes, in_use)
+        tools = Tools(registry, catalog, worker, intake, indexes)
 
         async def ask(project: str | None, path: str, prefix: str, suffix: str) -> str:
             return str((await tools.complete(prefix, suffix, project, path, _TOKENS))["text"])
@@ -142,9 +147,10 @@ def language_server(registry: ProjectRegistry, settings: ServeSettings, ask: Ask
                 document.offset_at_position(chosen.range.end),
             )
         begun = "" if chosen is None else chosen.text
-        project, path = place_of(registry, settings.projects, document.path)
+        before, after = text[max(0, start - _SIDE) : start], text[end : end + _SIDE]
         try:
-            written = await ask(project, path, text[:start] + begun, text[end:])
+            project, path = place_of(registry, settings.projects, document.path)
+            written = await ask(project, path, before + begun, after)
         except GardenerError as error:
             if error.in_terminal not in told and not isinstance(error, BusyError):
                 told.add(error.in_terminal)
@@ -165,16 +171,24 @@ def place_of(registry: ProjectRegistry, served: tuple[str, ...], file: str) -> t
 
     Args:
         served: those that count; empty for all.
+
+    Raises:
+        GardenerError: the registry cannot be read, or the file is a link that leads nowhere.
     """
-    place = Path(file)
-    found: tuple[str | None, str] = None, place.name
-    deepest = -1
-    for project in registry.list_projects():
-        root = Path(project.path)
-        counts = project.active_adapter is not None and (not served or project.name in served)
-        if counts and place.is_relative_to(root) and len(root.parts) > deepest:
-            deepest, found = len(root.parts), (project.name, place.relative_to(root).as_posix())
-    return found
+    given = Path(file)
+    # Editors name a file as it was opened, projects have their roots with links followed; what was never saved has no root.
+    places = [given, resolved(given)] if given.is_absolute() else [given]
+    projects = [
+        (project.name, Path(project.path))
+        for project in registry.list_projects()
+        if project.active_adapter is not None and (not served or project.name in served)
+    ]
+    for place in places:
+        around = [(name, root) for name, root in projects if place.is_relative_to(root)]
+        if around:
+            name, root = max(around, key=lambda pair: len(pair[1].parts))
+            return name, place.relative_to(root).as_posix()
+    return None, given.name
 
 
 def _key(uri: str) -> str:

@@ -164,7 +164,8 @@ class Tools:
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
             return prompts.completion_prompts(body, base, room, limits, lookup)
 
-        job = self._intake.job(target, body, prepare, typed_breaks=prompts.breaks_typed(body))
+        breaks = prompts.breaks_typed(body)
+        job = self._intake.job(target, body, prepare, path=body.file, typed_breaks=breaks)
         text, reason = "", ""
         self._worker.submit(job)
         try:
