@@ -21,7 +21,7 @@ import pathspec
 from pathspec.pattern import RegexPattern
 
 from mlx_gardener.errors import DataError
-from mlx_gardener.platform.files import expanded
+from mlx_gardener.platform.files import expanded, is_directory
 from mlx_gardener.platform.untrusted import read_bytes
 from mlx_gardener.source.secrets import without_secrets
 
@@ -146,8 +146,8 @@ def list_files(root: Path, git: Git | None = None) -> list[str]:
     Raises:
         DataError: ``root`` is not a directory that can be read, or belongs to git's own files.
     """
-    if not root.is_dir():
-        what = "is not a directory" if root.exists() else "does not exist"
+    if not is_directory(root):
+        what = "is not a directory" if os.path.lexists(root) else "does not exist"
         raise DataError(
             f"{without_secrets(str(root))!r} {what}.", next_step="Name the root directory of a repository."
         )

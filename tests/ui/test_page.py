@@ -167,6 +167,16 @@ def test_a_repository_is_added_by_its_path_and_removed(
     assert registry.list_projects() == [] and repository.is_dir()
 
 
+def test_a_repository_that_cannot_be_looked_at_hides_no_other(
+    page: Asking, small: str, registry: ProjectRegistry, tmp_path: Path
+) -> None:
+    registry.register_project("odd", tmp_path / ("x" * 300))  # as one in a directory that may not be entered
+    rows = {one["name"]: one["is_there"] for one in page.get("projects")["projects"]}
+    assert rows == {"odd": False, small: True}
+    assert page.get("sizes").keys() == {"odd", small}
+    assert page.raw("GET", "projects/odd/scan").status_code == 400
+
+
 def test_versions_are_activated_rolled_back_exported_and_removed(
     page: Asking, small: str, registry: ProjectRegistry, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
