@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from mlx_gardener.model import load_base
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.source import Scan, scan_repository
 from mlx_gardener.ui import page_address, page_token
+from mlx_gardener.ui.training import Trainings
 from tests.serve.conftest import make_adapter
 from tests.support.trainings import SMALL, until
 from tests.ui.conftest import TOKEN, Asking
@@ -477,3 +478,24 @@ def _open_connections(page: Asking) -> int:
     port = int(page.address.rsplit(":", 1)[1])
     own = psutil.Process().net_connections("tcp")
     return sum(one.laddr.port == port and one.status == "ESTABLISHED" for one in own)
+
+
+def test_a_stream_ends_when_the_page_is_left(
+    page: Asking, small: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended = threading.Event(), threading.Event()
+    events = Trainings._events
+
+    async def watched(trainings: Trainings, project: str) -> AsyncIterator[str]:
+        try:
+            async for text in events(trainings, project):
+                begun.set()
+                yield text
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(Trainings, "_events", watched)
+    place = f"{page.address}/ui/api/projects/small/training"
+    with httpx.stream("GET", place, headers=page.headers, timeout=600) as told:
+        assert next(told.iter_lines()) == "event: training" and begun.is_set() and not ended.is_set()
+    assert ended.wait(600)
