@@ -13,6 +13,7 @@ from mlx_gardener.config import (
     LoraConfig,
     TrainingConfig,
     as_of_today,
+    as_recorded,
     known_keys,
     load_config,
     validate_config,
@@ -189,6 +190,18 @@ def test_the_new_name_of_a_setting_wins_over_its_earlier_one() -> None:
         "seed": 4,
         "evaluation": {"patience": 2},
     }
+
+
+def test_what_a_training_recorded_says_what_was_done_before_there_was_a_setting() -> None:
+    recorded = TrainingConfig().model_dump(mode="json")
+    assert as_recorded(recorded) == recorded
+    for name in ("split", "edit_share", "general_share"):
+        del recorded["data"][name]
+    found = as_recorded(recorded | {"checkpoints_kept": 3})
+    assert found["data"]["split"] == "files" and found["data"]["edit_share"] == 0, "history was not read"
+    assert found["data"]["general_share"] == 0 and "checkpoints_kept" not in found
+    assert validate_config(found).data.edit_share == 0
+    assert as_recorded({"seed": 1}) == {"seed": 1}, "nothing is said of what was not recorded"
 
 
 @pytest.mark.parametrize(

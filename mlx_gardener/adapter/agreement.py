@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import AdapterError
+from mlx_gardener.platform.files import is_directory
 from mlx_gardener.platform.untrusted import read_text
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def real_text_rows(root: Path, tokenizer: CodeTokenizer) -> np.ndarray:
 def _source_files(root: Path) -> Iterator[Path]:
     from mlx_gardener.source.walk import list_files
 
-    names = list_files(root)[: 50 * _MAX_FILES] if root.is_dir() else []
+    names = list_files(root)[: 50 * _MAX_FILES] if is_directory(root) else []
     inside = [root / name for name in names if Path(name).suffix in (".py", ".js", ".ts", ".rs", ".go", ".c")]
     found = [path for path in inside if path.is_file() and not path.is_symlink()]
     yield from [path for path in found if path.stat().st_size <= _MAX_FILE_BYTES][:_MAX_FILES]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlx_gardener.adapter.manifest import read_manifest
-from mlx_gardener.config import as_of_today
+from mlx_gardener.config import as_recorded
 from mlx_gardener.errors import AdapterError, RegistryError
 from mlx_gardener.registry import ProjectRegistry
 
@@ -101,7 +101,7 @@ def diff_versions(registry: ProjectRegistry, project: str, first: str, second: s
         for path in tested[0].keys() & tested[1].keys()
     ]
     files.sort(key=lambda item: (-abs(item["second"] - item["first"]), item["path"]))
-    settings = [dict(_flat(as_of_today(found["config"]))) for found in (one, two)]
+    settings = [dict(_flat(as_recorded(found["config"]))) for found in (one, two)]
     differing = {
         name: [settings[0].get(name), settings[1].get(name)]
         for name in sorted(settings[0].keys() | settings[1].keys())

@@ -199,13 +199,14 @@ def train(
 
 def _place_of(project: str | None, *, must_be_known: bool) -> Path:
     """Where the repository lies that a project stands for; here, where no such project or no such place is known."""
+    from mlx_gardener.platform.files import is_directory
     from mlx_gardener.registry import ProjectRegistry
 
     registry = ProjectRegistry()
     if project is not None and must_be_known:
         return registry.get_project(project).path
     known = registry.list_projects() if project is not None and registry.exists else []
-    return next((item.path for item in known if item.name == project and item.path.is_dir()), Path())
+    return next((item.path for item in known if item.name == project and is_directory(item.path)), Path())
 
 
 def _follows(config: TrainingConfig, *, alone: bool, dry_run: bool) -> bool:

@@ -72,6 +72,9 @@ RENAMED = {
     },
 }
 
+#: What was done before there was such a setting, where that is not its default.
+_BEFORE = {"data.split": "files", "data.edit_share": 0.0}
+
 
 @checked
 def load_config(
@@ -129,6 +132,16 @@ def as_of_today(values: Mapping[str, Any]) -> dict[str, Any]:
             if not renamed[old_section]:
                 del renamed[old_section]
     return _without_retired(renamed)
+
+
+def as_recorded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`as_of_today` of settings that a training recorded; what a section does not name is as it was before that was a setting."""
+    found = as_of_today(values)
+    for section, known in TrainingConfig().model_dump(mode="json").items():
+        if isinstance(known, dict) and isinstance(found.get(section), dict):
+            before = {key: _BEFORE.get(f"{section}.{key}", value) for key, value in known.items()}
+            found[section] = before | found[section]
+    return found
 
 
 def _layers(

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.config import RetrievalWish, TrainingConfig, validate_config
+from mlx_gardener.config import RetrievalWish, TrainingConfig, as_recorded, validate_config
 from mlx_gardener.errors import AdapterError, DataError, RegistryError
-from mlx_gardener.platform.files import make_private, write_whole
+from mlx_gardener.platform.files import is_directory, make_private, write_whole
 from mlx_gardener.platform.untrusted import read_json
 from mlx_gardener.registry import AdapterRecord, Project, ProjectRegistry
 
@@ -74,7 +74,7 @@ def evaluate_adapter(
 
     place = registry.get_project(project)
     record = registry.get_adapter(project, version)
-    if not place.path.is_dir():
+    if not is_directory(place.path):
         raise DataError(
             f"The repository of {project!r} is not at {str(place.path)!r} any more.",
             next_step=f"Train where it is now, under the same name: `mlx-gardener train PATH --project {project}`.",
@@ -110,12 +110,7 @@ def evaluate_adapter(
 def _config(adapter: LoadedAdapter, model: str, arms: tuple[str, ...] | None) -> TrainingConfig:
     """The settings of the adapter's training, with ``model``, the base where this machine has it."""
     recorded = adapter.manifest["config"]
-    data = {
-        "split": "files",
-        "edit_share": 0.0,
-        **recorded.get("data", {}),
-    }  # manifests that do not say it were made so
-    settings: dict[str, Any] = {**recorded, "data": data, "model": model}
+    settings = {**as_recorded({"data": {}, **recorded}), "model": model}
     if arms is not None:
         wanted = {"base", "adapter", *arms}
         evaluation = dict(settings.get("evaluation", {}))

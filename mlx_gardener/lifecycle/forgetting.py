@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.dataset import Earlier
 from mlx_gardener.errors import AdapterError, DataError, RegistryError
+from mlx_gardener.platform.files import is_directory
 from mlx_gardener.platform.untrusted import read_bytes
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.runs.manager import TrainingPipeline, completed_training
@@ -167,7 +168,7 @@ def find_path(registry: ProjectRegistry, project: str, path: str) -> str:
 
     root = registry.get_project(project).path
     path = clean_path(root, path)
-    names = set(list_files(root)) if root.is_dir() else set()
+    names = set(list_files(root)) if is_directory(root) else set()
     for earlier in _earlier(registry, project).values():
         names |= set() if earlier is None else earlier.files.keys()
     names |= {parent.as_posix() for name in names for parent in PurePosixPath(name).parents} - {"."}
@@ -211,7 +212,7 @@ def _texts(root: Path, path: str) -> tuple[dict[str, str], dict[str, str]]:
 
     texts: dict[str, str] = {}
     without: dict[str, str] = {}
-    for name in list_files(root) if root.is_dir() else ():
+    for name in list_files(root) if is_directory(root) else ():
         file = root / name
         if name != path and not name.startswith(f"{path}/"):
             continue

@@ -15,6 +15,7 @@ from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import Earlier
 from mlx_gardener.dataset.changes import GONE
 from mlx_gardener.dataset.split import kept_bytes
+from mlx_gardener.platform.files import is_directory
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.report.text import counted
 from mlx_gardener.source.records import FileRecord
@@ -90,7 +91,7 @@ def look_at(
     from mlx_gardener.source.walk import commits_between
 
     found = registry.get_project(project)
-    if found.active_adapter is None or not found.path.is_dir():
+    if found.active_adapter is None or not is_directory(found.path):
         return None
     adapter = PeftManager(registry).load_adapter(project)
     commit = adapter.manifest["data"].get("commit")

@@ -35,6 +35,14 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111  Path's own raises for such a user
 
 
+def is_directory(path: Path) -> bool:
+    """Whether there is a directory; what may not be looked at, or no file can be called, is none (`Path.is_dir` raises)."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def existing_directory(path: Path, next_step: str = "Name the root directory of a repository.") -> Path:
     """A directory that was named, in full.
 

@@ -102,10 +102,10 @@ def flat_settings(config: Mapping[str, Any], before: str = "") -> dict[str, Any]
 
 def all_settings(config: Mapping[str, Any], base_model: str) -> list[tuple[str, str, bool]]:
     """Name, value as JSON, and whether it is another than the default, of every setting."""
-    from mlx_gardener.config import TrainingConfig, as_of_today
+    from mlx_gardener.config import TrainingConfig, as_recorded
 
     defaults = flat_settings(TrainingConfig().model_dump(mode="json"))
-    flat = {**flat_settings(as_of_today(config)), "model": base_model}
+    flat = {**flat_settings(as_recorded(config)), "model": base_model}
     return [
         (name, json.dumps(value, ensure_ascii=False), name not in defaults or defaults[name] != value)
         for name, value in flat.items()

@@ -83,6 +83,9 @@ def past_commits(
         on_look(at, len(typed))
         some = typed[at : at + _COMMITS_AT_ONCE]
         replaced = _replaced(git, [commit for commit, _ in some])
+        if replaced is None:
+            counts["not fetched"] += len(some)
+            continue
         chosen: list[tuple[str, int, list[tuple[str, str, str]]]] = []
         for commit, age in some:
             blobs = replaced.get(commit, [])
@@ -102,6 +105,8 @@ def past_commits(
                     changes.append(FileChange(path, before, after))
             if changes:
                 yield PastCommit(commit, age, tuple(changes))
+            elif any(reader.is_missing(name) for _, *names in blobs for name in names):
+                counts["not fetched"] += 1
         if reader.read_bytes > MOST_BYTES:
             counts["not looked at"] = len(typed) - at - len(some)
             return
@@ -133,16 +138,18 @@ def _typed_commits(git: Git, counts: Counter[str]) -> list[tuple[str, int]]:
     return typed
 
 
-def _replaced(git: Git, commits: list[str]) -> dict[str, list[tuple[str, str, str]]]:
-    """Of each commit the plain files it changed: path, old blob, new blob."""
+def _replaced(git: Git, commits: list[str]) -> dict[str, list[tuple[str, str, str]]] | None:
+    """Of each commit the plain files it changed: path, old blob, new blob; None where git cannot say, as trees are not there."""
     listed = git.ask(
         "diff-tree", "--stdin", "-r", "-z", "--raw", "--no-renames", "--diff-filter=M", "--relative", "--no-ext-diff",
         "--no-textconv", input_bytes="".join(f"{commit}\n" for commit in commits).encode(),
     )  # fmt: skip
+    if listed is None:
+        return None
     known = set(commits)
     found: dict[str, list[tuple[str, str, str]]] = {}
     commit, meta = "", None
-    for field in (listed or b"").split(b"\0"):
+    for field in listed.split(b"\0"):
         if meta is not None:
             old_mode, new_mode, old, new, _ = meta
             if old_mode.lstrip(b":") in _PLAIN_FILES and new_mode in _PLAIN_FILES and old != new:
@@ -167,15 +174,18 @@ class _Reader:
         self._git, self._config = git, config
         self._blobs: dict[str, bytes] = {}
         self._texts: dict[tuple[str, str], str | None] = {}
+        self._missing: set[str] = set()
+        self._is_partial = git.is_partial_clone()
         self.read_bytes = 0
 
     def fetch(self, names: Collection[str]) -> None:
         """Have these blobs at hand, but for those that are too large or not there."""
         self._texts = {key: text for key, text in self._texts.items() if key[0] in names}
         kept = {name: data for name, data in self._blobs.items() if name in names}
-        missing = sorted(set(names) - set(kept))
-        asked = "".join(f"{name}\n" for name in missing).encode()
-        sizes = (self._git.ask("cat-file", "--batch-check", input_bytes=asked) or b"").split(b"\n")
+        asked = self._there(sorted(set(names) - set(kept)))
+        self._missing = set(names) - set(kept) - set(asked)
+        lines = "".join(f"{name}\n" for name in asked).encode()
+        sizes = (self._git.ask("cat-file", "--batch-check", input_bytes=lines) or b"").split(b"\n")
         most = min(self._config.max_file_bytes, MOST_FILE_BYTES)
         plain = []
         for line in sizes:
@@ -192,6 +202,20 @@ class _Reader:
             kept[name.decode()] = data[end + 1 : end + 1 + int(size)]
             at = end + 1 + int(size) + 1
         self._blobs = kept
+
+    def _there(self, names: list[str]) -> list[str]:
+        """Those of some blobs that this repository has: git before 2.45 would try to fetch others, and then say nothing of any."""
+        if not (self._is_partial and names):
+            return names
+        lines = "".join(f"{name}\n" for name in names).encode()
+        found = self._git.ask(
+            "rev-list", "--objects", "--no-walk", "--ignore-missing", "--missing=allow-any", "--stdin", input_bytes=lines
+        )  # fmt: skip
+        return [line.strip().decode() for line in (found or b"").split(b"\n") if line.strip()]
+
+    def is_missing(self, name: str) -> bool:
+        """Whether a blob that was asked for last is not in this repository: a partial clone has only what was checked out."""
+        return name in self._missing
 
     def text(self, name: str, path: str) -> str | None:
         """The text of a blob as the file ``path``."""

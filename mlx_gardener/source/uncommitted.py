@@ -55,12 +55,15 @@ def uncommitted_changes(root: Path, config: DataConfig, *, most: int, always: st
 def _change_of(git: Git, root: Path, path: str, blob: str, config: DataConfig) -> FileChange | None:
     if drop_by_path(path, config) is not None:
         return None
+    size = git.ask("cat-file", "-s", blob)
+    if size is None or int(size) > MOST_FILE_BYTES:
+        return None
     old = git.ask("cat-file", "blob", blob)
     try:
         new = read_bytes(root / path, max_bytes=MOST_FILE_BYTES, follow_links=False)
     except (OSError, ValueError):
         return None
-    if old is None or len(old) > MOST_FILE_BYTES or old == new:
+    if old is None or old == new:
         return None
     before, after = clean_text(old, path, config), clean_text(new, path, config)
     return (

@@ -21,7 +21,7 @@ import pathspec
 from pathspec.pattern import RegexPattern
 
 from mlx_gardener.errors import DataError
-from mlx_gardener.platform.files import expanded
+from mlx_gardener.platform.files import expanded, is_directory
 from mlx_gardener.platform.untrusted import read_bytes
 from mlx_gardener.source.secrets import without_secrets
 
@@ -76,6 +76,13 @@ class Git:
     def ignores_root(self) -> bool:
         """Whether the directory lies in a repository that ignores it, and so is no part of that repository."""
         return self.ask("check-ignore", "-q", ".") is not None
+
+    def is_partial_clone(self) -> bool:
+        """Whether some of the repository's objects may be on another machine alone, from where nothing is fetched."""
+        return (
+            self.ask("config", "--get-regexp", r"^(extensions\.partialclone|remote\..*\.promisor)$")
+            is not None
+        )
 
     def _excludes_of_user(self) -> Path:
         """The user's ``core.excludesFile``, or where git looks when there is none; the repository's own is passed over."""
@@ -139,8 +146,8 @@ def list_files(root: Path, git: Git | None = None) -> list[str]:
     Raises:
         DataError: ``root`` is not a directory that can be read, or belongs to git's own files.
     """
-    if not root.is_dir():
-        what = "is not a directory" if root.exists() else "does not exist"
+    if not is_directory(root):
+        what = "is not a directory" if os.path.lexists(root) else "does not exist"
         raise DataError(
             f"{without_secrets(str(root))!r} {what}.", next_step="Name the root directory of a repository."
         )

@@ -12,6 +12,8 @@ import inspect
 import math
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -24,6 +26,8 @@ from mlx_gardener.serve.routes import Handler
 from mlx_gardener.serve.worker import BadRequestError
 
 AnyBody = TypeVar("AnyBody", bound=Body)
+#: Scans take long, and one waits for another: editors' answers and the page's streams have other threads.
+_THREADS = ThreadPoolExecutor(8, thread_name_prefix="page")
 #: Method and handler, by path below ``/ui/api/``.
 Handlers = dict[str, tuple[str, Handler]]
 
@@ -38,7 +42,7 @@ def looking(work: Callable[..., Any]) -> tuple[str, Handler]:
         if missing := sorted(needed - names.keys()):
             raise BadRequestError(f"The request does not say {' and '.join(missing)}.")
         return answer(
-            await asyncio.to_thread(work, **{name: names[name] for name in names.keys() & known.keys()})
+            await _beside(partial(work, **{name: names[name] for name in names.keys() & known.keys()}))
         )
 
     return "GET", handler
@@ -49,9 +53,13 @@ def changing(kind: type[AnyBody], work: Callable[[AnyBody], Any]) -> tuple[str, 
 
     async def handler(request: Request) -> JSONResponse:
         body = await read_body(request, kind)
-        return answer(await asyncio.to_thread(work, body))
+        return answer(await _beside(partial(work, body)))
 
     return "POST", handler
+
+
+async def _beside(work: Callable[[], Any]) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, work)
 
 
 async def read_body(request: Request, kind: type[AnyBody]) -> AnyBody:

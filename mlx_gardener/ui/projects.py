@@ -14,7 +14,7 @@ from mlx_gardener.adapter.versions import VersionFacts, roll_back, version_facts
 from mlx_gardener.config import load_config, validate_config
 from mlx_gardener.errors import ConfigError, GardenerError
 from mlx_gardener.lifecycle.staleness import look_at
-from mlx_gardener.platform.files import existing_directory, expanded, resolved
+from mlx_gardener.platform.files import existing_directory, expanded, is_directory, resolved
 from mlx_gardener.registry import AdapterRecord, Project, ProjectRegistry, project_name_for
 from mlx_gardener.registry.deletion import tree_bytes
 from mlx_gardener.serve.bodies import Body
@@ -82,7 +82,7 @@ class Projects:
         return {
             "name": item.name,
             "path": str(item.path),
-            "is_there": item.path.is_dir(),
+            "is_there": is_directory(item.path),
             "active": item.active,
             "status": item.status.value,
             "is_training": is_training,
@@ -104,7 +104,7 @@ class Projects:
         return tree_bytes(self._registry.project_directory(project))
 
     def _commits_since(self, item: Project) -> int | None:
-        if item.active_adapter is None or not item.path.is_dir():
+        if item.active_adapter is None or not is_directory(item.path):
             return None
         try:
             commit = version_facts(self._registry, item.name, item.active_adapter).commit

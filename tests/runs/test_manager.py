@@ -270,6 +270,31 @@ def test_a_run_that_is_cancelled_while_it_is_measured_ends_registered(
 
 
 @pytest.mark.usefixtures("known_home")
+def test_a_training_of_an_earlier_version_goes_on_with_the_settings_it_had(
+    tiny_model_dir: Path, repository: Path
+) -> None:
+    without = TrainingPipeline(endless(tiny_model_dir, **{"data.edit_share": 0}))
+    registry = without.registry
+    registry.register_project("small", repository)
+    config = without.config.model_dump(mode="json") | {"continue_from": "never", "checkpoints_kept": 2}
+    for name in ("edit_share", "general_share", "retrieval_share"):
+        del config["data"][name]
+    config["evaluation"]["forgetting_limit"] = 0.1
+    last = registry.begin_training("small", config)
+    (last.run_dir / "checkpoints" / "step-00000001").mkdir(parents=True)
+    registry.finish_training(last.id, TrainingStatus.CANCELLED, "cancelled", {})
+
+    assert without.unfinished_training("small") is not None, "it knew no edits"
+    with_edits = TrainingPipeline(endless(tiny_model_dir), registry=registry)
+    assert with_edits.unfinished_training("small") is None, "these are other rows"
+    with_edits.resume_training("small")
+    with_edits.cancel_training("small")
+    with_edits.wait_for_training_completion("small", timeout=WAIT)
+    record = registry.latest_training("small")
+    assert record is not None and record.id != last.id and record.config["data"]["edit_share"] == 0
+
+
+@pytest.mark.usefixtures("known_home")
 def test_a_killed_worker_that_may_not_be_replaced_is_noticed_and_its_run_can_go_on(
     tiny_model_dir: Path, repository: Path
 ) -> None:

@@ -116,6 +116,24 @@ def test_reading_ends_where_enough_was_read(tmp_path: Path, monkeypatch: pytest.
     assert counts["not looked at"] == 3
 
 
+@pytest.mark.parametrize("left_out", ["blob:none", "tree:0"])
+def test_of_a_partial_clone_what_is_there_is_read_and_nothing_is_fetched(
+    tmp_path: Path, left_out: str
+) -> None:
+    source, clone, touched = tmp_path / "source", tmp_path / "clone", tmp_path / "touched"
+    for number in range(4):
+        commit(source, {"a.py": f"one = {number}\n"})
+    git(source, "config", "uploadpack.allowFilter", "true")
+    git(tmp_path, "clone", "-q", f"--filter={left_out}", source.as_uri(), str(clone))
+    git(clone, "checkout", "-q", "HEAD~1")  # fetches what was there then
+    git(clone, "checkout", "-q", "-")
+    git(clone, "config", "remote.origin.uploadpack", f"touch {touched}; git-upload-pack")
+    counts: Counter[str] = Counter()
+    assert [item.age for item in told(clone, counts)] == ([0] if left_out == "blob:none" else [])
+    assert counts["commits"] == 4 and counts["not fetched"] == (2 if left_out == "blob:none" else 4)
+    assert not touched.exists()
+
+
 def test_without_history_there_are_no_commits(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("one = 1\n")
     assert told(tmp_path) == []

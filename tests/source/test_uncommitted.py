@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from mlx_gardener.config import DataConfig
 from mlx_gardener.source.uncommitted import uncommitted_changes
+from mlx_gardener.source.walk import Git
 from tests.source.secret_corpus import secret_samples
 from tests.support.histories import commit, git
 
@@ -55,6 +58,24 @@ def test_what_is_older_than_the_commit_is_looked_at_only_if_it_is_asked_for(tmp_
     write(tmp_path, "a.py", "a_value = 2\n", -1000)
     assert told(tmp_path) == []
     assert told(tmp_path, always="a.py") == [("a.py", "a_value = 1\n", "a_value = 2\n")]
+
+
+def test_of_a_file_that_was_very_large_nothing_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(tmp_path, {"a.py": "a_value = 1\n", "large.py": "x = 1\n" * 50_000})
+    write(tmp_path, "a.py", "a_value = 2\n", 10)
+    write(tmp_path, "large.py", "x = 2\n", 20)
+    answers: list[bytes | None] = []
+    ask = Git.ask
+
+    def seen(git: Git, *arguments: str, input_bytes: bytes | None = None) -> bytes | None:
+        answers.append(ask(git, *arguments, input_bytes=input_bytes))
+        return answers[-1]
+
+    monkeypatch.setattr(Git, "ask", seen)
+    assert told(tmp_path) == [("a.py", "a_value = 1\n", "a_value = 2\n")]
+    assert max(len(answer or b"") for answer in answers) < 1000
 
 
 def test_without_a_commit_nothing_is_known(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -65,6 +67,19 @@ def test_a_training_stopped_at_any_question_ends_as_the_uninterrupted_one(run: R
 def stopped(run: Runner, directory: str, at: int, **more: object) -> None:
     with pytest.raises(TrainingCancelledError):
         run(settings(**more), directory=directory, recorder=Recorder(stop_at=at))
+
+
+def test_a_checkpoint_from_when_the_guards_had_settings_belongs_to_the_same_training(
+    run: Runner, base: BaseModel, data: PreparedData, tmp_path: Path
+) -> None:
+    stopped(run, "earlier", 2)
+    then = settings().model_dump(mode="json", include={"seed", "lora", "optimizer", "evaluation"})
+    then["evaluation"] |= {
+        "context_tokens": 384, "forgetting_limit": 0.1, "memorisation_limit": 0.25, "parse_ok_limit": 0.05,
+    }  # fmt: skip
+    told = {"base": base.weights_sha256, "data": data.data_sha256, "settings": then}
+    fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    assert load_checkpoint(tmp_path / "earlier", fingerprint=fingerprint, warn=pytest.fail) is not None
 
 
 def test_a_checkpoint_says_what_it_is_a_checkpoint_of(

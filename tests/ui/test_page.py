@@ -6,16 +6,21 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import load_base
 from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.source import Scan, scan_repository
 from mlx_gardener.ui import page_address, page_token
+from mlx_gardener.ui.training import Trainings
 from tests.conftest import write_tiny_model
 from tests.serve.conftest import make_adapter, make_projects
 from tests.support.trainings import SMALL, until
@@ -162,6 +167,16 @@ def test_a_repository_is_added_by_its_path_and_removed(
     assert page.raw("GET", "projects/nobody").status_code == 404
     page.post("remove", project="repository")
     assert registry.list_projects() == [] and repository.is_dir()
+
+
+def test_a_repository_that_cannot_be_looked_at_hides_no_other(
+    page: Asking, small: str, registry: ProjectRegistry, tmp_path: Path
+) -> None:
+    registry.register_project("odd", tmp_path / ("x" * 300))  # as one in a directory that may not be entered
+    rows = {one["name"]: one["is_there"] for one in page.get("projects")["projects"]}
+    assert rows == {"odd": False, small: True}
+    assert page.get("sizes").keys() == {"odd", small}
+    assert page.raw("GET", "projects/odd/scan").status_code == 400
 
 
 def test_versions_are_activated_rolled_back_exported_and_removed(
@@ -447,3 +462,57 @@ def test_whatever_is_looked_for_is_found_or_not(page: Asking, small: str) -> Non
     assert page.raw("GET", "projects/small/compare?first=v1").status_code == 400
     assert page.raw("DELETE", "projects").status_code == 405
     assert page.raw("GET", "remove").status_code == 405
+
+
+def test_scans_that_take_long_keep_neither_editors_nor_streams_waiting(
+    page: Asking, small: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, let_go = threading.Event(), threading.Event()
+
+    def held(*arguments: object, **names: object) -> Scan:
+        begun.set()
+        let_go.wait()
+        return scan_repository(*arguments, **names)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mlx_gardener.ui.scanning.scan_repository", held)
+    more_than_there_are_threads = 40
+    with ThreadPoolExecutor(more_than_there_are_threads) as pool:
+        asked = [pool.submit(page.get, "projects/small/scan") for _ in range(more_than_there_are_threads)]
+        try:
+            assert begun.wait(600)
+            until(lambda: _open_connections(page) >= more_than_there_are_threads, "all have asked")
+            stream = httpx.stream(
+                "GET", f"{page.address}/ui/api/projects/small/training", headers=page.headers, timeout=120
+            )
+            with stream as told:
+                assert next(told.iter_lines()) == "event: training"
+        finally:
+            let_go.set()
+        assert all(one.result()["files_kept"] for one in asked)
+
+
+def _open_connections(page: Asking) -> int:
+    port = int(page.address.rsplit(":", 1)[1])
+    own = psutil.Process().net_connections("tcp")
+    return sum(one.laddr.port == port and one.status == "ESTABLISHED" for one in own)
+
+
+def test_a_stream_ends_when_the_page_is_left(
+    page: Asking, small: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended = threading.Event(), threading.Event()
+    events = Trainings._events
+
+    async def watched(trainings: Trainings, project: str) -> AsyncIterator[str]:
+        try:
+            async for text in events(trainings, project):
+                begun.set()
+                yield text
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(Trainings, "_events", watched)
+    place = f"{page.address}/ui/api/projects/small/training"
+    with httpx.stream("GET", place, headers=page.headers, timeout=600) as told:
+        assert next(told.iter_lines()) == "event: training" and begun.is_set() and not ended.is_set()
+    assert ended.wait(600)
