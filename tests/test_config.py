@@ -150,6 +150,23 @@ def test_a_setting_that_nobody_needs_any_more_is_passed_over_and_says_what_happe
     assert validate_config(older) == validate_config({}), "as in older manifests"
 
 
+def test_retired_settings_of_a_file_are_said_in_its_order_and_by_reason(tmp_path: Path) -> None:
+    file = tmp_path / "old.toml"
+    file.write_text(
+        "checkpoints_kept = 3\n[evaluation]\nparse_ok_limit = 0.1\nforgetting_limit = 0.2\n[engine]\nlanes = 2\n"
+    )
+    with pytest.warns(FutureWarning) as said:
+        load_config(file, environment={})
+    lanes, checkpoints, limits = [str(item.message) for item in said]
+    assert "called engine.cpu_streams now; the earlier name is understood until 0.3" in lanes
+    assert checkpoints.startswith("checkpoints_kept in the file old.toml has no effect: ")
+    assert checkpoints.endswith("Take it out.")
+    assert limits.startswith(
+        "evaluation.parse_ok_limit, evaluation.forgetting_limit in the file old.toml have no effect: "
+    )
+    assert limits.endswith("Take them out.")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "value"),
     [

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     "--compare",
     type=click.FloatRange(0, 0.9),
     metavar="SHARE",
-    help="With --in-use: the share of requests that the base answers in the adapter's place, to compare both.",
+    help="The share of requests that the base answers in the adapter's place, to compare both; turns --in-use on.",
 )
 @config_option
 @click.option("--allow-host", multiple=True, help="Another name that clients may call this server by.")
@@ -106,8 +106,10 @@ def serve(
 
     registry = ProjectRegistry()
     wishes: dict[str, Any] = {"serve.retrieval": retrieval, "serve.evidence_in_use": True if in_use else None}
+    if compare is not None:
+        wishes["serve.compare"] = compare
     if compare:
-        wishes |= {"serve.compare": compare, "serve.evidence_in_use": True}
+        wishes["serve.evidence_in_use"] = True
     config = load_config(config_file, overrides=wishes).serve
     chosen, origin = choose_token(host, token, registry.home)
     asked_by_page = page_token(chosen)

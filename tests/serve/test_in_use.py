@@ -197,7 +197,9 @@ def test_the_terminals_completions_are_counted_where_that_is_asked_for(
     assert read_in_use(world.registry, "small").changes == (), "what somebody chose is no comparison"
 
 
-def test_the_command_takes_it_as_flags(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_takes_it_as_flags(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     seen: list[ServeSettings] = []
     monkeypatch.setattr(
         "mlx_gardener.serve.server.serve", lambda registry, settings, **more: seen.append(settings)
@@ -205,3 +207,8 @@ def test_the_command_takes_it_as_flags(world: World, monkeypatch: pytest.MonkeyP
     for flags in ([], ["--in-use"], ["--compare", "0.1"]):
         assert CliRunner().invoke(cli, ["serve", "small", *flags]).exit_code == 0
     assert [(one.evidence_in_use, one.compare) for one in seen] == [(False, 0.0), (True, 0.0), (True, 0.1)]
+    settings = tmp_path / "settings.toml"
+    settings.write_text("[serve]\nevidence_in_use = true\ncompare = 0.1\n")
+    flags = ["--config", str(settings), "--compare", "0"]
+    assert CliRunner().invoke(cli, ["serve", "small", *flags]).exit_code == 0
+    assert (seen[-1].evidence_in_use, seen[-1].compare) == (True, 0.0), "a flag wins, also one of none"
