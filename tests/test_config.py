@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from mlx_gardener.config import (
     RENAMED,
+    RETIRED,
     LoraConfig,
     TrainingConfig,
     as_of_today,
@@ -103,8 +105,6 @@ def test_a_configuration_cannot_be_changed_after_validation() -> None:
 
 
 def test_the_settings_page_lists_every_setting_with_its_default() -> None:
-    import re
-
     page = (Path(__file__).parent.parent / "docs" / "settings.md").read_text()
     rows = dict(re.findall(r"^\| `([a-z_.0-9]+)` \| `?([^|`]*?)`? \|", page, flags=re.MULTILINE))
     defaults = TrainingConfig().model_dump(mode="json")
@@ -114,6 +114,11 @@ def test_the_settings_page_lists_every_setting_with_its_default() -> None:
         value = defaults[section][field] if section else defaults[key]
         text = value if isinstance(value, str) else "none" if value is None else json.dumps(value)
         assert shown == text, key
+
+
+def test_the_settings_page_lists_every_setting_that_is_gone() -> None:
+    gone = (Path(__file__).parent.parent / "docs" / "settings.md").read_text().split("## Gone")[1]
+    assert set(re.findall(r"`([a-z_.0-9]+)`", gone)) == set(RETIRED)
 
 
 def test_a_retired_setting_is_passed_over_and_said() -> None:

@@ -197,9 +197,7 @@ def test_the_terminals_completions_are_counted_where_that_is_asked_for(
     assert read_in_use(world.registry, "small").changes == (), "what somebody chose is no comparison"
 
 
-def test_the_command_takes_it_as_flags(
-    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_command_takes_it_as_flags(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[ServeSettings] = []
     monkeypatch.setattr(
         "mlx_gardener.serve.server.serve", lambda registry, settings, **more: seen.append(settings)
