@@ -112,6 +112,9 @@ def connect(
         click.echo(f"{change.file} says so already.")
     weights = PeftManager(registry).load_adapter(name).manifest["files"]["mlx/adapters.safetensors"]["sha256"]
     running = editors.is_running(address)
+    if not as_json:
+        asked = "the server" if running else "a server started for this"
+        click.echo(f"Asking {asked} for a completion, as {editor} would ...", err=True)
     with contextlib.nullcontext() if running else _server(registry, name, address, token):
         proof = editors.prove(editor, name, address, token, tokenizer, weights)
         text = proof.text

@@ -294,6 +294,7 @@ def test_the_command_shows_writes_proves_and_undoes(
         and "alpha" in done.stdout
         and "A completion came back from alpha v1" in done.stdout
     )
+    assert f"Asking a server started for this for a completion, as {editor} would" in done.stderr
     assert f"serve --port {address.rpartition(':')[2]}" in done.stdout
     assert ("not on the PATH" in done.stdout) == (editor == "vim")
     assert file.read_text() != before and address in file.read_text()

@@ -250,6 +250,20 @@ def test_budgets_that_change_nothing_are_not_listed() -> None:
     assert len(rows) == len({line.partition("GB")[2] for line in rows}) == 1 and "does not train" in rows[0]
 
 
+def test_the_longest_sequence_says_where_the_base_and_not_the_budget_ends_it() -> None:
+    facts, config = model_facts(seedling_path()), load_config(environment={})
+    plan = make_plan(facts, config, 4 * 2**30, TWO_CORES)
+
+    def told(longest: int) -> str:
+        stream = io.StringIO()
+        console = Console(file=stream, width=120, markup=False)
+        show_plan(console, plan, longest_row=longest, most_tokens=facts.max_tokens)
+        return stream.getvalue()
+
+    assert "2,048 tokens, which is all that the base reads" in told(facts.max_tokens)
+    assert "1,024 tokens\n" in told(1024)
+
+
 def test_a_log_counts_the_same_thing_once() -> None:
     read = LogReader()
 
