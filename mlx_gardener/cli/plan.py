@@ -35,7 +35,8 @@ def plan(
 ) -> None:
     """Show what the memory budget would be used for, without loading the model's weights.
 
-    It also tells the longest sequence of tokens that trains within the budget. With the repository at PATH also how long a training on it would take. What `train` would refuse is refused.
+    It also tells the longest sequence of tokens that trains within the budget. With the repository at PATH also how
+    long a training on it would take. What `train` would refuse is refused.
     """
     from mlx_gardener.cli.scan import scan_with_progress
     from mlx_gardener.config import load_config
