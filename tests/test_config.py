@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from mlx_gardener.config import (
     RENAMED,
+    RETIRED,
     LoraConfig,
     TrainingConfig,
     as_of_today,
@@ -104,8 +106,6 @@ def test_a_configuration_cannot_be_changed_after_validation() -> None:
 
 
 def test_the_settings_page_lists_every_setting_with_its_default() -> None:
-    import re
-
     page = (Path(__file__).parent.parent / "docs" / "settings.md").read_text()
     rows = dict(re.findall(r"^\| `([a-z_.0-9]+)` \| `?([^|`]*?)`? \|", page, flags=re.MULTILINE))
     defaults = TrainingConfig().model_dump(mode="json")
@@ -115,6 +115,11 @@ def test_the_settings_page_lists_every_setting_with_its_default() -> None:
         value = defaults[section][field] if section else defaults[key]
         text = value if isinstance(value, str) else "none" if value is None else json.dumps(value)
         assert shown == text, key
+
+
+def test_the_settings_page_lists_every_setting_that_is_gone() -> None:
+    gone = (Path(__file__).parent.parent / "docs" / "settings.md").read_text().split("## Gone")[1]
+    assert set(re.findall(r"`([a-z_.0-9]+)`", gone)) == set(RETIRED)
 
 
 def test_a_retired_setting_is_passed_over_and_said() -> None:
@@ -149,6 +154,23 @@ def test_a_setting_that_nobody_needs_any_more_is_passed_over_and_says_what_happe
     section, _, name = key.rpartition(".")
     older = {section: {name: value}} if section else {name: value}
     assert validate_config(older) == validate_config({}), "as in older manifests"
+
+
+def test_retired_settings_of_a_file_are_said_in_its_order_and_by_reason(tmp_path: Path) -> None:
+    file = tmp_path / "old.toml"
+    file.write_text(
+        "checkpoints_kept = 3\n[evaluation]\nparse_ok_limit = 0.1\nforgetting_limit = 0.2\n[engine]\nlanes = 2\n"
+    )
+    with pytest.warns(FutureWarning) as said:
+        load_config(file, environment={})
+    lanes, checkpoints, limits = [str(item.message) for item in said]
+    assert "called engine.cpu_streams now; the earlier name is understood until 0.3" in lanes
+    assert checkpoints.startswith("checkpoints_kept in the file old.toml has no effect: ")
+    assert checkpoints.endswith("Take it out.")
+    assert limits.startswith(
+        "evaluation.parse_ok_limit, evaluation.forgetting_limit in the file old.toml have no effect: "
+    )
+    assert limits.endswith("Take them out.")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from importlib import import_module
 from typing import Any, TextIO
 
@@ -203,7 +204,25 @@ def cli() -> None:
     """
 
 
+def warning_text(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning to whoever typed a command: of settings by earlier names without the line of our code that read them.
+
+    Others, which are for developers, stay as Python has them. The arguments are those of `warnings.formatwarning`.
+    """
+    if category is not FutureWarning:
+        return _PYTHONS_TEXT(message, category, filename, lineno, line)
+    from mlx_gardener.report.text import safe_text
+
+    return f"Warning: {safe_text(str(message))}\n"
+
+
+_PYTHONS_TEXT = warnings.formatwarning
+
+
 def main() -> None:
     """Entry point of the ``mlx-gardener`` script."""
+    warnings.formatwarning = warning_text
     import_lean()
     cli(prog_name="mlx-gardener")

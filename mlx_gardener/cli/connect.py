@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,11 +15,14 @@ from mlx_gardener.cli.completion import complete_projects
 from mlx_gardener.cli.options import file_type
 from mlx_gardener.errors import GardenerError
 
+if TYPE_CHECKING:
+    from mlx_gardener.serve.catalog import Catalog
+
 _EDITORS = ["zed", "zed-ollama", "vscode", "continue", "twinny", "vim", "neovim", "neovim-lsp", "minuet"]
 
 
 @click.command()
-@click.argument("editor", type=click.Choice(_EDITORS))
+@click.argument("editor", type=click.Choice(_EDITORS), metavar="EDITOR")
 @click.option(
     "--project", shell_complete=complete_projects, help="Whose adapter; the active project by default."
 )
@@ -51,6 +55,8 @@ def connect(
 ) -> None:
     """Connect EDITOR with a project's adapter.
 
+    EDITOR is zed, zed-ollama, vscode, continue, twinny, vim, neovim, neovim-lsp or minuet.
+
     Shows what would change in the editor's settings and, when you agree, asks for one completion as the editor would
     and writes the change. Vim and Neovim are looked at first, and llama.vim in them asks for a completion itself. twinny and
     minuet keep their settings where no program may write: what to enter is shown. --undo puts the settings back as they were.
@@ -78,7 +84,7 @@ def connect(
             click.echo(f"  {safe_text(key)} was edited since and stays as it is.")
         return
     address = checked_address(address)
-    name = project if project is not None else Catalog(registry).default().id
+    name = project if project is not None else _chosen(Catalog(registry))
     record = registry.get_adapter(name)
     tokenizer = load_tokenizer(resolve_model(choose_model(base_name(registry, record))))
     change = None
@@ -106,6 +112,9 @@ def connect(
         click.echo(f"{change.file} says so already.")
     weights = PeftManager(registry).load_adapter(name).manifest["files"]["mlx/adapters.safetensors"]["sha256"]
     running = editors.is_running(address)
+    if not as_json:
+        asked = "the server" if running else "a server started for this"
+        click.echo(f"Asking {asked} for a completion, as {editor} would ...", err=True)
     with contextlib.nullcontext() if running else _server(registry, name, address, token):
         proof = editors.prove(editor, name, address, token, tokenizer, weights)
         text = proof.text
@@ -148,6 +157,30 @@ def connect(
         click.echo(sentence)
 
 
+def _chosen(catalog: Catalog) -> str:
+    """The project that is meant where none was named.
+
+    Raises:
+        RegistryError: none is the active or only one.
+    """
+    from mlx_gardener.errors import RegistryError
+    from mlx_gardener.serve.catalog import UnknownModelError
+
+    try:
+        return catalog.default().id
+    except UnknownModelError as error:
+        names = [target.id for target in catalog.targets() if target.is_project]
+        if not names:
+            raise RegistryError(
+                "No project has an adapter yet, so there is nothing to connect with.",
+                next_step="Train one with `mlx-gardener train PATH`.",
+            ) from error
+        raise RegistryError(
+            "No --project was named, and none is the active or only one.",
+            next_step=f"Name one: {', '.join(names)}.",
+        ) from error
+
+
 def checked_address(address: str) -> str:
     """``address`` without a slash at its end.
 
@@ -181,15 +214,20 @@ def checked_address(address: str) -> str:
 
 def _left_to_do(editor: str, is_seen: bool, *, has_token: bool) -> Iterator[str]:
     """What somebody has to do or to know besides, in sentences."""
+    from importlib.util import find_spec
+
     from mlx_gardener.editors.settings import LLAMA_VSCODE
     from mlx_gardener.platform.editor_places import has_vscode_extension
+    from mlx_gardener.platform.extras import how_to_install
 
     if editor in ("vim", "neovim") and not is_seen:
         yield "The editor is not on the PATH: whether llama.vim runs in it was not seen."
     if editor == "vscode" and has_vscode_extension(LLAMA_VSCODE) is False:
         yield f"VS Code asks with an extension that it has not: `code --install-extension {LLAMA_VSCODE}`."
     if editor == "neovim-lsp":
-        yield "Neovim 0.12 or newer shows the completions, <C-F> takes one. It needs `pip install 'mlx-gardener[lsp]'`."
+        yield "Neovim 0.12 or newer shows the completions, <C-F> takes one."
+        if find_spec("pygls") is None:
+            yield f"`mlx-gardener lsp` needs pygls. {how_to_install('lsp')}"
     if editor == "zed-ollama" and has_token:
         yield "Zed takes the token from OLLAMA_API_KEY, or in its AI settings."
     if editor == "zed" and has_token:

@@ -22,7 +22,7 @@ def lsp(projects: tuple[str, ...], address: str | None, token: str | None, budge
     """Be a language server for editors: standard input and output speak LSP 3.18, with textDocument/inlineCompletion.
 
     A file is completed by the project that it lies in, of PROJECTS (all by default), or by the active or only one.
-    Needs the extra `lsp` (pip install 'mlx-gardener[lsp]').
+    Needs the extra `lsp`: in the checkout pipx install --force '.[lsp]'.
     """
     import os
 

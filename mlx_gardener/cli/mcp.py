@@ -19,7 +19,7 @@ from mlx_gardener.cli.completion import complete_projects
 def mcp(projects: tuple[str, ...], budget: float) -> None:
     """Be an MCP server for agents, for PROJECTS (all by default): standard input and output speak the protocol.
 
-    Tools: search_repository, complete, status and verdict. Needs the extra `mcp` (pip install 'mlx-gardener[mcp]').
+    Tools: search_repository, complete, status and verdict. Needs the extra `mcp` (in the checkout pipx install --force '.[mcp]').
     """
     from mlx_gardener.config import GIB, load_config
     from mlx_gardener.registry import ProjectRegistry

@@ -35,7 +35,8 @@ def plan(
 ) -> None:
     """Show what the memory budget would be used for, without loading the model's weights.
 
-    With the repository at PATH also how long a training on it would take. What `train` would refuse is refused.
+    It also tells the longest sequence of tokens that trains within the budget. With the repository at PATH also how
+    long a training on it would take. What `train` would refuse is refused.
     """
     from mlx_gardener.cli.scan import scan_with_progress
     from mlx_gardener.config import load_config
@@ -71,7 +72,13 @@ def plan(
         return
     console = make_console()
     show_choice(console, choice)
-    show_plan(console, chosen, prepared.other_plans(config), longest_row=prepared.longest_row(config))
+    show_plan(
+        console,
+        chosen,
+        prepared.other_plans(config),
+        longest_row=prepared.longest_row(config),
+        most_tokens=prepared.facts.max_tokens,
+    )
     if estimate is not None:
         if estimate["chunks_used"] < estimate["chunks_kept"]:
             console.print(

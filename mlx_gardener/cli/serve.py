@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     "--compare",
     type=click.FloatRange(0, 0.9),
     metavar="SHARE",
-    help="With --in-use: the share of requests that the base answers in the adapter's place, to compare both.",
+    help="The share of requests that the base answers in the adapter's place, to compare both; turns --in-use on.",
 )
 @config_option
 @click.option("--allow-host", multiple=True, help="Another name that clients may call this server by.")

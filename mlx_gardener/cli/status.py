@@ -46,6 +46,7 @@ def status(project: str | None, measure: bool, as_json: bool) -> None:
                 "details": dict(record.details) if record else {},
                 "updated_at": record.updated_at if record else None,
                 "active_adapter": found.active_adapter,
+                "made_version": record.result.get("adapter_version") if record else None,
             }
         )
         if name in places and name not in active:
@@ -101,7 +102,8 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
     console = make_console()
     console.print(table)
     for row in rows:
-        if row["status"] in ("failed", "cancelled") and row["active_adapter"] is not None:
+        ended_early = row["status"] in ("failed", "cancelled") and row["made_version"] is None
+        if ended_early and row["active_adapter"] is not None:
             console.print(
                 f"{row['project']}: {row['active_adapter']} is active as before; this training has not changed it."
             )

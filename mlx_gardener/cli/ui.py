@@ -44,6 +44,8 @@ def ui(
     Nothing is loaded before it is asked for. `mlx-gardener serve` has the same page at its address. The address that is
     printed holds a token that the page needs; trainings started on the page go on when it is closed.
     """
+    if not as_json:
+        click.echo("Starting the server of the page ...", err=True)
     from mlx_gardener.config import GIB
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.serve.server import serve

@@ -10,7 +10,7 @@ import difflib
 import os
 import tomllib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ RETIRED = {
             "data.min_alphabetic_fraction",
             "evaluation.min_improvement",
         ),
-        "it is fixed at what its default was, as nobody has shown a use for another value",
+        "fixed at the default of earlier versions, as nobody has shown a use for another value",
     ),
     "engine.attention_block": "rows of 1,024 tokens or more have attention in blocks of 128 queries; MLX's own is as good below",
     "engine.verify_split": "how a model is cut is checked always, once for a base on a machine, which takes a few tokens",
@@ -96,10 +96,8 @@ def load_config(
     """
     values: dict[str, Any] = {}
     for origin, layer in _layers(file, overrides or {}, os.environ if environment is None else environment):
-        for key in RETIRED.keys() & set(_flatten(layer)):
-            warnings.warn(f"{key} in {origin} has no effect: {RETIRED[key]}.", FutureWarning, stacklevel=3)
-        for key in RENAMED.keys() & set(_flatten(layer)):
-            warnings.warn(f"{key} in {origin} is called {RENAMED[key]} now.", FutureWarning, stacklevel=3)
+        for text in _earlier(list(_flatten(layer)), origin):
+            warnings.warn(text, FutureWarning, stacklevel=3)
         layer = as_of_today(layer)
         _reject_unknown(layer, origin)
         _merge(values, layer)
@@ -115,6 +113,19 @@ def validate_config(values: Mapping[str, Any]) -> TrainingConfig:
     values = as_of_today(values)
     _reject_unknown(values, "the settings")
     return TrainingConfig.model_validate(values)
+
+
+def _earlier(keys: Sequence[str], origin: str) -> Iterator[str]:
+    """What is said of settings of earlier versions, in their order; those that are passed over for one reason together."""
+    retired: dict[str, list[str]] = {}
+    for key in keys:
+        if key in RETIRED:
+            retired.setdefault(RETIRED[key], []).append(key)
+        elif key in RENAMED:
+            yield f"{key} in {origin} is called {RENAMED[key]} now; the earlier name is understood until 0.3."
+    for why, some in retired.items():
+        have, them = ("has", "it") if len(some) == 1 else ("have", "them")
+        yield f"{', '.join(some)} in {origin} {have} no effect: {why}. Take {them} out."
 
 
 def as_of_today(values: Mapping[str, Any]) -> dict[str, Any]:

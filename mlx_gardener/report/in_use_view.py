@@ -64,7 +64,8 @@ def show_in_use(console: Console, in_use: InUse) -> None:
         return
     offers = sum(item.offered.offers for item in in_use.survival)
     console.print(
-        f"\nIn use: {counted(offers, 'completion')} offered. First line stayed / share of lines (offers looked at):"
+        f"\nIn use: {counted(offers, 'completion')} offered. First line stayed / share of lines (offers looked "
+        "at; - where that is still to come):"
     )
     for table in (survival_table(in_use), changes_table(in_use)):
         if not table.rows:

@@ -38,7 +38,12 @@ _STYLES = ("cyan", "green", "yellow", "bright_cyan", "magenta", "bright_black", 
 
 
 def show_plan(
-    console: Console, plan: Plan, others: Sequence[tuple[int, Plan | None]] = (), *, longest_row: int = 0
+    console: Console,
+    plan: Plan,
+    others: Sequence[tuple[int, Plan | None]] = (),
+    *,
+    longest_row: int = 0,
+    most_tokens: int = 0,
 ) -> None:
     """Print a plan.
 
@@ -46,6 +51,7 @@ def show_plan(
         others: (budget in bytes, its plan, or None where it trains nothing) to compare with, the least first; of those that
             are the same the least is shown.
         longest_row: tokens of the longest row that trains within the budget; 0 where that was not looked for.
+        most_tokens: that the base reads, whatever the budget.
     """
     table = Table("memory", "predicted", "share", box=None, header_style="bold", pad_edge=False)
     bar = Text()
@@ -69,8 +75,10 @@ def show_plan(
     for note in plan.notes:
         console.print(f"  {note}", highlight=False)
     if longest_row:
+        limit = ", which is all that the base reads" * (longest_row == most_tokens)
         console.print(
-            f"  the longest sequence that trains under this budget: {longest_row:,} tokens", highlight=False
+            f"  the longest sequence that trains under this budget: {longest_row:,} tokens{limit}",
+            highlight=False,
         )
     rows: dict[tuple[str, ...], int] = {}
     for budget, other in others:

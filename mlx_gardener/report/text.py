@@ -93,6 +93,10 @@ def edits_told(summary: Mapping[str, Any]) -> str:
         return ""
     if "why" in found:
         return f", no next edits ({found['why']})"
+    if not found["examples"]:
+        left_out = ", ".join(f"{count:,} {what}" for what, count in found["left_out"].items())
+        told = f"; left out: {left_out}" * bool(left_out)
+        return f", no next edits (nothing to learn from in {counted(found['commits'], 'past commit')}{told})"
     return (
         f", with {counted(found['examples'], 'next edit')} of {counted(found['commits_used'], 'commit')} "
         f"({found['no_edit_due']:,} where none is due)"

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 from mlx_gardener.errors import ConfigError, DataError, GardenerError
+from mlx_gardener.platform.extras import how_to_install
 from mlx_gardener.platform.files import resolved
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.version import __version__
@@ -64,7 +65,10 @@ def run_lsp(registry: ProjectRegistry, settings: ServeSettings, address: str | N
     Raises:
         ConfigError: pygls is not installed.
         DataError: a message is longer than any.
+        RegistryError: there is no such project as one of ``settings.projects``.
     """
+    for name in settings.projects:
+        registry.get_project(name)
     # What it cannot read is answered as an error, and no traceback is for people.
     logging.getLogger("pygls").setLevel(logging.CRITICAL + 1)
     stdin = cast("BinaryIO", Bounded(sys.stdin.buffer))
@@ -123,7 +127,7 @@ def language_server(registry: ProjectRegistry, settings: ServeSettings, ask: Ask
     except ImportError as error:
         raise ConfigError(
             "pygls, which speaks the language server protocol, is not installed.",
-            next_step="Install it with `pip install 'mlx-gardener[lsp]'`.",
+            next_step=how_to_install("lsp"),
         ) from error
     server: LanguageServer = LanguageServer(
         "mlx-gardener", __version__, types.TextDocumentSyncKind.Incremental

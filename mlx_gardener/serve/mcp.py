@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.adapter.manifest import read_manifest
 from mlx_gardener.errors import ConfigError, GardenerError
+from mlx_gardener.platform.extras import how_to_install
 from mlx_gardener.platform.version import __version__
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.report import advice
@@ -46,7 +47,10 @@ def run_mcp(registry: ProjectRegistry, settings: ServeSettings) -> None:
 
     Raises:
         ConfigError: the SDK is not installed.
+        RegistryError: there is no such project as one of ``settings.projects``.
     """
+    for name in settings.projects:
+        registry.get_project(name)
     metrics = Metrics()
     with (
         kept_indexes(registry, settings, metrics) as indexes,
@@ -83,7 +87,7 @@ class Tools:
         except ImportError as error:
             raise ConfigError(
                 "The Python SDK of MCP is not installed.",
-                next_step="Install it with `pip install 'mlx-gardener[mcp]'`.",
+                next_step=how_to_install("mcp"),
             ) from error
         found: MCPServer = MCPServer(
             "mlx-gardener", version=__version__, instructions=_INSTRUCTIONS, log_level="WARNING"
@@ -238,9 +242,14 @@ class Tools:
             return self._catalog.default()
         except UnknownModelError as error:
             names = ", ".join(target.id for target in self._catalog.targets() if target.is_project)
+            if not names:
+                raise BadRequestError(
+                    "No project that is served has an adapter yet.",
+                    next_step="Train one with `mlx-gardener train PATH`.",
+                ) from error
             raise BadRequestError(
                 "No project was named, and none is the active or only one.",
-                next_step=f"Name one: {names or 'there is none yet'}.",
+                next_step=f"Name one: {names}.",
             ) from error
 
     def _project(self, name: str | None) -> str:

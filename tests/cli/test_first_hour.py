@@ -188,6 +188,16 @@ def test_a_second_try_that_failed_says_that_the_first_version_is_still_active() 
     assert told["trainings"][0]["active_adapter"] == "v1"
 
 
+@pytest.mark.usefixtures("registry")
+def test_a_training_that_was_cancelled_after_its_adapter_was_made_is_not_said_to_have_changed_nothing() -> (
+    None
+):
+    registry = ProjectRegistry()
+    record = registry.begin_training("small", {})
+    registry.finish_training(record.id, TrainingStatus.CANCELLED, "late", {"adapter_version": "v1"})
+    assert "active as before" not in gardener_here("status").stdout
+
+
 @pytest.mark.parametrize(
     ("typed", "meant"), [("list", "projects or models"), ("atach", "attach"), ("zzz", "--help")]
 )

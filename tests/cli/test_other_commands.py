@@ -31,6 +31,13 @@ def test_scan_shows_what_would_be_trained_on(repository: Path, tiny_model_dir: P
     assert "AKIA" + "IOSFODNN7" not in done.stdout
 
 
+def test_a_retired_setting_is_a_sentence_and_no_line_of_our_code(tmp_path: Path) -> None:
+    (tmp_path / "old.toml").write_text("checkpoints_kept = 3\n")
+    done = gardener("plan", "--model", "seedling", "--config", str(tmp_path / "old.toml"), "--budget", "0.01")
+    assert done.stderr.startswith("Warning: checkpoints_kept in the file old.toml has no effect: ")
+    assert "FutureWarning" not in done.stderr and "load_config" not in done.stderr
+
+
 def test_scan_as_json_is_one_document(repository: Path, tiny_model_dir: Path) -> None:
     done = gardener_here("scan", str(repository), "--model", str(tiny_model_dir), "--json")
     found = json.loads(done.stdout)

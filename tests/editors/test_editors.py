@@ -294,6 +294,7 @@ def test_the_command_shows_writes_proves_and_undoes(
         and "alpha" in done.stdout
         and "A completion came back from alpha v1" in done.stdout
     )
+    assert f"Asking a server started for this for a completion, as {editor} would" in done.stderr
     assert f"serve --port {address.rpartition(':')[2]}" in done.stdout
     assert ("not on the PATH" in done.stdout) == (editor == "vim")
     assert file.read_text() != before and address in file.read_text()
@@ -637,6 +638,19 @@ def test_files_of_their_own_say_it_in_their_own_language() -> None:
     assert 'Authorization: "Bearer secret-token-of-16"' in block
     lua = plugins.neovim_lsp_block("it's", ADDRESS, None)
     assert "'lsp', 'it\\'s', '--address'" in lua and "cmd_env" not in lua
+
+
+def test_where_no_project_is_meant_the_command_says_which_there_are(
+    tiny_model_dir: Path, home: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.json"
+    done = gardener_here("connect", "zed", "--file", str(file))
+    assert done.returncode == 1 and "No project has an adapter yet" in done.stderr
+    assert "mlx-gardener train PATH" in done.stderr and "Send `model`" not in done.stderr
+    make_projects(load_base(str(tiny_model_dir)), tmp_path / "code", str(tiny_model_dir), ["alpha", "beta"])
+    done = gardener_here("connect", "zed", "--file", str(file))
+    assert done.returncode == 1 and "Name one: alpha, beta." in done.stderr
+    assert not file.exists()
 
 
 def test_the_command_writes_nothing_without_a_yes(trained: ProjectRegistry, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def test_survival_and_the_comparison_with_the_base_are_shown() -> None:
     console = Console(file=io.StringIO(), width=160)
     show_in_use(console, found)
     told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "- where that is still to come" in told
     assert "24 completions offered" in told and "67% / 83% (12)" in told and "33% / 67% (12)" in told
     assert "first line stayed after 1 min" in told and "+33.3" in told
     page = page_with(render_report_html(full_facts(), events=full_events()), found)

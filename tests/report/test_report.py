@@ -51,6 +51,7 @@ from mlx_gardener.report.text import (
     about,
     counted,
     duration,
+    edits_told,
     file_size,
     pace,
     safe_lines,
@@ -247,6 +248,20 @@ def test_budgets_that_change_nothing_are_not_listed() -> None:
 
     rows = [line for line in shown_with(4, 3, 5, 6, 8).splitlines() if "GB" in line]
     assert len(rows) == len({line.partition("GB")[2] for line in rows}) == 1 and "does not train" in rows[0]
+
+
+def test_the_longest_sequence_says_where_the_base_and_not_the_budget_ends_it() -> None:
+    facts, config = model_facts(seedling_path()), load_config(environment={})
+    plan = make_plan(facts, config, 4 * 2**30, TWO_CORES)
+
+    def told(longest: int) -> str:
+        stream = io.StringIO()
+        console = Console(file=stream, width=120, markup=False)
+        show_plan(console, plan, longest_row=longest, most_tokens=facts.max_tokens)
+        return stream.getvalue()
+
+    assert "2,048 tokens, which is all that the base reads" in told(facts.max_tokens)
+    assert "1,024 tokens\n" in told(1024)
 
 
 def test_a_log_counts_the_same_thing_once() -> None:
@@ -688,3 +703,13 @@ def test_counts_and_sizes_read_as_people_say_them() -> None:
     assert [file_size(size) for size in (0, 40, 4_200, 999_600, 1_500_000)] == [
         "0 B", "40 B", "4 kB", "1.0 MB", "1.5 MB",
     ]  # fmt: skip
+
+
+def test_a_history_that_gave_no_next_edits_says_what_was_left_out() -> None:
+    found = {"examples": 0, "commits": 12, "commits_used": 0, "no_edit_due": 0, "left_out": {}}
+    assert edits_told({"edits": found}) == ", no next edits (nothing to learn from in 12 past commits)"
+    left_out = {"by machines": 2, "examples that show held-out lines": 24}
+    told = edits_told({"edits": found | {"left_out": left_out}})
+    assert told.endswith("; left out: 2 by machines, 24 examples that show held-out lines)")
+    some = found | {"examples": 3, "commits_used": 2, "no_edit_due": 1}
+    assert edits_told({"edits": some}) == ", with 3 next edits of 2 commits (1 where none is due)"

@@ -234,6 +234,17 @@ def test_lines_end_where_the_protocol_says() -> None:
     assert lines_of("") == [""] and lines_of("a\n") == ["a\n", ""]
 
 
+def test_a_project_that_is_not_there_is_named_before_anything_is_answered(home: Path) -> None:
+    from mlx_gardener.errors import RegistryError
+    from mlx_gardener.serve import ServeSettings
+    from mlx_gardener.serve.lsp import run_lsp
+    from mlx_gardener.serve.mcp import run_mcp
+
+    for run in (run_lsp, run_mcp):
+        with pytest.raises(RegistryError, match="There is no project 'nosuch'"):
+            run(ProjectRegistry(), ServeSettings(projects=("nosuch",)))
+
+
 def test_without_pygls_the_command_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     from mlx_gardener.errors import ConfigError
     from mlx_gardener.serve import ServeSettings
@@ -242,4 +253,4 @@ def test_without_pygls_the_command_says_how_to_get_it(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "lsprotocol", None)
     with pytest.raises(ConfigError, match=r"not installed.") as refused:
         run_lsp(ProjectRegistry(), ServeSettings(), "http://127.0.0.1:1")
-    assert "mlx-gardener[lsp]" in refused.value.next_step
+    assert "pipx install --force '.[lsp]'" in refused.value.next_step

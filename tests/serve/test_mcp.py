@@ -156,4 +156,4 @@ def test_without_the_sdk_the_command_says_how_to_get_it(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "mcp.server.mcpserver", None)
     with pytest.raises(ConfigError, match="not installed") as error:
         run_mcp(ProjectRegistry(), ServeSettings())
-    assert "mlx-gardener[mcp]" in str(error.value.next_step)
+    assert "pipx install --force '.[mcp]'" in str(error.value.next_step)
