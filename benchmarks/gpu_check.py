@@ -156,6 +156,8 @@ def verdict(name: str, report: dict[str, Any]) -> tuple[bool | None, str]:
             f"peak {peak / 2**30:.2f} GB, {share:.2f} of the forecast, {speed:,.0f} tokens/s",
         )
     steps = report["seconds"][report["first_steps"] :]
+    if not steps:
+        return None, "not reached: no step after the first ones ended in time"
     tokens = report["loss_tokens_per_pass"] * len(steps) / report["steps_per_pass"]
     return None, f"{tokens / max(1e-9, sum(steps)):,.0f} loss-bearing tokens/s, peak {peak / 2**30:.2f} GB"
 

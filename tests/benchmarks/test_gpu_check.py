@@ -62,3 +62,5 @@ def test_tokens_a_second_are_those_that_bear_loss_after_the_first_steps(gpu_chec
         "loss_tokens_per_pass": 800,
     }
     assert gpu_check.verdict("speed: x", report) == (None, "100 loss-bearing tokens/s, peak 1.00 GB")
+    is_right, said = gpu_check.verdict("speed: x", {**report, "seconds": [99.0]})
+    assert is_right is None and "no step" in said and "tokens/s" not in said
