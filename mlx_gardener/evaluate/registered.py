@@ -160,6 +160,7 @@ def _unseen(data: PreparedData, adapter: LoadedAdapter) -> tuple[PreparedData, l
         AdapterError: the repository has changed, and the manifest does not say what was trained on.
         DataError: nothing is left to measure on.
     """
+    from mlx_gardener.dataset.changes import Earlier
     from mlx_gardener.dataset.prepare import path_hash
 
     known = adapter.manifest["data"].get("trained_files")
@@ -172,6 +173,15 @@ def _unseen(data: PreparedData, adapter: LoadedAdapter) -> tuple[PreparedData, l
             next_step="Train again; or check out the commit that the manifest names.",
         )
     contents, paths = set(known["content_sha256"]), set(known["path_sha256"])
+    # A version that went on from another was shown some of its files again; it has learned from all of them.
+    earlier = Earlier.of_manifest("", adapter.manifest)
+    learned = (
+        {}
+        if earlier is None
+        else {path: digits for path, (digits, part) in earlier.files.items() if part != "test"}
+    )
+    contents |= set(learned.values())
+    paths |= {path_hash(path) for path in learned}
     seen = {
         record.path
         for record in data.split.test
