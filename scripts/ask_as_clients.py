@@ -152,6 +152,9 @@ def ask_neovim(program: str, address: str, registry: ProjectRegistry, root: Path
 )
 @click.option("--recorded/--no-recorded", default=True, help="Send the recorded requests.")
 def main(vim: str | None, neovim: str | None, llama_vim: Path | None, recorded: bool) -> None:
+    """Send every client's recorded request to a server of the embedded model, and say which is no longer answered (then it ends
+    with 1): two minutes on two cores."""
+    print("Loading and serving the embedded model ...", file=sys.stderr)
     wrong = ask_recorded() if recorded else 0
     for program in (vim, neovim):
         if program is None:

@@ -106,9 +106,13 @@ def options_of(command: click.Command, context: click.Context) -> set[str]:
 
 def options_that_are_not_there(text: str) -> list[str]:
     """Options that a page names, in running text, of which neither we nor a program that it names know anything."""
+    modules = re.findall(r"-m benchmarks\.(\w+)", text)
     scripts = [
         (ROOT / name).read_text()
-        for name in set(re.findall(r"\b(?:scripts|benchmarks)/[\w.]+", text))
+        for name in {
+            *re.findall(r"\b(?:scripts|benchmarks)/[\w.]+", text),
+            *(f"benchmarks/{name}.py" for name in modules),
+        }
         if (ROOT / name).is_file()
     ]
     known = options_of(cli, click.Context(cli)) | {"--debug"}

@@ -130,6 +130,18 @@ def test_the_script_that_asks_as_clients_do_knows_each_with_its_source(address: 
     assert answered(address, "llama_vscode_chat", "/projects/beta/v1/chat/completions").startswith("400")
 
 
+def test_the_script_asks_for_chats_where_they_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scripts.ask_as_clients import answered, clients, served
+
+    monkeypatch.setenv("MLX_GARDENER_HOME", str(tmp_path / "home"))
+    sent = [one for client in clients() if "needs" in client for one in client["requests"]]
+    with served(tmp_path, with_chats=True) as (address, _):
+        wrong = {name: answered(address, name, path) for name, path in sent}
+    assert len(wrong) >= 3 and not any(wrong.values()), wrong
+
+
 def test_llama_vscode_gets_a_list_of_as_many_answers_as_it_asks_for(world: World, address: str) -> None:
     body = request("llama_vscode")
     answer = post(address, "/projects/gamma/infill", body)
