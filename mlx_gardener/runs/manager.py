@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_gardener.adapter.base import model_place
-from mlx_gardener.config import TrainingConfig, as_of_today, load_config
+from mlx_gardener.config import TrainingConfig, as_recorded, load_config
 from mlx_gardener.errors import GardenerError, TrainingError, TrainingTimeoutError
 from mlx_gardener.events import (
     Event,
@@ -148,7 +148,7 @@ class TrainingPipeline:
             return None  # it went on from another version, or from none
         compared = mine.keys() - MAY_CHANGE - {DECIDED_AT_START}
         theirs = {
-            **as_of_today(last.config),
+            **as_recorded(last.config),
             "model": model_place(self.registry, str(last.config.get("model"))),
         }
         return last if all(theirs.get(key) == mine[key] for key in compared) else None
@@ -323,7 +323,7 @@ class TrainingPipeline:
             new = MAY_CHANGE if mode is Resume.IF_SAME else {"training_timeout_minutes"}
             if self.config.parallel.is_wanted:
                 new = new | {"parallel"}
-            config = {**resume_from.config, **{key: config[key] for key in new}}
+            config = {**as_recorded(resume_from.config), **{key: config[key] for key in new}}
         config["model"] = model_place(self.registry, config["model"])
         record = self.registry.begin_training(
             project.name,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.config import TrainingConfig, as_of_today
+from mlx_gardener.config import TrainingConfig, as_recorded
 from mlx_gardener.errors import AdapterError, RegistryError
 from mlx_gardener.events import WarningRaised
 from mlx_gardener.platform.files import resolved
@@ -123,7 +123,7 @@ def already_trained(run: Run, parent: Parent | None, data: PreparedData) -> RunR
 
 def _other_settings(config: TrainingConfig, manifest: dict[str, Any]) -> list[str]:
     """Settings by which a training would give something else than the version of a manifest; the base is compared by its weights."""
-    mine, theirs = config.model_dump(mode="json"), as_of_today(manifest["config"])
+    mine, theirs = config.model_dump(mode="json"), as_recorded(manifest["config"])
     compared = mine.keys() - MAY_CHANGE - {DECIDED_AT_START, "model"}
     return sorted(key for key in compared if theirs.get(key) != mine[key])
 

@@ -280,9 +280,19 @@ class Standing:
         self.publish(CheckpointWritten(self.state.step, path.name))
 
 
+#: Settings that are none any more, as they stand in the fingerprints of checkpoints from then: these can be gone on with.
+_RETIRED = {
+    "context_tokens": 384,
+    "forgetting_limit": 0.1,
+    "memorisation_limit": 0.25,
+    "parse_ok_limit": 0.05,
+}
+
+
 def _fingerprint(base: BaseModel, data: TrainingRows, config: TrainingConfig) -> str:
     """What must be the same for a training to go on exactly: base, data, and the settings that decide the result."""
     settings = config.model_dump(mode="json", include={"seed", "lora", "optimizer", "evaluation"})
+    settings["evaluation"] |= _RETIRED
     told = {"base": base.weights_sha256, "data": data.data_sha256, "settings": settings}
     if not config.data.attend_across_documents:
         told["attention"] = "by document"
