@@ -48,7 +48,7 @@ def main(file: Path, times: int) -> None:
             copies.append(seconds_of(lambda: copy(file, place)))
             (place / "copy").unlink()
             reads.append(seconds_of(lambda: read_gguf(file, place / "cache")))
-            (folder,) = (place / "cache").glob("*.v1")
+            (folder,) = (place / "cache").glob("*.v[0-9]*")
             written = sum(path.stat().st_size for path in folder.iterdir())
             shutil.rmtree(place / "cache")
     unit = 1 if sys.platform == "darwin" else 1024

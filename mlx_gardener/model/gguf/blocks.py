@@ -250,7 +250,8 @@ def _q6_k(blocks: np.ndarray) -> Groups:
     for place in range(4):
         np.right_shift(high, 2 * place, out=upper[:, :, place])
     np.left_shift(np.bitwise_and(upper, 0x0303030303030303, out=upper), 4, out=upper)
-    np.bitwise_or(codes, upper.view("u1").reshape(codes.shape), out=codes)
+    words = codes.reshape(count, -1).view("<u8").reshape(upper.shape)
+    np.bitwise_or(words, upper, out=words)
     np.subtract(codes, 32, out=codes)  # -32 to 31
     scales = _field(blocks, 192, 208, "i1").astype(np.float32).reshape(count, 8, 2)
     first, second = scales[..., 0], scales[..., 1]
