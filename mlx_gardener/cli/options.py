@@ -45,6 +45,15 @@ retrieval_option = click.option(
     type=click.Choice(["auto", "on", "off"]),
     help="Code of the repository in front of prompts; auto: where the version's evidence speaks for it. [default: auto]",
 )
+host_option = click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Where to listen; other than loopback needs a token.",
+)
+token_option = click.option(
+    "--token", help="Bearer token to ask for; MLX_GARDENER_TOKEN does the same and stays out of `ps`."
+)
 
 
 def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:

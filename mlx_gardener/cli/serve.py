@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_gardener.cli.completion import complete_projects
-from mlx_gardener.cli.options import config_option, retrieval_option
+from mlx_gardener.cli.options import config_option, host_option, retrieval_option, token_option
 
 if TYPE_CHECKING:
     from mlx_gardener.config import RetrievalWish
@@ -18,18 +18,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("projects", nargs=-1, shell_complete=complete_projects)
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Where to listen; other than loopback needs a token.",
-)
+@host_option
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8012, show_default=True, help="0 takes a free one."
 )
-@click.option(
-    "--token", help="Bearer token to ask for; MLX_GARDENER_TOKEN does the same and stays out of `ps`."
-)
+@token_option
 @click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),

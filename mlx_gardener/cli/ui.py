@@ -6,20 +6,15 @@ import json
 
 import click
 
+from mlx_gardener.cli.options import host_option, token_option
+
 
 @click.command()
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Where to listen; other than loopback needs a token.",
-)
+@host_option
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8013, show_default=True, help="0 takes a free one."
 )
-@click.option(
-    "--token", help="Bearer token to ask for; MLX_GARDENER_TOKEN does the same and stays out of `ps`."
-)
+@token_option
 @click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),
