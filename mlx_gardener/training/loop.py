@@ -12,9 +12,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine import Engine, StepResult, kept_row_losses
@@ -40,18 +39,16 @@ from mlx_gardener.platform.footprint import (
     process_peak_footprint_bytes,
 )
 from mlx_gardener.platform.out_of_memory import is_out_of_memory
-from mlx_gardener.training.checkpoint import (
-    TrainState,
-)
 from mlx_gardener.training.optimizer import (
     CLIP_NORM,
     global_norm,
     learning_rate_at,
 )
+from mlx_gardener.training.outcome import TrainOutcome
 from mlx_gardener.training.parallel import Ranks
 from mlx_gardener.training.standing import Standing, TrainingRows
 from mlx_gardener.training.throttling import BudgetPassedError
-from mlx_gardener.training.time_plan import Clock, TimePlan
+from mlx_gardener.training.time_plan import Clock
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -64,42 +61,6 @@ if TYPE_CHECKING:
 SLOW_SECONDS, TELL_SECONDS = 2.0, 1.0
 #: A run whose loss is not finite this many updates in a row has diverged.
 MAX_REJECTED_UPDATES = 3
-
-
-@dataclass(frozen=True)
-class TrainOutcome:
-    """The best adapter and how it came about; losses in nats per loss-bearing token."""
-
-    weights: dict[str, mx.array]
-    settings: AdapterSettings
-    state: TrainState
-    total_steps: int
-    stopped_because: str
-    time_plan: TimePlan
-    ended_by_time: bool = False
-    ranks: int = 1
-
-    def to_json(self) -> dict[str, Any]:
-        """The account of the training, without its arrays."""
-        return {
-            "steps": self.state.step,
-            "total_steps": self.total_steps,
-            "first_update": self.state.first_update,
-            "steps_per_epoch": self.time_plan.steps_per_epoch,
-            "time_plan": self.time_plan.to_json(),
-            "best_step": self.state.best_step,
-            "stopped_because": self.stopped_because,
-            "ended_by_time": self.ended_by_time,
-            "ranks": self.ranks,
-            "tokens_seen": self.state.tokens_seen,
-            "seconds": round(self.state.seconds, 1),
-            "train_losses": [round(loss, 5) for loss in self.state.train_losses],
-            "updates_per_loss": self.state.updates_per_loss,
-            "validation": [
-                {"step": step, "loss": round(loss, 5), "bits_per_byte": round(bits, 5)}
-                for step, loss, bits in self.state.validation
-            ],
-        }
 
 
 def train(
@@ -339,19 +300,25 @@ class _Training(Standing):
         )
         self.publish(MemoryMeasured(footprint, mx.get_active_memory(), mx.get_cache_memory(), budget))
 
-    def evaluate(self) -> None:
-        """Loss over the whole validation set; remembers the best adapter.
+    @property
+    def _is_kept(self) -> bool:
+        """Whether the validation that is due is the base's alone, which is kept between trainings."""
+        return self.store is not None and self.state.step == 0  # the adapter changes nothing yet
 
-        Raises:
-            ModelError: the first one gives no number; names the layer.
-        """
-        self.keep_together()
-        values = {name: value.astype(self.base.dtype) for name, value in self.weights.items()}
-        self.base.model.update(nested(values))
-        started = time.perf_counter()
-        validation = list(self.validation.batches(self.tokens_per_update, seed=None))
-        count = self.validation.update_count(self.tokens_per_update)
-        between = self._advance("Validation", self.state.step, parts=count)
+    def _losses(
+        self, validation: list[Batch], between: Callable[[float], None]
+    ) -> tuple[float, float, float]:
+        """Over all ranks: the sum of losses in nats, the tokens that bear one, their bytes."""
+        if self._is_kept and self.store is not None:
+            losses = [
+                kept_row_losses(self.engine, self.base, batch, self.store, between_segments=between)
+                for batch in validation
+            ]
+            return (
+                math.fsum(loss for batch in losses for loss in batch),
+                sum(batch.loss_tokens for batch in validation),
+                sum(batch.source_bytes for batch in validation),
+            )
 
         def whole_set() -> tuple[float, int, int]:
             while True:
@@ -362,19 +329,37 @@ class _Training(Standing):
                 except BudgetPassedError as passed:
                     self.throttle.shrink(f"{passed} in the validation of step {self.state.step}")
 
-        loss_sum: float
-        tokens: float
-        source_bytes: float
-        if self.store is not None and self.state.step == 0:  # the adapter changes nothing yet
-            losses = [
-                kept_row_losses(self.engine, self.base, batch, self.store, between_segments=between)
-                for batch in validation
-            ]
-            loss_sum = math.fsum(loss for batch in losses for loss in batch)
-            tokens = sum(batch.loss_tokens for batch in validation)
-            source_bytes = sum(batch.source_bytes for batch in validation)
-        else:
-            loss_sum, tokens, source_bytes = self.ranks.sum_numbers(whole_set)
+        loss_sum, tokens, source_bytes = self.ranks.sum_numbers(whole_set)
+        return loss_sum, tokens, source_bytes
+
+    def _try_the_pace(self) -> None:
+        """The first validation's largest batch alone: where it goes slower than foretold, the time is shared out anew."""
+        if math.isinf(self.time_plan.limit_seconds):
+            return
+        started = time.perf_counter()
+        batch = max(
+            self.validation.batches(self.tokens_per_update, seed=None), key=lambda one: one.tokens.size
+        )
+        self._losses([batch], self._advance("Validation", self.state.step))
+        self.take_pace(batch.tokens.size, time.perf_counter() - started)
+
+    def evaluate(self) -> None:
+        """Loss over the whole validation set; remembers the best adapter.
+
+        Raises:
+            ModelError: the first one gives no number; names the layer.
+        """
+        self.keep_together()
+        values = {name: value.astype(self.base.dtype) for name, value in self.weights.items()}
+        self.base.model.update(nested(values))
+        if not self.state.validation:
+            self._try_the_pace()
+        started = time.perf_counter()
+        validation = list(self.validation.batches(self.tokens_per_update, seed=None))
+        count = self.validation.update_count(self.tokens_per_update)
+        between = self._advance("Validation", self.state.step, parts=count)
+        loss_sum, tokens, source_bytes = self._losses(validation, between)
+        if not self._is_kept:
             self.validation_seconds = time.perf_counter() - started
         loss = loss_sum / max(1, tokens)
         if not self.state.validation and not math.isfinite(loss):  # nothing that is trained could mend it

@@ -181,6 +181,17 @@ class Standing:
         whole = self.data.validation
         self.validation = whole if plan.validation_tokens is None else whole.spread(plan.validation_tokens)
 
+    def take_pace(self, tokens: int, seconds: float) -> None:
+        """So many tokens went forward in so long, before the first update: all takes longer than foretold where these did."""
+        plan, pace = self.time_plan, self.time_plan.pace
+        slower = seconds * pace.forward_tokens_per_second / max(1, tokens)
+        if slower > _MORE:
+            speed = pace.forward_tokens_per_second / slower
+            plan = self._time_plan(Pace(pace.update_seconds * slower, speed, "as the first validation went"))
+        if plan is not self.time_plan or self.ranks.size > 1:
+            self._follow(plan)
+            self.publish(TimePlanned(self.time_plan.to_json()))
+
     def keep_to_the_time(self) -> None:
         """Do fewer updates where they take longer than was foretold; more, early on, where they take less."""
         if math.isinf(self.time_plan.limit_seconds):

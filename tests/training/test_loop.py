@@ -9,14 +9,14 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_gardener.dataset import PreparedData
-from mlx_gardener.engine import Engine
+from mlx_gardener.dataset import Batch, PreparedData
+from mlx_gardener.engine import Engine, StepResult
 from mlx_gardener.errors import ModelError, TrainingCancelledError, TrainingError
 from mlx_gardener.events import Evaluated, StepAdvanced, TimePlanned
 from mlx_gardener.model import BaseModel
 from mlx_gardener.model.lora import lora_parameters
 from mlx_gardener.platform.kept import KeptValues
-from mlx_gardener.training import loop
+from mlx_gardener.training import loop, time_plan
 from mlx_gardener.training.checkpoint import list_checkpoints
 from mlx_gardener.training.time_plan import Clock
 from tests.support.loops import Recorder, Runner, same, settings
@@ -299,6 +299,39 @@ def test_a_training_of_one_update_goes_on_where_that_one_took_less_than_was_fore
     plans = [event.plan for event in recorder.events if isinstance(event, TimePlanned)]
     assert plans[0]["updates"] == 1 and outcome.state.step > 4
     assert hours.used_seconds() < 1000.0
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_first_validation_that_is_slower_than_foretold_leaves_time_for_the_training(
+    run: Runner, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_kept: bool
+) -> None:
+    """A machine under load: a validation planned for a moment would take all of the time there is."""
+    passed, positions = [0.0], data.validation.total_tokens
+    monkeypatch.setattr(time_plan, "LEAST_VALIDATION_TOKENS", 64)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: passed[0])
+    real_forward, real_update = Engine.row_losses, Engine.loss_and_gradients
+
+    def slow_update(engine: Engine, weights: Any, batch: Batch, **named: Any) -> StepResult:
+        passed[0] += 3 * batch.tokens.size
+        return real_update(engine, weights, batch, **named)
+
+    def slow_forward(engine: Engine, batch: Batch, **named: Any) -> list[float]:
+        passed[0] += batch.tokens.size
+        return real_forward(engine, batch, **named)
+
+    monkeypatch.setattr(Engine, "row_losses", slow_forward)
+    monkeypatch.setattr(Engine, "loss_and_gradients", slow_update)
+    recorder = Recorder()
+    store = KeptValues(tmp_path / "kept") if is_kept else None
+    limit = 0.9 * positions  # seconds; a validation of all positions takes more than is left for the training
+    small = LONG.model_copy(
+        update={"optimizer": LONG.optimizer.model_copy(update={"tokens_per_update": 128})}
+    )
+    outcome = run(small, recorder=recorder, clock=Clock(limit, lambda: passed[0]), speed=1e4, store=store)
+    plans = [event.plan for event in recorder.events if isinstance(event, TimePlanned)]
+    assert plans[1]["pace"]["source"] == "as the first validation went"
+    assert plans[1]["validation_tokens"] < positions
+    assert outcome.state.step > 0 and passed[0] < limit
 
 
 def test_without_a_limit_nothing_is_cut(run: Runner) -> None:
