@@ -134,7 +134,7 @@ def test_a_retired_setting_is_passed_over_and_said() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "what_happens_now"),
     [
-        ("engine.attention_block", 64, "blocks of 128 queries"),
+        ("engine.attention_block", 64, "which way attention takes is measured"),
         ("engine.verify_split", False, "is checked always"),
         ("engine.split", "never", "taken as one where that would not compute the same"),
         ("data.replay_share", 0.2, "half of the bytes"),

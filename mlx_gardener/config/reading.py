@@ -45,7 +45,7 @@ RETIRED = {
         ),
         "fixed at the default of earlier versions, as nobody has shown a use for another value",
     ),
-    "engine.attention_block": "rows of 1,024 tokens or more have attention in blocks of 128 queries; MLX's own is as good below",
+    "engine.attention_block": "which way attention takes is measured for every shape and kept; the planner chooses by that",
     "engine.verify_split": "how a model is cut is checked always, once for a base on a machine, which takes a few tokens",
     "engine.split": "a model is always cut into segments, and taken as one where that would not compute the same",
     "data.replay_share": "half of the bytes to learn from are in unchanged files, where a training goes on from an adapter",

@@ -139,7 +139,7 @@ def after_dry_run(
 
 def _is_alike(one: Plan, tried: Plan) -> bool:
     """Whether what a trial showed holds for another plan: how many layers keep activations may differ, slices be smaller."""
-    names = ("rows_of_width", "cpu_streams", "attention_block", "tile_tokens")
+    names = ("rows_of_width", "cpu_streams", "attention_block", "attention_least", "tile_tokens")
     same = all(getattr(one, name) == getattr(tried, name) for name in names)
     return same and one.loss_slice_tokens <= tried.loss_slice_tokens
 

@@ -140,6 +140,8 @@ class Executor:
             forward_only
         ):  # causal blocks leave out half of the exponentials, which a gradient's sums would eat up
             least = min(least, FORWARD_BLOCKS * plan.attention_block)
+            if plan.forward_least is not None:  # as measured
+                least = max(0, plan.forward_least - 1)
         return Operations(plan.attention_block, least, plan.dequantize, forward_only=forward_only)
 
     @contextmanager

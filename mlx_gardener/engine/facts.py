@@ -30,7 +30,8 @@ class ModelFacts:
     ``parameters`` and ``stored_bytes`` are of the whole model, ``layer_...`` of its largest layer, ``outside_...`` of what is in
     none. ``..._loaded_bytes`` are the stored ones with 16-bit floats, scales of quantised weights too, as float32.
     ``active_parameters`` are those of a layer that one token passes (fewer than all with experts). ``is_plain`` says that layers
-    hold matrices and vectors alone, no experts and no convolutions, which recurrent layers have.
+    hold matrices and vectors alone, no experts and no convolutions, which recurrent layers have. ``head_dim`` is 0 where it was
+    not kept.
     """
 
     name: str
@@ -52,6 +53,17 @@ class ModelFacts:
     quantized_bits: int | None
     max_tokens: int
     is_plain: bool = True
+    head_dim: int = 0
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values."""
+        return max(1, self.key_value_width // self.features)
+
+    @property
+    def features(self) -> int:
+        """Features of a head."""
+        return self.head_dim or max(1, self.hidden // self.heads)
 
 
 def model_facts(path: Path) -> ModelFacts:
@@ -134,6 +146,7 @@ def facts_of(name: str, config: Mapping[str, Any], weights: Iterator[Stored]) ->
             quantized_bits=_quantized_bits(config),
             max_tokens=_size(sizes.get("max_position_embeddings") or 2**20),
             is_plain=has_matrices_alone and not experts,
+            head_dim=head_dim,
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(

@@ -74,6 +74,7 @@ class Plan:
         loss_slice_tokens: positions whose logits are in memory at once (on each CPU stream).
         cpu_streams: of MLX that the rows are shared among.
         attention_block, attention_least: queries at a time, for rows of at least so many tokens; 0 for MLX's own.
+        forward_least: likewise where nothing is differentiated; two blocks where None.
         tile_tokens: positions of all rows that projections and MLP of a recomputed layer take at a time; 0 for all at once.
         base_weights: "dense" (in the type that is computed in), or "stored" (as quantised, or as on disk).
         dequantize: whether quantised weights become floats, block by block, before they multiply.
@@ -99,6 +100,7 @@ class Plan:
     cpu_streams: int = 1
     attention_block: int = 0
     attention_least: int = 0
+    forward_least: int | None = None
     tile_tokens: int = 0
     base_weights: str = "dense"
     dequantize: bool = False

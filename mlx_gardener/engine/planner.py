@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from mlx_gardener.config import TrainingConfig
+from mlx_gardener.engine.attention import ATTENTION_LEAST, BLOCK, SMALL_BLOCK, attention_ways
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan, PredictedParts, Scales
 from mlx_gardener.engine.predict import Measured, least_budget_bytes, predicted
@@ -25,14 +26,12 @@ ENOUGH_TOKENS = 4096
 READING_COSTS = 0.4
 #: Numbers of layers on disk that are looked at: enough to leave less than a twelfth of the layers' weights unused.
 STREAMED_STEPS = 12
-#: Attention is computed in blocks of queries from this width on: below, MLX's own is as fast and as small.
-ATTENTION_LEAST = 1024
 #: The longest row is told in steps of so many tokens.
 ROW_STEP = 256
 #: From so many tokens on a longer row takes more memory: below, blocks of attention and tiles begin, and some take less.
 _LONGER_TAKES_MORE = 2 * ATTENTION_LEAST
 #: (positions that projections and MLP of a recomputed layer take at a time, 0 for all; queries of a block), the fastest first.
-TILES = ((0, 128), (1024, 128), (256, 128), (128, 32))
+TILES = ((0, BLOCK), (1024, BLOCK), (256, BLOCK), (128, SMALL_BLOCK))
 
 
 def make_plan(
@@ -205,7 +204,10 @@ def _candidates(
     slices = _pinned(pins.loss_slice_tokens, [128, 64, 32, 16])
     if whole:
         streams = 1
-    most = max(widths[-1], config.optimizer.tokens_per_update)
+    most, ways = (
+        max(widths[-1], config.optimizer.tokens_per_update),
+        list(attention_ways(backend.attention, widths)),
+    )
     for stored, streamed, vocabulary_on_disk in _weight_choices(facts, config, backend):
         if whole and (streamed or vocabulary_on_disk):
             continue
@@ -225,7 +227,6 @@ def _candidates(
                     notes=(),
                     loss_slice_tokens=slice_tokens,
                     cpu_streams=streams,
-                    attention_least=ATTENTION_LEAST,
                     base_weights=stored,
                     dequantize=stored == "stored"
                     and facts.quantized_bits is not None
@@ -235,19 +236,19 @@ def _candidates(
                     states_on_disk=states_on_disk,
                     layers=layers,
                 )
-                for tile_tokens, attention_block in _tiles(plan, facts, whole=whole):
-                    tiled = replace(plan, tile_tokens=tile_tokens, attention_block=attention_block)
-                    kept = _levels(tiled, facts, pins.kept_layers, most_kept, whole=whole)
+                for leasts in ways:
+                    for tiled in _in_tiles(plan, facts, leasts, whole=whole):
+                        kept = _levels(tiled, facts, pins.kept_layers, most_kept, whole=whole)
 
-                    def with_kept(level: tuple[int, int], plan: Plan = tiled) -> Plan:
-                        plan = replace(plan, kept_layers=level[0], kept_products=level[1])
-                        return predicted(plan, facts, config, backend, measured=measured, scales=scales)
+                        def with_kept(level: tuple[int, int], plan: Plan = tiled) -> Plan:
+                            plan = replace(plan, kept_layers=level[0], kept_products=level[1])
+                            return predicted(plan, facts, config, backend, measured=measured, scales=scales)
 
-                    found: Plan | None = None
-                    for found in _with_most_kept(with_kept, kept, budget_bytes, measured):
-                        yield found
-                    if found is not None and found.predicted_parts.live:
-                        break  # what recomputed layers take is not the peak: less of it brings nothing
+                        found: Plan | None = None
+                        for found in _with_most_kept(with_kept, kept, budget_bytes, measured):
+                            yield found
+                        if found is not None and found.predicted_parts.live:
+                            break  # what recomputed layers take is not the peak: less of it brings nothing
 
 
 def _levels(
@@ -270,16 +271,23 @@ def _levels(
     ]
 
 
-def _tiles(plan: Plan, facts: ModelFacts, *, whole: bool) -> Iterator[tuple[int, int]]:
-    """Of `TILES` those that differ for the rows of a plan."""
+def _in_tiles(
+    plan: Plan, facts: ModelFacts, leasts: dict[int, tuple[int, int | None]], *, whole: bool
+) -> Iterator[Plan]:
+    """The plan with those of `TILES` that differ for its rows, and with attention in blocks from ``leasts`` on."""
     tokens = max(rows * width for width, rows in plan.rows_of_width.items())
-    in_blocks = max(plan.rows_of_width) >= plan.attention_least
-    yield TILES[0]
-    if whole or not facts.is_plain:
-        return
-    for tile, block in TILES[1:]:
-        if tile < tokens and (in_blocks or block == TILES[0][1]):
-            yield tile, block
+    for tile, block in TILES:
+        least, forward_least = leasts[block]
+        in_blocks = max(plan.rows_of_width) >= least
+        if tile and (whole or not facts.is_plain or tile >= tokens or not (in_blocks or block == BLOCK)):
+            continue
+        yield replace(
+            plan,
+            tile_tokens=tile,
+            attention_block=block,
+            attention_least=least,
+            forward_least=forward_least,
+        )
 
 
 def _with_most_kept(

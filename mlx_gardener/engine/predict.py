@@ -193,8 +193,8 @@ def _work_of_width(
     rows: int,
 ) -> WorkParts:
     size, tokens = _float_bytes(config, backend), rows * width
-    layer = tokens * size * _work_floats(plan, facts, width)
-    lean = tokens * size * _tiled_floats(plan, facts, width, tokens) if plan.tile_tokens else layer
+    layer = tokens * size * _work_floats(plan, facts, backend, width)
+    lean = tokens * size * _tiled_floats(plan, facts, backend, width, tokens) if plan.tile_tokens else layer
     if plan.by_shards:
         rows = min(shard_size(tokens), facts.vocab)
         logits = 4.0 * rows * (SLICE_ARRAYS * tokens + 3 * facts.hidden)
@@ -237,26 +237,35 @@ def _in_blocks(plan: Plan, width: int) -> bool:
     return bool(plan.attention_block) and width >= max(plan.attention_least, plan.attention_block + 1)
 
 
-def _work_floats(plan: Plan, facts: ModelFacts, width: int) -> float:
+def _score_floats(plan: Plan, backend: Backend, width: int) -> float:
+    """Floats per position and head that attention takes for its scores."""
+    seen = backend.attention
+    if _in_blocks(plan, width):
+        known = seen is not None and plan.attention_block in seen.blocks
+        share = seen.block_share(plan.attention_block) if seen is not None and known else 1.0
+        return share * BLOCK_FLOATS * plan.attention_block
+    return (1.0 if seen is None else seen.scores) * WORK_FLOATS[plan.cpu_streams > 1][2] * width
+
+
+def _work_floats(plan: Plan, facts: ModelFacts, backend: Backend, width: int) -> float:
     """Floats per position that one layer takes at once in its backward pass."""
-    by_hidden, by_intermediate, by_scores, by_keys = WORK_FLOATS[plan.cpu_streams > 1]
-    by_key = BLOCK_FLOATS * plan.attention_block if _in_blocks(plan, width) else by_scores * width
+    by_hidden, by_intermediate, _, by_keys = WORK_FLOATS[plan.cpu_streams > 1]
     return (
         by_hidden * facts.hidden
         + by_intermediate * facts.intermediate
-        + by_key * facts.heads
+        + _score_floats(plan, backend, width) * facts.heads
         + by_keys * facts.key_value_width
     )
 
 
-def _tiled_floats(plan: Plan, facts: ModelFacts, width: int, tokens: int) -> float:
+def _tiled_floats(plan: Plan, facts: ModelFacts, backend: Backend, width: int, tokens: int) -> float:
     """The same for a layer in tiles: while its MLP is differentiated, or its attention, whichever is more."""
-    _, by_intermediate, by_scores, by_keys = WORK_FLOATS[plan.cpu_streams > 1]
-    by_key = BLOCK_FLOATS * plan.attention_block if _in_blocks(plan, width) else by_scores * width
+    _, by_intermediate, _, by_keys = WORK_FLOATS[plan.cpu_streams > 1]
+    by_key = _score_floats(plan, backend, width)
     share = min(1.0, plan.tile_tokens / tokens)
     in_mlp = TILED_FLOATS[0] * facts.hidden + by_intermediate * facts.intermediate * share
     in_attention = TILED_FLOATS[1] * facts.hidden + by_key * facts.heads + by_keys * facts.key_value_width
-    return min(_work_floats(plan, facts, width), max(in_mlp, in_attention))
+    return min(_work_floats(plan, facts, backend, width), max(in_mlp, in_attention))
 
 
 def _product_floats(facts: ModelFacts) -> float:
@@ -338,8 +347,10 @@ def _seconds_per_token(plan: Plan, facts: ModelFacts, backend: Backend, width: i
     outside = facts.vocab * facts.hidden
     slice_share = plan.loss_slice_tokens / (plan.loss_slice_tokens + 8)
     products = 2 * (facts.active_parameters * passes + (3 if plan.by_shards else 2 / slice_share) * outside)
-    keys = float(width)
-    if _in_blocks(plan, width):
+    keys, seen = float(width), backend.attention
+    if _in_blocks(plan, width) and seen is not None and plan.attention_block in seen.blocks:
+        keys *= seen.blocks_time(plan.attention_block, width)
+    elif _in_blocks(plan, width):
         keys = (width / 2 + plan.attention_block) * (1 + BLOCK_ROWS / plan.attention_block)
     scores = 2 * 2 * keys * (facts.hidden) * passes * 1.5
     streams = min(plan.cpu_streams, rows)

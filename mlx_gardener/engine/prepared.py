@@ -1,7 +1,8 @@
 """A base model chosen and known, before its weights are loaded: what every plan and forecast begins with.
 
 In: settings. Out: which base, where it lies, its facts, and how fast this machine computes. Cost: reading the heads of its
-files; a second where the machine was not measured yet; some megabytes from the hub for a base that is looked at `ahead`.
+files; a second where the machine was not measured yet, and one where attention of the base's heads was not; some megabytes
+from the hub for a base that is looked at `ahead`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from mlx_gardener.engine.choosing import choose_base, look_ahead_at
 from mlx_gardener.engine.facts import ModelFacts, model_facts
 from mlx_gardener.engine.plan import Plan
 from mlx_gardener.engine.planner import longest_row, make_plan
-from mlx_gardener.engine.seen import known_backend
+from mlx_gardener.engine.seen import known_backend, with_attention
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.errors import MemoryBudgetError
 from mlx_gardener.model import ModelChoice, resolve_model
@@ -76,4 +77,5 @@ def prepare_model(
         choice = choice or choose_base(config)
         path = resolve_model(choice)
         facts = model_facts(path)
-    return PreparedModel(choice, path, facts, known_backend(cache_dir, facts))
+    backend = with_attention(known_backend(cache_dir, facts), cache_dir, facts)
+    return PreparedModel(choice, path, facts, backend)

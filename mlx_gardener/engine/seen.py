@@ -1,7 +1,8 @@
 """What dry runs and trainings on this machine saw of a base, kept so that the next one need not look again.
 
-In: a base's facts, a plan, the settings. Out: `Scales` by which the formulas were off, and the tokens per second of the
-last training. One small JSON file below the cache; damage or another version of MLX means that nothing is known.
+In: a base's facts, a plan, the settings. Out: `Scales` by which the formulas were off, the tokens per second of the
+last training, and what attention of its heads takes. One small JSON file below the cache; damage or another version of MLX
+means that nothing is known.
 Cost: a millisecond.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig
+from mlx_gardener.engine.attention import Attention, measure_attention
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan, Scales
 from mlx_gardener.engine.speed import ALONE, Backend, machine_key, measured_backend, speed_alone
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 _FILE = "dry_runs.json"
 #: Shapes that are remembered; the oldest are forgotten.
 _MOST = 200
+#: Of a base's facts, what says nothing of its size, or nothing beside the others.
+_NO_SIZES = {"name", "head_dim"}
 
 
 def kept_scales(
@@ -63,7 +67,7 @@ def _add(cache_dir: Path, key: str, value: dict[str, Any]) -> None:
 
 def known_backend(cache_dir: Path | None, facts: ModelFacts) -> Backend:
     """This machine's backend, with what trainings of the same base on it showed."""
-    backend = measured_backend(cache_dir)
+    backend = replace(measured_backend(cache_dir), attention=_kept_attention(cache_dir, facts))
     known = None if cache_dir is None else _read(cache_dir).get(_base_key(facts, backend))
     try:
         if known is None:
@@ -82,6 +86,28 @@ def known_backend(cache_dir: Path | None, facts: ModelFacts) -> Backend:
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         return backend
+
+
+def with_attention(backend: Backend, cache_dir: Path | None, facts: ModelFacts) -> Backend:
+    """``backend`` with what attention of a base's heads takes on it: measured, in about a second, where that is not known yet."""
+    if backend.attention is not None:
+        return backend
+    found = measure_attention(facts.heads, facts.key_heads, facts.features, kind=backend.kind)
+    if cache_dir is not None:
+        _add(cache_dir, _attention_key(facts), found.to_json())
+    return replace(backend, attention=found)
+
+
+def _kept_attention(cache_dir: Path | None, facts: ModelFacts) -> Attention | None:
+    told = None if cache_dir is None else _read(cache_dir).get(_attention_key(facts))
+    try:
+        return None if told is None else Attention.from_json(told)
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return None  # damaged, or of another version: measured again
+
+
+def _attention_key(facts: ModelFacts) -> str:
+    return f"attention of {facts.heads} heads, {facts.key_heads} of keys, {facts.features} wide"
 
 
 def keep_training(
@@ -111,7 +137,7 @@ def keep_training(
 
 def _base_key(facts: ModelFacts, backend: Backend) -> str:
     """Of a base's sizes, and of the machine's speed as measured: what was seen is a share of what follows from it."""
-    sizes = {name: value for name, value in asdict(facts).items() if name != "name"}
+    sizes = {name: value for name, value in asdict(facts).items() if name not in _NO_SIZES}
     told = [sizes, backend.flops_per_second]
     return "base " + hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -148,7 +174,7 @@ def _shape_key(facts: ModelFacts, plan: Plan, config: TrainingConfig, backend: B
 
     And the machine's speed as measured, as in `_base_key`.
     """
-    sizes = {name: value for name, value in asdict(facts).items() if name != "name"}
+    sizes = {name: value for name, value in asdict(facts).items() if name not in _NO_SIZES}
     shape = {
         "rows": sorted(plan.rows_of_width.items()),
         **{

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from mlx_gardener.engine.attention import Attention
 from mlx_gardener.engine.plan import AS_FORETOLD, Scales
 from mlx_gardener.platform.device import backend as backend_kind
 from mlx_gardener.platform.files import make_private, write_whole
@@ -36,7 +37,7 @@ _LEAST_FREE = 0.1
 #: Speeds that were measured beside others are measured anew no sooner than after this time.
 _AGAIN_SECONDS = 600.0
 #: What is of one base or only said, and so not kept with the machine's speeds.
-_OF_A_BASE = {"speed_from", "forward_share", "scales"}
+_OF_A_BASE = {"speed_from", "forward_share", "scales", "attention"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Backend:
         scales: what dry runs of the same base corrected the formulas by.
         busy: the share of the processors that others took while this was measured.
         measured_at: when it was measured last, seconds since the epoch.
+        attention: what attention of the base's heads takes; None where it was not measured.
     """
 
     kind: str
@@ -74,6 +76,7 @@ class Backend:
     scales: Scales = AS_FORETOLD
     busy: float = 0.0
     measured_at: float = 0.0
+    attention: Attention | None = None
 
     @property
     def knows_base(self) -> bool:
