@@ -296,7 +296,7 @@ def trial_of(plan: Plan, width: int, rows: int | None = None, *, whole: bool = F
     """
     rows = plan.rows_of_width[width] if rows is None else rows
     kept = plan.kept_layers if whole else min(plan.kept_layers, _TRIED_KEPT)
-    return replace(plan, rows_of_width={width: rows}, kept_layers=kept, kept_products=0)
+    return replace(plan, rows_of_width={width: rows}, kept_layers=kept, kept_products=0, keeps_buffers=False)
 
 
 def _tried(plan: Plan, width: int, *, whole: bool) -> Plan:

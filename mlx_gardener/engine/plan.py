@@ -81,7 +81,8 @@ class Plan:
         streamed_layers: first layers whose weights are read from disk whenever they are needed.
         vocabulary_on_disk: whether embedding and head are read from disk too, the head in slices of the vocabulary.
         states_on_disk: whether the inputs of recomputed layers wait in a file for the backward pass.
-        cache_bytes: freed buffers that may be kept for reuse.
+        keeps_buffers: whether a step keeps freed buffers for reuse, instead of giving them back to the system.
+        cache_bytes: what freed buffers may take beyond the peak without them.
         scales: what a memory dry run corrected the formulas by.
         predicted_tokens_per_second: positions of a training step per second.
         predicted_forward_tokens_per_second: the same for rows that only go forward.
@@ -107,6 +108,7 @@ class Plan:
     streamed_layers: int = 0
     vocabulary_on_disk: bool = False
     states_on_disk: bool = False
+    keeps_buffers: bool = False
     cache_bytes: int = 256 * MIB
     scales: Scales = AS_FORETOLD
     predicted_tokens_per_second: float = 0.0
@@ -128,6 +130,22 @@ class Plan:
         other = self.predicted_parts.runtime + self.cache_bytes
         return max(self.budget_bytes // 2, int(0.95 * self.budget_bytes) - other)
 
+    @property
+    def step_bytes(self) -> int:
+        """What arrays and freed buffers may take together in a step: the peak that is foretold, but for what is not MLX's."""
+        return self.predicted_peak_bytes - self.predicted_parts.runtime - self.predicted_parts.check
+
+    def bound_cache(self) -> None:
+        """Let freed buffers wait for the next array of their size, as many as stay below `step_bytes` with what is in use.
+
+        Asked between the segments of a step: MLX bounds freed buffers by themselves, and on a CPU not together with what is in use.
+        What is too much goes back to the system at once. `set_limits` ends it.
+        """
+        import mlx.core as mx
+
+        if self.keeps_buffers:
+            mx.set_cache_limit(max(0, self.step_bytes - mx.get_active_memory()))
+
     def set_limits(self) -> None:
         """Tell MLX how much it may keep for reuse, and from where on to allocate no further ahead."""
         import mlx.core as mx
@@ -146,8 +164,11 @@ class Plan:
     def smaller(self) -> Plan | None:
         """The next smaller plan, for when memory runs short after all; None when nothing is left to give.
 
-        Recomputes more first, then takes fewer rows at once, then tiles of them; the base stays where it is.
+        Keeps no freed buffers first, then recomputes more, then takes fewer rows at once, then tiles of them; the base stays
+        where it is.
         """
+        if self.keeps_buffers:
+            return replace(self, keeps_buffers=False, cache_bytes=0)
         if self.kept_layers or self.kept_products:
             kept, products = self.kept_layers // 2, self.kept_products // 2
             return replace(self, kept_layers=kept, kept_products=products, cache_bytes=self.cache_bytes // 2)

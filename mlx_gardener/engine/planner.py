@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.attention import ATTENTION_LEAST, BLOCK, SMALL_BLOCK, attention_ways
@@ -240,13 +241,20 @@ def _candidates(
                     for tiled in _in_tiles(plan, facts, leasts, whole=whole):
                         kept = _levels(tiled, facts, pins.kept_layers, most_kept, whole=whole)
 
-                        def with_kept(level: tuple[int, int], plan: Plan = tiled) -> Plan:
-                            plan = replace(plan, kept_layers=level[0], kept_products=level[1])
+                        def with_kept(level: tuple[int, int], keeps: bool, plan: Plan = tiled) -> Plan:
+                            plan = replace(
+                                plan, kept_layers=level[0], kept_products=level[1], keeps_buffers=keeps
+                            )
                             return predicted(plan, facts, config, backend, measured=measured, scales=scales)
 
                         found: Plan | None = None
-                        for found in _with_most_kept(with_kept, kept, budget_bytes, measured):
-                            yield found
+                        for keeps in (
+                            (False,) if whole else (True, False)
+                        ):  # only between segments are they bounded
+                            for found in _with_most_kept(
+                                partial(with_kept, keeps=keeps), kept, budget_bytes, measured
+                            ):
+                                yield found
                         if found is not None and found.predicted_parts.live:
                             break  # what recomputed layers take is not the peak: less of it brings nothing
 

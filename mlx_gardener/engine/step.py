@@ -62,7 +62,7 @@ class Engine(Executor):
         self.model.train()
         self.put_adapters(weights)
         parts = list(self.micro_batches(batch))
-        pulse = Pulse(between_segments, len(parts) * (2 * self.calls + 1))
+        pulse = self._pulse(between_segments, len(parts) * (2 * self.calls + 1))
         try:
             for part in parts:
                 with self.computing(part, seed, first_row):
@@ -73,11 +73,22 @@ class Engine(Executor):
             self.put_adapters(weights)
         return StepResult(total, count, gradients)
 
+    def _pulse(self, tell: BetweenSegments | None, segments: int) -> Pulse:
+        """What is called between the segments of a step: it bounds freed buffers, too."""
+
+        def between(share: float) -> None:
+            self.plan.bound_cache()
+            if tell is not None:
+                tell(share)
+
+        return Pulse(between, segments)
+
     def row_losses(self, batch: Batch, *, between_segments: BetweenSegments | None = None) -> list[float]:
         """Loss of each row of ``batch`` in nats, summed over its loss-bearing tokens; no gradients."""
         self.model.eval()
         losses: list[float] = []
         parts = list(self.micro_batches(batch, forward_only=True))
+        self.plan.set_limits()
         pulse = Pulse(between_segments, len(parts) * self.calls)
         for part in parts:
             with self.computing(part, 0, 0, forward_only=True):

@@ -128,6 +128,7 @@ def train(
         if run is not None:
             run.throttle.close()
         detach_lora(base.model)
+        engine.plan.set_limits()  # gives back what steps kept
 
 
 class _Training(Standing):

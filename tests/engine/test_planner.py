@@ -307,6 +307,23 @@ def test_the_longest_row_is_found_where_a_shorter_one_takes_more() -> None:
     assert longest_row(replace(facts, max_tokens=ROW_STEP - 1), config, 8 * GIB, backend) == 0
 
 
+def test_freed_buffers_are_kept_where_there_is_room_and_are_the_first_to_go() -> None:
+    facts, config = model_facts(seedling_path()), load_config(environment={})
+    wide = make_plan(facts, config, 4 * GIB)
+    assert wide.keeps_buffers and wide.cache_bytes == wide.predicted_parts.cache > 0
+    assert (
+        wide.step_bytes
+        == wide.predicted_peak_bytes - wide.predicted_parts.runtime - wide.predicted_parts.check
+    )
+    smaller = wide.smaller()
+    assert smaller is not None and not smaller.keeps_buffers
+    assert (smaller.kept_layers, smaller.rows_of_width) == (wide.kept_layers, wide.rows_of_width)
+    with pytest.raises(MemoryBudgetError) as refused:
+        make_plan(facts, config, 2**20)
+    assert refused.value.least_bytes is not None
+    assert not make_plan(facts, config, int(refused.value.least_bytes) + 2**10).keeps_buffers
+
+
 def test_a_plan_has_a_smaller_one_until_tiles_and_disk_are_used_too() -> None:
     plan = make_plan(model_facts(seedling_path()), load_config(environment={}), 4 * GIB)
     steps = [plan]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -223,3 +224,48 @@ def test_attention_of_rows_of_a_planned_width_is_in_blocks(
     chosen = replace(plan(2), attention_block=4, attention_least=least)
     gradients_of(base, weights, batch(), chosen, seed=0)
     assert bool(called) == (least == 16)
+
+
+@pytest.fixture
+def cache_limit() -> Iterator[None]:
+    """Freed buffers as a training keeps them between steps; MLX's limits belong to the process."""
+    before = mx.set_cache_limit(2**16)
+    mx.clear_cache()
+    yield
+    mx.set_cache_limit(before)
+    mx.clear_cache()
+
+
+def bounded(at_most: int) -> Plan:
+    return replace(plan(2), keeps_buffers=True, predicted_peak_bytes=at_most)
+
+
+@pytest.mark.usefixtures("cache_limit")
+def test_a_step_that_keeps_freed_buffers_uses_them_again_and_gives_the_same(base: BaseModel) -> None:
+    weights, given = with_random_adapter(base), batch()
+    plain = gradients_of(base, weights, given, plan(2), seed=0)
+    plain_cache = mx.get_cache_memory()
+    for _ in range(2):
+        kept = gradients_of(base, weights, given, bounded(2**32), seed=0)
+        assert kept.loss_sum == plain.loss_sum
+        assert all(mx.array_equal(value, plain.gradients[name]) for name, value in kept.gradients.items())
+        assert mx.get_cache_memory() > 2 * plain_cache, "they wait for the next step"
+    engine(base, plan(2)).evaluate([given])
+    assert mx.set_cache_limit(2**16) == plan(2).cache_bytes, "a validation keeps as many as other work"
+
+
+@pytest.mark.usefixtures("cache_limit")
+def test_freed_buffers_and_arrays_together_stay_below_the_peak_that_is_foretold(base: BaseModel) -> None:
+    weights, given = with_random_adapter(base), batch()
+    mx.reset_peak_memory()
+    gradients_of(base, weights, given, plan(2), seed=0)
+    peak, seen = mx.get_peak_memory(), list[int]()
+
+    def look(_: float) -> None:
+        seen.append(mx.get_active_memory() + mx.get_cache_memory())
+
+    for _ in range(2):
+        gradients_of(base, weights, given, bounded(peak), seed=0, between_segments=look)
+    assert max(seen) <= peak
+    gradients_of(base, weights, given, bounded(0), seed=0, between_segments=look)
+    assert mx.get_cache_memory() == 0, "no room, so they went back"
