@@ -90,7 +90,7 @@ class Throttle:
         """
         if self._watch.highest_bytes > self._budget_bytes:
             self._drop_caches()
-            if self._engine.plan.smaller() is not None:
+            if self._engine.smaller_plan() is not None:
                 raise BudgetPassedError(self.what_was_taken)
             if not self._gave_up:
                 self._gave_up = True
@@ -115,7 +115,7 @@ class Throttle:
     def shrink(self, because: str) -> bool:
         """Drop caches and take the next smaller plan; False when there is none."""
         self._drop_caches()
-        smaller = self._engine.plan.smaller()
+        smaller = self._engine.smaller_plan()
         if smaller is None:
             return False
         self._use(smaller)
