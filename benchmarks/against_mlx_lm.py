@@ -3,8 +3,9 @@
     python benchmarks/against_mlx_lm.py [--rounds 3]
 
 Hidden 896, vocabulary 151,936, 8 layers, float32, 4 x 512 tokens, every token a target, the same weights, tokens and
-BLAS. "lean" computes layers twice and half of the rows at once; "fast" keeps all layers live. Loss and gradient norm
-of all sides are written beside, to show the same work.
+BLAS. Half of the rows are computed at once. "lean" computes layers twice, projections and MLP in tiles; "products" keeps the
+outputs of all layers' matrix products and computes the rest twice; "fast" keeps all layers live. Loss and gradient norm of
+all sides are written beside, to show the same work, and processor seconds, which others' work on the machine changes little.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from typing import Any
 import click
 
 ROWS, WIDTH = 4, 512
-SIDES = ("mlx_lm", "mlx_lm checkpointed", "lean", "fast")
+#: Of the plan, by side.
+OURS: dict[str, dict[str, int]] = {
+    "lean": {"tile_tokens": 512, "loss_slice_tokens": 32},
+    "products": {"kept_products": 8, "loss_slice_tokens": 64},
+    "fast": {"kept_layers": 8, "loss_slice_tokens": 128},
+}
+SIDES = ("mlx_lm", "mlx_lm checkpointed", *OURS)
 
 
 def side(name: str) -> dict[str, Any]:
@@ -38,7 +45,7 @@ def side(name: str) -> dict[str, Any]:
     weights = lora_parameters(model)
     batch = random_batch(ROWS, WIDTH, 151936)
     mx.reset_peak_memory()
-    started = time.perf_counter()
+    started, cpu_before = time.perf_counter(), time.process_time()
     if name.startswith("mlx_lm"):
         model.train()
         unfreeze_adapters(model)
@@ -50,10 +57,7 @@ def side(name: str) -> dict[str, Any]:
         found = float(loss.item())
         norm = float(sum((value * value).sum() for _, value in tree_flatten(gradients)).item()) ** 0.5
     else:
-        live = 8 if name == "fast" else 0
-        plan = Plan(
-            {WIDTH: 2}, 2**33, 0, PredictedParts(), (), kept_layers=live, loss_slice_tokens=64, cpu_streams=2
-        )
+        plan = Plan({WIDTH: 2}, 2**33, 0, PredictedParts(), (), cpu_streams=2, **OURS[name])  # type: ignore[arg-type]
         mx.set_cache_limit(512 * 2**20)
         result = Engine(model, plan, dtype=mx.float32).loss_and_gradients(weights, batch, seed=0)
         found = result.loss_sum / result.tokens
@@ -64,6 +68,7 @@ def side(name: str) -> dict[str, Any]:
         "loss": found,
         "gradient_norm": norm,
         "seconds": seconds,
+        "processor_seconds": time.process_time() - cpu_before,
         "tokens_per_second": ROWS * WIDTH / seconds,
         "peak_beyond_weights_mib": (mx.get_peak_memory() - weight_bytes) / 2**20,
     }
@@ -83,23 +88,23 @@ def main(rounds: int, only: str | None) -> None:
     machine, found = describe(), in_turn(__file__, SIDES, rounds)
     best = max(median(found[name], "tokens_per_second") for name in SIDES[:2])
     peaks = {name: median(found[name], "peak_beyond_weights_mib") for name in SIDES}
-    share = peaks["lean"] / peaks["mlx_lm checkpointed"]
+    checkpointed = peaks["mlx_lm checkpointed"]
     lean, fast = (median(found[name], "tokens_per_second") / best for name in ("lean", "fast"))
     shape = "0.5B shape, 4 x 512"
     bars = [
         bar(
             f"peak minus weights, {shape}",
             "mlx_lm.lora --grad-checkpoint",
-            "<= 1/8",
-            f"1/{1 / share:.1f} ({peaks['lean']:.0f} MiB against {peaks['mlx_lm checkpointed']:.0f}), at {lean:.2f}x its speed",
-            share <= 1 / 8,
+            "<= 1/16 at >= 1.3x its speed",
+            f"1/{checkpointed / peaks['lean']:.1f} ({peaks['lean']:.0f} MiB against {checkpointed:.0f}), at {lean:.2f}x its speed",
+            peaks["lean"] <= checkpointed / 16 and lean >= 1.3,
         ),
         bar(
             f"tokens/s, same work, {shape}",
             "the better of mlx_lm.lora with and without checkpointing",
-            ">= 1.3x",
-            f"{fast:.2f}x with all layers live, at {peaks['fast'] / peaks['mlx_lm']:.2f} of its peak; {lean:.2f}x lean",
-            fast >= 1.3,
+            ">= 2.2x at half of the peak with checkpointing",
+            f"{fast:.2f}x with all layers live, at {peaks['fast'] / checkpointed:.2f} of that peak",
+            fast >= 2.2 and peaks["fast"] <= checkpointed / 2,
         ),
     ]
     print(json.dumps(bars, indent=1))

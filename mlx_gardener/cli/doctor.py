@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import click
 
 from mlx_gardener.cli.options import as_json_option
+
+if TYPE_CHECKING:
+    from mlx_gardener.engine.machine import MachineMeasured
 
 
 @dataclass(frozen=True)
@@ -25,21 +29,54 @@ _SLOW_GFLOPS = 30.0
 
 
 @click.command()
+@click.option(
+    "--measure",
+    "is_measured",
+    is_flag=True,
+    help="Measure what forecasts of memory and speed rest on, in under a minute, and correct them from now on.",
+)
 @as_json_option
-def doctor(as_json: bool) -> None:
+def doctor(is_measured: bool, as_json: bool) -> None:
     """Check speed, memory, backend, models and registry, and say what to do about what is wrong."""
     from mlx_gardener.report.text import safe_text
+    from mlx_gardener.report.waiting import said_if_slow
 
     findings = examine()
+    measured = None
+    if is_measured:
+        from mlx_gardener.engine.machine import measure_machine
+        from mlx_gardener.registry import default_home
+
+        with said_if_slow("Measuring the machine", silent=as_json):
+            measured = measure_machine(default_home() / "cache")
     if as_json:
-        click.echo(json.dumps({"findings": [asdict(item) for item in findings]}, indent=2))
+        told = {"findings": [asdict(item) for item in findings]}
+        click.echo(json.dumps(told | ({"measured": measured.to_json()} if measured else {}), indent=2))
     else:
         for item in findings:
             click.echo(f"{'ok  ' if item.ok else 'FIX '} {item.name}: {safe_text(item.seen)}")
             if not item.ok:
                 click.echo(f"     {item.advice}")
+        for line in _told(measured) if measured else ():
+            click.echo(f"     {line}")
     if not all(item.ok for item in findings):
         raise SystemExit(1)
+
+
+def _told(measured: MachineMeasured) -> list[str]:
+    """What was measured beside what was foretold."""
+    speeds = ", ".join(f"{speed / 1e9:.0f} with {rows:,}" for rows, speed in measured.flops_by_rows.items())
+    mib = 2**20
+    return [
+        f"products: GFLOP/s {speeds} rows",
+        f"a process beside its arrays: {measured.runtime_bytes / mib:.0f} MiB, "
+        f"foretold {measured.foretold_runtime_bytes / mib:.0f}",
+        f"steps of the embedded model: at most {measured.peak_bytes / mib:.0f} MiB, "
+        f"foretold {measured.foretold_peak_bytes / mib:.0f}",
+        f"speed of these: {measured.tokens_per_second:,.0f} tokens/s, foretold {measured.foretold_tokens_per_second:,.0f}"
+        + (f" (others took {measured.busy:.0%} of the processors)" if measured.busy >= 0.15 else ""),
+        "Forecasts of memory and speed go by this from now on.",
+    ]
 
 
 def examine() -> list[Finding]:

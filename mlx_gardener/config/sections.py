@@ -188,6 +188,7 @@ class ThrottlingConfig(_Section):
     pause_on_memory_pressure: bool = True
     pause_on_battery: bool = False
     pause_when_hot: bool = False
+    pause_while_display_is_on: bool = False
 
 
 class ParallelConfig(_Section):

@@ -229,7 +229,7 @@ def _measure(
     try:
         engine.loss_and_gradients(
             weights,
-            _batch(rows, width, min(facts.vocab, base.tokenizer.vocab_size)),
+            random_rows(rows, width, min(facts.vocab, base.tokenizer.vocab_size)),
             seed=0,
             between_segments=count,
         )
@@ -311,7 +311,7 @@ def _tried(plan: Plan, width: int, *, whole: bool) -> Plan:
     )
 
 
-def _batch(rows: int, width: int, vocab: int) -> Batch:
+def random_rows(rows: int, width: int, vocab: int) -> Batch:
     """Random rows in which all tokens but the first are learned, as in full rows of real text."""
     import numpy as np
 

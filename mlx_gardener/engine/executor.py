@@ -23,6 +23,7 @@ from mlx_gardener.engine.call_graph import (
 )
 from mlx_gardener.engine.cpu_streams import cpu_stream
 from mlx_gardener.engine.operations import Operations, operations
+from mlx_gardener.engine.states import room_for_states
 from mlx_gardener.engine.tiles import in_tiles
 from mlx_gardener.model.lora import nested
 from mlx_gardener.platform.blas import blas_threads
@@ -96,6 +97,10 @@ class Executor:
     def put_adapters(self, weights: Weights) -> None:
         """Give the model's adapters these values, in the type they compute in."""
         self.model.update(nested({name: value.astype(self.dtype) for name, value in weights.items()}))
+
+    def smaller_plan(self) -> Plan | None:
+        """The next smaller plan; None when nothing is left to give."""
+        return self.plan.smaller(free_bytes=room_for_states(self.scratch_dir))
 
     @property
     def calls(self) -> int:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 MIB = 1024**2
 #: Positions of a tile where memory ran short.
 SMALL_TILE = 256
+#: How the note begins of a model that is not cut, and the one of a plan that was made smaller.
+ONE_SEGMENT = "the model is one segment"
+SMALLER = "a smaller plan than the first one, as memory ran short"
+#: Settings that pin a field of another name.
+_PINS = {"rows_of_width": "micro_batch_rows"}
 
 
 @dataclass(frozen=True)
@@ -161,26 +167,45 @@ class Plan:
         nearest = min(wider)
         return self.rows_of_width[nearest] * nearest // width
 
-    def smaller(self) -> Plan | None:
+    def smaller(self, *, free_bytes: int | None = None) -> Plan | None:
         """The next smaller plan, for when memory runs short after all; None when nothing is left to give.
 
-        Keeps no freed buffers first, then recomputes more, then takes fewer rows at once, then tiles of them; the base stays
-        where it is.
+        Keeps no freed buffers first, then recomputes more, then takes fewer rows at once, then tiles of them, then smaller slices of
+        logits on one CPU stream; the last is to write hidden states to disk. The base stays where it is.
+
+        Args:
+            free_bytes: on the disk where hidden states would be written; they stay in memory where that is too little. None
+                does not ask.
         """
         if self.keeps_buffers:
-            return replace(self, keeps_buffers=False, cache_bytes=0)
+            return self._less(keeps_buffers=False, cache_bytes=0)
         if self.kept_layers or self.kept_products:
             kept, products = self.kept_layers // 2, self.kept_products // 2
-            return replace(self, kept_layers=kept, kept_products=products, cache_bytes=self.cache_bytes // 2)
+            return self._less(kept_layers=kept, kept_products=products, cache_bytes=self.cache_bytes // 2)
         rows = {width: max(1, rows // 2) for width, rows in self.rows_of_width.items()}
         if rows != self.rows_of_width:
-            return replace(self, rows_of_width=rows, cache_bytes=self.cache_bytes // 2)
-        if self.layers and not self.states_on_disk:
-            tile = min(self.tile_tokens or SMALL_TILE, SMALL_TILE)
-            return replace(self, tile_tokens=tile, states_on_disk=True, cache_bytes=0)
+            return self._less(rows_of_width=rows, cache_bytes=self.cache_bytes // 2)
+        if self.layers and not 0 < self.tile_tokens <= SMALL_TILE:
+            return self._less(tile_tokens=SMALL_TILE, cache_bytes=0)
         if self.loss_slice_tokens > 16 or self.cpu_streams > 1:
-            return replace(self, loss_slice_tokens=16, cpu_streams=1, cache_bytes=0)
+            slices = min(16, self.loss_slice_tokens)
+            return self._less(loss_slice_tokens=slices, cpu_streams=1, cache_bytes=0)
+        has_room = free_bytes is None or self.predicted_parts.saved < free_bytes
+        if self.layers and not self.states_on_disk and has_room:
+            return self._less(states_on_disk=True, cache_bytes=0)
         return None
+
+    def _less(self, **changes: Any) -> Plan:
+        """A smaller plan, with notes of what is true of it."""
+        smaller = replace(self, **changes)
+        if not self.layers or any(note.startswith(ONE_SEGMENT) for note in self.notes):
+            return smaller
+        no_tiles = set(sentences(self, is_plain=False)) - set(sentences(self, is_plain=True))
+        is_plain = not no_tiles & set(self.notes)
+        old = {*sentences(self, is_plain=is_plain), SMALLER}
+        changed = tuple(f"engine.{_PINS.get(name, name)}" for name in changes)
+        kept = [note for note in self.notes if note not in old and not note.endswith(changed)]
+        return replace(smaller, notes=(*kept, *sentences(smaller, is_plain=is_plain), SMALLER))
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON types."""
@@ -202,3 +227,33 @@ class Plan:
             return cls(**{**values, **read})
         except (TypeError, KeyError, ValueError, AttributeError):
             return None
+
+
+def sentences(plan: Plan, *, is_plain: bool) -> Iterator[str]:
+    """What a plan trades for its budget, in sentences; ``is_plain`` as in `engine.facts`."""
+    if plan.streamed_layers:
+        yield (
+            f"the weights of {plan.streamed_layers} of {plan.layers} layers are read from disk in every pass, "
+            "because the base does not fit; next lines and completions are left out of the evidence, as each token of "
+            "them would read it all"
+        )
+    if plan.vocabulary_on_disk:
+        yield "embedding and head are read from disk too, the head in slices of the vocabulary"
+    if plan.dequantize:
+        yield "weights stay quantised in memory and become floats block by block: this backend multiplies only floats fast"
+    if plan.kept_layers >= plan.layers:
+        yield "no layer is recomputed"
+    elif plan.kept_layers:
+        yield f"{plan.layers - plan.kept_layers} of {plan.layers} layers are recomputed on the way back, to keep the budget"
+    else:
+        yield f"all {plan.layers} layers are recomputed on the way back, to keep the budget"
+    if plan.kept_products:
+        yield f"of these, {plan.kept_products} keep what their matrix products gave, and recompute only the rest"
+    if plan.tile_tokens and plan.kept_layers < plan.layers:
+        yield f"projections and MLP of recomputed layers take {plan.tile_tokens} positions at a time"
+    elif not is_plain and plan.kept_layers < plan.layers:
+        yield "layers take all positions at once: tiles are for layers whose parts take each position for itself"
+    if plan.states_on_disk:
+        yield "hidden states wait in a file for the way back, as rows of this length do not fit otherwise"
+    if plan.attention_block and max(plan.rows_of_width) >= plan.attention_least:
+        yield f"attention in blocks of {plan.attention_block} queries for rows of {plan.attention_least} tokens or more"

@@ -15,7 +15,7 @@ from functools import partial
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.attention import ATTENTION_LEAST, BLOCK, SMALL_BLOCK, attention_ways
 from mlx_gardener.engine.facts import ModelFacts
-from mlx_gardener.engine.plan import Plan, PredictedParts, Scales
+from mlx_gardener.engine.plan import ONE_SEGMENT, Plan, PredictedParts, Scales, sentences
 from mlx_gardener.engine.predict import Measured, least_budget_bytes, predicted
 from mlx_gardener.engine.speed import TWO_CORES, Backend
 from mlx_gardener.errors import ConfigError, MemoryBudgetError, ModelError
@@ -371,38 +371,13 @@ def _weight_choices(
 
 def notes_of(plan: Plan, facts: ModelFacts, config: TrainingConfig, *, whole: bool) -> Iterator[str]:
     """What was traded, in sentences."""
-    pins, layers = config.engine, facts.layers
+    pins = config.engine
     if pins.micro_batch_rows is not None:
         yield f"{pins.micro_batch_rows} rows at a time, pinned by engine.micro_batch_rows"
     if whole:
-        yield "the model is one segment: pins of segments, slices, CPU streams and reading from disk have no effect"
+        yield f"{ONE_SEGMENT}: pins of segments, slices, CPU streams and reading from disk have no effect"
         return
     for name in ("kept_layers", "loss_slice_tokens", "cpu_streams", "streamed_layers"):
         if getattr(pins, name) is not None:
             yield f"{name.replace('_', ' ')}: {getattr(pins, name)}, pinned by engine.{name}"
-    if plan.streamed_layers:
-        yield (
-            f"the weights of {plan.streamed_layers} of {layers} layers are read from disk in every pass, "
-            "because the base does not fit; next lines and completions are left out of the evidence, as each token of "
-            "them would read it all"
-        )
-    if plan.vocabulary_on_disk:
-        yield "embedding and head are read from disk too, the head in slices of the vocabulary"
-    if plan.dequantize:
-        yield "weights stay quantised in memory and become floats block by block: this backend multiplies only floats fast"
-    if plan.kept_layers >= layers:
-        yield "no layer is recomputed"
-    elif plan.kept_layers:
-        yield f"{layers - plan.kept_layers} of {layers} layers are recomputed on the way back, to keep the budget"
-    else:
-        yield f"all {layers} layers are recomputed on the way back, to keep the budget"
-    if plan.kept_products:
-        yield f"of these, {plan.kept_products} keep what their matrix products gave, and recompute only the rest"
-    if plan.tile_tokens and plan.kept_layers < layers:
-        yield f"projections and MLP of recomputed layers take {plan.tile_tokens} positions at a time"
-    elif not facts.is_plain and plan.kept_layers < layers:
-        yield "layers take all positions at once: tiles are for layers whose parts take each position for itself"
-    if plan.states_on_disk:
-        yield "hidden states wait in a file for the way back, as rows of this length do not fit otherwise"
-    if plan.attention_block and max(plan.rows_of_width) >= plan.attention_least:
-        yield f"attention in blocks of {plan.attention_block} queries for rows of {plan.attention_least} tokens or more"
+    yield from sentences(plan, is_plain=facts.is_plain)

@@ -32,6 +32,8 @@ BLOCK_FLOATS = 3.5
 TILED_FLOATS = (16.0, 17.5)
 #: What tiles cost on a CPU: products of so few more rows, as it were, in every tile; bookkeeping (7 to 22 % for 1,024 to 64).
 TILE_ROWS, TILE_SHARE = 10, 0.05
+#: By how many rows a product seems longer where it was not measured: of a slice's logits, and of all products on a GPU (judgement).
+SLICE_ROWS, GPU_ROWS = 8, 256
 #: A block of queries costs the time of so many more, whatever its size (a shape with blocks of 128 and of 32).
 BLOCK_ROWS = 24
 #: Hidden states that go to disk are written and read; writing takes twice as long (judgement), and nothing goes on meanwhile.
@@ -237,9 +239,9 @@ def _memory_parts(
         saved=int(work.saved),
         live=int(work.products) + (int(work.live) if is_live_higher else 0),
         work=int((work.tail if is_live_higher else work.layer) + work.buffers),
-        runtime=RUNTIME_BYTES,
+        runtime=backend.runtime_bytes or RUNTIME_BYTES,
     )
-    check = _check_bytes(plan, facts, size) + RUNTIME_BYTES
+    check = _check_bytes(plan, facts, size) + parts.runtime
     return replace(parts, check=max(0, int(check) - parts.peak_bytes))
 
 
@@ -356,7 +358,7 @@ def _seconds_per_token(plan: Plan, facts: ModelFacts, backend: Backend, width: i
     again = max(0, facts.layers - plan.kept_layers)
     passes = 2 * facts.layers + again - plan.kept_products * (1 - CHEAP_SHARE)
     outside = facts.vocab * facts.hidden
-    slice_share = plan.loss_slice_tokens / (plan.loss_slice_tokens + 8)
+    slice_share = plan.loss_slice_tokens / (plan.loss_slice_tokens + (backend.lost_rows or SLICE_ROWS))
     products = 2 * (facts.active_parameters * passes + (3 if plan.by_shards else 2 / slice_share) * outside)
     keys, seen = float(width), backend.attention
     if _in_blocks(plan, width) and seen is not None and plan.attention_block in seen.blocks:
@@ -379,7 +381,8 @@ def _seconds_per_token(plan: Plan, facts: ModelFacts, backend: Backend, width: i
         seconds += exponentials / backend.exp_per_second / streams
         seconds *= 1 + in_tiles * (TILE_SHARE + TILE_ROWS / tile)
     else:
-        seconds *= 1 + 256 * ((1 - in_tiles) / tokens + in_tiles / tile)
+        lost = backend.lost_rows or GPU_ROWS
+        seconds *= 1 + lost * ((1 - in_tiles) / tokens + in_tiles / tile)
     per_micro_batch = 0.002 * passes / 3
     if plan.dequantize:
         # Every CPU stream makes floats of all weights for its rows, and each tile anew; the rows of the head are shared

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -60,6 +60,8 @@ class Backend:
         busy: the share of the processors that others took while this was measured.
         measured_at: when it was measured last, seconds since the epoch.
         attention: what attention of the base's heads takes; None where it was not measured.
+        runtime_bytes: what a process takes beside MLX's arrays; 0 where it was not measured (`engine.machine`).
+        lost_rows: by how many rows a product seems longer; 0 where it was not measured.
     """
 
     kind: str
@@ -77,6 +79,8 @@ class Backend:
     busy: float = 0.0
     measured_at: float = 0.0
     attention: Attention | None = None
+    runtime_bytes: int = 0
+    lost_rows: float = 0.0
 
     @property
     def knows_base(self) -> bool:
@@ -106,7 +110,12 @@ def measured_backend(cache_dir: Path | None = None) -> Backend:
     if kept is not None and found.busy >= kept.busy:
         found = replace(kept, measured_at=found.measured_at)
     elif kept is not None:
-        found = replace(found, work_scale=kept.work_scale)
+        found = replace(
+            found,
+            work_scale=kept.work_scale,
+            runtime_bytes=kept.runtime_bytes,
+            lost_rows=kept.lost_rows,
+        )
     if cache_dir is not None:
         _keep(cache_dir, found)
     return found
@@ -118,23 +127,31 @@ def _is_to_be_measured_again(kept: Backend) -> bool:
     return load_of_last_minute() < ALONE
 
 
-def learn(cache_dir: Path, *, work: float, speed: float) -> None:
+def correct(cache_dir: Path, *, runtime_bytes: int, lost_rows: float) -> None:
+    """Remember what was measured on purpose, in the place of what is assumed; see `Backend`."""
+    kept = _kept(cache_dir)
+    if kept is not None:
+        _keep(cache_dir, replace(kept, runtime_bytes=runtime_bytes, lost_rows=lost_rows))
+
+
+def learn(cache_dir: Path, *, work: float, speed: float, share: float = 0.5) -> None:
     """Remember what a training took, so that the next plan is nearer the truth.
 
     The formulas' constants were fitted on a CPU; a GPU, or another version of MLX, may take more or less. Half of the
-    difference is adopted at a time, as runs differ, within a factor of two of the formula of memory and of five of the
-    formula of speed.
+    difference is adopted at a time, as runs differ, all of it where it was measured on purpose; within a factor of two
+    of the formula of memory and of five of the formula of speed.
 
     Args:
         work: bytes that were seen over those of a plan made with what is remembered now: the peak of MLX's active
             memory, less what is not work.
         speed: likewise tokens per second.
+        share: of the difference that is adopted.
     """
     kept = _kept(cache_dir)
     if kept is None or work <= 0 or speed <= 0:
         return
-    work_scale = _between(0.5, kept.work_scale * (1 + work) / 2, 2.0)
-    speed_scale = _between(0.2, kept.speed_scale * (1 + speed) / 2, 5.0)
+    work_scale = _between(0.5, kept.work_scale * (1 + share * (work - 1)), 2.0)
+    speed_scale = _between(0.2, kept.speed_scale * (1 + share * (speed - 1)), 5.0)
     _keep(cache_dir, replace(kept, work_scale=work_scale, speed_scale=speed_scale))
 
 
@@ -194,6 +211,24 @@ def measure_backend() -> Backend:
         busy=round(others.share, 3),
         measured_at=time.time(),
     )
+
+
+def measure_lost_rows(rows: Sequence[int], kind: str) -> tuple[dict[int, float], float]:
+    """(operations per second of a product with so many rows, by how many rows every product seems longer).
+
+    The last of ``rows`` is taken for the full speed, the first for what few rows lose.
+    """
+    import mlx.core as mx
+
+    dtype = mx.float32 if kind == "cpu" else mx.bfloat16
+    second = mx.random.normal((1024, 1024)).astype(dtype)
+    found = {}
+    for count in rows:
+        first = mx.random.normal((count, 1024)).astype(dtype)
+        mx.eval(first, second)
+        found[count] = 2 * count * 1024**2 * _per_second(lambda rows=first: mx.eval(rows @ second))  # type: ignore[misc]
+    few, full = found[rows[0]], max(found.values())
+    return found, round(rows[0] * (full / few - 1), 1)
 
 
 def _per_second(call: Callable[[], None], *, seconds: float = 0.15) -> float:

@@ -9,6 +9,7 @@ more than the float tolerance within which plans agree. The file has no name, so
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,14 @@ from mlx_gardener.platform.reasons import reason_of
 
 if TYPE_CHECKING:
     import mlx.core as mx
+
+
+def room_for_states(directory: Path | None) -> int:
+    """Free bytes on the disk that hidden states would be written to, where `States` is given this directory."""
+    place = directory or Path(tempfile.gettempdir())
+    while not place.exists() and place != place.parent:
+        place = place.parent  # it is made when something is written
+    return shutil.disk_usage(place).free
 
 
 class States:

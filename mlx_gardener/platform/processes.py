@@ -43,12 +43,13 @@ _SIGNALS = {
 }
 
 
-def how_it_ended(code: int, *, out_of_memory: bool = False) -> str:
+def how_it_ended(code: int, *, out_of_memory: bool = False, gpu_watchdog: bool = False) -> str:
     """How a process ended that could not say it itself, as the end of a sentence.
 
     Args:
         code: as `subprocess.Popen.returncode`: the negative number of a signal, or an exit code.
         out_of_memory: whether the kernel or the process's log says that memory ran out.
+        gpu_watchdog: whether the log says that macOS ended its work on the GPU.
     """
     if code >= 0:
         because = "memory ran out" if out_of_memory else ""
@@ -61,6 +62,8 @@ def how_it_ended(code: int, *, out_of_memory: bool = False) -> str:
         how = f"was ended by signal {-code} ({name})"
         if out_of_memory:
             because = "memory ran out"
+    if gpu_watchdog:
+        because = "macOS's GPU watchdog ended its work, which held up the display"
     return how + (f": {because}" if because else "")
 
 

@@ -186,6 +186,7 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
     that plan, it takes the next smaller one.
     """
     from mlx_gardener.engine import load_engine, prepare_model
+    from mlx_gardener.engine.states import room_for_states
 
     config = run.config
     run.tell(TrainingPhase.STARTING_TRAINING, 0.0, "Planning memory")
@@ -193,7 +194,7 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
     kept = plan_of(earlier, config)
     plan = kept or prepared.plan(config)
     if run.smaller_plan:
-        plan = plan.smaller() or plan
+        plan = plan.smaller(free_bytes=room_for_states(run.registry.home / "cache")) or plan
     run.publish(PlanChosen(plan.to_json()))
     run.interrupt()
     coordinate(run.ranks, config, choice.name, plan)

@@ -3,7 +3,8 @@
 In: ``job.json`` in the run's directory. Out: a worker process; a word in journal and registry for one that could say none
 itself. It is small, belongs to no terminal and outlives whoever asked for the training; registry rows carry its process
 id. A worker is started again from its last checkpoint at most ``worker_restarts`` times, and only once where it died
-without a new checkpoint. Where this process dies itself, the worker stops with a checkpoint. The other ranks of a
+without a new checkpoint. Where macOS's GPU watchdog ended it, the next one's work is in shorter pieces
+(`platform.gpu_watchdog`). Where this process dies itself, the worker stops with a checkpoint. The other ranks of a
 training in parallel (`mlx_gardener.runs.ranks`) start and end with its worker.
 Cost: a Python process that sleeps, about 30 MB, and a tenth of a second at the start of a training.
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 from mlx_gardener.config import ParallelConfig
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.events import Event, ProgressChanged, TrainingEnded, WarningRaised
+from mlx_gardener.platform.gpu_watchdog import gentler_variables, says_gpu_watchdog
 from mlx_gardener.platform.out_of_memory import out_of_memory_kills, says_out_of_memory
 from mlx_gardener.platform.processes import how_it_ended, module_command
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus, patiently
@@ -36,6 +38,9 @@ logger = logging.getLogger(__name__)
 #: A second death in a row without a new checkpoint in between ends the run: the third would be no other.
 _DEATHS_WITHOUT_PROGRESS = 2
 _LOG_TAIL_BYTES = 4000
+_WHILE_DARK = (
+    "With `--set throttling.pause_while_display_is_on=true` it trains only while the display is off. "
+)
 
 
 def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
@@ -52,11 +57,12 @@ def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
         restarts_left = 0  # mlx.launch has ended the other ranks by now
     deaths_without_progress = 0
     asked_to_end: list[int] = []
+    gentler: dict[str, str] | None = None
     while True:
         checkpoints, log_at, kills = _checkpoints(run_dir), _log_size(run_dir), out_of_memory_kills()
         started = time.monotonic()
         try:
-            code, lost = _run_ranks(run_dir, parallel, asked_to_end)
+            code, lost = _run_ranks(run_dir, parallel, asked_to_end, gentler or {})
         except GardenerError as error:  # the other ranks cannot be had
             told = f"{error.in_terminal} {what_is_kept(run_dir)}"
             bury(registry, job.training_id, told, interrupted=True, error=error)
@@ -67,10 +73,13 @@ def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
         log = _log_since(run_dir, log_at)
         out_of_memory = out_of_memory_kills() > kills and code == -signal.SIGKILL
         out_of_memory = out_of_memory or says_out_of_memory(log)
-        why = lost or describe_death(code, out_of_memory=out_of_memory)
+        watchdog = says_gpu_watchdog(log)
+        out_of_memory = out_of_memory and not watchdog
+        why = lost or describe_death(code, out_of_memory=out_of_memory, gpu_watchdog=watchdog)
         logger.error("training %s: %s", job.training_id, why)
         progress = _checkpoints(run_dir) != checkpoints
-        deaths_without_progress = 0 if progress else deaths_without_progress + 1
+        is_new_cure = watchdog and gentler is None
+        deaths_without_progress = 0 if progress or is_new_cure else deaths_without_progress + 1
         if patiently(registry.cancel_requested, job.training_id):
             bury(
                 registry,
@@ -83,7 +92,7 @@ def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
             bury(
                 registry,
                 job.training_id,
-                f"{why} (see `mlx-gardener logs {job.project}`). {what_is_kept(run_dir)}",
+                f"{why} (see `mlx-gardener logs {job.project}`). {_WHILE_DARK if watchdog else ''}{what_is_kept(run_dir)}",
                 interrupted=bool(asked_to_end),
             )
             return TrainingStatus.FAILED
@@ -92,21 +101,27 @@ def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
             job,
             resume=Resume.ALWAYS,
             seconds_used=job.seconds_used + time.monotonic() - started,
-            smaller_plan=out_of_memory,
+            smaller_plan=out_of_memory or (watchdog and not is_new_cure),
         )
         job.write(run_dir)
-        next_one = _plan_for_next(run_dir, out_of_memory, "The group goes" if lost else "Another one goes")
+        next_one = _plan_for_next(run_dir, job.smaller_plan, "The group goes" if lost else "Another one goes")
+        if is_new_cure:
+            gentler = gentler_variables(os.environ)
+            settings = ", ".join(f"{name}={value}" for name, value in gentler.items())
+            next_one += f" It has {settings}: the screen may be less smooth." if gentler else ""
         _tell(run_dir, [WarningRaised(f"{why}. {next_one}")])
 
 
-def describe_death(code: int, *, out_of_memory: bool) -> str:
+def describe_death(code: int, *, out_of_memory: bool, gpu_watchdog: bool = False) -> str:
     """How a process ended that could not say it itself, as the beginning of a sentence.
 
     Args:
         code: as `subprocess.Popen.returncode`: the negative number of a signal, or an exit code.
         out_of_memory: whether the kernel or the process's log says that memory ran out.
+        gpu_watchdog: whether the log says that macOS ended its work on the GPU.
     """
-    return f"The worker process {how_it_ended(code, out_of_memory=out_of_memory)}"
+    how = how_it_ended(code, out_of_memory=out_of_memory, gpu_watchdog=gpu_watchdog)
+    return f"The worker process {how}"
 
 
 def bury(
@@ -141,17 +156,19 @@ def bury(
     )
 
 
-def _run_ranks(run_dir: Path, config: ParallelConfig, asked_to_end: list[int]) -> tuple[int, str | None]:
-    """One worker and the ranks it trains with; its exit code, and which other rank died before it, if one did.
+def _run_ranks(
+    run_dir: Path, config: ParallelConfig, asked_to_end: list[int], environment: Mapping[str, str]
+) -> tuple[int, str | None]:
+    """One worker, with ``environment`` beside this one's, and the ranks it trains with; its exit code, and which rank died first.
 
     Raises:
         GardenerError: another rank cannot be started.
     """
     if not config.is_wanted:
-        return _run_worker(run_dir, asked_to_end), None
+        return _run_worker(run_dir, asked_to_end, environment), None
     group = Group(config, run_dir)
     try:
-        environment = group.assemble()
+        environment = {**environment, **group.assemble()}
         code = _run_worker(run_dir, asked_to_end, environment, group)
         return code, group.find_death() if code == LOST_EXIT_CODE else group.death
     finally:

@@ -29,6 +29,7 @@ from mlx_gardener.errors import (
     TrainingInterruptedError,
 )
 from mlx_gardener.events import Event, EventBus, TrainingEnded, TrainingPhase
+from mlx_gardener.platform.gpu_watchdog import says_gpu_watchdog
 from mlx_gardener.platform.lean_imports import import_lean
 from mlx_gardener.platform.locks import take_lock
 from mlx_gardener.platform.out_of_memory import says_out_of_memory
@@ -71,6 +72,7 @@ def work(
         RegistryError: the registry cannot be written.
         RankLostError: another rank is gone, and the supervisor starts them all again.
         MemoryError: memory ran out where no smaller plan could be taken; a new worker may have more luck.
+        RuntimeError: macOS's GPU watchdog ended the work, and the supervisor starts a gentler worker.
     """
     with only_worker(run_dir):
         job = Job.read(run_dir)
@@ -150,6 +152,8 @@ def _work(
     except Exception as error:  # the last place where a run's defect can be told to the people watching it
         if says_out_of_memory(f"{type(error).__name__}: {error}"):
             raise MemoryError(str(error)) from error  # not a defect: the supervisor tries again with less
+        if says_gpu_watchdog(str(error)):
+            raise  # nor this one: the supervisor starts a worker that macOS is more patient with
         logger.exception("the training failed unexpectedly")
         message = f"{type(error).__name__}: {error} (see {LOG_NAME} in the run's directory)"
         result = _told(TrainingError(message), run_dir)

@@ -1,9 +1,10 @@
 """A training that keeps its budget while the machine's owner works: what it does between updates and segments.
 
 The process's footprint is the truth its owner sees. Above the budget, caches are dropped and the next smaller plan is
-taken; after a calm while the first plan returns. When the machine is critically short of memory, hot or on battery (as the
-settings ask), the training waits, without caches and with a checkpoint written. A plan changes memory and speed, never
-the result, so nothing of this shows in the adapter. Cost: under a millisecond per update, 20 microseconds per segment.
+taken; after a calm while the first plan returns. When the machine is critically short of memory, hot, on battery, or
+has a display on (as the settings ask), the training waits, without caches and with a checkpoint written. A plan
+changes memory and speed, never the result, so nothing of this shows in the adapter. Cost: under a millisecond per
+update, 20 microseconds per segment.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 
 from mlx_gardener.config import ThrottlingConfig
 from mlx_gardener.engine import Engine, Plan
+from mlx_gardener.platform.display import display_is_on
 from mlx_gardener.platform.footprint import FootprintWatch
 from mlx_gardener.platform.power import power_state
 from mlx_gardener.platform.pressure import memory_pressure
@@ -57,6 +59,7 @@ class Throttle:
         self._slow_reason: str | None = None
         self._watch = FootprintWatch()
         self._gave_up = False
+        self._said_unknown = False
 
     def close(self) -> None:
         """Stop watching."""
@@ -87,7 +90,7 @@ class Throttle:
         """
         if self._watch.highest_bytes > self._budget_bytes:
             self._drop_caches()
-            if self._engine.plan.smaller() is not None:
+            if self._engine.smaller_plan() is not None:
                 raise BudgetPassedError(self.what_was_taken)
             if not self._gave_up:
                 self._gave_up = True
@@ -112,7 +115,7 @@ class Throttle:
     def shrink(self, because: str) -> bool:
         """Drop caches and take the next smaller plan; False when there is none."""
         self._drop_caches()
-        smaller = self._engine.plan.smaller()
+        smaller = self._engine.smaller_plan()
         if smaller is None:
             return False
         self._use(smaller)
@@ -130,6 +133,15 @@ class Throttle:
 
         mx.clear_cache()
 
+    def _display_is_on(self) -> bool:
+        found = display_is_on()
+        if found is None and not self._said_unknown:
+            self._said_unknown = True
+            self._warn(
+                "This machine does not tell whether a display is on, so throttling.pause_while_display_is_on changes nothing."
+            )
+        return found is True
+
     def _reason_to_wait(self) -> str | None:
         """Why to wait now, if so; power and heat are looked at every half minute."""
         if self._config.pause_on_memory_pressure and memory_pressure().level == "critical":
@@ -141,4 +153,6 @@ class Throttle:
                 self._slow_reason = "the machine runs on battery"
             elif self._config.pause_when_hot and thermal_state() in ("serious", "critical"):
                 self._slow_reason = "the machine is hot"
+            elif self._config.pause_while_display_is_on and self._display_is_on():
+                self._slow_reason = "a display is on"
         return self._slow_reason

@@ -22,7 +22,7 @@ from mlx_gardener.engine import (
     measured_backend,
     model_facts,
 )
-from mlx_gardener.engine.plan import Scales
+from mlx_gardener.engine.plan import SMALLER, Scales
 from mlx_gardener.engine.planner import ROW_STEP, lighter_plan, longest_row
 from mlx_gardener.engine.predict import least_budget_bytes, predicted
 from mlx_gardener.engine.seen import keep_scales, kept_scales
@@ -332,6 +332,46 @@ def test_a_plan_has_a_smaller_one_until_tiles_and_disk_are_used_too() -> None:
     last = steps[-1]
     assert last.states_on_disk and last.tile_tokens == 256 and last.kept_layers == 0
     assert set(last.rows_of_width.values()) == {1} and last.loss_slice_tokens == 16
+    (first_on_disk,) = (step for step in steps if step.states_on_disk)
+    assert first_on_disk is last, "slices of logits and tiles become smaller before the disk is written to"
+
+
+def test_hidden_states_are_not_sent_to_a_disk_that_has_no_room_for_them() -> None:
+    """A step died of a full disk, where smaller slices of logits would have done."""
+    plan = make_plan(model_facts(seedling_path()), load_config(environment={}), 4 * GIB)
+    step: Plan | None = plan
+    while step is not None:
+        last, step = step, step.smaller(free_bytes=1000)
+    assert not last.states_on_disk and last.loss_slice_tokens == 16 and last.tile_tokens == 256
+    on_disk = last.smaller(free_bytes=last.predicted_parts.saved + 1)
+    assert on_disk is not None and on_disk.states_on_disk
+
+
+def test_the_notes_of_a_smaller_plan_are_true_of_it() -> None:
+    """They were the first plan's: "no layer is recomputed" was said of one that recomputed them all."""
+    pins = {"engine.kept_layers": 5, "engine.cpu_streams": 2}
+    facts, config = model_facts(seedling_path()), load_config(environment={}, overrides=pins)
+    step: Plan | None = make_plan(facts, config, 4 * GIB)
+    assert step is not None and any("pinned by engine.kept_layers" in note for note in step.notes)
+    while step is not None:
+        whole, notes = step, "; ".join(step.notes)
+        assert ("hidden states wait in a file" in notes) == step.states_on_disk
+        assert (f"take {step.tile_tokens} positions at a time" in notes) == bool(step.tile_tokens)
+        recomputed = step.layers - step.kept_layers
+        assert (
+            f"all {step.layers} layers" if not step.kept_layers else f"{recomputed} of {step.layers} layers"
+        ) in notes
+        assert ("pinned by engine.kept_layers" in notes) == (step.kept_layers == 5)
+        assert ("pinned by engine.cpu_streams" in notes) == (step.cpu_streams == 2)
+        assert len(set(step.notes)) == len(step.notes)
+        step = step.smaller()
+    assert SMALLER in whole.notes
+    kept = make_plan(facts, load_config(environment={}), 64 * GIB)
+    without_buffers = kept.smaller()
+    assert without_buffers is not None and "no layer is recomputed" in without_buffers.notes
+    smaller = without_buffers.smaller()
+    assert "no layer is recomputed" in kept.notes and smaller is not None
+    assert "no layer is recomputed" not in smaller.notes
 
 
 @pytest.mark.parametrize("budget", [2, 4, 8])

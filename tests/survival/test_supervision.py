@@ -26,6 +26,7 @@ from mlx_gardener.runs.job import LOG_NAME, Job
 from mlx_gardener.runs.recovery import RESULT_NAME, Resume
 from mlx_gardener.runs.supervisor import describe_death
 from mlx_gardener.runs.worker import only_worker
+from tests.platform.test_gpu_watchdog import INTERACTIVITY
 from tests.support.commands import gardener, gardener_here, train_flags
 from tests.support.trainings import (
     WAIT,
@@ -130,6 +131,37 @@ def test_a_worker_that_the_kernel_kills_for_memory_is_replaced_and_that_is_said(
         ended, told = wait(pipeline), " ".join(warnings_of(pipeline))
     assert ended is TrainingPhase.COMPLETED, told
     assert "signal 9 (SIGKILL): memory ran out" in told and "a plan for less memory" in told, told
+
+
+def test_a_worker_that_the_gpu_watchdog_of_macos_ends_is_replaced_by_a_gentler_one(
+    long_pipeline: TrainingPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what real Macs left in the log, since there is none here; twice, and the second time with a smaller plan too."""
+    pipeline = long_pipeline
+    monkeypatch.setenv("MLX_MAX_OPS_PER_BUFFER", "7")
+    pipeline.start_training("small")
+    for done in (0, 2):
+        until(lambda done=done: steps_done(pipeline) >= done + 2, "two more steps")
+        victim = worker_of(pipeline, "small")
+        environment = psutil.Process(victim).environ()
+        assert environment.get("AGX_RELAX_CDM_CTXSTORE_TIMEOUT") == ("1" if done else None)
+        assert environment["MLX_MAX_OPS_PER_BUFFER"] == "7", "what somebody has set stays"
+        assert environment.get("MLX_MAX_MB_PER_BUFFER") == ("10" if done else None)
+        record = pipeline.registry.latest_training("small")
+        assert record is not None
+        with (record.run_dir / LOG_NAME).open("a") as log:
+            log.write(INTERACTIVITY)
+        os.kill(victim, signal.SIGABRT)
+        until(lambda victim=victim: not is_alive(victim), "its death")
+    assert wait(pipeline) is TrainingPhase.COMPLETED
+    told = [message for message in warnings_of(pipeline) if "GPU watchdog" in message]
+    assert len(told) == 2, told
+    assert (
+        "SIGABRT" in told[0]
+        and "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1" in told[0]
+        and "less memory" not in told[0]
+    )
+    assert "a plan for less memory" in told[1]
 
 
 def test_the_time_limit_counts_the_time_of_earlier_workers(long_pipeline: TrainingPipeline) -> None:

@@ -39,10 +39,12 @@ class World:
         self.engine, self.said, self.saved, self.waits = engine, [], 0, 0
         self.footprint, self.level, self.battery, self.heat = 10, "normal", False, "nominal"
         self.clock = 1e6
+        self.display: bool | None = False
         monkeypatch.setattr(throttling, "FootprintWatch", lambda: Footprints(self))
         monkeypatch.setattr(throttling, "memory_pressure", lambda: MemoryPressure(self.level, 1, 2))
         monkeypatch.setattr(throttling, "power_state", lambda: PowerState(on_battery=self.battery))
         monkeypatch.setattr(throttling, "thermal_state", lambda: self.heat)
+        monkeypatch.setattr(throttling, "display_is_on", lambda: self.display)
         monkeypatch.setattr(
             throttling, "time", SimpleNamespace(sleep=self._sleep, monotonic=lambda: self.clock)
         )
@@ -63,7 +65,7 @@ class World:
     def _sleep(self, _: float) -> None:
         self.waits += 1
         if self.waits == 3:
-            self.level, self.battery, self.heat = "normal", False, "nominal"
+            self.level, self.battery, self.heat, self.display = "normal", False, "nominal", False
 
     def _interrupt(self) -> None:
         if self.cancelled:
@@ -134,6 +136,7 @@ def test_plans_shrink_to_an_end(engine: Engine, monkeypatch: pytest.MonkeyPatch)
         ({}, {"level": "critical"}, "short of memory"),
         ({"pause_on_battery": True}, {"battery": True}, "battery"),
         ({"pause_when_hot": True}, {"heat": "serious"}, "hot"),
+        ({"pause_while_display_is_on": True}, {"display": True}, "a display is on"),
     ],
 )
 def test_it_waits_with_a_checkpoint_and_goes_on(
@@ -151,7 +154,22 @@ def test_it_waits_with_a_checkpoint_and_goes_on(
     assert reason in world.said[0] and "goes on" in world.said[1]
 
 
-@pytest.mark.parametrize("state", [{"battery": True}, {"heat": "critical"}, {"level": "warning"}])
+def test_a_machine_that_does_not_tell_of_its_display_is_not_waited_for_and_that_is_said_once(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(engine, monkeypatch, pause_while_display_is_on=True)
+    world.display = None
+    for _ in range(3):
+        world.watch.between_updates()
+        world.clock += 60
+    assert (
+        world.waits == 0 and len(world.said) == 1 and "does not tell whether a display is on" in world.said[0]
+    )
+
+
+@pytest.mark.parametrize(
+    "state", [{"battery": True}, {"heat": "critical"}, {"level": "warning"}, {"display": True}]
+)
 def test_it_does_not_wait_for_what_it_was_not_asked_to(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, state: dict[str, object]
 ) -> None:

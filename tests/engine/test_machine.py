@@ -1,0 +1,83 @@
+"""What is measured on purpose corrects forecasts: they change, and are nearer to what was measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from mlx_gardener.engine import Plan, machine, make_plan, measured_backend, model_facts
+from mlx_gardener.engine.machine import measure_machine, measured_config
+from mlx_gardener.engine.predict import RUNTIME_BYTES, predicted
+from mlx_gardener.engine.speed import _OF_A_BASE, TWO_CORES, Backend, machine_key, measure_lost_rows
+from mlx_gardener.errors import TrainingError
+from mlx_gardener.model import seedling_path
+
+FACTS = model_facts(seedling_path())
+
+
+def keep(cache: Path, backend: Backend) -> None:
+    speeds = {name: value for name, value in asdict(backend).items() if name not in _OF_A_BASE}
+    (cache / "backend.json").write_text(json.dumps({"key": machine_key(), **speeds}))
+
+
+def forecast(cache: Path) -> Plan:
+    config = measured_config()
+    return make_plan(FACTS, config, config.memory_limit_bytes, measured_backend(cache))
+
+
+def test_a_forecast_that_was_wrong_is_nearer_after_it_was_measured(tmp_path: Path) -> None:
+    """Trainings had taught twice the memory, and a machine of other times 40 times the speed."""
+    wrong = replace(TWO_CORES, work_scale=2.0, speed_scale=4.0, flops_per_second=2e12, exp_per_second=1e9)
+    keep(tmp_path, wrong)
+    before = forecast(tmp_path)
+    found = measure_machine(tmp_path)
+    after = forecast(tmp_path)
+    assert found.foretold_peak_bytes == pytest.approx(before.predicted_peak_bytes, rel=0.02)
+
+    def off(plan: Plan) -> tuple[float, float]:
+        bytes_off = abs(plan.predicted_peak_bytes - found.peak_bytes)
+        return bytes_off, abs(plan.predicted_tokens_per_second - found.tokens_per_second)
+
+    assert off(after)[0] < 0.5 * off(before)[0] and off(after)[1] < off(before)[1]
+    assert after.predicted_peak_bytes == pytest.approx(found.peak_bytes, rel=0.15)
+    assert (
+        after.predicted_parts.runtime
+        == found.runtime_bytes
+        != before.predicted_parts.runtime
+        == RUNTIME_BYTES
+    )
+    assert (
+        set(found.flops_by_rows) == set(machine.ROWS)
+        and found.lost_rows == measured_backend(tmp_path).lost_rows
+    )
+    assert json.loads(json.dumps(found.to_json()))["peak_bytes"] == found.peak_bytes
+
+
+def test_products_of_few_rows_cost_what_was_measured() -> None:
+    config = measured_config()
+    plan = make_plan(FACTS, config, config.memory_limit_bytes, TWO_CORES)
+    speeds = [
+        predicted(plan, FACTS, config, replace(backend, lost_rows=lost)).predicted_tokens_per_second
+        for backend in (TWO_CORES, replace(TWO_CORES, kind="metal"))
+        for lost in (4.0, 400.0)
+    ]
+    assert speeds[0] > speeds[1] and speeds[2] > speeds[3]
+    by_rows, lost = measure_lost_rows((16, 256), "cpu")
+    assert set(by_rows) == {16, 256} and min(by_rows.values()) > 0 and lost >= 0
+
+
+def test_steps_that_cannot_be_taken_correct_nothing_and_say_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(tmp_path, TWO_CORES)
+    command = ["sh", "-c", "echo it broke >&2; exit 3"]
+    monkeypatch.setattr(machine, "module_command", lambda *arguments: command)
+    with pytest.raises(TrainingError, match="it broke"):
+        measure_machine(tmp_path)
+    assert measured_backend(tmp_path) == TWO_CORES
+    monkeypatch.setattr(machine, "module_command", lambda *arguments: ["true"])
+    with pytest.raises(TrainingError):
+        measure_machine(tmp_path)
