@@ -9,7 +9,13 @@ from mlx_gardener.source.languages import LANGUAGES
 
 
 def test_a_file_is_coloured_by_the_grammar_that_pygments_own_search_finds() -> None:
-    names = [f"a.b{suffix}" for suffix in LANGUAGES] + ["Makefile", "CMakeLists.txt", "notes.txt", "plain", ".x"]
+    names = [f"a.b{suffix}" for suffix in LANGUAGES] + [
+        "Makefile",
+        "CMakeLists.txt",
+        "notes.txt",
+        "plain",
+        ".x",
+    ]
     for name in names:
         ours, theirs = _lexer_of(name), find_lexer_class_for_filename(name)
         assert (ours and type(ours)) == theirs, name
