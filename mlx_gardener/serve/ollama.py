@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -34,6 +34,8 @@ from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, PieceOf,
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
 
+#: What may be asked to be written.
+Asked = TypeVar("Asked", GenerateBody, OllamaChatBody)
 #: The version of Ollama whose API this is: clients refuse what they take for an older one (Copilot Chat below 0.6.4).
 OLLAMA_VERSION = "0.30.4"
 #: What is in memory stays until others need its place: Ollama says "for ever" with a time that far away.
@@ -133,10 +135,7 @@ class OllamaApi:
     async def generate(self, request: Request) -> Response:
         """``/api/generate``."""
         began = time.monotonic()
-        body = await self._intake.body(request, GenerateBody)
-        target = self._intake.target(request, body.model)
-        self._intake.tell_ignored(request, body.ignored())
-        name = body.model or target.id
+        body, target, name = await self._asked(request, GenerateBody)
 
         def content(text: str) -> dict[str, Any]:
             return {"response": text}
@@ -161,10 +160,7 @@ class OllamaApi:
     async def chat(self, request: Request) -> Response:
         """``/api/chat``."""
         began = time.monotonic()
-        body = await self._intake.body(request, OllamaChatBody)
-        target = self._intake.target(request, body.model)
-        self._intake.tell_ignored(request, body.ignored())
-        name = body.model or target.id
+        body, target, name = await self._asked(request, OllamaChatBody)
 
         def content(text: str) -> dict[str, Any]:
             return {"message": {"role": "assistant", "content": text}}
@@ -178,6 +174,13 @@ class OllamaApi:
 
         job = self._intake.job(target, body.sampled(), prepare)
         return await self._answer(request, job, name, content, body.stream, began)
+
+    async def _asked(self, request: Request, kind: type[Asked]) -> tuple[Asked, Target, str]:
+        """What was asked, of what, and by which name of it the answer speaks."""
+        body = await self._intake.body(request, kind)
+        target = self._intake.target(request, body.model)
+        self._intake.tell_ignored(request, body.ignored())
+        return body, target, body.model or target.id
 
     async def _load(
         self,
