@@ -20,16 +20,16 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from mlx_gardener.serve import answers, prompts, streams
 from mlx_gardener.serve.access import access_of
 from mlx_gardener.serve.base_cards import BaseCard, base_card
-from mlx_gardener.serve.catalog import Catalog, Target
+from mlx_gardener.serve.catalog import Target
 from mlx_gardener.serve.generation import Ending, Limits
 from mlx_gardener.serve.indexes import Lookup
-from mlx_gardener.serve.intake import Intake, count, told_error
+from mlx_gardener.serve.intake import count, told_error
 from mlx_gardener.serve.off_loop import off_loop
 from mlx_gardener.serve.ollama_bodies import GenerateBody, OllamaChatBody, ShowBody
+from mlx_gardener.serve.parts import Parts
 from mlx_gardener.serve.paths import REFUSED
 from mlx_gardener.serve.routes import Handler
-from mlx_gardener.serve.settings import ServeSettings
-from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, PieceOf, QueuedRequest, Worker
+from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, PieceOf, QueuedRequest
 
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
@@ -45,11 +45,9 @@ _FOR_EVER = timedelta(days=36525)
 class OllamaApi:
     """Handlers of Ollama's endpoints."""
 
-    def __init__(self, intake: Intake, catalog: Catalog, worker: Worker, settings: ServeSettings) -> None:
-        self._intake = intake
-        self._catalog = catalog
-        self._worker = worker
-        self._settings = settings
+    def __init__(self, parts: Parts) -> None:
+        self._intake, self._catalog, self._worker = parts.intake, parts.catalog, parts.worker
+        self._settings = parts.settings
 
     def handlers(self) -> dict[str, Handler]:
         """Handlers by path; see `paths`."""

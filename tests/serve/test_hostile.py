@@ -20,12 +20,12 @@ from mlx_gardener.serve.access import Access
 from mlx_gardener.serve.bodies import CompletionBody, InfillBody, parse
 from mlx_gardener.serve.catalog import Catalog
 from mlx_gardener.serve.generation import Limits, Sampling
-from mlx_gardener.serve.indexes import Indexes, Lookup
-from mlx_gardener.serve.metrics import Metrics
+from mlx_gardener.serve.indexes import Lookup
+from mlx_gardener.serve.parts import Parts, running
 from mlx_gardener.serve.reading import read_json
 from mlx_gardener.serve.residents import Residents
-from mlx_gardener.serve.server import kept_indexes, running_worker, serving
-from mlx_gardener.serve.worker import BadRequestError, Finished, QueuedRequest, Worker
+from mlx_gardener.serve.server import serving
+from mlx_gardener.serve.worker import BadRequestError, Finished, QueuedRequest
 from tests.serve.conftest import make_projects, wait_until
 from tests.support.requests import JSON, World, connected, ended, message, post
 
@@ -100,26 +100,21 @@ def test_the_computing_threads_state_is_made_anew_after_an_error(tiny: World) ->
         mx.compile(fails, inputs=mx.random.state, outputs=mx.random.state)(mx.zeros(1))
         return []
 
-    settings, metrics = ServeSettings(port=0), Metrics()
-
     async def error_of(
-        worker: Worker, indexes: Indexes, prompts: Callable[[BaseModel, int], list[list[int]]]
+        parts: Parts, prompts: Callable[[BaseModel, int], list[list[int]]]
     ) -> Exception | None:
-        target = Catalog(tiny[0]).find("beta")
-        lookup = Lookup(indexes, metrics, target)
+        target = parts.catalog.find("beta")
+        lookup = Lookup(parts.indexes, parts.metrics, target)
         job = QueuedRequest(target, prompts, lookup, Sampling(temperature=1.0, top_p=0.9), Limits(4))
-        worker.submit(job)
+        parts.worker.submit(job)
         while not isinstance(event := await job.events.get(), Finished):
             pass
         return event.error
 
-    with (
-        running_worker(tiny[0], settings, metrics) as worker,
-        kept_indexes(tiny[0], settings, metrics) as indexes,
-    ):
-        assert "trace" in str(asyncio.run(error_of(worker, indexes, poison)))
-        worker.run(lambda: mx.eval(mx.random.uniform()))  # nothing of the trace is left
-        assert asyncio.run(error_of(worker, indexes, lambda base, room: [[5, 6, 7]])) is None
+    with running(tiny[0], ServeSettings(port=0)) as parts:
+        assert "trace" in str(asyncio.run(error_of(parts, poison)))
+        parts.worker.run(lambda: mx.eval(mx.random.uniform()))  # nothing of the trace is left
+        assert asyncio.run(error_of(parts, lambda base, room: [[5, 6, 7]])) is None
 
 
 def test_a_seed_of_one_request_does_not_decide_the_next(tiny: World) -> None:
@@ -218,12 +213,8 @@ def test_health_tells_when_the_computing_thread_does_not_answer(tiny: World) -> 
 
     from mlx_gardener.serve.app import Server
 
-    settings, metrics = ServeSettings(port=0, stalled_seconds=0.2), Metrics()
-    with (
-        running_worker(tiny[0], settings, metrics) as worker,
-        kept_indexes(tiny[0], settings, metrics) as indexes,
-    ):
-        app = Server(Catalog(tiny[0]), worker, settings, metrics, indexes).app()
+    with running(tiny[0], ServeSettings(port=0, stalled_seconds=0.2)) as parts:
+        worker, app = parts.worker, Server(parts).app()
 
         def health() -> httpx.Response:
             async def ask() -> httpx.Response:
