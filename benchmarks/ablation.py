@@ -11,13 +11,12 @@ computing, as a 7B base's layer does on an M4). The sides of a setting do the sa
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from typing import Any
 
-import click
 from quantized import SHAPES
+from sides import against_references, median, random_batch
 
 #: Side: (kind of base, rows, width, what the plan has, what is switched off beside the plan).
 FAST = {"kept_layers": 8, "loss_slice_tokens": 64, "cpu_streams": 2}
@@ -51,7 +50,6 @@ def side(name: str) -> dict[str, Any]:
     import mlx_gardener  # noqa: F401  # isort: skip
     import mlx.core as mx
     from shapes import write_shape
-    from sides import random_batch
 
     from mlx_gardener.config import LoraConfig, load_config
     from mlx_gardener.engine import Plan, PredictedParts, model_facts, prepare_engine
@@ -99,31 +97,24 @@ def side(name: str) -> dict[str, Any]:
     }
 
 
-@click.command()
-@click.option("--rounds", default=2, show_default=True)
-@click.option("--side", "only", type=click.Choice(list(SIDES)), hidden=True)
-def main(rounds: int, only: str | None) -> None:
-    """Run all sides in turn and write the result."""
-    if only:
-        print(json.dumps(side(only)))
-        return
+def prepare() -> None:
+    """Write the model's shape, as floats and quantised."""
     from shapes import write_shape
-    from sides import against_references, median
 
     for bits in (None, 4):
         write_shape("qwen2.5-coder-0.5b", SHAPES, bits=bits, layers=8)
 
-    def row(seen: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dict[str, Any]:
-        speed, peak = median(seen, "tokens_per_second"), median(seen, "peak_mib")
-        return {
-            "tokens_per_second": round(speed, 1),
-            "speed_ratio": round(speed / median(reference, "tokens_per_second"), 3),
-            "peak_mib": round(peak),
-            "peak_ratio": round(peak / median(reference, "peak_mib"), 3),
-        }
 
-    against_references(__file__, tuple(SIDES), rounds, row)
+def row(seen: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dict[str, Any]:
+    """A side's figures beside its reference's."""
+    speed, peak = median(seen, "tokens_per_second"), median(seen, "peak_mib")
+    return {
+        "tokens_per_second": round(speed, 1),
+        "speed_ratio": round(speed / median(reference, "tokens_per_second"), 3),
+        "peak_mib": round(peak),
+        "peak_ratio": round(peak / median(reference, "peak_mib"), 3),
+    }
 
 
 if __name__ == "__main__":
-    main()
+    against_references(__file__, tuple(SIDES), side, row, prepare)()

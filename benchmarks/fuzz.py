@@ -56,7 +56,8 @@ def main(
         return
     from machine import RESULTS, describe, save
 
-    from tests.guard.targets import TARGETS, seeds
+    from tests.guard.seeds import seeds
+    from tests.guard.targets import TARGETS
 
     if fresh:
         shutil.rmtree(work, ignore_errors=True)

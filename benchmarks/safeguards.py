@@ -12,14 +12,13 @@ have tests; docs/decisions.md lists all of them. Cost: some ten seconds a side o
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import click
+from sides import against_references, median, random_batch
 
 SHAPE, LAYERS, ROWS, WIDTH = "smollm2-135m", 8, 2, 512
 KEPT = {"kept_layers": LAYERS, "loss_slice_tokens": 64, "cpu_streams": 2}
@@ -79,7 +78,6 @@ def side(name: str) -> dict[str, Any]:
     import mlx_gardener  # noqa: F401  # isort: skip
     import mlx.core as mx
     from shapes import write_shape
-    from sides import random_batch
 
     from mlx_gardener.config import LoraConfig, load_config
     from mlx_gardener.engine import make_plan, model_facts, prepare_engine
@@ -133,32 +131,25 @@ def _directory() -> Path:
     return Path(tempfile.gettempdir()) / "mlx-gardener-shapes"
 
 
-@click.command()
-@click.option("--rounds", default=2, show_default=True)
-@click.option("--side", "only", type=click.Choice(list(SIDES)), hidden=True)
-def main(rounds: int, only: str | None) -> None:
-    """Run all sides in turn and write the result."""
-    if only:
-        print(json.dumps(side(only)))
-        return
+def prepare() -> None:
+    """Write the model's shape, as floats and quantised."""
     from shapes import write_shape
-    from sides import against_references, median
 
     for bits in (None, 4):
         write_shape(SHAPE, _directory(), bits=bits, layers=LAYERS)
 
-    def row(seen: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dict[str, Any]:
-        figures: dict[str, Any] = {}
-        for what in ("mlx_peak", "footprint"):
-            mib = median(seen, f"{what}_mib")
-            figures |= {
-                f"{what}_mib": round(mib),
-                f"{what}_ratio": round(mib / median(reference, f"{what}_mib"), 2),
-            }
-        return figures
 
-    against_references(__file__, tuple(SIDES), rounds, row)
+def row(seen: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dict[str, Any]:
+    """A side's figures beside its reference's."""
+    figures: dict[str, Any] = {}
+    for what in ("mlx_peak", "footprint"):
+        mib = median(seen, f"{what}_mib")
+        figures |= {
+            f"{what}_mib": round(mib),
+            f"{what}_ratio": round(mib / median(reference, f"{what}_mib"), 2),
+        }
+    return figures
 
 
 if __name__ == "__main__":
-    main()
+    against_references(__file__, tuple(SIDES), side, row, prepare)()

@@ -39,7 +39,7 @@ from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.server import serve
 from tests.conftest import write_repository, write_tiny_tokenizer
 from tests.serve.conftest import make_projects, write_chat_model
-from tests.serve.test_hostile import SHAPES_OF_BODIES, WIRE_BODIES, WIRE_TEXTS
+from tests.serve.test_large_bodies import SHAPES_OF_BODIES, WIRE_BODIES, WIRE_TEXTS
 
 LOOK_SECONDS = 0.002
 #: Seconds of the event loop that no body may cost.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 from machine import describe, save, spread
 
 from mlx_gardener.dataset import Batch
@@ -64,20 +65,34 @@ def spreads(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]
 def against_references(
     script: str,
     sides: Sequence[str],
-    rounds: int,
+    side: Callable[[str], dict[str, Any]],
     row: Callable[[list[dict[str, Any]], list[dict[str, Any]]], dict[str, Any]],
-) -> None:
-    """Measure all sides in turn, and write a table of them beside the machine, under the script's own name.
+    prepare: Callable[[], None],
+) -> click.Command:
+    """The command of a script that measures its sides in turn, and writes a table of them beside the machine, under its own name.
 
     Args:
+        side: measures one, in a process of its own.
         row: of the table, from what a side reported and what its reference did, the side named before its comma.
+        prepare: what all sides need, once.
     """
-    name, machine, found = Path(script).stem, describe(), in_turn(script, tuple(sides), rounds)
-    table = []
-    for side in sides:
-        table.append({"side": side, **row(found[side], found[side.partition(",")[0]])})
-        print(table[-1])
-    print("wrote", save(name, {"machine": machine, name: table, "sides": spreads(found)}))
+
+    @click.command(help="Run all sides in turn and write the result.")
+    @click.option("--rounds", default=2, show_default=True)
+    @click.option("--side", "only", type=click.Choice(list(sides)), hidden=True)
+    def main(rounds: int, only: str | None) -> None:
+        if only:
+            print(json.dumps(side(only)))
+            return
+        prepare()
+        name, machine, found = Path(script).stem, describe(), in_turn(script, tuple(sides), rounds)
+        table = []
+        for one in sides:
+            table.append({"side": one, **row(found[one], found[one.partition(",")[0]])})
+            print(table[-1])
+        print("wrote", save(name, {"machine": machine, name: table, "sides": spreads(found)}))
+
+    return main
 
 
 def random_batch(rows: int, width: int, vocab: int, *, seed: int = 0) -> Batch:

@@ -1,6 +1,8 @@
 """Adapters as files: written whole or not at all, in mlx-lm's and PEFT's form, with a manifest that says what they are.
 
-In: LoRA weights by mlx-lm's names. Out: a directory in the registry. Only safetensors and JSON are ever read back.
+In: LoRA weights by mlx-lm's names, or other programs' adapters (`imports`). Out: a directory in the registry (`manager`), layers of
+a base that have the weights (`loaded`), files for other programs (`exports`). Only safetensors and JSON are ever read back.
+Cost: reading and writing megabytes; nothing here computes, but `agreement`, which checks what an export says.
 """
 
 from mlx_gardener.adapter.base import base_name, check_base

@@ -6,7 +6,6 @@ is evaluated and exported (`mlx_gardener.api.commands`); `watch_training` gives 
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import nullcontext
@@ -268,6 +267,8 @@ async def watch_training(project_name: str) -> AsyncIterator[Event]:
     Raises:
         TrainingError: there is no such project, or it was never trained.
     """
+    import asyncio  # who calls it has it already, and others need not wait for it
+
     events = get_training_pipeline().follow(project_name)
     while (event := await asyncio.to_thread(next, events, None)) is not None:
         yield event

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 #: By the marker of a file: the form, and the marker of the text before a FIM span that it needs as well.
 _FORMS = {"<|file_sep|>": ("sweep", "<|fim_prefix|>"), "<filename>": ("zeta2", "<[fim-prefix]>")}
+#: What the model ends an answer of the form zeta2 with: the closing line of the merge markers around the window.
 ZETA_END = ">>>>>>> UPDATED\n"
 #: A marker's token id, or None, and the text that follows it.
 _Part = tuple[int | None, str]
@@ -93,6 +94,7 @@ def _encoded(
     encode: Callable[[list[str]], list[list[int]]],
     most_tokens: int,
 ) -> tuple[list[int], list[int]] | None:
+    """See `edit_prompt`; ``encode`` gives the token ids of each text."""
     form = edit_form(tokenizer)
     assert form is not None
     for left_out in range(len(example.changes) + 1):
@@ -114,10 +116,12 @@ def _texts(example: EditExample, tokenizer: CodeTokenizer, form: str) -> list[st
 
 
 def _parts(example: EditExample, tokenizer: CodeTokenizer, form: str) -> list[_Part]:
+    """What a prompt is made of, in order; the answer follows the last."""
     return _zeta2(example, tokenizer) if form == "zeta2" else _sweep(example, tokenizer)
 
 
 def _sweep(example: EditExample, tokenizer: CodeTokenizer) -> list[_Part]:
+    """Each recent change, then the window before the last edit, as it is, and the heading of what it becomes: each as a file."""
     blocks = [
         f"{change.path}.diff\noriginal:\n{ended(change.original)}updated:\n{ended(change.updated)}"
         for change in example.changes
@@ -128,6 +132,7 @@ def _sweep(example: EditExample, tokenizer: CodeTokenizer) -> list[_Part]:
 
 
 def _zeta2(example: EditExample, tokenizer: CodeTokenizer) -> list[_Part]:
+    """What stands below the window, then the recent changes as diffs, then the file down to the window, and the window itself."""
     markers = tokenizer.markers
     assert markers is not None
     rows = example.current.split("\n")

@@ -1,5 +1,7 @@
 """Where editors keep their settings on macOS and Linux.
 
+In: the name of an editor, as `connect` takes it. Out: paths, for the room `editors`, which reads and writes there. Cost: nothing.
+
 Zed: zed.dev/docs/configuring-zed. VS Code: code.visualstudio.com/docs/configure/settings. Vim and Neovim load every file
 of ``plugin/`` in their directories (``:help load-plugins``).
 """

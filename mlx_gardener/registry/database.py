@@ -13,17 +13,11 @@ import os
 import re
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from tenacity import (
-    Retrying,
-    retry_if_exception,
-    stop_after_delay,
-    wait_random_exponential,
-)
 
 from mlx_gardener.errors import RegistryError, RegistryUnavailableError
 from mlx_gardener.platform.locks import take_lock
@@ -83,6 +77,26 @@ def _lock_file(home: Path) -> Path:
             raise
         return home
     return lock
+
+
+def _when_free(connection: sqlite3.Connection, statement: str, seconds: float) -> None:
+    """Execute a statement for which the file has to be free, again and again while it is not, for so many seconds in all."""
+    until = time.monotonic() + seconds
+    try:
+        connection.execute(statement)
+        return
+    except sqlite3.Error as error:
+        if not _is_busy(error) or time.monotonic() >= until:
+            raise
+    # It brings asyncio along, which every command would wait for.
+    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+    Retrying(
+        retry=retry_if_exception(_is_busy),
+        stop=stop_after_delay(until - time.monotonic()),
+        wait=wait_random_exponential(multiplier=0.002, max=0.1),
+        reraise=True,
+    )(connection.execute, statement)
 
 
 def _is_busy(error: BaseException) -> bool:
@@ -145,14 +159,7 @@ class Database:
                 self._close()  # it may be otherwise by now; else this raises
             connection = self._connection(to_write=True)
             connection.execute(f"PRAGMA busy_timeout = {round(patience_seconds * 1000)}")
-            for attempt in Retrying(
-                retry=retry_if_exception(_is_busy),
-                stop=stop_after_delay(patience_seconds),
-                wait=wait_random_exponential(multiplier=0.002, max=0.1),
-                reraise=True,
-            ):
-                with attempt:
-                    connection.execute("BEGIN IMMEDIATE")
+            _when_free(connection, "BEGIN IMMEDIATE", patience_seconds)
             try:
                 yield connection
                 connection.execute("COMMIT")
@@ -261,14 +268,8 @@ class Database:
 
     def _open_file(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
-        for attempt in Retrying(
-            retry=retry_if_exception(_is_busy),
-            stop=stop_after_delay(BUSY_TIMEOUT_SECONDS),
-            wait=wait_random_exponential(multiplier=0.002, max=0.1),
-            reraise=True,
-        ):
-            with attempt:  # changing to WAL needs the file for a moment, and does not wait by itself
-                connection.execute("PRAGMA journal_mode = WAL")
+        # It needs the file for a moment, and does not wait by itself.
+        _when_free(connection, "PRAGMA journal_mode = WAL", BUSY_TIMEOUT_SECONDS)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute(

@@ -10,14 +10,6 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from tenacity import (
-    Retrying,
-    before_sleep_log,
-    retry_if_exception_type,
-    stop_after_delay,
-    wait_random_exponential,
-)
-
 from mlx_gardener.errors import RegistryUnavailableError
 
 logger = logging.getLogger(__name__)
@@ -34,6 +26,18 @@ def patiently(tell: Callable[..., T], *arguments: Any, seconds: float = PATIENCE
     Raises:
         RegistryUnavailableError: it could not be used for all of ``seconds``.
     """
+    try:
+        return tell(*arguments)
+    except RegistryUnavailableError as error:
+        logger.warning("%s", error)
+    from tenacity import (
+        Retrying,
+        before_sleep_log,
+        retry_if_exception_type,
+        stop_after_delay,
+        wait_random_exponential,
+    )
+
     return Retrying(
         retry=retry_if_exception_type(RegistryUnavailableError),
         stop=stop_after_delay(seconds),

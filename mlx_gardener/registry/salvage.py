@@ -1,5 +1,8 @@
 """A damaged database: what can be read of it goes into a new one, row by row; the damaged one is kept.
 
+In: the file that `database.is_damage` speaks of; called by `registry repair`. Out: a whole file in its place, the damaged one
+under another name, and a sentence on what was saved. Cost: a read of every row.
+
 Where SQLite can still open the file, the new content is written into it under SQLite's own locks, so that other
 processes may have it open. Where it cannot, the file is moved away, which needs it alone.
 """
@@ -84,6 +87,7 @@ def _rows(old: sqlite3.Connection, table: str) -> Iterator[dict[str, object]]:
 
 
 def _insert(new: sqlite3.Connection, table: str, row: dict[str, object]) -> None:
+    """A row of the damaged database, as far as the new table has its columns; one that does not fit is left out."""
     known = {item["name"] for item in new.execute(f"PRAGMA table_info({table})")}
     values = {name: _bindable(value) for name, value in row.items() if name in known}
     with contextlib.suppress(sqlite3.Error):  # read twice, or not a row of this table any more
@@ -115,6 +119,7 @@ def _drop_nonsense(new: sqlite3.Connection, home: Path) -> None:
 
 
 def _replace(database: Database, new: sqlite3.Connection, kept: Path, scratch: Path) -> None:
+    """Keep the damaged database as ``kept``, with ``new`` in its place: under SQLite's locks, else by moving files."""
     database.leave()
     try:
         old = sqlite3.connect(database.path, isolation_level=None)

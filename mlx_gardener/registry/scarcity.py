@@ -2,7 +2,7 @@
 
 SQLite's log wants a file beside the database even to read it, which a read-only home has no place for; and to forget a row
 it writes first, so that a full disk could never be freed. A file of a megabyte, `RESERVE_NAME`, is kept in the home to be
-given up for that. Cost: that megabyte.
+given up for that. In: a home, or the database in it. Out: a connection for `database`, room for what deletes. Cost: that megabyte.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def open_read_only(path: Path) -> sqlite3.Connection | None:
 
 
 def _copy(path: Path, log: Path) -> sqlite3.Connection | None:
-    """What file and log hold, in memory."""
+    """What file and log hold, in memory: of a log that nobody can write beside, SQLite reads nothing."""
     try:
         with tempfile.TemporaryDirectory(prefix="mlx-gardener-") as scratch:
             for file in (path, log):

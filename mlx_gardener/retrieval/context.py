@@ -193,6 +193,7 @@ class Retriever:
 
 
 def _telling_lines(text: str) -> set[str]:
+    """The lines of a text that are long enough to say where they come from, without their indentation."""
     return {found for line in text.splitlines() if len(found := line.strip()) >= _TELLING_CHARACTERS}
 
 

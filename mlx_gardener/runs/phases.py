@@ -314,7 +314,8 @@ def _register(
     """Manifest, model card and report beside the weights, all renamed into place at once."""
     from mlx_gardener.adapter import ManifestDetails
     from mlx_gardener.adapter.manifest import package_versions
-    from mlx_gardener.report import render_model_card, render_report_html
+    from mlx_gardener.report.html import render_report_html
+    from mlx_gardener.report.model_card import render_model_card
 
     run.tell(TrainingPhase.COMPLETING, 0.95, "Registering the adapter")
     training = {**outcome.to_json(), "parent": data.continued_from}

@@ -1,5 +1,6 @@
 """Whether a process works on the queue, and the start of one where there is none.
 
+In: a registry, from who put something into its queue. Out: a process of `queue_runner`, where none holds the lock.
 Cost: a lock that is taken and given back; a process of about 40 MB (`queue_runner`) where one is started.
 """
 

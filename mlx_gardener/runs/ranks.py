@@ -21,14 +21,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.config import ParallelConfig
 from mlx_gardener.errors import ConfigError, TrainingError
 from mlx_gardener.platform.files import write_private
 from mlx_gardener.platform.processes import how_it_ended, module_command
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_json
+
+if TYPE_CHECKING:
+    from mlx_gardener.config import ParallelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,8 @@ def hosts_of(config: ParallelConfig) -> list[Host]:
 
 def _read_hostfile(path: Path) -> list[Host]:
     """mlx.launch's form: a list of ``{"ssh", "ips", "rdma"}``, or an object with that as ``hosts``."""
+    from mlx_gardener.config import ParallelConfig  # pydantic, which most supervisors do without
+
     try:
         found = read_json(path, max_bytes=_MAX_HOSTFILE_BYTES)
         entries = found["hosts"] if isinstance(found, dict) else found

@@ -20,8 +20,8 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mlx_gardener.config import ParallelConfig
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.events import Event, ProgressChanged, TrainingEnded, WarningRaised
 from mlx_gardener.platform.gpu_watchdog import gentler_variables, says_gpu_watchdog
@@ -32,6 +32,9 @@ from mlx_gardener.registry.names import CHECKPOINTS_NAME, what_is_kept
 from mlx_gardener.runs.job import LOG_NAME, LOST_EXIT_CODE, Job, Resume
 from mlx_gardener.runs.journal import JOURNAL_NAME, JournalWriter
 from mlx_gardener.runs.ranks import Group, launched_rank
+
+if TYPE_CHECKING:
+    from mlx_gardener.config import ParallelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
         RegistryError: the registry cannot be used.
     """
     job = Job.read(run_dir)
-    parallel = ParallelConfig.model_validate(job.config.get("parallel", {}))
+    parallel = _parallel(job)
     restarts_left = int(job.config.get("worker_restarts", 0))
     if launched_rank(os.environ) is not None:
         restarts_left = 0  # mlx.launch has ended the other ranks by now
@@ -156,15 +159,26 @@ def bury(
     )
 
 
+def _parallel(job: Job) -> ParallelConfig | None:
+    """How the job is shared among several processes, None for one; all of the settings take longer to import than the rest here."""
+    settings = job.config.get("parallel", {})
+    if not (settings.get("hosts") or settings.get("hostfile")):
+        return None
+    from mlx_gardener.config import ParallelConfig
+
+    return ParallelConfig.model_validate(settings)
+
+
 def _run_ranks(
-    run_dir: Path, config: ParallelConfig, asked_to_end: list[int], environment: Mapping[str, str]
+    run_dir: Path, config: ParallelConfig | None, asked_to_end: list[int], environment: Mapping[str, str]
 ) -> tuple[int, str | None]:
-    """One worker, with ``environment`` beside this one's, and the ranks it trains with; its exit code, and which rank died first.
+    """One worker, with ``environment`` beside this one's, and the ranks it trains with; its exit code, and which other rank died
+    before it, if one did.
 
     Raises:
         GardenerError: another rank cannot be started.
     """
-    if not config.is_wanted:
+    if config is None:
         return _run_worker(run_dir, asked_to_end, environment), None
     group = Group(config, run_dir)
     try:

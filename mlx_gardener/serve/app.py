@@ -21,20 +21,17 @@ from mlx_gardener.platform.version import __version__
 from mlx_gardener.serve import answers, prompts, streams
 from mlx_gardener.serve.access import Access, access_of
 from mlx_gardener.serve.bodies import ChatBody, CompletionBody, InfillBody, LlamaCompletionBody
-from mlx_gardener.serve.catalog import Catalog
 from mlx_gardener.serve.generation import Ending, Limits, TokenScore
 from mlx_gardener.serve.guard import Guard
-from mlx_gardener.serve.in_use import InUse
-from mlx_gardener.serve.indexes import Indexes, Lookup
-from mlx_gardener.serve.intake import Intake, count, told_error
-from mlx_gardener.serve.metrics import Metrics
+from mlx_gardener.serve.indexes import Lookup
+from mlx_gardener.serve.intake import count, told_error
 from mlx_gardener.serve.off_loop import off_loop
 from mlx_gardener.serve.ollama import OllamaApi
-from mlx_gardener.serve.page import PageMaker, PageParts, wants_page
+from mlx_gardener.serve.page import PageMaker, wants_page
+from mlx_gardener.serve.parts import Parts
 from mlx_gardener.serve.paths import ENDPOINTS, REFUSED
 from mlx_gardener.serve.routes import Handler, no_such_route, taking_one_method
-from mlx_gardener.serve.settings import ServeSettings
-from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, PieceOf, QueuedRequest, Worker
+from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, PieceOf, QueuedRequest
 
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
@@ -44,27 +41,17 @@ _SCORE_BYTES = 64
 
 
 class Server:
-    """Handlers over a catalog and a worker."""
+    """Handlers over the parts of a server."""
 
     def __init__(
         self,
-        catalog: Catalog,
-        worker: Worker,
-        settings: ServeSettings,
-        metrics: Metrics,
-        indexes: Indexes,
+        parts: Parts,
         on_request: Callable[[Access], None] = lambda _: None,
         page: PageMaker | None = None,
-        in_use: InUse | None = None,
     ) -> None:
-        self._catalog = catalog
-        self._worker = worker
-        self._settings = settings
-        self._metrics = metrics
-        self._indexes = indexes
+        self._parts = parts
+        self._catalog, self._worker, self._intake = parts.catalog, parts.worker, parts.intake
         self._on_request = on_request
-        self._intake = Intake(catalog, settings, metrics, indexes, in_use)
-        parts = PageParts(catalog.registry, catalog, self._intake, worker, indexes)
         self._page = None if page is None else page(parts)
 
     def app(self) -> Guard:
@@ -83,7 +70,7 @@ class Server:
             "/health": self.health,
             "/v1/health": self.health,
             "/metrics": self.metrics,
-            **OllamaApi(self._intake, self._catalog, self._worker, self._settings).handlers(),
+            **OllamaApi(self._parts).handlers(),
         }
         routes: list[BaseRoute] = []
         if self._page is not None:
@@ -96,7 +83,13 @@ class Server:
                 routes.append(taking_one_method(place, method, handlers[path]))
         routes.append(taking_one_method("/v1/models/{model:path}", "GET", self.model))
         router = Router(routes=routes, default=no_such_route, redirect_slashes=False)
-        return Guard(router, self._settings, self._metrics, self._on_request, has_page=self._page is not None)
+        return Guard(
+            router,
+            self._parts.settings,
+            self._parts.metrics,
+            self._on_request,
+            has_page=self._page is not None,
+        )
 
     def end(self) -> None:
         """Let answers come to their end that wait for something to happen: the server ends."""
@@ -119,7 +112,7 @@ class Server:
         """That the server lives, and its computing thread."""
         worker = self._worker
         silent = worker.silent_seconds
-        if worker.alive and silent < self._settings.stalled_seconds:
+        if worker.alive and silent < self._parts.settings.stalled_seconds:
             # Tabby's agent asks for completions only where some model is named.
             return JSONResponse({"status": "ok", "version": __version__, "model": "mlx-gardener"})
         message = (
@@ -154,7 +147,7 @@ class Server:
 
             return model_facts(resolve_model(choose_model(target.base))).max_tokens
 
-        room = min(await asyncio.to_thread(context), self._settings.max_context_tokens)
+        room = min(await asyncio.to_thread(context), self._parts.settings.max_context_tokens)
         return JSONResponse(answers.props(target, room))
 
     async def metrics(self, request: Request) -> Response:
@@ -166,17 +159,17 @@ class Server:
             "bases_loaded": ("Bases in memory.", float(worker.residents.base_count)),
             "weights_bytes": ("What bases and adapters in memory take.", float(worker.residents.size_bytes)),
             "process_footprint_bytes": ("What the process takes.", float(process_footprint_bytes())),
-            "index_chunks": ("Chunks that can be retrieved.", float(self._indexes.chunk_count)),
+            "index_chunks": ("Chunks that can be retrieved.", float(self._parts.indexes.chunk_count)),
             "index_bytes": (
                 "What their indexes take, mapped files included.",
-                float(self._indexes.size_bytes),
+                float(self._parts.indexes.size_bytes),
             ),
         }
         counters = {
             "swaps_total": ("Times that another adapter was put in.", float(worker.residents.swaps)),
             "swap_seconds_total": ("Seconds that this took.", worker.residents.swap_seconds),
         }
-        text = self._metrics.text(gauges, counters)
+        text = self._parts.metrics.text(gauges, counters)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     # Writing.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 
@@ -29,9 +29,6 @@ from mlx_gardener.serve.prompts import Prepare
 from mlx_gardener.serve.reading import read_json
 from mlx_gardener.serve.settings import ServeSettings
 from mlx_gardener.serve.worker import QueuedRequest
-
-if TYPE_CHECKING:
-    pass
 
 AnyBody = TypeVar("AnyBody", bound=Body)
 

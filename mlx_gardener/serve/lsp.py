@@ -29,11 +29,8 @@ from mlx_gardener.platform.files import resolved
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.version import __version__
 from mlx_gardener.registry import ProjectRegistry
-from mlx_gardener.serve.catalog import Catalog
-from mlx_gardener.serve.intake import Intake
 from mlx_gardener.serve.mcp import Tools
-from mlx_gardener.serve.metrics import Metrics
-from mlx_gardener.serve.server import counted_use, kept_indexes, running_worker
+from mlx_gardener.serve.parts import running
 from mlx_gardener.serve.settings import ServeSettings
 from mlx_gardener.serve.worker import BusyError
 
@@ -75,15 +72,8 @@ def run_lsp(registry: ProjectRegistry, settings: ServeSettings, address: str | N
     if address is not None:
         language_server(registry, settings, _asking(address, settings.token)).start_io(stdin)
         return
-    metrics = Metrics()
-    catalog = Catalog(registry, settings.projects)
-    with (
-        kept_indexes(registry, settings, metrics) as indexes,
-        counted_use(registry, settings, catalog, metrics) as in_use,
-        running_worker(registry, settings, metrics, in_use) as worker,
-    ):
-        intake = Intake(catalog, settings, metrics, indexes, in_use)
-        tools = Tools(registry, catalog, worker, intake, indexes)
+    with running(registry, settings) as parts:
+        tools = Tools(parts)
 
         async def ask(project: str | None, path: str, prefix: str, suffix: str) -> str:
             return str((await tools.complete(prefix, suffix, project, path, _TOKENS))["text"])

@@ -19,14 +19,12 @@ from mlx_gardener.report import advice
 from mlx_gardener.retrieval.words import query_words
 from mlx_gardener.serve import prompts
 from mlx_gardener.serve.bodies import CompletionBody, parse
-from mlx_gardener.serve.catalog import Catalog, Target, UnknownModelError
+from mlx_gardener.serve.catalog import Target, UnknownModelError
 from mlx_gardener.serve.generation import Limits
-from mlx_gardener.serve.indexes import Indexes, Lookup
-from mlx_gardener.serve.intake import Intake
-from mlx_gardener.serve.metrics import Metrics
-from mlx_gardener.serve.server import kept_indexes, running_worker
+from mlx_gardener.serve.indexes import Lookup
+from mlx_gardener.serve.parts import Parts, running
 from mlx_gardener.serve.settings import ServeSettings
-from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, PieceOf, Worker
+from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, PieceOf
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -51,29 +49,16 @@ def run_mcp(registry: ProjectRegistry, settings: ServeSettings) -> None:
     """
     for name in settings.projects:
         registry.get_project(name)
-    metrics = Metrics()
-    with (
-        kept_indexes(registry, settings, metrics) as indexes,
-        running_worker(registry, settings, metrics) as worker,
-    ):
-        catalog = Catalog(registry, settings.projects)
-        tools = Tools(registry, catalog, worker, Intake(catalog, settings, metrics, indexes), indexes)
-        tools.server().run("stdio")
+    with running(registry, settings) as parts:
+        Tools(parts).server().run("stdio")
 
 
 class Tools:
-    """The tools over a registry."""
+    """The tools over the parts of a server."""
 
-    def __init__(
-        self,
-        registry: ProjectRegistry,
-        catalog: Catalog,
-        worker: Worker,
-        intake: Intake,
-        indexes: Indexes,
-    ) -> None:
-        self._registry, self._catalog, self._worker, self._intake = registry, catalog, worker, intake
-        self._indexes = indexes
+    def __init__(self, parts: Parts) -> None:
+        self._registry, self._catalog, self._indexes = parts.registry, parts.catalog, parts.indexes
+        self._worker, self._intake = parts.worker, parts.intake
 
     def server(self) -> MCPServer:
         """The SDK's server with these tools.

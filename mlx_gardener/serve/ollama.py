@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -20,20 +20,22 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from mlx_gardener.serve import answers, prompts, streams
 from mlx_gardener.serve.access import access_of
 from mlx_gardener.serve.base_cards import BaseCard, base_card
-from mlx_gardener.serve.catalog import Catalog, Target
+from mlx_gardener.serve.catalog import Target
 from mlx_gardener.serve.generation import Ending, Limits
 from mlx_gardener.serve.indexes import Lookup
-from mlx_gardener.serve.intake import Intake, count, told_error
+from mlx_gardener.serve.intake import count, told_error
 from mlx_gardener.serve.off_loop import off_loop
 from mlx_gardener.serve.ollama_bodies import GenerateBody, OllamaChatBody, ShowBody
+from mlx_gardener.serve.parts import Parts
 from mlx_gardener.serve.paths import REFUSED
 from mlx_gardener.serve.routes import Handler
-from mlx_gardener.serve.settings import ServeSettings
-from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, PieceOf, QueuedRequest, Worker
+from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, PieceOf, QueuedRequest
 
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
 
+#: What may be asked to be written.
+Asked = TypeVar("Asked", GenerateBody, OllamaChatBody)
 #: The version of Ollama whose API this is: clients refuse what they take for an older one (Copilot Chat below 0.6.4).
 OLLAMA_VERSION = "0.30.4"
 #: What is in memory stays until others need its place: Ollama says "for ever" with a time that far away.
@@ -43,11 +45,9 @@ _FOR_EVER = timedelta(days=36525)
 class OllamaApi:
     """Handlers of Ollama's endpoints."""
 
-    def __init__(self, intake: Intake, catalog: Catalog, worker: Worker, settings: ServeSettings) -> None:
-        self._intake = intake
-        self._catalog = catalog
-        self._worker = worker
-        self._settings = settings
+    def __init__(self, parts: Parts) -> None:
+        self._intake, self._catalog, self._worker = parts.intake, parts.catalog, parts.worker
+        self._settings = parts.settings
 
     def handlers(self) -> dict[str, Handler]:
         """Handlers by path; see `paths`."""
@@ -133,10 +133,7 @@ class OllamaApi:
     async def generate(self, request: Request) -> Response:
         """``/api/generate``."""
         began = time.monotonic()
-        body = await self._intake.body(request, GenerateBody)
-        target = self._intake.target(request, body.model)
-        self._intake.tell_ignored(request, body.ignored())
-        name = body.model or target.id
+        body, target, name = await self._asked(request, GenerateBody)
 
         def content(text: str) -> dict[str, Any]:
             return {"response": text}
@@ -161,10 +158,7 @@ class OllamaApi:
     async def chat(self, request: Request) -> Response:
         """``/api/chat``."""
         began = time.monotonic()
-        body = await self._intake.body(request, OllamaChatBody)
-        target = self._intake.target(request, body.model)
-        self._intake.tell_ignored(request, body.ignored())
-        name = body.model or target.id
+        body, target, name = await self._asked(request, OllamaChatBody)
 
         def content(text: str) -> dict[str, Any]:
             return {"message": {"role": "assistant", "content": text}}
@@ -178,6 +172,13 @@ class OllamaApi:
 
         job = self._intake.job(target, body.sampled(), prepare)
         return await self._answer(request, job, name, content, body.stream, began)
+
+    async def _asked(self, request: Request, kind: type[Asked]) -> tuple[Asked, Target, str]:
+        """What was asked, of what, and by which name of it the answer speaks."""
+        body = await self._intake.body(request, kind)
+        target = self._intake.target(request, body.model)
+        self._intake.tell_ignored(request, body.ignored())
+        return body, target, body.model or target.id
 
     async def _load(
         self,

@@ -11,26 +11,11 @@ from dataclasses import dataclass
 
 from starlette.routing import BaseRoute
 
-from mlx_gardener.registry import ProjectRegistry
-from mlx_gardener.serve.catalog import Catalog
-from mlx_gardener.serve.indexes import Indexes
-from mlx_gardener.serve.intake import Intake
+from mlx_gardener.serve.parts import Parts
 from mlx_gardener.serve.routes import Handler
-from mlx_gardener.serve.worker import Worker
 
 #: Where everything of the page is, but for the page itself, which is at ``/``.
 PREFIX = "/ui/"
-
-
-@dataclass(frozen=True)
-class PageParts:
-    """What of a server a page's answers are made with."""
-
-    registry: ProjectRegistry
-    catalog: Catalog
-    intake: Intake
-    worker: Worker
-    indexes: Indexes
 
 
 @dataclass(frozen=True)
@@ -42,7 +27,8 @@ class Page:
     end: Callable[[], None]
 
 
-PageMaker = Callable[[PageParts], Page]
+#: Makes the page of a server.
+PageMaker = Callable[[Parts], Page]
 
 
 def wants_page(path: str, accept: str) -> bool:

@@ -15,10 +15,8 @@ from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve.access import Access
 from mlx_gardener.serve.catalog import Catalog, Target
-from mlx_gardener.serve.in_use import InUse
-from mlx_gardener.serve.indexes import Indexes
-from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.page import PageMaker
+from mlx_gardener.serve.parts import Parts, running
 from mlx_gardener.serve.settings import ServeSettings
 from mlx_gardener.serve.worker import Worker
 
@@ -42,60 +40,12 @@ class SelfTest:
     retrieval: str = ""
 
 
-@contextlib.contextmanager
-def counted_use(
-    registry: ProjectRegistry, settings: ServeSettings, catalog: Catalog, metrics: Metrics
-) -> Iterator[InUse | None]:
-    """What stays of answers is counted while the block runs, where that is asked for."""
-    if not settings.evidence_in_use:
-        yield None
-        return
-    in_use = InUse(registry, catalog, settings.compare, metrics)
-    in_use.start()
-    try:
-        yield in_use
-    finally:
-        in_use.stop()
-
-
-@contextlib.contextmanager
-def running_worker(
-    registry: ProjectRegistry, settings: ServeSettings, metrics: Metrics, in_use: InUse | None = None
-) -> Iterator[Worker]:
-    """A worker that computes while the block runs."""
-    worker = Worker(
-        registry,
-        budget_bytes=settings.budget_bytes,
-        max_queued=settings.max_queued,
-        max_queued_seconds=settings.max_queued_seconds,
-        max_context_tokens=settings.max_context_tokens,
-        metrics=metrics,
-        in_use=in_use,
-    )
-    worker.start()
-    try:
-        yield worker
-    finally:
-        worker.stop()
-
-
-@contextlib.contextmanager
-def kept_indexes(registry: ProjectRegistry, settings: ServeSettings, metrics: Metrics) -> Iterator[Indexes]:
-    """Indexes that are looked after while the block runs."""
-    indexes = Indexes(registry, settings.retrieval, metrics)
-    try:
-        yield indexes
-    finally:
-        indexes.stop()
-
-
-def self_test(worker: Worker, catalog: Catalog, indexes: Indexes | None = None) -> Iterator[SelfTest]:
+def self_test(parts: Parts) -> Iterator[SelfTest]:
     """Load every served project's active adapter, see that it changes what the base says, and read its repository's index."""
-    for target in catalog.targets():
+    for target in parts.catalog.targets():
         if target.record is not None and "@" not in target.id:
-            test = _test(worker, target)
-            opened = indexes.open(target) if indexes is not None and test.problem is None else ""
-            yield replace(test, retrieval=opened)
+            test = _test(parts.worker, target)
+            yield replace(test, retrieval=parts.indexes.open(target) if test.problem is None else "")
 
 
 def _test(worker: Worker, target: Target) -> SelfTest:
@@ -172,22 +122,19 @@ def serve(
 
     for name in settings.projects:
         registry.get_adapter(name)
-    metrics, catalog = Metrics(), Catalog(registry, settings.projects)
-    if loads_ahead and not catalog.targets():
+    if loads_ahead and not Catalog(registry, settings.projects).targets():
         raise RegistryError(
             "No project has an adapter yet: there is nothing to serve.",
             next_step="Train one with `mlx-gardener train PATH`.",
         )
     with (
         contextlib.closing(listen(settings)) as found,
-        kept_indexes(registry, settings, metrics) as indexes,
-        counted_use(registry, settings, catalog, metrics) as in_use,
-        running_worker(registry, settings, metrics, in_use) as worker,
+        running(registry, settings) as parts,
     ):
         tests = []
         if loads_ahead:
-            catalog.editors_names()  # reads the bases' cards now, and not on the event loop while somebody waits
-        for result in self_test(worker, catalog, indexes) if loads_ahead else ():
+            parts.catalog.editors_names()  # reads the bases' cards now, and not on the event loop while somebody waits
+        for result in self_test(parts) if loads_ahead else ():
             on_test(result)
             tests.append(result)
         if tests and all(result.problem is not None for result in tests):
@@ -196,7 +143,7 @@ def serve(
                 next_step="Train it again, or serve another project.",
             )
 
-        server = Server(catalog, worker, settings, metrics, indexes, on_request, page, in_use)
+        server = Server(parts, on_request, page)
 
         class Uvicorn(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -19,7 +19,8 @@ from starlette.routing import BaseRoute
 from mlx_gardener.errors import GardenerError, RegistryError
 from mlx_gardener.serve.access import access_of
 from mlx_gardener.serve.guard import NO_TOKEN, has_token
-from mlx_gardener.serve.page import PREFIX, Page, PageMaker, PageParts
+from mlx_gardener.serve.page import PREFIX, Page, PageMaker
+from mlx_gardener.serve.parts import Parts
 from mlx_gardener.serve.routes import Handler, taking_one_method
 from mlx_gardener.ui.answers import Handlers
 from mlx_gardener.ui.projects import Projects
@@ -54,7 +55,7 @@ def page_address(address: str, token: str | None) -> str:
 def make_page(token: str) -> PageMaker:
     """The page of a server, whose requests bring ``token``."""
 
-    def make(parts: PageParts) -> Page:
+    def make(parts: Parts) -> Page:
         files = _files()
         scans = Scans(parts.registry)
         trainings = Trainings(parts.registry, scans)

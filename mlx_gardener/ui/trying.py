@@ -22,7 +22,7 @@ from mlx_gardener.serve.catalog import Target
 from mlx_gardener.serve.generation import Limits
 from mlx_gardener.serve.indexes import BEING_READ, Lookup
 from mlx_gardener.serve.intake import count
-from mlx_gardener.serve.page import PageParts
+from mlx_gardener.serve.parts import Parts
 from mlx_gardener.ui.answers import Handlers, answer, read_body
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _INDEX_SECONDS, _LOOK_SECONDS = 60.0, 0.2
 class Trying:
     """The handler, over the server's worker."""
 
-    def __init__(self, parts: PageParts) -> None:
+    def __init__(self, parts: Parts) -> None:
         self._parts = parts
 
     def handlers(self) -> Handlers:

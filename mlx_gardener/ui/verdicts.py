@@ -91,6 +91,7 @@ class Verdicts:
 
 
 def _table(found: story.Table) -> dict[str, Any]:
+    """A table as JSON types; ``best`` are (row, column) of what is best in its row."""
     return {
         "columns": list(found.columns),
         "rows": [list(row) for row in found.rows],
@@ -99,6 +100,7 @@ def _table(found: story.Table) -> dict[str, Any]:
 
 
 def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """A task that both answered, with the words and figures that the page shows beside it."""
     kind = str(sample.get("kind", ""))
     return {
         **sample,

@@ -66,7 +66,9 @@ def test_adapters_of_different_budgets_are_equal(benchmark: Any, tmp_path: Path)
     assert found[0]["final_loss"] == pytest.approx(found[1]["final_loss"], abs=1e-4)
 
 
-@pytest.mark.parametrize(("layers", "loops"), [(2, 1), pytest.param(4, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("layers", "loops"), [(2, 0), *(pytest.param(layers, 1, marks=pytest.mark.slow) for layers in (2, 4))]
+)
 def test_a_real_base_s_shape_keeps_its_budget_also_beside_a_busy_loop(
     benchmark: Any, tmp_path: Path, layers: int, loops: int
 ) -> None:

@@ -252,6 +252,7 @@ def test_a_busy_project_names_attach(repository: Path, tiny_model_dir: Path) -> 
 
 
 @pytest.mark.usefixtures("known_home")
+@pytest.mark.usefixtures("known_home")
 def test_training_again_without_a_change_says_so_and_trains_nothing(
     repository: Path, tiny_model_dir: Path
 ) -> None:

@@ -23,7 +23,8 @@ from mlx_gardener.platform.untrusted import read_bytes, read_head, read_json
 from mlx_gardener.report.live import LiveView
 from mlx_gardener.source import ChunkType, CodePreprocessor, languages
 from mlx_gardener.source.chunks import split_spans
-from tests.guard.targets import CUT, TARGETS, allocates_at_most, seeds
+from tests.guard.seeds import seeds
+from tests.guard.targets import CUT, TARGETS, allocates_at_most
 from tests.support.counted import Counted
 
 #: git is asked a hundred times slower than the others are.

@@ -78,22 +78,27 @@ def test_auto_fetches_the_best_model_that_fits_and_shows_how_far_it_is(
 def test_looking_first_names_the_model_and_the_figures_of_the_training_and_fetches_no_weights(
     tmp_path: Path, repository: Path, model: Path
 ) -> None:
-    def told(*command: str) -> dict[str, Any]:
-        environment = os.environ | {f"MLX_GARDENER_{name}": value for name, value in SETTINGS.items()}
-        environment |= {"HF_HOME": str(tmp_path / "hub"), "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
-        run = (sys.executable, "-m", "mlx_gardener", *command, "--json")
-        done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr[-3000:]
-        shown: dict[str, Any] = json.loads(done.stdout)
-        return shown
+    environment = {f"MLX_GARDENER_{name}": value for name, value in SETTINGS.items()}
+    commands = [
+        ("scan", str(repository)),
+        ("train", str(repository), "--dry-run"),
+        ("plan", str(repository)),
+        ("plan", "--model", NAME),
+    ]
+    script = f"""
+import json
+from mlx_gardener.platform.lean_imports import import_lean
+import_lean()
+from tests.support.commands import gardener_here
+for command in {commands!r}:
+    done = gardener_here(*command, "--json", **{environment!r})
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(json.dumps(json.loads(done.stdout)))
+"""
 
     def figures() -> list[dict[str, Any]]:
-        return [
-            told("scan", str(repository))["estimate"],
-            told("train", str(repository), "--dry-run")["estimate"],
-            told("plan", str(repository))["estimate"],
-            told("plan", "--model", NAME)["predicted_parts"],
-        ]
+        told = [json.loads(line) for line in run_with_hub(script, tmp_path, address).splitlines()]
+        return [*(one["estimate"] for one in told[:3]), told[3]["predicted_parts"]]
 
     with hub_with(NAME, model) as address:
         before = figures()
@@ -101,8 +106,9 @@ def test_looking_first_names_the_model_and_the_figures_of_the_training_and_fetch
         reasons = {estimate.pop("model_reason") for estimate in before[:3]}
         assert reasons == {"the best recommended model that fits the budget; 0.0 GB to be fetched"}
         assert not list((tmp_path / "hub").rglob("*.safetensors"))
-        script = f"from mlx_gardener.model.hub import fetch_model\nfetch_model({NAME!r})"
-        run_with_hub(script, tmp_path, address)
+        run_with_hub(
+            f"from mlx_gardener.model.hub import fetch_model\nfetch_model({NAME!r})", tmp_path, address
+        )
         after = figures()
     assert all(estimate.pop("model") == NAME for estimate in after[:3])
     assert all("in the local cache" in estimate.pop("model_reason") for estimate in after[:3])

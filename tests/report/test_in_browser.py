@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_gardener.report import render_report_html
+from mlx_gardener.report.html import render_report_html
 from tests.report.facts import full_events, full_facts
 
 WIDTHS = (360, 400, 768, 1280)

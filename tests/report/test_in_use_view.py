@@ -15,7 +15,7 @@ from mlx_gardener.evaluate.in_use import figures, in_use_directory, offer_store
 from mlx_gardener.evaluate.offers import Offer, Offered, Seen, line_hash, salt_of
 from mlx_gardener.model import load_base
 from mlx_gardener.registry import ProjectRegistry
-from mlx_gardener.report import render_report_html
+from mlx_gardener.report.html import render_report_html
 from mlx_gardener.report.in_use_view import page_with, show_in_use
 from tests.report.facts import full_events, full_facts
 from tests.serve.conftest import SHAPES, make_adapter

@@ -110,7 +110,7 @@ def test_every_recorded_request_is_sent_by_a_test() -> None:
         Path(__file__),
         Path(__file__).parent / "test_ollama.py",
         Path(__file__).parent / "test_next_edits.py",
-        Path(__file__).parents[1] / "editors" / "test_editors.py",
+        Path(__file__).parents[1] / "editors" / "test_proof.py",
     )
     source = "".join(place.read_text() for place in places)
     recorded = {file.stem for file in REQUESTS.glob("*.json")} - {"clients"}

@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
-import signal
-import socket
-import subprocess
-import time
-import tracemalloc
 from collections.abc import Callable, Iterator
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +14,20 @@ import pytest
 from mlx_gardener.adapter import PeftManager, attach_adapter
 from mlx_gardener.evaluate.complete import complete
 from mlx_gardener.model import BaseModel, load_base
-from mlx_gardener.platform.processes import module_command
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve import ServeSettings, chats
 from mlx_gardener.serve.access import Access
-from mlx_gardener.serve.bodies import ChatBody, CompletionBody, InfillBody, parse
+from mlx_gardener.serve.bodies import CompletionBody, InfillBody, parse
 from mlx_gardener.serve.catalog import Catalog
 from mlx_gardener.serve.generation import Limits, Sampling
-from mlx_gardener.serve.indexes import Indexes, Lookup
-from mlx_gardener.serve.metrics import Metrics
-from mlx_gardener.serve.ollama_bodies import GenerateBody, OllamaChatBody
+from mlx_gardener.serve.indexes import Lookup
+from mlx_gardener.serve.parts import Parts, running
 from mlx_gardener.serve.reading import read_json
 from mlx_gardener.serve.residents import Residents
-from mlx_gardener.serve.server import kept_indexes, running_worker, serving
-from mlx_gardener.serve.worker import BadRequestError, Finished, QueuedRequest, Worker
+from mlx_gardener.serve.server import serving
+from mlx_gardener.serve.worker import BadRequestError, Finished, QueuedRequest
 from tests.serve.conftest import make_projects, wait_until
-from tests.support.requests import HEAD, World, connected, ended, message, post
-
-TOKEN = "correct-horse-battery-staple"
-JSON = {"content-type": "application/json"}
+from tests.support.requests import JSON, World, connected, ended, message, post
 
 
 @pytest.fixture
@@ -72,7 +59,7 @@ def hostile_bodies() -> Iterator[tuple[str, bytes]]:
 
 
 #: So many hostile requests, then one that must be answered as before.
-AT_ONCE = 6
+AT_ONCE = 12
 
 
 def test_no_request_hurts_the_next_one(tiny: World) -> None:
@@ -113,26 +100,21 @@ def test_the_computing_threads_state_is_made_anew_after_an_error(tiny: World) ->
         mx.compile(fails, inputs=mx.random.state, outputs=mx.random.state)(mx.zeros(1))
         return []
 
-    settings, metrics = ServeSettings(port=0), Metrics()
-
     async def error_of(
-        worker: Worker, indexes: Indexes, prompts: Callable[[BaseModel, int], list[list[int]]]
+        parts: Parts, prompts: Callable[[BaseModel, int], list[list[int]]]
     ) -> Exception | None:
-        target = Catalog(tiny[0]).find("beta")
-        lookup = Lookup(indexes, metrics, target)
+        target = parts.catalog.find("beta")
+        lookup = Lookup(parts.indexes, parts.metrics, target)
         job = QueuedRequest(target, prompts, lookup, Sampling(temperature=1.0, top_p=0.9), Limits(4))
-        worker.submit(job)
+        parts.worker.submit(job)
         while not isinstance(event := await job.events.get(), Finished):
             pass
         return event.error
 
-    with (
-        running_worker(tiny[0], settings, metrics) as worker,
-        kept_indexes(tiny[0], settings, metrics) as indexes,
-    ):
-        assert "trace" in str(asyncio.run(error_of(worker, indexes, poison)))
-        worker.run(lambda: mx.eval(mx.random.uniform()))  # nothing of the trace is left
-        assert asyncio.run(error_of(worker, indexes, lambda base, room: [[5, 6, 7]])) is None
+    with running(tiny[0], ServeSettings(port=0)) as parts:
+        assert "trace" in str(asyncio.run(error_of(parts, poison)))
+        parts.worker.run(lambda: mx.eval(mx.random.uniform()))  # nothing of the trace is left
+        assert asyncio.run(error_of(parts, lambda base, room: [[5, 6, 7]])) is None
 
 
 def test_a_seed_of_one_request_does_not_decide_the_next(tiny: World) -> None:
@@ -176,137 +158,6 @@ def test_half_a_surrogate_pair_is_answered(tiny: World) -> None:
             assert done.status_code == 200, done.text
 
 
-BIG = 4 * 2**20
-SHAPES_OF_BODIES = {
-    "objects": b'{"prompt":[' + b"{}," * (BIG // 3 - 9) + b"{}]}",
-    "texts": b'{"prompt":[' + b'"a",' * (BIG // 4 - 9) + b'"a"]}',
-    "numbers": b'{"prompt":[' + b"1," * (BIG // 2 - 9) + b"1]}",
-    "few numbers": b'{"prompt":[' + b"12345," * 80_000 + b'"x"]}',
-    "lists": b'{"prompt":[' + b"[1]," * (BIG // 4 - 9) + b"[1]]}",
-    "messages": b'{"messages":[' + b'{"role":"x"},' * (BIG // 13 - 9) + b"{}]}",
-    "few messages": b'{"messages":[' + b'{"role":"x"},' * 4000 + b"{}]}",
-    "files": b'{"input_extra":[' + b'{"text":""},' * (BIG // 12 - 9) + b"{}]}",
-    "names": b"{" + b",".join(b'"%d":0' % at for at in range(BIG // 12)) + b"}",
-    "deep": b"[" * BIG,
-    "wide text and an escape": b'{"prompt":"' + b"a" * (BIG - 99) + "\U0001f600\\n".encode() + b'"}',
-    "wide text": b'{"prompt":"' + "\U0001f600".encode() * (BIG // 4 - 9) + b'"}',
-    "mixed text": '{"prompt":"\U0001f600\\ud83d'.encode() + b"a" * (BIG - 99) + b'"}',
-    "escapes": b'{"prompt":"' + b'\\"' * (BIG // 2 - 9) + b'"}',
-    "quotes": b'"' * BIG,
-    "no JSON": b'\\"\\\\"' * (BIG // 5),
-    "blanks": b" " * BIG,
-}
-
-
-@pytest.mark.parametrize("shape", SHAPES_OF_BODIES)
-@pytest.mark.parametrize("kind", [CompletionBody, ChatBody, InfillBody, GenerateBody, OllamaChatBody])
-def test_no_body_costs_more_than_ten_times_its_size(shape: str, kind: Any) -> None:
-    data = SHAPES_OF_BODIES[shape]
-    tracemalloc.start()
-    try:
-        parse(kind, read_json(data))
-    except BadRequestError as error:
-        assert len(str(error)) < 500
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < max(10 * len(data), 2**20)
-
-
-#: Texts of about 4 MB on the wire, as JSON spells them; what they take in memory differs most.
-WIRE_TEXTS = {
-    "emoji": "\U0001f600".encode() * (BIG // 4 - 99),
-    "an emoji and an escape at the end": b"a" * (BIG - 400) + "\U0001f600\\n".encode(),
-    "halves at both ends": b"\\ude00" + b"a" * (BIG - 400) + b"\\ud83d",
-    "escaped emoji": b"\\ud83d\\ude00" * (BIG // 12 - 99),
-    "escapes": b'\\"' * (BIG // 2 - 99),
-    "slashes": b"a/" * (BIG // 2 - 99),
-    "latin": "\u00e9".encode() * (BIG // 2 - 99),
-    "as long a chat as is read": "\U0001f600".encode() * 819_000,
-}
-WIRE_BODIES = {
-    "/infill": (
-        b'{"input_prefix":"%s","n_predict":1}',
-        b'{"input_suffix":"%s","n_predict":1}',
-        b'{"input_extra":[{"text":"%s","filename":"a.py"}],"n_predict":1}',
-        b'{"input_extra":[{"text":"","filename":"%s"}],"n_predict":1}',
-        b'{"prompt":"%s","n_predict":1}',
-        b'{"response_fields":["%s"],"n_predict":1}',
-        b'{"wings":"%s","n_predict":1}',
-        b'{"%s":1,"n_predict":1}',
-    ),
-    "/completion": (b'{"prompt":"%s","n_predict":1}', b'{"prompt":"x","model":"%s","n_predict":1}'),
-    "/v1/completions": (
-        b'{"prompt":"%s","max_tokens":1}',
-        b'{"prompt":["%s"],"max_tokens":1,"echo":true}',
-        b'{"prompt":"x","suffix":"%s","max_tokens":1}',
-        b'{"prompt":"x","stop":["%s"],"max_tokens":1}',
-        b'{"prompt":"x","user":"%s","max_tokens":1}',
-        b'{"prompt":"x","path":"%s","max_tokens":1}',
-    ),
-    "/api/generate": (
-        b'{"prompt":"%s","suffix":"x","options":{"num_predict":1}}',
-        b'{"prompt":"x","suffix":"%s","options":{"num_predict":1}}',
-        b'{"prompt":"%s","options":{"num_predict":1}}',
-        b'{"prompt":"x","options":{"%s":1,"num_predict":1}}',
-        b'{"prompt":"x","images":["%s"],"options":{"num_predict":1}}',
-    ),
-    "/v1/chat/completions": (
-        b'{"messages":[{"role":"user","content":"%s"}],"max_tokens":1}',
-        b'{"messages":[{"role":"user","content":[{"type":"text","text":"%s"}]}],"max_tokens":1}',
-        b'{"messages":[{"role":"%s","content":""}],"max_tokens":1}',
-    ),
-}
-
-
-def wire_bodies(texts_a_form: int) -> Iterator[tuple[str, str, bytes]]:
-    """Every path, form and text; each form with so many of the texts, in turn."""
-    texts = cycle(WIRE_TEXTS.items())
-    for path, forms in WIRE_BODIES.items():
-        for form in forms:
-            for name, text in islice(texts, texts_a_form):
-                yield path, f"{form[:40]!r}: {name}", form.replace(b"%s", text)
-        for name in ("few numbers", "few messages", "names", "deep"):
-            yield path, name, SHAPES_OF_BODIES[name]
-
-
-def peak_kib(process: int) -> int:
-    """The most memory that a process has taken since its ``clear_refs`` was written."""
-    status = Path(f"/proc/{process}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0])
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux measures a peak anew")
-@pytest.mark.parametrize("texts_a_form", [3, pytest.param(len(WIRE_TEXTS), marks=pytest.mark.slow)])
-def test_no_body_costs_the_server_more_than_ten_times_its_size(
-    home: Path, tmp_path: Path, chat_model_dir: Path, texts_a_form: int
-) -> None:
-    base = load_base(str(chat_model_dir))
-    make_projects(base, tmp_path / "code", str(chat_model_dir), ["alpha"])
-    command = module_command("mlx_gardener", "serve", "alpha", "--port", "0", "--json", "--quiet")
-    # Large pieces of memory go back to the system at once, so that each body's own peak shows.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-    costs: dict[str, float] = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as running:
-        assert running.stdout is not None
-        address = [json.loads(running.stdout.readline()) for _ in range(2)][1]["address"]
-        with httpx.Client(base_url=address, headers=JSON, timeout=120) as client:
-            for path in WIRE_BODIES:  # what is loaded and compiled once
-                near = b"x = 1; " * 900
-                for form in WIRE_BODIES[path]:
-                    client.post(path, content=form.replace(b"%s", near))
-            for path, name, data in wire_bodies(texts_a_form):
-                Path(f"/proc/{running.pid}/clear_refs").write_text("5")
-                before = peak_kib(running.pid)
-                done = client.post(path, content=data)
-                assert done.status_code in (200, 400, 404), (path, name, done.text[:500])
-                costs[f"{path} {name}"] = (peak_kib(running.pid) - before) * 1024 / max(len(data), 2**20)
-        running.send_signal(signal.SIGINT)
-        running.wait(60)
-    worst = sorted(costs.items(), key=lambda item: -item[1])[:5]
-    assert worst[0][1] < 10, worst
-
-
 def test_a_prompt_of_megabytes_is_refused_after_a_part_of_it(tiny: World) -> None:
     text = "def run(self):\n    return 1\n" * 60_000
     with serving(tiny[0], ServeSettings(port=0)) as address:
@@ -321,87 +172,6 @@ def test_a_prompt_of_megabytes_is_refused_after_a_part_of_it(tiny: World) -> Non
             and far.json()["content"] == post(address, "/infill", near).json()["content"]
         )
         assert post(address, "/infill", {**near, "input_extra": extra}).status_code == 200
-
-
-def test_half_requests_are_not_waited_for(start: Callable[..., str]) -> None:
-    address = start(projects=("alpha",), head_seconds=0.3, body_seconds=0.3)
-    for half in (b"", b"POST /infi", HEAD):
-        with connected(address) as connection:
-            connection.sendall(half)
-            said = ended(connection)
-            assert b"408" in said and b"did not arrive in time" in said
-    for half in (b"content-length: 4000000\r\n\r\n", b'transfer-encoding: chunked\r\n\r\n5\r\n{"a":\r\n'):
-        with connected(address) as connection:
-            connection.sendall(HEAD + half)
-            said = ended(connection)
-            assert b"408" in said and b"did not arrive in time" in said
-    patient = start(projects=("alpha",), body_seconds=0.3)
-    with connected(patient) as connection:  # refused before it was read, and still not waited for
-        connection.sendall(b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4000000\r\n\r\n{")
-        assert b"415" in ended(connection)
-    assert httpx.get(f"{patient}/health", timeout=60).status_code == 200
-
-
-def test_a_byte_now_and_then_does_not_keep_a_connection(start: Callable[..., str]) -> None:
-    address = start(projects=("alpha",), head_seconds=0.5)
-    with connected(address) as connection:
-        with pytest.raises(OSError):
-            for _ in range(1200):
-                connection.sendall(b"x")
-                time.sleep(0.05)
-
-
-def test_a_client_that_does_not_read_is_not_waited_for(start: Callable[..., str]) -> None:
-    address = start(projects=("alpha",), max_connections=1, body_seconds=0.3)
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", int(address.rpartition(":")[2])))
-        ask = b"GET /" + b"x" * 190 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n"
-        connection.settimeout(0.2)
-        with contextlib.suppress(OSError):  # full, or closed by then
-            for _ in range(20_000):
-                connection.sendall(ask * 100)
-        for _ in range(600):
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{address}/health", timeout=60).status_code == 200:
-                    return
-            time.sleep(0.05)
-    raise AssertionError("the connection is still held")
-
-
-def test_connections_are_bounded(start: Callable[..., str]) -> None:
-    address = start(projects=("alpha",), max_connections=3)
-    held = [connected(address) for _ in range(3)]
-    for connection in held:
-        connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        assert b"200" in connection.recv(4096)
-    with connected(address) as one_more:
-        said = ended(one_more)
-    assert b"503" in said and json.loads(said.partition(b"\r\n\r\n")[2])["error"]["code"] == "busy"
-    for connection in held:
-        connection.close()
-    answer = httpx.Client(transport=httpx.HTTPTransport(retries=5)).get(f"{address}/health", timeout=60)
-    assert answer.status_code in (200, 503)
-
-
-def test_bytes_that_wait_are_bounded_over_all_requests(start: Callable[..., str]) -> None:
-    address = start(projects=("alpha",), max_waiting_bytes=3000)
-    body = {"input_prefix": "x = " * 100, "n_predict": 2}
-    with connected(address) as connection:
-        connection.sendall(HEAD + b"content-length: 2950\r\n\r\n" + b" " * 2900)
-        assert any(post(address, "/infill", body).status_code == 503 for _ in range(100))
-    for _ in range(600):
-        if (status := post(address, "/infill", body).status_code) == 200:
-            break
-        time.sleep(0.05)
-    assert status == 200
-
-
-def test_a_token_is_asked_for_before_a_body_is_waited_for(start: Callable[..., str]) -> None:
-    address = start(projects=("alpha",), token=TOKEN)
-    with connected(address) as connection:
-        connection.sendall(HEAD + b"content-length: 4000000\r\n\r\n")
-        assert b"401" in connection.recv(4096)
 
 
 TEMPLATES = {
@@ -443,12 +213,8 @@ def test_health_tells_when_the_computing_thread_does_not_answer(tiny: World) -> 
 
     from mlx_gardener.serve.app import Server
 
-    settings, metrics = ServeSettings(port=0, stalled_seconds=0.2), Metrics()
-    with (
-        running_worker(tiny[0], settings, metrics) as worker,
-        kept_indexes(tiny[0], settings, metrics) as indexes,
-    ):
-        app = Server(Catalog(tiny[0]), worker, settings, metrics, indexes).app()
+    with running(tiny[0], ServeSettings(port=0, stalled_seconds=0.2)) as parts:
+        worker, app = parts.worker, Server(parts).app()
 
         def health() -> httpx.Response:
             async def ask() -> httpx.Response:
@@ -603,73 +369,6 @@ def test_a_choice_as_narrow_as_can_be_is_the_likeliest_token(narrow: dict[str, f
     logprobs = mx.log(mx.softmax(mx.arange(640) * 1e-3)).reshape(1, -1)
     chosen = _sampler(body.sampling()) or (lambda values: mx.argmax(values, axis=-1))
     assert {chosen(logprobs).item() for _ in range(16)} == {639}
-
-
-def test_a_client_that_leaves_while_it_sends_is_no_fault_of_ours(world: World) -> None:
-    seen: list[Access] = []
-    with serving(world[0], ServeSettings(port=0, projects=("alpha",)), seen.append) as address:
-        with connected(address) as connection:
-            connection.sendall(HEAD + b'content-length: 4000\r\n\r\n{"input_prefix": "x')
-            time.sleep(0.2)
-        assert wait_until(lambda: len(seen) == 1)
-        assert (seen[0].status, seen[0].refused) == (499, "The client went away.")
-        counted = httpx.get(f"{address}/metrics", timeout=60).text
-    assert 'status="499"' in counted and 'status="500"' not in counted
-
-
-def asked(address: str, line: str, *headers: str) -> tuple[int, str]:
-    """Status and text of what a server says to a request of these bytes."""
-    with connected(address) as connection:
-        head = "\r\n".join((f"{line} HTTP/1.1", "connection: close", *headers))
-        connection.sendall(f"{head}\r\n\r\n".encode())
-        head, _, text = ended(connection).decode().partition("\r\n\r\n")
-    return int(head.split()[1]), text
-
-
-def test_a_request_may_name_its_whole_url(start: Callable[..., str]) -> None:
-    address = start(projects=("alpha",))
-    place = address.removeprefix("http://")
-    status, text = asked(address, f"GET {address}/props", f"host: {place}")
-    assert status == 200 and "default_generation_settings" in text
-    assert asked(address, f"GET HTTP://{place}/props?model=alpha", "host: evil.example")[0] == 200
-    assert asked(address, "GET http://evil.example/props", f"host: {place}")[0] == 403
-    assert asked(address, "GET http:///props", f"host: {place}")[0] == 403
-    assert asked(address, f"GET {address}?model=alpha", f"host: {place}") == asked(
-        address, "GET /", f"host: {place}"
-    )
-
-
-@pytest.mark.parametrize(
-    "host", ["evil@127.0.0.1", "127.0.0.1:evil", "127.0.0.1/..", "127.0.0.1#", "127.0.0.1?", "[::1", "::1", "", "[127.0.0.1]x"]
-)  # fmt: skip
-def test_what_is_no_host_is_refused(host: str, start: Callable[..., str]) -> None:
-    assert asked(start(projects=("alpha",)), "GET /health", f"host: {host}")[0] == 403
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1:8012", "LOCALHOST", "localhost:", "[::1]:1", "127.8.8.8"])
-def test_hosts_of_this_machine_are_answered(host: str, start: Callable[..., str]) -> None:
-    assert asked(start(projects=("alpha",)), "GET /health", f"host: {host}")[0] == 200
-
-
-def test_an_offer_to_upgrade_is_passed_over_in_silence(
-    start: Callable[..., str], caplog: pytest.LogCaptureFixture
-) -> None:
-    address = start(projects=("alpha",))
-    offer = ("host: localhost", "upgrade: websocket", "connection: upgrade")
-    assert asked(address, "GET /health", *offer)[0] == 200
-    assert not caplog.records
-
-
-def test_no_more_of_a_name_is_told_back_than_shows_which(start: Callable[..., str]) -> None:
-    address, long = start(projects=("alpha",)), "x" * 3000
-    for line, *headers in (
-        ("GET /health", f"host: {long}"),
-        (f"GET /{long}", "host: localhost"),
-        (f"DELETE /projects/{long}/props", "host: localhost"),
-        (f"GET /projects/{long}/props", "host: localhost"),
-    ):
-        assert "x" * 100 in asked(address, line, *headers)[1]
-        assert "x" * 201 not in asked(address, line, *headers)[1]
 
 
 @pytest.mark.parametrize("kind", [CompletionBody, InfillBody])

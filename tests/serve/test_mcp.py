@@ -18,11 +18,8 @@ from mlx_gardener.evaluate.complete import complete
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.runs import indexed
 from mlx_gardener.serve import indexes as indexes_module
-from mlx_gardener.serve.catalog import Catalog
-from mlx_gardener.serve.intake import Intake
 from mlx_gardener.serve.mcp import Tools
-from mlx_gardener.serve.metrics import Metrics
-from mlx_gardener.serve.server import kept_indexes, running_worker
+from mlx_gardener.serve.parts import running
 from mlx_gardener.serve.settings import ServeSettings
 from tests.conftest import write_repository
 from tests.serve.conftest import SHAPES, make_adapter
@@ -34,20 +31,13 @@ PREFIX, SUFFIX = "class Basket:\n    def area(self):\n        return ", "\n\n\np
 
 def with_client(registry: ProjectRegistry, ask: Callable[[Client], Awaitable[_Result]]) -> _Result:
     """What ``ask`` makes of a client that is connected to the tools in this process."""
-    settings, metrics = ServeSettings(max_queued_seconds=600.0), Metrics()
 
     async def asking(tools: Tools) -> _Result:
         async with Client(tools.server()) as client:
             return await ask(client)
 
-    with (
-        kept_indexes(registry, settings, metrics) as indexes,
-        running_worker(registry, settings, metrics) as worker,
-    ):
-        catalog = Catalog(registry)
-        return asyncio.run(
-            asking(Tools(registry, catalog, worker, Intake(catalog, settings, metrics, indexes), indexes))
-        )
+    with running(registry, ServeSettings(max_queued_seconds=600.0)) as parts:
+        return asyncio.run(asking(Tools(parts)))
 
 
 async def call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
@@ -115,9 +105,8 @@ def test_searching_often_looks_at_the_repository_no_oftener_than_serving(
         return original(*given, **more)
 
     monkeypatch.setattr(indexed, "refreshed", counted)
-    metrics = Metrics()
-    with kept_indexes(registry, ServeSettings(), metrics) as indexes:
-        tools = Tools(registry, Catalog(registry), None, None, indexes)  # type: ignore[arg-type]
+    with running(registry, ServeSettings()) as parts:
+        tools, indexes = Tools(parts), parts.indexes
         for _ in range(3):
             assert tools.search("basket", "delta", 4)["chunks"]
         assert len(looks) == 1
@@ -129,7 +118,7 @@ def test_searching_often_looks_at_the_repository_no_oftener_than_serving(
         indexes._kept["delta"].due_at = 0.0
         assert tools.search("never_heard_of_before", "delta", 4)["chunks"][0]["path"] == "fresh.py"
         assert len(looks) == 2
-    assert metrics.index_looks == 2
+    assert parts.metrics.index_looks == 2
 
 
 def test_the_command_speaks_the_protocol_on_standard_output_and_nothing_else(world: World) -> None:

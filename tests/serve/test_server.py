@@ -22,9 +22,9 @@ from mlx_gardener.platform.processes import module_command
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.catalog import Catalog, Target
-from mlx_gardener.serve.metrics import Metrics
+from mlx_gardener.serve.parts import running
 from mlx_gardener.serve.residents import Residents
-from mlx_gardener.serve.server import listen, running_worker, self_test, serving
+from mlx_gardener.serve.server import listen, self_test, serving
 from mlx_gardener.serve.settings import choose_token
 from tests.conftest import write_tiny_model
 from tests.serve.conftest import SHAPES, make_adapter, make_projects, wait_until
@@ -146,9 +146,9 @@ def test_an_adapter_that_changes_nothing_is_named_and_not_served(
     base = load_base(str(tiny_model_dir))
     registry = make_projects(base, tmp_path / "code", str(tiny_model_dir), ["alpha", "beta"])
     make_adapter(registry, "beta", base, SHAPES["beta"], seed=3, strength=0.0)
-    settings, metrics = ServeSettings(port=0), Metrics()
-    with running_worker(registry, settings, metrics) as worker:
-        tests = {test.model: test for test in self_test(worker, Catalog(registry))}
+    settings = ServeSettings(port=0)
+    with running(registry, settings) as parts:
+        tests = {test.model: test for test in self_test(parts)}
     assert tests["alpha"].problem is None and tests["alpha"].change > 0.001
     assert tests["beta"].problem is not None and "changes nothing" in tests["beta"].problem
     with serving(registry, settings) as address:

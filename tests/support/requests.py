@@ -13,6 +13,7 @@ from mlx_gardener.serve.catalog import Target
 from mlx_gardener.serve.indexes import Indexes, Lookup
 from mlx_gardener.serve.metrics import Metrics
 
+JSON = {"content-type": "application/json"}
 World = tuple[ProjectRegistry, BaseModel]
 HEAD = b"POST /projects/alpha/infill HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 

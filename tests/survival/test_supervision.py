@@ -449,6 +449,9 @@ def test_logs_show_no_escape_codes(endless_pipeline: TrainingPipeline) -> None:
 
 def test_a_supervisor_costs_little(endless_pipeline: TrainingPipeline) -> None:
     pipeline = endless_pipeline
+    dear = "{'pydantic', 'asyncio', 'numpy', 'mlx_gardener.config'}"  # more than all the rest that it imports
+    code = f"import sys, mlx_gardener.runs.supervisor; print({dear} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
     with pipeline.training_context("small"):
         until(lambda: steps_done(pipeline) >= 1, "a step")
         record = pipeline.registry.latest_training("small")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,7 @@ from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.server import serving
 from mlx_gardener.ui import make_page
+from tests.support.trainings import SMALL
 
 TOKEN = "a-token-of-the-tests-only"
 
@@ -72,3 +74,19 @@ def open_page(registry: ProjectRegistry) -> Iterator[Callable[..., Asking]]:
 def page(open_page: Callable[..., Asking]) -> Asking:
     """The page of an own server."""
     return open_page()
+
+
+@pytest.fixture
+def small(registry: ProjectRegistry, repository: Path) -> str:
+    registry.register_project("small", repository)
+    return "small"
+
+
+def tiny(model: Path, **more: object) -> dict[str, object]:
+    """What the form sends for a training of a tiny model."""
+    settings = {
+        **SMALL, "evaluation.next_line_tasks": 2, "evaluation.fim_tasks": 2, "evaluation.memorisation_places": 4,
+        "evaluation.max_new_tokens": 4, "throttling.low_priority": False, "progress_update_interval": 0.5, **more,
+    }  # fmt: skip
+    lines = "\n".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
+    return {"model": str(model), "budget": 1.0, "timeout": 0, "epochs": 100, "more": lines}
