@@ -245,18 +245,14 @@ def blockwise_attention(
     if forward_only:
         return forward(queries, keys, values, keep_sums=False)[0]
 
-    @mx.custom_function  # type: ignore[untyped-decorator]
-    def attend(queries: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        output, sums = remember(2, lambda: forward(queries, keys, values, keep_sums=True))
-        return output, sums
+    stream = mx.default_stream(mx.default_device())  # the gradient is asked for later, outside of this one
 
-    @attend.vjp  # type: ignore[untyped-decorator]
-    def backward(
-        primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+    def gradients(
+        primals: tuple[mx.array, ...], cotangent: mx.array, outputs: tuple[mx.array, ...]
     ) -> tuple[mx.array, mx.array, mx.array]:
         queries, keys, values = primals
         query, key, value = split(queries), split(keys), split(values)
-        wanted, made, total = split(cotangents[0]), split(outputs[0]), outputs[1]
+        wanted, made, total = split(cotangent), split(outputs[0]), outputs[1]
         inner = (wanted * made).sum(axis=-1, keepdims=True)  # (rows, groups, heads / groups, width, 1)
         query_parts: list[mx.array] = []
         key_gradient, value_gradient = mx.zeros_like(key), mx.zeros_like(value)
@@ -277,6 +273,18 @@ def blockwise_attention(
             value_gradient = value_gradient.at[..., there, :].add(value_part)
         query_gradient = mx.concatenate(query_parts, axis=-2).reshape(queries.shape)
         return query_gradient, key_gradient.reshape(keys.shape), value_gradient.reshape(values.shape)
+
+    @mx.custom_function  # type: ignore[untyped-decorator]
+    def attend(queries: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        output, sums = remember(2, lambda: forward(queries, keys, values, keep_sums=True))
+        return output, sums
+
+    @attend.vjp  # type: ignore[untyped-decorator]
+    def backward(
+        primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        with mx.stream(stream):
+            return gradients(primals, cotangents[0], outputs)
 
     attended: tuple[mx.array, mx.array] = attend(queries, keys, values)  # type: ignore[assignment]
     return attended[0]

@@ -32,7 +32,7 @@ ROW_STEP = 256
 #: From so many tokens on a longer row takes more memory: below, blocks of attention and tiles begin, and some take less.
 _LONGER_TAKES_MORE = 2 * ATTENTION_LEAST
 #: (positions that projections and MLP of a recomputed layer take at a time, 0 for all; queries of a block), the fastest first.
-TILES = ((0, BLOCK), (1024, BLOCK), (256, BLOCK), (128, SMALL_BLOCK))
+TILES = ((0, BLOCK), (1024, BLOCK), (512, BLOCK), (256, BLOCK), (128, SMALL_BLOCK))
 
 
 def make_plan(
@@ -365,8 +365,8 @@ def _weight_choices(
                 yield kind, min(count, layers), pins.vocabulary_on_disk
                 continue
             yield kind, min(count, layers), False
-            if count >= layers:
-                yield kind, layers, True
+            if count in few or count >= layers:  # a layer may fit where the vocabulary does not
+                yield kind, min(count, layers), True
 
 
 def notes_of(plan: Plan, facts: ModelFacts, config: TrainingConfig, *, whole: bool) -> Iterator[str]:

@@ -81,6 +81,8 @@ def dequantized_matmul(
     size = max(1, DEQUANTIZED_BLOCK // width)
     blocks = [slice(start, min(start + size, len(w))) for start in range(0, len(w), size)]
 
+    stream = mx.default_stream(mx.default_device())  # the gradient is asked for later, outside of this one
+
     @mx.custom_function  # type: ignore[untyped-decorator]
     def product(x: mx.array) -> mx.array:
         parts: list[mx.array] = []
@@ -92,10 +94,11 @@ def dequantized_matmul(
 
     @product.vjp  # type: ignore[untyped-decorator]
     def backward(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
-        total = cotangent[..., blocks[0]] @ floats(blocks[0], x)
-        for at in blocks[1:]:
-            total = total + cotangent[..., at] @ floats(at, x, total)
-        return total
+        with mx.stream(stream):
+            total = cotangent[..., blocks[0]] @ floats(blocks[0], x)
+            for at in blocks[1:]:
+                total = total + cotangent[..., at] @ floats(at, x, total)
+            return total
 
     made: mx.array = product(x)  # type: ignore[assignment]
     return made

@@ -116,6 +116,33 @@ def test_a_product_shared_among_streams_is_the_same_to_the_bit(monkeypatch: pyte
     assert mx.abs(shared - expected).max().item() < 1e-4
 
 
+@pytest.mark.parametrize("what", ["exp", "dequantize"])
+def test_gradients_are_computed_on_the_stream_of_what_they_are_of(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They ran on MLX's default stream, so that those of several CPU streams waited for one thread."""
+    mx.random.seed(4)
+    stream, seen = mx.new_stream(mx.cpu), list[mx.Stream]()
+    packed = mx.quantize(mx.random.normal((64, 32)), group_size=32, bits=4)
+    queries, plain = mx.random.normal((1, 2, 8, 32)), getattr(mx, what)
+
+    def noting(*arrays: Any, **facts: Any) -> mx.array:
+        seen.append(mx.default_stream(mx.default_device()))
+        return plain(*arrays, **facts)
+
+    monkeypatch.setattr(mx, what, noting)
+
+    def call(x: mx.array) -> mx.array:
+        with mx.stream(stream):
+            if what == "dequantize":
+                return dequantized_matmul(x, *packed, group_size=32, bits=4)
+            return blockwise_attention(x, x, x, scale=0.2, mask="causal", block=4)
+
+    shape = (1, 2, 8, 64) if what == "dequantize" else queries.shape
+    mx.eval(mx.vjp(call, [queries], [mx.ones(shape)]))
+    assert len(seen) >= 2 and all(one == stream for one in seen)
+
+
 @pytest.mark.parametrize("rows", [1, 4, 5])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_handful_of_tokens_read_by_packed_weights_say_the_same_as_many_by_floats(

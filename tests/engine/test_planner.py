@@ -404,8 +404,6 @@ def test_no_plan_computes_again_what_the_budget_would_keep(
                 products = max(0, plan.kept_products - 1)
                 more = replace(plan, kept_layers=plan.kept_layers + 1, kept_products=products)
             else:
-                more = replace(
-                    plan, streamed_layers=max(0, plan.streamed_layers - 1), vocabulary_on_disk=False
-                )
+                more = replace(plan, streamed_layers=max(0, plan.streamed_layers - 1))
             needed = least_budget_bytes(predicted(more, facts, config, plan_table.MAC_MINI_M4))
             assert needed > plan.budget_bytes, (name, width, plan)
