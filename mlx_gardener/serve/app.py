@@ -108,7 +108,7 @@ class Server:
         """``/``: the page for browsers, what it was for everybody else."""
 
         async def root(request: Request) -> Response:
-            opens = wants_page(request.url.path, request.headers.get("accept", ""))
+            opens = wants_page(request.scope["path"], request.headers.get("accept", ""))
             return await (browsers if opens else others)(request)
 
         return root

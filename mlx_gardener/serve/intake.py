@@ -160,7 +160,7 @@ class Intake:
 
 def told_error(request: Request, error: Exception) -> dict[str, Any]:
     """The body of an error in the middle of a stream; its status is sent already."""
-    content = shown_error(error, request.url.path)[1]
+    content = shown_error(error, request.scope["path"])[1]
     access_of(request.scope).refused = error_message(content)
     return content
 

@@ -76,7 +76,7 @@ class OllamaApi:
 
     async def refuse(self, request: Request) -> Response:
         """What Ollama does and this server does not."""
-        path = next(path for path in REFUSED if request.url.path.endswith(path))
+        path = next(path for path in REFUSED if request.scope["path"].endswith(path))
         message = f"mlx-gardener does not do {path}. {REFUSED[path][1]}"
         access_of(request.scope).refused = message
         return JSONResponse({"error": message}, status_code=501)

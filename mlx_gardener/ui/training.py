@@ -208,7 +208,9 @@ class Trainings:
     def resume(self, body: ProjectBody) -> dict[str, Any]:
         """As `mlx-gardener train --resume --detach`, with the time limit that the training had."""
         last = self._registry.latest_training(body.project)
-        limit = {} if last is None else {"training_timeout_minutes": last.config["training_timeout_minutes"]}
+        limit = (
+            {} if last is None else {"training_timeout_minutes": last.config.get("training_timeout_minutes")}
+        )
         pipeline = TrainingPipeline(load_config(overrides=limit), registry=self._registry)
         return {"training": pipeline.resume_training(body.project)}
 

@@ -41,6 +41,7 @@ from mlx_gardener.engine.bases import look_at
 from mlx_gardener.engine.facts import model_facts
 from mlx_gardener.engine.speed import _kept
 from mlx_gardener.errors import GardenerError
+from mlx_gardener.events import TrainingPhase
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.choose import read_model_config
 from mlx_gardener.model.gguf import gguf_facts, read_gguf
@@ -48,9 +49,9 @@ from mlx_gardener.model.lora import lora_parameters
 from mlx_gardener.model.stores.folders import hub_bases
 from mlx_gardener.model.stores.ollama import ollama_bases
 from mlx_gardener.model.tokens import load_tokenizer
-from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.registry import ProjectRegistry, TrainingRecord, TrainingStatus
 from mlx_gardener.registry.names import check_project_name, place_below, project_name_for
-from mlx_gardener.runs.job import Job
+from mlx_gardener.runs.job import LOG_NAME, Job
 from mlx_gardener.runs.journal import read_journal
 from mlx_gardener.serve.bodies import ChatBody, CompletionBody, InfillBody, LlamaCompletionBody, parse
 from mlx_gardener.serve.catalog import Target as Served
@@ -69,11 +70,14 @@ from mlx_gardener.source.languages import GRAMMARS, LANGUAGES
 from mlx_gardener.source.secrets import TooManySecretsError, find_secrets
 from mlx_gardener.source.walk import marked_paths, read_ignore
 from mlx_gardener.training.checkpoint import load_checkpoint, newest_origin
+from mlx_gardener.ui.answers import as_json
+from mlx_gardener.ui.watching import Watched
+from tests.guard import served
 from tests.model.gguf.files import smallest_file
 
 Target = Callable[[bytes, Path], None]
 
-CUT = b"\n---8<---\n"
+CUT = served.CUT
 _GGUF_KINDS = (
     Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K,
     Kind.IQ4_NL, Kind.IQ4_XS, Kind.MXFP4,
@@ -212,7 +216,7 @@ def _look_at_checkpoint(directory: Path) -> None:
 
 
 def journal(data: bytes, directory: Path) -> None:
-    """A journal of another version, or with half lines; what is read can be shown and written again."""
+    """A journal of another version, or with half lines, and a log; what is read can be shown and written again, by the page, too."""
     from io import StringIO
 
     from rich.console import Console
@@ -229,6 +233,13 @@ def journal(data: bytes, directory: Path) -> None:
             json.dumps(event.to_json())
             view(event)
     assert not set(shown.getvalue()) - {"\n"} - set(filter(str.isprintable, shown.getvalue()))
+    (directory / LOG_NAME).write_bytes(data)
+    status, phase = TrainingStatus.TRAINING, TrainingPhase.TRAINING
+    config = {"model": "seedling", "memory_limit_gb": 1.0}
+    record = TrainingRecord(
+        "a", "p", status, phase, 1.0, "m", {}, directory, None, config, {}, 1.0, 1.0, None
+    )
+    json.dumps(as_json(Watched(record).look(record)), allow_nan=False)
 
 
 def model(data: bytes, directory: Path) -> None:
@@ -466,6 +477,9 @@ TARGETS: dict[str, Target] = {
         editor_settings,
         run_files,
         names,
+        served.endpoints,
+        served.tools,
+        served.edits,
     )
 }
 
@@ -651,5 +665,6 @@ def seeds(name: str) -> list[bytes]:
         ],
         "run_files": [text(job), text({"key": "k", "kind": "cpu", "cores": 2}), deep, b"[]"],
         "names": [b"projects/own/runs/a", b"../x", b"/etc", b"nul.txt", b"a\xff", "\uff41".encode()],
+        **served.seeds(),
     }  # fmt: skip
     return found[name]
