@@ -284,7 +284,8 @@ def seeds() -> dict[str, list[bytes]]:
     sides = {"input_prefix": "def f(a):\n    ", "input_suffix": "\n", "path": "a.py", "n_predict": 2}
     asked = {"options": {"num_predict": 2, "stop": ["x"], "seed": -1}, "stream": False, "keep_alive": "5m"}
     looked = (
-        "/", "/ui/app.js", "/ui/api/projects", "/ui/api/sizes", "/ui/api/bases", "/ui/api/projects/alpha", "/ui/api/projects/%2e%2e",
+        "/", "/ui/app.js", "/ui/api/projects", "/ui/api/sizes", "/ui/api/queue", "/ui/api/bases",
+        "/ui/api/projects/alpha", "/ui/api/projects/%2e%2e",
         "/ui/api/projects/alpha/staleness", "/ui/api/projects/alpha/scan", "/ui/api/projects/alpha/settings",
         "/ui/api/projects/alpha/training", "/ui/api/projects/alpha/verdict?version=v1",
         "/ui/api/projects/alpha/compare?first=v1&second=v1", "/api/tags", "/api/ps", "/api/version", "/v1/models", "/v1/models/alpha",
@@ -299,7 +300,7 @@ def seeds() -> dict[str, list[bytes]]:
         post("/ui/api/leave-out", of | {"path": "lib", "leave_out": True}),
         post("/ui/api/plan", of | {"model": "seedling", "budget": 1.0, "epochs": 1, "timeout": 0, "more": "lora.rank=4\n"}),
         post("/ui/api/train", of | {"model": "seedling", "more": "optimizer.epochs=1e9", "fresh": True}),
-        post("/ui/api/cancel", of), post("/ui/api/resume", of),
+        post("/ui/api/cancel", of), post("/ui/api/resume", of), post("/ui/api/queue/remove", of),
         post("/ui/api/try", of | sides | {"adapter": False, "retrieval": True, "version": "v1"}),
         post("/api/generate", {"model": "alpha", "prompt": "def f(", "suffix": ")", **asked}),
         post("/api/generate", {"model": "qwen2.5-coder:alpha", "prompt": "x", "raw": True, **asked, "stream": True}),
