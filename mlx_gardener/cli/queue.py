@@ -33,23 +33,10 @@ def queue(ctx: click.Context, as_json: bool) -> None:
 def list_queue(as_json: bool = False) -> None:
     """List what waits and what is being trained, in order."""
     from mlx_gardener.registry import ProjectRegistry
-    from mlx_gardener.runs.queue_start import is_running
+    from mlx_gardener.runs.queue_start import is_running, queued
 
     registry = ProjectRegistry()
-    rows: list[dict[str, Any]] = []
-    for place, entry in enumerate(registry.queue.entries(), start=1):
-        record = None if entry.training_id is None else registry.get_training(entry.training_id)
-        rows.append(
-            {
-                "place": place,
-                "project": entry.project,
-                "priority": entry.priority,
-                "status": "waiting" if record is None else record.status.value,
-                "progress_percent": 0.0 if record is None else record.percent,
-                "budget_bytes": entry.budget_bytes,
-                "enqueued_at": entry.enqueued_at,
-            }
-        )
+    rows = queued(registry)
     runs = is_running(registry)
     if as_json:
         click.echo(json.dumps({"runs": runs, "queue": rows}))
@@ -158,17 +145,9 @@ def first(project: str, as_json: bool) -> None:
 @as_json_option
 def remove(project: str, as_json: bool) -> None:
     """Take PROJECT out, where it waits; `mlx-gardener cancel` stops a training that was begun."""
-    from mlx_gardener.errors import TrainingError
     from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.runs.queue_start import take_out
 
-    registry = ProjectRegistry()
-    registry.get_project(project)  # an unknown name is an error that offers near ones
-    if not registry.queue.remove_waiting(project):
-        if any(entry.project == project for entry in registry.queue.entries()):
-            raise TrainingError(
-                f"{project!r} waits no more: it is being trained.",
-                next_step=f"`mlx-gardener cancel {project}` stops it, and keeps a checkpoint.",
-            )
-        raise TrainingError(f"{project!r} is not in the queue.", next_step="See `mlx-gardener queue list`.")
+    take_out(ProjectRegistry(), project)
     told = json.dumps({"project": project, "removed": True})
     click.echo(told if as_json else f"{project} is out of the queue.")

@@ -12,6 +12,8 @@ from typing import Any, cast
 from starlette.types import Scope
 
 _KEY = "mlx_gardener.access"
+#: Said where an answer goes on from what stands before the caret alone.
+SUFFIX_LEFT_OUT = "what follows is not shown: the base has no fill-in-the-middle markers"
 _REFUSED_BELOW = "mlx_gardener.refused_below"
 
 
@@ -24,6 +26,7 @@ class Access:
         prompt_tokens, written_tokens: read and written; 0 where nothing was.
         retrieved_chunks, retrieved_tokens: of the repository's code in front of the prompt.
         client: address and what it calls itself.
+        leaves_out_suffix: whether the base has no markers to be shown what follows the caret.
         ignored: fields of the request that are unknown, each told once in a server's life.
         refused: why it was not answered, "" where it was.
     """
@@ -38,6 +41,7 @@ class Access:
     retrieved_chunks: int = 0
     retrieved_tokens: int = 0
     seconds: float = 0.0
+    leaves_out_suffix: bool = False
     ignored: list[str] = field(default_factory=list)
     refused: str = ""
 
@@ -50,6 +54,7 @@ class Access:
         tokens = f" {self.prompt_tokens}+{self.written_tokens} tokens" if self.prompt_tokens else ""
         line = f"{self.method} {self.path} {self.project or '-'} {self.status}{tokens} {self.seconds:.2f} s {self.client}"
         line += f"; {self.retrieved_tokens} tokens retrieved" if self.retrieved_tokens else ""
+        line += f"; {SUFFIX_LEFT_OUT}" if self.leaves_out_suffix else ""
         line += f"; unknown fields are ignored: {', '.join(self.ignored)}" if self.ignored else ""
         return line + (f"; {self.refused[:300]}" if self.refused else "")
 

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mlx_gardener.platform.version import __version__
+from mlx_gardener.serve.access import SUFFIX_LEFT_OUT
 from mlx_gardener.serve.catalog import Target
 from mlx_gardener.serve.generation import Ending, TokenScore
 from mlx_gardener.serve.worker import Started
@@ -146,8 +147,13 @@ def head(target: Target, prefix: str, kind: str) -> dict[str, Any]:
 
 
 def headers(target: Target, started: Started) -> dict[str, str]:
-    """Headers that name what wrote an answer and what code was retrieved for it; what is not ASCII in a name is percent-encoded."""
+    """Headers that name what wrote an answer and what code was retrieved for it; what is not ASCII in a name is percent-encoded.
+
+    And that what follows the caret was not shown, where that is so.
+    """
+    left_out = {"x-gardener-suffix": SUFFIX_LEFT_OUT} if started.leaves_out_suffix else {}
     return {
+        **left_out,
         "x-model": quote(target.id, safe=" !#$&'()*+,/:;=?@[]~"),
         "x-adapter": started.weights_sha256 or "none",
         "x-adapter-version": started.version or "none",

@@ -101,7 +101,7 @@ class Server:
         """``/``: the page for browsers, what it was for everybody else."""
 
         async def root(request: Request) -> Response:
-            opens = wants_page(request.url.path, request.headers.get("accept", ""))
+            opens = wants_page(request.scope["path"], request.headers.get("accept", ""))
             return await (browsers if opens else others)(request)
 
         return root
@@ -193,8 +193,7 @@ class Server:
             body.n,
             body.logprobs,
             raw=raw,
-            path=body.file,
-            typed_breaks=prompts.breaks_typed(body),
+            sides=prompts.sides_of(body),
         )
         head = answers.head(job.target, "cmpl", "text_completion")
 
@@ -246,7 +245,7 @@ class Server:
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
             return prompts.infill_prompt(body, base, room, limits, lookup)
 
-        return await self._llama(request, body, prepare, path=body.path or body.filename or "")
+        return await self._llama(request, body, prepare, sides=prompts.sides_of_infill(body))
 
     async def completion(self, request: Request) -> Response:
         """``/completion``, as llama.cpp's server."""
@@ -264,11 +263,11 @@ class Server:
         prepare: prompts.Prepare,
         *,
         raw: Sequence[object] = (),
-        path: str = "",
+        sides: prompts.Sides | None = None,
     ) -> Response:
         """An answer as llama.cpp's clients read it: one document, a list of them, or a stream."""
         target = self._intake.target(request, body.model)
-        job = self._intake.job(target, body, prepare, body.n_cmpl, raw=raw, path=path)
+        job = self._intake.job(target, body, prepare, body.n_cmpl, raw=raw, sides=sides)
         model, fields, access = job.target.id, body.response_fields, access_of(request.scope)
         if job.limits.max_tokens == 0:  # plugins warm llama.cpp's cache so; there is nothing to write
             nothing = Ending("length", "", 0, 0, 0, 0.0, 0.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from starlette.requests import Request
 
@@ -25,10 +25,13 @@ from mlx_gardener.serve.indexes import Indexes, Lookup
 from mlx_gardener.serve.metrics import Metrics
 from mlx_gardener.serve.next_edits import finish_of
 from mlx_gardener.serve.off_loop import off_loop
-from mlx_gardener.serve.prompts import Prepare
+from mlx_gardener.serve.prompts import Prepare, Sides
 from mlx_gardener.serve.reading import read_json
 from mlx_gardener.serve.settings import ServeSettings
 from mlx_gardener.serve.worker import QueuedRequest
+
+if TYPE_CHECKING:
+    from mlx_gardener.model import BaseModel
 
 AnyBody = TypeVar("AnyBody", bound=Body)
 
@@ -106,23 +109,31 @@ class Intake:
         top_scores: int | None = None,
         *,
         raw: Sequence[object] = (),
-        path: str = "",
-        typed_breaks: int = 0,
+        sides: Sides | None = None,
+        for_use: bool = True,
     ) -> QueuedRequest:
         """What the worker is to do; ``prepare`` makes the prompts' token ids when its turn comes.
 
         Args:
             raw: prompts that are read as the client wrote them.
-            path: of the file, where the request names it: chance may then give it to the base (``serve.compare``).
-            typed_breaks: as in `generation.Limits`.
+            sides: of a prompt in the trained form. Where it names its file, chance may give it to the base (``serve.compare``).
+            for_use: whether somebody may put the answer into a file.
         """
-        limits = replace(asked.limits(self._settings.max_answer_tokens), typed_breaks=typed_breaks)
+        limits = asked.limits(self._settings.max_answer_tokens)
         lookup = Lookup(self._indexes, self._metrics, target)
+        path = "" if sides is None else sides.path
+
+        def made(base: BaseModel, room: int) -> list[list[int]]:
+            if sides is not None:
+                job.leaves_out_suffix = sides.leaves_out(base.tokenizer)
+                job.limits = replace(limits, typed_breaks=sides.typed_breaks(base.tokenizer))
+            return prepare(base, room, job.limits, lookup)
+
         # An adapter at another strength is none of the versions that figures of use are of.
-        is_offered = count == 1 and asked.strength() == 1.0
-        return QueuedRequest(
+        is_offered = for_use and count == 1 and asked.strength() == 1.0
+        job = QueuedRequest(
             self._in_use.drawn(target, path) if self._in_use is not None and is_offered else target,
-            lambda base, room: prepare(base, room, limits, lookup),
+            made,
             lookup,
             asked.sampling(),
             limits,
@@ -132,6 +143,7 @@ class Intake:
             finish=finish_of(raw),
             is_offered=is_offered,
         )
+        return job
 
     async def chat_text(self, target: Target, messages: Sequence[Message]) -> str:
         """What the template of a target's base makes of messages; raises as `chats.chat_text`."""
@@ -148,7 +160,7 @@ class Intake:
 
 def told_error(request: Request, error: Exception) -> dict[str, Any]:
     """The body of an error in the middle of a stream; its status is sent already."""
-    content = shown_error(error, request.url.path)[1]
+    content = shown_error(error, request.scope["path"])[1]
     access_of(request.scope).refused = error_message(content)
     return content
 
@@ -159,3 +171,4 @@ def count(access: Access, endings: list[Ending], job: QueuedRequest) -> None:
     access.written_tokens = sum(ending.written_tokens for ending in endings)
     access.retrieved_chunks = len(job.lookup.found.pieces)
     access.retrieved_tokens = job.lookup.found.tokens
+    access.leaves_out_suffix = job.leaves_out_suffix

@@ -18,6 +18,7 @@ from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.report import advice
 from mlx_gardener.retrieval.words import query_words
 from mlx_gardener.serve import prompts
+from mlx_gardener.serve.access import SUFFIX_LEFT_OUT
 from mlx_gardener.serve.bodies import CompletionBody, parse
 from mlx_gardener.serve.catalog import Target, UnknownModelError
 from mlx_gardener.serve.generation import Limits
@@ -153,8 +154,7 @@ class Tools:
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
             return prompts.completion_prompts(body, base, room, limits, lookup)
 
-        breaks = prompts.breaks_typed(body)
-        job = self._intake.job(target, body, prepare, path=body.file, typed_breaks=breaks)
+        job = self._intake.job(target, body, prepare, sides=prompts.sides_of(body))
         text, reason = "", ""
         self._worker.submit(job)
         try:
@@ -169,7 +169,8 @@ class Tools:
             raise event.error
         version = target.record.version if target.record is not None else None
         told = {"project": target.id, "version": version, "base": target.base_id}
-        return {**told, "text": text, "ended_by": reason, "retrieval": job.lookup.header()}
+        found = {**told, "text": text, "ended_by": reason, "retrieval": job.lookup.header()}
+        return {**found, "note": SUFFIX_LEFT_OUT} if job.leaves_out_suffix else found
 
     def status(self, project: str | None) -> dict[str, Any]:
         """How projects and their latest trainings stand.

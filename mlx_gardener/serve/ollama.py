@@ -76,7 +76,7 @@ class OllamaApi:
 
     async def refuse(self, request: Request) -> Response:
         """What Ollama does and this server does not."""
-        path = next(path for path in REFUSED if request.url.path.endswith(path))
+        path = next(path for path in REFUSED if request.scope["path"].endswith(path))
         message = f"mlx-gardener does not do {path}. {REFUSED[path][1]}"
         access_of(request.scope).refused = message
         return JSONResponse({"error": message}, status_code=501)
@@ -141,18 +141,21 @@ class OllamaApi:
         if body.is_empty:
             return await self._load(request, target, body, name, content)
 
+        infill = body.infill() if body.suffix and not body.raw else None
+
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
-            if not body.suffix or body.raw:
+            if infill is None:
                 return prompts.completion_prompts(body.completion(), base, room, limits, lookup)
             if base.tokenizer.markers is None:
                 raise BadRequestError(
                     f"{name!r} does not support insert: its base has no fill-in-the-middle markers.",
                     next_step="Leave the suffix out.",
                 )
-            return prompts.infill_prompt(body.infill(), base, room, limits, lookup)
+            return prompts.infill_prompt(infill, base, room, limits, lookup)
 
-        raw = [body.prompt] if not body.suffix or body.raw else []
-        job = self._intake.job(target, body.sampled(), prepare, raw=raw, path=body.file)
+        sides = None if infill is None else prompts.sides_of_infill(infill)
+        raw = [body.prompt] if infill is None else []
+        job = self._intake.job(target, body.sampled(), prepare, raw=raw, sides=sides)
         return await self._answer(request, job, name, content, body.stream, began)
 
     async def chat(self, request: Request) -> Response:

@@ -105,12 +105,6 @@ class GenerateBody(_Asked):
         """Whether nothing is to be written, only loaded."""
         return not self.prompt and not self.suffix
 
-    @property
-    def file(self) -> str:
-        """The file's path, where the request is a hole in one that it names."""
-        path = self.path or _continues_files(self.prompt)[0][:4096]
-        return "" if not self.suffix or self.raw else path
-
     def ignored(self) -> list[str]:
         """What changes nothing: options, ``system`` (a prompt is continued, not answered), the path of one that is read as it is."""
         unused = {"system": self.system, "path": self.path if self.raw or not self.suffix else None}

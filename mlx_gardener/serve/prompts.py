@@ -8,9 +8,9 @@ it spells. No more of a text becomes tokens than a model can read: a token in me
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlx_gardener.errors import GardenerError
 from mlx_gardener.evaluate.complete import (
     CHARACTERS_PER_TOKEN,
     PREFIX_TOKENS,
@@ -37,6 +37,37 @@ _PREFIX_CHARACTERS = CHARACTERS_PER_TOKEN * PREFIX_TOKENS
 _PIECE_CHARACTERS = 2**14
 
 
+@dataclass(frozen=True)
+class Sides:
+    """What stands around the caret in a request of the trained form; ``suffix`` is None where it goes on left to right."""
+
+    prefix: str
+    suffix: str | None
+    path: str
+
+    def leaves_out(self, tokenizer: CodeTokenizer) -> bool:
+        """Whether the base has no markers to be shown what follows: it goes on from what stands before, as `complete` does."""
+        return bool(self.suffix) and tokenizer.markers is None
+
+    def typed_breaks(self, tokenizer: CodeTokenizer) -> int:
+        """How many line breaks at the end of the prefix are left to the model; see `evaluate.complete.typed_breaks`."""
+        return typed_breaks(self.prefix, _shown(tokenizer, self.suffix), self.path)
+
+
+def sides_of(body: CompletionBody) -> Sides | None:
+    """What `completion_prompts` makes a prompt of; None where it takes the prompts as they were written."""
+    if body.suffix is None and not body.file:
+        return None
+    assert isinstance(body.prompt, str)
+    return Sides(body.prompt, body.suffix, body.file)
+
+
+def sides_of_infill(body: InfillBody) -> Sides:
+    """What `infill_prompt` makes a prompt of."""
+    before = body.input_prefix[-_PREFIX_CHARACTERS:] + body.prompt[-_PREFIX_CHARACTERS:]
+    return Sides(before, body.input_suffix, body.path or body.filename or "")
+
+
 def completion_prompts(
     body: CompletionBody, base: BaseModel, room: int, limits: Limits, lookup: Lookup
 ) -> list[list[int]]:
@@ -47,22 +78,27 @@ def completion_prompts(
         lookup: finds that code.
 
     Raises:
-        BadRequestError: one is empty or too long, or the model has no fill-in-the-middle markers.
+        BadRequestError: one is empty or too long.
     """
-    if body.suffix is not None or body.file:
-        assert isinstance(body.prompt, str)
-        before = body.prompt.rstrip("\n") if limits.typed_breaks else body.prompt
-        own = _trained(base.tokenizer, before, body.suffix, body.file)
-        most = most_in_front(own, room - limits.max_tokens)
-        front = lookup.in_front(base.tokenizer, body.file, before, body.suffix, most_tokens=most)
-        lookup.goes_to(body.file, body.prompt, body.suffix)
-        return [_fitting(with_context(own, front, base.tokenizer), room, limits)]
-    return raw_prompts(body.prompts(), base, room, limits, lookup)
+    if (sides := sides_of(body)) is None:
+        return raw_prompts(body.prompts(), base, room, limits, lookup)
+    before, after, own = _own(base.tokenizer, sides, limits)
+    most = most_in_front(own, room - limits.max_tokens)
+    front = lookup.in_front(base.tokenizer, sides.path, before, after, most_tokens=most)
+    lookup.goes_to(sides.path, sides.prefix, sides.suffix)
+    return [_fitting(with_context(own, front, base.tokenizer), room, limits)]
 
 
-def breaks_typed(body: CompletionBody) -> int:
-    """How many line breaks at the end of a prompt are left to the model; see `evaluate.complete.typed_breaks`."""
-    return typed_breaks(body.prompt, body.suffix, body.file) if isinstance(body.prompt, str) else 0
+def _own(tokenizer: CodeTokenizer, sides: Sides, limits: Limits) -> tuple[str, str | None, list[int]]:
+    """What is shown before the caret and after it, and the token ids of both in the trained form."""
+    before = sides.prefix.rstrip("\n") if limits.typed_breaks else sides.prefix
+    after = _shown(tokenizer, sides.suffix)
+    return before, after, build_prompt(tokenizer, before, after, sides.path)
+
+
+def _shown(tokenizer: CodeTokenizer, suffix: str | None) -> str | None:
+    """``suffix`` for a base that has markers to be shown it."""
+    return None if tokenizer.markers is None else suffix
 
 
 def raw_prompts(
@@ -108,12 +144,10 @@ def infill_prompt(
     """Token ids of the trained form, with the client's pieces of other files in front, and what ``lookup`` finds before these.
 
     Raises:
-        BadRequestError: the model has no fill-in-the-middle markers, or there is no room.
+        BadRequestError: there is no room.
     """
-    tokenizer = base.tokenizer
-    before = body.input_prefix[-_PREFIX_CHARACTERS:] + body.prompt[-_PREFIX_CHARACTERS:]
-    path = body.path or body.filename or ""
-    own = _trained(tokenizer, before, body.input_suffix, path)
+    tokenizer, sides = base.tokenizer, sides_of_infill(body)
+    before, after, own = _own(tokenizer, sides, limits)
     most = most_in_front(own, room - limits.max_tokens)
     extra: list[int] = []
     for piece in reversed(body.input_extra):
@@ -125,13 +159,14 @@ def infill_prompt(
     extra = extra[-most:] if most else []
     front = lookup.in_front(
         tokenizer,
-        path,
+        sides.path,
         before,
-        body.input_suffix,
+        after,
         sent=extra,
         sent_texts=[piece.text for piece in reversed(body.input_extra)],
         most_tokens=most,
     )
+    lookup.goes_to(sides.path, sides.prefix, sides.suffix)
     return [_fitting(with_context(own, front, tokenizer), room, limits)]
 
 
@@ -156,13 +191,6 @@ def _bounded(encode: Callable[[str], list[int]], text: str, room: int) -> list[i
                 next_step="Send less.",
             )
     return encode(text)
-
-
-def _trained(tokenizer: CodeTokenizer, prefix: str, suffix: str | None, path: str) -> list[int]:
-    try:
-        return build_prompt(tokenizer, prefix, suffix, path)
-    except GardenerError as error:
-        raise BadRequestError(error.message, next_step="Leave out what follows.") from error
 
 
 def _fitting(ids: list[int], room: int, limits: Limits) -> list[int]:

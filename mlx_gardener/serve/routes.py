@@ -21,7 +21,7 @@ def taking_one_method(place: str, method: str, handler: Handler) -> Route:
     async def taking(request: Request) -> Response:
         if request.method == method or (request.method == "HEAD" and method == "GET"):
             return await handler(request)
-        status, content = no_such_path(request.url.path, request.method, method)
+        status, content = no_such_path(request.scope["path"], request.method, method)
         access_of(request.scope).refused = error_message(content)
         return JSONResponse(content, status_code=status, headers={"allow": method})
 

@@ -50,12 +50,13 @@ class _GoneError(Exception):
 class Started:
     """The first event of an answer: ``weights_sha256`` of the adapter that writes, None where the base alone does.
 
-    ``retrieval`` says what code of the repository stands in front of the prompt.
+    ``retrieval`` says what code of the repository stands in front of the prompt, ``leaves_out_suffix`` that what follows is not in it.
     """
 
     weights_sha256: str | None
     version: str | None
     retrieval: str
+    leaves_out_suffix: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class QueuedRequest:
     """A request on its way.
 
     ``prompts`` makes the token ids of each prompt when its turn comes; every prompt is answered ``answers`` times, by
-    the target's adapter at ``strength`` times its scale. ``lookup`` knows what code was retrieved for them. Where nothing is
+    the target's adapter at ``strength`` times its scale. It also sets what of ``limits`` hangs on the base, and whether that is not
+    shown what follows the caret (``leaves_out_suffix``). ``lookup`` knows what code was retrieved for them. Where nothing is
     to be written, ``prompts`` makes none: the model is loaded; or, with ``unload``, let go of. ``finish`` makes of a whole answer what
     the client gets. ``is_offered`` says that somebody works with the answer, so that what stays of it may be counted.
     """
@@ -105,6 +107,7 @@ class QueuedRequest:
     unload: bool = False
     finish: Finish | None = None
     is_offered: bool = True
+    leaves_out_suffix: bool = False
     cancelled: threading.Event = field(default_factory=threading.Event)
     asked_at: float = field(default_factory=time.monotonic)
     events: asyncio.Queue[Reply] = field(default_factory=asyncio.Queue)
@@ -348,4 +351,5 @@ class Worker:
 
 def _started(job: QueuedRequest, resident: Resident | None) -> Started:
     version = job.target.record.version if job.target.record is not None else None
-    return Started(resident.weights_sha256 if resident is not None else None, version, job.lookup.header())
+    weights = resident.weights_sha256 if resident is not None else None
+    return Started(weights, version, job.lookup.header(), job.leaves_out_suffix)

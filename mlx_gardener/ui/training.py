@@ -1,4 +1,4 @@
-"""The page's trainings: planned, started, stopped, gone on with, and watched, whoever started them.
+"""The page's trainings: planned, started, queued, stopped, gone on with, and watched, whoever started them.
 
 In: a project and settings as `mlx-gardener train` takes them. Out: plans, and a stream of server-sent events that begins with
 how the run stands, so that a page that is loaded again, or opened in the middle, shows the same. Cost: a plan reads the heads of
@@ -34,6 +34,7 @@ from mlx_gardener.report.time_view import time_text
 from mlx_gardener.runs.forecast import estimate_training
 from mlx_gardener.runs.manager import TrainingPipeline
 from mlx_gardener.runs.parent import without_forgotten
+from mlx_gardener.runs.queue_start import is_running, queued, take_out
 from mlx_gardener.serve.bodies import Body
 from mlx_gardener.ui.answers import Handlers, as_json, changing, looking
 from mlx_gardener.ui.scanning import Scans
@@ -113,6 +114,8 @@ class Trainings:
             "train": changing(SettingsBody, self.start),
             "cancel": changing(ProjectBody, self.cancel),
             "resume": changing(ProjectBody, self.resume),
+            "queue": looking(self.queue),
+            "queue/remove": changing(ProjectBody, self.take_out),
         }
 
     # Before a training.
@@ -208,9 +211,22 @@ class Trainings:
     def resume(self, body: ProjectBody) -> dict[str, Any]:
         """As `mlx-gardener train --resume --detach`, with the time limit that the training had."""
         last = self._registry.latest_training(body.project)
-        limit = {} if last is None else {"training_timeout_minutes": last.config["training_timeout_minutes"]}
+        limit = (
+            {} if last is None else {"training_timeout_minutes": last.config.get("training_timeout_minutes")}
+        )
         pipeline = TrainingPipeline(load_config(overrides=limit), registry=self._registry)
         return {"training": pipeline.resume_training(body.project)}
+
+    # What waits.
+
+    def queue(self) -> dict[str, Any]:
+        """As `mlx-gardener queue list`."""
+        return {"runs": is_running(self._registry), "queue": queued(self._registry)}
+
+    def take_out(self, body: ProjectBody) -> dict[str, Any]:
+        """As `mlx-gardener queue remove`."""
+        take_out(self._registry, body.project)
+        return {"told": f"{body.project} is out of the queue."}
 
     async def watch(self, request: Request) -> Response:
         """How the project's latest training stands, as often as that changes, for as long as the page looks on."""

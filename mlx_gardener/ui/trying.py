@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -17,7 +16,7 @@ from starlette.responses import JSONResponse
 
 from mlx_gardener.serve import prompts, streams
 from mlx_gardener.serve.access import access_of
-from mlx_gardener.serve.bodies import CompletionBody, InfillBody
+from mlx_gardener.serve.bodies import InfillBody
 from mlx_gardener.serve.catalog import Target
 from mlx_gardener.serve.generation import Limits
 from mlx_gardener.serve.indexes import BEING_READ, Lookup
@@ -74,18 +73,14 @@ class Trying:
 
         def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
             nonlocal front
-            if base.tokenizer.markers is None:  # made without them, it goes on from what stands before
-                plain = CompletionBody(prompt=body.input_prefix, path=body.path or "untitled")
-                job.limits = limits = replace(limits, typed_breaks=prompts.breaks_typed(plain))
-                made = prompts.completion_prompts(plain, base, room, limits, lookup)
-            else:
-                made = prompts.infill_prompt(body, base, room, limits, lookup)
+            made = prompts.infill_prompt(body, base, room, limits, lookup)
             front = base.tokenizer.decode(list(lookup.found.ids))
             return made
 
-        job = self._parts.intake.job(target, body, prepare)
+        job = self._parts.intake.job(
+            target, body, prepare, sides=prompts.sides_of_infill(body), for_use=False
+        )
         job.lookup.target, job.lookup.wish = own, "on" if body.retrieval else "off"
-        job.is_offered = False  # nobody puts it into a file, and chance chose nothing
         _, texts, _, endings = await streams.whole(request, self._parts.worker, job)
         count(access_of(request.scope), endings, job)
         ending = endings[0]
@@ -100,5 +95,6 @@ class Trying:
                 "pieces": [piece.to_json() for piece in job.lookup.found.pieces],
                 "front": front,
                 "retrieval": job.lookup.header(),
+                "leaves_out_suffix": job.leaves_out_suffix,
             }
         )

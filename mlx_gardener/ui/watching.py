@@ -119,7 +119,7 @@ class Watched:
             "bits_per_byte": None if run.evaluation is None else run.evaluation.bits_per_byte,
             "footprint_bytes": None if memory is None else memory.footprint_bytes,
             "peak_bytes": None if step is None else step.peak_bytes,
-            "budget_bytes": int(record.config["memory_limit_gb"] * 2**30),
+            "budget_bytes": int(record.config.get("memory_limit_gb", 0) * 2**30),
             "model": record.config["model"],
             "time": self._time,
             "warnings": self._warnings,

@@ -27,6 +27,8 @@ def safetensors(header: object, body: bytes = b"", length: int | None = None) ->
 
 def seeds(name: str) -> list[bytes]:
     """Inputs to begin with: what is usual, and what has been wrong before."""
+    from tests.guard import served  # which cuts its own by `CUT`
+
     array = {"model.layers.0.q.lora_a": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]}}
     good = safetensors(array, b"\0" * 8)
     huge = safetensors(
@@ -200,5 +202,6 @@ def seeds(name: str) -> list[bytes]:
         ],
         "run_files": [text(job), text({"key": "k", "kind": "cpu", "cores": 2}), deep, b"[]"],
         "names": [b"projects/own/runs/a", b"../x", b"/etc", b"nul.txt", b"a\xff", "\uff41".encode()],
+        **served.seeds(),
     }  # fmt: skip
     return found[name]

@@ -39,6 +39,7 @@ from mlx_gardener.engine.bases import look_at
 from mlx_gardener.engine.facts import model_facts
 from mlx_gardener.engine.speed import _kept
 from mlx_gardener.errors import GardenerError
+from mlx_gardener.events import TrainingPhase
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.choose import read_model_config
 from mlx_gardener.model.gguf import gguf_facts, read_gguf
@@ -46,9 +47,9 @@ from mlx_gardener.model.lora import lora_parameters
 from mlx_gardener.model.stores.folders import hub_bases
 from mlx_gardener.model.stores.ollama import ollama_bases
 from mlx_gardener.model.tokens import load_tokenizer
-from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.registry import ProjectRegistry, TrainingRecord, TrainingStatus
 from mlx_gardener.registry.names import check_project_name, place_below, project_name_for
-from mlx_gardener.runs.job import Job
+from mlx_gardener.runs.job import LOG_NAME, Job
 from mlx_gardener.runs.journal import read_journal
 from mlx_gardener.serve.bodies import ChatBody, CompletionBody, InfillBody, LlamaCompletionBody, parse
 from mlx_gardener.serve.catalog import Target as Served
@@ -66,6 +67,9 @@ from mlx_gardener.source.filters import drop_by_bytes, drop_by_path, drop_by_tex
 from mlx_gardener.source.secrets import TooManySecretsError, find_secrets
 from mlx_gardener.source.walk import marked_paths, read_ignore
 from mlx_gardener.training.checkpoint import load_checkpoint, newest_origin
+from mlx_gardener.ui.answers import as_json
+from mlx_gardener.ui.watching import Watched
+from tests.guard import served
 from tests.guard.seeds import CUT, SUFFIXES, safetensors
 from tests.model.gguf.files import smallest_file
 
@@ -202,7 +206,7 @@ def _look_at_checkpoint(directory: Path) -> None:
 
 
 def journal(data: bytes, directory: Path) -> None:
-    """A journal of another version, or with half lines; what is read can be shown and written again."""
+    """A journal of another version, or with half lines, and a log; what is read can be shown and written again, by the page, too."""
     from io import StringIO
 
     from rich.console import Console
@@ -219,6 +223,13 @@ def journal(data: bytes, directory: Path) -> None:
             json.dumps(event.to_json())
             view(event)
     assert not set(shown.getvalue()) - {"\n"} - set(filter(str.isprintable, shown.getvalue()))
+    (directory / LOG_NAME).write_bytes(data)
+    status, phase = TrainingStatus.TRAINING, TrainingPhase.TRAINING
+    config = {"model": "seedling", "memory_limit_gb": 1.0}
+    record = TrainingRecord(
+        "a", "p", status, phase, 1.0, "m", {}, directory, None, config, {}, 1.0, 1.0, None
+    )
+    json.dumps(as_json(Watched(record).look(record)), allow_nan=False)
 
 
 def model(data: bytes, directory: Path) -> None:
@@ -456,5 +467,8 @@ TARGETS: dict[str, Target] = {
         editor_settings,
         run_files,
         names,
+        served.endpoints,
+        served.tools,
+        served.edits,
     )
 }

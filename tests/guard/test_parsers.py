@@ -21,20 +21,42 @@ from mlx_gardener.events import PlanChosen
 from mlx_gardener.model.tokens import load_tokenizer
 from mlx_gardener.platform.untrusted import read_bytes, read_head, read_json
 from mlx_gardener.report.live import LiveView
+from mlx_gardener.serve.mcp import Tools
 from mlx_gardener.source import ChunkType, CodePreprocessor, languages
 from mlx_gardener.source.chunks import split_spans
 from tests.guard.seeds import seeds
 from tests.guard.targets import CUT, TARGETS, allocates_at_most
 from tests.support.counted import Counted
 
-#: git is asked a hundred times slower than the others are.
-EXAMPLES = {"attributes": 25}
+#: git is asked a hundred times slower than the others are, and so are servers.
+EXAMPLES = {"attributes": 25, "endpoints": 40, "tools": 25}
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_usual_and_hostile_examples_are_answered(name: str, tmp_path: Path) -> None:
     for data in seeds(name):
         TARGETS[name](data, tmp_path)
+
+
+def test_a_defect_behind_an_endpoint_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Who asked is told of none, so that the answer alone would not say where it is."""
+
+    def fail(place: Path) -> int:
+        raise KeyError("missing")
+
+    monkeypatch.setattr("mlx_gardener.ui.projects.tree_bytes", fail)
+    with pytest.raises(KeyError, match="missing"):
+        TARGETS["endpoints"](b"GET /ui/api/sizes", tmp_path)
+
+
+def test_agents_tools_are_asked_and_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    status = Tools.status
+    monkeypatch.setattr(Tools, "status", lambda self, project: asked.append(project) or status(self, project))
+    for talk in seeds("tools"):
+        if b'"status"' in talk:
+            TARGETS["tools"](talk, tmp_path)
+    assert asked == ["alpha", "alpha"]
 
 
 def test_a_small_file_takes_little_memory_however_large_it_might_have_been(tmp_path: Path) -> None:

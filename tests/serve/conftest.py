@@ -54,9 +54,11 @@ def make_adapter(
         return staged.commit(details, model_card="card", activate=activate)
 
 
-def make_projects(base: BaseModel, root: Path, model: str, names: list[str]) -> ProjectRegistry:
-    """Projects of these names with an adapter each, in the registry of MLX_GARDENER_HOME."""
-    registry = ProjectRegistry()
+def make_projects(
+    base: BaseModel, root: Path, model: str, names: list[str], registry: ProjectRegistry | None = None
+) -> ProjectRegistry:
+    """Projects of these names with an adapter each, in the registry of MLX_GARDENER_HOME or another."""
+    registry = registry or ProjectRegistry()
     for number, name in enumerate(names):
         (root / name).mkdir(parents=True, exist_ok=True)
         registry.register_project(name, root / name)

@@ -122,6 +122,24 @@ def test_every_page_is_shown_and_a_repository_is_added_and_its_folder_left_out(
 
 
 @needs_browser
+def test_what_waits_for_its_training_is_shown_and_taken_out(
+    chromium: Browser, page: Asking, registry: ProjectRegistry, tmp_path: Path
+) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        registry.register_project(name, tmp_path / name)
+        registry.queue.add(name, {"model": "seedling"}, budget_bytes=2**30)
+    with tab(chromium, page.address) as (shown, _):
+        opened(shown, page)
+        shown.get_by_role("button", name="Take first out of the queue").press("Enter")
+        shown.get_by_text("first is out of the queue.").wait_for()
+        shown.get_by_role("button", name="Take first out of the queue").wait_for(state="detached")
+        assert shown.get_by_role("button", name="Take second out of the queue").is_visible()
+        assert [entry.project for entry in registry.queue.entries()] == ["second"]
+        looks_well(shown)
+
+
+@needs_browser
 def test_without_its_token_the_page_asks_for_one(chromium: Browser, page: Asking) -> None:
     context = chromium.new_context()
     shown = context.new_page()

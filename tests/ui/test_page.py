@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mlx_gardener.config import LoraConfig
+from mlx_gardener.config import LoraConfig, load_config
 from mlx_gardener.model import load_base
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.ui import page_address, page_token
@@ -238,6 +238,19 @@ def test_a_plan_follows_the_budget_and_says_what_is_refused(
     assert "is not KEY=VALUE" in page.refused("plan", project=small, more="rank")
 
 
+def test_what_waits_for_its_training_is_shown_and_taken_out(
+    page: Asking, small: str, registry: ProjectRegistry
+) -> None:
+    assert page.get("queue") == {"runs": False, "queue": []}
+    assert "not in the queue" in page.refused("queue/remove", project=small)
+    config = load_config(overrides={"model": "seedling"}).model_dump(mode="json")
+    registry.queue.add(small, config, budget_bytes=2**30, priority=3)
+    (entry,) = page.get("queue")["queue"]
+    assert (entry["project"], entry["priority"], entry["status"]) == (small, 3, "waiting")
+    assert page.post("queue/remove", project=small)["told"] == "small is out of the queue."
+    assert page.get("queue")["queue"] == [] == registry.queue.entries()
+
+
 # Whatever is sent.
 
 ODD = [
@@ -269,6 +282,7 @@ FIELDS = {
     "plan": ("project", "budget", "timeout", "epochs", "more"),
     "cancel": ("project",),
     "resume": ("project",),
+    "queue/remove": ("project",),
     "try": ("project", "version", "input_prefix", "n_predict", "adapter"),
 }
 

@@ -6,6 +6,7 @@ import { button, bytes, confirm, fill, h, problem, table, verdict } from "/ui/do
 
 export async function show(main, _project, _version, signal) {
   const rows = h("div", { "aria-busy": "true", class: "list" }, h("p", {}, "Reading the registry ..."));
+  const queue = h("div", {});
   const said = h("div", {});
   const path = h("input", { id: "add-path", required: true, placeholder: "/home/me/code/shop", autocomplete: "off", spellcheck: "false" });
   const name = h("input", { id: "add-name", placeholder: "the directory's name", autocomplete: "off", spellcheck: "false" });
@@ -24,7 +25,7 @@ export async function show(main, _project, _version, signal) {
   h("div", {}, h("label", { for: "add-path" }, "Repository, by its path on the server's machine"), path),
   h("div", {}, h("label", { for: "add-name" }, "Name (may be left out)"), name),
   button("Add", () => {}, { type: "submit", class: "main" }));
-  fill(main, h("h1", {}, "Projects"), add, said, rows);
+  fill(main, h("h1", {}, "Projects"), add, said, rows, queue);
 
   async function refresh() {
     const found = await get("projects", signal);
@@ -51,6 +52,7 @@ export async function show(main, _project, _version, signal) {
         cell(one.name, "since"), cell(one.name, "size"),
         button("Manage", () => manage(one, found.forms, refresh, signal), { "aria-label": `Manage ${one.name}` }),
       ])));
+    showQueue(await get("queue", signal));
     const sizes = await get("sizes", signal);
     for (const one of found.projects) {
       const known = sizes[one.name];
@@ -59,6 +61,26 @@ export async function show(main, _project, _version, signal) {
         : since === 1 ? "1 commit" : `${since} commits`;
       cells.get(`${one.name} size`).textContent = known ? bytes(known.bytes) : "-";
     }
+  }
+  /** What waits for its training; nothing where nothing does. */
+  function showQueue(found) {
+    const takeOut = (project) => button("Take out", async () => {
+      try {
+        tell((await post("queue/remove", { project }, signal)).told);
+        fill(said);
+      } catch (error) {
+        fill(said, problem(error));
+      }
+      showQueue(await get("queue", signal));
+    }, { "aria-label": `Take ${project} out of the queue` });
+    fill(queue, found.queue.length ? [
+      table("Waiting for their training", ["project", ["priority", "number"], "status", ["budget", "number"], "put in", "actions"],
+        found.queue.map((one) => [
+          one.project, one.priority, one.status, bytes(one.budget_bytes), new Date(one.enqueued_at * 1000).toLocaleString(),
+          one.status === "waiting" ? takeOut(one.project) : h("a", { href: `#train/${encodeURIComponent(one.project)}` }, "Show"),
+        ])),
+      found.runs ? null : h("p", {}, "No process works on the queue: `mlx-gardener queue run` does."),
+    ] : []);
   }
   await refresh();
 }

@@ -98,7 +98,7 @@ class Panel {
     this.element.removeAttribute("aria-busy");
     say(this.figures, `${number(told.milliseconds)} ms, ${number(told.prompt_tokens)} tokens read, ${number(told.written_tokens)} written`);
     this.text.textContent = told.text || "(nothing)";
-    fill(this.more, told.pieces.length
+    fill(this.more, told.leaves_out_suffix && h("p", { class: "muted" }, "It goes on from what stands before the caret: the base has no fill-in-the-middle markers."), told.pieces.length
       ? h("details", {}, h("summary", {}, `${told.pieces.length} retrieved piece${told.pieces.length === 1 ? "" : "s"} in front`),
         h("ul", {}, told.pieces.map((one) => h("li", {}, `${one.path}:${one.start_line}-${one.end_line}, ${number(one.tokens)} tokens`))),
         h("pre", { tabindex: "0", role: "group", "aria-label": "Retrieved code" }, told.front))
