@@ -66,6 +66,7 @@ def test_adapters_of_different_budgets_are_equal(benchmark: Any, tmp_path: Path)
     assert found[0]["final_loss"] == pytest.approx(found[1]["final_loss"], abs=1e-4)
 
 
+# A busy loop beside it takes as much of the machine again.
 @pytest.mark.parametrize(
     ("layers", "loops"), [(2, 0), *(pytest.param(layers, 1, marks=pytest.mark.slow) for layers in (2, 4))]
 )
