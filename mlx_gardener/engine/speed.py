@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlx_gardener.engine.attention import Attention
 from mlx_gardener.engine.plan import AS_FORETOLD, Scales
@@ -20,6 +22,9 @@ from mlx_gardener.platform.device import backend as backend_kind
 from mlx_gardener.platform.files import make_private, write_whole
 from mlx_gardener.platform.processes import OthersWork, load_of_last_minute
 from mlx_gardener.platform.untrusted import read_json
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 #: Read speed of a Mac mini's internal disk and of a page cache differ tenfold; this is on the slow side (judgement).
 _READ_BYTES_PER_SECOND = 1.5e9
@@ -226,9 +231,15 @@ def measure_lost_rows(rows: Sequence[int], kind: str) -> tuple[dict[int, float],
     for count in rows:
         first = mx.random.normal((count, 1024)).astype(dtype)
         mx.eval(first, second)
-        found[count] = 2 * count * 1024**2 * _per_second(lambda rows=first: mx.eval(rows @ second))  # type: ignore[misc]
+        found[count] = 2 * count * 1024**2 * _per_second(partial(_multiply, first, second))
     few, full = found[rows[0]], max(found.values())
     return found, round(rows[0] * (full / few - 1), 1)
+
+
+def _multiply(first: mx.array, second: mx.array) -> None:
+    import mlx.core as mx
+
+    mx.eval(first @ second)
 
 
 def _per_second(call: Callable[[], None], *, seconds: float = 0.15) -> float:
