@@ -16,7 +16,7 @@ from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.attention import ATTENTION_LEAST, BLOCK, SMALL_BLOCK, attention_ways
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import ONE_SEGMENT, Plan, PredictedParts, Scales, sentences
-from mlx_gardener.engine.predict import Measured, least_budget_bytes, predicted
+from mlx_gardener.engine.predict import FRESH_MEMORY_COSTS, Measured, least_budget_bytes, predicted
 from mlx_gardener.engine.speed import TWO_CORES, Backend
 from mlx_gardener.errors import ConfigError, MemoryBudgetError, ModelError
 
@@ -86,7 +86,9 @@ def make_plan(
         ):
             needed = least_budget_bytes(candidate, measured)
             least = min(least, needed)
-            if needed <= budget_bytes and (best is None or _worth(candidate) > _worth(best)):
+            if needed <= budget_bytes and (
+                best is None or _worth(candidate, backend) > _worth(best, backend)
+            ):
                 best = candidate
         if best is not None:
             break
@@ -173,18 +175,21 @@ def lighter_plan(
         if is_lighter(candidate)
     ]
     fitting = [candidate for candidate in lighter if least_budget_bytes(candidate) <= budget_bytes]
-    best = max(fitting, key=lambda plan: (not plan.states_on_disk, _worth(plan)), default=None) or min(
-        lighter, key=least_budget_bytes, default=None
-    )
+    best = max(
+        fitting, key=lambda plan: (not plan.states_on_disk, _worth(plan, backend)), default=None
+    ) or min(lighter, key=least_budget_bytes, default=None)
     return None if best is None else replace(best, notes=tuple(notes_of(best, facts, config, whole=False)))
 
 
-def _worth(plan: Plan) -> float:
-    """Speed, less what reading the disk all the time costs whoever works on the machine."""
+def _worth(plan: Plan, backend: Backend) -> float:
+    """Speed, less what reading the disk all the time costs whoever works on the machine; for buffers no weights go to disk."""
     read = (plan.streamed_layers + (plan.layers if plan.vocabulary_on_disk else 0)) / (
         2 * max(1, plan.layers)
     )
-    return plan.predicted_tokens_per_second * (1 - 2 * READING_COSTS * read)
+    speed = plan.predicted_tokens_per_second
+    if read and plan.keeps_buffers:
+        speed /= 1 + FRESH_MEMORY_COSTS[backend.kind]
+    return speed * (1 - 2 * READING_COSTS * read)
 
 
 def _candidates(

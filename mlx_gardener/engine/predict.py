@@ -50,13 +50,13 @@ CHEAP_SHARE = 0.15
 TAIL_FLOATS = {1: 9.0, 2: 11.0}
 #: Arrays of logits' size that a slice of the vocabulary takes.
 SLICE_ARRAYS = 5
-#: What freed buffers add to the peak where a step keeps as many as it finds use for, as a share of what is saved, kept and worked
-#: on: 0.12, 0.13, 0.17 (SmolLM2-135M, rows of 512 and 1,024, all or 6 of 30 layers kept) and 0.35 (one row of 2,048, blocks
-#: of queries of growing sizes), which `Plan.bound_cache` cuts.
-KEPT_BUFFERS_SHARE = 0.12
+#: What freed buffers add to the peak where a step keeps as many as it finds use for, as shares of what is saved and kept, and of what
+#: is worked on: least squares over SmolLM2-135M's shape with 2, 4 and 30 layers, rows of 256 to 1,024, within 60 MB. One row of
+#: 2,048 in blocks of queries of growing sizes takes twice that, which `Plan.bound_cache` cuts.
+KEPT_BUFFERS_SHARES = 0.1, 0.47
 #: How much longer a step takes without them: every array is fresh memory then, which the system clears page by page. The same
 #: shapes, processor and clock: 1.28 to 1.45. On a GPU a judgement.
-FRESH_MEMORY_COSTS = {"cpu": 0.35, "metal": 0.05}
+FRESH_MEMORY_COSTS = {"cpu": 0.35, "metal": 0.05, "cuda": 0.05}
 #: Freed buffers where there is no room for that, as a share of the work.
 CACHE_SHARE = 0.1
 #: Shares of the budget that a plan may use by the formula alone, and after a dry run; the rest is for what they miss: with
@@ -100,14 +100,15 @@ def predicted(
     if measured is not None:
         parts = _corrected(parts, measured)
     if plan.keeps_buffers:
-        cache = int(KEPT_BUFFERS_SHARE * (parts.saved + parts.live + parts.work))
+        of_kept, of_work = KEPT_BUFFERS_SHARES
+        cache = int(of_kept * (parts.saved + parts.live) + of_work * parts.work)
     else:
         left = plan.budget_bytes * HEADROOM - parts.peak_bytes
         cache = int(max(0, min(left, CACHE_SHARE * parts.work)))
     parts = replace(parts, cache=cache, check=max(0, parts.check - cache))
     speed = scales.speed * _tokens_per_second(plan, facts, backend)
     if plan.keeps_buffers:
-        speed *= 1 + FRESH_MEMORY_COSTS.get(backend.kind, 0.0)
+        speed *= 1 + FRESH_MEMORY_COSTS[backend.kind]
     return replace(
         plan,
         cache_bytes=cache,

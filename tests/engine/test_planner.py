@@ -21,6 +21,7 @@ from mlx_gardener.engine import (
     make_plan,
     measured_backend,
     model_facts,
+    predict,
 )
 from mlx_gardener.engine.plan import SMALLER, Scales
 from mlx_gardener.engine.planner import ROW_STEP, lighter_plan, longest_row
@@ -322,6 +323,24 @@ def test_freed_buffers_are_kept_where_there_is_room_and_are_the_first_to_go() ->
         make_plan(facts, config, 2**20)
     assert refused.value.least_bytes is not None
     assert not make_plan(facts, config, int(refused.value.least_bytes) + 2**10).keeps_buffers
+
+
+def test_no_more_of_a_base_goes_to_disk_to_make_room_for_freed_buffers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+
+    def on_disk() -> list[int]:
+        found = []
+        for budget in (0.9, 1.0, 1.1, 1.2, 1.3, 1.5):
+            facts, config, _ = recorded("qwen2.5-coder-0.5b", budget, 512)
+            found.append(make_plan(facts, config, config.memory_limit_bytes, TWO_CORES).streamed_layers)
+        return found
+
+    with_buffers = on_disk()
+    monkeypatch.setitem(predict.FRESH_MEMORY_COSTS, "cpu", 0.0)
+    assert all(here <= there for here, there in zip(with_buffers, on_disk(), strict=True))
+    assert 0 == with_buffers[-1] < with_buffers[0]
 
 
 def test_a_plan_has_a_smaller_one_until_tiles_and_disk_are_used_too() -> None:
