@@ -54,8 +54,8 @@ SLICE_ARRAYS = 5
 #: is worked on: least squares over SmolLM2-135M's shape with 2, 4 and 30 layers, rows of 256 to 1,024, within 60 MB. One row of
 #: 2,048 in blocks of queries of growing sizes takes twice that, which `Plan.bound_cache` cuts.
 KEPT_BUFFERS_SHARES = 0.1, 0.47
-#: How much longer a step takes without them: every array is fresh memory then, which the system clears page by page. The same
-#: shapes, processor and clock: 1.28 to 1.45. On a GPU a judgement.
+#: How much longer a step takes without them: every array is fresh memory then, which the system clears page by page. SmolLM2-135M,
+#: rows of 512 to 2,048: 1.28 to 1.45 (``benchmarks/kept_buffers.py``). On a GPU a judgement.
 FRESH_MEMORY_COSTS = {"cpu": 0.35, "metal": 0.05, "cuda": 0.05}
 #: Freed buffers where there is no room for that, as a share of the work.
 CACHE_SHARE = 0.1
