@@ -227,7 +227,8 @@ def test_any_output_encoding_is_survived(tmp_path: Path, encoding: str) -> None:
     }
     for command, shown in commands.items():
         done = gardener(*command, PYTHONIOENCODING=encoding)
-        assert done.returncode == 0 and done.stderr == "", done.stderr
+        slow = ["Looking at the base models ..."]  # said on a loaded machine, where that takes seconds
+        assert done.returncode == 0 and done.stderr.splitlines() in ([], slow), done.stderr
         assert shown in done.stdout
 
 
