@@ -18,8 +18,9 @@ LOOK_SECONDS = 0.02
 
 @contextmanager
 def busy(loops: int) -> Iterator[None]:
-    """While this lasts so many processes work as hard as they can."""
-    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
+    """While this lasts so many processes work as hard as they can; also where it is killed they end with it."""
+    loop = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+    running = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(loops)]
     try:
         yield
     finally:
