@@ -60,6 +60,8 @@ class Run:
         """Hand an event of the training loop on; a step also moves the progress."""
         self.bus.publish(event)
         if isinstance(event, StepCompleted):
+            # Before a checkpoint has the step: a worker that dies then does not do it again, and the journal would lack it.
+            self.bus.flush()
             message = f"Step {event.step} of {event.total_steps}, loss {event.loss:.3f}"
             details = {
                 name: getattr(event, name)

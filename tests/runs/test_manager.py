@@ -19,7 +19,7 @@ import mlx_gardener
 from mlx_gardener import TrainingPhase, TrainingPipeline, TrainingProgress
 from mlx_gardener.engine import measured_backend
 from mlx_gardener.errors import MemoryBudgetError, TrainingError, TrainingTimeoutError
-from mlx_gardener.events import EventBus, StepAdvanced, StepCompleted, TimePlanned, TrainingEnded
+from mlx_gardener.events import Event, EventBus, StepAdvanced, StepCompleted, TimePlanned, TrainingEnded
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.runs.context import Run
 from mlx_gardener.runs.job import Resume
@@ -430,6 +430,16 @@ def test_part_of_a_slow_step_moves_the_progress(
     )
     run.tell(TrainingPhase.TRAINING, 0.0, "Training")
     before = registry.get_training(record.id).percent
+    written: list[Event] = []
+
+    def write_slowly(event: Event) -> None:
+        time.sleep(0.2 if isinstance(event, StepCompleted) else 0.0)
+        written.append(event)
+
+    bus.subscribe(write_slowly)
+    whole = StepCompleted(2, 10, 0.2, 1.0, 8, 1e-3, 1.0, 1.0, 8.0, 1, 1, 2)
+    run.publish(whole)
+    assert whole in written, "before its checkpoint, after which it is not done again"
     run.publish(StepAdvanced(activity, 3, 10, 0.5, 4.0))
     bus.close()
     after = registry.get_training(record.id)
