@@ -9,9 +9,10 @@ milliseconds on a Mac, some small files on Linux.
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
+
+from mlx_gardener.platform.power import pmset
 
 _MAC_LIT = "Prevent sleep while display is on"
 #: Held by programs that show something, such as a film: the display is on then whatever the daemon says.
@@ -21,7 +22,7 @@ _MAC_KEPT_ON = re.compile(r"^\s*PreventUserIdleDisplaySleep\s+1\s*$", re.MULTILI
 def display_is_on(root: Path = Path("/")) -> bool | None:
     """Whether one is on now, None where the machine does not tell; ``root`` holds Linux's ``sys``."""
     if sys.platform == "darwin":
-        return parse_assertions(_pmset_assertions())
+        return parse_assertions(pmset("assertions"))
     states = [
         (_read(connector / "status"), _read(connector / "dpms"))
         for connector in (root / "sys/class/drm").glob("card*-*")
@@ -36,11 +37,6 @@ def parse_assertions(text: str) -> bool | None:
     if "Assertion status system-wide" not in text:
         return None
     return _MAC_LIT in text or _MAC_KEPT_ON.search(text) is not None
-
-
-def _pmset_assertions() -> str:
-    command = ("/usr/bin/pmset", "-g", "assertions")
-    return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout
 
 
 def _read(path: Path) -> str:

@@ -25,7 +25,7 @@ class PowerState:
 def power_state() -> PowerState:
     """The power state now."""
     if sys.platform == "darwin":
-        return PowerState(parse_pmset(_pmset("ps")).on_battery, parse_low_power_mode(_pmset("live")))
+        return PowerState(parse_pmset(pmset("ps")).on_battery, parse_low_power_mode(pmset("live")))
     battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
     return PowerState(None if battery is None else not battery.power_plugged)
 
@@ -46,6 +46,11 @@ def parse_low_power_mode(text: str) -> bool | None:
     return "1" in modes if modes else None
 
 
-def _pmset(what: str) -> str:
+def pmset(what: str) -> str:
+    """What macOS's ``pmset -g`` prints of something.
+
+    Raises:
+        OSError, subprocess.TimeoutExpired: it cannot be run, or takes over 5 seconds.
+    """
     command = ("/usr/bin/pmset", "-g", what)
     return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout

@@ -36,7 +36,7 @@ FILM = DARK.replace("PreventUserIdleDisplaySleep    0", "PreventUserIdleDisplayS
 def test_what_a_mac_says(text: str, on: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_assertions(text) is on
     monkeypatch.setattr(display.sys, "platform", "darwin")
-    monkeypatch.setattr(display, "_pmset_assertions", lambda: text)
+    monkeypatch.setattr(display, "pmset", {"assertions": text}.__getitem__)
     assert display_is_on() is on
 
 

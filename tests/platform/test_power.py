@@ -49,9 +49,7 @@ def test_the_power_mode_of_a_mac(text: str, low: bool | None) -> None:
 
 def test_a_mac_is_asked_for_source_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(power.sys, "platform", "darwin")
-    monkeypatch.setattr(
-        power, "_pmset", {"ps": "Now drawing from 'AC Power'\n", "live": LIVE_LOW}.__getitem__
-    )
+    monkeypatch.setattr(power, "pmset", {"ps": "Now drawing from 'AC Power'\n", "live": LIVE_LOW}.__getitem__)
     assert power_state() == PowerState(on_battery=None, low_power_mode=True)
 
 
