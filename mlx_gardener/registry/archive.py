@@ -32,8 +32,9 @@ from mlx_gardener.registry.row_repair import bad_rows
 INDEX_NAME = "index.json"
 FORMAT = "mlx-gardener-backup"
 FORMAT_VERSION = 1
-#: Adapters may be removed while an archive is written: so often it is begun anew.
-_TRIES = 5
+#: Adapters may be removed while an archive is written: so often it is begun anew. With one removed and made anew all the time, 5
+#: did not do in one run of some hundred.
+_TRIES = 50
 
 Tell = Callable[[str], None]
 
@@ -55,7 +56,7 @@ def backup(database: Database, file: Path, *, replace: bool, tell: Tell | None =
 
     Raises:
         ConfigError: ``file`` exists, or lies in the home.
-        RegistryError: an adapter is damaged, or something cannot be read or written.
+        RegistryError: an adapter is damaged, adapters are removed all the time, or something cannot be read or written.
     """
     file = Path(file).absolute()
     if resolved(file).is_relative_to(resolved(database.home)):
@@ -102,8 +103,13 @@ def _write(database: Database, staged: Path, tell: Tell, *, last: bool) -> bool:
             )
             if not wrong:
                 continue
-            if not last and not _is_registered(database, directory, manifest_sha256):
-                return False
+            if not _is_registered(database, directory, manifest_sha256):
+                if not last:
+                    return False
+                raise RegistryError(
+                    f"Adapters are being removed all the time, lately {directory}, so no backup of one moment can be made.",
+                    next_step="Try again when that is over.",
+                )
             raise RegistryError(
                 f"The adapter in {directory} is damaged ({wrong}), so it cannot be backed up.",
                 next_step="`mlx-gardener registry repair` takes it out of use; then back up again.",

@@ -15,11 +15,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlx_gardener.errors import ConfigError, GardenerError, RegistryError
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
+from mlx_gardener.registry import archive as archive_module
 from mlx_gardener.registry.restore import restore
 from mlx_gardener.registry.schema import newest_version
 from tests.registry.worlds import Entry, entries_of, entry_of, install_adapter, write_archive
@@ -149,6 +151,25 @@ def test_a_backup_amid_changes_is_of_one_moment(registry: ProjectRegistry, tmp_p
     for number in range(8):
         restore(tmp_path / f"{number}.tar", tmp_path / f"home-{number}")
         assert ProjectRegistry(tmp_path / f"home-{number}").check() == []
+
+
+def test_adapters_that_are_removed_all_the_time_are_not_called_damaged(
+    registry: ProjectRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_module, "_TRIES", 2)
+    real = archive_module._add_adapter
+
+    def removed_first(tar: tarfile.TarFile, home: Path, directory: str, index: dict[str, Any]) -> str:
+        if "/other/" in directory:
+            registry.remove_adapter("other", Path(directory).name, delete_files=True)
+        return real(tar, home, directory, index)
+
+    monkeypatch.setattr(archive_module, "_add_adapter", removed_first)
+    for version in ("v7", "v8", "v9"):
+        install_adapter(registry, "other", version, os.urandom(2000))
+    with pytest.raises(RegistryError, match="removed all the time"):
+        registry.backup(tmp_path / "never.tar")
+    assert not (tmp_path / "never.tar").exists()
 
 
 def test_a_home_in_use_is_not_replaced(registry: ProjectRegistry, archive: Path) -> None:
