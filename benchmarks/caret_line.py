@@ -6,9 +6,9 @@ Behind the marker of the middle a key would change the prompt's last tokens alon
 a line (`keystrokes.py` counts what that saves). Here it is asked whether a base's answers are as right then. Lines are drawn from
 the packages below SOURCES, half with the caret within a word, half elsewhere; what has to be written is the rest of the line. Forms:
 
-- before: as served, trained and measured: path, prefix with what is typed of the line, suffix, middle.
-- behind: what is typed of the line follows the marker of the middle.
-- healed: as behind, without the last token of it, which the first ones written have to begin with.
+- before: path, prefix with what is typed of the line, suffix, middle.
+- before_healed: without the last word typed, which the first tokens written have to begin with.
+- behind_healed: the same, and what is typed of the line follows the marker of the middle: as served, trained and measured.
 
 Counted are lines of which greedy writing gives the whole rest, and bits per character of the rest in the tokenizer's own tokens (where
 healed, given what is typed). What the forms have in common is read once. Cost: on two cores a second of processor time for each 16
@@ -35,10 +35,10 @@ import mlx_gardener  # noqa: F401  # preloads the BLAS
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import RESULTS, describe, save
 
-from mlx_gardener.evaluate.complete import build_prompt
+from mlx_gardener.evaluate.complete import Beginning, build_prompt
 from mlx_gardener.model import BaseModel, load_base
 
-FORMS = ("before", "behind", "healed")
+FORMS = ("before", "before_healed", "behind_healed")
 #: Longest rest of a line that is asked for, characters, and most tokens that are written of it.
 LONGEST, TOKENS = 60, 20
 _WORD = re.compile(r"\w\w")
@@ -127,17 +127,16 @@ def asked(base: BaseModel, line: Line, before: int, after: int) -> dict[str, tup
     end = above.index(marks.suffix)
     shown = tokenizer.decode(above[above.index(marks.prefix) + 1 : end])
     opening, behind = above[: above.index(marks.prefix) + 1], above[end:]
-    own = tokenizer.encode(line.typed)
+    begun = tokenizer.last_word(line.typed)
+    left = line.typed[: len(line.typed) - len(begun)]
     return {
         "before": ([*opening, *tokenizer.encode(shown + line.typed), *behind], ""),
-        "behind": ([*above, *own], ""),
-        "healed": ([*above, *own[:-1]], tokenizer.decode(own[-1:])),
+        "before_healed": ([*opening, *tokenizer.encode(shown + left), *behind], begun),
+        "behind_healed": ([*above, *tokenizer.encode(left)], begun),
     }
 
 
-def judged(
-    reader: Reader, base: BaseModel, prompt: list[int], begun: str, rest: str, texts: list[str]
-) -> tuple[bool, float]:
+def judged(reader: Reader, base: BaseModel, prompt: list[int], begun: str, rest: str) -> tuple[bool, float]:
     """Whether greedy writing gives ``begun`` and then ``rest``, and the bits of ``rest`` given ``begun``."""
     import mlx.core as mx
     import numpy as np
@@ -147,20 +146,18 @@ def judged(
     scores = np.array(reader.scores([*prompt, *ids[:-1]], len(ids)))
     bits = -sum(float(scores[at, token]) for at, token in enumerate(ids)) / math.log(2)
 
-    def possible(left: str) -> np.ndarray:
-        return np.array([bool(text) and (text.startswith(left) or left.startswith(text)) for text in texts])
-
-    if begun:
-        allowed = scores[0][possible(begun)]
-        bits += float(np.logaddexp.reduce(allowed)) / math.log(2)
+    beginning = Beginning(base.tokenizer, begun)
+    if beginning.ids:
+        bits += float(np.logaddexp.reduce(scores[0][beginning.ids])) / math.log(2)
     written: list[int] = []
     for _ in range(TOKENS):
-        text = base.tokenizer.decode(written)
         known = written == ids[: len(written)] and len(written) < len(ids)
         row = scores[len(written)] if known else np.array(reader.scores([*prompt, *written], 1))[0]
-        left = begun[len(text) :]
-        row = np.where(possible(left), row, -np.inf) if left else row
+        row = (
+            row if not beginning.ids else np.where(np.isin(np.arange(len(row)), beginning.ids), row, -np.inf)
+        )
         written.append(int(row.argmax()))
+        beginning.take(written[-1])
         text = base.tokenizer.decode(written)
         if text.startswith(target):
             return text[len(target) :].strip(" ")[:1] in ("", "\n"), bits
@@ -189,7 +186,6 @@ def measure(
 ) -> None:
     """All lines in turn; what is known so far is told after each."""
     base = load_base(model)
-    texts = [base.tokenizer.decode([index]) for index in range(base.tokenizer.vocab_size)]
     rows: list[dict[str, Any]] = []
     before = describe()
     start = time.process_time()
@@ -197,7 +193,7 @@ def measure(
     for line in lines:
         row: dict[str, Any] = {"characters": len(line.rest), "in_word": line.in_word}
         for form, (prompt, begun) in asked(base, line, *sizes).items():
-            right, bits = judged(reader, base, prompt, begun, line.rest, texts)
+            right, bits = judged(reader, base, prompt, begun, line.rest)
             row[form] = {"right": right, "bits": bits}
         rows.append(row)
         told = {**asdict(line), "above": line.above[-60:], "below": line.below[:60], **row}

@@ -39,7 +39,13 @@ from keystroke_session import replayed
 from machine import bar, describe, save, spread
 
 from mlx_gardener.adapter.exports import export_adapter
-from mlx_gardener.evaluate.complete import build_prompt, whole_characters, written_ids
+from mlx_gardener.evaluate.complete import (
+    build_prompt,
+    caret_prompt,
+    rest_of,
+    whole_characters,
+    written_ids,
+)
 from mlx_gardener.model import BaseModel, CodeTokenizer, load_base
 from mlx_gardener.serve.bodies import InfillBody
 from mlx_gardener.serve.generation import Ending, Limits, Piece, Sampling, answer
@@ -147,12 +153,10 @@ def anew_there(prompts: list[list[int]], reuse: int) -> list[int]:
 def counted(asked: list[dict[str, Any]], tokenizer: CodeTokenizer) -> dict[str, Any]:
     """Tokens read anew in the whole session, by each one's rules: nothing is computed."""
     parts = [(request["input_prefix"], request["prompt"], request["input_suffix"]) for request in asked]
-    ours = [build_prompt(tokenizer, above + own, after, "") for above, own, after in parts]
-    # Another prompt than the trained form, so only counted: what is typed of a line behind the marker of the middle.
-    behind = [
-        build_prompt(tokenizer, above, after, "") + tokenizer.encode(own) for above, own, after in parts
-    ]
-    found = {"ours": anew_here(ours), "ours_with_the_line_behind_the_middle": anew_here(behind)}
+    ours = [caret_prompt(tokenizer, above + own, after, "").ids for above, own, after in parts]
+    # As it was until 2026-11-29, so only counted: what is typed of a line before the suffix.
+    before = [build_prompt(tokenizer, above + own, after, "") for above, own, after in parts]
+    found = {"ours": anew_here(ours), "ours_with_the_line_before_the_suffix": anew_here(before)}
     for name, settings in COUNTED.items():
         prompts = llama_prompts(asked, tokenizer, settings["n_batch"])
         found[name] = anew_there(prompts, settings.get("n_cache_reuse", 0))
@@ -182,14 +186,15 @@ def ours(base: BaseModel, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
         assert isinstance(ending, Ending)
         seconds.append(-time.perf_counter())
         cpu.append(-time.process_time())
-        ids = [token for token, _ in written_ids(base, prompt, max_new_tokens=TOKENS)]
+        plain = written_ids(base, prompt.ids, max_new_tokens=TOKENS, begins=prompt.begins)
+        ids = [token for token, _ in plain]
         seconds[-1] += time.perf_counter()
         cpu[-1] += time.process_time()
-        offline = whole_characters(base.tokenizer.decode(ids))
+        offline = whole_characters(rest_of(base.tokenizer.decode(ids), prompt.begins))
         found.append(
             {
-                "prompt": len(prompt),
-                "anew": len(prompt) - ending.cached_tokens,
+                "prompt": len(prompt.ids),
+                "anew": len(prompt.ids) - ending.cached_tokens,
                 "written": len(ids),
                 "steps": ending.decode_steps,
                 "steps_without": len(ids) + (len(ids) < TOKENS),

@@ -30,9 +30,9 @@ from mlx_gardener.config import DataConfig
 from mlx_gardener.dataset import NextLineTask, cross_file_tasks, names_defined, next_line_tasks, split_files
 from mlx_gardener.dataset.examples import Excerpt, excerpts_of
 from mlx_gardener.dataset.tasks import uses_of_other_files
-from mlx_gardener.evaluate.complete import PREFIX_TOKENS, SUFFIX_TOKENS, build_prompt
+from mlx_gardener.evaluate.complete import PREFIX_TOKENS, SUFFIX_TOKENS, caret_prompt
 from mlx_gardener.evaluate.generate import generate_many
-from mlx_gardener.evaluate.measure import line_of, line_prompt
+from mlx_gardener.evaluate.measure import line_of, task_prompt
 from mlx_gardener.evaluate.metrics import bits_per_byte, edit_similarity, identifier_f1
 from mlx_gardener.evaluate.rows import Window, draw_windows, make_windows, plain_rows, rows_with_context
 from mlx_gardener.model import BaseModel, CodeTokenizer, load_base, load_tokenizer, seedling_path
@@ -99,14 +99,14 @@ def measure(
         counts = dict.fromkeys(MEASURES, 0)
         used, took = 0, []
         for task, names in zip(asked, needs, strict=True):
-            prefix = task.prefix.rstrip("\n")
+            place = caret_prompt(tokenizer, task.prefix, None, task.path)
             began = time.thread_time()
-            ids, _ = code_in_front(retriever, task.path, prefix)
+            ids, _ = code_in_front(retriever, task.path, task.prefix)
             took.append(time.thread_time() - began)
             used += len(ids)
             text = tokenizer.decode(ids)
             there = [name for name in names if re.search(rf"\b{name}\b", text)]
-            shown = tokenizer.decode(build_prompt(tokenizer, prefix, None, task.path))
+            shown = tokenizer.decode(place.ids)
             counts["name"] += bool(there)
             counts["all_names"] += len(there) == len(names)
             counts["definition"] += bool(set(names) & set(names_defined_in(text)))
@@ -153,11 +153,12 @@ def answered(
 ) -> dict[str, float]:
     """How right the base's lines are, as evidence asks for them and scores them."""
     sizes = (PREFIX_TOKENS, SUFFIX_TOKENS)
+    places = [task_prompt(task, base.tokenizer, retriever, sizes) for task in asked]
     written = generate_many(
         base,
-        [line_prompt(task, base.tokenizer, retriever, sizes) for task in asked],
+        [place.ids for place in places],
         max_new_tokens=48,
-        begins=base.tokenizer.line_breaks,
+        begins=[place.begins for place in places],
         is_enough=lambda text: "\n" in text.lstrip("\n"),
     )
     exact, similarity, names = 0.0, 0.0, 0.0

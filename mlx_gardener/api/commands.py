@@ -211,7 +211,7 @@ def complete(
     from mlx_gardener.adapter.base import base_name, load_adapter_base
     from mlx_gardener.engine.facts import model_facts
     from mlx_gardener.evaluate import complete as complete_code
-    from mlx_gardener.evaluate.complete import build_prompt, typed_breaks
+    from mlx_gardener.evaluate.complete import caret_prompt
     from mlx_gardener.evaluate.in_use import Answered, Place, keep_answer
     from mlx_gardener.evaluate.registered import choose_retrieval
     from mlx_gardener.retrieval import Retriever, code_in_front
@@ -239,11 +239,9 @@ def complete(
         why = problem or choice.why
         if index is not None:
             retriever = Retriever(index, base.tokenizer, limit_tokens=choice.limit_tokens)
-    shown = prefix.rstrip("\n") if typed_breaks(prefix, suffix, path) else prefix
-    most = most_in_front(
-        build_prompt(base.tokenizer, shown, suffix, path), model_facts(base.path).max_tokens - max_tokens
-    )
-    context, found = code_in_front(retriever, path, shown, suffix, most_tokens=most)
+    shown = caret_prompt(base.tokenizer, prefix, suffix, path)
+    most = most_in_front(shown.ids, model_facts(base.path).max_tokens - max_tokens)
+    context, found = code_in_front(retriever, path, prefix, suffix, most_tokens=most)
     written = 0
 
     def count(_: str) -> bool:

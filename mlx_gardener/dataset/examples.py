@@ -272,8 +272,7 @@ class Encoder:
             for example in examples
             for text in (
                 header_text(self._tokenizer, example.path),
-                example.before,
-                example.middle or "",
+                *self._sides(example.before, example.middle),
                 example.after,
             )
         ]
@@ -335,12 +334,15 @@ class Encoder:
         ]
 
     def _texts(self, example: Example) -> tuple[str, str, str, str]:
-        return (
-            header_text(self._tokenizer, example.path),
-            example.prefix,
-            example.suffix,
-            example.middle or "",
-        )
+        prefix, middle = self._sides(example.prefix, example.middle)
+        return header_text(self._tokenizer, example.path), prefix, example.suffix, middle
+
+    def _sides(self, before: str, middle: str | None) -> tuple[str, str]:
+        """What stands before a span and in it, as prompts have it (`FimMarkers.middle_from`)."""
+        if middle is None or self._tokenizer.markers is None:
+            return before, ""
+        line = self._tokenizer.markers.middle_from(before)
+        return before[:line], before[line:] + middle
 
     def _header(self, ids: np.ndarray) -> np.ndarray:
         import numpy as np

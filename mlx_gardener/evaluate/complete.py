@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import DataError, ModelError
@@ -25,6 +27,8 @@ CHARACTERS_PER_TOKEN = 100
 _CHARACTERS_AT_FIRST = 8
 #: Tokens beside a cut that may be others than without it.
 _NEAR_A_CUT = 64
+#: Characters of a word that are left to the model at most.
+_MOST_LEFT = 64
 #: Prompts are read in blocks of so many tokens, everywhere: a server that has read the first blocks of a prompt before
 #: then computes what a fresh start would, operation for operation, and gives the same answer.
 PREFILL_TOKENS = 256
@@ -84,22 +88,98 @@ def _before(tokenizer: CodeTokenizer, prefix: str, count: int) -> list[int]:
     return tokenizer.encode(text[start:])[-count:]
 
 
-def typed_breaks(prefix: str, suffix: str | None, path: str) -> int:
-    """Line breaks at the end of a prefix that goes on left to right in the trained form: as many are left to the model.
+@dataclass(frozen=True)
+class CaretPrompt:
+    """What a model is shown of a place in a file, and what its answer has to begin with there.
 
-    Tokens hold a newline together with the indentation after it, so a prompt that ends with a newline is none that training showed.
-    The prompt is made without (`without_breaks`), the answer has to begin with one, and is given out without those that were
-    typed; next lines of evidence are asked so, too.
+    Tokens hold whole words, with the blank before them, and line breaks with the indentation behind them. A prompt that ends where
+    the caret stands ends within one, and is none that training showed. So the last word is left to the model ("token healing", as in
+    github.com/guidance-ai/guidance): ``ids`` end before it, the answer has to begin with it, and is given out without it (`rest_of`).
+
+    Attributes:
+        ids: the prompt.
+        begins: the end of the prefix that ``ids`` do not spell.
     """
-    if suffix is not None or not path or "\r" in prefix[-2:]:
-        return 0
-    left = prefix.rstrip("\n")
-    return len(prefix) - len(left) if left else 0
+
+    ids: list[int]
+    begins: str = ""
 
 
-def without_breaks(text: str, breaks: int) -> str:
-    """``text`` but for at most so many line breaks that it begins with."""
-    return text[min(breaks, len(text) - len(text.lstrip("\n"))) :]
+def caret_prompt(
+    tokenizer: CodeTokenizer,
+    prefix: str,
+    suffix: str | None,
+    path: str,
+    *,
+    prefix_tokens: int = PREFIX_TOKENS,
+    suffix_tokens: int = SUFFIX_TOKENS,
+) -> CaretPrompt:
+    """`build_prompt` for a caret that may stand anywhere; raises as it does.
+
+    What is typed of the caret's line follows the marker of the middle where the format allows it (`FimMarkers.middle_from`).
+    Text without path and suffix is taken as it is.
+    """
+    begins = left_to_write(tokenizer, prefix, suffix, path)
+    before = prefix[: len(prefix) - len(begins)]
+    line = (
+        len(before) if suffix is None or tokenizer.markers is None else tokenizer.markers.middle_from(before)
+    )
+    ids = build_prompt(
+        tokenizer, before[:line], suffix, path, prefix_tokens=prefix_tokens, suffix_tokens=suffix_tokens
+    )
+    return CaretPrompt(ids + tokenizer.encode(before[line:]), begins)
+
+
+def left_to_write(tokenizer: CodeTokenizer, prefix: str, suffix: str | None, path: str) -> str:
+    """The end of a prefix that is left to the model (see `CaretPrompt`); "" where all of it is shown."""
+    if suffix is None and not path:
+        return ""
+    end = prefix[-4 * _MOST_LEFT :]
+    if suffix is not None:  # a span's tokens begin anew
+        end = end[end.rfind("\n") + 1 :]
+    word = tokenizer.last_word(end)
+    return word if len(word) <= _MOST_LEFT and tokenizer.beginnings(word.encode()) else ""
+
+
+class Beginning:
+    """What an answer still has to begin with."""
+
+    def __init__(self, tokenizer: CodeTokenizer, text: str) -> None:
+        self._tokenizer = tokenizer
+        self._left = text.encode()
+        self._ids = tokenizer.beginnings(self._left)
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens that may come next; [] where any may."""
+        return self._ids
+
+    def take(self, token: int) -> bool:
+        """Note what was written; whether that is more than had to be, and so a part of the answer."""
+        if not self._ids:
+            return True
+        spelled = self._tokenizer.spelling(token)
+        done = not self._left.startswith(spelled)
+        self._left = b"" if done else self._left[len(spelled) :]
+        self._ids = [] if done else self._tokenizer.beginnings(self._left)
+        return done
+
+    def along(self, tokens: Sequence[int]) -> list[Beginning]:
+        """Itself, and what there is after each of ``tokens``, up to one that may not come next."""
+        found = [self]
+        for token in tokens:
+            if found[-1].ids and token not in found[-1].ids:
+                break
+            found.append(copy(found[-1]))
+            found[-1].take(token)
+        return found
+
+
+def rest_of(text: str, begins: str) -> str:
+    """What ``text``, which begins with ``begins`` or is a part of that, says beyond it."""
+    if begins.startswith(" ") and not text.startswith(" "):
+        text = f" {text}"  # SentencePiece's decoders leave out the blank that a text begins with
+    return text[len(begins) :]
 
 
 def edge_tokens(encode: Callable[[str], list[int]], text: str, count: int, *, last: bool) -> list[int]:
@@ -148,9 +228,8 @@ def complete(
         None if suffix is None else whole_text(suffix),
         whole_text(path),
     )
-    breaks = typed_breaks(prefix, suffix, path)
-    prefix = prefix.rstrip("\n") if breaks else prefix
-    prompt = with_context(build_prompt(tokenizer, prefix, suffix, path), context, tokenizer)
+    place = caret_prompt(tokenizer, prefix, suffix, path)
+    prompt = with_context(place.ids, context, tokenizer)
     if not prompt:
         raise DataError(
             "There is nothing to go on with: no text before the place.",
@@ -158,10 +237,9 @@ def complete(
         )
     ids: list[int] = []
     text = ""
-    begins = tokenizer.line_breaks if breaks else ()
-    for token, _ in written_ids(base, prompt, max_new_tokens=max_new_tokens, begins=begins):
+    for token, _ in written_ids(base, prompt, max_new_tokens=max_new_tokens, begins=place.begins):
         ids.append(token)
-        text = without_breaks(tokenizer.decode(ids), breaks)
+        text = rest_of(tokenizer.decode(ids), place.begins)
         if is_enough is not None and is_enough(text):
             break
     return whole_characters(text)
@@ -180,21 +258,34 @@ def stop_ids(tokenizer: CodeTokenizer) -> frozenset[int]:
     return frozenset(stop for stop in stops if stop is not None)
 
 
-def _first_of(begins: Sequence[int]) -> Callable[[mx.array, mx.array], mx.array]:
-    """Lets the first token be one of ``begins`` alone, as mlx-lm's processors of logits do."""
+def only_beginnings(logits: mx.array, beginnings: Sequence[Beginning]) -> mx.array:
+    """``logits``, (rows, vocab), with -inf for what a row may not go on with."""
     import mlx.core as mx
 
+    if not any(beginning.ids for beginning in beginnings):
+        return logits
+    rows = []
+    for row, beginning in enumerate(beginnings):
+        if beginning.ids:
+            ids = mx.array(beginning.ids)
+            kept = mx.full(logits.shape[1:], -mx.inf, dtype=logits.dtype)
+            kept[ids] = logits[row][ids]
+            rows.append(kept)
+        else:
+            rows.append(logits[row])
+    return mx.stack(rows)
+
+
+def _begin_with(beginning: Beginning) -> Callable[[mx.array, mx.array], mx.array]:
+    """Lets an answer begin as it has to, as mlx-lm's processors of logits do."""
     is_first = True
 
-    def only(tokens: mx.array, logits: mx.array) -> mx.array:  # logits: (1, vocab)
+    def only(tokens: mx.array, logits: mx.array) -> mx.array:  # tokens: those before; logits: (1, vocab)
         nonlocal is_first
-        if not is_first:
-            return logits
+        if not is_first and beginning.ids:
+            beginning.take(int(tokens[-1]))
         is_first = False
-        kept = mx.full(logits.shape, -mx.inf, dtype=logits.dtype)
-        places = mx.array(list(begins))
-        kept[:, places] = logits[:, places]
-        return kept
+        return only_beginnings(logits, [beginning])
 
     return only
 
@@ -205,7 +296,7 @@ def written_ids(
     *,
     max_new_tokens: int,
     stops: frozenset[int] | None = None,
-    begins: Sequence[int] = (),
+    begins: str = "",
     sampler: Callable[[mx.array], mx.array] | None = None,
     cache: list[Any] | None = None,
     on_prompt: Callable[[], None] | None = None,
@@ -214,7 +305,7 @@ def written_ids(
 
     Args:
         stops: tokens that end it and are not given out; `stop_ids` when None.
-        begins: tokens of which the first one is; any where there are none.
+        begins: text that they have to begin with; tokens that spell no more than a part of it do not count.
         sampler: chooses from log-probabilities, (1, vocab); the likeliest when None.
         cache: mlx-lm's prompt cache that has read what comes before ``prompt``; a fresh one when None.
         on_prompt: called after each block of the prompt; may raise to stop.
@@ -223,12 +314,13 @@ def written_ids(
     from mlx_lm.generate import generate_step
 
     ends = stop_ids(base.tokenizer) if stops is None else stops
+    beginning, count = Beginning(base.tokenizer, begins), 0
     steps = generate_step(
         mx.array(prompt),
         base.model,
-        max_tokens=max_new_tokens,
+        max_tokens=max_new_tokens + len(begins.encode()),
         sampler=sampler,
-        logits_processors=[_first_of(begins)] if begins else None,
+        logits_processors=[_begin_with(Beginning(base.tokenizer, begins))] if begins else None,
         prompt_cache=cache,
         prefill_step_size=PREFILL_TOKENS,
         prompt_progress_callback=None if on_prompt is None else lambda *_: on_prompt(),
@@ -236,4 +328,7 @@ def written_ids(
     for token, logprobs in steps:
         if int(token) in ends:
             break
+        count += beginning.take(int(token))
         yield int(token), logprobs
+        if count == max_new_tokens:
+            break

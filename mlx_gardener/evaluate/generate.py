@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import ModelError
-from mlx_gardener.evaluate.complete import stop_ids
+from mlx_gardener.evaluate.complete import Beginning, only_beginnings, rest_of, stop_ids
 from mlx_gardener.platform.footprint import process_footprint_bytes
 
 if TYPE_CHECKING:
@@ -70,7 +70,10 @@ class _Written:
     """An answer so far."""
 
     prompt: Sequence[int]
+    begins: str
+    beginning: Beginning
     read: int = 0
+    counted: int = 0
     ids: list[int] = field(default_factory=list)
     answer: Answer | None = None
 
@@ -91,7 +94,7 @@ def generate_many(
     *,
     max_new_tokens: int,
     engine: Engine | None = None,
-    begins: Sequence[int] = (),
+    begins: Sequence[str] = (),
     is_enough: Callable[[str], bool] | None = None,
     tell: Callable[[float], None] = lambda share: None,
     interrupt: Callable[[], None] = lambda: None,
@@ -103,7 +106,7 @@ def generate_many(
         prompts: token ids, none of them empty.
         max_new_tokens: at most this many a prompt.
         engine: the base's, for its operations, CPU streams and budget; without one, one stream and MLX's own operations.
-        begins: token ids of which every answer begins with one; with any where there are none.
+        begins: text that each answer has to begin with, and is given out without; nothing where there are none.
         is_enough: asked with an answer's text so far; ends that answer early.
         tell: told the share done, 0 to 1, after every piece of a prompt and every token.
         interrupt: asked as often; may raise.
@@ -115,25 +118,29 @@ def generate_many(
 
     if not all(prompts):
         raise ModelError("There is nothing to complete from.", next_step="Give some code before the place.")
-    rows = [_Written(prompt) for prompt in prompts]
+    rows = [
+        _Written(prompt, begins, Beginning(base.tokenizer, begins))
+        for prompt, begins in zip(prompts, begins or [""] * len(prompts), strict=True)
+    ]
     # Longest first: what meets in a batch is of about the same length, and little is padded.
     order = sorted(rows, key=lambda row: -len(row.prompt))
+    kept_tokens = max_new_tokens + max((len(base.tokenizer.encode(text)) for text in {*begins}), default=0)
     todo = sum(len(row.prompt) - 1 + _READ_PER_WRITTEN * max_new_tokens for row in rows)
 
     def pulse() -> None:
         interrupt()
-        written = sum(max_new_tokens if row.answer else len(row.ids) for row in rows)
+        written = sum(max_new_tokens if row.answer else row.counted for row in rows)
         tell(min(1.0, (sum(row.read for row in rows) + _READ_PER_WRITTEN * written) / todo))
 
     stops = stop_ids(base.tokenizer)
     start = 0
     while start < len(order):
         mx.clear_cache()
-        size = _rows_at_once(base, engine, len(order[start].prompt), max_new_tokens)
+        size = _rows_at_once(base, engine, len(order[start].prompt), kept_tokens)
         batch = order[start : start + size]
         start += len(batch)
-        groups = _read(base, engine, batch, max_new_tokens, pulse)
-        _write(base, engine, groups, max_new_tokens, stops, begins, is_enough, pulse)
+        groups = _read(base, engine, batch, kept_tokens, pulse)
+        _write(base, engine, groups, max_new_tokens, stops, is_enough, pulse)
     return [row.answer for row in rows if row.answer is not None]
 
 
@@ -141,7 +148,7 @@ def _read(
     base: BaseModel,
     engine: Engine | None,
     batch: list[_Written],
-    max_new_tokens: int,
+    new_tokens: int,
     pulse: Callable[[], None],
 ) -> list[_Group]:
     """The batch's prompts but for their last tokens in caches, in the groups that they are written in."""
@@ -168,7 +175,7 @@ def _read(
         _Group(
             stream,
             batch[here],
-            _joined(caches, here, max_new_tokens),
+            _joined(caches, here, new_tokens),
             mx.array([row.prompt[-1] for row in batch[here]]),
         )
         for stream, here in shares
@@ -190,7 +197,7 @@ def _in_blocks(engine: Engine | None) -> bool:
     return engine is not None and engine.plan.dequantize and len(engine.streams) > 1
 
 
-def _joined(caches: list[list[Any]], here: slice, max_new_tokens: int) -> list[Any]:
+def _joined(caches: list[list[Any]], here: slice, new_tokens: int) -> list[Any]:
     """One cache a layer for the rows ``here``; their own are let go, layer by layer."""
     import mlx.core as mx
 
@@ -201,7 +208,7 @@ def _joined(caches: list[list[Any]], here: slice, max_new_tokens: int) -> list[A
     for layer in range(len(own[0])):
         one = own[0][layer].merge([cache[layer] for cache in own])
         if hasattr(one, "step"):
-            one.step = max_new_tokens  # it grows once, by what will be written
+            one.step = new_tokens  # it grows once, by what will be written
         mx.eval(one.state)
         for cache in own:
             cache[layer] = None
@@ -215,23 +222,19 @@ def _write(
     groups: list[_Group],
     max_new_tokens: int,
     stops: frozenset[int],
-    begins: Sequence[int],
     is_enough: Callable[[str], bool] | None,
     pulse: Callable[[], None],
 ) -> None:
     """Let the answers of all groups grow until each is done."""
     import mlx.core as mx
 
-    left = list(begins)
     while groups:
         with _writing(engine, len(groups)):
             for group in groups:
                 with _on(group.stream):
                     logits = base.model(group.tokens[:, None], cache=group.caches)[:, -1]  # (rows, vocab)
-                    if left:  # the first token
-                        group.tokens = mx.array(left)[logits[:, mx.array(left)].argmax(axis=-1)]
-                    else:
-                        group.tokens = logits.argmax(axis=-1)
+                    logits = only_beginnings(logits, [row.beginning for row in group.rows])
+                    group.tokens = logits.argmax(axis=-1)
             mx.eval([(group.tokens, [cache.state for cache in group.caches]) for group in groups])
         for group in groups:
             tokens: list[int] = group.tokens.tolist()  # type: ignore[assignment]  # (rows,)
@@ -240,7 +243,6 @@ def _write(
                     _take(row, token, base, max_new_tokens, stops, is_enough)
             _leave_out_done(group)
         groups = [group for group in groups if group.rows]
-        left = []
         pulse()
 
 
@@ -262,9 +264,11 @@ def _take(
     stopped = token in stops
     if not stopped:
         row.ids.append(token)
-    enough = not stopped and is_enough is not None and is_enough(base.tokenizer.decode(row.ids))
-    if stopped or enough or len(row.ids) >= max_new_tokens:
-        row.answer = Answer(base.tokenizer.decode(row.ids), stopped, tuple(row.ids))
+        row.counted += row.beginning.take(token)
+    text = rest_of(base.tokenizer.decode(row.ids), row.begins)
+    enough = not stopped and is_enough is not None and is_enough(text)
+    if stopped or enough or row.counted >= max_new_tokens:
+        row.answer = Answer(text, stopped, tuple(row.ids))
 
 
 def _leave_out_done(group: _Group) -> None:
@@ -289,7 +293,7 @@ def _on(stream: Any) -> Any:
     return mx.stream(stream) if stream is not None else nullcontext()
 
 
-def _rows_at_once(base: BaseModel, engine: Engine | None, prompt_tokens: int, max_new_tokens: int) -> int:
+def _rows_at_once(base: BaseModel, engine: Engine | None, prompt_tokens: int, new_tokens: int) -> int:
     """Prompts whose keys and values fit into what the budget has left, by the sizes in the model's config."""
     config = base.config.get("text_config", base.config)
     heads = int(config.get("num_attention_heads") or 1)
@@ -298,7 +302,7 @@ def _rows_at_once(base: BaseModel, engine: Engine | None, prompt_tokens: int, ma
     width = int(config.get("head_dim") or hidden // heads)
     layers = int(config.get("num_hidden_layers") or len(base.model.layers))
     token_bytes = 2 * layers * kept * max(1, width) * base.dtype.size
-    row_bytes = token_bytes * (prompt_tokens + max_new_tokens)
+    row_bytes = token_bytes * (prompt_tokens + new_tokens)
     if engine is None:
         return max(1, min(_MOST_AT_ONCE, _CACHE_BYTES // row_bytes))
     vocab = int(config.get("vocab_size") or 1)
@@ -312,6 +316,6 @@ def _rows_at_once(base: BaseModel, engine: Engine | None, prompt_tokens: int, ma
     return max(1, min(_MOST_AT_ONCE, int(left // row_bytes)))
 
 
-def prompt_key(prompt: Sequence[int], max_new_tokens: int) -> str:
-    """The name of a prompt's answer among those of a base and a kind."""
-    return hashlib.sha256(json.dumps([max_new_tokens, list(prompt)]).encode()).hexdigest()[:32]
+def prompt_key(prompt: Sequence[int], max_new_tokens: int, begins: str = "") -> str:
+    """The name among those of a base and a kind of the answer to a prompt, which has to begin with a text."""
+    return hashlib.sha256(json.dumps([max_new_tokens, list(prompt), begins]).encode()).hexdigest()[:32]

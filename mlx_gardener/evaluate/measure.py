@@ -7,13 +7,13 @@ that go forward, but for those whose losses and answers are in the store.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import AssertionTask, Batch, EditTask, FimTask, NextLineTask, RowSet, first_value
 from mlx_gardener.engine import Engine, base_topic, kept_row_losses
-from mlx_gardener.evaluate.complete import build_prompt
+from mlx_gardener.evaluate.complete import CaretPrompt, caret_prompt
 from mlx_gardener.evaluate.evidence import ANSWERS
 from mlx_gardener.evaluate.exact import writes_exactly
 from mlx_gardener.evaluate.generate import Answer, generate_many, prompt_key
@@ -107,7 +107,7 @@ class Bench:
 
     def answers(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[CaretPrompt],
         *,
         kind: str,
         of: str,
@@ -116,17 +116,17 @@ class Bench:
     ) -> list[Answer]:
         """Answers to prompts; from the store where they are known."""
         topic = base_topic(self.base, f"answers {kind}", adapter=of)
-        keys = [prompt_key(prompt, max_new_tokens) for prompt in prompts]
+        keys = [prompt_key(prompt.ids, max_new_tokens, prompt.begins) for prompt in prompts]
         kept = self.store.read(topic)
         known = {key: answer for key in keys if (answer := Answer.from_json(kept.get(key))) is not None}
         new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known}
         if new:
             answers = generate_many(
                 self.base,
-                list(new.values()),
+                [prompt.ids for prompt in new.values()],
                 max_new_tokens=max_new_tokens,
                 engine=self.engine,
-                begins=self.base.tokenizer.line_breaks if kind == "next line" else (),
+                begins=[prompt.begins for prompt in new.values()],
                 is_enough=_ENOUGH.get(kind),
                 tell=tell,
                 interrupt=self.interrupt,
@@ -150,7 +150,7 @@ class Bench:
         Args:
             work: says how long prompts and answers are.
         """
-        prompts = [line_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks]
+        prompts = [task_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks]
         return self.answers(prompts, kind="next line", of=of, max_new_tokens=work.new_tokens, tell=tell)
 
     def assertions(
@@ -163,7 +163,7 @@ class Bench:
         tell: Callable[[float], None],
     ) -> list[Answer]:
         """The rest of the line of every assertion, likewise."""
-        prompts = [value_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks]
+        prompts = [task_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks]
         return self.answers(prompts, kind="value", of=of, max_new_tokens=work.new_tokens, tell=tell)
 
     def spans(
@@ -176,7 +176,7 @@ class Bench:
         tell: Callable[[float], None],
     ) -> list[Answer]:
         """What fills the span of every task, likewise."""
-        prompts = [fim_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks]
+        prompts = [task_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks]
         return self.answers(prompts, kind="fim", of=of, max_new_tokens=work.new_tokens, tell=tell)
 
     def edits(self, tasks: Sequence[EditTask], *, of: str, tell: Callable[[float], None]) -> list[bool]:
@@ -195,32 +195,22 @@ class Bench:
         return [known[key] for key in keys]
 
 
-def line_prompt(
-    task: NextLineTask, tokenizer: CodeTokenizer, retriever: Retriever | None, sizes: tuple[int, int]
-) -> list[int]:
-    """Line breaks at the end are left to the model, which begins with one: newlines and indentation are often one token."""
-    prefix = task.prefix.rstrip("\n")
-    prompt = build_prompt(tokenizer, prefix, None, task.path, prefix_tokens=sizes[0])
-    return with_context(prompt, code_in_front(retriever, task.path, prefix)[0], tokenizer)
+def task_prompt(
+    task: NextLineTask | AssertionTask | FimTask,
+    tokenizer: CodeTokenizer,
+    retriever: Retriever | None,
+    sizes: tuple[int, int],
+) -> CaretPrompt:
+    """What is asked in an editor with the caret at the task's place: as much as ``sizes`` before and after it, in tokens.
 
-
-def value_prompt(
-    task: AssertionTask, tokenizer: CodeTokenizer, retriever: Retriever | None, sizes: tuple[int, int]
-) -> list[int]:
-    """Up to the value; a blank before it is left to the model, as its token often begins with one."""
-    prompt = build_prompt(tokenizer, task.prefix, None, task.path, prefix_tokens=sizes[0])
-    return with_context(prompt, code_in_front(retriever, task.path, task.prefix)[0], tokenizer)
-
-
-def fim_prompt(
-    task: FimTask, tokenizer: CodeTokenizer, retriever: Retriever | None, sizes: tuple[int, int]
-) -> list[int]:
-    """The model's own markers around what stands before and after the span."""
-    prompt = build_prompt(
-        tokenizer, task.prefix, task.suffix, task.path, prefix_tokens=sizes[0], suffix_tokens=sizes[1]
+    A span has what follows it behind the model's own markers; other tasks go on left to right.
+    """
+    suffix = task.suffix if isinstance(task, FimTask) else None
+    place = caret_prompt(
+        tokenizer, task.prefix, suffix, task.path, prefix_tokens=sizes[0], suffix_tokens=sizes[1]
     )
-    found, _ = code_in_front(retriever, task.path, task.prefix, task.suffix)
-    return with_context(prompt, found, tokenizer)
+    found, _ = code_in_front(retriever, task.path, task.prefix, suffix)
+    return replace(place, ids=with_context(place.ids, found, tokenizer))
 
 
 def line_of(answer: Answer) -> str:

@@ -31,6 +31,7 @@ from mlx_gardener.dataset import (
 )
 from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.evaluate import guards
+from mlx_gardener.evaluate.complete import CaretPrompt
 from mlx_gardener.evaluate.measure import ArmResult, Bench, Tasks, part_of
 from mlx_gardener.evaluate.retrieval import Retriever, training_excerpts
 from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
@@ -374,7 +375,7 @@ def check(
             for place in found
         ]
         answers = bench.answers(
-            [shown for shown, _ in pairs],
+            [CaretPrompt(shown) for shown, _ in pairs],
             kind="verbatim",
             of=of,
             max_new_tokens=guards.CONTINUED_TOKENS,

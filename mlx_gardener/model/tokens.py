@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -60,6 +61,8 @@ _HEAD_BYTES = 2**20
 #: What `knows_fim` looks for.
 FIM_TEXTS = frozenset(text for row in _FIM_SPELLINGS for text in row[:3] if text)
 _MARKERS = FIM_TEXTS | {*_REPO_SPELLINGS, *_FILE_SPELLINGS}
+#: Characters of the caret's line that follow the marker of the middle.
+_MOST_OF_LINE = 400
 _CONTROL = re.compile(r"<[|｜].*[|｜]>|</?s>|<(unk|pad|bos|eos|mask)>|\[(PREFIX|SUFFIX|MIDDLE|INST|/INST)\]")  # noqa: RUF001
 
 
@@ -82,6 +85,16 @@ class FimMarkers:
         if self.order == "SPM":
             return [self.suffix, *suffix, self.prefix, *prefix, *middle]
         return [self.prefix, *prefix, self.suffix, *suffix, *middle]
+
+    def middle_from(self, prefix: str) -> int:
+        """Where in ``prefix`` (characters) the last line begins, which is the middle's, in prompts and in training.
+
+        A key then changes the end of a prompt alone, and what a model writes is whole lines. Its end, and so all is the prefix's, in
+        a format that has the middle right behind the prefix, and where the line is very long.
+        """
+        line = prefix.rfind("\n") + 1
+        is_middle = self.order == "PSM" and self.middle is not None and len(prefix) - line <= _MOST_OF_LINE
+        return line if is_middle else len(prefix)
 
     def split(self, ids: list[int]) -> tuple[list[int], list[int]] | None:
         """The prefix and the suffix of which `prompt` makes ``ids``; None where it does not."""
@@ -148,35 +161,70 @@ class CodeTokenizer:
         """The text that ``ids`` spell; control tokens are spelled out, broken UTF-8 becomes U+FFFD."""
         return str(self._full.decode(ids, skip_special_tokens=False))
 
+    def last_word(self, text: str) -> str:
+        """The end of ``text`` that tokens do not reach into from before: a word with the mark or blank that its first token may hold.
+
+        That is the last piece of the tokenizer's own splitting, which it makes tokens of one by one. "" where it splits nothing.
+        """
+        splitter = self._plain.pre_tokenizer
+        if splitter is None:
+            return ""
+        with _damage_named("The tokenizer cannot split this text"):
+            pieces = splitter.pre_tokenize_str(text)
+        return text[pieces[-1][1][0] :] if pieces else ""
+
     @cached_property
     def byte_lengths(self) -> np.ndarray:
         """Bytes of source text that each id spells, shape (vocab_size,), int32; 0 for control tokens."""
         import numpy as np
 
-        control = set(self._full.get_added_tokens_decoder())
-        lengths = np.zeros(self.vocab_size, dtype=np.int32)
-        byte_level = _is_byte_level(self._plain)
-        for piece, index in self._plain.get_vocab(with_added_tokens=False).items():
-            if index < self.vocab_size and index not in control:
-                lengths[index] = len(piece) if byte_level else _piece_bytes(piece)
-        for index, token in self._full.get_added_tokens_decoder().items():
-            if not _is_control(token.content, token.special) and index < self.vocab_size:
-                lengths[index] = len(token.content.encode())
-        return lengths
+        return np.array([len(spelled) for spelled in self._spellings], dtype=np.int32)
 
     @cached_property
-    def line_breaks(self) -> tuple[int, ...]:
-        """The ids whose text begins with a line break, rising."""
-        breaks = (_NEWLINE_BYTE if _is_byte_level(self._plain) else "\n", "<0x0A>")
-        found = {
-            index
-            for piece, index in self._plain.get_vocab(with_added_tokens=False).items()
-            if piece.startswith(breaks)
-        }
+    def _spellings(self) -> list[bytes]:
+        """What each id spells; b"" for control tokens."""
+        found = [b""] * self.vocab_size
+        spells = _spelled_bytes if _is_byte_level(self._plain) else _spelled_text
+        for piece, index in self._plain.get_vocab(with_added_tokens=False).items():
+            if index < self.vocab_size:
+                found[index] = spells(piece)
         for index, token in self._full.get_added_tokens_decoder().items():
-            if not _is_control(token.content, token.special) and token.content.startswith("\n"):
-                found.add(index)
-        return tuple(sorted(index for index in found if index < self.vocab_size))
+            if index < self.vocab_size:
+                control = _is_control(token.content, token.special)
+                found[index] = b"" if control else token.content.encode()
+        return found
+
+    @cached_property
+    def _by_spelling(self) -> list[int]:
+        """The ids that spell something, by what they spell."""
+        return sorted(
+            filter(self._spellings.__getitem__, range(self.vocab_size)), key=self._spellings.__getitem__
+        )
+
+    def spelling(self, index: int) -> bytes:
+        """What an id spells: UTF-8, perhaps a part of a character; b"" for control tokens. The first call takes some 0.2 s."""
+        return self._spellings[index]
+
+    def beginnings(self, text: bytes) -> list[int]:
+        """The ids that what goes on with ``text`` may begin with: those that spell it or more, and the first of its own tokens.
+
+        Not any that spell a part of it: a blank alone is likelier than a word of a blank and letters, and is hardly ever followed by
+        them. Of blanks the last may belong to the word behind them.
+        """
+        if not text:
+            return []
+
+        def start(index: int) -> bytes:
+            return self._spellings[index][: len(text)]
+
+        whole = slice(*(cut(self._by_spelling, text, key=start) for cut in (bisect_left, bisect_right)))
+        found = self._by_spelling[whole]
+        own = text.decode(errors="ignore")
+        for part in (own, own[:-1] if own.endswith(" ") else ""):
+            for first in self.encode(part)[:1]:
+                if text.startswith(self._spellings[first]) and first not in found and self._spellings[first]:
+                    found.append(first)
+        return found
 
 
 def header_text(tokenizer: CodeTokenizer, path: str) -> str:
@@ -201,8 +249,13 @@ def _damage_named(what: str) -> Iterator[None]:
         raise
 
 
-#: How GPT-2's mapping writes a line feed.
-_NEWLINE_BYTE = "\u010a"
+#: Bytes that GPT-2's mapping writes as the character of that number; the others, rising, from number 256 on
+#: (bytes_to_unicode in github.com/openai/gpt-2, src/encoder.py).
+_WRITTEN_AS_THEY_ARE = (*range(33, 127), *range(161, 173), *range(174, 256))
+_OTHERS = (byte for byte in range(256) if byte not in _WRITTEN_AS_THEY_ARE)
+_BYTE_OF = {chr(byte): byte for byte in _WRITTEN_AS_THEY_ARE} | {
+    chr(256 + at): byte for at, byte in enumerate(_OTHERS)
+}
 
 
 def _is_byte_level(tokenizer: Tokenizer) -> bool:
@@ -210,11 +263,19 @@ def _is_byte_level(tokenizer: Tokenizer) -> bool:
     return "ByteLevel" in json.dumps(json.loads(tokenizer.to_str()).get("decoder") or {})
 
 
-def _piece_bytes(piece: str) -> int:
-    """Bytes of a SentencePiece-style piece."""
+def _spelled_bytes(piece: str) -> bytes:
+    """What a piece spells in which each character stands for one byte."""
+    try:
+        return bytes(map(_BYTE_OF.__getitem__, piece))
+    except KeyError:  # none of the mapping's
+        return piece.encode()
+
+
+def _spelled_text(piece: str) -> bytes:
+    """What a piece of SentencePiece's spells."""
     if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
-        return 1
-    return len(piece.replace("▁", " ").encode())
+        return bytes([int(piece[1:-1], 16)])
+    return piece.replace("▁", " ").encode()
 
 
 def is_marker(content: str) -> bool:

@@ -34,6 +34,7 @@ from mlx_gardener.serve.routes import Handler, no_such_route, taking_one_method
 from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, PieceOf, QueuedRequest
 
 if TYPE_CHECKING:
+    from mlx_gardener.evaluate.complete import CaretPrompt
     from mlx_gardener.model import BaseModel
 
 #: A token with its log-probability in an answer, about.
@@ -181,7 +182,7 @@ class Server:
         if body.echo and not all(isinstance(text, str) for text in body.prompts()):
             raise BadRequestError("echo: only prompts that are text are echoed.")
 
-        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
+        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[CaretPrompt]:
             return prompts.completion_prompts(body, base, room, limits, lookup)
 
         raw = () if body.suffix is not None or body.file else body.prompts()
@@ -218,7 +219,7 @@ class Server:
         target = self._intake.target(request, body.model)
         text = await self._intake.chat_text(target, body.messages)
 
-        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
+        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[CaretPrompt]:
             return prompts.chat_prompt(text, base, room, limits)
 
         job = self._intake.job(target, body, prepare, body.n)
@@ -242,7 +243,7 @@ class Server:
         """``/infill``, as llama.cpp's server."""
         body = await self._intake.body(request, InfillBody)
 
-        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
+        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[CaretPrompt]:
             return prompts.infill_prompt(body, base, room, limits, lookup)
 
         return await self._llama(request, body, prepare, sides=prompts.sides_of_infill(body))
@@ -251,7 +252,7 @@ class Server:
         """``/completion``, as llama.cpp's server."""
         body = await self._intake.body(request, LlamaCompletionBody)
 
-        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
+        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[CaretPrompt]:
             return prompts.raw_prompts(body.prompts(), base, room, limits, lookup)
 
         return await self._llama(request, body, prepare, raw=body.prompts())

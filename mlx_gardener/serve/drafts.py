@@ -19,7 +19,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlx_gardener.evaluate.complete import PREFILL_TOKENS, stop_ids, written_ids
+from mlx_gardener.evaluate.complete import (
+    PREFILL_TOKENS,
+    Beginning,
+    only_beginnings,
+    stop_ids,
+    written_ids,
+)
 from mlx_gardener.serve.prompt_caches import Reading
 
 if TYPE_CHECKING:
@@ -92,15 +98,19 @@ class Drafter:
 
 
 def sides(prompt: list[int], tokenizer: CodeTokenizer) -> tuple[list[int], list[int]]:
-    """The tokens of a prompt that stand before the caret, and the others: code in front and what follows the caret."""
+    """The tokens of a prompt that stand before the caret, and the others: code in front and what follows the caret.
+
+    What is typed of the caret's line may stand behind the marker of the middle.
+    """
     marks = tokenizer.markers
     if marks is None or marks.prefix not in prompt or marks.suffix not in prompt:
         return prompt, []
     start = len(prompt) - prompt[::-1].index(marks.prefix)
     end = prompt.index(marks.suffix, start) if marks.suffix in prompt[start:] else len(prompt)
-    if prompt[end - 1] == marks.middle:
-        end -= 1
-    return prompt[start:end], prompt[: start - 1] + prompt[end:]
+    middle = prompt.index(marks.middle, start) if marks.middle in prompt[start:] else len(prompt)
+    typed = prompt[middle + 1 :]
+    end = min(end, middle)
+    return prompt[start:end] + typed, prompt[: start - 1] + prompt[end : middle + 1]
 
 
 def guess(tokenizer: CodeTokenizer, written: list[int], left: list[int]) -> list[int]:
@@ -120,6 +130,7 @@ def drafted_ids(
     reading: Reading,
     *,
     max_new_tokens: int,
+    begins: str = "",
     steps: Steps,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[int]:
@@ -127,6 +138,7 @@ def drafted_ids(
 
     Args:
         prompt: at least one token.
+        begins: text that it has to begin with, as in `written_ids`.
         reading: of a beginning of it; what is read and written since is noted in it.
         steps: is added to.
         check: called before every pass; may raise to stop.
@@ -137,13 +149,16 @@ def drafted_ids(
     drafter = Drafter(left, [*_parts(others, ends), earlier, guess(base.tokenizer, earlier, left)])
     _read(base, prompt, reading, check)
     written: list[int] = []
+    beginning, count = Beginning(base.tokenizer, begins), 0
     last, most = prompt[-1], _FIRST_DRAFTED
     try:
-        while len(written) < max_new_tokens:
+        while count < max_new_tokens:
             check()
-            draft = drafter.draft(min(most, max_new_tokens - len(written) - 1))
+            draft = drafter.draft(min(most, max_new_tokens - count - 1))
+            beginnings = beginning.along(draft)
+            draft = draft[: len(beginnings) - 1]
             fed = [last, *draft]
-            chosen, clear = _choices(base, fed, reading)
+            chosen, clear = _choices(base, fed, reading, beginnings)
             steps.passes += 1
             steps.drafted += len(draft)
             right = 0
@@ -160,10 +175,11 @@ def drafted_ids(
                     return
                 written.append(token)
                 drafter.add(token)
+                count += beginning.take(token)
                 yield token
             if not clear[right]:
                 steps.again = True
-                yield from _again(base, prompt, reading, written, max_new_tokens, steps, check)
+                yield from _again(base, prompt, reading, written, max_new_tokens, begins, steps, check)
                 return
             last = new[-1]
     finally:
@@ -198,15 +214,20 @@ def _read(base: BaseModel, prompt: list[int], reading: Reading, check: Callable[
             reading.exact += PREFILL_TOKENS
 
 
-def _choices(base: BaseModel, fed: list[int], reading: Reading) -> tuple[list[int], list[bool]]:
-    """The likeliest token after each of those that are fed, and whether it is so by more than rounding."""
+def _choices(
+    base: BaseModel, fed: list[int], reading: Reading, beginnings: list[Beginning]
+) -> tuple[list[int], list[bool]]:
+    """The likeliest token after each of those that are fed, as far as the answer has to begin so, and whether it is so by more than
+    rounding."""
     import mlx.core as mx
 
     logits = base.model(mx.array([fed]), cache=reading.cache)[0]  # (fed, vocab)
+    largest = mx.maximum(mx.abs(logits).max(axis=-1), 1.0)
+    logits = only_beginnings(logits, beginnings)
     chosen = logits.argmax(axis=-1)
     best = logits.max(axis=-1)
     others = mx.where(mx.arange(logits.shape[-1]) == chosen[:, None], -mx.inf, logits)
-    clear = best - others.max(axis=-1) > _CLOSE * mx.maximum(mx.abs(logits).max(axis=-1), 1.0)
+    clear = best - others.max(axis=-1) > _CLOSE * largest
     mx.eval(chosen, clear, [layer.state for layer in reading.cache])
     return chosen.tolist(), clear.tolist()  # type: ignore[return-value]
 
@@ -217,13 +238,19 @@ def _again(
     reading: Reading,
     written: list[int],
     max_new_tokens: int,
+    begins: str,
     steps: Steps,
     check: Callable[[], None],
 ) -> Iterator[int]:
     """The answer as offline computes it, from behind ``written``, which is added to."""
     reading.cut(reading.exact)
     computed = written_ids(
-        base, prompt[reading.exact :], max_new_tokens=max_new_tokens, cache=reading.cache, on_prompt=check
+        base,
+        prompt[reading.exact :],
+        max_new_tokens=max_new_tokens,
+        begins=begins,
+        cache=reading.cache,
+        on_prompt=check,
     )
     known = len(written)
     try:

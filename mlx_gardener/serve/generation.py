@@ -14,7 +14,14 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlx_gardener.evaluate.complete import stop_ids, whole_characters, without_breaks, written_ids
+from mlx_gardener.evaluate.complete import (
+    Beginning,
+    CaretPrompt,
+    rest_of,
+    stop_ids,
+    whole_characters,
+    written_ids,
+)
 from mlx_gardener.serve.drafts import Steps, drafted_ids
 from mlx_gardener.serve.prompt_caches import Key, PromptCaches, Reading
 
@@ -44,7 +51,6 @@ class Limits:
         stops: before any of these texts.
         max_seconds: after so much writing, once a line is complete (llama.cpp's ``t_max_predict_ms``).
         least_indent: before a line, not the first one, that is indented by fewer characters (its ``n_indent``).
-        typed_breaks: so many line breaks were typed that the prompt leaves to the model (`evaluate.complete.typed_breaks`).
         as_fits: whether fewer tokens than ``max_tokens`` will do, where prompt and answer would not fit the model.
     """
 
@@ -53,7 +59,6 @@ class Limits:
     max_seconds: float | None = None
     least_indent: int = 0
     as_fits: bool = False
-    typed_breaks: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Ending:
 
 def answer(
     base: BaseModel,
-    prompt: list[int],
+    prompt: CaretPrompt,
     sampling: Sampling,
     limits: Limits,
     *,
@@ -107,7 +112,7 @@ def answer(
     """Pieces of text, then one `Ending`.
 
     Args:
-        prompt: at least one token.
+        prompt: at least one token, and what the answer begins with, which is not given out.
         key: whose keys and values may be used again: the base's identity and the adapter's.
         top_scores: so many likeliest tokens are told for each; None tells no scores.
         check: called between blocks of the prompt and between tokens; may raise to stop.
@@ -115,8 +120,8 @@ def answer(
     import mlx.core as mx
 
     as_offline = base.dtype != mx.float32 or sampling.temperature > 0 or top_scores is not None
-    as_offline |= limits.typed_breaks > 0  # the first token is chosen among few
-    reading = caches.take(key, prompt, base.model, exactly=as_offline)
+    begins = prompt.begins
+    reading = caches.take(key, prompt.ids, base.model, exactly=as_offline)
     # A cache that forgets, such as a sliding window's, cannot take back what was drafted; and is never kept.
     as_offline |= not reading.can_be_cut
     read = len(reading.ids)
@@ -128,6 +133,7 @@ def answer(
     first = 0.0
     ids: list[int] = []
     waiting: list[TokenScore] = []
+    beginning, counted = Beginning(base.tokenizer, begins), 0
     given, reason, stopped_by = 0, "length", ""
     text = ""
     if as_offline:
@@ -139,8 +145,9 @@ def answer(
             check()
             first = first or time.perf_counter()
             ids.append(token)
-            text = without_breaks(base.tokenizer.decode(ids), limits.typed_breaks)
-            if top_scores is not None and logprobs is not None and (text or not limits.typed_breaks):
+            counted += beginning.take(token)
+            text = rest_of(base.tokenizer.decode(ids), begins)
+            if top_scores is not None and logprobs is not None and (text or not begins):
                 waiting.append(_score(base, token, logprobs, top_scores))
             end_at, stopped_by = _end_of(text, limits)
             if end_at is not None:
@@ -155,7 +162,7 @@ def answer(
                 reason = "time"
                 break
         else:
-            reason = "length" if len(ids) >= limits.max_tokens else "stop"
+            reason = "length" if counted >= limits.max_tokens else "stop"
     finally:
         # Also of an answer that nobody waits for any more: the next keystroke's prompt begins alike.
         steps.close()
@@ -167,9 +174,9 @@ def answer(
     yield Ending(
         reason,
         stopped_by,
-        len(prompt),
+        len(prompt.ids),
         read,
-        len(ids),
+        counted,
         1000 * ((first or end) - start),
         1000 * (end - (first or end)),
         passes.passes,
@@ -184,7 +191,7 @@ _Tokens = Generator["tuple[int, mx.array | None]", None, None]
 
 def _as_offline(
     base: BaseModel,
-    prompt: list[int],
+    prompt: CaretPrompt,
     reading: Reading,
     limits: Limits,
     sampler: Callable[[mx.array], mx.array] | None,
@@ -194,11 +201,11 @@ def _as_offline(
     """Tokens as `written_ids` computes them behind whole blocks; notes in ``reading`` what was read, also where it is left early."""
     computed = written_ids(
         base,
-        prompt[len(reading.ids) :],
+        prompt.ids[len(reading.ids) :],
         max_new_tokens=limits.max_tokens,
         stops=stop_ids(base.tokenizer),
         sampler=sampler,
-        begins=base.tokenizer.line_breaks if limits.typed_breaks else (),
+        begins=prompt.begins,
         cache=reading.cache,
         on_prompt=check,
     )
@@ -208,19 +215,25 @@ def _as_offline(
             yield token, logprobs
     finally:
         computed.close()  # type: ignore[attr-defined]
-        reading.settle(prompt)
+        reading.settle(prompt.ids)
 
 
 def _drafted(
     base: BaseModel,
-    prompt: list[int],
+    prompt: CaretPrompt,
     reading: Reading,
     limits: Limits,
     passes: Steps,
     check: Callable[[], None],
 ) -> _Tokens:
     for token in drafted_ids(
-        base, prompt, reading, max_new_tokens=limits.max_tokens, steps=passes, check=check
+        base,
+        prompt.ids,
+        reading,
+        max_new_tokens=limits.max_tokens,
+        begins=prompt.begins,
+        steps=passes,
+        check=check,
     ):
         yield token, None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from starlette.requests import Request
@@ -31,6 +30,7 @@ from mlx_gardener.serve.settings import ServeSettings
 from mlx_gardener.serve.worker import QueuedRequest
 
 if TYPE_CHECKING:
+    from mlx_gardener.evaluate.complete import CaretPrompt
     from mlx_gardener.model import BaseModel
 
 AnyBody = TypeVar("AnyBody", bound=Body)
@@ -112,7 +112,7 @@ class Intake:
         sides: Sides | None = None,
         for_use: bool = True,
     ) -> QueuedRequest:
-        """What the worker is to do; ``prepare`` makes the prompts' token ids when its turn comes.
+        """What the worker is to do; ``prepare`` makes the prompts when its turn comes.
 
         Args:
             raw: prompts that are read as the client wrote them.
@@ -123,11 +123,10 @@ class Intake:
         lookup = Lookup(self._indexes, self._metrics, target)
         path = "" if sides is None else sides.path
 
-        def made(base: BaseModel, room: int) -> list[list[int]]:
+        def made(base: BaseModel, room: int) -> list[CaretPrompt]:
             if sides is not None:
                 job.leaves_out_suffix = sides.leaves_out(base.tokenizer)
-                job.limits = replace(limits, typed_breaks=sides.typed_breaks(base.tokenizer))
-            return prepare(base, room, job.limits, lookup)
+            return prepare(base, room, limits, lookup)
 
         # An adapter at another strength is none of the versions that figures of use are of.
         is_offered = for_use and count == 1 and asked.strength() == 1.0

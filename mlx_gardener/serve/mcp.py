@@ -30,6 +30,7 @@ from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, PieceOf
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
 
+    from mlx_gardener.evaluate.complete import CaretPrompt
     from mlx_gardener.model import BaseModel
 
 _MOST_CHUNKS = 32
@@ -151,7 +152,7 @@ class Tools:
         body = parse(CompletionBody, sides)[0]
         target = self._target(project)
 
-        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
+        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[CaretPrompt]:
             return prompts.completion_prompts(body, base, room, limits, lookup)
 
         job = self._intake.job(target, body, prepare, sides=prompts.sides_of(body))

@@ -32,6 +32,7 @@ from mlx_gardener.serve.routes import Handler
 from mlx_gardener.serve.worker import BadRequestError, EndOf, Finished, PieceOf, QueuedRequest
 
 if TYPE_CHECKING:
+    from mlx_gardener.evaluate.complete import CaretPrompt
     from mlx_gardener.model import BaseModel
 
 #: What may be asked to be written.
@@ -143,7 +144,7 @@ class OllamaApi:
 
         infill = body.infill() if body.suffix and not body.raw else None
 
-        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
+        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[CaretPrompt]:
             if infill is None:
                 return prompts.completion_prompts(body.completion(), base, room, limits, lookup)
             if base.tokenizer.markers is None:
@@ -170,7 +171,7 @@ class OllamaApi:
             return await self._load(request, target, body, name, content)
         text = await self._intake.chat_text(target, body.messages)
 
-        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
+        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[CaretPrompt]:
             return prompts.chat_prompt(text, base, room, limits)
 
         job = self._intake.job(target, body.sampled(), prepare)

@@ -8,15 +8,16 @@ it spells. No more of a text becomes tokens than a model can read: a token in me
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlx_gardener.evaluate.complete import (
     CHARACTERS_PER_TOKEN,
     PREFIX_TOKENS,
-    build_prompt,
+    SUFFIX_TOKENS,
+    CaretPrompt,
+    caret_prompt,
     edge_tokens,
-    typed_breaks,
 )
 from mlx_gardener.model.tokens import header_text
 from mlx_gardener.retrieval import with_context
@@ -29,8 +30,8 @@ from mlx_gardener.serve.worker import BadRequestError
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel, CodeTokenizer
 
-#: Makes the prompts' token ids: of a base, in so many tokens, within limits, with code in front.
-Prepare = Callable[["BaseModel", int, Limits, Lookup], list[list[int]]]
+#: Makes the prompts: of a base, in so many tokens, within limits, with code in front.
+Prepare = Callable[["BaseModel", int, Limits, Lookup], list[CaretPrompt]]
 #: Characters before the FIM span that are put together.
 _PREFIX_CHARACTERS = CHARACTERS_PER_TOKEN * PREFIX_TOKENS
 #: Long texts are counted in pieces of so many characters.
@@ -49,9 +50,22 @@ class Sides:
         """Whether the base has no markers to be shown what follows: it goes on from what stands before, as `complete` does."""
         return bool(self.suffix) and tokenizer.markers is None
 
-    def typed_breaks(self, tokenizer: CodeTokenizer) -> int:
-        """How many line breaks at the end of the prefix are left to the model; see `evaluate.complete.typed_breaks`."""
-        return typed_breaks(self.prefix, _shown(tokenizer, self.suffix), self.path)
+    def prompt(self, tokenizer: CodeTokenizer, most: int | None = None) -> CaretPrompt:
+        """What the base is shown of them: at most so many tokens of each; as many as evidence shows where that is None."""
+        prefix_tokens, suffix_tokens = most or PREFIX_TOKENS, most or SUFFIX_TOKENS
+        after = self.shown_suffix(tokenizer)
+        return caret_prompt(
+            tokenizer,
+            self.prefix,
+            after,
+            self.path,
+            prefix_tokens=prefix_tokens,
+            suffix_tokens=suffix_tokens,
+        )
+
+    def shown_suffix(self, tokenizer: CodeTokenizer) -> str | None:
+        """``suffix`` for a base that has markers to be shown it."""
+        return None if tokenizer.markers is None else self.suffix
 
 
 def sides_of(body: CompletionBody) -> Sides | None:
@@ -70,7 +84,7 @@ def sides_of_infill(body: InfillBody) -> Sides:
 
 def completion_prompts(
     body: CompletionBody, base: BaseModel, room: int, limits: Limits, lookup: Lookup
-) -> list[list[int]]:
+) -> list[CaretPrompt]:
     """Token ids of each prompt of ``/v1/completions``; one of the trained form has code of the repository in front.
 
     Args:
@@ -82,31 +96,22 @@ def completion_prompts(
     """
     if (sides := sides_of(body)) is None:
         return raw_prompts(body.prompts(), base, room, limits, lookup)
-    before, after, own = _own(base.tokenizer, sides, limits)
-    most = most_in_front(own, room - limits.max_tokens)
-    front = lookup.in_front(base.tokenizer, sides.path, before, after, most_tokens=most)
+    tokenizer, own = base.tokenizer, sides.prompt(base.tokenizer)
+    most = most_in_front(own.ids, room - limits.max_tokens)
+    front = lookup.in_front(
+        tokenizer, sides.path, sides.prefix, sides.shown_suffix(tokenizer), most_tokens=most
+    )
     lookup.goes_to(sides.path, sides.prefix, sides.suffix)
-    return [_fitting(with_context(own, front, base.tokenizer), room, limits)]
-
-
-def _own(tokenizer: CodeTokenizer, sides: Sides, limits: Limits) -> tuple[str, str | None, list[int]]:
-    """What is shown before the caret and after it, and the token ids of both in the trained form."""
-    before = sides.prefix.rstrip("\n") if limits.typed_breaks else sides.prefix
-    after = _shown(tokenizer, sides.suffix)
-    return before, after, build_prompt(tokenizer, before, after, sides.path)
-
-
-def _shown(tokenizer: CodeTokenizer, suffix: str | None) -> str | None:
-    """``suffix`` for a base that has markers to be shown it."""
-    return None if tokenizer.markers is None else suffix
+    return [_fitting(replace(own, ids=with_context(own.ids, front, tokenizer)), room, limits)]
 
 
 def raw_prompts(
     prompts: list[str | list[int]], base: BaseModel, room: int, limits: Limits, lookup: Lookup
-) -> list[list[int]]:
-    """Token ids of prompts that are written whole; raises as `completion_prompts`.
+) -> list[CaretPrompt]:
+    """Prompts that are written whole; raises as `completion_prompts`.
 
-    One that is a hole in the model's own markers and nothing else, as editors spell it, has code of the repository in front.
+    One that is a hole in the model's own markers and nothing else, as editors spell it, is shown as any caret is, with code of the
+    repository in front.
     """
     tokenizer = base.tokenizer
     found = []
@@ -115,40 +120,41 @@ def raw_prompts(
             ids = _bounded(tokenizer.encode_with_markers, prompt, room)
             bos = tokenizer.bos_id
             ids = ids if bos is None or ids[:1] == [bos] else [bos, *ids]
-            if len(prompts) == 1:
-                ids = _with_code(ids, tokenizer, room, limits, lookup)
+            hole = _hole(ids, tokenizer) if len(prompts) == 1 else None
+            own = CaretPrompt(ids) if hole is None else hole.prompt(tokenizer, len(ids))
+            if hole is not None:
+                most = most_in_front(own.ids, room - limits.max_tokens)
+                front = lookup.in_front(tokenizer, "", hole.prefix, hole.suffix, most_tokens=most)
+                own = replace(own, ids=with_context(own.ids, front, tokenizer))
         else:
-            ids = list(prompt)
-            if not all(0 <= token < tokenizer.vocab_size for token in ids):
+            own = CaretPrompt(list(prompt))
+            if not all(0 <= token < tokenizer.vocab_size for token in prompt):
                 raise BadRequestError(f"prompt: token ids are from 0 to {tokenizer.vocab_size - 1}.")
-        found.append(_fitting(ids, room, limits))
+        found.append(_fitting(own, room, limits))
     return found
 
 
-def _with_code(
-    ids: list[int], tokenizer: CodeTokenizer, room: int, limits: Limits, lookup: Lookup
-) -> list[int]:
-    """A hole with what ``lookup`` finds in front; any other prompt as it is."""
+def _hole(ids: list[int], tokenizer: CodeTokenizer) -> Sides | None:
+    """The sides of a hole in the model's own markers, of no named file; None for any other prompt."""
     hole = ids if tokenizer.bos_id is None else ids[1:]
     parts = None if tokenizer.markers is None else tokenizer.markers.split(hole)
     if parts is None or not {tokenizer.file_id, tokenizer.repo_id}.isdisjoint(hole):
-        return ids
+        return None
     before, after = map(tokenizer.decode, parts)
-    most = most_in_front(ids, room - limits.max_tokens)
-    return with_context(ids, lookup.in_front(tokenizer, "", before, after, most_tokens=most), tokenizer)
+    return Sides(before, after, "")
 
 
 def infill_prompt(
     body: InfillBody, base: BaseModel, room: int, limits: Limits, lookup: Lookup
-) -> list[list[int]]:
+) -> list[CaretPrompt]:
     """Token ids of the trained form, with the client's pieces of other files in front, and what ``lookup`` finds before these.
 
     Raises:
         BadRequestError: there is no room.
     """
     tokenizer, sides = base.tokenizer, sides_of_infill(body)
-    before, after, own = _own(tokenizer, sides, limits)
-    most = most_in_front(own, room - limits.max_tokens)
+    own = sides.prompt(tokenizer)
+    most = most_in_front(own.ids, room - limits.max_tokens)
     extra: list[int] = []
     for piece in reversed(body.input_extra):
         if len(extra) >= most:
@@ -160,23 +166,24 @@ def infill_prompt(
     front = lookup.in_front(
         tokenizer,
         sides.path,
-        before,
-        after,
+        sides.prefix,
+        sides.shown_suffix(tokenizer),
         sent=extra,
         sent_texts=[piece.text for piece in reversed(body.input_extra)],
         most_tokens=most,
     )
     lookup.goes_to(sides.path, sides.prefix, sides.suffix)
-    return [_fitting(with_context(own, front, tokenizer), room, limits)]
+    return [_fitting(replace(own, ids=with_context(own.ids, front, tokenizer)), room, limits)]
 
 
-def chat_prompt(text: str, base: BaseModel, room: int, limits: Limits) -> list[list[int]]:
+def chat_prompt(text: str, base: BaseModel, room: int, limits: Limits) -> list[CaretPrompt]:
     """Token ids of a chat that the model's template has written out (`serve.chats`).
 
     Raises:
         BadRequestError: it is empty or too long.
     """
-    return [_fitting(_bounded(base.tokenizer.encode_with_markers, text, room), room, limits)]
+    ids = _bounded(base.tokenizer.encode_with_markers, text, room)
+    return [_fitting(CaretPrompt(ids), room, limits)]
 
 
 def _bounded(encode: Callable[[str], list[int]], text: str, room: int) -> list[int]:
@@ -193,7 +200,8 @@ def _bounded(encode: Callable[[str], list[int]], text: str, room: int) -> list[i
     return encode(text)
 
 
-def _fitting(ids: list[int], room: int, limits: Limits) -> list[int]:
+def _fitting(prompt: CaretPrompt, room: int, limits: Limits) -> CaretPrompt:
+    ids = prompt.ids
     if not ids:
         raise BadRequestError("The prompt is empty.")
     tokens = min(1, limits.max_tokens) if limits.as_fits else limits.max_tokens
@@ -202,4 +210,4 @@ def _fitting(ids: list[int], room: int, limits: Limits) -> list[int]:
             f"The prompt has {len(ids)} tokens and {tokens} are to be written; {room} are possible together.",
             next_step="Send less, or ask for fewer tokens.",
         )
-    return ids
+    return prompt

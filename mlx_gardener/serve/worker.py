@@ -28,6 +28,7 @@ from mlx_gardener.serve.prompt_caches import PromptCaches
 from mlx_gardener.serve.residents import Resident, Residents
 
 if TYPE_CHECKING:
+    from mlx_gardener.evaluate.complete import CaretPrompt
     from mlx_gardener.model import BaseModel
 
 #: What MLX may keep of freed memory, bytes.
@@ -89,15 +90,15 @@ Reply = Started | PieceOf | EndOf | Finished
 class QueuedRequest:
     """A request on its way.
 
-    ``prompts`` makes the token ids of each prompt when its turn comes; every prompt is answered ``answers`` times, by
-    the target's adapter at ``strength`` times its scale. It also sets what of ``limits`` hangs on the base, and whether that is not
+    ``prompts`` makes each prompt when its turn comes; every prompt is answered ``answers`` times, by
+    the target's adapter at ``strength`` times its scale. It also sets whether the base is not
     shown what follows the caret (``leaves_out_suffix``). ``lookup`` knows what code was retrieved for them. Where nothing is
     to be written, ``prompts`` makes none: the model is loaded; or, with ``unload``, let go of. ``finish`` makes of a whole answer what
     the client gets. ``is_offered`` says that somebody works with the answer, so that what stays of it may be counted.
     """
 
     target: Target
-    prompts: Callable[[BaseModel, int], list[list[int]]]
+    prompts: Callable[[BaseModel, int], list[CaretPrompt]]
     lookup: Lookup
     sampling: Sampling
     limits: Limits
@@ -310,7 +311,8 @@ class Worker:
         job.tell(_started(job, resident))
         key = (loaded.identity, f"{resident.weights_sha256} {job.strength}" if resident is not None else "")
         for number, prompt in enumerate(prompts):
-            limits = replace(job.limits, max_tokens=min(job.limits.max_tokens, room - len(prompt)))
+            left = room - len(prompt.ids) - len(loaded.base.tokenizer.encode(prompt.begins))
+            limits = replace(job.limits, max_tokens=max(0, min(job.limits.max_tokens, left)))
             written: list[Piece | Ending] = []
             for copy in range(job.answers):
                 index = number * job.answers + copy

@@ -25,6 +25,7 @@ from mlx_gardener.serve.parts import Parts
 from mlx_gardener.ui.answers import Handlers, answer, read_body
 
 if TYPE_CHECKING:
+    from mlx_gardener.evaluate.complete import CaretPrompt
     from mlx_gardener.model import BaseModel
 
 
@@ -71,7 +72,7 @@ class Trying:
             await self._index(own.record.project)
         front = ""
 
-        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[list[int]]:
+        def prepare(base: BaseModel, room: int, limits: Limits, lookup: Lookup) -> list[CaretPrompt]:
             nonlocal front
             made = prompts.infill_prompt(body, base, room, limits, lookup)
             front = base.tokenizer.decode(list(lookup.found.ids))

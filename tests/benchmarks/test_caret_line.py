@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from mlx_gardener.evaluate.complete import build_prompt
+from mlx_gardener.evaluate.complete import build_prompt, caret_prompt
 from mlx_gardener.model import BaseModel, load_base
 from tests.conftest import write_repository
 
@@ -40,24 +40,23 @@ def test_the_forms_differ_in_where_the_carets_line_stands(caret_line: ModuleType
     tokenizer = base.tokenizer
     forms = caret_line.asked(base, line, 112, 40)
     assert forms["before"] == (build_prompt(tokenizer, line.above + line.typed, line.below, "a.py"), "")
-    assert tokenizer.markers is not None
-    _, own = tokenizer.decode(forms["behind"][0]).split(tokenizer.decode([tokenizer.markers.middle]))
-    prompt, begun = forms["healed"]
-    assert own == line.typed == tokenizer.decode(prompt)[-len(own) + len(begun) :] + begun and begun
-    assert own not in tokenizer.decode(forms["behind"][0]).split("<|fim_suffix|>")[0]
+    prompt, begun = forms["before_healed"]
+    own = line.typed[: len(line.typed) - len(begun)]
+    assert begun and prompt == build_prompt(tokenizer, line.above + own, line.below, "a.py")
+    place = caret_prompt(tokenizer, line.above + line.typed, line.below, "a.py")
+    assert forms["behind_healed"] == (place.ids, place.begins)
 
 
 def test_what_greedy_writing_gives_is_right_and_nothing_else(caret_line: ModuleType, base: BaseModel) -> None:
     from mlx_gardener.evaluate.complete import written_ids
 
-    texts = [base.tokenizer.decode([index]) for index in range(base.tokenizer.vocab_size)]
     prompt = build_prompt(base.tokenizer, "import math\n\nvalue = math.", "\n", "a.py")
     ids = [token for token, _ in written_ids(base, prompt, max_new_tokens=3)]
     written = base.tokenizer.decode(ids)
     assert base.tokenizer.encode(written) == ids
 
     def judged(rest: str) -> tuple[bool, float]:
-        found: tuple[bool, float] = caret_line.judged(caret_line.Reader(base), base, prompt, "", rest, texts)
+        found: tuple[bool, float] = caret_line.judged(caret_line.Reader(base), base, prompt, "", rest)
         return found
 
     right, bits = judged(written)

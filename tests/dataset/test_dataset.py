@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from mlx_gardener.dataset.cache import TokenCache
 from mlx_gardener.dataset.examples import Encoder, Excerpt, choose_span, make_examples, pieces_of
 from mlx_gardener.dataset.rows import Document, pack
 from mlx_gardener.errors import DataError
+from mlx_gardener.evaluate.complete import caret_prompt
 from mlx_gardener.model import CodeTokenizer, load_tokenizer
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.source import ChunkType, FileRecord
@@ -228,9 +230,34 @@ def test_a_fill_in_the_middle_document_learns_context_middle_and_its_end(
     example = Example("a.py", "def f(x):\n    return ", "\n", "x + 1")
     (document,) = encoder.documents([example])
     learned = document.tokens[document.loss_mask].tolist()
-    parts = (example.prefix, example.suffix, "x + 1")
+    parts = ("def f(x):\n", example.suffix, "    return x + 1")
     assert learned == [*(token for part in parts for token in tokenizer.encode(part)), tokenizer.eos_id]
     assert document.target_bytes == sum(map(len, parts))
+
+
+@pytest.mark.parametrize("order", ["PSM", "SPM"])
+def test_a_span_is_learned_in_the_form_of_prompts(
+    order: str, tokenizer: CodeTokenizer, tmp_path: Path
+) -> None:
+    from mlx_gardener.dataset.examples import Example
+
+    assert tokenizer.markers is not None
+    other = replace(tokenizer, markers=replace(tokenizer.markers, order=order))
+    prefix, suffix, middle = "import math\n\ndef f(x):\n    return ", "\n\nprint(f(2))\n", "x + 1\n"
+    (document,) = Encoder(TokenCache(tmp_path, other), repository="r").documents(
+        [Example("a.py", prefix, suffix, middle)]
+    )
+    place = caret_prompt(other, prefix, suffix, "a.py")
+    shown = len(place.ids)
+    told = document.tokens.tolist()
+    if order == "PSM":  # the line is one piece, of which somebody has typed a part
+        assert told[:shown] == place.ids
+        assert tokenizer.decode(told[shown:-1]) == place.begins + middle
+    else:
+        before = [other.file_id, *other.encode("a.py\n")]
+        assert other.markers is not None
+        asked = other.markers.prompt(other.encode(prefix), other.encode(suffix))
+        assert told == [*before, *asked, *other.encode(middle), other.markers.end]
 
 
 def test_whole_documents_stay_whole_and_split_ones_lose_one_target_a_cut() -> None:

@@ -151,15 +151,15 @@ def test_nothing_is_learned_of_context_and_what_chose_it(
     context = (tokenizer.file_id or 0, *tokenizer.encode("far.py\ndef far(x): ...\n"))
     filled = RetrievedExample("a.py", context, "def near(y):\n    return ", "far(y)", "\n\nlast = 1\n")
     (document,) = encoder.retrieved_documents([filled], 128)
-    learned = document.tokens[document.loss_mask].tolist()
-    assert learned == [*tokenizer.encode(filled.after), *tokenizer.encode("far(y)"), tokenizer.eos_id]
+    learned, middle = document.tokens[document.loss_mask].tolist(), tokenizer.encode("    return far(y)")
+    assert learned == [*tokenizer.encode(filled.after), *middle, tokenizer.eos_id]
     told = document.tokens.tolist()
     marks = tokenizer.markers
     assert marks is not None
     assert told[: len(context)] == list(context)
-    prompt = marks.prompt(tokenizer.encode(filled.before), tokenizer.encode(filled.after))
+    prompt = marks.prompt(tokenizer.encode("def near(y):\n"), tokenizer.encode(filled.after))
     file = [tokenizer.file_id, *tokenizer.encode("a.py\n")]
-    assert told == [*context, *file, *prompt, *tokenizer.encode("far(y)"), marks.end]
+    assert told == [*context, *file, *prompt, *middle, marks.end]
     on = replace(filled, middle=None)
     (document,) = encoder.retrieved_documents([on], 128)
     assert document.tokens[document.loss_mask].tolist() == tokenizer.encode(on.after)
@@ -170,12 +170,13 @@ def test_nothing_is_learned_of_context_and_what_chose_it(
     assert document.tokens.tolist()[: len(context) + 1] == [7, *context], "as `with_context` puts it"
 
 
-@pytest.mark.parametrize("width", [48, 64, 96, 4096])
+@pytest.mark.parametrize("width", [56, 64, 96, 4096])
 def test_an_example_is_never_longer_than_a_row_and_keeps_what_is_near(
     width: int, tokenizer: CodeTokenizer, tmp_path: Path
 ) -> None:
     encoder = Encoder(TokenCache(tmp_path / "tokens", tokenizer), repository="harbor")
-    before = "".join(f"line_{n} = {n}\n" for n in range(100)) + "near = "
+    above = "".join(f"line_{n} = {n}\n" for n in range(100))
+    before = f"{above}near = "
     after = "\n" + "".join(f"after_{n} = {n}\n" for n in range(100))
     for middle in ("far(y)", "far(y) + " * 60, None):
         for path in ("a.py", "long/" * 60 + "a.py"):
@@ -187,7 +188,7 @@ def test_an_example_is_never_longer_than_a_row_and_keeps_what_is_near(
                 assert len(document.tokens) <= width and "ear = " in text
                 assert (middle or "")[:6] in text
                 if width == 4096:
-                    assert before in text and after in text
+                    assert above in text and after in text
                 elif middle == "far(y)":
                     assert text.endswith("far(y)<|endoftext|>"), "a span that fits is learned to its end"
 

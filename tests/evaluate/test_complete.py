@@ -10,12 +10,12 @@ import pytest
 from mlx_gardener.errors import DataError
 from mlx_gardener.evaluate.complete import (
     build_prompt,
+    caret_prompt,
     complete,
     edge_tokens,
-    typed_breaks,
-    whole_characters,
     written_ids,
 )
+from mlx_gardener.evaluate.generate import generate_many
 from mlx_gardener.model import load_base, load_tokenizer, seedling_path
 
 
@@ -57,26 +57,69 @@ def test_what_is_shown_begins_with_the_same_line_while_somebody_types() -> None:
     assert build_prompt(tokenizer, one_line, None, "", prefix_tokens=100) == tokenizer.encode(one_line)[-100:]
 
 
-def test_line_breaks_that_were_typed_are_left_to_the_model_and_not_given_again(tiny_model_dir: Path) -> None:
-    """As next lines of evidence are asked: a newline and the indentation after it are often one token."""
-    base = load_base(str(tiny_model_dir))
-    tokenizer, code = base.tokenizer, "def area(width):"
+@pytest.mark.parametrize("suffix", [None, "\n\n\nprint(area(2, 3))\n"])
+def test_what_is_proposed_stays_proposed_while_somebody_types_it(suffix: str | None) -> None:
+    """Tokens end where words do: a prompt that ended within one was none that training showed, and its answers were others."""
+    base = load_base("seedling")
+    tokenizer, code, path = (
+        base.tokenizer,
+        'import math\n\n\ndef area(width, height):\n    """Of a rectangle."""\n',
+        "a.py",
+    )
+    proposed = complete(base, code, suffix, path=path, max_new_tokens=12)
+    assert len(proposed) > 16, "else it shows nothing"
+    first = tokenizer.spelling(tokenizer.encode(proposed)[0]).decode()
+    within = 0
+    for end in range(len(proposed) - 4):
+        typed = proposed[:end]
+        place = caret_prompt(tokenizer, code + typed, suffix, path)
+        assert (code + typed).endswith(place.begins)
+        found = complete(base, code + typed, suffix, path=path, max_new_tokens=12)
+        if end < len(first) or tokenizer.encode(typed + place.begins)[0] in place.ids[-12:]:
+            assert (typed + found).startswith(proposed[: len(typed + found)]), (typed, found)
+            within += 1
+    assert within > 4
 
-    def written(prefix: str, path: str, begins: tuple[int, ...] = ()) -> str:
-        prompt = build_prompt(tokenizer, prefix, None, path)
-        ids = [token for token, _ in written_ids(base, prompt, max_new_tokens=8, begins=begins)]
-        assert not begins or ids[0] in begins
-        return tokenizer.decode(ids)
 
-    begun = written(code, "a.py", tokenizer.line_breaks)
-    breaks = len(begun) - len(begun.lstrip("\n"))
-    assert breaks >= 1 and not written(code, "a.py").startswith("\n"), "else it shows nothing"
-    for typed in (1, 2, 5):
-        text = complete(base, code + "\n" * typed, path="a.py", max_new_tokens=8)
-        assert text == whole_characters(begun[min(typed, breaks) :])
-    as_written = complete(base, f"{code}\n", max_new_tokens=8)
-    assert as_written == whole_characters(written(f"{code}\n", "")), "a prompt alone is taken as it is"
-    assert typed_breaks(f"{code}\n", "rest", "a.py") == typed_breaks(f"{code}\r\n", None, "a.py") == 0
+def test_where_the_carets_line_stands_and_what_is_left_to_the_model() -> None:
+    tokenizer = load_tokenizer(seedling_path())
+    marks = tokenizer.markers
+    assert marks is not None and marks.middle is not None
+    above, typed, below = "import math\n\n", "value = math.sq", "\nprint(value)\n"
+    span = caret_prompt(tokenizer, above + typed, below, "a.py")
+    own = typed[: len(typed) - len(span.begins)]
+    assert span.begins and typed.endswith(span.begins)
+    assert span.ids == build_prompt(tokenizer, above, below, "a.py") + tokenizer.encode(own)
+    # A key changes the end of the prompt alone.
+    more = caret_prompt(tokenizer, f"{above}{typed}rt(", below, "a.py")
+    assert more.ids[: span.ids.index(marks.middle) + 1] == span.ids[: span.ids.index(marks.middle) + 1]
+    # At the beginning of a line all is as training shows it.
+    whole = caret_prompt(tokenizer, above, below, "a.py")
+    assert (whole.ids, whole.begins) == (build_prompt(tokenizer, above, below, "a.py"), "")
+    # Left to right the words of the lines above count, too: a line break and the indentation behind it are often one token.
+    line = caret_prompt(tokenizer, "def area(width):\n", None, "a.py")
+    assert line.begins.endswith("\n") and line.ids == build_prompt(
+        tokenizer, "def area(width):\n"[: -len(line.begins)], None, "a.py"
+    )
+    # Neither a text that says nothing of its file nor a word without end is touched.
+    assert caret_prompt(tokenizer, "value = math.sq", None, "").begins == ""
+    assert caret_prompt(tokenizer, f"x = {'a' * 500}", None, "a.py").begins == ""
+    assert caret_prompt(tokenizer, f"x = {'a b' * 500}", below, "a.py").ids[-1] == marks.middle
+
+
+def test_tokens_that_only_repeat_what_was_typed_do_not_count() -> None:
+    base = load_base("seedling")
+    tokenizer = base.tokenizer
+    begins = "configuration_of_everything"
+    prompt = build_prompt(tokenizer, "value = ", None, "a.py")
+    ids = [token for token, _ in written_ids(base, prompt, max_new_tokens=3, begins=begins)]
+    text = tokenizer.decode(ids)
+    assert text.startswith(begins) and len(ids) > 4
+    beyond = [at for at in range(len(ids)) if len(tokenizer.decode(ids[: at + 1])) > len(begins)]
+    assert len(beyond) == 3
+    together = generate_many(base, [prompt, prompt], max_new_tokens=3, begins=[begins, ""])
+    assert list(together[0].ids) == ids and together[0].text == text[len(begins) :]
+    assert list(together[1].ids) == [token for token, _ in written_ids(base, prompt, max_new_tokens=3)]
 
 
 def test_half_a_surrogate_pair_is_read_as_the_server_reads_it(tiny_model_dir: Path) -> None:

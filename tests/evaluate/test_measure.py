@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.engine import Engine, Plan, PredictedParts
 from mlx_gardener.evaluate import measure
+from mlx_gardener.evaluate.complete import CaretPrompt
 from mlx_gardener.evaluate.generate import Answer
 from mlx_gardener.evaluate.measure import Bench
 from mlx_gardener.evaluate.rows import make_windows, plain_rows
@@ -45,10 +47,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[Sequence[int]]]:
 
 
 def test_the_bases_answers_are_kept_by_prompt(bench: Bench, asked: list[list[Sequence[int]]]) -> None:
-    first, second, third = [5, 6, 7], [8, 9], [10, 11, 12]
+    first, second, third = (CaretPrompt(ids) for ids in ([5, 6, 7], [8, 9], [10, 11, 12]))
     before = bench.answers([first, second], kind="next line", of="", max_new_tokens=4)
     after = bench.answers([third, second, first, second], kind="next line", of="", max_new_tokens=4)
-    assert asked == [[first, second], [third]]
+    assert asked == [[first.ids, second.ids], [third.ids]]
     assert [after[2], after[1], after[3]] == [before[0], before[1], before[1]]
     assert bench.answers([third], kind="next line", of="", max_new_tokens=4) == after[:1]
     assert len(asked) == 2
@@ -57,21 +59,24 @@ def test_the_bases_answers_are_kept_by_prompt(bench: Bench, asked: list[list[Seq
 def test_another_kind_or_length_and_an_adapters_answers_are_their_own(
     bench: Bench, asked: list[list[Sequence[int]]]
 ) -> None:
-    prompt = [[5, 6, 7]]
+    prompt = [CaretPrompt([5, 6, 7])]
     bench.answers(prompt, kind="next line", of="", max_new_tokens=4)
     bench.answers(prompt, kind="fim", of="", max_new_tokens=4)
     bench.answers(prompt, kind="next line", of="", max_new_tokens=5)
     bench.answers(prompt, kind="next line", of="an adapter", max_new_tokens=4)
-    assert len(asked) == 4
+    bench.answers([replace(prompt[0], begins="x")], kind="next line", of="", max_new_tokens=4)
+    assert len(asked) == 5
 
 
 def test_the_next_line_begins_a_line_and_does_not_go_on_with_the_one_before(bench: Bench) -> None:
     """SmolLM2-135M went on with the line before in 5 of 60 places, and what it wrote there was compared with the next line."""
+    decode = bench.base.tokenizer.decode
     prompts = [[number, number + 1, 50] for number in range(60, 90)]
-    free = bench.answers(prompts, kind="value", of="", max_new_tokens=4)
+    free = bench.answers([CaretPrompt(ids) for ids in prompts], kind="next line", of="", max_new_tokens=4)
     assert not all(answer.text.startswith("\n") for answer in free), "else nothing is proved"
-    lines = bench.answers(prompts, kind="next line", of="", max_new_tokens=4)
-    assert all(answer.text.startswith("\n") for answer in lines)
+    asked = [CaretPrompt(ids, "\n") for ids in prompts]
+    lines = bench.answers(asked, kind="next line", of="", max_new_tokens=4)
+    assert all(decode(list(answer.ids)) == f"\n{answer.text}" for answer in lines)
 
 
 def test_losses_are_kept_and_say_how_far_they_are_within_a_batch(

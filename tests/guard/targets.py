@@ -39,6 +39,7 @@ from mlx_gardener.engine.bases import look_at
 from mlx_gardener.engine.facts import model_facts
 from mlx_gardener.engine.speed import _kept
 from mlx_gardener.errors import GardenerError
+from mlx_gardener.evaluate.complete import CaretPrompt
 from mlx_gardener.events import TrainingPhase
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.choose import read_model_config
@@ -326,20 +327,20 @@ def peft(data: bytes, directory: Path) -> None:
 def requests(data: bytes, directory: Path) -> None:
     """A request's body, as far as the tokens that the model is shown."""
 
-    def chat_ids(body: ChatBody | OllamaChatBody, *more: Any) -> list[list[int]]:
+    def chat_ids(body: ChatBody | OllamaChatBody, *more: Any) -> list[CaretPrompt]:
         base, room, limits, _ = more
         text = "\n".join(message.plain()["content"] for message in body.messages)
         return chat_prompt(text, base, room, limits)
 
-    def llama_ids(body: LlamaCompletionBody, *more: Any) -> list[list[int]]:
+    def llama_ids(body: LlamaCompletionBody, *more: Any) -> list[CaretPrompt]:
         return completion_prompts(CompletionBody(prompt=body.prompt), *more)
 
-    def generate_ids(body: GenerateBody, *more: Any) -> list[list[int]]:
+    def generate_ids(body: GenerateBody, *more: Any) -> list[CaretPrompt]:
         if body.suffix and not body.raw:
             return infill_prompt(body.infill(), *more)
         return completion_prompts(body.completion(), *more)
 
-    kinds: list[tuple[Any, Callable[..., list[list[int]]]]] = [
+    kinds: list[tuple[Any, Callable[..., list[CaretPrompt]]]] = [
         (CompletionBody, completion_prompts), (InfillBody, infill_prompt), (ChatBody, chat_ids),
         (LlamaCompletionBody, llama_ids), (GenerateBody, generate_ids), (OllamaChatBody, chat_ids),
     ]  # fmt: skip
@@ -354,7 +355,8 @@ def requests(data: bytes, directory: Path) -> None:
         sampled.sampling()
         limits = sampled.limits(1024)
         assert 0 <= limits.max_tokens <= 1024
-        for ids in prompts_of(body, _base(), 2048, limits, _lookup()):
+        for prompt in prompts_of(body, _base(), 2048, limits, _lookup()):
+            ids = prompt.ids
             least = min(1, limits.max_tokens) if limits.as_fits else limits.max_tokens
             assert 0 < len(ids) <= 2048 - least
             assert all(0 <= index < _base().tokenizer.vocab_size for index in ids)

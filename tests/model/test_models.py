@@ -37,13 +37,38 @@ def test_a_name_that_is_nothing_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["tiny", "seedling"])
-def test_line_breaks_are_the_tokens_that_begin_with_one(place: str, tiny_tokenizer_dir: Path) -> None:
-    """A token such as ``):\\n`` ends with a line break and begins with none."""
+def test_tokens_are_found_by_what_they_spell(place: str, tiny_tokenizer_dir: Path) -> None:
     directory = tiny_tokenizer_dir if place == "tiny" else resolve_model(choose_model("seedling"))
     tokenizer = load_tokenizer(directory)
-    texts = [tokenizer.decode([index]) for index in range(tokenizer.vocab_size)]
-    assert tokenizer.line_breaks == tuple(at for at, text in enumerate(texts) if text.startswith("\n"))
-    assert len(tokenizer.line_breaks) > 0
+    text = "def naïve(日本):\n    return '🌱' + name_of(x)\t\r\n\n"
+    assert b"".join(map(tokenizer.spelling, tokenizer.encode(text))) == text.encode()
+    spelled = [tokenizer.spelling(index) for index in range(tokenizer.vocab_size)]
+    assert tokenizer.spelling(tokenizer.eos_id) == b""
+    for wanted in ("\n", "    ", " re", "def", "ï", "):\n", "no such word", "no such word "):
+        found = tokenizer.beginnings(wanted.encode())
+        assert len(found) == len(set(found)) > 0
+        # Every text that goes on with it begins with one of them,
+        for more in ("turn", "= 1", "\n", " x", "()", "ed_by(", "ve", "日"):
+            first = tokenizer.encode(wanted + more)[0]
+            assert first in found or place == "tiny" or not wanted.isspace(), (wanted, more)
+        # and they are those that spell it and more, but for its own first one and where blanks end.
+        beyond = {at for at, own in enumerate(spelled) if own.startswith(wanted.encode())}
+        assert beyond <= {*found}
+        assert {*found} - beyond <= {tokenizer.encode(text)[0] for text in (wanted, wanted[:-1]) if text}
+    assert tokenizer.beginnings(b"") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("self.config.na", "na"), ("x = ", " "), ("    ", "    "), ("return fir", " fir"), ("", "")],
+)
+def test_the_last_word_is_what_its_tokens_would_hold(text: str, word: str) -> None:
+    tokenizer = load_tokenizer(resolve_model(choose_model("seedling")))
+    found = tokenizer.last_word(text)
+    assert text.endswith(found) and found.lstrip(".") == word
+    # What stands before it is split as if nothing followed.
+    before = text[: len(text) - len(found)]
+    assert tokenizer.encode(text) == tokenizer.encode(before) + tokenizer.encode(found)
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])

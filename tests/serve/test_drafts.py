@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_gardener.evaluate.complete import build_prompt, written_ids
+from mlx_gardener.evaluate.complete import CaretPrompt, build_prompt, caret_prompt, rest_of, written_ids
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.serve import drafts
 from mlx_gardener.serve.drafts import Drafter, guess, sides
@@ -25,24 +25,25 @@ def base() -> BaseModel:
     return load_base("seedling")
 
 
-def fresh(base: BaseModel, prompt: list[int], tokens: int) -> str:
-    found = [token for token, _ in written_ids(base, prompt, max_new_tokens=tokens)]
-    return base.tokenizer.decode(found)
+def fresh(base: BaseModel, prompt: list[int], tokens: int, begins: str = "") -> str:
+    found = [token for token, _ in written_ids(base, prompt, max_new_tokens=tokens, begins=begins)]
+    return rest_of(base.tokenizer.decode(found), begins)
 
 
 def asked(
-    base: BaseModel, prompt: list[int], caches: PromptCaches, tokens: int, **more: Any
+    base: BaseModel, prompt: list[int], caches: PromptCaches, tokens: int, begins: str = "", **more: Any
 ) -> tuple[str, Ending]:
+    place = CaretPrompt(prompt, begins)
     *pieces, ending = answer(
-        base, prompt, more.pop("sampling", Sampling()), Limits(tokens), caches=caches, key=KEY, **more
+        base, place, more.pop("sampling", Sampling()), Limits(tokens), caches=caches, key=KEY, **more
     )
     assert isinstance(ending, Ending)
     return "".join(piece.text for piece in pieces if isinstance(piece, Piece)), ending
 
 
-def typed(base: BaseModel, at: int, text: str) -> list[int]:
+def typed(base: BaseModel, at: int, text: str) -> CaretPrompt:
     """A prompt of somebody who typed ``text`` at a place of the file."""
-    return build_prompt(base.tokenizer, SOURCE[:at] + text, SOURCE[at:], "config/sections.py")
+    return caret_prompt(base.tokenizer, SOURCE[:at] + text, SOURCE[at:], "config/sections.py")
 
 
 def test_what_followed_the_last_tokens_before_is_the_draft() -> None:
@@ -77,13 +78,14 @@ def test_typing_reads_what_changed_and_writes_the_same_in_fewer_steps(base: Base
     line = "\n    tokens: int = field(default=0)"
     steps, tokens, read = 0, 0, []
     for length in range(0, len(line) + 1, 3):
-        prompt = typed(base, at, line[:length])
-        text, ending = asked(base, prompt, caches, 16)
-        assert text == fresh(base, prompt, 16)
-        steps, tokens = steps + ending.decode_steps, tokens + ending.written_tokens
+        place = typed(base, at, line[:length])
+        text, ending = asked(base, place.ids, caches, 16, place.begins)
+        assert text == fresh(base, place.ids, 16, place.begins)
+        steps += ending.decode_steps
+        tokens += len(list(written_ids(base, place.ids, max_new_tokens=16, begins=place.begins)))
         read.append(ending.prompt_tokens - ending.cached_tokens)
-    assert read[0] > 400 and max(read[1:]) < 205  # what follows the caret, and a few
-    assert steps < 0.8 * tokens
+    assert read[0] > 400 and max(read[2:]) < 12  # the first key began another line
+    assert steps < 0.85 * tokens
 
 
 def test_an_edit_before_the_caret_and_another_place_are_read_from_where_they_differ(base: BaseModel) -> None:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from mlx_gardener.adapter import PeftManager, attach_adapter
-from mlx_gardener.evaluate.complete import complete
+from mlx_gardener.evaluate.complete import CaretPrompt, complete
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve import ServeSettings, chats
@@ -92,7 +92,7 @@ def test_no_request_hurts_the_next_one(tiny: World) -> None:
 def test_the_computing_threads_state_is_made_anew_after_an_error(tiny: World) -> None:
     import mlx.core as mx
 
-    def poison(base: BaseModel, room: int) -> list[list[int]]:
+    def poison(base: BaseModel, room: int) -> list[CaretPrompt]:
         def fails(values: mx.array) -> mx.array:
             mx.random.uniform()
             raise ValueError("in the middle of a trace")
@@ -101,7 +101,7 @@ def test_the_computing_threads_state_is_made_anew_after_an_error(tiny: World) ->
         return []
 
     async def error_of(
-        parts: Parts, prompts: Callable[[BaseModel, int], list[list[int]]]
+        parts: Parts, prompts: Callable[[BaseModel, int], list[CaretPrompt]]
     ) -> Exception | None:
         target = parts.catalog.find("beta")
         lookup = Lookup(parts.indexes, parts.metrics, target)
@@ -114,7 +114,7 @@ def test_the_computing_threads_state_is_made_anew_after_an_error(tiny: World) ->
     with running(tiny[0], ServeSettings(port=0)) as parts:
         assert "trace" in str(asyncio.run(error_of(parts, poison)))
         parts.worker.run(lambda: mx.eval(mx.random.uniform()))  # nothing of the trace is left
-        assert asyncio.run(error_of(parts, lambda base, room: [[5, 6, 7]])) is None
+        assert asyncio.run(error_of(parts, lambda base, room: [CaretPrompt([5, 6, 7])])) is None
 
 
 def test_a_seed_of_one_request_does_not_decide_the_next(tiny: World) -> None:

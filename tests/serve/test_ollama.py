@@ -23,7 +23,7 @@ from tests.serve.conftest import make_projects, write_chat_model
 from tests.support.requests import World, post
 
 REQUESTS = Path(__file__).parent / "requests"
-PREFIX = "import math\n\n\nclass Basket:\n    def area(self):\n        return math."
+PREFIX = "import math\n\n\nclass Basket:\n    def area(self):\n        return "
 SUFFIX = "\n\n    def name(self):\n        return 'basket'\n"
 #: What the last line of an answer says of it, beside the text.
 TOLD = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,15 @@ from mlx_gardener.adapter import ManifestDetails, PeftManager, attach_adapter
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.dataset.tasks import fim_tasks, next_line_tasks
-from mlx_gardener.evaluate.complete import PREFIX_TOKENS, SUFFIX_TOKENS, whole_characters
+from mlx_gardener.evaluate.complete import (
+    PREFIX_TOKENS,
+    SUFFIX_TOKENS,
+    CaretPrompt,
+    caret_prompt,
+    whole_characters,
+)
 from mlx_gardener.evaluate.generate import generate_many
-from mlx_gardener.evaluate.measure import fim_prompt, line_prompt
+from mlx_gardener.evaluate.measure import task_prompt
 from mlx_gardener.evaluate.retrieval import Retriever
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
@@ -84,11 +91,11 @@ def told(answer: httpx.Response) -> str:
 
 
 @contextmanager
-def prompts_seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
-    seen: list[list[int]] = []
+def prompts_seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[CaretPrompt]]:
+    seen: list[CaretPrompt] = []
     original = worker_module.answer
 
-    def noted(base: BaseModel, prompt: list[int], *rest: Any, **more: Any) -> Any:
+    def noted(base: BaseModel, prompt: CaretPrompt, *rest: Any, **more: Any) -> Any:
         seen.append(prompt)
         return original(base, prompt, *rest, **more)
 
@@ -106,19 +113,20 @@ def test_prompts_and_answers_that_are_served_are_those_that_evidence_measures(
     unseen = [Excerpt(f"core/{file.name}", "python", file.read_text()) for file in files]
     lines, spans = next_line_tasks(unseen, 14, seed=3), fim_tasks(unseen, 14, seed=3)
     retriever, tokenizer = world.retriever, world.base.tokenizer
-    measured = [line_prompt(task, tokenizer, retriever, SIZES) for task in lines]
-    measured += [fim_prompt(task, tokenizer, retriever, SIZES) for task in spans]
-    plain = [line_prompt(task, tokenizer, None, SIZES) for task in lines]
-    plain += [fim_prompt(task, tokenizer, None, SIZES) for task in spans]
+    measured = [task_prompt(task, tokenizer, retriever, SIZES) for task in [*lines, *spans]]
+    plain = [task_prompt(task, tokenizer, None, SIZES) for task in [*lines, *spans]]
     assert len(measured) >= 20 and all(
-        len(rich) > len(poor) for rich, poor in zip(measured, plain, strict=True)
+        len(rich.ids) > len(poor.ids) for rich, poor in zip(measured, plain, strict=True)
     )
     with attach_adapter(world.base, PeftManager(world.registry).load_adapter("small")):
-        found = [generate_many(world.base, [prompt], max_new_tokens=6)[0] for prompt in measured]
+        found = [
+            generate_many(world.base, [place.ids], begins=[place.begins], max_new_tokens=6)[0]
+            for place in measured
+        ]
     served = []
     with prompts_seen(monkeypatch) as seen, serving(world.registry, ServeSettings(port=0)) as address:
         for line in lines:
-            body = {"prompt": line.prefix.rstrip("\n"), "path": line.path, "max_tokens": 6}
+            body = {"prompt": line.prefix, "path": line.path, "max_tokens": 6}
             done = httpx.post(f"{address}/v1/completions", json=body, timeout=300)
             served.append(done.json()["choices"][0]["text"])
         for span in spans:
@@ -171,14 +179,13 @@ def test_a_hole_that_an_editor_spells_out_gets_code_in_front(
     """As Zed sends it to /v1/completions, and twinny to /completion."""
     world.adapter(evidence())
     world.indexed()
-    tokenizer = world.base.tokenizer
-    written = tokenizer.encode_with_markers(HOLE)
+    asked = caret_prompt(world.base.tokenizer, ASKED, "\n", "")
     with prompts_seen(monkeypatch) as seen, serving(world.registry, ServeSettings(port=0)) as address:
         for path in ("/v1/completions", "/completion"):
             answer = httpx.post(f"{address}{path}", json={"prompt": HOLE, "max_tokens": 2}, timeout=300)
             assert "chunks, " in told(answer)
     front = world.retriever.context("", ASKED, "\n")
-    assert front and seen == [[*front, *written]] * 2
+    assert front and seen == [replace(asked, ids=[*front, *asked.ids])] * 2
 
 
 def test_what_is_asked_in_another_form_gets_nothing_in_front(world: World) -> None:
@@ -212,7 +219,7 @@ def test_the_clients_pieces_stand_between_what_is_retrieved_and_the_file(
         assert told(infill(address, input_extra=[full])) == "none; nothing fits, or there is no room"
         again = {"text": (world.tree / shown).read_text(), "filename": shown}
         assert shown not in told(infill(address, input_extra=[again]))
-    text = world.base.tokenizer.decode(seen[1])
+    text = world.base.tokenizer.decode(seen[1].ids)
     assert text.startswith("<|repo_name|>code\n<|file_sep|>")
     places = [
         text.index(part)
