@@ -265,7 +265,7 @@ def _take(
     if not stopped:
         row.ids.append(token)
         row.counted += row.beginning.take(token)
-    text = rest_of(base.tokenizer.decode(row.ids), row.begins)
+    text = rest_of(base.tokenizer, row.ids, row.begins)
     enough = not stopped and is_enough is not None and is_enough(text)
     if stopped or enough or row.counted >= max_new_tokens:
         row.answer = Answer(text, stopped, tuple(row.ids))
