@@ -190,7 +190,7 @@ def ours(base: BaseModel, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ids = [token for token, _ in plain]
         seconds[-1] += time.perf_counter()
         cpu[-1] += time.process_time()
-        offline = whole_characters(rest_of(base.tokenizer.decode(ids), prompt.begins))
+        offline = whole_characters(rest_of(base.tokenizer, ids, prompt.begins))
         found.append(
             {
                 "prompt": len(prompt.ids),

@@ -240,7 +240,8 @@ def complete(
         if index is not None:
             retriever = Retriever(index, base.tokenizer, limit_tokens=choice.limit_tokens)
     shown = caret_prompt(base.tokenizer, prefix, suffix, path)
-    most = most_in_front(shown.ids, model_facts(base.path).max_tokens - max_tokens)
+    room = model_facts(base.path).max_tokens - max_tokens - len(base.tokenizer.encode(shown.begins))
+    most = most_in_front(shown.ids, room)
     context, found = code_in_front(retriever, path, prefix, suffix, most_tokens=most)
     written = 0
 

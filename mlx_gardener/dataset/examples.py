@@ -340,7 +340,7 @@ class Encoder:
     def _sides(self, before: str, middle: str | None) -> tuple[str, str]:
         """What stands before a span and in it, as prompts have it (`FimMarkers.middle_from`)."""
         if middle is None or self._tokenizer.markers is None:
-            return before, ""
+            return before, middle or ""
         line = self._tokenizer.markers.middle_from(before)
         return before[:line], before[line:] + middle
 

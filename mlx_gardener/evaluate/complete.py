@@ -138,7 +138,7 @@ def left_to_write(tokenizer: CodeTokenizer, prefix: str, suffix: str | None, pat
     if suffix is not None:  # a span's tokens begin anew
         end = end[end.rfind("\n") + 1 :]
     word = tokenizer.last_word(end)
-    return word if len(word) <= _MOST_LEFT and tokenizer.beginnings(word.encode()) else ""
+    return word if len(word) <= _MOST_LEFT else ""
 
 
 class Beginning:
@@ -175,10 +175,11 @@ class Beginning:
         return found
 
 
-def rest_of(text: str, begins: str) -> str:
-    """What ``text``, which begins with ``begins`` or is a part of that, says beyond it."""
-    if begins.startswith(" ") and not text.startswith(" "):
-        text = f" {text}"  # SentencePiece's decoders leave out the blank that a text begins with
+def rest_of(tokenizer: CodeTokenizer, ids: Sequence[int], begins: str) -> str:
+    """What ``ids``, which spell ``begins`` and more, or a part of it, say beyond it."""
+    text = tokenizer.decode(list(ids))
+    if begins and ids and len(tokenizer.decode([ids[0]]).encode()) < len(tokenizer.spelling(ids[0])):
+        text = f" {text}"  # SentencePiece's decoders leave out a blank that a text begins with
     return text[len(begins) :]
 
 
@@ -216,7 +217,7 @@ def complete(
         path: shown in front, as in training.
         context: other code that stands before it (`retrieval.code_in_front`).
         max_new_tokens: at most this many.
-        is_enough: asked with the text so far; ends the generation early.
+        is_enough: asked with the text so far, once for each token that counts; ends the generation early.
 
     Raises:
         DataError: there is no prefix, suffix or path at all.
@@ -239,8 +240,8 @@ def complete(
     text = ""
     for token, _ in written_ids(base, prompt, max_new_tokens=max_new_tokens, begins=place.begins):
         ids.append(token)
-        text = rest_of(tokenizer.decode(ids), place.begins)
-        if is_enough is not None and is_enough(text):
+        text = rest_of(tokenizer, ids, place.begins)
+        if is_enough is not None and (text or not place.begins) and is_enough(text):
             break
     return whole_characters(text)
 
@@ -318,7 +319,7 @@ def written_ids(
     steps = generate_step(
         mx.array(prompt),
         base.model,
-        max_tokens=max_new_tokens + len(begins.encode()),
+        max_tokens=max_new_tokens and max_new_tokens + len(begins.encode()),
         sampler=sampler,
         logits_processors=[_begin_with(Beginning(base.tokenizer, begins))] if begins else None,
         prompt_cache=cache,

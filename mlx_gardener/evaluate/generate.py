@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -118,9 +119,11 @@ def generate_many(
 
     if not all(prompts):
         raise ModelError("There is nothing to complete from.", next_step="Give some code before the place.")
+    # Of a blank there are some ten thousand ids, which answers share.
+    beginnings = {text: Beginning(base.tokenizer, text) for text in {"", *begins}}
     rows = [
-        _Written(prompt, begins, Beginning(base.tokenizer, begins))
-        for prompt, begins in zip(prompts, begins or [""] * len(prompts), strict=True)
+        _Written(prompt, text, copy(beginnings[text]))
+        for prompt, text in zip(prompts, begins or [""] * len(prompts), strict=True)
     ]
     # Longest first: what meets in a batch is of about the same length, and little is padded.
     order = sorted(rows, key=lambda row: -len(row.prompt))
@@ -265,7 +268,7 @@ def _take(
     if not stopped:
         row.ids.append(token)
         row.counted += row.beginning.take(token)
-    text = rest_of(base.tokenizer.decode(row.ids), row.begins)
+    text = rest_of(base.tokenizer, row.ids, row.begins)
     enough = not stopped and is_enough is not None and is_enough(text)
     if stopped or enough or row.counted >= max_new_tokens:
         row.answer = Answer(text, stopped, tuple(row.ids))

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -164,14 +164,20 @@ class CodeTokenizer:
     def last_word(self, text: str) -> str:
         """The end of ``text`` that tokens do not reach into from before: a word with the mark or blank that its first token may hold.
 
-        That is the last piece of the tokenizer's own splitting, which it makes tokens of one by one. "" where it splits nothing.
+        That is the last piece of the tokenizer's own splitting, which it makes tokens of one by one; SentencePiece's may be lines, in
+        which tokens begin with blanks. "" where it splits nothing, or would not spell the word as it stands there.
         """
-        splitter = self._plain.pre_tokenizer
+        splitter, normalizer = self._plain.pre_tokenizer, self._plain.normalizer
         if splitter is None:
             return ""
         with _damage_named("The tokenizer cannot split this text"):
-            pieces = splitter.pre_tokenize_str(text)
-        return text[pieces[-1][1][0] :] if pieces else ""
+            normal = text if normalizer is None else normalizer.normalize_str(text)
+            # Gemma's splits at blanks, of which its normalizer leaves none.
+            pieces = splitter.pre_tokenize_str(normal if len(normal) == len(text) else text)
+        word = text[pieces[-1][1][0] :] if pieces else ""
+        if behind := re.search(r"(?<=\S) +\S*$", word):
+            word = behind[0]
+        return word if b"".join(map(self.spelling, self.encode(word))) == word.encode() else ""
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
@@ -209,22 +215,24 @@ class CodeTokenizer:
         """The ids that what goes on with ``text`` may begin with: those that spell it or more, and the first of its own tokens.
 
         Not any that spell a part of it: a blank alone is likelier than a word of a blank and letters, and is hardly ever followed by
-        them. Of blanks the last may belong to the word behind them.
+        them. Of blanks the last may belong to the word behind them. Within a character, of which there is no token, those that spell
+        most of it. [] where nothing spells its first byte.
         """
         if not text:
             return []
 
-        def start(index: int) -> bytes:
-            return self._spellings[index][: len(text)]
+        def among(text: bytes, key: Callable[[int], bytes]) -> list[int]:
+            ends = (cut(self._by_spelling, text, key=key) for cut in (bisect_left, bisect_right))
+            return self._by_spelling[slice(*ends)]
 
-        whole = slice(*(cut(self._by_spelling, text, key=start) for cut in (bisect_left, bisect_right)))
-        found = self._by_spelling[whole]
+        found = among(text, lambda index: self._spellings[index][: len(text)])
         own = text.decode(errors="ignore")
         for part in (own, own[:-1] if own.endswith(" ") else ""):
             for first in self.encode(part)[:1]:
                 if text.startswith(self._spellings[first]) and first not in found and self._spellings[first]:
                     found.append(first)
-        return found
+        parts = (among(text[:size], self.spelling) for size in range(len(text), 0, -1))
+        return found or next(filter(None, parts), [])
 
 
 def header_text(tokenizer: CodeTokenizer, path: str) -> str:

@@ -145,10 +145,12 @@ def answer(
             check()
             first = first or time.perf_counter()
             ids.append(token)
-            counted += beginning.take(token)
-            text = rest_of(base.tokenizer.decode(ids), begins)
-            if top_scores is not None and logprobs is not None and (text or not begins):
-                waiting.append(_score(base, token, logprobs, top_scores))
+            is_beyond = beginning.take(token)
+            counted += is_beyond
+            text = rest_of(base.tokenizer, ids, begins)
+            if top_scores is not None and logprobs is not None and is_beyond:
+                told = text if begins and counted == 1 else None
+                waiting.append(_score(base, token, logprobs, top_scores, told))
             end_at, stopped_by = _end_of(text, limits)
             if end_at is not None:
                 text, reason = text[:end_at], "stop"
@@ -283,14 +285,17 @@ def _sampler(sampling: Sampling) -> Callable[[mx.array], mx.array] | None:
     return choose
 
 
-def _score(base: BaseModel, token: int, logprobs: mx.array, top: int) -> TokenScore:
+def _score(base: BaseModel, token: int, logprobs: mx.array, top: int, told: str | None = None) -> TokenScore:
+    """A token with the likeliest that may stand there, each without what was typed of it: of it only ``told`` is given out."""
     import mlx.core as mx
     import numpy as np
 
     values = np.array(logprobs.astype(mx.float32))
-    best = np.argsort(-values, kind="stable")[:top].tolist()
+    best = [index for index in np.argsort(-values, kind="stable")[:top].tolist() if values[index] > -np.inf]
+    text = base.tokenizer.decode([token])
+    typed = 0 if told is None else max(0, len(text) - len(told))
     return TokenScore(
-        base.tokenizer.decode([token]),
+        text[typed:],
         float(values[token]),
-        tuple((base.tokenizer.decode([index]), float(values[index])) for index in best),
+        tuple((base.tokenizer.decode([index])[typed:], float(values[index])) for index in best),
     )

@@ -97,6 +97,7 @@ def completion_prompts(
     if (sides := sides_of(body)) is None:
         return raw_prompts(body.prompts(), base, room, limits, lookup)
     tokenizer, own = base.tokenizer, sides.prompt(base.tokenizer)
+    room -= len(tokenizer.encode(own.begins))
     most = most_in_front(own.ids, room - limits.max_tokens)
     front = lookup.in_front(
         tokenizer, sides.path, sides.prefix, sides.shown_suffix(tokenizer), most_tokens=most
@@ -110,27 +111,29 @@ def raw_prompts(
 ) -> list[CaretPrompt]:
     """Prompts that are written whole; raises as `completion_prompts`.
 
-    One that is a hole in the model's own markers and nothing else, as editors spell it, is shown as any caret is, with code of the
-    repository in front.
+    One that is a hole in the model's own markers and nothing else, as editors spell it, is shown as any caret is; where it is asked
+    alone, with code of the repository in front.
     """
     tokenizer = base.tokenizer
     found = []
     for prompt in prompts:
+        left = room
         if isinstance(prompt, str):
             ids = _bounded(tokenizer.encode_with_markers, prompt, room)
             bos = tokenizer.bos_id
             ids = ids if bos is None or ids[:1] == [bos] else [bos, *ids]
-            hole = _hole(ids, tokenizer) if len(prompts) == 1 else None
+            hole = _hole(ids, tokenizer)
             own = CaretPrompt(ids) if hole is None else hole.prompt(tokenizer, len(ids))
-            if hole is not None:
-                most = most_in_front(own.ids, room - limits.max_tokens)
+            left -= len(tokenizer.encode(own.begins))
+            if hole is not None and len(prompts) == 1:
+                most = most_in_front(own.ids, left - limits.max_tokens)
                 front = lookup.in_front(tokenizer, "", hole.prefix, hole.suffix, most_tokens=most)
                 own = replace(own, ids=with_context(own.ids, front, tokenizer))
         else:
             own = CaretPrompt(list(prompt))
             if not all(0 <= token < tokenizer.vocab_size for token in prompt):
                 raise BadRequestError(f"prompt: token ids are from 0 to {tokenizer.vocab_size - 1}.")
-        found.append(_fitting(own, room, limits))
+        found.append(_fitting(own, left, limits))
     return found
 
 
@@ -154,6 +157,7 @@ def infill_prompt(
     """
     tokenizer, sides = base.tokenizer, sides_of_infill(body)
     own = sides.prompt(tokenizer)
+    room -= len(tokenizer.encode(own.begins))
     most = most_in_front(own.ids, room - limits.max_tokens)
     extra: list[int] = []
     for piece in reversed(body.input_extra):

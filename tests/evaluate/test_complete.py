@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import random
 from pathlib import Path
 
 import pytest
 
 from mlx_gardener.errors import DataError
 from mlx_gardener.evaluate.complete import (
+    Beginning,
     build_prompt,
     caret_prompt,
     complete,
@@ -120,6 +122,44 @@ def test_tokens_that_only_repeat_what_was_typed_do_not_count() -> None:
     together = generate_many(base, [prompt, prompt], max_new_tokens=3, begins=[begins, ""])
     assert list(together[0].ids) == ids and together[0].text == text[len(begins) :]
     assert list(together[1].ids) == [token for token, _ in written_ids(base, prompt, max_new_tokens=3)]
+    asked: list[str] = []
+    complete(
+        base,
+        "x = 日本語テキ",
+        "\n",
+        path="a.py",
+        max_new_tokens=3,
+        is_enough=lambda text: asked.append(text) is True,
+    )
+    assert 0 < len(asked) <= 3 and all(asked)
+
+
+@pytest.mark.parametrize(
+    "word", ["'😀", " '👨\u200d👩\u200d👧", "日本語テキ", "ﬁ", "naïve", "\u2028x", "é" * 40, "cafe\u0301"]
+)
+def test_a_character_that_tokens_hold_parts_of_is_written_whole(word: str) -> None:
+    """Whatever of the tokens that may come next is chosen: behind the first part of a character any token could follow."""
+    tokenizer = load_tokenizer(seedling_path())
+    choose = random.Random(word)
+    for _ in range(20):
+        beginning, ids = Beginning(tokenizer, word), list[int]()
+        while beginning.ids:
+            ids.append(choose.choice(beginning.ids))
+            beginning.take(ids[-1])
+        assert b"".join(map(tokenizer.spelling, ids)).startswith(word.encode())
+    base = load_base("seedling")
+    place = caret_prompt(tokenizer, f"x ={word}", "\n", "a.py")
+    found = [token for token, _ in written_ids(base, place.ids, max_new_tokens=2, begins=place.begins)]
+    assert tokenizer.decode(found).startswith(place.begins)
+
+
+def test_no_token_is_none_also_where_a_word_was_begun() -> None:
+    """An editor that only lets a server read ahead asks so."""
+    base = load_base("seedling")
+    place = caret_prompt(base.tokenizer, "import math\n\nvalue = math.sq", "\n", "a.py")
+    assert place.begins
+    assert list(written_ids(base, place.ids, max_new_tokens=0, begins=place.begins)) == []
+    assert complete(base, "value = math.sq", "\n", path="a.py", max_new_tokens=0) == ""
 
 
 def test_half_a_surrogate_pair_is_read_as_the_server_reads_it(tiny_model_dir: Path) -> None:

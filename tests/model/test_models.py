@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.errors import ModelError
+from mlx_gardener.evaluate.complete import rest_of
 from mlx_gardener.model import choose_model, load_base, load_tokenizer, resolve_model
 from mlx_gardener.model.lora import (
     attach_lora,
@@ -69,6 +70,54 @@ def test_the_last_word_is_what_its_tokens_would_hold(text: str, word: str) -> No
     # What stands before it is split as if nothing followed.
     before = text[: len(text) - len(found)]
     assert tokenizer.encode(text) == tokenizer.encode(before) + tokenizer.encode(found)
+
+
+@pytest.mark.parametrize("form", ["gemma", "llama"])
+def test_a_word_of_sentencepiece_has_the_blank_before_it(form: str, tmp_path: Path) -> None:
+    """Its tokens hold the blank, whether the splitter is told so or not; its decoder may leave out the first one."""
+    tokenizer = load_tokenizer(write_sentencepiece(tmp_path, form))
+    for text, word in (
+        ("    return fir", " fir"),
+        ("return  fir", "  fir"),
+        ("return ", " "),
+        ("        ", "        "),
+    ):
+        assert tokenizer.last_word(text) == word
+        first = tokenizer.encode(f"{word}st")[0]
+        assert first in tokenizer.beginnings(word.encode()), (text, word)
+    for begins, more in (("    ", "  return"), ("    ", "first"), (" fir", "st + 1"), (" x = 'é🌱", "'")):
+        ids = tokenizer.encode(begins + more)
+        assert b"".join(map(tokenizer.spelling, ids)).decode() == begins + more
+        assert rest_of(tokenizer, ids, begins) == more
+    assert rest_of(tokenizer, [], "  x") == ""
+
+
+def write_sentencepiece(directory: Path, form: str) -> Path:
+    """A tokenizer in the form that ones of SentencePiece are converted to."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("▁+"), "merged_with_next")
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<eos>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["        return first + 1\n    return first\nx = 'first'\n"] * 9, trainer)
+    plain: list[decoders.Decoder] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if form == "gemma":
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    else:
+        tokenizer.normalizer = None
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        plain.append(decoders.Strip(" ", 1, 0))
+    tokenizer.decoder = decoders.Sequence(plain)
+    parsed = json.loads(tokenizer.to_str())
+    parsed["added_tokens"] = parsed["added_tokens"][:1]
+    (directory / "tokenizer.json").write_text(json.dumps(parsed))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
+    return directory
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def base() -> BaseModel:
 
 def fresh(base: BaseModel, prompt: list[int], tokens: int, begins: str = "") -> str:
     found = [token for token, _ in written_ids(base, prompt, max_new_tokens=tokens, begins=begins)]
-    return rest_of(base.tokenizer.decode(found), begins)
+    return rest_of(base.tokenizer, found, begins)
 
 
 def asked(
@@ -86,6 +87,23 @@ def test_typing_reads_what_changed_and_writes_the_same_in_fewer_steps(base: Base
         read.append(ending.prompt_tokens - ending.cached_tokens)
     assert read[0] > 400 and max(read[2:]) < 12  # the first key began another line
     assert steps < 0.85 * tokens
+
+
+def test_scores_are_of_what_is_given_out_and_of_what_could_have_been(base: BaseModel) -> None:
+    """Behind a word that was begun few tokens may follow; no score says minus infinity, which JSON has no word for."""
+    for line in ("\n    tokens: int = fie", "\n    names = '日本", "\n    "):
+        place = typed(base, 900, line)
+        *pieces, ending = answer(
+            base, place, Sampling(), Limits(6), caches=PromptCaches(), key=KEY, top_scores=20
+        )
+        assert isinstance(ending, Ending) and place.begins
+        texts = "".join(piece.text for piece in pieces if isinstance(piece, Piece))
+        scores = [score for piece in pieces if isinstance(piece, Piece) for score in piece.scores]
+        assert len(scores) == ending.written_tokens > 0
+        assert "".join(score.text for score in scores).startswith(texts) and scores[0].text
+        for score in scores:
+            assert score.top[0] == (score.text, score.logprob)
+            assert all(math.isfinite(value) for _, value in score.top)
 
 
 def test_an_edit_before_the_caret_and_another_place_are_read_from_where_they_differ(base: BaseModel) -> None:
