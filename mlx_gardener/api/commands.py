@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.config import ArmName, RetrievalWish, TrainingConfig, load_config
 from mlx_gardener.errors import ConfigError, DataError
 from mlx_gardener.platform.arguments import checked
+from mlx_gardener.platform.encoding import whole_text
 from mlx_gardener.platform.files import existing_directory
 from mlx_gardener.registry import ProjectRegistry, default_home
 from mlx_gardener.runs.forecast import estimate_training
@@ -239,6 +240,8 @@ def complete(
         why = problem or choice.why
         if index is not None:
             retriever = Retriever(index, base.tokenizer, limit_tokens=choice.limit_tokens)
+    prefix, path = whole_text(prefix), whole_text(path)
+    suffix = None if suffix is None else whole_text(suffix)
     shown = caret_prompt(base.tokenizer, prefix, suffix, path)
     room = model_facts(base.path).max_tokens - max_tokens - len(base.tokenizer.encode(shown.begins))
     most = most_in_front(shown.ids, room)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -107,7 +108,12 @@ class World:
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
     def run_until_it_serves(self, command: str) -> None:
-        """Start a command that goes on for ever; it must stay, and end well when interrupted."""
+        """Start a command that goes on for ever; it must stay, and end well when interrupted.
+
+        On a port of its own where it names none: the usual one may be in use here.
+        """
+        if "--port" not in command:
+            command = re.sub(r"mlx-gardener (serve|ui)\b", r"\g<0> --port 0", command, count=1)
         process = subprocess.Popen(
             ("bash", "-c", f"exec {command}"), cwd=self.project, env=self._environment,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
