@@ -31,15 +31,35 @@ def import_lean() -> None:
 
 
 class _Finder:
-    """Finds transformers, and all below it, as modules in which every name is a class."""
+    """Finds transformers, and all below it, as modules in which every name is a class; and mlx-lm, which then has the hub put off.
+
+    Nothing is imported while it looks: Python holds its lock of all imports then, and another thread that imports the same would
+    wait for that, and this one for it, for ever.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname == "mlx_lm":
-            _put_off_the_hub()
+            return self._with_the_hub_put_off(fullname, path, target)
         found = fullname == _LEFT_OUT or fullname.startswith(f"{_LEFT_OUT}.")
         return ModuleSpec(fullname, cast("Loader", self), is_package=True) if found else None
+
+    def _with_the_hub_put_off(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None
+    ) -> ModuleSpec | None:
+        """What the other finders find, which puts the hub off before it runs."""
+        found = (other.find_spec(fullname, path, target) for other in sys.meta_path if other is not self)
+        spec = next(filter(None, found), None)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_then(module: ModuleType) -> None:
+                _put_off_the_hub()
+                run(module)
+
+            spec.loader.exec_module = run_then  # type: ignore[method-assign]
+        return spec
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _Empty(spec.name)

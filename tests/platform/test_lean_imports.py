@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.commands import gardener
 
 #: Whatever the package imports of mlx-lm, and every architecture that asks for no package of its own.
@@ -65,3 +67,29 @@ def test_a_command_looks_at_a_base_without_it(repository: Path, tiny_model_dir: 
     done = gardener("plan", str(repository), "--model", str(tiny_model_dir), PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "mlx_lm.tokenizer_utils" in done.stderr and "transformers.utils" not in done.stderr
+
+
+#: One thread is within the hub's client, which imports on, when another imports mlx-lm.
+TWO_THREADS = """
+import sys, threading, mlx_gardener
+from mlx_gardener.platform.lean_imports import import_lean
+import_lean()
+begun = sys.begun = threading.Event()
+other = threading.Thread(target=lambda: (begun.wait(), __import__("mlx_lm")))
+other.start()
+import huggingface_hub
+other.join()
+print("[1]")
+"""
+
+
+def test_threads_that_import_the_hub_and_mlx_lm_do_not_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`serve` hung so where its computing thread imported mlx-lm while the main one looked for a base of the hub."""
+    hub = "import sys, time\nsys.begun.set()\ntime.sleep(0.5)\nimport colorsys\nsnapshot_download = 1\n"
+    for name, code in {"huggingface_hub": hub, "mlx_lm": "import huggingface_hub\n"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert printed(TWO_THREADS) == [1]
