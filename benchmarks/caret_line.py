@@ -153,9 +153,8 @@ def judged(reader: Reader, base: BaseModel, prompt: list[int], begun: str, rest:
     for _ in range(TOKENS):
         known = written == ids[: len(written)] and len(written) < len(ids)
         row = scores[len(written)] if known else np.array(reader.scores([*prompt, *written], 1))[0]
-        row = (
-            row if not beginning.ids else np.where(np.isin(np.arange(len(row)), beginning.ids), row, -np.inf)
-        )
+        if beginning.ids:
+            row = np.where(np.isin(np.arange(len(row)), beginning.ids), row, -np.inf)
         written.append(int(row.argmax()))
         beginning.take(written[-1])
         text = base.tokenizer.decode(written)

@@ -1,8 +1,9 @@
-"""Requests as token ids: raw text, the trained form with a file's path and a FIM span, and chats by the model's template.
+"""Requests as prompts: raw text, the trained form with a file's path and a FIM span, and chats by the model's template.
 
-A raw prompt is read as the client wrote it, markers as markers, like every server does: editors such as Zed write
-their fill-in-the-middle prompts so, and code of the repository may come before them. Everywhere else text is text, whatever
-it spells. No more of a text becomes tokens than a model can read: a token in memory costs some hundred bytes.
+A raw prompt is read as the client wrote it, markers as markers, like every server does. Editors such as Zed write their
+fill-in-the-middle prompts so: one that is a hole and nothing else takes the trained form, with code of the repository before it.
+Everywhere else text is text, whatever it spells. No more of a text becomes tokens than a model can read: a token in memory
+costs some hundred bytes.
 """
 
 from __future__ import annotations
@@ -52,15 +53,13 @@ class Sides:
 
     def prompt(self, tokenizer: CodeTokenizer, most: int | None = None) -> CaretPrompt:
         """What the base is shown of them: at most so many tokens of each; as many as evidence shows where that is None."""
-        prefix_tokens, suffix_tokens = most or PREFIX_TOKENS, most or SUFFIX_TOKENS
-        after = self.shown_suffix(tokenizer)
         return caret_prompt(
             tokenizer,
             self.prefix,
-            after,
+            self.shown_suffix(tokenizer),
             self.path,
-            prefix_tokens=prefix_tokens,
-            suffix_tokens=suffix_tokens,
+            prefix_tokens=most or PREFIX_TOKENS,
+            suffix_tokens=most or SUFFIX_TOKENS,
         )
 
     def shown_suffix(self, tokenizer: CodeTokenizer) -> str | None:
@@ -85,7 +84,7 @@ def sides_of_infill(body: InfillBody) -> Sides:
 def completion_prompts(
     body: CompletionBody, base: BaseModel, room: int, limits: Limits, lookup: Lookup
 ) -> list[CaretPrompt]:
-    """Token ids of each prompt of ``/v1/completions``; one of the trained form has code of the repository in front.
+    """The prompts of ``/v1/completions``; one of the trained form has code of the repository in front.
 
     Args:
         room: tokens that prompt and answer may have together.
@@ -150,7 +149,7 @@ def _hole(ids: list[int], tokenizer: CodeTokenizer) -> Sides | None:
 def infill_prompt(
     body: InfillBody, base: BaseModel, room: int, limits: Limits, lookup: Lookup
 ) -> list[CaretPrompt]:
-    """Token ids of the trained form, with the client's pieces of other files in front, and what ``lookup`` finds before these.
+    """The prompt of the trained form, with the client's pieces of other files in front, and what ``lookup`` finds before these.
 
     Raises:
         BadRequestError: there is no room.
@@ -181,7 +180,7 @@ def infill_prompt(
 
 
 def chat_prompt(text: str, base: BaseModel, room: int, limits: Limits) -> list[CaretPrompt]:
-    """Token ids of a chat that the model's template has written out (`serve.chats`).
+    """The prompt of a chat that the model's template has written out (`serve.chats`).
 
     Raises:
         BadRequestError: it is empty or too long.

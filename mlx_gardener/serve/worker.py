@@ -90,9 +90,9 @@ Reply = Started | PieceOf | EndOf | Finished
 class QueuedRequest:
     """A request on its way.
 
-    ``prompts`` makes each prompt when its turn comes; every prompt is answered ``answers`` times, by
-    the target's adapter at ``strength`` times its scale. It also sets whether the base is not
-    shown what follows the caret (``leaves_out_suffix``). ``lookup`` knows what code was retrieved for them. Where nothing is
+    ``prompts`` makes each prompt when its turn comes; every prompt is answered ``answers`` times, by the target's adapter at
+    ``strength`` times its scale. It also sets whether the base is not shown what follows the caret
+    (``leaves_out_suffix``). ``lookup`` knows what code was retrieved for them. Where nothing is
     to be written, ``prompts`` makes none: the model is loaded; or, with ``unload``, let go of. ``finish`` makes of a whole answer what
     the client gets. ``is_offered`` says that somebody works with the answer, so that what stays of it may be counted.
     """
