@@ -97,6 +97,11 @@ def train(name: str, source: Path, variant: str, model: str, settings: Mapping[s
     print(f"{project}: trained in {time.monotonic() - began:.0f} s", flush=True)
 
 
+def kept_evidence(name: str, variant: str, work: Path) -> Path:
+    """Where the evidence on an adapter is kept; the entries of a result's ``evidence`` may be put there to add to them elsewhere."""
+    return work / f"{name}.{slug(variant)}.evidence.json"
+
+
 def evaluate(
     name: str, variant: str, control: str | None, tasks: int, arms: Sequence[str], work: Path
 ) -> dict[str, Any]:
@@ -104,7 +109,7 @@ def evaluate(
     from mlx_gardener.registry import ProjectRegistry
 
     project = f"{name}.{slug(variant)}"
-    kept = work / f"{project}.evidence.json"
+    kept = kept_evidence(name, variant, work)
     if not kept.exists():
         partial, began = kept.with_suffix(".partial"), time.monotonic()
         wanted = [arm for arm in arms if arm != "control" or control is not None]
@@ -236,7 +241,8 @@ def main(
         control = names[(number + 1) % len(names)] if len(names) > 1 else None
         for variant in tried:
             try:
-                for trained in filter(None, (repository, control)):
+                measured = kept_evidence(repository, variant, directory).exists()
+                for trained in () if measured else filter(None, (repository, control)):
                     train(trained, places[trained], variant, model, settings, directory)
                 found[variant][repository] = evaluate(
                     repository, variant, control, tasks, arms.split(","), directory

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from mlx_gardener import TrainingPipeline
 from mlx_gardener.config import TrainingConfig, load_config
 
+T = TypeVar("T")
 WAIT = 600.0  # seconds no run here comes near; a hang shows as an error instead of a stuck suite
 
 #: A training of six updates on a few small files.
@@ -46,11 +48,13 @@ def endless(model: Path, **more: object) -> TrainingConfig:
     )
 
 
-def until(condition: Callable[[], object], what: str, *, seconds: float | None = None) -> None:
+def until(condition: Callable[[], T], what: str, *, seconds: float | None = None) -> T:
+    """What the condition gives once that counts as true."""
     deadline = time.monotonic() + (seconds or WAIT)
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, f"never happened: {what}"
         time.sleep(0.05)
+    return found
 
 
 def steps_done(pipeline: TrainingPipeline, name: str = "small") -> int:
@@ -64,8 +68,9 @@ def worker_of(pipeline: TrainingPipeline, name: str) -> int:
 
     record = pipeline.registry.latest_training(name)
     assert record is not None and record.pid is not None
-    until(lambda: psutil.Process(record.pid).children(), "a worker")
-    return psutil.Process(record.pid).children()[0].pid
+    supervisor = psutil.Process(record.pid)
+    # One that was just killed stays a child until its supervisor looks.
+    return until(lambda: [child.pid for child in supervisor.children() if is_alive(child.pid)], "a worker")[0]
 
 
 def is_alive(pid: int) -> bool:

@@ -92,6 +92,11 @@ chooser.addEventListener("change", () => {
   go(page === "projects" ? "verdict" : page, chooser.value);
 });
 addEventListener("token-needed", askForToken);
+// What a page asked for and nobody waits for any more, as it was left, is no fault; whatever else nobody caught is said.
+addEventListener("unhandledrejection", (event) => {
+  if (event.reason?.name === "AbortError") event.preventDefault();
+  else if (event.reason?.status !== 401) tell(event.reason?.message || String(event.reason));
+});
 addEventListener("hashchange", () => { takeToken(); show(true); });
 takeToken();
 show(false);
