@@ -17,6 +17,7 @@ import click
 
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.platform.encoding import replace_what_cannot_be_written
+from mlx_gardener.platform.ending import end_process
 from mlx_gardener.platform.lean_imports import import_lean
 from mlx_gardener.platform.version import __version__
 
@@ -225,4 +226,7 @@ def main() -> None:
     """Entry point of the ``mlx-gardener`` script."""
     warnings.formatwarning = warning_text
     import_lean()
-    cli(prog_name="mlx-gardener")
+    try:
+        cli(prog_name="mlx-gardener")
+    except SystemExit as ended:
+        end_process(ended.code if isinstance(ended.code, int) else 0)

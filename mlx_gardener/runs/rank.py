@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig, validate_config
 from mlx_gardener.errors import GardenerError, OtherRankError, RankLostError
+from mlx_gardener.platform.ending import end_at_once
 from mlx_gardener.platform.lean_imports import import_lean
 from mlx_gardener.platform.priority import lower_priority
 from mlx_gardener.runs.ranks import BEAT_SECONDS, CONNECT_SECONDS
@@ -187,8 +188,8 @@ def main() -> None:
     except GardenerError as error:
         logger.error("%s", error)
         _say(f"error {' '.join(error.in_terminal.split())}")
-        _exit(os.EX_TEMPFAIL if isinstance(error, RankLostError) else 1)
-    _exit(0)
+        end_at_once(os.EX_TEMPFAIL if isinstance(error, RankLostError) else 1)
+    end_at_once(0)  # MLX's ring waits for ranks that are gone when it is taken down
 
 
 def _beat() -> None:
@@ -201,14 +202,7 @@ def _end_with_supervisor() -> None:
     for _ in sys.stdin:
         pass
     logger.info("the supervisor is gone, or has ended the training")
-    _exit(1)
-
-
-def _exit(code: int) -> None:
-    """At once: MLX's ring waits for ranks that are gone when it is taken down."""
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(code)
+    end_at_once(1)
 
 
 if __name__ == "__main__":

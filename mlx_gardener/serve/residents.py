@@ -161,7 +161,7 @@ class Residents:
         if size > self._budget_bytes:
             raise MemoryBudgetError(
                 f"The base {name!r} takes {_gigabytes(size)}, and the budget is {_gigabytes(self._budget_bytes)}.",
-                next_step=f"Start with `mlx-gardener serve --budget {math.ceil(size * 125 / 2**30) / 100:.2f}`.",
+                next_step=f"Start again with `--budget {math.ceil(size * 125 / 2**30) / 100:.2f}`.",
             )
         self._make_room(size)
         base = load_base(name)
