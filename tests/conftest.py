@@ -24,6 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import mlx_gardener  # noqa: F401  first: the fast BLAS must be opened before mlx is imported
+from mlx_gardener.platform.ending import end_process
 
 if TYPE_CHECKING:
     from mlx_gardener import TrainingPipeline
@@ -78,6 +79,13 @@ def pytest_configure() -> None:
     """A background job of a shell that is not interactive ignores Ctrl-C, and so would all processes that tests interrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Servers of the tests have computed in this process, which must not be aborted at its end for that."""
+    if not hasattr(session.config, "workerinput"):  # xdist ends its own
+        session.config.add_cleanup(lambda: end_process(int(exitstatus)))
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
 """How a process ends. What: an exit code goes in, the process ends with it. Cost: none.
 
-A base that is being loaded cannot be stopped, and a process that ends while MLX computes for another of its threads is aborted
-("terminate called without an active exception", after the threads of MLX were taken down beneath it).
+MLX aborts a process ("terminate called without an active exception") whose interpreter is taken down while another thread comes
+back from it: one that still loads a base, which cannot be stopped, and one that has ended already in Python's eyes, as its
+compiled functions are let go of only then. And ranks of a group that is taken down wait for those that are gone.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ import contextlib
 import logging
 import os
 import sys
-import threading
 from typing import NoReturn
 
 
 def end_process(code: int) -> NoReturn:
-    """End as `sys.exit` does, or at once where a thread is left that nobody waits for."""
-    if any(thread.daemon and thread is not threading.current_thread() for thread in threading.enumerate()):
+    """End as `sys.exit` does, or at once where MLX was used."""
+    if "mlx.core" in sys.modules:
         end_at_once(code)
     sys.exit(code)
 

@@ -29,7 +29,7 @@ from mlx_gardener.errors import (
     TrainingInterruptedError,
 )
 from mlx_gardener.events import Event, EventBus, TrainingEnded, TrainingPhase
-from mlx_gardener.platform.ending import end_at_once
+from mlx_gardener.platform.ending import end_process
 from mlx_gardener.platform.gpu_watchdog import says_gpu_watchdog
 from mlx_gardener.platform.lean_imports import import_lean
 from mlx_gardener.platform.locks import take_lock
@@ -258,9 +258,7 @@ def main() -> None:
     except TrainingError as error:  # nothing was begun
         logger.error("%s", error)
         code = 1
-    if launched_rank(os.environ) is not None:  # MLX waits for ranks that are gone when a group is taken down
-        end_at_once(code)
-    sys.exit(code)
+    end_process(code)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A process ends with its exit code, also while MLX works for a thread that cannot be stopped."""
+"""A process ends with its exit code, also where other threads come back from MLX meanwhile."""
 
 from __future__ import annotations
 
@@ -10,10 +10,22 @@ from pathlib import Path
 import pytest
 
 #: A command that ends as its base is loaded for the first of its requests. Small files are read in no time, so it reads on.
-_ENDS_MEANWHILE = """
+LOADING = """
+    threading.Thread(target=loads, daemon=True).start()
+    begun.wait()
+"""
+#: A command whose threads have done all and are ended with it; each lets go of what it compiled only then.
+ENDED = """
+    pool = ThreadPoolExecutor(32)
+    list(pool.map(lambda number: (time.sleep(0.05), mx.eval(nn.silu(mx.ones(number)))), range(1, 33)))
+"""
+_COMMAND = """
 import sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 import mlx_gardener.cli as cli
 from mlx_gardener.model import load_base
+import mlx.core as mx
+import mlx.nn as nn
 
 begun = threading.Event()
 
@@ -24,8 +36,7 @@ def loads():
 
 @cli.cli.command()
 def ends():
-    threading.Thread(target=loads, daemon=True).start()
-    begun.wait()
+    {work}
     print("said")
     {last}
 
@@ -36,16 +47,11 @@ cli.main()
 """
 
 
+@pytest.mark.parametrize("work", [LOADING, ENDED], ids=["loading", "ended"])
 @pytest.mark.parametrize(("last", "code"), [("pass", 0), ("raise KeyboardInterrupt", 130)])
-def test_a_command_that_ends_while_a_base_is_loaded_is_not_aborted(
-    last: str, code: int, tmp_path: Path
-) -> None:
+def test_a_command_is_not_aborted_at_its_end(work: str, last: str, code: int, tmp_path: Path) -> None:
     environment = {**os.environ, "MLX_GARDENER_HOME": str(tmp_path / "home")}
-    for _ in range(3):  # without a mend two of three are aborted
-        done = subprocess.run(
-            [sys.executable, "-c", _ENDS_MEANWHILE.format(last=last)],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+    script = _COMMAND.format(work=work.strip(), last=last)
+    for _ in range(4):  # without a mend every second one is aborted
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (code, "said\n"), done.stderr
