@@ -7,6 +7,7 @@ compiled functions are let go of only then. And ranks of a group that is taken d
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -17,12 +18,13 @@ from typing import NoReturn
 def end_process(code: int) -> NoReturn:
     """End as `sys.exit` does, or at once where MLX was used."""
     if "mlx.core" in sys.modules:
+        atexit._run_exitfuncs()  # of others, as coverage's
         end_at_once(code)
     sys.exit(code)
 
 
 def end_at_once(code: int) -> NoReturn:
-    """End without taking anything down; what was said and logged is written before."""
+    """End without taking anything down, or doing what was left for the end; what was said and logged is written before."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # nobody reads, or it is closed

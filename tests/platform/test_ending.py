@@ -20,7 +20,7 @@ ENDED = """
     list(pool.map(lambda number: (time.sleep(0.05), mx.eval(nn.silu(mx.ones(number)))), range(1, 33)))
 """
 _COMMAND = """
-import sys, threading, time
+import atexit, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 import mlx_gardener.cli as cli
 from mlx_gardener.model import load_base
@@ -38,6 +38,7 @@ def loads():
 def ends():
     {work}
     print("said")
+    atexit.register(print, "ended")
     {last}
 
 cli.COMMANDS["ends"] = ("", "")
@@ -54,4 +55,4 @@ def test_a_command_is_not_aborted_at_its_end(work: str, last: str, code: int, tm
     script = _COMMAND.format(work=work.strip(), last=last)
     for _ in range(4):  # without a mend every second one is aborted
         done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (code, "said\n"), done.stderr
+        assert (done.returncode, done.stdout) == (code, "said\nended\n"), done.stderr
