@@ -184,6 +184,8 @@ def one_side(name: str, work: dict[str, Any], environments: Path, *, tiny: bool)
         }
         command = [str(python), str(HERE / "trainer_side.py"), json.dumps(request)]
     ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode < 0:
+        return {"failed": f"killed by signal {-ended.returncode}"}  # 9 where memory ran out
     if ended.returncode:
         return {"failed": _reason(ended.stderr)}
     result: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])

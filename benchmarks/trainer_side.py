@@ -163,7 +163,7 @@ def mlx_lm_lora(work: Work, listener: Listener, setting: dict[str, Any], scratch
 
     facts = mx.device_info()
     if "max_recommended_working_set_size" not in facts:  # it asks for a GPU's; a CPU has nothing to wire
-        mx.device_info = lambda: {**facts, "max_recommended_working_set_size": 0}
+        mx.device_info = lambda: {**facts, "max_recommended_working_set_size": 0}  # type: ignore
     model = work.model()
     adapters_of_mlx_lm(work, model)
     loop = loop_settings(work, setting["rows_at_once"], scratch, accumulation="gradient_accumulation_steps")
