@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+from half_billion import half_billion_shape as half_billion_shape  # for the scripts that import it here
+from half_billion import random_tokens
 from machine import describe, save, spread
 
 from mlx_gardener.dataset import Batch
@@ -99,47 +101,11 @@ def random_batch(rows: int, width: int, vocab: int, *, seed: int = 0) -> Batch:
     """Random tokens; all but the first of a row are targets."""
     import numpy as np
 
-    tokens = np.random.default_rng(seed).integers(7, vocab - 1, (rows, width)).astype(np.int32)
+    tokens = random_tokens(rows, width, vocab, seed=seed)
     mask = np.ones((rows, width), dtype=bool)
     mask[:, 0] = False
     ids = np.ones((rows, width), dtype=np.int32)
     return Batch(tokens, mask, ids, int(mask.sum()), 0, mask.sum(axis=1), ("",) * rows)
-
-
-def half_billion_shape(layers: int = 8) -> Any:
-    """A Qwen2.5-Coder-0.5B with fewer layers and random float32 weights, frozen."""
-    import mlx.core as mx
-    import numpy as np
-    from mlx.utils import tree_map_with_path
-    from mlx_lm.models import qwen2
-
-    model = qwen2.Model(
-        qwen2.ModelArgs(
-            model_type="qwen2",
-            hidden_size=896,
-            num_hidden_layers=layers,
-            intermediate_size=4864,
-            num_attention_heads=14,
-            num_key_value_heads=2,
-            rms_norm_eps=1e-6,
-            vocab_size=151936,
-            rope_theta=1e6,
-            tie_word_embeddings=True,
-        )
-    )
-    random = np.random.default_rng(
-        0
-    )  # MLX's own initial values take minutes on a CPU, so they are never computed
-
-    def drawn(name: str, value: Any) -> Any:
-        if "norm" in name:
-            return mx.ones(value.shape)
-        return mx.array(0.02 * random.standard_normal(value.shape, dtype=np.float32))
-
-    model.update(tree_map_with_path(drawn, model.parameters()))
-    mx.eval(model.parameters())
-    model.freeze()
-    return model
 
 
 def unfreeze_adapters(model: Any) -> None:
