@@ -13,7 +13,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -279,7 +278,7 @@ def _strike(story: Story, case: _Case, after_seconds: float) -> bool:
 def _kill(victims: list[psutil.Process]) -> None:
     for victim in victims:
         with contextlib.suppress(psutil.NoSuchProcess):
-            os.kill(victim.pid, signal.SIGKILL)
+            victim.kill()
 
 
 def _processes(pid: int | None) -> list[psutil.Process]:
