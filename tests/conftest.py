@@ -84,7 +84,7 @@ def pytest_configure() -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Servers of the tests have computed in this process, which must not be aborted at its end for that."""
-    if not hasattr(session.config, "workerinput"):  # xdist ends its own
+    if not hasattr(session.config, "workerinput"):  # what one of xdist's ends with is asked by nobody
         session.config.add_cleanup(lambda: end_process(int(exitstatus)))
 
 

@@ -229,4 +229,6 @@ def main() -> None:
     try:
         cli(prog_name="mlx-gardener")
     except SystemExit as ended:
-        end_process(ended.code if isinstance(ended.code, int) else 0)
+        if not isinstance(ended.code, int):
+            raise  # with a message, which Python prints
+        end_process(ended.code)
