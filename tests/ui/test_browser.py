@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,6 +142,23 @@ def test_what_waits_for_its_training_is_shown_and_taken_out(
         assert shown.get_by_role("button", name="Take second out of the queue").is_visible()
         assert [entry.project for entry in registry.queue.entries()] == ["second"]
         looks_well(shown)
+
+
+@needs_browser
+def test_what_fails_behind_a_closed_window_is_said(
+    chromium: Browser, page: Asking, registry: ProjectRegistry, tmp_path: Path
+) -> None:
+    registry.register_project("shop", write_repository(tmp_path / "shop"))
+    context = chromium.new_context()
+    shown = context.new_page()
+    opened(shown, page)
+    shown.get_by_role("button", name="Manage shop").press("Enter")
+    shown.get_by_role("button", name="Remove the project").wait_for()
+    told = json.dumps({"error": {"message": "The registry cannot be read."}})
+    shown.route("**/ui/api/projects", lambda route: route.fulfill(status=500, body=told))
+    shown.keyboard.press("Escape")
+    shown.get_by_text("The registry cannot be read.").wait_for()
+    context.close()
 
 
 @needs_browser
