@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from tests.support.scripts import load_script
 
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    sys.modules.pop("against_trainers", None)
-    return __import__("against_trainers")
+    return load_script("benchmarks/against_trainers.py", monkeypatch)
 
 
 def figures(peak: float, speed: float) -> dict[str, Any]:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+from tests.support.scripts import load_script
 
 
 @pytest.fixture
 def audit(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    sys.modules.pop("audit", None)
-    return __import__("audit")
+    return load_script("scripts/audit.py", monkeypatch)
 
 
 def answer(audit: ModuleType, monkeypatch: pytest.MonkeyPatch, stdout: str) -> tuple[int, str]:

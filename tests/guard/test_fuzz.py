@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from tests.support.scripts import load_script
 
 
 @pytest.fixture
 def fuzz(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    sys.modules.pop("fuzz", None)
-    return __import__("fuzz")
+    return load_script("benchmarks/fuzz.py", monkeypatch)
 
 
 def test_a_short_run_counts_what_it_did(

@@ -52,7 +52,7 @@ def test_the_notebook_runs_and_shows_itself(
     monkeypatch.setenv("STEPS", "2")
     monkeypatch.setenv("MLX_GARDENER_ENGINE__DRY_RUN", "false")
     monkeypatch.setenv("MLX_GARDENER_THROTTLING__LOW_PRIORITY", "false")
-    compiled = Path(tempfile.gettempdir(), "mlx")  # what MLX compiled for other tests, a minute of g++
+    compiled = Path(tempfile.gettempdir(), "mlx")  # what MLX compiled for other tests is not compiled again
     compiled.mkdir(exist_ok=True)
     (tmp_path / "mlx").symlink_to(compiled)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
