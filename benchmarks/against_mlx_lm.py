@@ -35,9 +35,10 @@ def side(name: str) -> dict[str, Any]:
     import mlx_gardener  # noqa: F401  # preloads the BLAS for every side  # isort: skip
     import mlx.core as mx
     import mlx.nn as nn
+    from half_billion import half_billion_shape
     from mlx.utils import tree_flatten
     from mlx_lm.tuner.trainer import default_loss, grad_checkpoint
-    from sides import half_billion_shape, random_batch, unfreeze_adapters
+    from sides import random_batch, unfreeze_adapters
 
     from mlx_gardener.config import LoraConfig
     from mlx_gardener.engine import Engine, Plan, PredictedParts
@@ -50,6 +51,10 @@ def side(name: str) -> dict[str, Any]:
     batch = random_batch(ROWS, WIDTH, 151936)
     mx.reset_peak_memory()
     step: Callable[[], tuple[float, float]]
+
+    def norm_of(gradients: dict[str, mx.array]) -> float:
+        return float(sum((value * value).sum() for value in gradients.values()).item()) ** 0.5
+
     if name.startswith("mlx_lm"):
         model.train()
         unfreeze_adapters(model)
@@ -74,9 +79,6 @@ def side(name: str) -> dict[str, Any]:
         def step() -> tuple[float, float]:
             result = engine.loss_and_gradients(weights, batch, seed=0)
             return result.loss_sum / result.tokens, norm_of(result.gradients) / result.tokens
-
-    def norm_of(gradients: dict[str, mx.array]) -> float:
-        return float(sum((value * value).sum() for value in gradients.values()).item()) ** 0.5
 
     found = []
     for _ in range(2):  # a training makes many: buffers of the one before are there

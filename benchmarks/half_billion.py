@@ -55,7 +55,7 @@ def half_billion_shape(
 
 
 def random_tokens(rows: int, width: int, vocab: int, *, seed: int = 0) -> Any:
-    """Random tokens of no special meaning, as int32.  # (rows, width)"""
+    """Random tokens of no special meaning: int32 (rows, width)."""
     import numpy as np
 
     return np.random.default_rng(seed).integers(7, vocab - 1, (rows, width)).astype(np.int32)

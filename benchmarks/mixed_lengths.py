@@ -53,7 +53,8 @@ def side(name: str) -> dict[str, Any]:
     import mlx.core as mx
     import mlx.optimizers as optimizers
     import numpy as np
-    from sides import half_billion_shape, train_with_mlx_lm, unfreeze_adapters
+    from half_billion import half_billion_shape
+    from sides import train_with_mlx_lm, unfreeze_adapters
 
     from mlx_gardener.config import LoraConfig, OptimizerConfig
     from mlx_gardener.dataset.rows import Document, pack

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from half_billion import half_billion_shape as half_billion_shape  # for the scripts that import it here
 from half_billion import random_tokens
 from machine import describe, save, spread
 

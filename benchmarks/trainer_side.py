@@ -1,6 +1,6 @@
 """Two training steps of another MLX trainer by its own functions, in its own environment: what they cost and what they give.
 
-    ENVIRONMENT/bin/python benchmarks/trainer_side.py '{"trainer": "mlx-lm-lora", "setting": "memory", ...}'
+    ENVIRONMENT/bin/python benchmarks/trainer_side.py '{"trainer": "mlx-lm-lora", "setting": {...}, ...}'
 
 `benchmarks/against_trainers.py` starts it, and says there what the request holds. It imports nothing of mlx_gardener, whose
 pins are others; of this folder only the shape that all train. The last line of its output is JSON: the figures, or
@@ -187,10 +187,6 @@ def mlx_train_perf(work: Work, listener: Listener, setting: dict[str, Any], scra
 
     model = work.model()
     adapters_of_mlx_lm(work, model)
-    if setting.get("flash"):
-        from mlx_train_perf.attention import enable_flash_attention
-
-        enable_flash_attention(model, seq_len=work.width, batch_size=setting["rows_at_once"])
     loop = loop_settings(work, setting["rows_at_once"], scratch, accumulation="grad_accumulation_steps")
     listener.begin(model)
     train(
