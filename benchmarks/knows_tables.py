@@ -20,6 +20,16 @@ METRICS = (
     ("answers_similarity", "similarity", "{:.1%}"),
     ("answers_f1", "own names F1", "{:.1%}"),
 )
+#: Metrics of one kind of task, which a repository may have few of.
+KIND_OF = {
+    "next_line_exact": "next_line",
+    "next_line_similarity": "next_line",
+    "cross_file_exact": "cross_file",
+    "assertion_exact": "assertion",
+    "fim_exact": "fim",
+}
+#: A repository with fewer tasks of a kind counts in no mean of that kind: one assertion would be 100 points.
+LEAST_TASKS = 5
 #: What is compared: an arm against another one.
 PAIRS = (
     ("adapter", "base"),
@@ -34,6 +44,20 @@ PAIRS = (
 def arm_metrics(entry: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The metrics of every arm of an evidence."""
     return {arm["name"]: dict(arm["metrics"]) for arm in entry["evidence"]["arms"]}
+
+
+def task_counts(entry: Mapping[str, Any]) -> dict[str, int]:
+    """How many tasks of each kind an evidence has."""
+    counts: dict[str, int] = {}
+    for group in entry["evidence"]["groups"]:
+        counts[group["kind"]] = counts.get(group["kind"], 0) + group["tasks"]
+    return counts
+
+
+def has_enough(entry: Mapping[str, Any], metric: str) -> bool:
+    """Whether a repository's figure may stand in a mean: it rests on `LEAST_TASKS` tasks, where it rests on tasks of a kind."""
+    kind = KIND_OF.get(metric)
+    return kind is None or task_counts(entry).get(kind, 0) >= LEAST_TASKS
 
 
 def mean_change(changes: Mapping[str, float]) -> dict[str, Any]:
@@ -62,7 +86,7 @@ def changes(
     """
     result = {}
     for name, entry in found.items():
-        if other is not None and name not in other:
+        if (other is not None and name not in other) or not has_enough(entry, metric):
             continue
         mine, theirs = arm_metrics(entry).get(arm, {}), arm_metrics((other or found)[name]).get(against, {})
         if metric in mine and metric in theirs and (metric != "bits_per_byte" or theirs[metric]):
@@ -85,9 +109,9 @@ def means(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any
     for variant, entries in found.items():
         arms: dict[str, dict[str, float]] = {}
         for arm in ARMS:
-            rows = [arm_metrics(entry).get(arm, {}) for entry in entries.values()]
+            rows = [(entry, arm_metrics(entry).get(arm, {})) for entry in entries.values()]
             for metric, *_ in METRICS:
-                values = [row[metric] for row in rows if metric in row]
+                values = [row[metric] for entry, row in rows if metric in row and has_enough(entry, metric)]
                 if values:
                     arms.setdefault(arm, {})[metric] = round(sum(values) / len(values), 5)
         pairs = [
@@ -229,18 +253,24 @@ def markdown(result: Mapping[str, Any]) -> str:
         ]
         lines += [
             "",
-            "| repository | files | kB to learn from | updates | minutes | with retrieved code | verdict |",
-            "|---" * 7 + "|",
+            "| repository | files | kB to learn from | updates | minutes | with retrieved code | tasks: lines | cross-file | "
+            "assertions | spans | verdict |",
+            "|---" * 11 + "|",
         ]
         for name, entry in entries.items():
-            retrieval = entry["retrieval"] or {"examples": 0}
+            retrieval, counts = entry["retrieval"] or {"examples": 0}, task_counts(entry)
             lines.append(
                 f"| {name} | {entry['files']} | {entry['train_bytes'] / 1000:.0f} | {entry['updates']} | "
-                f"{entry['training_seconds'] / 60:.1f} | {retrieval['examples']} | {entry['evidence']['verdict']} |"
+                f"{entry['training_seconds'] / 60:.1f} | {retrieval['examples']} | "
+                + "".join(
+                    f"{counts.get(kind, 0)} | " for kind in ("next_line", "cross_file", "assertion", "fim")
+                )
+                + f"{entry['evidence']['verdict']} |"
             )
     lines += [
         "",
         "Changes of bits per byte are relative, others in points; 95 % intervals with repositories as the units. Of a repository "
-        "alone, intervals by file are in the JSON file.",
+        f"alone, intervals by file are in the JSON file. A repository with fewer than {LEAST_TASKS} tasks of a kind counts in no mean "
+        "of that kind.",
     ]
     return "\n".join(lines) + "\n"

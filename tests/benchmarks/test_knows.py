@@ -17,7 +17,9 @@ from tests.conftest import write_repository
 BASE = {"bits_per_byte": 1.5, "next_line_exact": 0.2, "cross_file_exact": 0.1, "assertion_exact": 0.1}
 
 
-def entry(adapter: float, exact: float, *, forgets: bool = False, control: float = 1.6) -> dict[str, Any]:
+def entry(
+    adapter: float, exact: float, *, forgets: bool = False, control: float = 1.6, assertions: int = 6
+) -> dict[str, Any]:
     """What is kept of one repository."""
     arms = {
         "base": BASE,
@@ -36,6 +38,15 @@ def entry(adapter: float, exact: float, *, forgets: bool = False, control: float
             "verdict": "promote",
             "arms": [{"name": name, "metrics": values} for name, values in arms.items()],
             "guards": [{"name": "forgetting", "passed": not forgets}],
+            "groups": [
+                {"kind": kind, "language": language, "tasks": tasks}
+                for kind, language, tasks in (
+                    ("next_line", "python", 15),
+                    ("next_line", "toml", 5),
+                    ("cross_file", "python", 20),
+                    ("assertion", "python", assertions),
+                )
+            ],
         },
     }
 
@@ -53,6 +64,16 @@ def test_changes_are_paired_by_repository_and_their_mean_has_an_interval_over_th
     assert mean["repositories"] == 3
     same = knows_tables.mean_change(dict.fromkeys("abcdefgh", 0.1))
     assert same["low"] == pytest.approx(0.1) == pytest.approx(same["high"])
+
+
+def test_a_repository_with_a_handful_of_tasks_counts_in_no_mean_of_their_kind() -> None:
+    found = {"a": entry(1.2, 0.4), "b": entry(1.2, 0.4, assertions=1)}
+    assert knows_tables.task_counts(found["b"]) == {"next_line": 20, "cross_file": 20, "assertion": 1}
+    found["b"]["evidence"]["arms"][3]["metrics"]["assertion_exact"] = 1.0
+    assert set(knows_tables.changes(found, "adapter_bm25", "base", "assertion_exact")) == {"a"}
+    assert set(knows_tables.changes(found, "adapter_bm25", "base", "cross_file_exact")) == {"a", "b"}
+    arms = knows_tables.means({"": found})[""]["arms"]
+    assert arms["adapter_bm25"]["assertion_exact"] == pytest.approx(BASE["assertion_exact"])
 
 
 def test_variants_are_compared_with_the_first_one_on_the_same_repositories() -> None:
@@ -108,7 +129,7 @@ def test_the_tables_name_every_repository_arm_and_setting() -> None:
     for name in ("a", "b", "**mean of 2**"):
         for arm in knows_tables.ARMS:
             assert f"| {name} | {arm} | " in text
-    assert "| b | 9 | 120 | 20 | 1.5 | 7 | promote |" in text
+    assert "| b | 9 | 120 | 20 | 1.5 | 7 | 20 | 20 | 6 | 0 | promote |" in text
     widths = [line.count("|") for line in text.splitlines() if line.startswith("|")]
     assert len(set(widths)) <= 5, "every table is as wide as its head"
 
