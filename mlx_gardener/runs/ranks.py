@@ -158,8 +158,11 @@ class Group:
         self.death: str | None = None
         self._variables, self._files = self._describe()
 
-    def assemble(self) -> dict[str, str]:
+    def assemble(self, more: Mapping[str, str]) -> dict[str, str]:
         """Start all ranks and wait until each is ready to connect; returns rank 0's environment.
+
+        Args:
+            more: variables that all ranks get beside those of the group.
 
         Raises:
             TrainingError: a host cannot be reached in time, or its rank cannot work; says which and why.
@@ -169,7 +172,7 @@ class Group:
             name: os.environ.get(name, str(local)) for name in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         }
         for rank, host in enumerate(self._hosts[1:], start=1):
-            self._ranks.append(_RankProcess(rank, host, self._config))
+            self._ranks.append(_RankProcess(rank, host, self._config, more))
             orders = {
                 "backend": self._config.backend.removesuffix("-ring"),  # of JACCL, MLX knows by a variable
                 "environment": {
@@ -181,7 +184,7 @@ class Group:
             }
             self._ranks[-1].say(json.dumps(orders))
         self._wait_for("ready", "cannot be reached")
-        environment = {**self._variables, "MLX_RANK": "0", **threads}
+        environment = {**more, **self._variables, "MLX_RANK": "0", **threads}
         for name, content in self._files.items():
             write_private(self._run_dir / f"{name.lower()}.json", content)
             environment[name] = str(self._run_dir / f"{name.lower()}.json")
@@ -299,17 +302,25 @@ def _free_ports(count: int) -> list[int]:
 class _RankProcess:
     """One rank, or the ssh that leads to it, and what it has said."""
 
-    def __init__(self, rank: int, host: Host, config: ParallelConfig) -> None:
+    def __init__(self, rank: int, host: Host, config: ParallelConfig, environment: Mapping[str, str]) -> None:
         self.rank, self.host = rank, host
         self.heard: set[str] = set()
         self._error = ""
         if host.is_local:
             command = module_command("mlx_gardener.runs.rank")
         else:
-            there = shlex.join([config.python or sys.executable, "-P", "-m", "mlx_gardener.runs.rank"])
+            variables = [f"{name}={value}" for name, value in environment.items()]
+            python = [config.python or sys.executable, "-P", "-m", "mlx_gardener.runs.rank"]
+            there = shlex.join(["env", *variables, *python])
             timeout = f"ConnectTimeout={REACH_SECONDS}"
             command = [*_SSH, "-o", timeout, host.name, there]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
         self._heard_at = time.monotonic()
         threading.Thread(target=self._listen, name=f"rank-{rank}", daemon=True).start()
 

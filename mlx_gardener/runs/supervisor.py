@@ -172,8 +172,8 @@ def _parallel(job: Job) -> ParallelConfig | None:
 def _run_ranks(
     run_dir: Path, config: ParallelConfig | None, asked_to_end: list[int], environment: Mapping[str, str]
 ) -> tuple[int, str | None]:
-    """One worker, with ``environment`` beside this one's, and the ranks it trains with; its exit code, and which other rank died
-    before it, if one did.
+    """One worker and the ranks it trains with, all with ``environment`` beside this one's; its exit code, and which other rank
+    died before it, if one did.
 
     Raises:
         GardenerError: another rank cannot be started.
@@ -182,8 +182,7 @@ def _run_ranks(
         return _run_worker(run_dir, asked_to_end, environment), None
     group = Group(config, run_dir)
     try:
-        environment = {**environment, **group.assemble()}
-        code = _run_worker(run_dir, asked_to_end, environment, group)
+        code = _run_worker(run_dir, asked_to_end, group.assemble(environment), group)
         return code, group.find_death() if code == LOST_EXIT_CODE else group.death
     finally:
         group.close()
