@@ -107,6 +107,12 @@ class Executor:
         """Layer calls in a forward pass, after each of which a step may be ended; 1 for a model that is taken whole."""
         return 1 if self.graph is None else self.graph.calls
 
+    @property
+    def forward_tokens(self) -> int:
+        """Positions that the plan takes at once where nothing is differentiated; a smaller batch leaves streams idle."""
+        rows = 1 if self.graph is None else FORWARD_ROWS
+        return max(rows * count * width for width, count in self.plan.rows_of_width.items())
+
     def micro_batches(self, batch: Batch, *, forward_only: bool = False) -> Iterator[MicroBatch]:
         """``batch`` in parts of as many rows as the plan takes at once."""
         rows, width = batch.tokens.shape

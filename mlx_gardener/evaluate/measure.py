@@ -83,7 +83,7 @@ class Bench:
         self, rows: RowSet, tell: Callable[[float], None] = lambda share: None, *, of: str
     ) -> dict[str, float]:
         """Loss in nats by file; from the store where they are known."""
-        size = self.config.optimizer.tokens_per_update
+        size = self.engine.forward_tokens
         count, losses = rows.update_count(size), dict[str, float]()
         for done, batch in enumerate(rows.batches(size, seed=None)):
             found = self.row_losses(batch, part_of(tell, done, count), of=of)

@@ -306,6 +306,11 @@ class _Training(Standing):
         """Whether the validation that is due is the base's alone, which is kept between trainings."""
         return self.store is not None and self.state.step == 0  # the adapter changes nothing yet
 
+    @property
+    def _forward_tokens(self) -> int:
+        """Positions of a batch in validation; ranks, which may have plans of their own, have to cut it alike."""
+        return self.engine.forward_tokens if self.ranks.size == 1 else self.tokens_per_update
+
     def _losses(
         self, validation: list[Batch], between: Callable[[float], None]
     ) -> tuple[float, float, float]:
@@ -334,7 +339,7 @@ class _Training(Standing):
         return loss_sum, tokens, source_bytes
 
     def _try_the_pace(self) -> None:
-        """The first validation's largest batch alone: where it goes slower than foretold, the time is shared out anew."""
+        """As many rows of the first validation as an update has: where they go slower than foretold, the time is shared out anew."""
         if math.isinf(self.time_plan.limit_seconds):
             return
         started = time.perf_counter()
@@ -356,15 +361,15 @@ class _Training(Standing):
         if not self.state.validation:
             self._try_the_pace()
         started = time.perf_counter()
-        validation = list(self.validation.batches(self.tokens_per_update, seed=None))
-        count = self.validation.update_count(self.tokens_per_update)
+        validation = list(self.validation.batches(self._forward_tokens, seed=None))
+        count = len(validation)
         between = self._advance("Validation", self.state.step, parts=count)
         loss_sum, tokens, source_bytes = self._losses(validation, between)
         if not self._is_kept:
             self.validation_seconds = time.perf_counter() - started
         loss = loss_sum / max(1, tokens)
         if not self.state.validation and not math.isfinite(loss):  # nothing that is trained could mend it
-            batches = self.data.validation.batches(self.tokens_per_update, seed=None)
+            batches = self.data.validation.batches(self._forward_tokens, seed=None)
             raise not_finite_error(self.engine, batches, self.base.id)
         bits = loss_sum / math.log(2) / max(1, source_bytes)
         state = self.state

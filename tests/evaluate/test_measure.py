@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mlx_gardener.config import TrainingConfig, load_config
+from mlx_gardener.dataset import Batch
 from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.engine import Engine, Plan, PredictedParts
 from mlx_gardener.evaluate import measure
@@ -89,11 +90,31 @@ def test_losses_are_kept_and_say_how_far_they_are_within_a_batch(
     rows = plain_rows(make_windows(excerpts, tokenizer, 64), tokenizer, (32, 64))
     shares: list[float] = []
     found = bench.losses(rows, shares.append, of="")
-    batches = rows.update_count(bench.config.optimizer.tokens_per_update)
+    batches = rows.update_count(bench.engine.forward_tokens)
     assert len(shares) > 2 * batches and shares == sorted(shares) and shares[-1] == 1.0
     assert bench.losses(rows, of="an adapter") == pytest.approx(found)
     monkeypatch.setattr(Engine, "row_losses", None)  # nothing is computed any more
     assert bench.losses(rows, of="") == found
+
+
+def test_as_many_rows_go_forward_at_once_as_the_plan_takes_however_small_an_update_is(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, real, shapes = bench.base.tokenizer, Engine.row_losses, list[tuple[int, ...]]()
+
+    def noted(engine: Engine, batch: Batch, **named: Any) -> list[float]:
+        shapes.append(batch.tokens.shape)
+        return real(engine, batch, **named)
+
+    monkeypatch.setattr(Engine, "row_losses", noted)
+    rows = plain_rows(
+        make_windows([Excerpt("a.py", "python", "value = 1\n" * 200)], tokenizer, 64), tokenizer, (64,)
+    )
+    one_row = bench.config.optimizer.model_copy(update={"tokens_per_update": 64})
+    small = replace(bench, config=bench.config.model_copy(update={"optimizer": one_row}))
+    found = small.losses(rows, of="")
+    assert max(shapes) == (4, 64), "twice a training step's two"
+    assert bench.losses(rows, of="an adapter") == pytest.approx(found)
 
 
 def test_where_a_token_for_all_answers_costs_much_next_lines_are_all_that_is_asked() -> None:
