@@ -142,6 +142,10 @@ def test_a_retired_setting_is_passed_over_and_said() -> None:
         ("evaluation.memorisation_limit", 0.5, "docs/evidence.md"),
         ("evaluation.parse_ok_limit", 0.5, "docs/evidence.md"),
         ("evaluation.context_tokens", 100, "up to 384 tokens"),
+        ("evaluation.least_tasks", 0, "evaluation.tasks alone"),
+        ("evaluation.least_rows", 4, "evaluation.tasks alone"),
+        ("evaluation.memorisation_places", 0, "evaluation.tasks alone"),
+        ("evaluation.samples", 1, "the three that lost most"),
         ("parallel.connect_seconds", 5.0, "ranks three to connect"),
         ("checkpoints_kept", 9, "the two newest"),
     ],
@@ -182,6 +186,8 @@ def test_retired_settings_of_a_file_are_said_in_its_order_and_by_reason(tmp_path
         ("engine.rehearse", "engine.dry_run", False),
         ("engine.tail_slice_tokens", "engine.loss_slice_tokens", 3),
         ("engine.words_on_disk", "engine.vocabulary_on_disk", True),
+        ("evaluation.next_line_tasks", "evaluation.tasks", 20),
+        ("evaluation.fim_tasks", "evaluation.tasks", 0),
         ("neighbour.low_priority", "throttling.low_priority", False),
         ("neighbour.pause_when_hot", "throttling.pause_when_hot", True),
     ],
@@ -212,6 +218,17 @@ def test_the_new_name_of_a_setting_wins_over_its_earlier_one() -> None:
         "seed": 4,
         "evaluation": {"patience": 2},
     }
+
+
+def test_of_two_earlier_names_of_one_setting_the_larger_value_counts() -> None:
+    for spans, lines in ((4, 40), (40, 4)):
+        recorded = {"evaluation": {"next_line_tasks": lines, "fim_tasks": spans, "least_tasks": 2}}
+        assert as_of_today(recorded) == {"evaluation": {"tasks": 40}}
+        assert as_of_today({"evaluation": {**recorded["evaluation"], "tasks": 8}}) == {
+            "evaluation": {"tasks": 8}
+        }
+    with pytest.raises(ConfigError, match=r"evaluation.tasks: .*'many'"):
+        validate_config({"evaluation": {"next_line_tasks": "many", "fim_tasks": 4}})
 
 
 def test_what_a_training_recorded_says_what_was_done_before_there_was_a_setting() -> None:

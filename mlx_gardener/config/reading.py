@@ -53,6 +53,11 @@ RETIRED = {
         ("evaluation.forgetting_limit", "evaluation.memorisation_limit", "evaluation.parse_ok_limit"),
         "the guards have the limits that docs/evidence.md names, so that verdicts can be compared",
     ),
+    **dict.fromkeys(
+        ("evaluation.least_tasks", "evaluation.least_rows", "evaluation.memorisation_places"),
+        "evaluation.tasks alone says how much is measured; the least of it follows from that (docs/evidence.md)",
+    ),
+    "evaluation.samples": "the three answers that gained most and the three that lost most are shown",
     "evaluation.context_tokens": "retrieved code takes up to 384 tokens of a prompt, in evidence and when served alike",
     "parallel.connect_seconds": "hosts have a minute to answer and ranks three to connect, also on a busy machine",
     "checkpoints_kept": "the two newest checkpoints stay, the second for the case that the first is damaged",
@@ -66,6 +71,8 @@ RENAMED = {
     "engine.rehearse": "engine.dry_run",
     "engine.tail_slice_tokens": "engine.loss_slice_tokens",
     "engine.words_on_disk": "engine.vocabulary_on_disk",
+    "evaluation.next_line_tasks": "evaluation.tasks",
+    "evaluation.fim_tasks": "evaluation.tasks",
     **{
         f"neighbour.{key}": f"throttling.{key}"
         for key in ("low_priority", "pause_on_memory_pressure", "pause_on_battery", "pause_when_hot")
@@ -131,18 +138,28 @@ def _earlier(keys: Sequence[str], origin: str) -> Iterator[str]:
 def as_of_today(values: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings without those that are `RETIRED`, and with the names of today of those that are `RENAMED`.
 
-    What is there by both names keeps the new one's value.
+    What is there by both names keeps the new one's value; of several earlier names of one setting the larger value counts.
     """
     renamed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for old, new in RENAMED.items():
         (old_section, old_key), (section, key) = old.split("."), new.split(".")
         if isinstance(renamed.get(old_section), dict) and old_key in renamed[old_section]:
             value = renamed[old_section].pop(old_key)
-            if isinstance(renamed.setdefault(section, {}), dict):
-                renamed[section].setdefault(key, value)
+            said = values.get(section)
+            if isinstance(renamed.setdefault(section, {}), dict) and not (
+                isinstance(said, Mapping) and key in said
+            ):
+                renamed[section][key] = _joined(renamed[section].get(key), value)
             if not renamed[old_section]:
                 del renamed[old_section]
     return _without_retired(renamed)
+
+
+def _joined(so_far: Any, value: Any) -> Any:
+    """Of two values of earlier names of one setting the larger; what is no number is left to validation."""
+    if isinstance(so_far, int | float) and isinstance(value, int | float):
+        return max(so_far, value)
+    return value if so_far is None or isinstance(so_far, int | float) else so_far
 
 
 def as_recorded(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -135,21 +135,16 @@ class EvaluationConfig(_Section):
     Validation runs ``per_epoch`` times an epoch over the whole fixed validation set; training stops after
     ``patience`` evaluations without an improvement.
 
-    The test has ``arms`` and takes about ``time_share`` of what the training took, counted in tokens, but never fewer
-    than ``least_tasks`` tasks of each kind and ``least_rows`` rows, unless the time limit leaves less; of cross-file lines and
-    assertions there are at most as many as of next lines.
+    The test has ``arms`` and takes about ``time_share`` of what the training took, counted in tokens: at most ``tasks`` tasks of
+    each kind, and never so few that they tell nothing, unless the time limit leaves less (`evaluate.work` says how few). A small
+    ``tasks`` alone keeps all of the test small.
     """
 
     per_epoch: int = Field(4, ge=1, le=100)
     patience: int = Field(3, ge=1)
     arms: tuple[ArmName, ...] = ("base", "base_bm25", "adapter", "adapter_bm25", "control")
     time_share: float = Field(0.2, ge=0, le=10)
-    least_tasks: int = Field(12, ge=0)
-    least_rows: int = Field(40, ge=1)
-    next_line_tasks: int = Field(155, ge=0)
-    fim_tasks: int = Field(155, ge=0)
-    memorisation_places: int = Field(24, ge=0)
-    samples: int = Field(6, ge=0, le=20)
+    tasks: int = Field(155, ge=0)
     max_new_tokens: int = Field(48, ge=1, le=1024)
 
     @model_validator(mode="after")

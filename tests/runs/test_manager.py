@@ -250,7 +250,7 @@ def test_a_limit_that_is_over_before_the_first_update_is_an_error(
 def test_a_run_that_is_cancelled_while_it_is_measured_ends_registered(
     tiny_model_dir: Path, repository: Path
 ) -> None:
-    settings = {"evaluation.least_tasks": 60, "evaluation.least_rows": 400, "evaluation.max_new_tokens": 200}
+    settings = {"evaluation.tasks": 60, "evaluation.time_share": 10, "evaluation.max_new_tokens": 200}
     pipeline = TrainingPipeline(tiny_settings(tiny_model_dir, **settings))
     pipeline.registry.register_project("small", repository)
     pipeline.start_training("small")

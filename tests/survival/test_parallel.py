@@ -41,11 +41,7 @@ def settings(model: Path, ranks: int, **more: object) -> TrainingConfig:
         "evaluation.patience": 1000,
         "evaluation.per_epoch": 1,
         "evaluation.arms": ["base", "adapter"],
-        "evaluation.least_rows": 4,
-        "evaluation.memorisation_places": 0,
-        "evaluation.next_line_tasks": 0,
-        "evaluation.fim_tasks": 0,
-        "evaluation.samples": 0,
+        "evaluation.tasks": 0,
         "lora.dropout": 0.1,
         "parallel.hosts": [HERE] * ranks if ranks > 1 else [],
     }

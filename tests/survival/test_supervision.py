@@ -52,11 +52,7 @@ def wait(pipeline: TrainingPipeline) -> TrainingPhase:
 #: A training of some seconds with a checkpoint after every step.
 LONG = {"optimizer.max_steps": 40, "optimizer.epochs": 50, "checkpoint_interval_seconds": 1e-6}
 #: What is measured of its adapter at the end is not what a test here looks at.
-LITTLE = {
-    "evaluation.arms": ["base", "adapter"],
-    "evaluation.least_rows": 4,
-    "evaluation.memorisation_places": 0,
-}
+LITTLE = {"evaluation.arms": ["base", "adapter"], "evaluation.tasks": 1}
 
 
 @pytest.fixture
