@@ -13,6 +13,7 @@ from mlx_gardener.config import (
     RENAMED,
     RETIRED,
     LoraConfig,
+    ThrottlingConfig,
     TrainingConfig,
     as_of_today,
     as_recorded,
@@ -189,7 +190,6 @@ def test_retired_settings_of_a_file_are_said_in_its_order_and_by_reason(tmp_path
         ("evaluation.next_line_tasks", "evaluation.tasks", 20),
         ("evaluation.fim_tasks", "evaluation.tasks", 0),
         ("neighbour.low_priority", "throttling.low_priority", False),
-        ("neighbour.pause_when_hot", "throttling.pause_when_hot", True),
     ],
 )
 def test_a_setting_by_its_earlier_name_is_understood_and_told_the_new_one(
@@ -218,6 +218,42 @@ def test_the_new_name_of_a_setting_wins_over_its_earlier_one() -> None:
         "seed": 4,
         "evaluation": {"patience": 2},
     }
+
+
+def test_what_pauses_a_training_is_a_set_in_any_order() -> None:
+    asked = ThrottlingConfig(pause_on=("display", "battery", "display"))
+    assert asked.pause_on == ("battery", "display")
+    with pytest.raises(ConfigError, match=r"pause_on.1: .*'heat' or 'display'"):
+        ThrottlingConfig(pause_on=("battery", "noise"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("old", "expected"),
+    [
+        ({"throttling": {"pause_on_battery": True}}, ("memory-pressure", "battery")),
+        ({"throttling": {"pause_on_memory_pressure": False}}, ()),
+        ({"neighbour": {"pause_when_hot": True, "pause_on_battery": False}}, ("memory-pressure", "heat")),
+        ({"throttling": {"pause_on_memory_pressure": 0, "pause_while_display_is_on": "yes"}}, ("display",)),
+        ({"throttling": {"pause_on_battery": True, "pause_on": []}}, ()),
+    ],
+)
+def test_a_yes_or_no_to_a_pause_adds_to_the_list_or_takes_away(
+    old: dict[str, dict[str, object]], expected: tuple[str, ...]
+) -> None:
+    assert validate_config(old).throttling.pause_on == expected, "as in older registries and manifests"
+    with pytest.warns(FutureWarning, match=r'is "[a-z-]+" in the list throttling.pause_on now; .* until 0.3'):
+        assert load_config(environment={}, overrides=old).throttling.pause_on == expected
+
+
+def test_a_yes_or_no_to_a_pause_changes_the_list_of_the_layer_before(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("[throttling]\npause_on = ['heat']\n")
+    environment = {"MLX_GARDENER_THROTTLING__PAUSE_ON_BATTERY": "true"}
+    with pytest.warns(FutureWarning):
+        found = load_config(file, environment=environment, overrides={"throttling.pause_when_hot": False})
+    assert found.throttling.pause_on == ("battery",)
+    with pytest.raises(ConfigError, match=r"throttling.pause_on: .*'perhaps'"):
+        validate_config({"throttling": {"pause_on_battery": "perhaps"}})
 
 
 def test_of_two_earlier_names_of_one_setting_the_larger_value_counts() -> None:

@@ -12,9 +12,12 @@ import tomllib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from mlx_gardener.config.sections import TrainingConfig, known_keys
+from pydantic import TypeAdapter, ValidationError
+
+from mlx_gardener.config.sections import ThrottlingConfig, TrainingConfig, known_keys
 from mlx_gardener.errors import ConfigError
 from mlx_gardener.platform.arguments import checked
 from mlx_gardener.platform.reasons import reason_of
@@ -63,6 +66,13 @@ RETIRED = {
     "checkpoints_kept": "the two newest checkpoints stay, the second for the case that the first is damaged",
     "data.fim_loss_on_context": "the context is learned always, which was better than the middle alone (docs/decisions.md)",
 }
+#: What `throttling.pause_on` has in the place of a yes or no of earlier versions.
+_PAUSES = {
+    "pause_on_memory_pressure": "memory-pressure",
+    "pause_on_battery": "battery",
+    "pause_when_hot": "heat",
+    "pause_while_display_is_on": "display",
+}
 #: Settings by their earlier names, which are understood until 0.3 with a warning, and those of today.
 RENAMED = {
     "data.row_widths": "data.sequence_lengths",
@@ -73,9 +83,11 @@ RENAMED = {
     "engine.words_on_disk": "engine.vocabulary_on_disk",
     "evaluation.next_line_tasks": "evaluation.tasks",
     "evaluation.fim_tasks": "evaluation.tasks",
+    "neighbour.low_priority": "throttling.low_priority",
     **{
-        f"neighbour.{key}": f"throttling.{key}"
-        for key in ("low_priority", "pause_on_memory_pressure", "pause_on_battery", "pause_when_hot")
+        f"{section}.{key}": "throttling.pause_on"
+        for section in ("neighbour", "throttling")
+        for key in _PAUSES
     },
 }
 
@@ -105,7 +117,7 @@ def load_config(
     for origin, layer in _layers(file, overrides or {}, os.environ if environment is None else environment):
         for text in _earlier(list(_flatten(layer)), origin):
             warnings.warn(text, FutureWarning, stacklevel=3)
-        layer = as_of_today(layer)
+        layer = as_of_today(layer, values)
         _reject_unknown(layer, origin)
         _merge(values, layer)
     return validate_config(values)
@@ -129,37 +141,62 @@ def _earlier(keys: Sequence[str], origin: str) -> Iterator[str]:
         if key in RETIRED:
             retired.setdefault(RETIRED[key], []).append(key)
         elif key in RENAMED:
-            yield f"{key} in {origin} is called {RENAMED[key]} now; the earlier name is understood until 0.3."
+            item = _PAUSES.get(key.rpartition(".")[2])
+            now = f"called {RENAMED[key]}" if item is None else f'"{item}" in the list {RENAMED[key]}'
+            yield f"{key} in {origin} is {now} now; the earlier name is understood until 0.3."
     for why, some in retired.items():
         have, them = ("has", "it") if len(some) == 1 else ("have", "them")
         yield f"{', '.join(some)} in {origin} {have} no effect: {why}. Take {them} out."
 
 
-def as_of_today(values: Mapping[str, Any]) -> dict[str, Any]:
+def as_of_today(
+    values: Mapping[str, Any], before: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """Nested settings without those that are `RETIRED`, and with the names of today of those that are `RENAMED`.
 
-    What is there by both names keeps the new one's value; of several earlier names of one setting the larger value counts.
+    What is there by both names keeps the new one's value. Of several earlier names of one number the larger counts; a yes or no
+    that is in a list now adds to it or takes away, beginning with the list of ``before``, else with the default.
     """
-    renamed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for old, new in RENAMED.items():
         (old_section, old_key), (section, key) = old.split("."), new.split(".")
-        if isinstance(renamed.get(old_section), dict) and old_key in renamed[old_section]:
-            value = renamed[old_section].pop(old_key)
-            said = values.get(section)
-            if isinstance(renamed.setdefault(section, {}), dict) and not (
-                isinstance(said, Mapping) and key in said
-            ):
-                renamed[section][key] = _joined(renamed[section].get(key), value)
-            if not renamed[old_section]:
-                del renamed[old_section]
-    return _without_retired(renamed)
+        if not _names(found, old_section, old_key):
+            continue
+        value = found[old_section].pop(old_key)
+        into = found.setdefault(section, {})
+        if isinstance(into, dict) and not _names(values, section, key):
+            so_far = into.get(key)
+            if old_key in _PAUSES:
+                if so_far is None:
+                    so_far = (
+                        before[section][key] if _names(before, section, key) else ThrottlingConfig().pause_on
+                    )
+                into[key] = _with_or_without(so_far, _PAUSES[old_key], value)
+            else:
+                into[key] = value if so_far is None else _larger(so_far, value)
+        if not found[old_section]:
+            del found[old_section]
+    return _without_retired(found)
 
 
-def _joined(so_far: Any, value: Any) -> Any:
-    """Of two values of earlier names of one setting the larger; what is no number is left to validation."""
-    if isinstance(so_far, int | float) and isinstance(value, int | float):
-        return max(so_far, value)
-    return value if so_far is None or isinstance(so_far, int | float) else so_far
+def _names(values: Mapping[str, Any], section: str, key: str) -> bool:
+    return isinstance(values.get(section), Mapping) and key in values[section]
+
+
+def _with_or_without(items: Any, item: str, is_wanted: Any) -> Any:
+    """A list with ``item`` or without it; what is no yes or no is left to validation, as what is no list."""
+    try:
+        others = [other for other in items if other != item]
+        return [*others, item] if TypeAdapter(bool).validate_python(is_wanted) else others
+    except (TypeError, ValidationError):
+        return is_wanted
+
+
+def _larger(first: Any, second: Any) -> Any:
+    """The larger of two numbers; what is none is left to validation."""
+    if not isinstance(first, int | float):
+        return first
+    return max(first, second) if isinstance(second, int | float) else second
 
 
 def as_recorded(values: Mapping[str, Any]) -> dict[str, Any]:

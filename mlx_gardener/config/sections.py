@@ -8,9 +8,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mlx_gardener.errors import ConfigError
 
@@ -18,6 +18,7 @@ GIB = 1024**3
 #: Of the time limit, where it is short: what all phases but training may take, and of the training what validations take.
 OTHER_SHARE, VALIDATION_SHARE = 0.25, 0.1
 RetrievalWish = Literal["auto", "on", "off"]
+PauseReason = Literal["memory-pressure", "battery", "heat", "display"]
 ArmName = Literal["base", "base_bm25", "adapter", "adapter_bm25", "control"]
 
 
@@ -176,14 +177,18 @@ class EngineConfig(_Section):
 class ThrottlingConfig(_Section):
     """How a training treats whoever works on the machine.
 
-    ``low_priority`` lowers the worker's priority; the others make it wait, with a checkpoint written.
+    ``low_priority`` lowers the worker's priority. ``pause_on`` is what makes it wait, with a checkpoint written: "memory-pressure"
+    (the machine is critically short of memory), "battery", "heat" (it is throttled), "display" (one is on).
     """
 
     low_priority: bool = True
-    pause_on_memory_pressure: bool = True
-    pause_on_battery: bool = False
-    pause_when_hot: bool = False
-    pause_while_display_is_on: bool = False
+    pause_on: tuple[PauseReason, ...] = ("memory-pressure",)
+
+    @field_validator("pause_on")
+    @classmethod
+    def _once_and_in_order(cls, reasons: tuple[PauseReason, ...]) -> tuple[PauseReason, ...]:
+        """As what they are a set of, so that the same reasons are the same setting."""
+        return tuple(reason for reason in get_args(PauseReason) if reason in reasons)
 
 
 class ParallelConfig(_Section):

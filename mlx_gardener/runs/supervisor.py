@@ -41,9 +41,7 @@ logger = logging.getLogger(__name__)
 #: A second death in a row without a new checkpoint in between ends the run: the third would be no other.
 _DEATHS_WITHOUT_PROGRESS = 2
 _LOG_TAIL_BYTES = 4000
-_WHILE_DARK = (
-    "With `--set throttling.pause_while_display_is_on=true` it trains only while the display is off. "
-)
+_WHILE_DARK = 'With `--set \'throttling.pause_on=["memory-pressure", "display"]\'` it trains only while the display is off. '
 
 
 def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
