@@ -85,6 +85,7 @@ def test_an_unknown_key_is_an_error_that_names_place_and_nearest(
         ({"min_training_chunks": 10, "max_training_chunks": 5}, "must not exceed"),
         ({"data.sequence_lengths": [512, 128]}, "rising"),
         ({"lora": 3}, "lora"),
+        ({"parallel.hosts": 3}, r"usable: parallel.hosts: "),
     ],
 )
 def test_an_impossible_value_is_named(flags: dict[str, object], words: str) -> None:
@@ -190,6 +191,7 @@ def test_retired_settings_of_a_file_are_said_in_its_order_and_by_reason(tmp_path
         ("evaluation.next_line_tasks", "evaluation.tasks", 20),
         ("evaluation.fim_tasks", "evaluation.tasks", 0),
         ("neighbour.low_priority", "throttling.low_priority", False),
+        ("parallel.hostfile", "parallel.hosts", "/home/me/hosts.json"),
     ],
 )
 def test_a_setting_by_its_earlier_name_is_understood_and_told_the_new_one(
@@ -234,7 +236,7 @@ def test_what_pauses_a_training_is_a_set_in_any_order() -> None:
         ({"throttling": {"pause_on_memory_pressure": False}}, ()),
         ({"neighbour": {"pause_when_hot": True, "pause_on_battery": False}}, ("memory-pressure", "heat")),
         ({"throttling": {"pause_on_memory_pressure": 0, "pause_while_display_is_on": "yes"}}, ("display",)),
-        ({"throttling": {"pause_on_battery": True, "pause_on": []}}, ()),
+        ({"throttling": {"pause_on_battery": True, "pause_on": ["heat"]}}, ("heat",)),
     ],
 )
 def test_a_yes_or_no_to_a_pause_adds_to_the_list_or_takes_away(
@@ -277,6 +279,9 @@ def test_what_a_training_recorded_says_what_was_done_before_there_was_a_setting(
     assert found["data"]["general_share"] == 0 and "checkpoints_kept" not in found
     assert validate_config(found).data.edit_share == 0
     assert as_recorded({"seed": 1}) == {"seed": 1}, "nothing is said of what was not recorded"
+    for hostfile, hosts in ((None, []), ("/home/me/hosts.json", "/home/me/hosts.json")):
+        both = {"parallel": {"hosts": [], "hostfile": hostfile}}
+        assert as_recorded(both)["parallel"] == recorded["parallel"] | {"hosts": hosts}
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ RENAMED = {
     "evaluation.next_line_tasks": "evaluation.tasks",
     "evaluation.fim_tasks": "evaluation.tasks",
     "neighbour.low_priority": "throttling.low_priority",
+    "parallel.hostfile": "parallel.hosts",
     **{
         f"{section}.{key}": "throttling.pause_on"
         for section in ("neighbour", "throttling")
@@ -154,8 +155,9 @@ def as_of_today(
 ) -> dict[str, Any]:
     """Nested settings without those that are `RETIRED`, and with the names of today of those that are `RENAMED`.
 
-    What is there by both names keeps the new one's value. Of several earlier names of one number the larger counts; a yes or no
-    that is in a list now adds to it or takes away, beginning with the list of ``before``, else with the default.
+    What is there by both names keeps the new one's value, unless that is an empty list. Of several earlier names of one number
+    the larger counts; a yes or no that is in a list now adds to it or takes away, beginning with the list of ``before``, else
+    with the default.
     """
     found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for old, new in RENAMED.items():
@@ -164,7 +166,8 @@ def as_of_today(
             continue
         value = found[old_section].pop(old_key)
         into = found.setdefault(section, {})
-        if isinstance(into, dict) and not _names(values, section, key):
+        is_said = _names(values, section, key) and values[section][key] not in ([], ())
+        if isinstance(into, dict) and not is_said and value is not None:
             so_far = into.get(key)
             if old_key in _PAUSES:
                 if so_far is None:
@@ -173,7 +176,7 @@ def as_of_today(
                     )
                 into[key] = _with_or_without(so_far, _PAUSES[old_key], value)
             else:
-                into[key] = value if so_far is None else _larger(so_far, value)
+                into[key] = value if so_far in (None, [], ()) else _larger(so_far, value)
         if not found[old_section]:
             del found[old_section]
     return _without_retired(found)

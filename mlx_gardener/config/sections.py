@@ -192,24 +192,22 @@ class ThrottlingConfig(_Section):
 
 
 class ParallelConfig(_Section):
-    """Which machines train together (docs/parallel.md). Without hosts and host file one process trains alone.
+    """Which machines train together (docs/parallel.md). Without hosts one process trains alone.
 
     ``hosts`` are this machine first, then where the other ranks run; "127.0.0.1" is a process of this machine, all
-    else is reached by ssh. ``hostfile`` is one of mlx.launch's. ``starting_port`` is rank 0's, the others count up
-    from it; None takes free ones on one machine, and 32323 on several. ``python`` None means: where it is here.
+    else is reached by ssh. One text in the place of a list is the path of a host file of mlx.launch's. ``starting_port`` is
+    rank 0's, the others count up from it, for firewalls that let only some through; None takes free ones on one machine, and
+    32323 on several. ``python`` None means: where it is here.
     """
 
-    hosts: tuple[str, ...] = ()
-    hostfile: str | None = None
+    hosts: tuple[str, ...] | str = ()
     backend: Literal["ring", "mpi", "nccl", "jaccl", "jaccl-ring"] = "ring"
     starting_port: int | None = Field(None, ge=1024, le=65000)
     python: str | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> ParallelConfig:
-        if self.hosts and self.hostfile:
-            raise ValueError("hosts and hostfile exclude each other")
-        for host in self.hosts:
+        for host in () if isinstance(self.hosts, str) else self.hosts:
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]*", host):
                 raise ValueError(f"hosts has {host!r}, which is no name or address of a machine")
         return self
@@ -217,7 +215,7 @@ class ParallelConfig(_Section):
     @property
     def is_wanted(self) -> bool:
         """Whether several ranks are to be started."""
-        return bool(self.hosts or self.hostfile)
+        return bool(self.hosts)
 
 
 class ServingConfig(_Section):
@@ -289,7 +287,8 @@ def _config_error(error: ValidationError) -> ConfigError:
     """All that pydantic found wrong, as one error in this package's words."""
     problems = []
     for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal", "tuple")))
+        kinds = ("literal", "tuple", "str")  # of a setting that may be of several
+        place = ".".join(str(part) for part in item["loc"] if str(part).partition("[")[0] not in kinds)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             known = [name for key in known_keys() for name in (key, key.rpartition(".")[2])]

@@ -160,7 +160,7 @@ def bury(
 def _parallel(job: Job) -> ParallelConfig | None:
     """How the job is shared among several processes, None for one; all of the settings take longer to import than the rest here."""
     settings = job.config.get("parallel", {})
-    if not (settings.get("hosts") or settings.get("hostfile")):
+    if not settings.get("hosts"):
         return None
     from mlx_gardener.config import ParallelConfig
 
