@@ -150,6 +150,8 @@ def test_a_retired_setting_is_passed_over_and_said() -> None:
         ("evaluation.samples", 1, "the three that lost most"),
         ("parallel.connect_seconds", 5.0, "ranks three to connect"),
         ("checkpoints_kept", 9, "the two newest"),
+        ("worker_restarts", 0, "at most three times"),
+        ("data.max_line_length", 5000, "more than 1,000 characters"),
     ],
 )
 def test_a_setting_that_nobody_needs_any_more_is_passed_over_and_says_what_happens_now(

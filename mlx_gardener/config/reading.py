@@ -63,6 +63,8 @@ RETIRED = {
     "evaluation.samples": "the three answers that gained most and the three that lost most are shown",
     "evaluation.context_tokens": "retrieved code takes up to 384 tokens of a prompt, in evidence and when served alike",
     "parallel.connect_seconds": "hosts have a minute to answer and ranks three to connect, also on a busy machine",
+    "worker_restarts": "a worker that died is started again at most three times, and not twice without a new checkpoint in between",
+    "data.max_line_length": "files with a line of more than 1,000 characters are left out, as they are data or written by programs",
     "checkpoints_kept": "the two newest checkpoints stay, the second for the case that the first is damaged",
     "data.fim_loss_on_context": "the context is learned always, which was better than the middle alone (docs/decisions.md)",
 }

@@ -115,7 +115,6 @@ class DataConfig(_Section):
     split: Literal["auto", "time", "files"] = "auto"
     attend_across_documents: bool = True
     max_file_bytes: int = Field(1_000_000, ge=1)
-    max_line_length: int = Field(1000, ge=1)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
@@ -253,7 +252,6 @@ class TrainingConfig(_Section):
     training_timeout_minutes: float = Field(30.0, ge=0)
     progress_update_interval: float = Field(5.0, gt=0, le=3600)
     checkpoint_interval_seconds: float = Field(60.0, gt=0)
-    worker_restarts: int = Field(3, ge=0, le=100)
     seed: int = Field(0, ge=0, lt=2**32)
     continue_from: str = Field("auto", pattern=r"^(auto|never|active|v[0-9]{1,9}|auto:v[0-9]{1,9})$")
     lora: LoraConfig = LoraConfig()

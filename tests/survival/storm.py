@@ -112,7 +112,6 @@ class Storm:
             "evaluation.tasks": 0,
             "evaluation.arms": ["base", "adapter"],
             "checkpoint_interval_seconds": 1e-6,
-            "worker_restarts": 20,
             "progress_update_interval": 0.5,
             "throttling.low_priority": False,
         } | (more or {})
