@@ -12,6 +12,7 @@ import pytest
 from mlx_gardener.config import (
     RENAMED,
     RETIRED,
+    EngineConfig,
     LoraConfig,
     ThrottlingConfig,
     TrainingConfig,
@@ -22,6 +23,8 @@ from mlx_gardener.config import (
     validate_config,
 )
 from mlx_gardener.errors import ConfigError
+
+SETTINGS_PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 
 
 def test_the_defaults_are_the_promised_ones() -> None:
@@ -108,7 +111,7 @@ def test_a_configuration_cannot_be_changed_after_validation() -> None:
 
 
 def test_the_settings_page_lists_every_setting_with_its_default() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "settings.md").read_text()
+    page = SETTINGS_PAGE.read_text()
     rows = dict(re.findall(r"^\| `([a-z_.0-9]+)` \| `?([^|`]*?)`? \|", page, flags=re.MULTILINE))
     defaults = TrainingConfig().model_dump(mode="json")
     assert set(rows) == set(known_keys())
@@ -119,8 +122,15 @@ def test_the_settings_page_lists_every_setting_with_its_default() -> None:
         assert shown == text, key
 
 
+def test_the_settings_page_lists_pins_apart_from_what_users_set() -> None:
+    users, pins = SETTINGS_PAGE.read_text().split("## Gone")[0].split("## Pins")
+    listed = re.compile(r"^\| `(engine\.[a-z_]+)`", flags=re.MULTILINE)
+    assert listed.findall(users) == ["engine.compute_dtype", "engine.dry_run"]
+    assert pins.count("\n| `") == len(listed.findall(pins)) == len(EngineConfig.model_fields) - 2
+
+
 def test_the_settings_page_lists_every_setting_that_is_gone() -> None:
-    gone = (Path(__file__).parent.parent / "docs" / "settings.md").read_text().split("## Gone")[1]
+    gone = SETTINGS_PAGE.read_text().split("## Gone")[1]
     assert set(re.findall(r"`([a-z_.0-9]+)`", gone)) == set(RETIRED)
 
 

@@ -155,8 +155,9 @@ class EvaluationConfig(_Section):
 
 
 class EngineConfig(_Section):
-    """Pins for what the planner would choose; None and "auto" leave the choice to it.
+    """How a step is computed: ``compute_dtype``, and whether a ``dry_run`` corrects the plan beforehand.
 
+    All else are pins, by which benchmarks and tests hold the planner to a choice; None and "auto" leave it to the planner.
     ``kept_layers`` of at least the model's layers makes a step one graph. ``streamed_layers`` are read from disk in every
     pass, with ``vocabulary_on_disk`` embedding and head too. ``base_weights`` "dense" holds a quantised base as floats,
     "stored" as it is.
