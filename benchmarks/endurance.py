@@ -45,8 +45,7 @@ def footprints(steps: int, *, tiny: bool) -> tuple[list[int], str]:
         "data.sequence_lengths": [64],
         "evaluation.patience": 10**6,
         "evaluation.per_epoch": 1,
-        "evaluation.next_line_tasks": 0,
-        "evaluation.samples": 0,
+        "evaluation.tasks": 0,
         "checkpoint_interval_seconds": 5,
         "throttling.low_priority": False,
     }

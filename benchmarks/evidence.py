@@ -35,8 +35,6 @@ SETTINGS = {
     "optimizer.tokens_per_update": 1024,
     "data.sequence_lengths": [512],
     "evaluation.per_epoch": 1,
-    "evaluation.least_rows": 24,
-    "evaluation.memorisation_places": 16,
     "min_training_chunks": 20,
     "training_timeout_minutes": 60,
     "throttling.low_priority": False,
@@ -110,7 +108,7 @@ def train_all() -> dict[str, dict[str, Any]]:
     overrides = {
         **SETTINGS,
         "evaluation.arms": ["base", "adapter"],
-        "evaluation.least_tasks": 0,
+        "evaluation.tasks": 8,
         "evaluation.time_share": 0,
     }
     config = load_config(environment={}, overrides=overrides)

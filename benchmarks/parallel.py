@@ -46,8 +46,7 @@ def side(ranks: int, home: Path) -> dict[str, Any]:
             "optimizer.max_steps": STEPS,
             "lora.dropout": 0.1,
             "evaluation.per_epoch": 1,
-            "evaluation.next_line_tasks": 0,
-            "evaluation.samples": 0,
+            "evaluation.tasks": 0,
             "parallel.hosts": [HERE] * ranks if ranks > 1 else [],
         },
     )

@@ -57,11 +57,7 @@ def main(projects: int, reboots: int, seed: int) -> None:
         (scratch / "tokenizer").mkdir()
         tokenizer = write_tiny_tokenizer(scratch / "tokenizer", repository)
         model = write_tiny_model(scratch / "model", tokenizer)
-        settings = {
-            "checkpoint_interval_seconds": 1e-6,
-            "evaluation.next_line_tasks": 0,
-            "evaluation.samples": 0,
-        }
+        settings = {"checkpoint_interval_seconds": 1e-6, "evaluation.tasks": 0}
         pipeline = TrainingPipeline(tiny_settings(model, **settings))
         registry = pipeline.registry
         try:

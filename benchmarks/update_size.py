@@ -37,10 +37,8 @@ def cell(repository: str, tokens_per_update: int, seed: int) -> dict[str, Any]:
         "optimizer.max_steps": TOKENS // tokens_per_update,
         "continue_from": "never",
         "evaluation.arms": ["base", "adapter"],
-        "evaluation.least_tasks": 0,
-        "evaluation.memorisation_places": 0,
-        "evaluation.time_share": 0,
-        "evaluation.least_rows": 40,
+        "evaluation.tasks": 0,
+        "evaluation.time_share": 0.16,  # 40 rows, whatever the size of updates
     }
     name = f"{repository}-{tokens_per_update}-{seed}"
     if not any(project.name == name for project in ProjectRegistry().list_projects()):

@@ -32,7 +32,6 @@ _IN_PYTHON = (
     (r"--max-steps\b", "optimizer.max_steps"),
     (r"--rank\b", "lora.rank"),
     (r"--hosts?\b", "parallel.hosts"),
-    (r"--hostfile\b", "parallel.hostfile"),
     (r"--backend\b", "parallel.backend"),
     (r"--(model|project|base|bits|dtype|form|quantise|create|control|seed|version|tasks|arms)\b", r"\1"),
     (r"--config\b", "file"),

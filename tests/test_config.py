@@ -12,7 +12,9 @@ import pytest
 from mlx_gardener.config import (
     RENAMED,
     RETIRED,
+    EngineConfig,
     LoraConfig,
+    ThrottlingConfig,
     TrainingConfig,
     as_of_today,
     as_recorded,
@@ -21,6 +23,8 @@ from mlx_gardener.config import (
     validate_config,
 )
 from mlx_gardener.errors import ConfigError
+
+SETTINGS_PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 
 
 def test_the_defaults_are_the_promised_ones() -> None:
@@ -84,6 +88,7 @@ def test_an_unknown_key_is_an_error_that_names_place_and_nearest(
         ({"min_training_chunks": 10, "max_training_chunks": 5}, "must not exceed"),
         ({"data.sequence_lengths": [512, 128]}, "rising"),
         ({"lora": 3}, "lora"),
+        ({"parallel.hosts": 3}, r"usable: parallel.hosts: "),
     ],
 )
 def test_an_impossible_value_is_named(flags: dict[str, object], words: str) -> None:
@@ -106,7 +111,7 @@ def test_a_configuration_cannot_be_changed_after_validation() -> None:
 
 
 def test_the_settings_page_lists_every_setting_with_its_default() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "settings.md").read_text()
+    page = SETTINGS_PAGE.read_text()
     rows = dict(re.findall(r"^\| `([a-z_.0-9]+)` \| `?([^|`]*?)`? \|", page, flags=re.MULTILINE))
     defaults = TrainingConfig().model_dump(mode="json")
     assert set(rows) == set(known_keys())
@@ -117,8 +122,15 @@ def test_the_settings_page_lists_every_setting_with_its_default() -> None:
         assert shown == text, key
 
 
+def test_the_settings_page_lists_pins_apart_from_what_users_set() -> None:
+    users, pins = SETTINGS_PAGE.read_text().split("## Gone")[0].split("## Pins")
+    listed = re.compile(r"^\| `(engine\.[a-z_]+)`", flags=re.MULTILINE)
+    assert listed.findall(users) == ["engine.compute_dtype", "engine.dry_run"]
+    assert pins.count("\n| `") == len(listed.findall(pins)) == len(EngineConfig.model_fields) - 2
+
+
 def test_the_settings_page_lists_every_setting_that_is_gone() -> None:
-    gone = (Path(__file__).parent.parent / "docs" / "settings.md").read_text().split("## Gone")[1]
+    gone = SETTINGS_PAGE.read_text().split("## Gone")[1]
     assert set(re.findall(r"`([a-z_.0-9]+)`", gone)) == set(RETIRED)
 
 
@@ -142,8 +154,14 @@ def test_a_retired_setting_is_passed_over_and_said() -> None:
         ("evaluation.memorisation_limit", 0.5, "docs/evidence.md"),
         ("evaluation.parse_ok_limit", 0.5, "docs/evidence.md"),
         ("evaluation.context_tokens", 100, "up to 384 tokens"),
+        ("evaluation.least_tasks", 0, "evaluation.tasks alone"),
+        ("evaluation.least_rows", 4, "evaluation.tasks alone"),
+        ("evaluation.memorisation_places", 0, "evaluation.tasks alone"),
+        ("evaluation.samples", 1, "the three that lost most"),
         ("parallel.connect_seconds", 5.0, "ranks three to connect"),
         ("checkpoints_kept", 9, "the two newest"),
+        ("worker_restarts", 0, "at most three times"),
+        ("data.max_line_length", 5000, "more than 1,000 characters"),
     ],
 )
 def test_a_setting_that_nobody_needs_any_more_is_passed_over_and_says_what_happens_now(
@@ -182,8 +200,10 @@ def test_retired_settings_of_a_file_are_said_in_its_order_and_by_reason(tmp_path
         ("engine.rehearse", "engine.dry_run", False),
         ("engine.tail_slice_tokens", "engine.loss_slice_tokens", 3),
         ("engine.words_on_disk", "engine.vocabulary_on_disk", True),
+        ("evaluation.next_line_tasks", "evaluation.tasks", 20),
+        ("evaluation.fim_tasks", "evaluation.tasks", 0),
         ("neighbour.low_priority", "throttling.low_priority", False),
-        ("neighbour.pause_when_hot", "throttling.pause_when_hot", True),
+        ("parallel.hostfile", "parallel.hosts", "/home/me/hosts.json"),
     ],
 )
 def test_a_setting_by_its_earlier_name_is_understood_and_told_the_new_one(
@@ -214,6 +234,53 @@ def test_the_new_name_of_a_setting_wins_over_its_earlier_one() -> None:
     }
 
 
+def test_what_pauses_a_training_is_a_set_in_any_order() -> None:
+    asked = ThrottlingConfig(pause_on=("display", "battery", "display"))
+    assert asked.pause_on == ("battery", "display")
+    with pytest.raises(ConfigError, match=r"pause_on.1: .*'heat' or 'display'"):
+        ThrottlingConfig(pause_on=("battery", "noise"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("old", "expected"),
+    [
+        ({"throttling": {"pause_on_battery": True}}, ("memory-pressure", "battery")),
+        ({"throttling": {"pause_on_memory_pressure": False}}, ()),
+        ({"neighbour": {"pause_when_hot": True, "pause_on_battery": False}}, ("memory-pressure", "heat")),
+        ({"throttling": {"pause_on_memory_pressure": 0, "pause_while_display_is_on": "yes"}}, ("display",)),
+        ({"throttling": {"pause_on_battery": True, "pause_on": ["heat"]}}, ("heat",)),
+    ],
+)
+def test_a_yes_or_no_to_a_pause_adds_to_the_list_or_takes_away(
+    old: dict[str, dict[str, object]], expected: tuple[str, ...]
+) -> None:
+    assert validate_config(old).throttling.pause_on == expected, "as in older registries and manifests"
+    with pytest.warns(FutureWarning, match=r'is "[a-z-]+" in the list throttling.pause_on now; .* until 0.3'):
+        assert load_config(environment={}, overrides=old).throttling.pause_on == expected
+
+
+def test_a_yes_or_no_to_a_pause_changes_the_list_of_the_layer_before(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("[throttling]\npause_on = ['heat']\n")
+    environment = {"MLX_GARDENER_THROTTLING__PAUSE_ON_BATTERY": "true"}
+    with pytest.warns(FutureWarning):
+        found = load_config(file, environment=environment, overrides={"throttling.pause_when_hot": False})
+    assert found.throttling.pause_on == ("battery",)
+    with pytest.raises(ConfigError, match=r"throttling.pause_on: .*'perhaps'"):
+        validate_config({"throttling": {"pause_on_battery": "perhaps"}})
+
+
+def test_of_two_earlier_names_of_one_setting_the_larger_value_counts() -> None:
+    for spans, lines in ((4, 40), (40, 4)):
+        recorded = {"evaluation": {"next_line_tasks": lines, "fim_tasks": spans, "least_tasks": 2}}
+        assert as_of_today(recorded) == {"evaluation": {"tasks": 40}}
+        assert as_of_today({"evaluation": {**recorded["evaluation"], "tasks": 8}}) == {
+            "evaluation": {"tasks": 8}
+        }
+    with pytest.raises(ConfigError, match=r"evaluation.tasks: .*'many'"):
+        validate_config({"evaluation": {"next_line_tasks": "many", "fim_tasks": 4}})
+
+
 def test_what_a_training_recorded_says_what_was_done_before_there_was_a_setting() -> None:
     recorded = TrainingConfig().model_dump(mode="json")
     assert as_recorded(recorded) == recorded
@@ -224,6 +291,9 @@ def test_what_a_training_recorded_says_what_was_done_before_there_was_a_setting(
     assert found["data"]["general_share"] == 0 and "checkpoints_kept" not in found
     assert validate_config(found).data.edit_share == 0
     assert as_recorded({"seed": 1}) == {"seed": 1}, "nothing is said of what was not recorded"
+    for hostfile, hosts in ((None, []), ("/home/me/hosts.json", "/home/me/hosts.json")):
+        both = {"parallel": {"hosts": [], "hostfile": hostfile}}
+        assert as_recorded(both)["parallel"] == recorded["parallel"] | {"hosts": hosts}
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,11 @@ if TYPE_CHECKING:
     help="Any other setting: data.fim_rate=0.5",
 )
 @click.option(
-    "--hosts", metavar="A,B,...", help="Train together on these, this machine first (127.0.0.1,127.0.0.1)."
+    "--hosts",
+    metavar="A,B,...",
+    help="Train together on these, this machine first (127.0.0.1,127.0.0.1); or a host file of mlx.launch.",
 )
-@click.option("--hostfile", type=place_type, help="The same, as a host file of mlx.launch.")
+@click.option("--hostfile", hidden=True)
 @click.option(
     "--backend",
     type=click.Choice(["ring", "mpi", "nccl", "jaccl", "jaccl-ring"]),
@@ -99,7 +101,7 @@ def train(
     seed: int | None,
     pairs: tuple[str, ...],
     hosts: str | None,
-    hostfile: Path | None,
+    hostfile: str | None,
     backend: str | None,
     resume: bool,
     fresh: bool,
@@ -123,6 +125,7 @@ def train(
     --fresh, training begins from scratch. --continue and --from-version make the other conditions errors.
     """
     from_version = renamed("--from-adapter", "--from-version", from_adapter, from_version)
+    hosts = renamed("--hostfile", "--hosts", hostfile, hosts)
     if (goes_on_from_active or from_version) and (resume or fresh):
         raise click.UsageError(
             "--continue and --from-version begin a training; leave --resume and --fresh out."
@@ -137,7 +140,7 @@ def train(
         raise click.UsageError("--priority is for --queue.")
     from mlx_gardener.cli.watch import watch_training
     from mlx_gardener.config import load_config
-    from mlx_gardener.platform.files import existing_directory, resolved
+    from mlx_gardener.platform.files import existing_directory
 
     flags = {
         "model": model,
@@ -149,8 +152,7 @@ def train(
         "training_timeout_minutes": timeout,
         "seed": seed,
         "continue_from": from_version or ("active" if goes_on_from_active else None),
-        "parallel.hosts": None if hosts is None else [host.strip() for host in hosts.split(",")],
-        "parallel.hostfile": None if hostfile is None else str(resolved(hostfile)),
+        "parallel.hosts": None if hosts is None else _hosts(hosts),
         "parallel.backend": backend,
         **parse_settings(pairs),
     }
@@ -197,6 +199,14 @@ def train(
     watch_training(pipeline, name, as_json=as_json, cancel_on_interrupt=True)
 
 
+def _hosts(text: str) -> list[str] | str:
+    """The hosts by name; one name alone is a host file, as it takes two hosts to train together."""
+    from mlx_gardener.platform.files import resolved
+
+    names = [name.strip() for name in text.split(",")]
+    return names if len(names) > 1 else str(resolved(place_type.convert(text, None, None)))
+
+
 def _place_of(project: str | None, *, must_be_known: bool) -> Path:
     """Where the repository lies that a project stands for; here, where no such project or no such place is known."""
     from mlx_gardener.platform.files import is_directory
@@ -219,7 +229,7 @@ def _follows(config: TrainingConfig, *, alone: bool, dry_run: bool) -> bool:
     if launched is None:
         return False
     if alone:
-        raise click.UsageError("Under mlx.launch, --hosts, --hostfile, --detach and --queue mean nothing.")
+        raise click.UsageError("Under mlx.launch, --hosts, --detach and --queue mean nothing.")
     if launched[0] and not dry_run:
         from mlx_gardener.runs.rank import follow_launched
 

@@ -12,9 +12,12 @@ import tomllib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from mlx_gardener.config.sections import TrainingConfig, known_keys
+from pydantic import TypeAdapter, ValidationError
+
+from mlx_gardener.config.sections import ThrottlingConfig, TrainingConfig, known_keys
 from mlx_gardener.errors import ConfigError
 from mlx_gardener.platform.arguments import checked
 from mlx_gardener.platform.reasons import reason_of
@@ -53,10 +56,24 @@ RETIRED = {
         ("evaluation.forgetting_limit", "evaluation.memorisation_limit", "evaluation.parse_ok_limit"),
         "the guards have the limits that docs/evidence.md names, so that verdicts can be compared",
     ),
+    **dict.fromkeys(
+        ("evaluation.least_tasks", "evaluation.least_rows", "evaluation.memorisation_places"),
+        "evaluation.tasks alone says how much is measured; the least of it follows from that (docs/evidence.md)",
+    ),
+    "evaluation.samples": "the three answers that gained most and the three that lost most are shown",
     "evaluation.context_tokens": "retrieved code takes up to 384 tokens of a prompt, in evidence and when served alike",
     "parallel.connect_seconds": "hosts have a minute to answer and ranks three to connect, also on a busy machine",
+    "worker_restarts": "a worker that died is started again at most three times, and not twice without a new checkpoint in between",
+    "data.max_line_length": "files with a line of more than 1,000 characters are left out, as they are data or written by programs",
     "checkpoints_kept": "the two newest checkpoints stay, the second for the case that the first is damaged",
     "data.fim_loss_on_context": "the context is learned always, which was better than the middle alone (docs/decisions.md)",
+}
+#: What `throttling.pause_on` has in the place of a yes or no of earlier versions.
+_PAUSES = {
+    "pause_on_memory_pressure": "memory-pressure",
+    "pause_on_battery": "battery",
+    "pause_when_hot": "heat",
+    "pause_while_display_is_on": "display",
 }
 #: Settings by their earlier names, which are understood until 0.3 with a warning, and those of today.
 RENAMED = {
@@ -66,9 +83,14 @@ RENAMED = {
     "engine.rehearse": "engine.dry_run",
     "engine.tail_slice_tokens": "engine.loss_slice_tokens",
     "engine.words_on_disk": "engine.vocabulary_on_disk",
+    "evaluation.next_line_tasks": "evaluation.tasks",
+    "evaluation.fim_tasks": "evaluation.tasks",
+    "neighbour.low_priority": "throttling.low_priority",
+    "parallel.hostfile": "parallel.hosts",
     **{
-        f"neighbour.{key}": f"throttling.{key}"
-        for key in ("low_priority", "pause_on_memory_pressure", "pause_on_battery", "pause_when_hot")
+        f"{section}.{key}": "throttling.pause_on"
+        for section in ("neighbour", "throttling")
+        for key in _PAUSES
     },
 }
 
@@ -98,7 +120,7 @@ def load_config(
     for origin, layer in _layers(file, overrides or {}, os.environ if environment is None else environment):
         for text in _earlier(list(_flatten(layer)), origin):
             warnings.warn(text, FutureWarning, stacklevel=3)
-        layer = as_of_today(layer)
+        layer = as_of_today(layer, values)
         _reject_unknown(layer, origin)
         _merge(values, layer)
     return validate_config(values)
@@ -122,27 +144,64 @@ def _earlier(keys: Sequence[str], origin: str) -> Iterator[str]:
         if key in RETIRED:
             retired.setdefault(RETIRED[key], []).append(key)
         elif key in RENAMED:
-            yield f"{key} in {origin} is called {RENAMED[key]} now; the earlier name is understood until 0.3."
+            item = _PAUSES.get(key.rpartition(".")[2])
+            now = f"called {RENAMED[key]}" if item is None else f'"{item}" in the list {RENAMED[key]}'
+            yield f"{key} in {origin} is {now} now; the earlier name is understood until 0.3."
     for why, some in retired.items():
         have, them = ("has", "it") if len(some) == 1 else ("have", "them")
         yield f"{', '.join(some)} in {origin} {have} no effect: {why}. Take {them} out."
 
 
-def as_of_today(values: Mapping[str, Any]) -> dict[str, Any]:
+def as_of_today(
+    values: Mapping[str, Any], before: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """Nested settings without those that are `RETIRED`, and with the names of today of those that are `RENAMED`.
 
-    What is there by both names keeps the new one's value.
+    What is there by both names keeps the new one's value, unless that is an empty list. Of several earlier names of one number
+    the larger counts; a yes or no that is in a list now adds to it or takes away, beginning with the list of ``before``, else
+    with the default.
     """
-    renamed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for old, new in RENAMED.items():
         (old_section, old_key), (section, key) = old.split("."), new.split(".")
-        if isinstance(renamed.get(old_section), dict) and old_key in renamed[old_section]:
-            value = renamed[old_section].pop(old_key)
-            if isinstance(renamed.setdefault(section, {}), dict):
-                renamed[section].setdefault(key, value)
-            if not renamed[old_section]:
-                del renamed[old_section]
-    return _without_retired(renamed)
+        if not _names(found, old_section, old_key):
+            continue
+        value = found[old_section].pop(old_key)
+        into = found.setdefault(section, {})
+        is_said = _names(values, section, key) and values[section][key] not in ([], ())
+        if isinstance(into, dict) and not is_said and value is not None:
+            so_far = into.get(key)
+            if old_key in _PAUSES:
+                if so_far is None:
+                    so_far = (
+                        before[section][key] if _names(before, section, key) else ThrottlingConfig().pause_on
+                    )
+                into[key] = _with_or_without(so_far, _PAUSES[old_key], value)
+            else:
+                into[key] = value if so_far in (None, [], ()) else _larger(so_far, value)
+        if not found[old_section]:
+            del found[old_section]
+    return _without_retired(found)
+
+
+def _names(values: Mapping[str, Any], section: str, key: str) -> bool:
+    return isinstance(values.get(section), Mapping) and key in values[section]
+
+
+def _with_or_without(items: Any, item: str, is_wanted: Any) -> Any:
+    """A list with ``item`` or without it; what is no yes or no is left to validation, as what is no list."""
+    try:
+        others = [other for other in items if other != item]
+        return [*others, item] if TypeAdapter(bool).validate_python(is_wanted) else others
+    except (TypeError, ValidationError):
+        return is_wanted
+
+
+def _larger(first: Any, second: Any) -> Any:
+    """The larger of two numbers; what is none is left to validation."""
+    if not isinstance(first, int | float):
+        return first
+    return max(first, second) if isinstance(second, int | float) else second
 
 
 def as_recorded(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mlx_gardener.errors import ConfigError
 
@@ -18,6 +18,7 @@ GIB = 1024**3
 #: Of the time limit, where it is short: what all phases but training may take, and of the training what validations take.
 OTHER_SHARE, VALIDATION_SHARE = 0.25, 0.1
 RetrievalWish = Literal["auto", "on", "off"]
+PauseReason = Literal["memory-pressure", "battery", "heat", "display"]
 ArmName = Literal["base", "base_bm25", "adapter", "adapter_bm25", "control"]
 
 
@@ -114,7 +115,6 @@ class DataConfig(_Section):
     split: Literal["auto", "time", "files"] = "auto"
     attend_across_documents: bool = True
     max_file_bytes: int = Field(1_000_000, ge=1)
-    max_line_length: int = Field(1000, ge=1)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
@@ -135,21 +135,16 @@ class EvaluationConfig(_Section):
     Validation runs ``per_epoch`` times an epoch over the whole fixed validation set; training stops after
     ``patience`` evaluations without an improvement.
 
-    The test has ``arms`` and takes about ``time_share`` of what the training took, counted in tokens, but never fewer
-    than ``least_tasks`` tasks of each kind and ``least_rows`` rows, unless the time limit leaves less; of cross-file lines and
-    assertions there are at most as many as of next lines.
+    The test has ``arms`` and takes about ``time_share`` of what the training took, counted in tokens: at most ``tasks`` tasks of
+    each kind, and never so few that they tell nothing, unless the time limit leaves less (`evaluate.work` says how few). A small
+    ``tasks`` alone keeps all of the test small.
     """
 
     per_epoch: int = Field(4, ge=1, le=100)
     patience: int = Field(3, ge=1)
     arms: tuple[ArmName, ...] = ("base", "base_bm25", "adapter", "adapter_bm25", "control")
     time_share: float = Field(0.2, ge=0, le=10)
-    least_tasks: int = Field(12, ge=0)
-    least_rows: int = Field(40, ge=1)
-    next_line_tasks: int = Field(155, ge=0)
-    fim_tasks: int = Field(155, ge=0)
-    memorisation_places: int = Field(24, ge=0)
-    samples: int = Field(6, ge=0, le=20)
+    tasks: int = Field(155, ge=0)
     max_new_tokens: int = Field(48, ge=1, le=1024)
 
     @model_validator(mode="after")
@@ -160,8 +155,9 @@ class EvaluationConfig(_Section):
 
 
 class EngineConfig(_Section):
-    """Pins for what the planner would choose; None and "auto" leave the choice to it.
+    """How a step is computed: ``compute_dtype``, and whether a ``dry_run`` corrects the plan beforehand.
 
+    All else are pins, by which benchmarks and tests hold the planner to a choice; None and "auto" leave it to the planner.
     ``kept_layers`` of at least the model's layers makes a step one graph. ``streamed_layers`` are read from disk in every
     pass, with ``vocabulary_on_disk`` embedding and head too. ``base_weights`` "dense" holds a quantised base as floats,
     "stored" as it is.
@@ -181,35 +177,37 @@ class EngineConfig(_Section):
 class ThrottlingConfig(_Section):
     """How a training treats whoever works on the machine.
 
-    ``low_priority`` lowers the worker's priority; the others make it wait, with a checkpoint written.
+    ``low_priority`` lowers the worker's priority. ``pause_on`` is what makes it wait, with a checkpoint written: "memory-pressure"
+    (the machine is critically short of memory), "battery", "heat" (it is throttled), "display" (one is on).
     """
 
     low_priority: bool = True
-    pause_on_memory_pressure: bool = True
-    pause_on_battery: bool = False
-    pause_when_hot: bool = False
-    pause_while_display_is_on: bool = False
+    pause_on: tuple[PauseReason, ...] = ("memory-pressure",)
+
+    @field_validator("pause_on")
+    @classmethod
+    def _once_and_in_order(cls, reasons: tuple[PauseReason, ...]) -> tuple[PauseReason, ...]:
+        """As what they are a set of, so that the same reasons are the same setting."""
+        return tuple(reason for reason in get_args(PauseReason) if reason in reasons)
 
 
 class ParallelConfig(_Section):
-    """Which machines train together (docs/parallel.md). Without hosts and host file one process trains alone.
+    """Which machines train together (docs/parallel.md). Without hosts one process trains alone.
 
     ``hosts`` are this machine first, then where the other ranks run; "127.0.0.1" is a process of this machine, all
-    else is reached by ssh. ``hostfile`` is one of mlx.launch's. ``starting_port`` is rank 0's, the others count up
-    from it; None takes free ones on one machine, and 32323 on several. ``python`` None means: where it is here.
+    else is reached by ssh. One text in the place of a list is the path of a host file of mlx.launch's. ``starting_port`` is
+    rank 0's, the others count up from it, for firewalls that let only some through; None takes free ones on one machine, and
+    32323 on several. ``python`` None means: where it is here.
     """
 
-    hosts: tuple[str, ...] = ()
-    hostfile: str | None = None
+    hosts: tuple[str, ...] | str = ()
     backend: Literal["ring", "mpi", "nccl", "jaccl", "jaccl-ring"] = "ring"
     starting_port: int | None = Field(None, ge=1024, le=65000)
     python: str | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> ParallelConfig:
-        if self.hosts and self.hostfile:
-            raise ValueError("hosts and hostfile exclude each other")
-        for host in self.hosts:
+        for host in () if isinstance(self.hosts, str) else self.hosts:
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]*", host):
                 raise ValueError(f"hosts has {host!r}, which is no name or address of a machine")
         return self
@@ -217,7 +215,7 @@ class ParallelConfig(_Section):
     @property
     def is_wanted(self) -> bool:
         """Whether several ranks are to be started."""
-        return bool(self.hosts or self.hostfile)
+        return bool(self.hosts)
 
 
 class ServingConfig(_Section):
@@ -255,7 +253,6 @@ class TrainingConfig(_Section):
     training_timeout_minutes: float = Field(30.0, ge=0)
     progress_update_interval: float = Field(5.0, gt=0, le=3600)
     checkpoint_interval_seconds: float = Field(60.0, gt=0)
-    worker_restarts: int = Field(3, ge=0, le=100)
     seed: int = Field(0, ge=0, lt=2**32)
     continue_from: str = Field("auto", pattern=r"^(auto|never|active|v[0-9]{1,9}|auto:v[0-9]{1,9})$")
     lora: LoraConfig = LoraConfig()
@@ -289,7 +286,8 @@ def _config_error(error: ValidationError) -> ConfigError:
     """All that pydantic found wrong, as one error in this package's words."""
     problems = []
     for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal", "tuple")))
+        kinds = ("literal", "tuple", "str")  # of a setting that may be of several
+        place = ".".join(str(part) for part in item["loc"] if str(part).partition("[")[0] not in kinds)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             known = [name for key in known_keys() for name in (key, key.rpartition(".")[2])]

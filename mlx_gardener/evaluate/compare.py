@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
 
 _CONTEXT_LINES = 8
+#: Answers shown side by side, of those that gained most and of those that lost most: with their code they fill a screen (judgement).
+_SAMPLES = 3
 #: The difference in exact answers that tasks should tell.
 _FIVE_POINTS = 0.05
 #: Where so much of the time is left, in shares of what was used, more rows and tasks are worth another round.
@@ -226,7 +228,7 @@ def _evidence(
         )
     return Evidence(
         metrics=_rounded(metrics),
-        samples=_samples(results, plan.tasks, config.evaluation.samples),
+        samples=_samples(results, plan.tasks),
         files=tuple(_file(path, plan.sizes[path], results) for path in paths),
         next_line_tasks=len(plan.tasks.lines),
         arms=arms,
@@ -361,7 +363,7 @@ def _answers_power(found: dict[tuple[str, str, str], Change], base: Scores) -> A
     )
 
 
-def _samples(results: dict[str, ArmResult], tasks: Tasks, count: int) -> tuple[Sample, ...]:
+def _samples(results: dict[str, ArmResult], tasks: Tasks) -> tuple[Sample, ...]:
     """The answers that gained most against the base's, and those that lost most, in this order."""
     base, adapter = results["base"], results["adapter"]
     samples: list[Sample] = []
@@ -385,5 +387,4 @@ def _samples(results: dict[str, ArmResult], tasks: Tasks, count: int) -> tuple[S
     for span, before, after in zip(tasks.spans, base.spans, adapter.spans, strict=True):
         add("fim", span, before.text, after.text)
     ordered = sorted(samples, key=lambda sample: (-sample.gain, sample.path, sample.line, sample.kind))
-    best, worst = ordered[: (count + 1) // 2], ordered[(count + 1) // 2 :][-(count // 2) :]
-    return (*best, *(worst if count > 1 else ()))
+    return (*ordered[:_SAMPLES], *ordered[_SAMPLES:][-_SAMPLES:])

@@ -35,7 +35,7 @@ from mlx_gardener.evaluate.complete import CaretPrompt
 from mlx_gardener.evaluate.measure import ArmResult, Bench, Tasks, part_of
 from mlx_gardener.evaluate.retrieval import Retriever, training_excerpts
 from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
-from mlx_gardener.evaluate.work import SERVED_PROMPT, Work, decide_work, more_work
+from mlx_gardener.evaluate.work import SERVED_PROMPT, Work, decide_work, memorisation_places, more_work
 from mlx_gardener.model.tokens import header_text
 
 if TYPE_CHECKING:
@@ -358,7 +358,7 @@ def check(
     for done, batch in enumerate(rows.batches(size, seed=None)):
         part = part_of(lambda share: tell(0.2 + 0.2 * share), done, count)
         validation += math.fsum(bench.row_losses(batch, part, of=of))
-    places_asked = round(plan.work.guard_share * config.evaluation.memorisation_places)
+    places_asked = round(plan.work.guard_share * memorisation_places(config.evaluation))
     enough = places_asked >= guards.LEAST_PLACES  # fewer say nothing
     asked = places_asked if enough and bench.engine.streamed is None else 0
     shares = []

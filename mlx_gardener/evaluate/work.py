@@ -25,6 +25,12 @@ STEP_TOKENS = {True: 40.0, False: 20.0}
 _ROWS_SHARE, _GUARDS_SHARE = 0.4, 0.2
 #: About so many tokens go forward for the guards of one model, with all their work (`stages.check`).
 _GUARD_TOKENS = 25_000
+#: Whatever the share of the training's work: tasks of each kind and rows, as fewer tell nothing but the largest differences
+#: (judgement). Who wants fewer tasks gets as much fewer rows.
+_LEAST_TASKS, _LEAST_ROWS = 12, 40
+#: Places in training code, and as many in held-out code, that are continued: 25 points more, which the guard takes for
+#: memorisation, are nearly three standard errors of 24 places where a tenth is continued by chance. Who wants few tasks gets fewer.
+_PLACES, _PLACES_PER_TASK = 24, 4
 #: What is measured however little time there is: rows and tasks of each kind.
 _FEWEST_ROWS, _FEWEST_TASKS = 4, 4
 #: The shortest answers, where time presses: most lines of code are no longer (judgement).
@@ -98,14 +104,13 @@ def decide_work(
     kinds = all_kinds = 1 + can_fill + other_kinds
     whole = _Sizes.whole(config)
     row, task, writing = whole.costs(settings.arms, step_tokens)
-    rows = min(windows, max(settings.least_rows, int(allowed / 2 / row)))
-    fitting = max(settings.least_tasks, int(allowed / 2 / (max(2, kinds) * task)))
+    least_tasks, least_rows = _least(settings)
+    rows = min(windows, max(least_rows, int(allowed / 2 / row)))
+    fitting = max(least_tasks, int(allowed / 2 / (max(2, kinds) * task)))
     why = f"at most {settings.time_share:.0%} of the work of training on {training_tokens:,} tokens"
-    why += (
-        f", but at least {settings.least_tasks} tasks and {settings.least_rows} rows where there are as many"
-    )
+    why += f", but at least {least_tasks} tasks and {least_rows} rows where there are as many"
     guard_share, sizes = 1.0, whole
-    asked = min(fitting, max(settings.next_line_tasks, settings.fim_tasks))
+    asked = min(fitting, settings.tasks)
     if tasks is None and rows * row + kinds * (asked * task + writing) + 2 * _GUARD_TOKENS > forward_tokens:
         sizes, rows, fitting, kinds = _made_to_fit(whole, settings, forward_tokens, step_tokens, kinds, files)
         rows = min(rows, windows * width // sizes.row_tokens)
@@ -114,28 +119,38 @@ def decide_work(
             f"as many as fit into the time that is left, about {forward_tokens:,.0f} tokens forward: stretches of "
             f"{sizes.row_tokens} tokens, prompts of up to {sum(sizes.prompt_tokens)}"
         )
-    lines, spans = min(fitting, settings.next_line_tasks), min(fitting, settings.fim_tasks)
-    others = lines
+    asked = min(fitting, settings.tasks)
     if tasks is not None:
-        lines = spans = others = tasks
+        asked = tasks
         why = f"{tasks} tasks of each kind were asked for; rows: {why}"
     if not can_write:
-        lines = spans = others = 0
+        asked = 0
         why += "; no tasks, since weights read from disk for every token written would take hours"
     elif kinds < all_kinds:
         why += "; next lines and no spans or others, as there was no time for them"
     return Work(
         rows,
-        lines,
-        spans if can_fill and kinds == all_kinds else 0,
+        asked,
+        asked if can_fill and kinds == all_kinds else 0,
         why,
         sizes.row_tokens,
         sizes.context_tokens,
         sizes.prompt_tokens,
         guard_share,
         sizes.new_tokens,
-        others if other_kinds and kinds == all_kinds else 0,
+        asked if other_kinds and kinds == all_kinds else 0,
     )
+
+
+def _least(settings: EvaluationConfig) -> tuple[int, int]:
+    """Tasks of each kind and rows that are measured, whatever the share of the training's work."""
+    tasks = min(_LEAST_TASKS, settings.tasks)
+    return tasks, max(_FEWEST_ROWS, _LEAST_ROWS * tasks // _LEAST_TASKS)
+
+
+def memorisation_places(settings: EvaluationConfig) -> int:
+    """Places in training code, and as many in held-out code, that are continued where time does not press."""
+    return min(_PLACES, _PLACES_PER_TASK * settings.tasks)
 
 
 def least_tokens(config: TrainingConfig, arms: Collection[str], step_tokens: float) -> float:
@@ -228,7 +243,7 @@ def _made_to_fit(
         sizes = whole.with_shorter_answers(answers).with_shorter_prompts(prompts)
         _, task, writing = sizes.costs(settings.arms, step_tokens)
         fitting = int((for_tasks / kinds - writing) / task)
-        if fitting >= settings.least_tasks:
+        if fitting >= _least(settings)[0]:
             break
     asked = sizes
     for times in (1, 2, _SMALLEST):

@@ -1,6 +1,6 @@
 """Whether the machine runs on battery or saves power; for people who want training to wait for the plug.
 
-In: what the system says, macOS by ``pmset``, Linux by psutil. Out: `PowerState`, for `doctor` and for `throttling.pause_on_battery`.
+In: what the system says, macOS by ``pmset``, Linux by psutil. Out: `PowerState`, for `doctor` and for `throttling.pause_on`.
 Cost: two processes of some milliseconds on macOS, a read of some small files on Linux.
 """
 

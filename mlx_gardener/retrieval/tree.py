@@ -20,6 +20,7 @@ from mlx_gardener.config import DataConfig
 from mlx_gardener.errors import DataError
 from mlx_gardener.retrieval.index import Index, merged
 from mlx_gardener.retrieval.parts import DROPPED, DUPLICATE, KEPT, FilePart, file_part
+from mlx_gardener.source.filters import MAX_LINE_LENGTH
 from mlx_gardener.source.records import ChunkRecord, FileRecord
 from mlx_gardener.source.scan import done_by_processes, examine_file, read_source
 from mlx_gardener.source.secrets import names_with_secrets, without_secrets
@@ -36,7 +37,6 @@ class Rules:
     """What of a repository is kept: the settings of `DataConfig` that files are filtered by, and the least quality of a chunk."""
 
     max_file_bytes: int
-    max_line_length: int
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     quality: float
@@ -44,18 +44,19 @@ class Rules:
     @classmethod
     def of(cls, data: DataConfig, quality: float) -> Rules:
         """Those of a training's settings."""
-        return cls(data.max_file_bytes, data.max_line_length, data.include, data.exclude, quality)
+        return cls(data.max_file_bytes, data.include, data.exclude, quality)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Rules:
         """The rules that `to_json` told.
 
         Raises:
-            KeyError, TypeError, ValueError: it did not.
+            KeyError, TypeError, ValueError: it did not, or by another version that had other ones.
         """
+        if values.get("max_line_length", MAX_LINE_LENGTH) != MAX_LINE_LENGTH:
+            raise ValueError("files were left out by another longest line")
         return cls(
             int(values["max_file_bytes"]),
-            int(values["max_line_length"]),
             tuple(map(str, values["include"])),
             tuple(map(str, values["exclude"])),
             float(values["quality"]),
@@ -71,7 +72,6 @@ class Rules:
         """As the scan takes them."""
         return DataConfig(
             max_file_bytes=self.max_file_bytes,
-            max_line_length=self.max_line_length,
             include=self.include,
             exclude=self.exclude,
         )

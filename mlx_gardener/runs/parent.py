@@ -33,7 +33,6 @@ MAY_CHANGE = frozenset(
         "training_timeout_minutes",
         "progress_update_interval",
         "checkpoint_interval_seconds",
-        "worker_restarts",
         "parallel",
         "serve",
     }

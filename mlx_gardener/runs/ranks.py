@@ -69,8 +69,10 @@ def hosts_of(config: ParallelConfig) -> list[Host]:
     Raises:
         ConfigError: there are not at least two, the host file cannot be used, or a name has no address.
     """
-    named = [Host(name, _address_of(name)) for name in config.hosts]
-    hosts = _read_hostfile(Path(config.hostfile)) if config.hostfile else named
+    if isinstance(config.hosts, str):
+        hosts = _read_hostfile(Path(config.hosts))
+    else:
+        hosts = [Host(name, _address_of(name)) for name in config.hosts]
     if len(hosts) < 2:
         raise ConfigError(
             "Training in parallel takes at least two hosts.",
@@ -97,7 +99,7 @@ def _read_hostfile(path: Path) -> list[Host]:
     except OSError as error:
         raise ConfigError(
             f"The host file {path.name} cannot be read ({reason_of(error)}).",
-            next_step="Name another --hostfile.",
+            next_step="Name another file with --hosts, or two hosts or more: --hosts 127.0.0.1,127.0.0.1 for two processes here.",
         ) from error
     except (ConfigError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ConfigError(

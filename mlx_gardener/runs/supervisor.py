@@ -2,7 +2,7 @@
 
 In: ``job.json`` in the run's directory. Out: a worker process; a word in journal and registry for one that could say none
 itself. It is small, belongs to no terminal and outlives whoever asked for the training; registry rows carry its process
-id. A worker is started again from its last checkpoint at most ``worker_restarts`` times, and only once where it died
+id. A worker is started again from its last checkpoint at most three times, and only once where it died
 without a new checkpoint. Where macOS's GPU watchdog ended it, the next one's work is in shorter pieces
 (`platform.gpu_watchdog`). Where this process dies itself, the worker stops with a checkpoint. The other ranks of a
 training in parallel (`mlx_gardener.runs.ranks`) start and end with its worker.
@@ -38,12 +38,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: How often a worker is started again. Whatever ends it once more is cured by no further one, and takes the machine from its owner;
+#: the same command goes on from the checkpoint (judgement).
+_RESTARTS = 3
 #: A second death in a row without a new checkpoint in between ends the run: the third would be no other.
 _DEATHS_WITHOUT_PROGRESS = 2
 _LOG_TAIL_BYTES = 4000
-_WHILE_DARK = (
-    "With `--set throttling.pause_while_display_is_on=true` it trains only while the display is off. "
-)
+_WHILE_DARK = 'With `--set \'throttling.pause_on=["memory-pressure", "display"]\'` it trains only while the display is off. '
 
 
 def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
@@ -55,7 +56,7 @@ def supervise(run_dir: Path, registry: ProjectRegistry) -> TrainingStatus:
     """
     job = Job.read(run_dir)
     parallel = _parallel(job)
-    restarts_left = int(job.config.get("worker_restarts", 0))
+    restarts_left = _RESTARTS
     if launched_rank(os.environ) is not None:
         restarts_left = 0  # mlx.launch has ended the other ranks by now
     deaths_without_progress = 0
@@ -162,7 +163,7 @@ def bury(
 def _parallel(job: Job) -> ParallelConfig | None:
     """How the job is shared among several processes, None for one; all of the settings take longer to import than the rest here."""
     settings = job.config.get("parallel", {})
-    if not (settings.get("hosts") or settings.get("hostfile")):
+    if not settings.get("hosts"):
         return None
     from mlx_gardener.config import ParallelConfig
 

@@ -15,7 +15,8 @@ import pathspec
 from mlx_gardener.config import DataConfig
 
 MAX_LINES = 100_000
-MAX_MEAN_LINE_LENGTH = 100.0
+#: People write no such lines: they are data, or written by programs (judgements).
+MAX_LINE_LENGTH, MAX_MEAN_LINE_LENGTH = 1000, 100.0
 #: Least share of letters and digits, and of letters alone.
 _LEAST_SHARE = 0.25
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -113,7 +114,7 @@ def drop_by_text(path: str, text: str, config: DataConfig) -> str | None:
     if len(lines) > MAX_LINES:
         return "too_many_lines"
     longest = max(map(len, lines), default=0)
-    if longest > config.max_line_length:
+    if longest > MAX_LINE_LENGTH:
         return "minified" if path.endswith((".js", ".css", ".mjs")) and longest > 5000 else "long_line"
     if len(text) / max(1, len(lines)) > MAX_MEAN_LINE_LENGTH:
         return "long_mean_line"

@@ -140,8 +140,18 @@ def list_checkpoints(directory: Path) -> list[Path]:
     return [path for _, _, path in sorted(found)]
 
 
-def load_checkpoint(directory: Path, *, fingerprint: str, warn: Callable[[str], None]) -> Checkpoint | None:
+def load_checkpoint(
+    directory: Path,
+    *,
+    fingerprint: str,
+    warn: Callable[[str], None],
+    fingerprint_of: Callable[[Origin], str] | None = None,
+) -> Checkpoint | None:
     """The newest good checkpoint; None when there is none. Damaged ones are named to ``warn`` and passed over.
+
+    Args:
+        fingerprint: of the training that goes on.
+        fingerprint_of: what it would be for an origin; for checkpoints from when settings had other names.
 
     Raises:
         TrainingError: the newest good one belongs to other settings, data or base (``fingerprint`` differs).
@@ -155,7 +165,10 @@ def load_checkpoint(directory: Path, *, fingerprint: str, warn: Callable[[str], 
                 f"The checkpoint {path.name} is damaged ({reason_of(error)}) and was passed over for the one before it."
             )
             continue
-        if checkpoint.state.fingerprint != fingerprint:
+        same = checkpoint.state.fingerprint == fingerprint
+        if not same and fingerprint_of is not None:
+            same = fingerprint_of(checkpoint.origin) == fingerprint
+        if not same:
             raise TrainingError(
                 f"The checkpoint {path.name} belongs to another base model, other settings or other data.",
                 next_step="Undo the change to go on exactly, or start a new training with --fresh.",

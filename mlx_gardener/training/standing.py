@@ -12,13 +12,13 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from mlx_gardener.config import TrainingConfig
+from mlx_gardener.config import TrainingConfig, as_recorded
 from mlx_gardener.engine import Engine
 from mlx_gardener.events import CheckpointWritten, Event, TimePlanned, WarningRaised
 from mlx_gardener.model.lora import lora_parameters
@@ -108,7 +108,9 @@ class Standing:
         self.best = dict(self.weights)
         self.optimizer = make_optimizer(config.optimizer)
         self.optimizer.init(self.weights)
-        self.state = TrainState(fingerprint=_fingerprint(base, data, config))
+        self.state = TrainState(
+            fingerprint=_fingerprint(config.model_dump(mode="json"), data.data_sha256, base.weights_sha256)
+        )
         self.first_plan = engine.plan  # memory may ask for smaller ones in between
         self.rejected = 0
         self.saved_at = time.monotonic()
@@ -246,6 +248,7 @@ class Standing:
             self.checkpoint_dir,
             fingerprint=self.state.fingerprint,
             warn=lambda message: self.publish(WarningRaised(message)),
+            fingerprint_of=_fingerprint_by_today,
         )
         if found is None:
             self.publish(WarningRaised("There is no checkpoint to go on from; starting from the beginning."))
@@ -291,20 +294,17 @@ class Standing:
         self.publish(CheckpointWritten(self.state.step, path.name))
 
 
-#: Settings that are none any more, as they stand in the fingerprints of checkpoints from then: these can be gone on with.
-_RETIRED = {
-    "context_tokens": 384,
-    "forgetting_limit": 0.1,
-    "memorisation_limit": 0.25,
-    "parse_ok_limit": 0.05,
-}
-
-
-def _fingerprint(base: BaseModel, data: TrainingRows, config: TrainingConfig) -> str:
+def _fingerprint(config: Mapping[str, Any], data_sha256: str, base_sha256: str) -> str:
     """What must be the same for a training to go on exactly: base, data, and the settings that decide the result."""
-    settings = config.model_dump(mode="json", include={"seed", "lora", "optimizer", "evaluation"})
-    settings["evaluation"] |= _RETIRED
-    told = {"base": base.weights_sha256, "data": data.data_sha256, "settings": settings}
-    if not config.data.attend_across_documents:
+    settings = {section: config.get(section) for section in ("seed", "lora", "optimizer", "evaluation")}
+    told = {"base": base_sha256, "data": data_sha256, "settings": settings}
+    if not config.get("data", {}).get("attend_across_documents", True):
         told["attention"] = "by document"
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _fingerprint_by_today(origin: Origin) -> str:
+    """What a checkpoint of an earlier version has in the settings of today; the optimiser's are taken as they were, since those
+    that are gone decided what was learned."""
+    config = as_recorded(origin.config) | {"optimizer": origin.config.get("optimizer")}
+    return _fingerprint(config, origin.data_sha256, origin.base_sha256)

@@ -138,21 +138,22 @@ class Throttle:
         if found is None and not self._said_unknown:
             self._said_unknown = True
             self._warn(
-                "This machine does not tell whether a display is on, so throttling.pause_while_display_is_on changes nothing."
+                'This machine does not tell whether a display is on, so "display" in throttling.pause_on changes nothing.'
             )
         return found is True
 
     def _reason_to_wait(self) -> str | None:
         """Why to wait now, if so; power and heat are looked at every half minute."""
-        if self._config.pause_on_memory_pressure and memory_pressure().level == "critical":
+        wanted = self._config.pause_on
+        if "memory-pressure" in wanted and memory_pressure().level == "critical":
             return "the machine is short of memory"
         now = time.monotonic()
         if now - self._looked_at >= _SLOW_LOOK_SECONDS or self._slow_reason:
             self._looked_at, self._slow_reason = now, None
-            if self._config.pause_on_battery and power_state().on_battery:
+            if "battery" in wanted and power_state().on_battery:
                 self._slow_reason = "the machine runs on battery"
-            elif self._config.pause_when_hot and thermal_state() in ("serious", "critical"):
+            elif "heat" in wanted and thermal_state() in ("serious", "critical"):
                 self._slow_reason = "the machine is hot"
-            elif self._config.pause_while_display_is_on and self._display_is_on():
+            elif "display" in wanted and self._display_is_on():
                 self._slow_reason = "a display is on"
         return self._slow_reason

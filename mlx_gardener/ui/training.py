@@ -48,7 +48,7 @@ _FIELDS = {
     "memory_limit_gb": "budget",
     "training_timeout_minutes": "timeout",
     "optimizer.epochs": "epochs",
-    "throttling.pause_on_battery": "pause_on_battery",
+    "throttling.pause_on": "pause_on",
 }
 #: What is decided anew for every training.
 _OF_ONE_RUN = ("continue_from", "parallel.")
@@ -67,7 +67,7 @@ class SettingsBody(ProjectBody):
     budget: float | None = None
     timeout: float | None = None
     epochs: float | None = None
-    pause_on_battery: bool = False
+    pause_on: list[str] | None = None
     more: str = ""
     fresh: bool = False
 
@@ -82,7 +82,7 @@ class SettingsBody(ProjectBody):
             "memory_limit_gb": self.budget,
             "training_timeout_minutes": self.timeout,
             "optimizer.epochs": self.epochs,
-            "throttling.pause_on_battery": self.pause_on_battery,
+            "throttling.pause_on": self.pause_on,
         }
         for line in filter(None, map(str.strip, self.more.splitlines())):
             key, found, text = line.partition("=")

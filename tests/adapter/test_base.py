@@ -26,8 +26,7 @@ from tests.support.trainings import endless, tiny_settings
 pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
 
 LORA = LoraConfig(rank=2)
-QUICK = {"evaluation.arms": ["base", "adapter"], "evaluation.least_tasks": 0, "evaluation.least_rows": 4,
-         "optimizer.max_steps": 1}  # fmt: skip
+QUICK = {"evaluation.arms": ["base", "adapter"], "evaluation.tasks": 0, "optimizer.max_steps": 1}
 
 
 @pytest.fixture

@@ -158,8 +158,7 @@ def test_two_repositories_are_trained_measured_and_not_done_again(
     flags = ["--repositories", ",".join(map(str, places)), "--tasks", "2"]
     for setting in (
         "optimizer.max_steps=1", "optimizer.tokens_per_update=256", "data.sequence_lengths=[256]", "min_training_chunks=5",
-        "training_data_quality_threshold=0.1", "evaluation.least_rows=2", "evaluation.memorisation_places=8",
-        "evaluation.max_new_tokens=8",
+        "training_data_quality_threshold=0.1", "evaluation.tasks=2", "evaluation.max_new_tokens=8",
     ):  # fmt: skip
         flags += ["--set", setting]
     flags += ["--variant", "data.retrieval_share=0", "--variant", "data.retrieval_share=0.5"]

@@ -353,6 +353,10 @@ def test_old_names_of_options_work_and_say_so(tmp_path: Path) -> None:
         (("eval", "small", "--adapter", "v1"), "--adapter is --version now"),
         (("rollback", "small", "--to", "v1"), "--to is VERSION now"),
         (("train", str(tmp_path), "--from-adapter", "v1", "--fresh"), "--from-adapter is --from-version now"),
+        (
+            ("train", str(tmp_path), "--hostfile", "a.json", "--resume", "--fresh"),
+            "--hostfile is --hosts now",
+        ),
         (("import", str(tmp_path), "--project", "small"), "--project is PROJECT, in front of PATH, now"),
     ):
         done = gardener_here(*arguments)

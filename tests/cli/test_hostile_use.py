@@ -56,7 +56,7 @@ def test_ctrl_c_while_modules_are_imported_ends_quietly(module: str, tmp_path: P
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("scan", ""), ("train", ""), ("plan", ""), ("models", ""), ("scan", "--config", ""), ("train", "--hostfile", ""),
+        ("scan", ""), ("train", ""), ("plan", ""), ("models", ""), ("scan", "--config", ""), ("train", "--hosts", ""),
         ("export", "small", ""), ("import", "small", ""), ("import", "small", ".", "--repository", ""),
         ("registry", "backup", ""), ("registry", "restore", ""), ("connect", "zed", "--file", ""),
         ("eval", "small", "--output", ""), ("report", "small", "--output", ""),

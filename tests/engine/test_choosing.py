@@ -53,7 +53,7 @@ SETTINGS: dict[str, Any] = {
     "min_training_chunks": 5,
     "optimizer": {"max_steps": 1, "tokens_per_update": 512},
     "data": {"sequence_lengths": (128,)},
-    "evaluation": {"least_tasks": 0, "least_rows": 4, "time_share": 0, "memorisation_places": 0, "arms": ("base", "adapter")},
+    "evaluation": {"tasks": 0, "time_share": 0, "arms": ("base", "adapter")},
     "engine": {"dry_run": False},
     "show_progress": False,
 }  # fmt: skip

@@ -50,7 +50,7 @@ def test_a_planted_useless_adapter_is_rejected(tmp_path: Path, tiny_model_dir: P
     repository = write_repository(tmp_path / "repository", modules=20)
     settings = {
         "evaluation.arms": ["base", "adapter"],
-        "evaluation.least_rows": 40,
+        "evaluation.time_share": 10,
         "data.test_fraction": 0.3,
     }
     knowing = World(str(tiny_model_dir), repository, tmp_path / "home", **settings)
@@ -63,8 +63,7 @@ def test_a_planted_useless_adapter_is_rejected(tmp_path: Path, tiny_model_dir: P
 @pytest.mark.slow
 def test_noise_on_the_embedded_model_is_rejected_and_forgets(tmp_path: Path) -> None:
     small = {
-        "data.sequence_lengths": [256], "evaluation.arms": ["base", "adapter"], "evaluation.least_tasks": 0,
-        "evaluation.memorisation_places": 0, "evaluation.least_rows": 6,
+        "data.sequence_lengths": [256], "evaluation.arms": ["base", "adapter"], "evaluation.tasks": 0,
     }  # fmt: skip
     repository = write_repository(tmp_path / "repository", modules=9, functions=3)
     knowing = World("seedling", repository, tmp_path / "home", **small)
@@ -145,8 +144,8 @@ def test_test_files_named_among_the_trained_ones_fail_the_guard(world: World) ->
 def test_an_adapter_trained_on_the_test_files_gives_itself_away(tmp_path: Path) -> None:
     """On real code and the embedded model, without any record of what was trained on: it gains where it must not."""
     small = {
-        "data.sequence_lengths": [256], "evaluation.arms": ["base", "adapter"], "evaluation.least_tasks": 0,
-        "evaluation.memorisation_places": 16, "evaluation.least_rows": 6, "optimizer.learning_rate": 3e-3,
+        "data.sequence_lengths": [256], "evaluation.arms": ["base", "adapter"], "evaluation.tasks": 4,
+        "optimizer.learning_rate": 3e-3,
         "optimizer.tokens_per_update": 1024, "lora.rank": 16,
     }  # fmt: skip
     source = Path(mlx_gardener.__file__).parent / "source"

@@ -45,8 +45,7 @@ def test_held_out_edits_are_a_part_of_the_evidence(tmp_path: Path, tiny_model_di
     renamings(tmp_path / "ledger")
     settings = {
         "data.sequence_lengths": [512, 1024], "data.test_fraction": 0.2, "evaluation.arms": ["base", "adapter"],
-        "evaluation.least_tasks": 2, "evaluation.least_rows": 4, "evaluation.memorisation_places": 0,
-        "evaluation.max_new_tokens": 4,
+        "evaluation.tasks": 2, "evaluation.max_new_tokens": 4,
     }  # fmt: skip
     world = World(str(tiny_model_dir), tmp_path / "ledger", tmp_path / "home", **settings)
     held_out, tokenizer = world.data.held_out_edits, world.base.tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.evaluate.work import SERVED_PROMPT, SURE, decide_work, least_tokens
+from mlx_gardener.evaluate.work import SERVED_PROMPT, SURE, decide_work, least_tokens, memorisation_places
 
 
 @pytest.mark.parametrize("step_tokens", [10.0, 40.0])
@@ -39,6 +39,19 @@ def test_less_time_than_that_asks_for_no_less() -> None:
     facts = {"training_tokens": 10_000, "windows": 100, "tasks": None, "can_write": True}
     least = decide_work(config, **facts, forward_tokens=1.0)  # type: ignore[arg-type]
     assert (least.rows, least.next_line_tasks, least.fim_tasks) == (4, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [(155, (12, 40, 24)), (12, (12, 40, 24)), (4, (4, 13, 16)), (1, (1, 4, 4)), (0, (0, 4, 0))],
+)
+def test_fewer_tasks_than_the_least_make_all_of_the_test_smaller(
+    tasks: int, expected: tuple[int, int, int]
+) -> None:
+    config = TrainingConfig(evaluation={"tasks": tasks, "time_share": 0})  # type: ignore[arg-type]
+    work = decide_work(config, training_tokens=10_000, windows=100, tasks=None, can_write=True, other_kinds=2)
+    assert work.next_line_tasks == work.fim_tasks == work.other_tasks
+    assert (work.next_line_tasks, work.rows, memorisation_places(config.evaluation)) == expected
 
 
 def test_prompts_are_the_served_ones_whatever_the_rows_and_are_cut_last() -> None:

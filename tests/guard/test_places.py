@@ -58,12 +58,12 @@ def test_a_file_of_any_size_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is longer than"):
         _read_place(f"{large}:1", tmp_path)
     with pytest.raises(ConfigError, match="is longer than"):
-        hosts_of(ParallelConfig(hostfile=str(large)))
+        hosts_of(ParallelConfig(hosts=str(large)))
 
 
 def test_hosts_in_a_pipe_are_refused(pipe: Path) -> None:
     with pytest.raises(ConfigError, match="pipe is no plain file"):
-        hosts_of(ParallelConfig(hostfile=str(pipe)))
+        hosts_of(ParallelConfig(hosts=str(pipe)))
 
 
 def test_a_token_in_a_pipe_is_none(home: Path, pipe: Path) -> None:
@@ -89,7 +89,7 @@ def test_what_is_no_line_number_is_said(place: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [("scan",), ("plan",), ("train",), ("train", ".", "--hosts", "127.0.0.1,127.0.0.1", "--hostfile"),
+    [("scan",), ("plan",), ("train",), ("train", ".", "--hosts"),
      ("registry", "backup"), ("models",), ("scan", ".", "--config")],
 )  # fmt: skip
 def test_a_link_to_itself_is_named(command: tuple[str, ...], loop: Path, repository: Path) -> None:

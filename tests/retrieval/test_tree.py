@@ -167,6 +167,12 @@ def test_what_is_kept_on_disk_comes_back_as_it_was(tree: Path, tmp_path: Path) -
     assert equal(read_index(place)[0], empty) and empty.search(["a"], 3) == []
 
 
+def test_the_rules_of_an_index_from_when_the_longest_line_was_a_setting_are_read() -> None:
+    assert Rules.from_json(RULES.to_json() | {"max_line_length": 1000}) == RULES
+    with pytest.raises(ValueError, match="longest line"):
+        Rules.from_json(RULES.to_json() | {"max_line_length": 500})
+
+
 @pytest.mark.parametrize("damage", ["a bit", "its end", "all of it", "a pipe"])
 def test_a_damaged_file_is_no_index(tree: Path, tmp_path: Path, damage: str) -> None:
     place = tmp_path / "kept.safetensors"

@@ -250,7 +250,7 @@ def test_a_limit_that_is_over_before_the_first_update_is_an_error(
 def test_a_run_that_is_cancelled_while_it_is_measured_ends_registered(
     tiny_model_dir: Path, repository: Path
 ) -> None:
-    settings = {"evaluation.least_tasks": 60, "evaluation.least_rows": 400, "evaluation.max_new_tokens": 200}
+    settings = {"evaluation.tasks": 60, "evaluation.time_share": 10, "evaluation.max_new_tokens": 200}
     pipeline = TrainingPipeline(tiny_settings(tiny_model_dir, **settings))
     pipeline.registry.register_project("small", repository)
     pipeline.start_training("small")
@@ -296,14 +296,17 @@ def test_a_training_of_an_earlier_version_goes_on_with_the_settings_it_had(
 
 
 @pytest.mark.usefixtures("known_home")
-def test_a_killed_worker_that_may_not_be_replaced_is_noticed_and_its_run_can_go_on(
+def test_a_worker_that_is_killed_again_and_again_is_noticed_and_its_run_can_go_on(
     tiny_model_dir: Path, repository: Path
 ) -> None:
-    pipeline = TrainingPipeline(endless(tiny_model_dir, worker_restarts=0))
+    pipeline = TrainingPipeline(endless(tiny_model_dir))
     pipeline.registry.register_project("small", repository)
     pipeline.start_training("small")
     until(lambda: steps_done(pipeline) >= 1, "a step")
-    os.kill(worker_of(pipeline, "small"), signal.SIGKILL)
+    for _ in range(2):  # without a new checkpoint in between
+        victim = worker_of(pipeline, "small")
+        os.kill(victim, signal.SIGKILL)
+        until(lambda victim=victim: not is_alive(victim), "its death")
     end = pipeline.wait_for_training_completion("small", timeout=WAIT)
     assert end.phase is TrainingPhase.FAILED and "signal 9" in end.message
     assert not pipeline.is_training_active("small")

@@ -54,10 +54,7 @@ TRAIN_SETTINGS: dict[str, object] = {
     "optimizer.tokens_per_update": 512,
     "optimizer.max_steps": 3,
     "data.sequence_lengths": [64, 128],
-    "evaluation.next_line_tasks": 2,
-    "evaluation.fim_tasks": 2,
-    "evaluation.memorisation_places": 8,
-    "evaluation.samples": 1,
+    "evaluation.tasks": 2,
     "evaluation.max_new_tokens": 4,
     "throttling.low_priority": False,  # see tests/runs/test_manager.py
 }

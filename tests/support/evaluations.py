@@ -24,13 +24,7 @@ class World:
     """A repository's data, a base and an engine, and what can be done with them."""
 
     def __init__(self, model: str, root: Path, home: Path, **more: object) -> None:
-        settings = {
-            "evaluation.least_tasks": 3,
-            "evaluation.least_rows": 12,
-            "evaluation.memorisation_places": 8,
-            **more,
-        }
-        self.config: TrainingConfig = tiny_settings(Path(model), **settings)
+        self.config: TrainingConfig = tiny_settings(Path(model), **{"evaluation.tasks": 3, **more})
         self.home = home
         self.base: BaseModel = load_base(model)
         self.data: PreparedData = TrainingDataPreparator(

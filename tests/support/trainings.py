@@ -29,10 +29,7 @@ def tiny_settings(model: Path, **more: object) -> TrainingConfig:
     settings: dict[str, object] = {
         "model": str(model),
         **SMALL,
-        "evaluation.next_line_tasks": 4,
-        "evaluation.fim_tasks": 4,
-        "evaluation.memorisation_places": 8,
-        "evaluation.samples": 1,
+        "evaluation.tasks": 4,
         "evaluation.max_new_tokens": 8,
         "progress_update_interval": 0.5,
         "throttling.low_priority": False,  # beside a busy machine's other work it would take for ever

@@ -44,11 +44,7 @@ def settings(model: Path, ranks: int, **more: object) -> TrainingConfig:
         "evaluation.patience": 1000,
         "evaluation.per_epoch": 1,
         "evaluation.arms": ["base", "adapter"],
-        "evaluation.least_rows": 4,
-        "evaluation.memorisation_places": 0,
-        "evaluation.next_line_tasks": 0,
-        "evaluation.fim_tasks": 0,
-        "evaluation.samples": 0,
+        "evaluation.tasks": 0,
         "lora.dropout": 0.1,
         "parallel.hosts": [HERE] * ranks if ranks > 1 else [],
     }
@@ -380,13 +376,16 @@ def test_hosts_come_from_a_list_or_from_a_host_file_of_mlx_launch(tmp_path: Path
     entries = [{"ssh": "127.0.0.1", "ips": ["10.0.0.1"]}, {"ssh": "me@mini", "ips": ["10.0.0.2"]}]
     for content in (entries, {"backend": "ring", "hosts": entries}):
         file.write_text(json.dumps(content))
-        first, second = hosts_of(ParallelConfig(hostfile=str(file)))
+        first, second = hosts_of(ParallelConfig(hosts=str(file)))
         assert (first.address, first.is_local) == ("10.0.0.1", True)
         assert (second.name, second.address, second.is_local) == ("me@mini", "10.0.0.2", False)
     for content in ("[", '[{"ips": []}]', '[{"ssh": "-oProxyCommand=x", "ips": ["10.0.0.1"]}]'):
         file.write_text(content)
         with pytest.raises(ConfigError, match=r"hosts\.json is not one of"):
-            hosts_of(ParallelConfig(hostfile=str(file)))
+            hosts_of(ParallelConfig(hosts=str(file)))
+    with pytest.raises(ConfigError, match=r"host file mini\.local cannot be read") as alone:
+        hosts_of(ParallelConfig(hosts="mini.local"))
+    assert "two hosts or more" in alone.value.next_step
     with pytest.raises(ConfigError, match="at least two"):
         hosts_of(ParallelConfig(hosts=(HERE,)))
     with pytest.raises(ConfigError, match="no address"):

@@ -27,13 +27,8 @@ pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are 
 def pipeline(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingPipeline:
     """Trains in about three seconds; nobody works on the queue unless the test does."""
     monkeypatch.setattr("mlx_gardener.runs.manager.ensure_runner", lambda registry: False)
-    settings = {"checkpoint_interval_seconds": 1e-6, "evaluation.next_line_tasks": 0, "evaluation.samples": 0}
-    settings |= {
-        "evaluation.fim_tasks": 0,
-        "evaluation.memorisation_places": 0,
-        "evaluation.arms": ["base", "adapter"],
-    }
-    return TrainingPipeline(tiny_settings(tiny_model_dir, **settings))
+    little = {"evaluation.tasks": 0, "evaluation.arms": ["base", "adapter"]}
+    return TrainingPipeline(tiny_settings(tiny_model_dir, checkpoint_interval_seconds=1e-6, **little))
 
 
 def enqueue(pipeline: TrainingPipeline, repository: Path, *names: str, **settings: int) -> None:

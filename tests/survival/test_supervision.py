@@ -52,11 +52,7 @@ def wait(pipeline: TrainingPipeline) -> TrainingPhase:
 #: A training of some seconds with a checkpoint after every step.
 LONG = {"optimizer.max_steps": 40, "optimizer.epochs": 50, "checkpoint_interval_seconds": 1e-6}
 #: What is measured of its adapter at the end is not what a test here looks at.
-LITTLE = {
-    "evaluation.arms": ["base", "adapter"],
-    "evaluation.least_rows": 4,
-    "evaluation.memorisation_places": 0,
-}
+LITTLE = {"evaluation.arms": ["base", "adapter"], "evaluation.tasks": 1}
 
 
 @pytest.fixture
@@ -90,7 +86,7 @@ def test_a_worker_that_died_is_replaced_and_that_is_said(long_pipeline: Training
 def test_a_worker_that_keeps_dying_at_the_same_place_is_given_up(
     tiny_model_dir: Path, repository: Path
 ) -> None:
-    pipeline = TrainingPipeline(endless(tiny_model_dir, worker_restarts=50))
+    pipeline = TrainingPipeline(endless(tiny_model_dir))
     pipeline.registry.register_project("small", repository)
     pipeline.start_training("small")
     for _ in range(2):
@@ -465,9 +461,7 @@ def test_a_supervisor_costs_little(endless_pipeline: TrainingPipeline) -> None:
 @pytest.mark.usefixtures("known_home")
 def test_a_registry_that_others_hold_ends_no_training(tiny_model_dir: Path, repository: Path) -> None:
     """Held from its worker's start until after it wanted to register its adapter; its worker is not started again."""
-    pipeline = TrainingPipeline(
-        tiny_settings(tiny_model_dir, worker_restarts=0, progress_update_interval=0.2)
-    )
+    pipeline = TrainingPipeline(tiny_settings(tiny_model_dir, progress_update_interval=0.2))
     pipeline.registry.register_project("small", repository)
     pipeline.start_training("small")
     worker_of(pipeline, "small")  # its supervisor has claimed it by now
@@ -481,4 +475,6 @@ def test_a_registry_that_others_hold_ends_no_training(tiny_model_dir: Path, repo
     other.close()
     assert wait(pipeline) is TrainingPhase.COMPLETED
     assert [adapter.version for adapter in pipeline.registry.list_adapters("small")] == ["v1"]
-    assert any("The training goes on" in message for message in warnings_of(pipeline))
+    told = warnings_of(pipeline)
+    assert any("The training goes on" in message for message in told)
+    assert not any(message.startswith("The worker process") for message in told), told

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import mlx.core as mx
 import pytest
 
 from mlx_gardener.dataset import PreparedData
-from mlx_gardener.errors import TrainingCancelledError
+from mlx_gardener.errors import TrainingCancelledError, TrainingError
+from mlx_gardener.events import CheckpointWritten
 from mlx_gardener.model import BaseModel
 from mlx_gardener.training.checkpoint import (
     MOST_LOSSES,
@@ -69,17 +70,35 @@ def stopped(run: Runner, directory: str, at: int, **more: object) -> None:
         run(settings(**more), directory=directory, recorder=Recorder(stop_at=at))
 
 
-def test_a_checkpoint_from_when_the_guards_had_settings_belongs_to_the_same_training(
-    run: Runner, base: BaseModel, data: PreparedData, tmp_path: Path
+def test_a_checkpoint_from_when_more_was_a_setting_belongs_to_the_same_training(
+    run: Runner, tmp_path: Path
 ) -> None:
-    stopped(run, "earlier", 2)
-    then = settings().model_dump(mode="json", include={"seed", "lora", "optimizer", "evaluation"})
-    then["evaluation"] |= {
-        "context_tokens": 384, "forgetting_limit": 0.1, "memorisation_limit": 0.25, "parse_ok_limit": 0.05,
+    stopped(run, "now", 2, **{"evaluation.tasks": 40})
+    saved = load_checkpoint(tmp_path / "now", fingerprint=_fingerprint_in(tmp_path / "now"), warn=pytest.fail)
+    assert saved is not None
+    then = dict(saved.origin.config)
+    tested = {key: value for key, value in then["evaluation"].items() if key != "tasks"}
+    then["evaluation"] = tested | {
+        "next_line_tasks": 40, "fim_tasks": 8, "least_tasks": 4, "memorisation_places": 3, "forgetting_limit": 0.1,
     }  # fmt: skip
-    told = {"base": base.weights_sha256, "data": data.data_sha256, "settings": then}
-    fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    assert load_checkpoint(tmp_path / "earlier", fingerprint=fingerprint, warn=pytest.fail) is not None
+    earlier = replace(
+        saved, origin=replace(saved.origin, config=then), state=replace(saved.state, fingerprint="of then")
+    )
+    save_checkpoint(tmp_path / "then", earlier, keep=1)
+    gone_on_with = Recorder()
+    run(settings(**{"evaluation.tasks": 40}), directory="then", recorder=gone_on_with, resume=True)
+    steps = [event.step for event in gone_on_with.events if isinstance(event, CheckpointWritten)]
+    assert steps and steps[0] > 2, "it did not begin anew"
+
+    then["optimizer"] = then["optimizer"] | {"beta1": 0.5}
+    save_checkpoint(tmp_path / "other", earlier, keep=1)
+    with pytest.raises(TrainingError, match="belongs to another base model, other settings"):
+        run(settings(**{"evaluation.tasks": 40}), directory="other", resume=True)
+
+
+def _fingerprint_in(directory: Path) -> str:
+    state = json.loads((list_checkpoints(directory)[-1] / "state.json").read_text(encoding="utf-8"))
+    return str(state["body"]["state"]["fingerprint"])
 
 
 def test_a_checkpoint_says_what_it_is_a_checkpoint_of(

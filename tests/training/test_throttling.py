@@ -134,9 +134,9 @@ def test_plans_shrink_to_an_end(engine: Engine, monkeypatch: pytest.MonkeyPatch)
     ("settings", "state", "reason"),
     [
         ({}, {"level": "critical"}, "short of memory"),
-        ({"pause_on_battery": True}, {"battery": True}, "battery"),
-        ({"pause_when_hot": True}, {"heat": "serious"}, "hot"),
-        ({"pause_while_display_is_on": True}, {"display": True}, "a display is on"),
+        ({"pause_on": ["battery"]}, {"battery": True}, "battery"),
+        ({"pause_on": ["heat"]}, {"heat": "serious"}, "hot"),
+        ({"pause_on": ["display"]}, {"display": True}, "a display is on"),
     ],
 )
 def test_it_waits_with_a_checkpoint_and_goes_on(
@@ -154,10 +154,19 @@ def test_it_waits_with_a_checkpoint_and_goes_on(
     assert reason in world.said[0] and "goes on" in world.said[1]
 
 
+def test_it_waits_for_nothing_where_nothing_is_listed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(engine, monkeypatch, pause_on=[])
+    world.level, world.battery, world.heat, world.display = "critical", True, "critical", True
+    world.watch.between_updates()
+    assert (world.saved, world.waits, world.said) == (0, 0, [])
+
+
 def test_a_machine_that_does_not_tell_of_its_display_is_not_waited_for_and_that_is_said_once(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(engine, monkeypatch, pause_while_display_is_on=True)
+    world = World(engine, monkeypatch, pause_on=["display"])
     world.display = None
     for _ in range(3):
         world.watch.between_updates()

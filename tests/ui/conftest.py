@@ -85,8 +85,8 @@ def small(registry: ProjectRegistry, repository: Path) -> str:
 def tiny(model: Path, **more: object) -> dict[str, object]:
     """What the form sends for a training of a tiny model."""
     settings = {
-        **SMALL, "evaluation.next_line_tasks": 2, "evaluation.fim_tasks": 2, "evaluation.memorisation_places": 4,
-        "evaluation.max_new_tokens": 4, "throttling.low_priority": False, "progress_update_interval": 0.5, **more,
+        **SMALL, "evaluation.tasks": 2, "evaluation.max_new_tokens": 4, "throttling.low_priority": False,
+        "progress_update_interval": 0.5, **more,
     }  # fmt: skip
     lines = "\n".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
     return {"model": str(model), "budget": 1.0, "timeout": 0, "epochs": 100, "more": lines}

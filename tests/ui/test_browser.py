@@ -200,8 +200,7 @@ def test_a_training_is_started_reloaded_stopped_gone_on_with_judged_and_tried(
         (
             "min_training_chunks=5", "training_data_quality_threshold=0.1", "optimizer.tokens_per_update=512",
             "optimizer.max_steps=16", "data.sequence_lengths=[64, 128]", "progress_update_interval=0.5",
-            "evaluation.next_line_tasks=4", "evaluation.fim_tasks=4", "evaluation.memorisation_places=4",
-            "evaluation.max_new_tokens=12", "throttling.low_priority=false", "checkpoint_interval_seconds=1",
+            "evaluation.tasks=4", "evaluation.max_new_tokens=12", "throttling.low_priority=false", "checkpoint_interval_seconds=1",
         )
     )  # fmt: skip
     with tab(chromium, page.address) as (shown, _):

@@ -4,6 +4,10 @@ import { follow, get, of, post } from "/ui/api.js";
 import { tell } from "/ui/app.js";
 import { button, draw, duration, fill, gigabytes, h, number, problem, say, table } from "/ui/dom.js";
 
+const PAUSES = [
+  ["memory-pressure", "the machine is critically short of memory"], ["battery", "it runs on battery"],
+  ["heat", "it is throttled by heat"], ["display", "a display is on"],
+];
 const LIVE = ["queued", "training"];
 
 export async function show(main, project, _version, signal) {
@@ -27,14 +31,19 @@ function planning(project, settings, signal) {
   const timeout = h("input", { id: "timeout", type: "range", min: "0", max: "480", step: "1", value: String(settings.timeout) });
   const timeoutTold = h("output", { for: "timeout" }, "");
   const epochs = h("input", { id: "epochs", type: "number", min: "0.01", max: "100", step: "any", value: String(settings.epochs) });
-  const battery = h("input", { id: "battery", type: "checkbox", checked: settings.pause_on_battery });
+  const pauses = PAUSES.map(([reason, label]) => {
+    const input = h("input", { id: reason, type: "checkbox", checked: settings.pause_on.includes(reason) });
+    const now = reason === "battery" && settings.on_battery ? " (it is now)" : "";
+    return { reason, input, element: h("div", { class: "check" }, input, h("label", { for: reason }, label, now)) };
+  });
   const fresh = h("input", { id: "fresh", type: "checkbox" });
   const more = h("textarea", { id: "more", rows: "4", spellcheck: "false", value: settings.more });
   const planned = h("div", { class: "plan", "aria-busy": "true" }, h("p", {}, "Looking at base and repository ..."));
   const said = h("div", {});
   const body = () => ({
+    pause_on: pauses.filter(({ input }) => input.checked).map(({ reason }) => reason),
     project, model: model.value, budget: Number(budget.value), timeout: Number(timeout.value),
-    epochs: epochs.value === "" ? null : Number(epochs.value), pause_on_battery: battery.checked, more: more.value, fresh: fresh.checked,
+    epochs: epochs.value === "" ? null : Number(epochs.value), more: more.value, fresh: fresh.checked,
   });
   const showSliders = () => {
     say(budgetTold, `${Number(budget.value)} GB`);
@@ -79,8 +88,7 @@ function planning(project, settings, signal) {
     field("budget", "Memory budget", [budget, budgetTold]),
     field("timeout", "Time limit", [timeout, timeoutTold]),
     field("epochs", "Passes over the code", epochs),
-    h("div", { class: "check" }, battery, h("label", { for: "battery" }, "Pause while on battery",
-      settings.on_battery ? " (this machine is on battery now)" : "")),
+    h("fieldset", {}, h("legend", {}, "Pause while"), pauses.map(({ element }) => element)),
     h("div", { class: "check" }, fresh, h("label", { for: "fresh" }, "Begin anew, also where an unfinished training could go on")),
     h("details", {}, h("summary", {}, "More settings"), h("label", { for: "more" }, "One KEY=VALUE in a line, as for --set"), more)),
   planned, said, h("p", { class: "actions" }, button("Start training", () => {}, { type: "submit", class: "main" })));

@@ -31,7 +31,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_train_takes_a_gguf_file(file: Path, repository: Path) -> None:
-    quick = {"evaluation.arms": ["base", "adapter"], "evaluation.least_tasks": 0, "evaluation.least_rows": 4}
+    quick = {"evaluation.arms": ["base", "adapter"], "evaluation.tasks": 0}
     done = gardener("train", str(repository), "--project", "web", "--json", *train_flags(file, **quick))
     assert done.returncode == 0, done.stderr
     registry = ProjectRegistry()
