@@ -38,6 +38,7 @@ SETTINGS = {
     "continue_from": "never",
     "throttling.low_priority": "false",
     # The training's own test is kept small: all arms are measured afterwards, with a control for each.
+    "evaluation.tasks": "0",
     "evaluation.time_share": "0",
 }
 

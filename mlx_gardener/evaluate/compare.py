@@ -42,7 +42,7 @@ from mlx_gardener.evaluate.statistics import (
     share_change,
     smallest_told,
 )
-from mlx_gardener.evaluate.work import STEP_TOKENS, SURE
+from mlx_gardener.evaluate.work import STEP_TOKENS, SURE, with_tasks
 from mlx_gardener.platform.kept import KeptValues
 from mlx_gardener.source.languages import language_of
 
@@ -114,6 +114,7 @@ def compare(
     """
     began = time.monotonic()
     ends = began + seconds
+    config = with_tasks(config, tasks)
 
     def asked() -> None:
         interrupt()

@@ -148,6 +148,14 @@ def _least(settings: EvaluationConfig) -> tuple[int, int]:
     return tasks, max(_FEWEST_ROWS, _LEAST_ROWS * tasks // _LEAST_TASKS)
 
 
+def with_tasks(config: TrainingConfig, tasks: int | None) -> TrainingConfig:
+    """Settings of a test that somebody asked ``tasks`` of each kind of: where a training had fewer, rows and places grow with them."""
+    if tasks is None or tasks <= config.evaluation.tasks:
+        return config
+    evaluation = config.evaluation.model_copy(update={"tasks": tasks})
+    return config.model_copy(update={"evaluation": evaluation})
+
+
 def memorisation_places(settings: EvaluationConfig) -> int:
     """Places in training code, and as many in held-out code, that are continued where time does not press."""
     return min(_PLACES, _PLACES_PER_TASK * settings.tasks)

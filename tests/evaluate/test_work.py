@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.evaluate.work import SERVED_PROMPT, SURE, decide_work, least_tokens, memorisation_places
+from mlx_gardener.evaluate.work import (
+    SERVED_PROMPT,
+    SURE,
+    decide_work,
+    least_tokens,
+    memorisation_places,
+    with_tasks,
+)
 
 
 @pytest.mark.parametrize("step_tokens", [10.0, 40.0])
@@ -52,6 +59,15 @@ def test_fewer_tasks_than_the_least_make_all_of_the_test_smaller(
     work = decide_work(config, training_tokens=10_000, windows=100, tasks=None, can_write=True, other_kinds=2)
     assert work.next_line_tasks == work.fim_tasks == work.other_tasks
     assert (work.next_line_tasks, work.rows, memorisation_places(config.evaluation)) == expected
+
+
+def test_who_asks_for_more_tasks_than_a_training_had_gets_the_rows_and_places_of_so_many() -> None:
+    config = TrainingConfig(evaluation={"tasks": 0, "time_share": 0})  # type: ignore[arg-type]
+    facts = {"training_tokens": 10_000, "windows": 100, "can_write": True}
+    asked = with_tasks(config, 20)
+    assert decide_work(asked, tasks=20, **facts).rows == 40  # type: ignore[arg-type]
+    assert memorisation_places(asked.evaluation) == 24
+    assert with_tasks(config, None) is config and with_tasks(TrainingConfig(), 20) == TrainingConfig()
 
 
 def test_prompts_are_the_served_ones_whatever_the_rows_and_are_cut_last() -> None:
