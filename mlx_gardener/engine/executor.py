@@ -109,9 +109,12 @@ class Executor:
 
     @property
     def forward_tokens(self) -> int:
-        """Positions that the plan takes at once where nothing is differentiated; a smaller batch leaves streams idle."""
-        rows = 1 if self.graph is None else FORWARD_ROWS
-        return max(rows * count * width for width, count in self.plan.rows_of_width.items())
+        """Positions that keep all streams busy where nothing is differentiated: of a smaller batch some have no row."""
+        most = 1 if self.graph is None else FORWARD_ROWS
+        return max(
+            max(rows, min(most * rows, len(self.streams))) * width
+            for width, rows in self.plan.rows_of_width.items()
+        )
 
     def micro_batches(self, batch: Batch, *, forward_only: bool = False) -> Iterator[MicroBatch]:
         """``batch`` in parts of as many rows as the plan takes at once."""

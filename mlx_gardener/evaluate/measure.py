@@ -79,12 +79,17 @@ class Bench:
     store: KeptValues
     interrupt: Callable[[], None]
 
+    @property
+    def batch_tokens(self) -> int:
+        """Positions of a batch of rows."""
+        return max(self.config.optimizer.tokens_per_update, self.engine.forward_tokens)
+
     def losses(
         self, rows: RowSet, tell: Callable[[float], None] = lambda share: None, *, of: str
     ) -> dict[str, float]:
         """Loss in nats by file; from the store where they are known."""
-        size = self.engine.forward_tokens
-        count, losses = rows.update_count(size), dict[str, float]()
+        size, losses = self.batch_tokens, dict[str, float]()
+        count = rows.update_count(size)
         for done, batch in enumerate(rows.batches(size, seed=None)):
             found = self.row_losses(batch, part_of(tell, done, count), of=of)
             for path, loss in zip(batch.paths, found, strict=True):

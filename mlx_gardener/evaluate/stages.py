@@ -351,7 +351,7 @@ def check(
     )
     other = other.spread(int(plan.work.guard_share * other.total_tokens))
     losses = bench.losses(other, lambda share: tell(0.2 * share), of=of)
-    size = bench.engine.forward_tokens
+    size = bench.batch_tokens
     rows = data.validation.spread(int(plan.work.guard_share * _VALIDATION_TOKENS))
     validation = 0.0
     count = rows.update_count(size)

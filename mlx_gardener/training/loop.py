@@ -309,7 +309,8 @@ class _Training(Standing):
     @property
     def _forward_tokens(self) -> int:
         """Positions of a batch in validation; ranks, which may have plans of their own, have to cut it alike."""
-        return self.engine.forward_tokens if self.ranks.size == 1 else self.tokens_per_update
+        alone = self.ranks.size == 1
+        return max(self.tokens_per_update, self.engine.forward_tokens) if alone else self.tokens_per_update
 
     def _losses(
         self, validation: list[Batch], between: Callable[[float], None]

@@ -90,14 +90,14 @@ def test_losses_are_kept_and_say_how_far_they_are_within_a_batch(
     rows = plain_rows(make_windows(excerpts, tokenizer, 64), tokenizer, (32, 64))
     shares: list[float] = []
     found = bench.losses(rows, shares.append, of="")
-    batches = rows.update_count(bench.engine.forward_tokens)
+    batches = rows.update_count(bench.batch_tokens)
     assert len(shares) > 2 * batches and shares == sorted(shares) and shares[-1] == 1.0
     assert bench.losses(rows, of="an adapter") == pytest.approx(found)
     monkeypatch.setattr(Engine, "row_losses", None)  # nothing is computed any more
     assert bench.losses(rows, of="") == found
 
 
-def test_as_many_rows_go_forward_at_once_as_the_plan_takes_however_small_an_update_is(
+def test_every_stream_has_a_row_to_put_forward_however_small_an_update_is(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer, real, shapes = bench.base.tokenizer, Engine.row_losses, list[tuple[int, ...]]()
@@ -112,9 +112,16 @@ def test_as_many_rows_go_forward_at_once_as_the_plan_takes_however_small_an_upda
     )
     one_row = bench.config.optimizer.model_copy(update={"tokens_per_update": 64})
     small = replace(bench, config=bench.config.model_copy(update={"optimizer": one_row}))
-    found = small.losses(rows, of="")
-    assert max(shapes) == (4, 64), "twice a training step's two"
-    assert bench.losses(rows, of="an adapter") == pytest.approx(found)
+    plan = replace(bench.engine.plan, rows_of_width={64: 1}, cpu_streams=2)
+    streams = replace(small, engine=Engine(bench.base.model, plan, dtype=bench.base.dtype))
+    found = streams.losses(rows, of="")
+    assert max(shapes) == (2, 64)
+    shapes.clear()
+    assert small.losses(rows, of="an adapter") == pytest.approx(found)
+    assert max(shapes) == (2, 64), "as many as a step has at once"
+    shapes.clear()
+    assert bench.losses(rows, of="another one") == pytest.approx(found)
+    assert max(shapes)[0] > 2, "as many as an update has"
 
 
 def test_where_a_token_for_all_answers_costs_much_next_lines_are_all_that_is_asked() -> None:
