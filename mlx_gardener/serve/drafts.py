@@ -7,7 +7,7 @@ stood before, in the file, in retrieved code, or in the last answer at this plac
 a draft in one step and says after each of its tokens which comes next; tokens count up to the first that it would not have written.
 
 A sum over several tokens, or after keys and values that were read in other pieces, may differ from offline's in its last bits: by
-about a millionth of the largest logit in float32. A choice that is closer than `_CLOSE` of it is therefore not made here: the answer
+some millionths of the largest logit in float32. A choice that is closer than `_CLOSE` of it is therefore not made here: the answer
 is computed again from where the prompt was last read as offline reads it, and goes on from there. Of trained models' answers that
 are few. In bfloat16 and float16 nearly every answer has such a choice, so there all is computed as offline.
 """

@@ -24,7 +24,6 @@ def test_an_epoch_is_foretold_with_what_is_added_to_it(
             "min_training_chunks": 5,
             "training_data_quality_threshold": 0.1,
             "data.sequence_lengths": [128, 256],
-            "evaluation.context_tokens": 96,
             **shares,
         }
         config = load_config(environment={}, overrides=chosen)

@@ -140,7 +140,7 @@ def test_four_projects_at_once_never_mix(world: World, address: str) -> None:
 
 def test_a_growing_prompt_is_not_read_again_and_answered_the_same(world: World, address: str) -> None:
     registry, base = world
-    source = (Path(__file__).parents[2] / "mlx_gardener" / "config" / "sections.py").read_text()
+    source = (Path(__file__).parent / "sample_source.txt").read_text()
     ids = base.tokenizer.encode(source)[:700]
     seen = []
     turned = [*ids[:300], *ids[400:700]]  # begins as what was asked before
