@@ -89,6 +89,7 @@ def test_an_unknown_key_is_an_error_that_names_place_and_nearest(
         ({"data.sequence_lengths": [512, 128]}, "rising"),
         ({"lora": 3}, "lora"),
         ({"parallel.hosts": 3}, r"usable: parallel.hosts: "),
+        ({"throttling.pause_on": "battery"}, r'pause_on: should be a list, like \["a", "b"\] \(got'),
     ],
 )
 def test_an_impossible_value_is_named(flags: dict[str, object], words: str) -> None:

@@ -289,6 +289,8 @@ def _config_error(error: ValidationError) -> ConfigError:
         kinds = ("literal", "tuple", "str")  # of a setting that may be of several
         place = ".".join(str(part) for part in item["loc"] if str(part).partition("[")[0] not in kinds)
         message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "tuple_type":
+            message = 'should be a list, like ["a", "b"]'
         if item["type"] == "extra_forbidden":
             known = [name for key in known_keys() for name in (key, key.rpartition(".")[2])]
             near = difflib.get_close_matches(place, known, n=1, cutoff=0.5)
