@@ -24,7 +24,7 @@ from mlx_gardener.source.filters import MAX_LINE_LENGTH
 from mlx_gardener.source.records import ChunkRecord, FileRecord
 from mlx_gardener.source.scan import done_by_processes, examine_file, read_source
 from mlx_gardener.source.secrets import names_with_secrets, without_secrets
-from mlx_gardener.source.walk import Git, list_files, marked_paths
+from mlx_gardener.source.walk import Git, list_files, marked_paths, require_directory
 
 #: A file that changed so shortly before it was looked at may change again without another time.
 _TICK_NS = 100_000_000
@@ -115,7 +115,7 @@ def refreshed(
         processes: as in `source.scan_repository`.
 
     Raises:
-        DataError: ``root`` is not a directory that can be read.
+        DataError: ``root`` is not a directory that can be read, or went away meanwhile.
     """
     root = root.resolve()
     name = without_secrets(root.name)
@@ -160,6 +160,7 @@ def refreshed(
         else FilePart(part.path, part.stamp, DUPLICATE, part.key)
         for part in parts
     ]
+    require_directory(root)
     return merged(earlier, parts, name=name, kept=sorted(kept.values()))
 
 

@@ -40,7 +40,7 @@ from mlx_gardener.source.records import (
     SourceFile,
 )
 from mlx_gardener.source.secrets import TooManySecretsError, find_secrets, names_with_secrets, without_secrets
-from mlx_gardener.source.walk import Git, head_commit, list_files, marked_paths
+from mlx_gardener.source.walk import Git, head_commit, list_files, marked_paths, require_directory
 
 if TYPE_CHECKING:
     from rensa import RMinHash
@@ -89,7 +89,7 @@ def scan_repository(
         processes: worker processes; as many as cores for large repositories when None, 1 for none.
 
     Raises:
-        DataError: ``root`` is not a directory that can be read, or holds no files at all.
+        DataError: ``root`` is not a directory that can be read, went away meanwhile, or holds no files at all.
     """
     started = time.perf_counter()
     root = resolved(root)
@@ -135,6 +135,7 @@ def scan_repository(
             _keep(scan, found)
             if found.chunks:
                 numbers.append(near.add(found.signature))
+    require_directory(root)
     _assign_clusters(scan, near, numbers)
     scan.seconds = time.perf_counter() - started
     return scan

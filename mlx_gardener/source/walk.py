@@ -146,11 +146,7 @@ def list_files(root: Path, git: Git | None = None) -> list[str]:
     Raises:
         DataError: ``root`` is not a directory that can be read, or belongs to git's own files.
     """
-    if not is_directory(root):
-        what = "is not a directory" if os.path.lexists(root) else "does not exist"
-        raise DataError(
-            f"{without_secrets(str(root))!r} {what}.", next_step="Name the root directory of a repository."
-        )
+    require_directory(root)
     _refuse_git_directory(root)
     git = git or Git(root)
     listed = (
@@ -162,6 +158,19 @@ def list_files(root: Path, git: Git | None = None) -> list[str]:
         names = {os.fsdecode(name) for name in listed.split(b"\0") if name}
         return sorted(name for name in names if _stays_inside(name) and os.path.lexists(root / name))
     return sorted(_walk(root, read_ignore(git.excludes_file, follow_links=True)))
+
+
+def require_directory(root: Path) -> None:
+    """Refuse what is no directory; asked again after all files were read, as one that went away meanwhile seems to lack them.
+
+    Raises:
+        DataError: ``root`` is not a directory.
+    """
+    if not is_directory(root):
+        what = "is not a directory" if os.path.lexists(root) else "does not exist"
+        raise DataError(
+            f"{without_secrets(str(root))!r} {what}.", next_step="Name the root directory of a repository."
+        )
 
 
 def _refuse_git_directory(root: Path) -> None:

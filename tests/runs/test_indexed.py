@@ -80,6 +80,22 @@ def test_the_index_of_a_project_that_is_removed_meanwhile_is_not_written(world: 
     assert not world.registry.project_directory("small").exists()
 
 
+def test_a_repository_that_goes_while_it_is_read_leaves_the_kept_index_as_it_is(world: World) -> None:
+    rules = index_rules(world.registry, "small")
+    index = update_index(world.registry, "small", rules)
+    for path in world.tree.rglob("*.py"):
+        path.write_text(path.read_text() + "\n\ndef added(value):\n    return value\n")
+
+    def go() -> None:
+        if world.tree.exists():
+            world.tree.rename(world.tree.with_name("elsewhere"))
+
+    with pytest.raises(mlx_gardener.DataError, match="does not exist"):
+        update_index(world.registry, "small", rules, interrupt=go, processes=1)
+    kept = kept_index(world.registry, "small", rules)
+    assert kept is not None and kept.paths == index.paths
+
+
 def test_without_the_repository_the_kept_index_serves_and_without_both_it_is_said_why(world: World) -> None:
     index, _ = index_as_it_is(world.registry, "small")
     world.tree.rename(world.tree.with_name("elsewhere"))

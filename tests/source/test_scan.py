@@ -341,6 +341,15 @@ def test_progress_is_told_and_an_interruption_ends_it(repository: Path) -> None:
         scan_repository(repository, DataConfig(), quality_threshold=0.5, interrupt=stop)
 
 
+def test_a_repository_that_goes_while_it_is_read_is_not_taken_for_an_empty_one(repository: Path) -> None:
+    def go() -> None:
+        if repository.exists():
+            repository.rename(repository.with_name("elsewhere"))
+
+    with pytest.raises(DataError, match="does not exist"):
+        scan_repository(repository, DataConfig(), quality_threshold=0.5, interrupt=go, processes=1)
+
+
 def test_what_is_imported_comes_first_also_in_a_circle(root: Path) -> None:
     (root / "app.py").write_text("import store\nimport view\n\n\n" + CODE.replace("area", "app"))
     (root / "store.py").write_text("import model\n\n\n" + CODE.replace("area", "store"))

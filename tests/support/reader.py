@@ -8,10 +8,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from mlx_gardener.registry import ProjectRegistry
 from tests.conftest import STORE_VARIABLES, without_stores, write_repository, write_tiny_model
@@ -81,16 +84,19 @@ class World:
         for command in ("git init -q", "git add -A", "git commit -qm First"):
             self.run(command)
         cache_model(root / "hub", tokenizer_dir)
+        #: A server is started for the proof at the port that the pages name; other suites on this machine do so, too.
+        self._usual_port = FileLock(Path(tempfile.gettempdir()) / "mlx_gardener-tests-usual-port.lock")
 
     def run(self, command: str) -> None:
         """Run ``command`` in the project's directory and expect it to succeed."""
         connects, environment = "mlx-gardener connect" in command, self._environment
         if connects:  # no editor of this machine, whatever its version and plug-ins; tests/editors runs those
             environment = {**environment, "PATH": str(Path(sys.executable).parent)}
-        done = subprocess.run(
-            (BASH, "-c", command), cwd=self.project, env=environment, capture_output=True, text=True,
-            input="y\n" if connects else "", timeout=900,
-        )  # fmt: skip
+        with self._usual_port if connects else nullcontext():
+            done = subprocess.run(
+                (BASH, "-c", command), cwd=self.project, env=environment, capture_output=True, text=True,
+                input="y\n" if connects else "", timeout=900,
+            )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
     def run_here(self, command: str) -> None:
