@@ -144,7 +144,7 @@ def list_files(root: Path, git: Git | None = None) -> list[str]:
     Tracked files that are not there, deleted or outside a sparse checkout, are left out.
 
     Raises:
-        DataError: ``root`` is not a directory that can be read, or belongs to git's own files.
+        DataError: ``root`` is not a directory that can be read, went away meanwhile, or belongs to git's own files.
     """
     require_directory(root)
     _refuse_git_directory(root)
@@ -156,8 +156,12 @@ def list_files(root: Path, git: Git | None = None) -> list[str]:
     )
     if listed is not None:
         names = {os.fsdecode(name) for name in listed.split(b"\0") if name}
-        return sorted(name for name in names if _stays_inside(name) and os.path.lexists(root / name))
-    return sorted(_walk(root, read_ignore(git.excludes_file, follow_links=True)))
+        found = sorted(name for name in names if _stays_inside(name) and os.path.lexists(root / name))
+    else:
+        found = sorted(_walk(root, read_ignore(git.excludes_file, follow_links=True)))
+    if not found:
+        require_directory(root)  # one that went away meanwhile is not an empty one
+    return found
 
 
 def require_directory(root: Path) -> None:

@@ -18,6 +18,7 @@ from mlx_gardener.errors import DataError
 from mlx_gardener.source import Scan, dependency_order, read_source, scan_repository
 from mlx_gardener.source.imports import imports_of
 from mlx_gardener.source.secrets import find_secrets
+from mlx_gardener.source.walk import Git, list_files
 
 CODE = "def area(width, height):\n    if width < 0:\n        raise ValueError(width)\n    return width * height\n"
 
@@ -348,6 +349,18 @@ def test_a_repository_that_goes_while_it_is_read_is_not_taken_for_an_empty_one(r
 
     with pytest.raises(DataError, match="does not exist"):
         scan_repository(repository, DataConfig(), quality_threshold=0.5, interrupt=go, processes=1)
+
+
+def test_a_repository_that_goes_while_it_is_listed_is_not_taken_for_an_empty_one(repository: Path) -> None:
+    class Slow(Git):
+        def ask(self, *arguments: str, input_bytes: bytes | None = None) -> bytes | None:
+            answer = super().ask(*arguments, input_bytes=input_bytes)
+            if arguments[0] == "ls-files":
+                repository.rename(repository.with_name("elsewhere"))
+            return answer
+
+    with pytest.raises(DataError, match="does not exist"):
+        list_files(repository, Slow(repository))
 
 
 def test_what_is_imported_comes_first_also_in_a_circle(root: Path) -> None:
