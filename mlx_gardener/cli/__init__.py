@@ -179,7 +179,9 @@ def _told(error: Exception) -> tuple[str, str, int]:
     if isinstance(error, click.Abort):
         return "Interrupted.", "", 130
     if isinstance(error, click.ClickException):
-        return error.format_message(), "", error.exit_code
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = "" if context is None else f"Try `{context.command_path} --help`."
+        return error.format_message(), hint, error.exit_code
     if isinstance(error, GardenerError):
         return error.message, error.next_step, error.exit_code
     if isinstance(error, OSError) and error.strerror:

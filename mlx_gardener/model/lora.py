@@ -39,16 +39,16 @@ def attach_lora(model: nn.Module, config: LoraConfig, *, seed: int) -> LoraTarge
     A is uniform within 1/sqrt(inputs) and B zero, as in mlx-lm; ``seed`` decides A.
 
     Raises:
-        ModelError: no module fits ``config.target_modules``, or DoRA is asked of a mixture of experts.
+        ModelError: the model has fewer than ``config.num_layers`` or no module that fits ``config.target_modules``, or DoRA is
+            asked of a mixture of experts.
     """
     import mlx.core as mx
 
-    count = len(model.layers)
-    layers = min(config.num_layers or count, count)
-    keys = _target_keys(model.layers[count - layers :], config)
+    trained = _trained_layers(model, config)
+    keys = _target_keys(trained, config)
     model.freeze()
     mx.random.seed(seed)
-    targets = LoraTargets(tuple(sorted(keys)), layers, 0)
+    targets = LoraTargets(tuple(sorted(keys)), len(trained), 0)
     try:
         AdapterSettings.of(targets, config).put_into(model)
     except ValueError as error:
@@ -63,9 +63,20 @@ def attach_lora(model: nn.Module, config: LoraConfig, *, seed: int) -> LoraTarge
 
 
 def check_targets(model: nn.Module, config: LoraConfig) -> None:
-    """Raises ModelError where the layers that ``config`` trains have no module for its adapters."""
-    count = len(model.layers)
-    _target_keys(model.layers[count - min(config.num_layers or count, count) :], config)
+    """Raises ModelError where the model lacks the layers that ``config`` trains, or they a module for its adapters."""
+    _target_keys(_trained_layers(model, config), config)
+
+
+def _trained_layers(model: nn.Module, config: LoraConfig) -> list[nn.Module]:
+    layers: list[nn.Module] = model.layers
+    if config.num_layers is None:
+        return layers
+    if config.num_layers > len(layers):
+        raise ModelError(
+            f"lora.num_layers is {config.num_layers}, but the model has {len(layers)} layers.",
+            next_step=f"Name at most {len(layers)}, or leave it out: all are trained then.",
+        )
+    return layers[-config.num_layers :]
 
 
 def effective_scale(config: LoraConfig) -> float:

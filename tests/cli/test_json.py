@@ -56,6 +56,7 @@ def test_an_error_is_json_on_stdout_for_every_command(name: str, capsys: pytest.
     told = json.loads(shown.out)
     assert ended.value.code == 2 == told["error"]["exit_code"]
     assert told["error"]["message"] and told["error"]["message"] in shown.err
+    assert told["error"]["next_step"] == f"Try `mlx-gardener {name} --help`."
     assert (told.get("event") == "Error") == (name in STREAMS)
 
 
