@@ -88,13 +88,68 @@ def test_an_unknown_key_is_an_error_that_names_place_and_nearest(
         ({"min_training_chunks": 10, "max_training_chunks": 5}, "must not exceed"),
         ({"data.sequence_lengths": [512, 128]}, "rising"),
         ({"lora": 3}, "lora"),
-        ({"parallel.hosts": 3}, r"usable: parallel.hosts: "),
-        ({"throttling.pause_on": "battery"}, r'pause_on: should be a list, like \["a", "b"\] \(got'),
+        ({"parallel.hosts": 3}, r"usable: parallel.hosts, in the given settings: "),
+        (
+            {"throttling.pause_on": "battery"},
+            r'pause_on, in the given settings: should be a list, like \["battery"\] \(got',
+        ),
+        (
+            {"data.sequence_lengths": 512},
+            r"sequence_lengths, in the given settings: should be a list, like \[512\] \(got 512\)",
+        ),
+        (
+            {"data.sequence_lengths": []},
+            r"data.sequence_lengths, in the given settings: must name a length.* \(got \[\]\)",
+        ),
+        (
+            {"data.sequence_lengths": [8]},
+            r"data.sequence_lengths, in the given settings: must lie between .* \(got \[8\]\)",
+        ),
+        ({"lora.target_modules": []}, "lora.target_modules, in the given settings: must name a module"),
+        (
+            {"evaluation.arms": ["base"]},
+            "evaluation.arms, in the given settings: must contain base and adapter",
+        ),
+        (
+            {"parallel.hosts": "here,,there"},
+            "parallel.hosts, in the given settings: '' is no name or address",
+        ),
     ],
 )
 def test_an_impossible_value_is_named(flags: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_config(environment={}, overrides=flags)
+
+
+def test_an_impossible_value_says_where_it_came_from(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text("[lora]\nrank = 0\n[optimizer]\nepochs = -1\n")
+    variables = {"MLX_GARDENER_SEED": "-1", "MLX_GARDENER_OPTIMIZER__EPOCHS": "-2"}
+    with pytest.raises(ConfigError) as raised:
+        load_config(file, environment=variables, overrides={"evaluation.tasks": -3})
+    for words in (
+        "lora.rank, in the file my.toml: ",
+        "seed, in MLX_GARDENER_SEED: ",
+        "optimizer.epochs, in MLX_GARDENER_OPTIMIZER__EPOCHS: ",  # the last that said it
+        "evaluation.tasks, in the flags: ",
+    ):
+        assert words in raised.value.message
+    assert raised.value.next_step == "Correct them there."
+    with pytest.raises(ConfigError, match="a file, the environment or a flag") as unknown:
+        validate_config({"seed": -1})
+    assert "seed: " in unknown.value.message
+
+
+def test_a_file_may_begin_with_a_mark_and_have_keys_in_quotes(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_bytes(b'\xef\xbb\xbf"lora.rank" = 4\r\n[lora]\r\ndropout = 0.5\r\n')
+    found = load_config(file, environment={}).lora
+    assert (found.rank, found.dropout) == (4, 0.5)
+
+
+def test_hosts_may_be_named_with_commas_between_them_wherever_they_are_set(tmp_path: Path) -> None:
+    found = load_config(environment={"MLX_GARDENER_PARALLEL__HOSTS": "127.0.0.1, me@mini.local"})
+    assert found.parallel.hosts == ("127.0.0.1", "me@mini.local")
 
 
 def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
@@ -104,6 +159,8 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
         load_config(file, environment={})
     with pytest.raises(ConfigError, match=r"missing\.toml"):
         load_config(tmp_path / "missing.toml", environment={})
+    with pytest.raises(ConfigError, match=r"cannot be read \(\. is a directory\)"):
+        load_config(".", environment={})
 
 
 def test_a_configuration_cannot_be_changed_after_validation() -> None:
@@ -233,6 +290,13 @@ def test_the_new_name_of_a_setting_wins_over_its_earlier_one() -> None:
         "seed": 4,
         "evaluation": {"patience": 2},
     }
+
+
+def test_an_earlier_name_beside_the_new_one_is_said_to_be_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text("[evaluation]\ntasks = 2\nnext_line_tasks = 5\n")
+    with pytest.warns(FutureWarning, match="until 0.3, but passed over where that is set too, as here"):
+        assert load_config(file, environment={}).evaluation.tasks == 2
 
 
 def test_what_pauses_a_training_is_a_set_in_any_order() -> None:

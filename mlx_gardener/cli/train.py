@@ -199,12 +199,11 @@ def train(
     watch_training(pipeline, name, as_json=as_json, cancel_on_interrupt=True)
 
 
-def _hosts(text: str) -> list[str] | str:
-    """The hosts by name; one name alone is a host file, as it takes two hosts to train together."""
+def _hosts(text: str) -> str:
+    """The hosts by name as they are, or the full path of a host file: one name alone, as it takes two to train together."""
     from mlx_gardener.platform.files import resolved
 
-    names = [name.strip() for name in text.split(",")]
-    return names if len(names) > 1 else str(resolved(place_type.convert(text, None, None)))
+    return text if "," in text else str(resolved(place_type.convert(text, None, None)))
 
 
 def _place_of(project: str | None, *, must_be_known: bool) -> Path:

@@ -10,20 +10,21 @@ import difflib
 import os
 import tomllib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from mlx_gardener.config.sections import ThrottlingConfig, TrainingConfig, known_keys
+from mlx_gardener.config.sections import ThrottlingConfig, TrainingConfig, known_keys, unusable
 from mlx_gardener.errors import ConfigError
 from mlx_gardener.platform.arguments import checked
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_text
 
 ENVIRONMENT_PREFIX = "MLX_GARDENER_"
+_ENVIRONMENT = "the environment"
 #: Of a settings file: a thousand times all settings there are.
 _MAX_FILE_BYTES = 2**24
 #: Variables with the prefix that are no training settings.
@@ -116,14 +117,26 @@ def load_config(
         ConfigError: the file cannot be read, a key is unknown, or a value is impossible; says where it came from.
         TypeError: an argument is of another type.
     """
-    values: dict[str, Any] = {}
+    values, origins = dict[str, Any](), dict[str, str]()
     for origin, layer in _layers(file, overrides or {}, os.environ if environment is None else environment):
-        for text in _earlier(list(_flatten(layer)), origin):
+        for text in _earlier(layer, origin):
             warnings.warn(text, FutureWarning, stacklevel=3)
         layer = as_of_today(layer, values)
         _reject_unknown(layer, origin)
         _merge(values, layer)
-    return validate_config(values)
+        is_environment = origin == _ENVIRONMENT
+        origins |= {key: _variable(key) if is_environment else origin for key in _flatten(layer)}
+    try:
+        return validate_config(values)
+    except ConfigError as error:
+        if isinstance(error.__cause__, ValidationError):
+            raise unusable(error.__cause__, origins) from error.__cause__
+        raise
+
+
+def _variable(key: str) -> str:
+    """The environment variable of a setting: MLX_GARDENER_LORA__RANK of lora.rank."""
+    return ENVIRONMENT_PREFIX + key.upper().replace(".", "__")
 
 
 def validate_config(values: Mapping[str, Any]) -> TrainingConfig:
@@ -137,16 +150,18 @@ def validate_config(values: Mapping[str, Any]) -> TrainingConfig:
     return TrainingConfig.model_validate(values)
 
 
-def _earlier(keys: Sequence[str], origin: str) -> Iterator[str]:
+def _earlier(layer: Mapping[str, Any], origin: str) -> Iterator[str]:
     """What is said of settings of earlier versions, in their order; those that are passed over for one reason together."""
     retired: dict[str, list[str]] = {}
-    for key in keys:
+    for key in _flatten(layer):
         if key in RETIRED:
             retired.setdefault(RETIRED[key], []).append(key)
         elif key in RENAMED:
             item = _PAUSES.get(key.rpartition(".")[2])
             now = f"called {RENAMED[key]}" if item is None else f'"{item}" in the list {RENAMED[key]}'
-            yield f"{key} in {origin} is {now} now; the earlier name is understood until 0.3."
+            over = ", but passed over where that is set too, as here"
+            is_over = _is_said(layer, *RENAMED[key].split("."))
+            yield f"{key} in {origin} is {now} now; the earlier name is understood until 0.3{over if is_over else ''}."
     for why, some in retired.items():
         have, them = ("has", "it") if len(some) == 1 else ("have", "them")
         yield f"{', '.join(some)} in {origin} {have} no effect: {why}. Take {them} out."
@@ -168,8 +183,7 @@ def as_of_today(
             continue
         value = found[old_section].pop(old_key)
         into = found.setdefault(section, {})
-        is_said = _names(values, section, key) and values[section][key] not in ([], ())
-        if isinstance(into, dict) and not is_said and value is not None:
+        if isinstance(into, dict) and not _is_said(values, section, key) and value is not None:
             so_far = into.get(key)
             if old_key in _PAUSES:
                 if so_far is None:
@@ -186,6 +200,10 @@ def as_of_today(
 
 def _names(values: Mapping[str, Any], section: str, key: str) -> bool:
     return isinstance(values.get(section), Mapping) and key in values[section]
+
+
+def _is_said(values: Mapping[str, Any], section: str, key: str) -> bool:
+    return _names(values, section, key) and values[section][key] not in ([], ())
 
 
 def _with_or_without(items: Any, item: str, is_wanted: Any) -> Any:
@@ -218,13 +236,17 @@ def _layers(
     file: str | Path | None, overrides: Mapping[str, Any], environment: Mapping[str, str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     if file is not None:
-        yield f"the file {Path(file).name}", _read_toml(Path(file))
-    yield "the environment", _from_environment(environment)
-    flags: dict[str, Any] = {}
-    for key, value in overrides.items():
-        if value is not None:
-            _merge(flags, _nest(key.split("."), value))
-    yield "the flags", flags
+        yield f"the file {Path(file).name}", _nested(_read_toml(Path(file)))
+    yield _ENVIRONMENT, _from_environment(environment)
+    yield "the flags", _nested({key: value for key, value in overrides.items() if value is not None})
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """With a dictionary for each section, also where a key has the section's name in it: ``"lora.rank" = 8``."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        _merge(nested, _nest(key.split("."), value))
+    return nested
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -236,7 +258,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
             next_step="Name a readable TOML file with --config.",
         ) from error
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:  # also where a number has thousands of digits
         raise ConfigError(
             f"The settings file {path} is not valid TOML: {error}.",

@@ -6,8 +6,11 @@ What each means is in docs/settings.md. Cost: importing pydantic, a tenth of a s
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -45,7 +48,7 @@ class _SectionType(ModelMetaclass):
             try:
                 return super().__call__(**values)
             except ValidationError as error:
-                raise _config_error(error) from error
+                raise unusable(error) from error
 
 
 class _Section(BaseModel, metaclass=_SectionType):
@@ -57,7 +60,7 @@ class _Section(BaseModel, metaclass=_SectionType):
         try:
             return super().model_validate(obj, **how)
         except ValidationError as error:
-            raise _config_error(error) from error
+            raise unusable(error) from error
 
 
 class LoraConfig(_Section):
@@ -76,6 +79,13 @@ class LoraConfig(_Section):
     num_layers: int | None = Field(None, ge=1)
     use_rslora: bool = False
     use_dora: bool = False
+
+    @field_validator("target_modules")
+    @classmethod
+    def _some(cls, modules: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not modules:
+            raise ValueError('must name a module; "all-linear" takes all')
+        return modules
 
 
 class OptimizerConfig(_Section):
@@ -118,12 +128,19 @@ class DataConfig(_Section):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
+    @field_validator("sequence_lengths")
+    @classmethod
+    def _some_and_rising(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        if not lengths:
+            raise ValueError("must name a length; 512 tokens, say")
+        if list(lengths) != sorted(set(lengths)):
+            raise ValueError("must be a rising list without repeats")
+        if lengths[0] < 32 or lengths[-1] > 32768:
+            raise ValueError("must lie between 32 and 32768 tokens")
+        return lengths
+
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
-        if not self.sequence_lengths or list(self.sequence_lengths) != sorted(set(self.sequence_lengths)):
-            raise ValueError("sequence_lengths must be a rising list without repeats")
-        if self.sequence_lengths[0] < 32 or self.sequence_lengths[-1] > 32768:
-            raise ValueError("sequence_lengths must lie between 32 and 32768 tokens")
         if self.validation_fraction + self.test_fraction >= 0.6:
             raise ValueError("validation_fraction and test_fraction leave too little to train on")
         return self
@@ -147,11 +164,12 @@ class EvaluationConfig(_Section):
     tasks: int = Field(155, ge=0)
     max_new_tokens: int = Field(48, ge=1, le=1024)
 
-    @model_validator(mode="after")
-    def _consistent(self) -> EvaluationConfig:
-        if not {"base", "adapter"} <= set(self.arms):
-            raise ValueError("arms must contain base and adapter")
-        return self
+    @field_validator("arms")
+    @classmethod
+    def _with_both(cls, arms: tuple[ArmName, ...]) -> tuple[ArmName, ...]:
+        if not {"base", "adapter"} <= set(arms):
+            raise ValueError("must contain base and adapter")
+        return arms
 
 
 class EngineConfig(_Section):
@@ -195,9 +213,9 @@ class ParallelConfig(_Section):
     """Which machines train together (docs/parallel.md). Without hosts one process trains alone.
 
     ``hosts`` are this machine first, then where the other ranks run; "127.0.0.1" is a process of this machine, all
-    else is reached by ssh. One text in the place of a list is the path of a host file of mlx.launch's. ``starting_port`` is
-    rank 0's, the others count up from it, for firewalls that let only some through; None takes free ones on one machine, and
-    32323 on several. ``python`` None means: where it is here.
+    else is reached by ssh. Names with commas between them are a list too; one text without is the path of a host file of
+    mlx.launch's. ``starting_port`` is rank 0's, the others count up from it, for firewalls that let only some through; None
+    takes free ones on one machine, and 32323 on several. ``python`` None means: where it is here.
     """
 
     hosts: tuple[str, ...] | str = ()
@@ -205,12 +223,15 @@ class ParallelConfig(_Section):
     starting_port: int | None = Field(None, ge=1024, le=65000)
     python: str | None = None
 
-    @model_validator(mode="after")
-    def _consistent(self) -> ParallelConfig:
-        for host in () if isinstance(self.hosts, str) else self.hosts:
+    @field_validator("hosts")
+    @classmethod
+    def _names(cls, hosts: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        if isinstance(hosts, str) and "," in hosts:
+            hosts = tuple(name.strip() for name in hosts.split(","))
+        for host in () if isinstance(hosts, str) else hosts:
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@:-]*", host):
-                raise ValueError(f"hosts has {host!r}, which is no name or address of a machine")
-        return self
+                raise ValueError(f"{host!r} is no name or address of a machine")
+        return hosts
 
     @property
     def is_wanted(self) -> bool:
@@ -282,23 +303,33 @@ class TrainingConfig(_Section):
         return (1 - OTHER_SHARE) * (1 - VALIDATION_SHARE) * limit
 
 
-def _config_error(error: ValidationError) -> ConfigError:
-    """All that pydantic found wrong, as one error in this package's words."""
-    problems = []
+def unusable(error: ValidationError, origins: Mapping[str, str] = MappingProxyType({})) -> ConfigError:
+    """All that pydantic found wrong, as one error in this package's words.
+
+    Args:
+        origins: where settings came from, by their dotted names: ``the file my.toml``.
+    """
+    problems, is_known = [], True
     for item in error.errors():
         kinds = ("literal", "tuple", "str")  # of a setting that may be of several
-        place = ".".join(str(part) for part in item["loc"] if str(part).partition("[")[0] not in kinds)
+        parts = [str(part) for part in item["loc"] if str(part).partition("[")[0] not in kinds]
+        place = ".".join(parts)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "tuple_type":
-            message = 'should be a list, like ["a", "b"]'
+            some = [item["input"]] if isinstance(item["input"], str | int | float) else ["a", "b"]
+            message = f"should be a list, like {json.dumps(some)}"
         if item["type"] == "extra_forbidden":
             known = [name for key in known_keys() for name in (key, key.rpartition(".")[2])]
             near = difflib.get_close_matches(place, known, n=1, cutoff=0.5)
             message = "there is no such setting" + (f", did you mean {near[0]!r}?" if near else "")
-        problems.append(f"{place}: {message} (got {item['input']!r})" if place else message)
+        origin = next((origins[key] for key in (place, ".".join(parts[:2])) if key in origins), None)
+        is_known = is_known and origin is not None
+        where = f"{place}, in {origin}" if origin else place
+        problems.append(f"{where}: {message} (got {item['input']!r})" if place else message)
+    correct = "there" if is_known else "where they came from: the call, a file, the environment or a flag"
     return ConfigError(
         "These settings are not usable: " + "; ".join(dict.fromkeys(problems)) + ".",
-        next_step="Correct them where they came from: the call, a file, the environment or a flag.",
+        next_step=f"Correct them {correct}.",
     )
 
 

@@ -34,13 +34,14 @@ def open_regular(file: Path, *, follow_links: bool = True) -> io.BufferedReader:
 
     Raises:
         OSError: it cannot be opened, or is a link and may not be one.
-        ValueError: it is no plain file.
+        ValueError: it is a directory, or no plain file either.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
     descriptor = os.open(file, flags)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise ValueError(f"{file.name} is no plain file")
+        raise ValueError(f"{file.name or file} is {'a directory' if stat.S_ISDIR(mode) else 'no plain file'}")
     return os.fdopen(descriptor, "rb")
 
 
