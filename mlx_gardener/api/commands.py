@@ -22,6 +22,7 @@ from mlx_gardener.platform.files import existing_directory
 from mlx_gardener.registry import ProjectRegistry, default_home
 from mlx_gardener.runs.forecast import estimate_training
 from mlx_gardener.runs.parent import as_trained
+from mlx_gardener.runs.ranks import check_hosts
 
 if TYPE_CHECKING:
     from mlx_gardener.adapter.exports import Export
@@ -371,6 +372,7 @@ def _prepared(path: str | Path | None, config: TrainingConfig) -> tuple[Training
     """The settings as a training of ``path`` would have them, and its base."""
     from mlx_gardener.engine import prepare_model
 
+    check_hosts(config.parallel)
     if path is not None:
         config = as_trained(config, existing_directory(Path(path)))
     return config, prepare_model(config, default_home() / "cache", ahead=True)

@@ -50,9 +50,11 @@ def plan(
     from mlx_gardener.report.waiting import said_if_slow
     from mlx_gardener.runs.forecast import estimate_training
     from mlx_gardener.runs.parent import as_trained
+    from mlx_gardener.runs.ranks import check_hosts
 
     flags = {"model": model, "memory_limit_gb": budget}
     config = load_config(config_file, overrides={**flags, **parse_settings(pairs)})
+    check_hosts(config.parallel)
     if path is not None:
         config = as_trained(config, path)
     with said_if_slow("Looking at the base models", silent=as_json):

@@ -23,7 +23,7 @@ from mlx_gardener.events import (
     TrainingProgress,
 )
 from mlx_gardener.model.choose import absolute_model
-from mlx_gardener.platform.files import existing_directory
+from mlx_gardener.platform.files import existing_directory, expanded, resolved
 from mlx_gardener.registry import (
     Project,
     ProjectRegistry,
@@ -38,6 +38,7 @@ from mlx_gardener.runs.journal import JOURNAL_NAME, follow_journal
 from mlx_gardener.runs.parent import DECIDED_AT_START, MAY_CHANGE, decide_parent, without_forgotten
 from mlx_gardener.runs.progress import ProgressCallback
 from mlx_gardener.runs.queue_start import ensure_runner
+from mlx_gardener.runs.ranks import check_hosts
 from mlx_gardener.runs.watch import start_supervisor, until_the_end, watch
 
 _POLL_SECONDS = 0.05
@@ -70,7 +71,10 @@ class TrainingPipeline:
 
     def use(self, config: TrainingConfig) -> None:
         """Take ``config`` for the trainings started from now on; those under way keep theirs."""
-        self.config = config.model_copy(update={"model": absolute_model(config.model)})
+        parallel = config.parallel
+        if isinstance(parallel.hosts, str):  # a file; who reads it works elsewhere
+            parallel = parallel.model_copy(update={"hosts": str(resolved(expanded(parallel.hosts)))})
+        self.config = config.model_copy(update={"model": absolute_model(config.model), "parallel": parallel})
 
     def start_training(
         self,
@@ -94,6 +98,7 @@ class TrainingPipeline:
         Raises:
             TrainingError: there is no such project, or it is being trained, in this process or any other.
             DataError: its repository is not where it was.
+            ConfigError: the hosts that it is to train on cannot be.
         """
         earlier = None if fresh else self.unfinished_training(project_name)
         mode = Resume.NEVER if earlier is None else Resume.IF_SAME
@@ -115,7 +120,9 @@ class TrainingPipeline:
 
         Raises:
             TrainingError: there is no such project, or it is in the queue already.
+            ConfigError: the hosts that it is to train on cannot be.
         """
+        check_hosts(self.config.parallel)
         entry = self.registry.queue.add(
             self._project(project_name).name,
             self.config.model_dump(mode="json"),
@@ -315,6 +322,7 @@ class TrainingPipeline:
     ) -> str:
         project = self._project(name)
         existing_directory(project.path)
+        check_hosts(self.config.parallel)
         config = self._settings(name)
         config[DECIDED_AT_START] = (
             "never" if fresh else decide_parent(self.registry, name, config[DECIDED_AT_START])

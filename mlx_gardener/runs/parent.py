@@ -18,6 +18,7 @@ from mlx_gardener.platform.files import resolved
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.runs.context import Run
 from mlx_gardener.runs.job import Resume
+from mlx_gardener.runs.ranks import check_hosts
 from mlx_gardener.runs.result import RunResult
 
 if TYPE_CHECKING:
@@ -163,7 +164,12 @@ def without_forgotten(config: TrainingConfig, registry: ProjectRegistry, project
 
 
 def as_trained(config: TrainingConfig, root: Path) -> TrainingConfig:
-    """The settings that a training of the repository at ``root`` would have; makes no registry where there is none."""
+    """The settings that a training of the repository at ``root`` would have; makes no registry where there is none.
+
+    Raises:
+        ConfigError: the hosts that it would train on cannot be.
+    """
+    check_hosts(config.parallel)
     place, registry = resolved(root), ProjectRegistry()
     if not registry.exists:
         return config

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import ConfigError, TrainingError
-from mlx_gardener.platform.files import write_private
+from mlx_gardener.platform.files import expanded, write_private
 from mlx_gardener.platform.processes import how_it_ended, module_command
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_json
@@ -63,14 +63,30 @@ class Host:
         return self.name in (_LOCAL, "localhost")
 
 
+def check_hosts(config: ParallelConfig) -> None:
+    """Refuse what a training in parallel would, where one is wanted; hosts are not reached out to.
+
+    Raises:
+        ConfigError: as `hosts_of`.
+    """
+    if config.is_wanted:
+        hosts_of(config)
+
+
 def hosts_of(config: ParallelConfig) -> list[Host]:
     """The hosts by rank.
 
     Raises:
-        ConfigError: there are not at least two, the host file cannot be used, or a name has no address.
+        ConfigError: there are not at least two, the host file cannot be used, a name has no address, or the backend has to be
+            started by a program of its own.
     """
+    if config.backend == "mpi":
+        raise ConfigError(
+            "MPI starts its processes itself.",
+            next_step="Run `mlx.launch --backend mpi --hosts ... mlx-gardener train ...` without --hosts of its own.",
+        )
     if isinstance(config.hosts, str):
-        hosts = _read_hostfile(Path(config.hosts))
+        hosts = _read_hostfile(expanded(config.hosts))
     else:
         hosts = [Host(name, _address_of(name)) for name in config.hosts]
     if len(hosts) < 2:
@@ -103,7 +119,7 @@ def _read_hostfile(path: Path) -> list[Host]:
         ) from error
     except (ConfigError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ConfigError(
-            f"The host file {path.name} is not one of mlx.launch's: {error}.",
+            f"The host file {path.name} is not one of mlx.launch's: {reason_of(error)}.",
             next_step='It is a JSON list of {"ssh": NAME, "ips": [ADDRESS]}; `mlx.distributed_config` writes one.',
         ) from error
 
@@ -145,15 +161,10 @@ class Group:
         death: rank, host and a sentence on the first rank that died before its time; None while all is well.
 
     Raises:
-        ConfigError: see `hosts_of`; or the backend has to be started by a program of its own.
+        ConfigError: see `hosts_of`.
     """
 
     def __init__(self, config: ParallelConfig, run_dir: Path) -> None:
-        if config.backend == "mpi":
-            raise ConfigError(
-                "MPI starts its processes itself.",
-                next_step="Run `mlx.launch --backend mpi --hosts ... mlx-gardener train ...` without --hosts of its own.",
-            )
         self._config, self._run_dir, self._hosts = config, run_dir, hosts_of(config)
         self._ranks: list[_RankProcess] = []
         self._over = threading.Event()

@@ -35,6 +35,7 @@ from mlx_gardener.runs.forecast import estimate_training
 from mlx_gardener.runs.manager import TrainingPipeline
 from mlx_gardener.runs.parent import without_forgotten
 from mlx_gardener.runs.queue_start import is_running, queued, take_out
+from mlx_gardener.runs.ranks import check_hosts
 from mlx_gardener.serve.bodies import Body
 from mlx_gardener.ui.answers import Handlers, as_json, changing, looking
 from mlx_gardener.ui.scanning import Scans
@@ -150,6 +151,7 @@ class Trainings:
         """What the budget would be used for and how long the training would take; why not, where it would be refused."""
         root = existing_directory(self._registry.get_project(body.project).path)
         config = self._with_left_out(body)
+        check_hosts(config.parallel)
         found = self._scans.of(root, config)
         prepared = prepare_model(config, self._registry.home / "cache", ahead=True)
         told: dict[str, Any] = {

@@ -13,6 +13,7 @@ import pytest
 from mlx_gardener.cli import cli, doctor
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.platform import blas, device
+from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.report.time_view import time_text
 from tests.conftest import write_tiny_model
 from tests.support.commands import gardener, gardener_here, train_flags
@@ -117,6 +118,33 @@ def test_adapters_that_have_no_place_are_refused_before_anything_is_read(
     refused("No linear module", "plan", *flags)
     refused("No linear module", "scan", str(repository), *flags)
     refused("No linear module", "train", str(repository), "--dry-run", *flags)
+    flags = train_flags(tiny_model_dir, **{"lora.num_layers": 99})
+    refused("lora.num_layers is 99, but the model has", "plan", *flags)
+    refused("lora.num_layers is 99, but the model has", "train", str(repository), "--dry-run", *flags)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read"),
+        ("[{", "is not one of"),
+        ("[]", "at least two hosts"),
+        ('[{"ips": []}]', "ssh is missing"),
+    ],
+)
+def test_hosts_that_cannot_be_are_refused_before_anything_is_written(
+    content: str | None, words: str, repository: Path, tiny_model_dir: Path, home: Path
+) -> None:
+    file = repository.with_name("hosts.json")
+    if content is not None:
+        file.write_text(content)
+    flags = train_flags(tiny_model_dir, **{"parallel.hosts": str(file)})
+    refused(words, "plan", *flags)
+    refused(words, "plan", str(repository), *flags)
+    refused(words, "train", str(repository), "--dry-run", *flags)
+    refused(words, "train", str(repository), *flags)
+    refused(words, "train", str(repository), "--queue", *flags)
+    assert not ProjectRegistry().list_projects()
 
 
 def test_scan_lists_the_lines_that_would_be_learned(repository: Path, tiny_model_dir: Path) -> None:
