@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import subprocess
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,11 +50,15 @@ _READ_BY_GIT = (".git", ".gitignore", ".gitattributes", ".gitmodules")
 _STAR = "[^/]*"
 #: Scopes of settings that whoever made the repository has written.
 _OF_REPOSITORY = (b"local", b"worktree")
+#: How long git is not asked again about a directory for which it did not answer in time (judgement).
+_SILENT_SECONDS = 300.0
+#: Until when git is not asked about a directory, on the clock of `time.monotonic`, and the user's own file of what git ignores.
+_silent: dict[Path, tuple[float, Path]] = {}
 _ATTRIBUTES = {"linguist-generated": "generated", "linguist-vendored": "vendored"}
 
 
 class Git:
-    """Questions to git about one directory; after the first that it does not answer in time, none is asked any more.
+    """Questions to git about one directory; after the first that it does not answer in time, none is asked for some minutes.
 
     Args:
         root: the directory; it need not be in a repository.
@@ -61,8 +66,12 @@ class Git:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.is_silent = _has_pipes(root)
-        self.excludes_file = self._excludes_of_user()
+        until, excludes_file = _silent.get(root, (0.0, root))
+        self.is_silent = (is_known := time.monotonic() < until) or _has_pipes(root)
+        self._has_timed_out = False
+        self.excludes_file = excludes_file if is_known else self._excludes_of_user()
+        if self._has_timed_out:
+            self._remember_silence()
 
     def ask(self, *arguments: str, input_bytes: bytes | None = None) -> bytes | None:
         """What git answers; None when there is no git, it is silent, or the directory is in no repository."""
@@ -71,7 +80,14 @@ class Git:
         if self.is_silent:
             return None
         settings = ("-c", f"core.excludesFile={self.excludes_file}")
-        return self._run((*settings, "-C", str(self.root), *arguments), kept, input_bytes)
+        answer = self._run((*settings, "-C", str(self.root), *arguments), kept, input_bytes)
+        if self._has_timed_out:
+            self._remember_silence()
+        return answer
+
+    def _remember_silence(self) -> None:
+        """For other objects of this process: each would wait as long again."""
+        _silent[self.root] = time.monotonic() + _SILENT_SECONDS, self.excludes_file
 
     def ignores_root(self) -> bool:
         """Whether the directory lies in a repository that ignores it, and so is no part of that repository."""
@@ -133,7 +149,7 @@ class Git:
         except FileNotFoundError:
             return None
         except subprocess.TimeoutExpired:
-            self.is_silent = True
+            self.is_silent = self._has_timed_out = True
             return None
         return done.stdout if done.returncode == 0 else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,3 +182,8 @@ def test_git_is_waited_for_once_and_not_for_every_question(
     monkeypatch.setattr(walk.subprocess, "run", counting)
     found = scan_repository(root, DataConfig(), quality_threshold=0.0, processes=1)
     assert len(waited) == 1 and found.notes and found.files
+    again = scan_repository(root, DataConfig(), quality_threshold=0.0, processes=1)
+    assert len(waited) == 1 and again.notes == found.notes, "others of this process do not wait either"
+    walk._silent[root] = (time.monotonic(), walk._silent[root][1])  # the time is over
+    scan_repository(root, DataConfig(), quality_threshold=0.0, processes=1)
+    assert len(waited) == 2
