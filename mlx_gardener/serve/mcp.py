@@ -174,12 +174,20 @@ class Tools:
         return {**found, "note": SUFFIX_LEFT_OUT} if job.leaves_out_suffix else found
 
     def status(self, project: str | None) -> dict[str, Any]:
-        """How projects and their latest trainings stand.
+        """How a project and its latest training stand; without a name, all that are served.
 
         Raises:
-            RegistryError: there is no such project.
+            BadRequestError: no such project is served.
         """
-        known = [self._registry.get_project(project)] if project else self._registry.list_projects()
+        served = self._catalog.projects()
+        if project and project not in served:
+            raise BadRequestError(
+                f"No project {project!r} is served.",
+                next_step=f"Name one: {', '.join(served)}."
+                if served
+                else "Train one with `mlx-gardener train PATH`.",
+            )
+        known = [self._registry.get_project(name) for name in ([project] if project else served)]
         running = {record.project for record in self._registry.active_trainings()}
         found = []
         for item in known:

@@ -134,6 +134,8 @@ def test_the_command_speaks_the_protocol_on_standard_output_and_nothing_else(wor
             written = await call(client, "complete", prefix=PREFIX, suffix=SUFFIX, max_tokens=4)
             assert written["project"] == "gamma"  # the only one that is served
             assert "beta" in await refused(client, "complete", project="beta", prefix="x")
+            assert [item["project"] for item in (await call(client, "status"))["projects"]] == ["gamma"]
+            assert "Name one: gamma" in await refused(client, "status", project="beta")
 
     asyncio.run(ask())
 
