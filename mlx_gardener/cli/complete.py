@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_gardener.cli.completion import complete_projects, complete_versions
-from mlx_gardener.cli.options import as_json_option, config_option, retrieval_option
+from mlx_gardener.cli.options import as_json_option, config_option, name_type, retrieval_option
 
 if TYPE_CHECKING:
     from mlx_gardener.config import RetrievalWish
 
 
 @click.command()
-@click.argument("project", shell_complete=complete_projects)
+@click.argument("project", type=name_type, shell_complete=complete_projects)
 @click.argument("place", required=False, metavar="[FILE:LINE]")
 @click.option("--base", "with_base", is_flag=True, help="Complete with the base model alone, to compare.")
 @click.option(

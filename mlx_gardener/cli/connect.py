@@ -12,7 +12,7 @@ import click
 
 from mlx_gardener.cli.asking import ask
 from mlx_gardener.cli.completion import complete_projects
-from mlx_gardener.cli.options import file_type
+from mlx_gardener.cli.options import file_type, name_type
 from mlx_gardener.errors import GardenerError
 
 if TYPE_CHECKING:
@@ -24,7 +24,10 @@ _EDITORS = ["zed", "zed-ollama", "vscode", "continue", "twinny", "vim", "neovim"
 @click.command()
 @click.argument("editor", type=click.Choice(_EDITORS), metavar="EDITOR")
 @click.option(
-    "--project", shell_complete=complete_projects, help="Whose adapter; the active project by default."
+    "--project",
+    type=name_type,
+    shell_complete=complete_projects,
+    help="Whose adapter; the active project by default.",
 )
 @click.option(
     "--address",

@@ -8,14 +8,14 @@ from pathlib import Path
 import click
 
 from mlx_gardener.cli.completion import complete_projects, complete_versions
-from mlx_gardener.cli.options import file_type
+from mlx_gardener.cli.options import file_type, name_type
 from mlx_gardener.cli.renamed import renamed
 
 _ARMS = ("base", "base_bm25", "adapter", "adapter_bm25", "control")
 
 
 @click.command(name="eval")
-@click.argument("project", shell_complete=complete_projects)
+@click.argument("project", type=name_type, shell_complete=complete_projects)
 @click.option(
     "--version", shell_complete=complete_versions, help="Adapter version; the active one by default."
 )

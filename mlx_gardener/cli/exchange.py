@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from mlx_gardener.cli.completion import complete_models, complete_projects, complete_versions
-from mlx_gardener.cli.options import as_json_option, place_type
+from mlx_gardener.cli.options import as_json_option, name_type, place_type
 from mlx_gardener.cli.renamed import renamed
 from mlx_gardener.platform.files import existing_directory
 
@@ -18,7 +18,7 @@ _FORMS = ("mlx", "peft", "fused", "gguf", "gguf-fused", "gguf-base", "modelfile"
 
 
 @click.command()
-@click.argument("project", shell_complete=complete_projects)
+@click.argument("project", type=name_type, shell_complete=complete_projects)
 @click.argument("destination", required=False, type=place_type)
 @click.option(
     "--version", shell_complete=complete_versions, help="Adapter version; the active one by default."
@@ -105,9 +105,9 @@ def export(
 
 
 @click.command(name="import")
-@click.argument("project", shell_complete=complete_projects)
+@click.argument("project", type=name_type, shell_complete=complete_projects)
 @click.argument("path", required=False, metavar="PATH", type=place_type)
-@click.option("--project", "named", hidden=True)
+@click.option("--project", "named", type=name_type, hidden=True)
 @click.option(
     "--repository",
     type=place_type,

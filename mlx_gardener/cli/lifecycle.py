@@ -14,7 +14,7 @@ from mlx_gardener.cli.completion import (
     complete_projects,
     complete_versions,
 )
-from mlx_gardener.cli.options import as_json_option, parse_settings, settings_option
+from mlx_gardener.cli.options import as_json_option, name_type, parse_settings, settings_option
 from mlx_gardener.cli.renamed import renamed
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("project", shell_complete=complete_projects)
+@click.argument("project", type=name_type, shell_complete=complete_projects)
 @click.argument("version", required=False, shell_complete=complete_versions)
 @click.option("--to", hidden=True)
 @as_json_option
@@ -46,7 +46,7 @@ def rollback(project: str, version: str | None, to: str | None, as_json: bool) -
 
 
 @click.command()
-@click.argument("project", shell_complete=complete_projects)
+@click.argument("project", type=name_type, shell_complete=complete_projects)
 @click.argument("first", shell_complete=complete_versions)
 @click.argument("second", shell_complete=complete_versions)
 @as_json_option
@@ -65,7 +65,7 @@ def diff(project: str, first: str, second: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("project", shell_complete=complete_projects)
+@click.argument("project", type=name_type, shell_complete=complete_projects)
 @click.argument("path")
 @click.option("--purge", is_flag=True, help="Delete versions, checkpoints and cached tokens that know it.")
 @click.option("--undo", is_flag=True, help="Let the next training read PATH again; trains nothing.")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from mlx_gardener.cli.completion import complete_projects
+from mlx_gardener.cli.options import name_type
 
 
 @click.command()
-@click.argument("projects", nargs=-1, shell_complete=complete_projects)
+@click.argument("projects", type=name_type, nargs=-1, shell_complete=complete_projects)
 @click.option("--address", help="Ask the `mlx-gardener serve` there, e.g. http://127.0.0.1:8012.")
 @click.option("--token", help="That server's bearer token; MLX_GARDENER_TOKEN does the same.")
 @click.option(

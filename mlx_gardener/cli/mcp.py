@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from mlx_gardener.cli.completion import complete_projects
+from mlx_gardener.cli.options import name_type
 
 
 @click.command()
-@click.argument("projects", nargs=-1, shell_complete=complete_projects)
+@click.argument("projects", type=name_type, nargs=-1, shell_complete=complete_projects)
 @click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),

@@ -19,6 +19,16 @@ class _PlaceType(click.Path):
         return super().convert(value, param, ctx)
 
 
+class _NameType(click.types.StringParamType):
+    """The name of a project; an empty one, as an unset variable of a shell gives, stands for none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the name is empty; `mlx-gardener projects` lists them.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+name_type = _NameType()
 place_type = _PlaceType(path_type=Path)
 file_type = _PlaceType(path_type=Path, dir_okay=False)
 

@@ -10,7 +10,7 @@ import click
 
 from mlx_gardener.cli.asking import ask
 from mlx_gardener.cli.completion import complete_projects, complete_versions
-from mlx_gardener.cli.options import as_json_option
+from mlx_gardener.cli.options import as_json_option, name_type
 
 
 def _when(timestamp: float) -> str:
@@ -65,7 +65,7 @@ def projects(as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("project", shell_complete=complete_projects)
+@click.argument("project", type=name_type, shell_complete=complete_projects)
 @as_json_option
 def show(project: str, as_json: bool) -> None:
     """Show PROJECT and the versions of its adapter; * marks the version other programs pick up."""
@@ -118,7 +118,7 @@ def show(project: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("project", shell_complete=complete_projects)
+@click.argument("project", type=name_type, shell_complete=complete_projects)
 @click.argument("version", required=False, shell_complete=complete_versions)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def activate(project: str, version: str | None, as_json: bool) -> None:
@@ -137,7 +137,7 @@ def activate(project: str, version: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("project", shell_complete=complete_projects)
+@click.argument("project", type=name_type, shell_complete=complete_projects)
 @click.argument("version", required=False, shell_complete=complete_versions)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")

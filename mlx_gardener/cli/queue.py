@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from mlx_gardener.cli.completion import complete_projects
-from mlx_gardener.cli.options import as_json_option
+from mlx_gardener.cli.options import as_json_option, name_type
 
-_PROJECT = click.argument("project", shell_complete=complete_projects)
+_PROJECT = click.argument("project", type=name_type, shell_complete=complete_projects)
 
 
 @click.group(invoke_without_command=True)

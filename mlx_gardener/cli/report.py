@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_gardener.cli.completion import complete_projects, complete_versions
-from mlx_gardener.cli.options import as_json_option, file_type
+from mlx_gardener.cli.options import as_json_option, file_type, name_type
 
 if TYPE_CHECKING:
     from mlx_gardener.evaluate.in_use import InUse
@@ -19,7 +19,7 @@ PAGE_NAME = "report.html"
 
 
 @click.command()
-@click.argument("project", shell_complete=complete_projects)
+@click.argument("project", type=name_type, shell_complete=complete_projects)
 @click.option(
     "--version",
     shell_complete=complete_versions,

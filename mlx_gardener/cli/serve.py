@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_gardener.cli.completion import complete_projects
-from mlx_gardener.cli.options import config_option, host_option, retrieval_option, token_option
+from mlx_gardener.cli.options import config_option, host_option, name_type, retrieval_option, token_option
 
 if TYPE_CHECKING:
     from mlx_gardener.config import RetrievalWish
 
 
 @click.command()
-@click.argument("projects", nargs=-1, shell_complete=complete_projects)
+@click.argument("projects", type=name_type, nargs=-1, shell_complete=complete_projects)
 @host_option
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8012, show_default=True, help="0 takes a free one."

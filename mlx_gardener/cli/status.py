@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_gardener.cli.completion import complete_projects
-from mlx_gardener.cli.options import as_json_option
+from mlx_gardener.cli.options import as_json_option, name_type
 
 if TYPE_CHECKING:
     from mlx_gardener.lifecycle.staleness import Staleness
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("project", required=False, shell_complete=complete_projects)
+@click.argument("project", type=name_type, required=False, shell_complete=complete_projects)
 @click.option("--measure", is_flag=True, help="With PROJECT: bits per byte of its adapter on the new code.")
 @as_json_option
 def status(project: str | None, measure: bool, as_json: bool) -> None:
@@ -110,7 +110,7 @@ def _show_rows(rows: list[dict[str, Any]]) -> None:
 
 
 @click.command()
-@click.argument("project", shell_complete=complete_projects)
+@click.argument("project", type=name_type, shell_complete=complete_projects)
 @click.option(
     "--timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for it to stop."
 )

@@ -17,6 +17,7 @@ from mlx_gardener.cli.options import (
     budget_option,
     config_option,
     model_option,
+    name_type,
     parse_settings,
     place_type,
 )
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @click.argument("path", type=place_type, required=False)
 @click.option(
     "--project",
+    type=name_type,
     shell_complete=complete_projects,
     help="Name in the registry; the directory's name by default. Of a known one PATH can be left out.",
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlx_gardener.cli.completion import complete_projects
+from mlx_gardener.cli.options import name_type
 
 if TYPE_CHECKING:
     from mlx_gardener.runs.manager import TrainingPipeline
@@ -18,7 +19,7 @@ _POLL_SECONDS = 0.2
 
 
 @click.command()
-@click.argument("project", shell_complete=complete_projects)
+@click.argument("project", type=name_type, shell_complete=complete_projects)
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout.")
 def attach(project: str, as_json: bool) -> None:
     """Watch the latest training of PROJECT from its start on; Ctrl-C ends the watching, not the training."""
@@ -28,7 +29,7 @@ def attach(project: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("project", shell_complete=complete_projects)
+@click.argument("project", type=name_type, shell_complete=complete_projects)
 @click.option(
     "--lines", default=50, show_default=True, type=click.IntRange(min=0), help="Last lines to show."
 )

@@ -60,6 +60,8 @@ def test_ctrl_c_while_modules_are_imported_ends_quietly(module: str, tmp_path: P
         ("export", "small", ""), ("import", "small", ""), ("import", "small", ".", "--repository", ""),
         ("registry", "backup", ""), ("registry", "restore", ""), ("connect", "zed", "--file", ""),
         ("eval", "small", "--output", ""), ("report", "small", "--output", ""),
+        ("train", "--project", ""), ("connect", "zed", "--project", ""), ("status", ""), ("report", ""), ("export", "", "x"),
+        ("serve", ""), ("mcp", ""), ("queue", "remove", ""),
     ],
 )  # fmt: skip
 def test_an_empty_name_is_not_the_current_directory(
