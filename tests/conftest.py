@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from filelock import FileLock
 
@@ -28,6 +29,16 @@ from mlx_gardener.platform.ending import end_process
 
 if TYPE_CHECKING:
     from mlx_gardener import TrainingPipeline
+
+# No example has to be made or done in so many milliseconds, which a busy machine takes for any; the same are drawn every time.
+hypothesis.settings.register_profile(
+    "suite",
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

@@ -70,7 +70,7 @@ def test_a_name_that_could_lead_elsewhere_is_no_name(name: str) -> None:
         ProjectRegistry().project_directory(name)
 
 
-@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@settings(max_examples=300)
 @given(st.text(min_size=1, max_size=80))
 def test_every_directory_has_a_good_name(name: str) -> None:
     if "\0" not in name:

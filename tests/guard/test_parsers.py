@@ -172,9 +172,6 @@ def test_any_bytes_are_answered(name: str, tmp_path: Path) -> None:
 
     @settings(
         max_examples=EXAMPLES.get(name, 150),
-        deadline=None,
-        database=None,
-        derandomize=True,
         suppress_health_check=list(HealthCheck),
     )
     @given(st.one_of(broken(), st.binary(max_size=300)))

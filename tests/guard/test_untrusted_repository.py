@@ -245,7 +245,7 @@ def test_a_hostile_gitignore_takes_no_time_where_there_is_no_git(tmp_path: Path)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@settings(max_examples=400, deadline=None, database=None, derandomize=True)
+@settings(max_examples=400)
 @given(
     st.text("ab*?/[!]", min_size=1, max_size=12), st.lists(st.text("ab/", min_size=1, max_size=8), max_size=6)
 )

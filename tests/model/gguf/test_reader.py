@@ -131,7 +131,7 @@ def test_a_token_of_no_utf8_is_named_when_the_vocabulary_is_read(tmp_path: Path)
         read_gguf(file, tmp_path / "bases")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.sampled_from(["", "a", "é" * 200, "<|fim_prefix|>", "x" * 3000, "[SUFFIX]", "<|fim_prefix|> "]),
@@ -161,7 +161,7 @@ def test_a_pipe_and_a_directory_are_no_files(tmp_path: Path) -> None:
         gguf_facts(tmp_path / "pipe.gguf")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     places=st.lists(st.tuples(st.integers(0, len(SOUND) - 1), st.integers(0, 255)), min_size=1, max_size=6),
     cut=st.integers(0, len(SOUND)),
