@@ -110,6 +110,7 @@ def test_an_unknown_key_is_an_error_that_names_place_and_nearest(
             {"evaluation.arms": ["base"]},
             "evaluation.arms, in the given settings: must contain base and adapter",
         ),
+        ({"parallel.hosts": ""}, "parallel.hosts, in the given settings: is empty"),
         (
             {"parallel.hosts": "here,,there"},
             "parallel.hosts, in the given settings: '' is no name or address",

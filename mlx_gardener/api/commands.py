@@ -372,8 +372,9 @@ def _prepared(path: str | Path | None, config: TrainingConfig) -> tuple[Training
     """The settings as a training of ``path`` would have them, and its base."""
     from mlx_gardener.engine import prepare_model
 
-    check_hosts(config.parallel)
-    if path is not None:
+    if path is None:
+        check_hosts(config.parallel)
+    else:
         config = as_trained(config, existing_directory(Path(path)))
     return config, prepare_model(config, default_home() / "cache", ahead=True)
 

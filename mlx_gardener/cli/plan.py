@@ -54,8 +54,9 @@ def plan(
 
     flags = {"model": model, "memory_limit_gb": budget}
     config = load_config(config_file, overrides={**flags, **parse_settings(pairs)})
-    check_hosts(config.parallel)
-    if path is not None:
+    if path is None:
+        check_hosts(config.parallel)
+    else:
         config = as_trained(config, path)
     with said_if_slow("Looking at the base models", silent=as_json):
         prepared = prepare_model(config, default_home() / "cache", ahead=True)

@@ -226,6 +226,8 @@ class ParallelConfig(_Section):
     @field_validator("hosts")
     @classmethod
     def _names(cls, hosts: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        if hosts == "":
+            raise ValueError("is empty; leave it out to train on this machine alone")
         if isinstance(hosts, str) and "," in hosts:
             hosts = tuple(name.strip() for name in hosts.split(","))
         for host in () if isinstance(hosts, str) else hosts:

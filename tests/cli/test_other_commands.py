@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import mlx_gardener
 from mlx_gardener.cli import cli, doctor
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.platform import blas, device
@@ -144,6 +145,8 @@ def test_hosts_that_cannot_be_are_refused_before_anything_is_written(
     refused(words, "train", str(repository), "--dry-run", *flags)
     refused(words, "train", str(repository), *flags)
     refused(words, "train", str(repository), "--queue", *flags)
+    with pytest.raises(GardenerError, match=words):
+        mlx_gardener.plan(model=str(tiny_model_dir), **{"parallel.hosts": str(file)})
     assert not ProjectRegistry().list_projects()
 
 

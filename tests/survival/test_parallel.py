@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from mlx_gardener import TrainingPhase, TrainingPipeline
-from mlx_gardener.config import ParallelConfig, TrainingConfig
+from mlx_gardener.config import ParallelConfig, TrainingConfig, load_config
 from mlx_gardener.errors import ConfigError, GardenerError, TrainingError
 from mlx_gardener.events import StepCompleted, WarningRaised
 from mlx_gardener.registry import ProjectRegistry
@@ -369,6 +369,14 @@ def test_a_backend_that_mlx_lacks_and_a_taken_port_are_errors(
         monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "hosts.json"))
         with pytest.raises(TrainingError, match="port that is taken"):
             Ranks.connect("ring", 5.0)
+
+
+def test_a_host_file_is_found_wherever_its_reader_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config(environment={}, overrides={"parallel.hosts": "hosts.json"})
+    assert TrainingPipeline(config).config.parallel.hosts == str(tmp_path / "hosts.json")
 
 
 def test_hosts_come_from_a_list_or_from_a_host_file_of_mlx_launch(tmp_path: Path) -> None:

@@ -235,6 +235,7 @@ def test_a_plan_follows_the_budget_and_says_what_is_refused(
     few = page.post("plan", project=small, **{**tiny(tiny_model_dir), "more": "min_training_chunks=5000"})
     assert few["refusal"]["class"] == "DataError" and few["parts"]
     assert "lora.rnk" in page.refused("plan", project=small, more="lora.rnk=8")
+    assert "none.json cannot be read" in page.refused("plan", project=small, more="parallel.hosts=none.json")
     assert "is not KEY=VALUE" in page.refused("plan", project=small, more="rank")
 
 
