@@ -238,23 +238,23 @@ def test_no_answer_waits_for_an_index_and_the_next_one_has_it(
     monkeypatch.setattr(indexes, "_FAILED_SECONDS", 0.0)
     place = index_place(world.registry, "small")
     place.write_bytes(b"damaged")
-    go, original = threading.Event(), indexed.refreshed
+    first, reading, original = threading.Event(), threading.Lock(), indexed.refreshed
 
     def held(*given: Any, **more: Any) -> Any:
-        go.wait(60)
-        return original(*given, **more)
+        first.wait(60)
+        with reading:  # who holds it knows that nobody is at it
+            return original(*given, **more)
 
     monkeypatch.setattr(indexed, "refreshed", held)
     with serving(world.registry, ServeSettings(port=0)) as address:
         assert told(infill(address)) == "none; its repository is being read"
-        go.set()
+        first.set()
         assert wait_until(lambda: "chunks, " in told(infill(address)))
-        go.clear()
-        (world.tree / "core" / "fresh.py").write_text(
-            "def compare_walnut_unheard_of(amount):\n    return compare_walnut_everywhere(amount)\n"
-        )
-        assert "fresh.py" not in told(infill(address, "compare_walnut_unheard_of"))
-        go.set()
+        with reading:
+            (world.tree / "core" / "fresh.py").write_text(
+                "def compare_walnut_unheard_of(amount):\n    return compare_walnut_everywhere(amount)\n"
+            )
+            assert "fresh.py" not in told(infill(address, "compare_walnut_unheard_of"))
         assert wait_until(lambda: "core/fresh.py:1-2" in told(infill(address, "compare_walnut_unheard_of")))
         world.tree.rename(world.tree.with_name("elsewhere"))
         metrics = lambda: httpx.get(f"{address}/metrics", timeout=60).text  # noqa: E731
