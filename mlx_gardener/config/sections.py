@@ -173,12 +173,12 @@ class EvaluationConfig(_Section):
 
 
 class EngineConfig(_Section):
-    """How a step is computed: ``compute_dtype``, and whether a ``dry_run`` corrects the plan beforehand.
+    """How a step is computed: ``compute_dtype``.
 
-    All else are pins, by which benchmarks and tests hold the planner to a choice; None and "auto" leave it to the planner.
-    ``kept_layers`` of at least the model's layers makes a step one graph. ``streamed_layers`` are read from disk in every
-    pass, with ``vocabulary_on_disk`` embedding and head too. ``base_weights`` "dense" holds a quantised base as floats,
-    "stored" as it is.
+    All else are pins (docs/settings.md). ``dry_run`` lets a dry run correct the plan beforehand. By the others benchmarks and
+    tests hold the planner to a choice; None and "auto" leave it to the planner. ``kept_layers`` of at least the model's layers
+    makes a step one graph. ``streamed_layers`` are read from disk in every pass, with ``vocabulary_on_disk`` embedding and head
+    too. ``base_weights`` "dense" holds a quantised base as floats, "stored" as it is.
     """
 
     micro_batch_rows: int | None = Field(None, ge=1)
