@@ -8,6 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,6 +101,29 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Servers of the tests have computed in this process, which must not be aborted at its end for that."""
     if not hasattr(session.config, "workerinput"):  # what one of xdist's ends with is asked by nobody
         session.config.add_cleanup(lambda: end_process(int(exitstatus)))
+
+
+def _runnable_ns() -> dict[str, int]:
+    """How long each of this process's threads, but for the one that asks, has computed or waited for a core: nanoseconds."""
+    found = {}
+    for task in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError):  # it has ended
+            if task.parent.name != str(threading.get_native_id()):
+                found[task.parent.name] = sum(int(word) for word in task.read_text().split()[:2])
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_computes_on() -> Iterator[None]:
+    """No file's tests leave a thread at work: one that went round and round made all tests after it three times as long."""
+    yield
+    for _ in range(100):
+        before, began = _runnable_ns(), time.monotonic_ns()
+        time.sleep(0.05)
+        took = time.monotonic_ns() - began
+        if all(spent - before.get(task, 0) < 0.2 * took for task, spent in _runnable_ns().items()):
+            return
+    pytest.fail(f"a thread computes on: {[thread.name for thread in threading.enumerate()]}")
 
 
 @pytest.fixture(autouse=True)

@@ -82,9 +82,10 @@ def test_typing_reads_what_changed_and_writes_the_same_in_fewer_steps(base: Base
     for length in range(0, len(line) + 1, 3):
         place = typed(base, at, line[:length])
         text, ending = asked(base, place.ids, caches, 16, place.begins)
-        assert text == fresh(base, place.ids, 16, place.begins)
+        offline = [token for token, _ in written_ids(base, place.ids, max_new_tokens=16, begins=place.begins)]
+        assert text == rest_of(base.tokenizer, offline, place.begins)
         steps += ending.decode_steps
-        tokens += len(list(written_ids(base, place.ids, max_new_tokens=16, begins=place.begins)))
+        tokens += len(offline)
         read.append(ending.prompt_tokens - ending.cached_tokens)
     assert read[0] > 400 and max(read[2:]) < 12  # the first key began another line
     assert steps < 0.85 * tokens
@@ -108,15 +109,15 @@ def test_scores_are_of_what_is_given_out_and_of_what_could_have_been(base: BaseM
 
 
 def test_an_edit_before_the_caret_and_another_place_are_read_from_where_they_differ(base: BaseModel) -> None:
-    caches, ids = PromptCaches(), base.tokenizer.encode(SOURCE)[:700]
-    other = [*ids[:150], *ids[400:700]]
+    caches, ids = PromptCaches(), base.tokenizer.encode(SOURCE)[:400]
+    other = [*ids[:90], *ids[200:400]]
     seen = []
-    for prompt in (ids[:600], [*ids[:500], 11, *ids[500:600]], other, ids[:448], other[:440], ids[9:600]):
-        text, ending = asked(base, prompt, caches, 12)
-        assert text == fresh(base, prompt, 12)
+    for prompt in (ids[:300], [*ids[:260], 11, *ids[260:300]], other, ids[:248], other[:240], ids[9:300]):
+        text, ending = asked(base, prompt, caches, 8)
+        assert text == fresh(base, prompt, 8)
         seen.append(ending.cached_tokens)
     # Each place has its own: the other one begins alike, and neither takes nor overwrites anything of the first.
-    assert seen == [0, 500, 150, 447, 439, 0]
+    assert seen == [0, 260, 90, 247, 239, 0]
 
 
 def test_a_choice_as_close_as_rounding_is_made_as_offline_makes_it(
@@ -126,9 +127,9 @@ def test_a_choice_as_close_as_rounding_is_made_as_offline_makes_it(
     for close in (1.0, 0.05):  # every choice; some, in the middle of an answer
         monkeypatch.setattr(drafts, "_CLOSE", close)
         caches = PromptCaches()
-        for prompt in (ids[:300], ids[:310], ids[:330]):
-            text, ending = asked(base, prompt, caches, 16)
-            assert text == fresh(base, prompt, 16)
+        for prompt in (ids[:100], ids[:110], ids[:130]):
+            text, ending = asked(base, prompt, caches, 12)
+            assert text == fresh(base, prompt, 12)
             if close == 1.0:
                 assert ending.decode_steps > ending.written_tokens
 
@@ -168,9 +169,9 @@ def test_an_answer_that_nobody_waits_for_leaves_what_was_read(base: BaseModel) -
         caches.clear()
         calls = 0
         with pytest.raises(TimeoutError):
-            asked(base, ids[:900], caches, 8, check=leave, sampling=sampling)
-        text, ending = asked(base, ids[:900], caches, 8)
-        assert text == fresh(base, ids[:900], 8) and ending.cached_tokens >= cached
+            asked(base, ids[:600], caches, 4, check=leave, sampling=sampling)
+        text, ending = asked(base, ids[:600], caches, 4)
+        assert text == fresh(base, ids[:600], 4) and ending.cached_tokens >= cached
 
 
 def test_what_is_drawn_is_the_same_whatever_was_asked_before(base: BaseModel) -> None:
@@ -187,9 +188,9 @@ def test_what_is_drawn_is_the_same_whatever_was_asked_before(base: BaseModel) ->
 def test_in_half_precision_all_is_computed_as_offline(tmp_path: Path) -> None:
     half = load_base("seedling", compute_dtype="bfloat16")
     ids, caches = half.tokenizer.encode(SOURCE), PromptCaches()
-    for prompt, cached in ((ids[:600], 0), (ids[:610], 512)):
-        text, ending = asked(half, prompt, caches, 6)
-        assert text == fresh(half, prompt, 6) and ending.cached_tokens == cached
+    for prompt, cached in ((ids[:300], 0), (ids[:310], 256)):
+        text, ending = asked(half, prompt, caches, 4)
+        assert text == fresh(half, prompt, 4) and ending.cached_tokens == cached
         assert ending.drafted_tokens == 0
 
 
@@ -200,11 +201,12 @@ def test_a_cache_that_forgets_is_read_and_written_as_offline(
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
     place = write_tiny_model(tmp_path / "sliding", tiny_tokenizer_dir, layer_types=kinds, sliding_window=32)
     sliding = load_base(str(place))
-    for source in ("class A:\n    pass\n", "import os\nimport sys\n", "def f(x):\n    return x\n"):
-        ids, caches = sliding.tokenizer.encode(source * 40)[:120], PromptCaches()
+    for source in ("class A:\n    pass\n", "def f(x):\n    return x\n"):
+        ids, caches = sliding.tokenizer.encode(source * 40)[:60], PromptCaches()
+        offline = fresh(sliding, ids, 24).rstrip("\ufffd")
         for _ in range(2):
-            text, ending = asked(sliding, ids, caches, 40)
-            assert text == fresh(sliding, ids, 40).rstrip("\ufffd")
+            text, ending = asked(sliding, ids, caches, 24)
+            assert text == offline
             assert (ending.cached_tokens, ending.drafted_tokens) == (0, 0)
 
 
