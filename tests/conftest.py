@@ -340,11 +340,13 @@ def trained_cache(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path
             registry = ProjectRegistry(home)
             registry.register_project("small", repository)
             flagged = {"model": str(tiny_model_dir), **TRAIN_SETTINGS}
+            os.environ["PYTHONPROFILEIMPORTTIME"] = "1"  # for tests/runs/test_manager.py
             for config in (tiny_settings(tiny_model_dir), load_config(environment={}, overrides=flagged)):
                 pipeline = TrainingPipeline(config, registry=registry)
                 pipeline.start_training("small", fresh=True)
                 end = pipeline.wait_for_training_completion("small", timeout=600)
                 assert end.phase is TrainingPhase.COMPLETED, end.message
+            del os.environ["PYTHONPROFILEIMPORTTIME"]
             registry.close()
             (home / "cache").rename(made)
     return made

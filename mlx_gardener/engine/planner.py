@@ -171,6 +171,7 @@ def lighter_plan(
             measured=None,
             scales=scales,
             states_on_disk=on_disk,
+            even_slower=True,
         )
         if is_lighter(candidate)
     ]
@@ -202,8 +203,13 @@ def _candidates(
     measured: Measured | None,
     scales: Scales | None,
     states_on_disk: bool,
+    even_slower: bool = False,
 ) -> Iterator[Plan]:
-    """Every plan worth a look, with its prediction."""
+    """Every plan worth a look, with its prediction.
+
+    Args:
+        even_slower: also those that read from disk what has room in memory with everything else.
+    """
     pins, layers = config.engine, facts.layers
     widths = config.data.sequence_lengths
     streams = pins.cpu_streams or backend.cores
@@ -214,6 +220,7 @@ def _candidates(
         max(widths[-1], config.optimizer.tokens_per_update),
         list(attention_ways(backend.attention, widths)),
     )
+    roomy = set[tuple[str, int, int]]()
     for stored, streamed, vocabulary_on_disk in _weight_choices(facts, config, backend):
         if whole and (streamed or vocabulary_on_disk):
             continue
@@ -225,6 +232,8 @@ def _candidates(
         )  # in memory all at once, together with the head
         for rows in row_choices:
             for slice_tokens in [rows * widths[-1]] if whole else slices:
+                if (stored, rows, slice_tokens) in roomy and not even_slower:
+                    continue
                 plan = Plan(
                     rows_of_width=_rows_of_width(rows, config),
                     budget_bytes=budget_bytes,
@@ -260,6 +269,12 @@ def _candidates(
                                 partial(with_kept, keeps=keeps), kept, budget_bytes, measured
                             ):
                                 yield found
+                                if (
+                                    found.keeps_buffers
+                                    and (found.kept_layers, streamed) == (layers, 0)
+                                    and least_budget_bytes(found, measured) <= budget_bytes
+                                ):
+                                    roomy.add((stored, rows, slice_tokens))
                         if found is not None and found.predicted_parts.live:
                             break  # what recomputed layers take is not the peak: less of it brings nothing
 

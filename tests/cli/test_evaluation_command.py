@@ -69,7 +69,11 @@ def test_an_adapter_is_evaluated_again_without_touching_its_files(
     assert done.returncode == 0, done.stderr
     manifest_of_other = json.loads((registry.get_adapter("other").directory / "manifest.json").read_text())
     assert manifest_of_other["evidence"]["arms"][-1]["title"] == "adapter of small/v1"
-    controlled = json.loads(gardener_here("eval", "small", "--control", "other", "--json").stdout)
+    controlled = json.loads(
+        gardener_here(
+            "eval", "small", "--control", "other", "--arms", "base,adapter,control", "--tasks", "2", "--json"
+        ).stdout
+    )
     assert controlled["arms"][-1]["title"] == "adapter of other/v1"
 
 

@@ -248,11 +248,8 @@ def test_what_a_time_limit_allows_is_said_in_updates_and_epochs() -> None:
 
 
 def test_doctor_looks_at_everything() -> None:
-    done = gardener("doctor", "--measure", "--json")
-    told = json.loads(done.stdout)
-    findings = {item["name"]: item for item in told["findings"]}
-    assert told["measured"]["peak_bytes"] > told["measured"]["runtime_bytes"] > 0
-    assert set(told["measured"]["flops_by_rows"]) == {"16", "64", "256", "1024"}
+    done = gardener("doctor", "--json")  # with --measure: tests/engine/test_machine.py
+    findings = {item["name"]: item for item in json.loads(done.stdout)["findings"]}
     assert set(findings) == {"machine", "matrix speed", "compiler", "memory", "power", "models", "registry"}
     assert "GFLOP/s" in findings["matrix speed"]["seen"]
     assert done.returncode == (0 if all(item["ok"] for item in findings.values()) else 1)

@@ -1,7 +1,6 @@
 """Every Python snippet in the docs is run, page by page, as a reader would in a new home.
 
-Most snippets that name the embedded model get the tiny one of the reader's hub, which takes a tenth of the time; the training in
-the background is the embedded one's.
+Where they name the embedded model they get the tiny one of the reader's hub, which takes a tenth of the time.
 """
 
 from __future__ import annotations
@@ -52,8 +51,8 @@ def test_the_snippets_of_a_page_run_one_after_the_other(
     page: Path, tmp_path: Path, tiny_tokenizer_dir: Path, cache: Path
 ) -> None:
     world = World(tmp_path, tiny_tokenizer_dir, cache)
-    snippets = "\n".join(_SNIPPET.findall(page.read_text())).replace(
-        'model="seedling"', f"model={HUB_MODEL!r}"
+    snippets = re.sub(
+        r'(model="?[=:] ?)"seedling"', rf'\1"{HUB_MODEL}"', "\n".join(_SNIPPET.findall(page.read_text()))
     )
     world.run(f"{shlex.quote(sys.executable)} -c {shlex.quote(snippets)}")
     shutil.copytree(world.root / "home" / "cache", cache, dirs_exist_ok=True)

@@ -329,7 +329,7 @@ def test_the_quickstart_takes_a_real_base_on_two_idle_cores() -> None:
 def test_what_was_chosen_and_passed_over_takes_four_lines_whatever_is_there(
     add: Callable[..., Path], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every combination of stores, with room and time enough, too little of either, and with licences for research alone."""
+    """Up to two stores, all but one, or all, with room and time enough, too little of either, and with licences for research alone."""
     user, data = Path(os.environ["HOME"]), write_gguf(tmp_path / "a.gguf").read_bytes()
     monkeypatch.setenv("LLAMA_CACHE", str(tmp_path / "llama"))
     add("mlx-community/Qwen2.5-Coder-3B-4bit", licence="qwen-research")
@@ -347,9 +347,8 @@ def test_what_was_chosen_and_passed_over_takes_four_lines_whatever_is_there(
     enough, little_room, little_time = (
         settings(), settings(memory_limit_gb=0.1), settings(training_timeout_minutes=0.0001)
     )  # fmt: skip
-    for here in itertools.chain.from_iterable(
-        itertools.combinations(names, n) for n in range(len(names) + 1)
-    ):
+    few = {0, 1, 2, len(names) - 1, len(names)}
+    for here in itertools.chain.from_iterable(itertools.combinations(names, n) for n in sorted(few)):
         free = [name for name in here if not name.startswith("hf:")]
         for world in (enough, little_room, little_time):
             choice = choose_base(world, without=set(names) - set(here))

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from mlx_gardener.engine import (
     make_plan,
     measured_backend,
     model_facts,
+    planner,
     predict,
 )
 from mlx_gardener.engine.plan import SMALLER, Scales
@@ -51,6 +53,19 @@ def test_a_plan_fits_its_budget_and_more_budget_never_means_fewer_rows() -> None
         assert plan.predicted_parts.peak_bytes == plan.predicted_peak_bytes <= budget * GIB
         rows.append(tuple(plan.rows_of_width.values()))
     assert rows == sorted(rows) and rows[0] < rows[-1]
+
+
+@pytest.mark.parametrize("budget", [0.6, 1.0, 4.0])
+def test_nothing_is_passed_over_that_would_have_been_chosen(
+    monkeypatch: pytest.MonkeyPatch, budget: float
+) -> None:
+    facts = model_facts(seedling_path())
+    for more in ({}, {"optimizer.tokens_per_update": 8192}, {"data.sequence_lengths": [2048]}):
+        config = load_config(environment={}, overrides=more)
+        plan = make_plan(facts, config, int(budget * GIB))
+        with monkeypatch.context() as patch:
+            patch.setattr(planner, "_candidates", partial(planner._candidates, even_slower=True))
+            assert make_plan(facts, config, int(budget * GIB)) == plan
 
 
 def test_a_budget_that_cannot_be_kept_names_the_least_one_that_can() -> None:

@@ -45,6 +45,7 @@ def check(notebook: Any) -> None:
     assert len(text) < 100_000
 
 
+@pytest.mark.usefixtures("known_home")
 def test_the_notebook_runs_and_shows_itself(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
