@@ -72,7 +72,7 @@ def test_what_is_proposed_stays_proposed_while_somebody_types_it(suffix: str | N
     assert len(proposed) > 16, "else it shows nothing"
     first = tokenizer.spelling(tokenizer.encode(proposed)[0]).decode()
     within = 0
-    for end in range(len(proposed) - 4):
+    for end in range(0, len(proposed) - 4, 2):
         typed = proposed[:end]
         place = caret_prompt(tokenizer, code + typed, suffix, path)
         assert (code + typed).endswith(place.begins)
@@ -80,7 +80,7 @@ def test_what_is_proposed_stays_proposed_while_somebody_types_it(suffix: str | N
         if end < len(first) or tokenizer.encode(typed + place.begins)[0] in place.ids[-12:]:
             assert (typed + found).startswith(proposed[: len(typed + found)]), (typed, found)
             within += 1
-    assert within > 4
+    assert within > 2
 
 
 def test_where_the_carets_line_stands_and_what_is_left_to_the_model() -> None:
