@@ -65,6 +65,8 @@ def test_what_a_page_shows_can_be_typed(page: Path, world: World) -> None:
         world.tried.add(tuple(line.words))
         if is_long(line):
             assert_known(line)
+        elif "doctor --measure" in line.text:
+            assert_parses(line)  # it is run in tests/engine/test_machine.py
         elif re.search(r"mlx-gardener (serve|ui)\b", line.text):
             world.run_until_it_serves(line.text)
         else:
