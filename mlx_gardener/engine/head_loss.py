@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.engine.call_graph import CallGraph, head_logits
+from mlx_gardener.model.exponentials import exp, softmax_parts
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -135,14 +136,14 @@ class HeadLoss:
                 with _on(stream):
                     logits = after_head(shard.products(states))  # (positions, shard)
                     highest = logits.max(axis=-1)
-                    total = mx.exp(logits - highest[:, None]).sum(axis=-1)
+                    total = exp(logits - highest[:, None]).sum(axis=-1)
                     at = mx.clip(targets - shard.first, 0, logits.shape[-1] - 1)
                     own = mx.take_along_axis(logits, at[:, None], axis=-1)[:, 0]
                     parts.append((highest, total, mx.where(shard.holds(targets), own, 0.0)))
             compute([array for part in parts[-len(shards) :] for array in part])
         all_highest = mx.stack([part[0] for part in parts])  # (slices, positions)
         highest = all_highest.max(axis=0)
-        sums = mx.stack([part[1] for part in parts]) * mx.exp(all_highest - highest)
+        sums = mx.stack([part[1] for part in parts]) * exp(all_highest - highest)
         normaliser = highest + mx.log(sums.sum(axis=0))
         losses = normaliser - mx.stack([part[2] for part in parts]).sum(axis=0)
         if not with_gradient:
@@ -153,7 +154,7 @@ class HeadLoss:
             for stream, shard in zip(self._streams, shards, strict=False):
                 with _on(stream):
                     products = shard.products(states)
-                    probabilities = mx.exp(after_head(products) - normaliser[:, None])
+                    probabilities = exp(after_head(products) - normaliser[:, None])
                     change = probabilities - shard.one_hot(targets)  # d loss / d logits is softmax - one-hot
                     _, (inner,) = mx.vjp(after_head, [products], [change])
                     added.append(shard.back(inner))
@@ -178,10 +179,9 @@ def _loss_and_gradient(graph: CallGraph, hidden: mx.array, targets: mx.array) ->
         return head_logits(graph, hidden)
 
     logits = logits_of(hidden)  # (positions, vocab)
-    weights = mx.softmax(logits, axis=-1)
-    total = logits.max(axis=-1) - mx.log(weights.max(axis=-1))  # log-sum-exp
-    losses = total - mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    change = weights.at[mx.arange(len(targets)), targets].add(-1.0)
+    weights, divisor, log_sums = softmax_parts(logits)
+    losses = (log_sums - mx.take_along_axis(logits, targets[:, None], axis=-1))[:, 0]
+    change = (weights / divisor).at[mx.arange(len(targets)), targets].add(-1.0)
     # Most heads are linear: their gradient needs no logits, so that those of `mx.vjp` are never computed.
     _, (gradient,) = mx.vjp(logits_of, [hidden], [change])
     return losses, gradient
@@ -189,6 +189,7 @@ def _loss_and_gradient(graph: CallGraph, hidden: mx.array, targets: mx.array) ->
 
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
     """Losses in nats, (positions,), of logits (positions, vocab)."""
-    import mlx.nn as nn
+    import mlx.core as mx
 
-    return nn.losses.cross_entropy(logits, targets, reduction="none")
+    _, _, log_sums = softmax_parts(logits)
+    return (log_sums - mx.take_along_axis(logits, targets[:, None], axis=-1))[:, 0]

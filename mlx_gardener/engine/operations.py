@@ -21,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.engine.products import dequantized_gather, dequantized_matmul
+from mlx_gardener.model.exponentials import exp, softmax_parts
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -233,12 +234,10 @@ def blockwise_attention(
             if outputs:  # one block after the other, or all scores are in memory at once
                 part = mx.depends([part], [outputs[-1], *sums[-1:]])[0]
             score = scores(part, key[..., first:last, :], start, stop, first, last)
-            weights = mx.softmax(score, axis=-1, precise=True)
-            outputs.append(weights @ value[..., first:last, :])
+            weights, divisor, log_sums = softmax_parts(score)
+            outputs.append((weights @ value[..., first:last, :]) / divisor)
             if keep_sums:
-                # log of the sum of exp(score), without a second exp: at the maximum, weight = exp(score) / sum.
-                highest = score.max(axis=-1, keepdims=True).astype(mx.float32)
-                sums.append(highest - mx.log(weights.max(axis=-1, keepdims=True).astype(mx.float32)))
+                sums.append(log_sums)
         output = mx.concatenate(outputs, axis=-2).reshape(rows, heads, width, -1)
         return [output, mx.concatenate(sums, axis=-2)] if keep_sums else [output]
 
@@ -262,7 +261,7 @@ def blockwise_attention(
             if query_parts:
                 part = mx.depends([part], [query_parts[-1], key_gradient, value_gradient])[0]
             score = scores(part, key[..., there, :], start, stop, first, last)
-            weights = mx.exp(score.astype(mx.float32) - total[..., here, :]).astype(score.dtype)
+            weights = exp(score.astype(mx.float32) - total[..., here, :]).astype(score.dtype)
             change = weights * (
                 wanted[..., here, :] @ value[..., there, :].swapaxes(-1, -2) - inner[..., here, :]
             )

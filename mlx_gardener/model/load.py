@@ -21,6 +21,7 @@ from mlx_gardener.model.choose import (
     read_model_config,
     resolve_model,
 )
+from mlx_gardener.model.exponentials import use_in_models
 from mlx_gardener.model.gguf import source_of
 from mlx_gardener.model.lora import check_targets
 from mlx_gardener.model.stores import is_store_name
@@ -167,6 +168,7 @@ def _open_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], CodeT
             f"The model {name!r} cannot be loaded ({reason_of(error)}).",
             next_step="Fetch it again, or choose one that mlx-lm supports.",
         ) from error
+    use_in_models()
     return model, config, tokenizer
 
 
