@@ -368,7 +368,7 @@ def _seconds_per_token(plan: Plan, facts: ModelFacts, backend: Backend, width: i
         keys = (width / 2 + plan.attention_block) * (1 + BLOCK_ROWS / plan.attention_block)
     scores = 2 * 2 * keys * (facts.hidden) * passes * 1.5
     streams = min(plan.cpu_streams, rows)
-    # Exponentials stand for all that is not a product: measured, a layer's other work is about twice its exp.
+    # Exponentials stand for all that is not a product: measured, a layer's other work is about twice its `mx.exp`.
     exponentials = 2 * facts.vocab + (2 * facts.layers + again) * (
         2 * facts.intermediate + 1.5 * facts.heads * keys
     )

@@ -56,7 +56,8 @@ class Backend:
         kind: "cpu", "metal" or "cuda".
         cores: CPU streams that can compute side by side; 1 where one command queue does everything.
         flops_per_second: of a float32 (CPU) or bfloat16 (GPU) product of matrices.
-        exp_per_second: exponentials of one stream; on MLX's CPU backend they cost more than products of small models.
+        exp_per_second: exponentials of one stream, with what else is done for each: on MLX's CPU backend they cost more than products
+            of small models.
         dequantize_per_second: 4-bit weights that become floats.
         read_bytes_per_second: of weight files.
         multiplies_quantized: whether products with quantised weights are fast as they are.
@@ -203,6 +204,7 @@ def measure_backend() -> Backend:
     mx.eval(first, packed)
     products = _per_second(lambda: mx.eval(first @ first))
     exponentials = _per_second(lambda: mx.eval(exp(first)))
+    other_work = _per_second(lambda: mx.eval(mx.exp(first)))  # as much as all else took (`predict`)
     floats = _per_second(lambda: mx.eval(mx.dequantize(*packed, group_size=64, bits=4)))
     packed_products = _per_second(
         lambda: mx.eval(mx.quantized_matmul(first[:64], *packed, transpose=True, group_size=64, bits=4))
@@ -211,7 +213,7 @@ def measure_backend() -> Backend:
         kind=kind,
         cores=(os.cpu_count() or 1) if kind == "cpu" else 1,
         flops_per_second=2 * 1024**3 * products,
-        exp_per_second=1024**2 * exponentials,
+        exp_per_second=1024**2 * 2 / (1 / exponentials + 1 / other_work),
         dequantize_per_second=1024**2 * floats,
         read_bytes_per_second=_READ_BYTES_PER_SECOND,
         multiplies_quantized=packed_products * 64 * 8

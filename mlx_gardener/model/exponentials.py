@@ -32,7 +32,7 @@ def by_power() -> bool:
 
 
 def exp(x: mx.array) -> mx.array:
-    """e^x, elementwise, of x's type; its gradient is made of the result."""
+    """e^x, elementwise, of x's type."""
     import mlx.core as mx
 
     return _exp()(x) if x.dtype == mx.float32 and by_power() else mx.exp(x)
@@ -102,16 +102,7 @@ def _exp(stream: mx.Stream) -> Any:
     def power(x: mx.array) -> mx.array:
         return mx.power(2.0, x * _LOG2_E)
 
-    @mx.custom_function  # type: ignore[untyped-decorator]
-    def found(x: mx.array) -> mx.array:
-        return power(x)
-
-    @found.vjp  # type: ignore[untyped-decorator]
-    def gradient(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
-        with mx.stream(stream):  # the gradient is asked for later, perhaps outside of it
-            return cotangent * output
-
-    return found
+    return power
 
 
 @_of_stream

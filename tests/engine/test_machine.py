@@ -39,7 +39,8 @@ def test_a_forecast_that_was_wrong_is_nearer_after_doctor_measured_it(home: Path
     done = gardener_here("doctor", "--measure", "--json")
     found = MachineMeasured(**json.loads(done.stdout)["measured"])
     after = forecast(cache)
-    assert found.foretold_peak_bytes == pytest.approx(before.predicted_peak_bytes, rel=0.02)
+    # Near to it, as the command knows which way attention takes here.
+    assert found.foretold_peak_bytes == pytest.approx(before.predicted_peak_bytes, rel=0.15)
 
     def off(plan: Plan) -> tuple[float, float]:
         bytes_off = abs(plan.predicted_peak_bytes - found.peak_bytes)
