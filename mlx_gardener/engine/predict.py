@@ -380,6 +380,8 @@ def _seconds_per_token(plan: Plan, facts: ModelFacts, backend: Backend, width: i
     seconds = (products + scores) / backend.flops_per_second
     if backend.kind == "cpu":
         seconds += exponentials / backend.exp_per_second / streams
+        # Of three rows on two streams one stream takes two.
+        seconds *= math.ceil(rows / streams) * streams / rows
         seconds *= 1 + in_tiles * (TILE_SHARE + TILE_ROWS / tile)
     else:
         lost = backend.lost_rows or GPU_ROWS
