@@ -98,6 +98,7 @@ def our_side(name: str, work: dict[str, Any]) -> dict[str, Any]:
     import time
 
     import mlx.core as mx
+    from against_mlx_lm import IN_BLOCKS
     from against_mlx_lm import OURS as PLANS
     from half_billion import half_billion_shape, set_first_adapters
     from mlx.utils import tree_flatten
@@ -105,9 +106,11 @@ def our_side(name: str, work: dict[str, Any]) -> dict[str, Any]:
 
     from mlx_gardener.config import LoraConfig
     from mlx_gardener.engine import Engine, Plan, PredictedParts
+    from mlx_gardener.model.exponentials import use_in_models
     from mlx_gardener.model.lora import attach_lora, lora_parameters
 
-    width, settings = work["width"], dict(PLANS[name.partition(", ")[2]])
+    use_in_models()  # as where a base is loaded
+    width, settings = work["width"], {**IN_BLOCKS, **PLANS[name.partition(", ")[2]]}
     if "kept_layers" in settings:
         settings["kept_layers"] = work["layers"]
     model = half_billion_shape(work["layers"], hidden=work["hidden"], vocab=work["vocab"])
