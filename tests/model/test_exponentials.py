@@ -50,8 +50,8 @@ def test_swiglu_and_its_gradients_are_mlx_lm_s(dtype: mx.Dtype) -> None:
         assert mx.allclose(found, expected, rtol=1e-5, atol=2e-6)
 
 
-def test_each_stream_computes_its_own() -> None:
-    """What MLX compiles runs on the stream that it was compiled on: two that share rows would wait for one thread."""
+def test_each_stream_has_its_own_whose_gradient_it_computes() -> None:
+    """On MLX's default stream the gradients of several streams would wait for one thread."""
     from mlx_gardener.model import exponentials
 
     made = [exponentials._swiglu()]
