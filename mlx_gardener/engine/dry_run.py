@@ -99,6 +99,7 @@ def after_dry_run(
         weights = lora_parameters(base.model)
         mx.eval(weights)
         smallest: Plan | None = None
+        fitting: Plan | None = None
         for _ in range(MOST_TRIALS):
             scales = None if cache_dir is None else kept_scales(cache_dir, facts, plan, config, backend)
             if scales is not None and backend.knows_base:
@@ -110,6 +111,10 @@ def after_dry_run(
                 if cache_dir is not None:
                     keep_scales(cache_dir, facts, plan, config, backend, scales)
             measured = _seen(weights, scales, peak_before)
+            seen = "seen in its dry run" if was_tried or scales.speed != 1.0 else None
+            as_tried = predicted(plan, facts, config, backend, measured=measured)
+            if least_budget_bytes(as_tried, measured) <= budget:
+                fitting = replace(as_tried, speed_from=seen or as_tried.speed_from)
             try:
                 # More of the base on disk comes before hidden states there: reading does not wear it.
                 best = make_plan(
@@ -122,11 +127,14 @@ def after_dry_run(
                     states_on_disk=plan.states_on_disk,
                 )
             except MemoryBudgetError as error:
+                if (
+                    fitting is not None
+                ):  # by an earlier trial, which had a plan of another kind tried for its speed
+                    return fitting
                 refusal = too_large(facts, config, budget, TRIALS_DIFFER * error.least_bytes)
                 raise TrialTooLargeError(refusal, scales, is_whole=whole) from None
             notes = tuple(notes_of(best, facts, config, whole=whole))
-            seen = "seen in its dry run" if was_tried or scales.speed != 1.0 else best.speed_from
-            best = replace(best, notes=notes, speed_from=seen)
+            best = replace(best, notes=notes, speed_from=seen or best.speed_from)
             smallest = best if smallest is None else min(smallest, best, key=least_budget_bytes)
             if _is_alike(best, plan):
                 return best

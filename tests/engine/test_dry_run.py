@@ -9,8 +9,9 @@ from multiprocessing import get_context
 import pytest
 
 from mlx_gardener.config import TrainingConfig, load_config
-from mlx_gardener.engine import Engine, Plan, make_plan, model_facts
+from mlx_gardener.engine import Engine, Plan, dry_run, make_plan, model_facts
 from mlx_gardener.engine.dry_run import after_dry_run
+from mlx_gardener.engine.plan import Scales
 from mlx_gardener.engine.predict import MARGIN, predicted
 from mlx_gardener.engine.speed import TWO_CORES
 from mlx_gardener.errors import MemoryBudgetError
@@ -98,6 +99,25 @@ def test_a_base_that_leaves_no_room_is_refused_with_the_least_budget(base: BaseM
     with pytest.raises(MemoryBudgetError, match="does not train within") as caught:
         after_dry_run(engine, base, config, facts=FACTS, backend=TWO_CORES)
     assert "--budget" in caught.value.next_step and not lora_parameters(base.model)
+
+
+def test_a_plan_that_fitted_is_kept_when_one_tried_for_its_speed_does_not(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trials differ: what one of them asks for is no reason to refuse what another has shown to fit."""
+    config, tried = settings(process_peak_footprint_bytes() + GIB), list[dict[int, int]]()
+    engine = Engine(base.model, rows_of(1, config), dtype=base.dtype)
+
+    def seen(_: Engine, plan: Plan, *__: object) -> Scales:
+        tried.append(plan.rows_of_width)
+        scale = 1.0 if len(tried) == 1 else 1000.0
+        return Scales(scale, scale, scale, 1.0)
+
+    monkeypatch.setattr(dry_run, "_measure", seen)
+    found = after_dry_run(engine, base, config, facts=FACTS, backend=TWO_CORES)
+    assert len(tried) == 2 and tried[1][128] > 1
+    assert found.rows_of_width == {128: 1} and found.scales.layer == 1.0
+    assert found.predicted_peak_bytes <= config.memory_limit_bytes and not lora_parameters(base.model)
 
 
 def test_a_dry_run_can_be_interrupted_and_leaves_nothing_behind(base: BaseModel) -> None:
