@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import platform
 import sys
-from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -79,23 +78,8 @@ def use_in_models() -> None:
             module.swiglu = swiglu  # type: ignore[attr-defined]
 
 
-def _of_stream(make: Callable[[mx.Stream], Any]) -> Callable[[], Any]:
-    """What is made once for the stream in use, as its gradient is asked for later, perhaps outside of that stream."""
-    made = dict[str, Any]()  # by the stream's name, as equal streams have different hashes
-
-    def found() -> Any:
-        import mlx.core as mx
-
-        stream = mx.default_stream(mx.default_device())
-        if str(stream) not in made:
-            made[str(stream)] = make(stream)
-        return made[str(stream)]
-
-    return found
-
-
-@_of_stream
-def _exp(stream: mx.Stream) -> Any:
+@cache
+def _exp() -> Any:
     import mlx.core as mx
 
     @partial(mx.compile, shapeless=True)
@@ -105,29 +89,15 @@ def _exp(stream: mx.Stream) -> Any:
     return power
 
 
-@_of_stream
-def _swiglu(stream: mx.Stream) -> Any:
+@cache
+def _swiglu() -> Any:
     import mlx.core as mx
 
     @partial(mx.compile, shapeless=True)
-    def forward(gate: mx.array, x: mx.array) -> mx.array:
-        return gate * x / (1 + mx.power(2.0, gate * -_LOG2_E))
+    def linear(gate: mx.array, x: mx.array) -> mx.array:
+        """SiLU(gate) x, written as the line that touches it there: its gradient is the line's, without one of the exponential's."""
+        here = mx.stop_gradient(gate)
+        sigmoid = 1 / (1 + mx.power(2.0, here * -_LOG2_E))
+        return x * (sigmoid * (here + (gate - here) * (1 + here * (1 - sigmoid))))
 
-    @partial(mx.compile, shapeless=True)
-    def backward(gate: mx.array, x: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
-        sigmoid = 1 / (1 + mx.power(2.0, gate * -_LOG2_E))
-        scaled = cotangent * sigmoid
-        return scaled * x * (1 + gate * (1 - sigmoid)), scaled * gate
-
-    @mx.custom_function  # type: ignore[untyped-decorator]
-    def found(gate: mx.array, x: mx.array) -> mx.array:
-        return forward(gate, x)
-
-    @found.vjp  # type: ignore[untyped-decorator]
-    def gradient(
-        primals: tuple[mx.array, mx.array], cotangent: mx.array, output: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        with mx.stream(stream):
-            return backward(*primals, cotangent)
-
-    return found
+    return linear

@@ -326,10 +326,12 @@ def test_the_quickstart_takes_a_real_base_on_two_idle_cores() -> None:
     assert choice is None and "SmolLM2-135M-Instruct-Q4_1 would be too slow here" in str(why_not)
 
 
+@pytest.mark.parametrize("near_ends", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_what_was_chosen_and_passed_over_takes_four_lines_whatever_is_there(
-    add: Callable[..., Path], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    add: Callable[..., Path], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near_ends: bool
 ) -> None:
-    """Up to two stores, all but one, or all, with room and time enough, too little of either, and with licences for research alone."""
+    """Of six stores up to two, all but one, or all (slow: every combination), with room and time enough, too little of either, and
+    with licences for research alone."""
     user, data = Path(os.environ["HOME"]), write_gguf(tmp_path / "a.gguf").read_bytes()
     monkeypatch.setenv("LLAMA_CACHE", str(tmp_path / "llama"))
     add("mlx-community/Qwen2.5-Coder-3B-4bit", licence="qwen-research")
@@ -347,8 +349,8 @@ def test_what_was_chosen_and_passed_over_takes_four_lines_whatever_is_there(
     enough, little_room, little_time = (
         settings(), settings(memory_limit_gb=0.1), settings(training_timeout_minutes=0.0001)
     )  # fmt: skip
-    few = {0, 1, 2, len(names) - 1, len(names)}
-    for here in itertools.chain.from_iterable(itertools.combinations(names, n) for n in sorted(few)):
+    counts = sorted({0, 1, 2, len(names) - 1, len(names)}) if near_ends else range(len(names) + 1)
+    for here in itertools.chain.from_iterable(itertools.combinations(names, n) for n in counts):
         free = [name for name in here if not name.startswith("hf:")]
         for world in (enough, little_room, little_time):
             choice = choose_base(world, without=set(names) - set(here))

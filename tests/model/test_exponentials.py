@@ -50,17 +50,6 @@ def test_swiglu_and_its_gradients_are_mlx_lm_s(dtype: mx.Dtype) -> None:
         assert mx.allclose(found, expected, rtol=1e-5, atol=2e-6)
 
 
-def test_each_stream_has_its_own_whose_gradient_it_computes() -> None:
-    """On MLX's default stream the gradients of several streams would wait for one thread."""
-    from mlx_gardener.model import exponentials
-
-    made = [exponentials._swiglu()]
-    for stream in (mx.new_stream(mx.cpu), mx.new_stream(mx.cpu)):
-        with mx.stream(stream):
-            made += [exponentials._swiglu(), exponentials._swiglu()]
-    assert made[1] is made[2] and made[3] is made[4] and len({id(one) for one in made}) == 3
-
-
 def test_models_compute_by_it_where_it_is_faster(tiny_model_dir: Path) -> None:
     load_base(str(tiny_model_dir))
     assert llama.swiglu is (swiglu if by_power() else activations.swiglu)
