@@ -34,5 +34,6 @@ prepare_environment() { # extras: "" or "[test]"
         # As uv does, modules are compiled when they are first imported: of 10,000 files in these packages few ever are.
         .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".$extras"
     fi
+    .venv/bin/python scripts/precompile_header.py
     cp pyproject.toml "$stamp"
 }
