@@ -51,8 +51,8 @@ def test_the_snippets_of_a_page_run_one_after_the_other(
     page: Path, tmp_path: Path, tiny_tokenizer_dir: Path, cache: Path
 ) -> None:
     world = World(tmp_path, tiny_tokenizer_dir, cache)
-    snippets = re.sub(
-        r'(model="?[=:] ?)"seedling"', rf'\1"{HUB_MODEL}"', "\n".join(_SNIPPET.findall(page.read_text()))
-    )
+    snippets = "\n".join(_SNIPPET.findall(page.read_text()))
+    snippets = re.sub(r'(model"?[=:] ?)"seedling"', rf'\1"{HUB_MODEL}"', snippets)
+    assert '"seedling"' not in snippets
     world.run(f"{shlex.quote(sys.executable)} -c {shlex.quote(snippets)}")
     shutil.copytree(world.root / "home" / "cache", cache, dirs_exist_ok=True)
