@@ -1,9 +1,10 @@
 """mlx_gardener: a repository goes in, a LoRA adapter that knows that repository comes out.
 
-The public names are imported lazily, so that ``import mlx_gardener`` costs milliseconds. Two things are done at import,
-both on Linux only: a fast BLAS is opened, as MLX's CPU wheels carry a reference BLAS (about 5 GFLOP/s on two cores), and
-a faster library only takes its place when it is opened *before* ``mlx.core`` (see `mlx_gardener.platform.blas`); and the
-allocator is told to give freed buffers back at once, before it gets used to large ones (`mlx_gardener.platform.heap`).
+The public names are imported lazily, so that ``import mlx_gardener`` costs milliseconds. Three things are done at import,
+all on Linux only: a fast BLAS is opened, as MLX's CPU wheels carry a reference BLAS (about 5 GFLOP/s on two cores), and
+a faster library only takes its place when it is opened *before* ``mlx.core`` (see `mlx_gardener.platform.blas`); the
+allocator is told to give freed buffers back at once, before it gets used to large ones (`mlx_gardener.platform.heap`); and
+MLX to let CPU streams take turns (`mlx_gardener.platform.graph_order`).
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.platform.blas import preload as _preload_blas
+from mlx_gardener.platform.graph_order import order_by_breadth as _order_by_breadth
 from mlx_gardener.platform.heap import return_freed_buffers as _return_freed_buffers
 from mlx_gardener.platform.version import __version__
 
 _preload_blas()
 _return_freed_buffers()
+_order_by_breadth()
 
 _PUBLIC = {
     "Base": "mlx_gardener.engine.bases",

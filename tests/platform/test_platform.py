@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from mlx_gardener.errors import DataError
-from mlx_gardener.platform import blas
+from mlx_gardener.platform import blas, graph_order
 from mlx_gardener.platform.device import device_facts, parse_sysctl
 from mlx_gardener.platform.files import existing_directory
 from mlx_gardener.platform.footprint import (
@@ -74,9 +74,7 @@ def _in_a_process(code: str, **environment: str | None) -> str:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="MLX brings a fast BLAS on other systems")
 def test_the_fast_blas_is_in_place_before_mlx_and_can_be_switched_off() -> None:
-    state = (
-        "import mlx_gardener, mlx.core; from mlx_gardener.platform import blas; print(blas.state().reason)"
-    )
+    state = "import mlx_gardener, mlx.core; from mlx_gardener.platform import blas, graph_order; print(blas.state().reason)"
     assert "opened" in _in_a_process(state) or "no fast BLAS" in _in_a_process(state)
     assert "switched off" in _in_a_process(state, MLX_GARDENER_BLAS="none")
     assert "import mlx_gardener first" in _in_a_process("import mlx.core; " + state)
@@ -96,3 +94,14 @@ def test_threads_of_the_blas_soon_sleep_unless_the_environment_says_otherwise() 
     )
     assert _in_a_process(spins, KMP_BLOCKTIME=None) == "1"
     assert _in_a_process(spins, KMP_BLOCKTIME="7") == "7"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="streams of a CPU")
+def test_mlx_orders_by_breadth_unless_the_environment_says_otherwise() -> None:
+    import mlx
+
+    width = "import mlx_gardener, os; print(os.environ['MLX_BFS_MAX_WIDTH'])"
+    assert _in_a_process(width, MLX_BFS_MAX_WIDTH=None) == str(graph_order.WIDTH)
+    assert _in_a_process(width, MLX_BFS_MAX_WIDTH="20") == "20"
+    library = next(Path(place, "lib", "libmlx.so") for place in mlx.__path__)
+    assert b"MLX_BFS_MAX_WIDTH" in library.read_bytes(), "what MLX reads"
