@@ -98,8 +98,18 @@ def after_dry_run(
     try:
         weights = lora_parameters(base.model)
         mx.eval(weights)
+
+        def still_fitting(tried: Plan | None) -> Plan | None:
+            """The plan that a trial has shown to fit, unless trials after it took memory that leaves no room for it."""
+            if tried is None:
+                return None
+            now = _seen(weights, tried.scales, peak_before)
+            again = predicted(tried, facts, config, backend, measured=now)
+            fits = least_budget_bytes(again, now) <= budget
+            return replace(again, speed_from=tried.speed_from) if fits else None
+
         smallest: Plan | None = None
-        fitting: Plan | None = None
+        fitting: Plan | None = None  # the fastest that was tried
         for _ in range(MOST_TRIALS):
             scales = None if cache_dir is None else kept_scales(cache_dir, facts, plan, config, backend)
             if scales is not None and backend.knows_base:
@@ -114,7 +124,8 @@ def after_dry_run(
             seen = "seen in its dry run" if was_tried or scales.speed != 1.0 else None
             as_tried = predicted(plan, facts, config, backend, measured=measured)
             if least_budget_bytes(as_tried, measured) <= budget:
-                fitting = replace(as_tried, speed_from=seen or as_tried.speed_from)
+                as_tried = replace(as_tried, speed_from=seen or as_tried.speed_from)
+                fitting = as_tried if fitting is None else max(fitting, as_tried, key=_speed)
             try:
                 # More of the base on disk comes before hidden states there: reading does not wear it.
                 best = make_plan(
@@ -127,10 +138,9 @@ def after_dry_run(
                     states_on_disk=plan.states_on_disk,
                 )
             except MemoryBudgetError as error:
-                if (
-                    fitting is not None
-                ):  # by an earlier trial, which had a plan of another kind tried for its speed
-                    return fitting
+                # A trial that fitted had led to another kind of plan, for its speed.
+                if (kept := still_fitting(fitting)) is not None:
+                    return kept
                 refusal = too_large(facts, config, budget, TRIALS_DIFFER * error.least_bytes)
                 raise TrialTooLargeError(refusal, scales, is_whole=whole) from None
             notes = tuple(notes_of(best, facts, config, whole=whole))
@@ -139,10 +149,14 @@ def after_dry_run(
             if _is_alike(best, plan):
                 return best
             plan = best
-        return smallest or plan
+        return still_fitting(fitting) or smallest or plan
     finally:
         detach_lora(base.model)
         mx.clear_cache()
+
+
+def _speed(plan: Plan) -> float:
+    return plan.predicted_tokens_per_second
 
 
 def _is_alike(one: Plan, tried: Plan) -> bool:

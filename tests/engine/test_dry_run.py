@@ -101,23 +101,49 @@ def test_a_base_that_leaves_no_room_is_refused_with_the_least_budget(base: BaseM
     assert "--budget" in caught.value.next_step and not lora_parameters(base.model)
 
 
+@pytest.mark.parametrize("takes_all", [False, True])
 def test_a_plan_that_fitted_is_kept_when_one_tried_for_its_speed_does_not(
-    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, takes_all: bool
 ) -> None:
-    """Trials differ: what one of them asks for is no reason to refuse what another has shown to fit."""
+    """Trials differ: what one of them asks for is no reason to refuse what another has shown to fit, unless it took the memory."""
     config, tried = settings(process_peak_footprint_bytes() + GIB), list[dict[int, int]]()
-    engine = Engine(base.model, rows_of(1, config), dtype=base.dtype)
+    engine, kept = Engine(base.model, rows_of(1, config), dtype=base.dtype), list[bytes]()
 
     def seen(_: Engine, plan: Plan, *__: object) -> Scales:
         tried.append(plan.rows_of_width)
+        if takes_all and len(tried) == 2:
+            kept.append(b"x" * config.memory_limit_bytes)
         scale = 1.0 if len(tried) == 1 else 1000.0
         return Scales(scale, scale, scale, 1.0)
 
     monkeypatch.setattr(dry_run, "_measure", seen)
-    found = after_dry_run(engine, base, config, facts=FACTS, backend=TWO_CORES)
-    assert len(tried) == 2 and tried[1][128] > 1
-    assert found.rows_of_width == {128: 1} and found.scales.layer == 1.0
-    assert found.predicted_peak_bytes <= config.memory_limit_bytes and not lora_parameters(base.model)
+    if takes_all:
+        with pytest.raises(MemoryBudgetError):
+            after_dry_run(engine, base, config, facts=FACTS, backend=TWO_CORES)
+    else:
+        found = after_dry_run(engine, base, config, facts=FACTS, backend=TWO_CORES)
+        assert found.rows_of_width == {128: 1} and found.scales.layer == 1.0
+        assert found.predicted_peak_bytes <= config.memory_limit_bytes
+    assert len(tried) == 2 and tried[1][128] > 1 and not lora_parameters(base.model)
+
+
+def test_of_plans_that_take_turns_one_that_fits_is_taken(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan of many rows takes three times what is foretold, one of few as much: each trial leads to the other kind."""
+    config = settings(process_footprint_bytes() + GIB // 3)
+    engine, tried = Engine(base.model, rows_of(1, config), dtype=base.dtype), list[int]()
+
+    def seen(_: Engine, __: Plan, ___: object, plan: Plan, *____: object) -> Scales:
+        tried.append(plan.rows_of_width[128])
+        scale = 3.0 if len(tried) in (2, 4) else 1.0
+        return Scales(scale, scale, scale, 1.0)
+
+    monkeypatch.setattr(dry_run, "_measure", seen)
+    before = process_peak_footprint_bytes()  # of other tests
+    found = after_dry_run(engine, base, config, facts=FACTS, backend=TWO_CORES, peak_before=before)
+    assert tried[0] < tried[2] < tried[1] == tried[3] and len(tried) == dry_run.MOST_TRIALS
+    assert found.rows_of_width[128] == tried[2] and found.scales.layer == 1.0
 
 
 def test_a_dry_run_can_be_interrupted_and_leaves_nothing_behind(base: BaseModel) -> None:
