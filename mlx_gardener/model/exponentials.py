@@ -4,8 +4,10 @@ MLX 0.32.4 computes a float32 exponential on x86 with ten calls of the C library
 `benchmarks/exponentials.py`; that library's power takes 4 ns, with the same error (1.8e-6 at most down to e^-35, as both round
 x log2 e). On Apple's processors MLX computes several at once, and GPUs do anyway: there MLX's own is taken.
 
-In: arrays. Out: the same as `mx.exp` and mlx-lm's ``swiglu`` give, to float tolerance. SwiGLU's gradient keeps nothing but what went
-in, and makes no second exponential for its two parts. Cost: of a product of a layer, nothing.
+In: arrays. Out: the same as `mx.exp` and mlx-lm's ``swiglu`` give, to float tolerance. SwiGLU is written as the
+line that touches it where it is asked for, so that MLX's gradient of it is the line's and makes no second exponential; a second
+derivative after the gate is therefore 0, and nothing here asks for one. Cost: for its gradient SwiGLU keeps two arrays beside
+what goes in and comes out, one fewer than mlx-lm's.
 """
 
 from __future__ import annotations
@@ -95,9 +97,9 @@ def _swiglu() -> Any:
 
     @partial(mx.compile, shapeless=True)
     def linear(gate: mx.array, x: mx.array) -> mx.array:
-        """SiLU(gate) x, written as the line that touches it there: its gradient is the line's, without one of the exponential's."""
         here = mx.stop_gradient(gate)
         sigmoid = 1 / (1 + mx.power(2.0, here * -_LOG2_E))
-        return x * (sigmoid * (here + (gate - here) * (1 + here * (1 - sigmoid))))
+        silu = here * sigmoid
+        return x * (silu + (gate - here) * (sigmoid + silu * (1 - sigmoid)))
 
     return linear
