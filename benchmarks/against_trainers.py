@@ -15,6 +15,7 @@ run on this machine has a row with its reason. Takes 1 to 3 minutes and 1 to 9 G
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from typing import Any
 
 import click
 
-from mlx_gardener.platform import blas  # preloads the BLAS, for our sides
+from mlx_gardener.platform import blas, graph_order  # preloads the BLAS, for our sides
 
 HERE = Path(__file__).parent
 SHAPE = {"layers": 8, "hidden": 896, "vocab": 151936, "rows": 4, "width": 512}
@@ -186,7 +187,10 @@ def one_side(name: str, work: dict[str, Any], environments: Path, *, tiny: bool)
             "work": work,
         }
         command = [str(python), str(HERE / "trainer_side.py"), json.dumps(request)]
-    ended = subprocess.run(command, capture_output=True, text=True)
+    surroundings = dict(os.environ)
+    if name not in OURS and surroundings.get("MLX_BFS_MAX_WIDTH") == str(graph_order.WIDTH):
+        del surroundings["MLX_BFS_MAX_WIDTH"]  # ours, set at import
+    ended = subprocess.run(command, capture_output=True, text=True, env=surroundings)
     if ended.returncode < 0:
         return {"failed": f"killed by signal {-ended.returncode}"}  # 9 where memory ran out
     if ended.returncode:

@@ -21,6 +21,11 @@ install_with_uv() { # python, extras
 }
 
 prepare_environment() { # extras: "" or "[test]"
+    install "$1"
+    .venv/bin/python scripts/precompile_header.py || echo "Kernels will take longer to compile." >&2
+}
+
+install() { # extras
     local extras="$1" stamp=".venv/.installed$1" python
     if [ -f "$stamp" ] && cmp -s pyproject.toml "$stamp"; then
         return
@@ -34,6 +39,5 @@ prepare_environment() { # extras: "" or "[test]"
         # As uv does, modules are compiled when they are first imported: of 10,000 files in these packages few ever are.
         .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".$extras"
     fi
-    .venv/bin/python scripts/precompile_header.py
     cp pyproject.toml "$stamp"
 }

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 #: As MLX 0.32.4 compiles its kernels (a string in its library); with others GCC would not take the header.
@@ -20,24 +21,60 @@ NAME = "compiled_preamble.h"
 
 
 def main() -> None:
-    """Make the header, unless it is there."""
+    """Make the header, unless there is one that GCC takes."""
     try:
         package = importlib.metadata.distribution("mlx-cpu")
     except importlib.metadata.PackageNotFoundError:
         return
     files = {file.name: Path(str(file.locate())) for file in package.files or ()}
-    header, record = files.get(NAME), files["RECORD"]
-    if header is None or shutil.which("g++") is None:
+    header, record = files.get(NAME), files.get("RECORD")
+    if header is None or record is None or shutil.which("g++") is None:
         return
-    made, new = header.with_name(f"{NAME}.gch"), header.with_name(f"{NAME}.new")
-    command = ["g++", *FLAGS, "-w", f"-I{header.parents[3]}", "-x", "c++-header", str(header), "-o", str(new)]
-    if made.exists() or subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode:
-        return
-    # Replaced, not written to: with uv it may be the same file as in other environments.
-    listed = record.with_name("RECORD.new")
-    listed.write_text(f"{record.read_text()}{made.relative_to(record.parents[1]).as_posix()},,\n")
-    listed.replace(record)
-    new.replace(made)
+    made = header.with_name(f"{NAME}.gch")
+    with tempfile.TemporaryDirectory(dir=header.parent) as place:
+        if made.exists() and is_taken(header, made, Path(place)):
+            return
+        new, listed = Path(place, "new"), Path(place, "RECORD")
+        command = [
+            "g++",
+            *FLAGS,
+            "-w",
+            f"-I{header.parents[3]}",
+            "-x",
+            "c++-header",
+            str(header),
+            "-o",
+            str(new),
+        ]
+        if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode:
+            return
+        lines = record.read_text(encoding="utf-8").splitlines()
+        line = f"{made.relative_to(record.parents[1]).as_posix()},,"
+        # Replaced, not written to: with uv it may be the same file as in other environments.
+        listed.write_text(
+            "\n".join([*(other for other in lines if other != line), line, ""]), encoding="utf-8"
+        )
+        listed.replace(record)
+        new.replace(made)
+
+
+def is_taken(header: Path, made: Path, place: Path) -> bool:
+    """Whether GCC takes the precompiled header; it does not take another version's."""
+    kernel = place / "kernel.cpp"
+    kernel.write_text(f'#include "{header.relative_to(header.parents[3]).as_posix()}"\n', encoding="utf-8")
+    command = [
+        "g++",
+        *FLAGS,
+        "-w",
+        "-H",
+        "-c",
+        f"-I{header.parents[3]}",
+        str(kernel),
+        "-o",
+        str(place / "kernel.o"),
+    ]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    return f"! {made}" in said  # GCC's mark of one that it takes
 
 
 if __name__ == "__main__":

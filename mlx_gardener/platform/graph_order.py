@@ -20,7 +20,7 @@ WIDTH = 400
 def order_by_breadth() -> None:
     """Set the width for this process and those that it starts, unless it is set; MLX reads it once, at its first evaluation.
 
-    On Linux only: Metal has one stream, and was not measured.
+    On Linux only, where it was measured on a CPU; Metal computes on one stream. CUDA was not measured.
     """
     if sys.platform.startswith("linux"):
         os.environ.setdefault("MLX_BFS_MAX_WIDTH", str(WIDTH))

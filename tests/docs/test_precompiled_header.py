@@ -29,7 +29,6 @@ def test_the_compiler_takes_the_precompiled_header_as_mlx_calls_it(tmp_path: Pat
     kernel.write_text('#include "mlx/backend/cpu/compiled_preamble.h"\n')
     command = [
         *found[1].decode().split(),
-        "-w",
         "-H",
         f"-I{made.parents[3]}",
         str(kernel),
