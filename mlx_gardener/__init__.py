@@ -4,7 +4,7 @@ The public names are imported lazily, so that ``import mlx_gardener`` costs mill
 all on Linux only: a fast BLAS is opened, as MLX's CPU wheels carry a reference BLAS (about 5 GFLOP/s on two cores), and
 a faster library only takes its place when it is opened *before* ``mlx.core`` (see `mlx_gardener.platform.blas`); the
 allocator is told to give freed buffers back at once, before it gets used to large ones (`mlx_gardener.platform.heap`); and
-MLX to let CPU streams take turns (`mlx_gardener.platform.graph_order`).
+MLX to order its graphs so that CPU streams compute side by side (`mlx_gardener.platform.graph_order`).
 """
 
 from __future__ import annotations

@@ -74,7 +74,9 @@ def _in_a_process(code: str, **environment: str | None) -> str:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="MLX brings a fast BLAS on other systems")
 def test_the_fast_blas_is_in_place_before_mlx_and_can_be_switched_off() -> None:
-    state = "import mlx_gardener, mlx.core; from mlx_gardener.platform import blas, graph_order; print(blas.state().reason)"
+    state = (
+        "import mlx_gardener, mlx.core; from mlx_gardener.platform import blas; print(blas.state().reason)"
+    )
     assert "opened" in _in_a_process(state) or "no fast BLAS" in _in_a_process(state)
     assert "switched off" in _in_a_process(state, MLX_GARDENER_BLAS="none")
     assert "import mlx_gardener first" in _in_a_process("import mlx.core; " + state)
