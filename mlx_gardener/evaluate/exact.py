@@ -30,6 +30,7 @@ def writes_exactly(
     asked: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,
     engine: Engine | None = None,
+    on_found: Callable[[int, bool], None] = lambda at, right: None,
     tell: Callable[[float], None] = lambda share: None,
     interrupt: Callable[[], None] = lambda: None,
 ) -> list[bool]:
@@ -39,6 +40,7 @@ def writes_exactly(
         base: with or without an adapter attached.
         asked: token ids of prompts, none of them empty, and of answers.
         engine: the base's, for its operations and CPU streams; without one, one stream and MLX's own operations.
+        on_found: told the place of a prompt and whether, as soon as that is known.
         tell: told the share done, 0 to 1.
         interrupt: asked between pieces; may raise.
 
@@ -60,6 +62,7 @@ def writes_exactly(
                 group, _read(base, [asked[at] for at in group], streams, interrupt), strict=True
             ):
                 found[at] = right
+                on_found(at, right)
         mx.clear_cache()
         tell((start + len(group)) / len(order))
     return found

@@ -68,8 +68,9 @@ class Answer:
 
 @dataclass
 class _Written:
-    """An answer so far."""
+    """An answer so far; ``at`` is its place among all."""
 
+    at: int
     prompt: Sequence[int]
     begins: str
     beginning: Beginning
@@ -97,6 +98,7 @@ def generate_many(
     engine: Engine | None = None,
     begins: Sequence[str] = (),
     is_enough: Callable[[str], bool] | None = None,
+    on_answer: Callable[[int, Answer], None] = lambda at, answer: None,
     tell: Callable[[float], None] = lambda share: None,
     interrupt: Callable[[], None] = lambda: None,
 ) -> list[Answer]:
@@ -109,6 +111,7 @@ def generate_many(
         engine: the base's, for its operations, CPU streams and budget; without one, one stream and MLX's own operations.
         begins: text that each answer has to begin with, and is given out without; nothing where there are none.
         is_enough: asked with an answer's text so far; ends that answer early.
+        on_answer: told the place of a prompt and its answer as soon as that is done.
         tell: told the share done, 0 to 1, after every piece of a prompt and every token.
         interrupt: asked as often; may raise.
 
@@ -122,8 +125,8 @@ def generate_many(
     # Of a blank there are some ten thousand ids, which answers share.
     beginnings = {text: Beginning(base.tokenizer, text) for text in {"", *begins}}
     rows = [
-        _Written(prompt, text, copy(beginnings[text]))
-        for prompt, text in zip(prompts, begins or [""] * len(prompts), strict=True)
+        _Written(at, prompt, text, copy(beginnings[text]))
+        for at, (prompt, text) in enumerate(zip(prompts, begins or [""] * len(prompts), strict=True))
     ]
     # Longest first: what meets in a batch is of about the same length, and little is padded.
     order = sorted(rows, key=lambda row: -len(row.prompt))
@@ -143,7 +146,7 @@ def generate_many(
         batch = order[start : start + size]
         start += len(batch)
         groups = _read(base, engine, batch, kept_tokens, pulse)
-        _write(base, engine, groups, max_new_tokens, stops, is_enough, pulse)
+        _write(base, engine, groups, max_new_tokens, stops, is_enough, on_answer, pulse)
     return [row.answer for row in rows if row.answer is not None]
 
 
@@ -226,6 +229,7 @@ def _write(
     max_new_tokens: int,
     stops: frozenset[int],
     is_enough: Callable[[str], bool] | None,
+    on_answer: Callable[[int, Answer], None],
     pulse: Callable[[], None],
 ) -> None:
     """Let the answers of all groups grow until each is done."""
@@ -244,6 +248,8 @@ def _write(
             for row, token in zip(group.rows, tokens, strict=True):
                 if row.answer is None:
                     _take(row, token, base, max_new_tokens, stops, is_enough)
+                    if row.answer is not None:
+                        on_answer(row.at, row.answer)
             _leave_out_done(group)
         groups = [group for group in groups if group.rows]
         pulse()

@@ -126,18 +126,21 @@ class Bench:
         known = {key: answer for key in keys if (answer := Answer.from_json(kept.get(key))) is not None}
         new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known}
         if new:
-            answers = generate_many(
-                self.base,
-                [prompt.ids for prompt in new.values()],
-                max_new_tokens=max_new_tokens,
-                engine=self.engine,
-                begins=[prompt.begins for prompt in new.values()],
-                is_enough=_ENOUGH.get(kind),
-                tell=tell,
-                interrupt=self.interrupt,
-            )
-            found = dict(zip(new, answers, strict=True))
-            self.store.add(topic, {key: answer.to_json() for key, answer in found.items()})
+            names, found = list(new), dict[str, Answer]()
+            try:
+                generate_many(
+                    self.base,
+                    [prompt.ids for prompt in new.values()],
+                    max_new_tokens=max_new_tokens,
+                    engine=self.engine,
+                    begins=[prompt.begins for prompt in new.values()],
+                    is_enough=_ENOUGH.get(kind),
+                    on_answer=lambda at, answer: found.update({names[at]: answer}),
+                    tell=tell,
+                    interrupt=self.interrupt,
+                )
+            finally:  # what is done is kept, also when the time is over
+                self.store.add(topic, {key: answer.to_json() for key, answer in found.items()})
             known |= found
         return [known[key] for key in keys]
 
@@ -192,10 +195,18 @@ class Bench:
         known = {key: kept[key] for key in keys if isinstance(kept.get(key), bool)}
         new = {key: task for key, task in zip(keys, tasks, strict=True) if key not in known}
         if new:
-            asked = [(task.prompt, task.answer) for task in new.values()]
-            right = writes_exactly(self.base, asked, engine=self.engine, tell=tell, interrupt=self.interrupt)
-            found = dict(zip(new, right, strict=True))
-            self.store.add(topic, found)
+            names, found = list(new), dict[str, bool]()
+            try:
+                writes_exactly(
+                    self.base,
+                    [(task.prompt, task.answer) for task in new.values()],
+                    engine=self.engine,
+                    on_found=lambda at, right: found.update({names[at]: right}),
+                    tell=tell,
+                    interrupt=self.interrupt,
+                )
+            finally:
+                self.store.add(topic, found)
             known |= found
         return [known[key] for key in keys]
 

@@ -110,23 +110,29 @@ def estimate_training(found: Scan, config: TrainingConfig, model: PreparedModel)
 def learn_from(
     run: Run, base: BaseModel, engine: Engine, outcome: TrainOutcome, peak_bytes: int, others_share: float
 ) -> None:
-    """Remember what the training took, so that the next forecast is nearer the truth."""
+    """Remember what the training took, so that the next forecast is nearer the truth.
+
+    Not of a resumed one: a part of it was done when the machine may have been another, or as busy as nobody knows.
+    """
     from mlx_gardener.engine import keep_training, known_backend, learn, model_facts
     from mlx_gardener.engine.speed import speed_alone
 
+    if outcome.is_resumed:
+        return
     plan, state, cache = engine.plan, outcome.state, run.registry.home / "cache"
     facts = model_facts(base.path)
     backend = known_backend(cache, facts)
     speed = state.positions / max(1e-9, state.seconds) / run.ranks.size
     if state.seconds >= SECONDS_TO_LEARN_FROM:
-        forward = outcome.time_plan.pace.forward_tokens_per_second
+        foretold = plan.predicted_forward_tokens_per_second / plan.predicted_tokens_per_second
+        seen = outcome.forward_seen
         keep_training(
             cache,
             facts,
             plan,
             backend,
             tokens_per_second=speed,
-            forward_share=forward / speed,
+            forward_share=foretold if seen is None else seen / run.ranks.size / speed,
             busy=others_share,
         )
     if state.step >= STEPS_TO_LEARN_FROM and not backend.knows_base:

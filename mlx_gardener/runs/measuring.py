@@ -6,7 +6,6 @@ what the limit leaves, or by `evaluate.work`.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -80,15 +79,8 @@ def measure(
         cache_dir=run.registry.home / ANSWERS,
         control=control,
         notes=notes,
-        seconds=_seconds_for_evidence(run, outcome),
-        forward_tokens_per_second=outcome.time_plan.pace.forward_tokens_per_second,
+        seconds=max(0.0, run.clock.left_seconds - run.clock.finish_seconds),
+        forward_tokens_per_second=outcome.forward_tokens_per_second,
         on_progress=on_progress,
         interrupt=run.interrupt,
     )
-
-
-def _seconds_for_evidence(run: Run, outcome: TrainOutcome) -> float:
-    """What the time limit leaves for the evidence; ``math.inf`` where it does not press."""
-    if not outcome.time_plan.is_short:
-        return math.inf
-    return max(0.0, run.clock.left_seconds - run.clock.finish_seconds)

@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine import Engine, StepResult, kept_row_losses
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     from mlx_gardener.dataset import Batch
     from mlx_gardener.model import BaseModel
     from mlx_gardener.platform.kept import KeptValues
+
+Measured = TypeVar("Measured")
 
 #: An update or a validation that takes longer tells its progress, every so many seconds.
 SLOW_SECONDS, TELL_SECONDS = 2.0, 1.0
@@ -120,6 +123,8 @@ def train(
             run.time_plan,
             run.is_short_of_updates and not run.is_patience_over,
             ranks.size,
+            run.forward_seen,
+            run.is_resumed,
         )
     except GardenerError as error:
         ranks.leave(error)
@@ -187,7 +192,7 @@ class _Training(Standing):
         """One optimiser update from one batch; nothing changes when its loss or gradients are not finite."""
         import mlx.core as mx
 
-        started, step = time.perf_counter(), self.state.step + 1
+        started, step = self.worked_seconds(), self.state.step + 1
         result, loss, norm = self._gradients(batch, step)
         tokens = max(1, result.tokens)
         rate = learning_rate_at(step, self.total_steps, self.peak_rate, self.config.optimizer)
@@ -200,7 +205,7 @@ class _Training(Standing):
             self.rejected = 0
         else:
             self._reject(step)
-        seconds = time.perf_counter() - started
+        seconds = self.worked_seconds() - started
         self.state.step = step
         self.state.tokens_seen += result.tokens
         self.state.positions += batch.tokens.size
@@ -248,7 +253,7 @@ class _Training(Standing):
 
     def _advance(self, activity: str, step: int, *, parts: int = 1) -> Callable[[float], None]:
         """What is called between the segments of an update, or of a validation of so many batches."""
-        started = told = time.monotonic()
+        started = told = self.worked_seconds()
         done, before = 0, 0.0
 
         def between(share: float) -> None:
@@ -258,7 +263,7 @@ class _Training(Standing):
             if share < before:
                 done += 1  # the next batch has begun
             before = share
-            now, whole = time.monotonic(), (done + share) / parts
+            now, whole = self.worked_seconds(), (done + share) / parts
             if now - started >= SLOW_SECONDS and now - told >= TELL_SECONDS and whole > 0:
                 told = now
                 left = (now - started) * (1 - whole) / whole
@@ -316,9 +321,11 @@ class _Training(Standing):
         self, validation: list[Batch], between: Callable[[float], None]
     ) -> tuple[float, float, float]:
         """Over all ranks: the sum of losses in nats, the tokens that bear one, their bytes."""
-        if self._is_kept and self.store is not None:
+        if self._is_kept and (store := self.store) is not None:
             losses = [
-                kept_row_losses(self.engine, self.base, batch, self.store, between_segments=between)
+                self._within_budget(
+                    partial(kept_row_losses, self.engine, self.base, batch, store, between_segments=between)
+                )
                 for batch in validation
             ]
             return (
@@ -328,27 +335,33 @@ class _Training(Standing):
             )
 
         def whole_set() -> tuple[float, int, int]:
-            while True:
-                try:
-                    return self.engine.evaluate(
-                        (self.ranks.share(batch)[0] for batch in validation), between_segments=between
-                    )
-                except BudgetPassedError as passed:
-                    self.throttle.shrink(f"{passed} in the validation of step {self.state.step}")
+            return self._within_budget(
+                lambda: self.engine.evaluate(
+                    (self.ranks.share(batch)[0] for batch in validation), between_segments=between
+                )
+            )
 
         loss_sum, tokens, source_bytes = self.ranks.sum_numbers(whole_set)
         return loss_sum, tokens, source_bytes
+
+    def _within_budget(self, measure: Callable[[], Measured]) -> Measured:
+        """What ``measure`` gives, by a smaller plan where it passes the budget."""
+        while True:
+            try:
+                return measure()
+            except BudgetPassedError as passed:
+                self.throttle.shrink(f"{passed} in the validation of step {self.state.step}")
 
     def _try_the_pace(self) -> None:
         """As many rows of the first validation as an update has: where they go slower than foretold, the time is shared out anew."""
         if math.isinf(self.time_plan.limit_seconds):
             return
-        started = time.perf_counter()
+        started = self.worked_seconds()
         batch = max(
             self.validation.batches(self.tokens_per_update, seed=None), key=lambda one: one.tokens.size
         )
         self._losses([batch], self._advance("Validation", self.state.step))
-        self.take_pace(batch.tokens.size, time.perf_counter() - started)
+        self.take_pace(batch.tokens.size, self.worked_seconds() - started)
 
     def evaluate(self) -> None:
         """Loss over the whole validation set; remembers the best adapter.
@@ -361,13 +374,13 @@ class _Training(Standing):
         self.base.model.update(nested(values))
         if not self.state.validation:
             self._try_the_pace()
-        started = time.perf_counter()
+        started = self.worked_seconds()
         validation = list(self.validation.batches(self._forward_tokens, seed=None))
         count = len(validation)
         between = self._advance("Validation", self.state.step, parts=count)
         loss_sum, tokens, source_bytes = self._losses(validation, between)
         if not self._is_kept:
-            self.validation_seconds = time.perf_counter() - started
+            self.forward_seen = self.validation.total_tokens / max(1e-9, self.worked_seconds() - started)
         loss = loss_sum / max(1, tokens)
         if not self.state.validation and not math.isfinite(loss):  # nothing that is trained could mend it
             batches = self.data.validation.batches(self._forward_tokens, seed=None)

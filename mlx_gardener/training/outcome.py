@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """The best adapter and how it came about; losses in nats per loss-bearing token."""
+    """The best adapter and how it came about; losses in nats per loss-bearing token.
+
+    Attributes:
+        forward_seen: tokens per second of the last validation; None where none was measured.
+        is_resumed: whether other workers did a part of it.
+    """
 
     weights: dict[str, mx.array]
     settings: AdapterSettings
@@ -25,6 +30,13 @@ class TrainOutcome:
     time_plan: TimePlan
     ended_by_time: bool = False
     ranks: int = 1
+    forward_seen: float | None = None
+    is_resumed: bool = False
+
+    @property
+    def forward_tokens_per_second(self) -> float:
+        """As the last validation went, or as foretold where none was measured."""
+        return self.forward_seen or self.time_plan.pace.forward_tokens_per_second
 
     def to_json(self) -> dict[str, Any]:
         """The account of the training, without its arrays."""

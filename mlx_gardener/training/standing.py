@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from mlx_gardener.platform.kept import KeptValues
 
 #: Updates whose median foretells the next ones, and from how many on (the first is slower), or from how many seconds of them:
-#: a minute of one says more than was foretold.
+#: a minute of one says more than was foretold. After the last one that was planned fewer have to do.
 _UPDATES_REMEMBERED, _UPDATES_TO_LEARN_FROM, _SECONDS_TO_LEARN_FROM = 9, 3, 60.0
 #: So many times the updates are worth another plan, or another word about it.
 _MORE = 1.1
@@ -99,7 +99,8 @@ class Standing:
         self.steps_per_epoch = data.train.update_count(self.tokens_per_update)
         self.other_seconds = clock.used_seconds()  # until here
         self.update_seconds: deque[float] = deque(maxlen=_UPDATES_REMEMBERED)
-        self.validation_seconds: float | None = None
+        self.is_resumed = False
+        self.forward_seen: float | None = None  # tokens per second of the last validation
         hidden = int(
             base.config.get("hidden_size") or base.config.get("text_config", {}).get("hidden_size", 2048)
         )
@@ -188,8 +189,9 @@ class Standing:
         plan, pace = self.time_plan, self.time_plan.pace
         slower = seconds * pace.forward_tokens_per_second / max(1, tokens)
         if slower > _MORE:
-            speed = pace.forward_tokens_per_second / slower
-            plan = self._time_plan(Pace(pace.update_seconds * slower, speed, "as the first validation went"))
+            self.forward_seen = pace.forward_tokens_per_second / slower
+            source = "as the first validation went"
+            plan = self._time_plan(Pace(pace.update_seconds * slower, self.forward_seen, source))
         if plan is not self.time_plan or self.ranks.size > 1:
             self._follow(plan)
             self.publish(TimePlanned(self.time_plan.to_json()))
@@ -198,15 +200,12 @@ class Standing:
         """Do fewer updates where they take longer than was foretold; more, early on, where they take less."""
         if math.isinf(self.time_plan.limit_seconds):
             return
-        if (
-            len(self.update_seconds) < _UPDATES_TO_LEARN_FROM
-            and sum(self.update_seconds) < _SECONDS_TO_LEARN_FROM
-        ):
+        seen = len(self.update_seconds) >= _UPDATES_TO_LEARN_FROM or self.state.step >= self.total_steps
+        # Ranks have to decide alike, and each has seconds of its own.
+        if not seen and (self.ranks.size > 1 or sum(self.update_seconds) < _SECONDS_TO_LEARN_FROM):
             return
         update, before = median(self.update_seconds), self.total_steps
-        forward = self.time_plan.pace.forward_tokens_per_second
-        if self.validation_seconds is not None:
-            forward = self.validation.total_tokens / max(1e-9, self.validation_seconds)
+        forward = self.forward_seen or self.time_plan.pace.forward_tokens_per_second
         plan = self._time_plan(Pace(update, forward, "as the last updates took"))
         is_early = self.state.step <= max(_UPDATES_TO_LEARN_FROM, before / 3)
         if plan.updates < before or (plan.updates > _MORE * before and is_early):
@@ -223,6 +222,10 @@ class Standing:
         self._follow(plan)
         if abs(self.total_steps - before) > (_MORE - 1) * before:
             self.publish(TimePlanned(self.time_plan.to_json()))
+
+    def worked_seconds(self) -> float:
+        """A clock that stands still while the training waits for the machine's owner: what speeds are measured by."""
+        return time.perf_counter() - self.throttle.waited_seconds
 
     def _take_weights_of_first(self) -> None:
         self.weights = self._of_first(self.weights)
@@ -254,6 +257,7 @@ class Standing:
             self.publish(WarningRaised("There is no checkpoint to go on from; starting from the beginning."))
             return
         self.state, self.weights, self.best = found.state, found.weights, found.best
+        self.is_resumed = True
         self.optimizer.state = unflatten_state(found.optimizer)
         self.saved = (self.state.step, len(self.state.validation))
 

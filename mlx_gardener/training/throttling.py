@@ -39,6 +39,9 @@ class Throttle:
         warn: told in a sentence what was done and why.
         save: writes a checkpoint; called before waiting.
         interrupt: raises when the run must stop; asked while waiting.
+
+    Attributes:
+        waited_seconds: in all.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Throttle:
         self._watch = FootprintWatch()
         self._gave_up = False
         self._said_unknown = False
+        self.waited_seconds = 0.0
 
     def close(self) -> None:
         """Stop watching."""
@@ -108,7 +112,9 @@ class Throttle:
             while reason:
                 self._drop_caches()
                 self._interrupt()
+                began = time.monotonic()
                 time.sleep(_LOOK_SECONDS)
+                self.waited_seconds += time.monotonic() - began
                 reason = self._reason_to_wait()
             self._warn("The training goes on.")
 

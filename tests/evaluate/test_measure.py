@@ -13,7 +13,8 @@ from mlx_gardener.config import TrainingConfig, load_config
 from mlx_gardener.dataset import Batch
 from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.engine import Engine, Plan, PredictedParts
-from mlx_gardener.evaluate import measure
+from mlx_gardener.errors import TimeLimitError
+from mlx_gardener.evaluate import generate, measure
 from mlx_gardener.evaluate.complete import CaretPrompt
 from mlx_gardener.evaluate.generate import Answer
 from mlx_gardener.evaluate.measure import Bench
@@ -55,6 +56,23 @@ def test_the_bases_answers_are_kept_by_prompt(bench: Bench, asked: list[list[Seq
     assert [after[2], after[1], after[3]] == [before[0], before[1], before[1]]
     assert bench.answers([third], kind="next line", of="", max_new_tokens=4) == after[:1]
     assert len(asked) == 2
+
+
+def test_answers_that_were_done_when_the_time_was_over_are_kept(
+    bench: Bench, asked: list[list[Sequence[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "_MOST_AT_ONCE", 1)  # one after the other
+    prompts, calls = [CaretPrompt([5, 6, 7]), CaretPrompt([8, 9])], [0]
+
+    def interrupt() -> None:  # asked once for a prompt and for each of its four tokens
+        calls[0] += 1
+        if calls[0] > 7:
+            raise TimeLimitError("over")
+
+    with pytest.raises(TimeLimitError):
+        replace(bench, interrupt=interrupt).answers(prompts, kind="fim", of="", max_new_tokens=4)
+    found = bench.answers(prompts, kind="fim", of="", max_new_tokens=4)
+    assert asked[-1] == [prompts[1].ids] and all(len(answer.ids) == 4 for answer in found)
 
 
 def test_another_kind_or_length_and_an_adapters_answers_are_their_own(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +18,8 @@ from mlx_gardener.events import Evaluated, StepAdvanced, TimePlanned
 from mlx_gardener.model import BaseModel
 from mlx_gardener.model.lora import lora_parameters
 from mlx_gardener.platform.kept import KeptValues
-from mlx_gardener.training import loop, time_plan
+from mlx_gardener.platform.pressure import MemoryPressure
+from mlx_gardener.training import loop, throttling, time_plan
 from mlx_gardener.training.checkpoint import list_checkpoints
 from mlx_gardener.training.time_plan import Clock
 from tests.support.loops import Recorder, Runner, same, settings
@@ -289,11 +292,12 @@ def test_a_training_that_is_slower_than_foretold_does_fewer_updates_and_validate
     assert "time limit" in outcome.stopped_because
 
 
+@pytest.mark.parametrize("seconds", [70.0, 25.0])
 def test_a_training_of_one_update_goes_on_where_that_one_took_less_than_was_foretold(
-    run: Runner, monkeypatch: pytest.MonkeyPatch
+    run: Runner, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     recorder = Recorder()
-    hours = Hours(recorder, update=70.0, validation=5.0)
+    hours = Hours(recorder, update=seconds, validation=5.0)
     hours.are_all_that_passes(monkeypatch)
     outcome = run(LONG, recorder=recorder, clock=Clock(1000.0, hours.used_seconds), speed=0.5)
     plans = [event.plan for event in recorder.events if isinstance(event, TimePlanned)]
@@ -339,7 +343,37 @@ def test_without_a_limit_nothing_is_cut(run: Runner) -> None:
     assert not outcome.ended_by_time and not outcome.time_plan.is_short and outcome.state.step == 6
 
 
-def test_a_budget_that_the_process_passes_in_a_step_is_noticed_in_it(run: Runner) -> None:
+def test_what_it_waits_is_no_part_of_its_speed(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept, counter, clock = [0.0], time.perf_counter, time.monotonic
+    recorder = Recorder()
+    real, asked = recorder.interrupt, set[int]()
+
+    def interrupt() -> None:
+        real()
+        asked.add(len(recorder.steps))
+
+    def pressure() -> MemoryPressure:
+        in_third = 2 in asked and len(recorder.steps) == 2
+        return MemoryPressure("critical" if in_third and not slept[0] else "normal", 1, 2)
+
+    def an_hour(_: float) -> None:
+        slept[0] += 3600
+
+    recorder.interrupt = interrupt  # type: ignore[method-assign]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: counter() + slept[0])
+    there = SimpleNamespace(sleep=an_hour, monotonic=lambda: clock() + slept[0])
+    monkeypatch.setattr(throttling, "time", there)
+    monkeypatch.setattr(throttling, "memory_pressure", pressure)
+    monkeypatch.setattr(throttling, "_LOOK_SECONDS", 0.0)
+    outcome = run(settings(), recorder=recorder)
+    assert slept == [3600] and outcome.state.step == 6
+    assert outcome.state.seconds < 1800 and all(step.seconds < 1800 for step in recorder.steps)
+
+
+@pytest.mark.parametrize(("done", "place"), [(2, "in step 3"), (0, "in the validation of step 0")])
+def test_a_budget_that_the_process_passes_is_noticed_at_once(
+    run: Runner, tmp_path: Path, done: int, place: str
+) -> None:
     """Something else in the process takes memory on purpose; real footprints, real training."""
     from mlx_gardener.platform.footprint import process_footprint_bytes
 
@@ -349,15 +383,17 @@ def test_a_budget_that_the_process_passes_in_a_step_is_noticed_in_it(run: Runner
 
     def take_memory() -> None:
         real()
-        if len(recorder.steps) == 2 and not taken and not recorder.warnings:
+        if len(recorder.steps) == done and not taken and not recorder.warnings:
             taken.append(bytearray(600 * 1024**2))
+            time.sleep(0.2)  # longer than the watch does between two looks
         elif recorder.warnings:
             taken.clear()
 
     recorder.interrupt = take_memory  # type: ignore[method-assign]
     limit = (process_footprint_bytes() + 300 * 1024**2) / 1024**3
-    outcome = run(settings(memory_limit_gb=limit), recorder=recorder, rows=4)
-    assert any("GB" in text and "in step 3" in text for text in recorder.warnings), recorder.warnings
+    store = KeptValues(tmp_path / "kept")  # as every fresh training has
+    outcome = run(settings(memory_limit_gb=limit), recorder=recorder, rows=4, store=store)
+    assert any("GB" in text and place in text for text in recorder.warnings), recorder.warnings
     assert outcome.state.step == 6 and all(math.isfinite(step.loss) for step in recorder.steps)
 
 

@@ -62,7 +62,8 @@ class World:
     def _save(self) -> None:
         self.saved += 1
 
-    def _sleep(self, _: float) -> None:
+    def _sleep(self, seconds: float) -> None:
+        self.clock += seconds
         self.waits += 1
         if self.waits == 3:
             self.level, self.battery, self.heat, self.display = "normal", False, "nominal", False
@@ -151,6 +152,7 @@ def test_it_waits_with_a_checkpoint_and_goes_on(
         setattr(world, name, value)
     world.watch.between_updates()
     assert (world.saved, world.waits) == (1, 3)
+    assert world.watch.waited_seconds == world.clock - 1e6 > 0
     assert reason in world.said[0] and "goes on" in world.said[1]
 
 
