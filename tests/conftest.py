@@ -127,6 +127,16 @@ def nothing_computes_on() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def mlx_is_unbounded() -> None:
+    """MLX's limits belong to the process, and an engine sets them: under those of a tiny one all after it takes twice the time."""
+    if "mlx.core" in sys.modules:
+        import mlx.core as mx
+
+        mx.set_memory_limit(2**34)
+        mx.set_cache_limit(2**26)
+
+
+@pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty MLX_GARDENER_HOME; set for every test, so that none touches the user's own."""
     for name in [
