@@ -29,11 +29,12 @@ from mlx_gardener.engine.predict import (
     work_parts,
 )
 from mlx_gardener.engine.seen import keep_scales, kept_scales
-from mlx_gardener.engine.speed import Backend
+from mlx_gardener.engine.speed import Backend, beside_others
 from mlx_gardener.engine.step import Engine
 from mlx_gardener.errors import MemoryBudgetError
 from mlx_gardener.model.lora import attach_lora, detach_lora, lora_parameters
 from mlx_gardener.platform.footprint import process_footprint_bytes, process_peak_footprint_bytes
+from mlx_gardener.platform.processes import OthersWork
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -114,14 +115,17 @@ def after_dry_run(
             scales = None if cache_dir is None else kept_scales(cache_dir, facts, plan, config, backend)
             if scales is not None and backend.knows_base:
                 scales = replace(scales, speed=1.0)  # a training tells more than a dry run
-            was_tried = scales is None
+            seen = "seen in an earlier dry run" if scales is not None and scales.speed != 1.0 else None
             if scales is None:
-                tried = _tried(plan, heaviest_width(plan, facts, config, backend), whole=whole)
+                tried, others = (
+                    _tried(plan, heaviest_width(plan, facts, config, backend), whole=whole),
+                    OthersWork(),
+                )
                 scales = _measure(engine, tried, weights, plan, facts, config, backend, base, between)
+                seen = f"seen in its dry run{beside_others(others.share)}"
                 if cache_dir is not None:
                     keep_scales(cache_dir, facts, plan, config, backend, scales)
             measured = _seen(weights, scales, peak_before)
-            seen = "seen in its dry run" if was_tried or scales.speed != 1.0 else None
             as_tried = predicted(plan, facts, config, backend, measured=measured)
             if least_budget_bytes(as_tried, measured) <= budget:
                 as_tried = replace(as_tried, speed_from=seen or as_tried.speed_from)

@@ -20,7 +20,7 @@ from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.attention import Attention, measure_attention
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan, Scales
-from mlx_gardener.engine.speed import ALONE, Backend, machine_key, measured_backend, speed_alone
+from mlx_gardener.engine.speed import Backend, beside_others, machine_key, measured_backend, speed_alone
 from mlx_gardener.platform.files import make_private, write_whole
 from mlx_gardener.platform.untrusted import read_json
 from mlx_gardener.platform.version import __version__
@@ -73,10 +73,9 @@ def known_backend(cache_dir: Path | None, facts: ModelFacts) -> Backend:
         if known is None:
             return backend
         busy = float(known["busy"])
-        load = ""
-        if busy >= ALONE:
-            scaled = ", scaled to a machine without them" if backend.kind == "cpu" else ""
-            load = f", beside others that took {busy:.0%} of the processors{scaled}"
+        load = beside_others(busy)
+        if load and backend.kind == "cpu":
+            load += ", scaled to a machine without them"
         return replace(
             backend,
             speed_scale=speed_alone(float(known["speed"]), busy, backend.kind),

@@ -106,6 +106,11 @@ def speed_alone(speed: float, busy: float, kind: str) -> float:
     return speed if busy < ALONE or kind != "cpu" else speed / max(_LEAST_FREE, 1 - busy)
 
 
+def beside_others(busy: float) -> str:
+    """How what was seen is told to have been seen while others took the share ``busy`` of the processors; "" for alone."""
+    return f", beside others that took {busy:.0%} of the processors" if busy >= ALONE else ""
+
+
 def measured_backend(cache_dir: Path | None = None) -> Backend:
     """The speeds of this machine's backend.
 

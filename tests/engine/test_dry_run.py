@@ -5,6 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,6 +66,24 @@ def test_a_plan_that_fits_stays_and_its_prediction_is_what_the_footprint_says(ba
     assert -0.1 * before < kept < 64 * 1024**2
     assert 0.4 < found.scales.live < 2.5 and found.scales.live != 1
     assert not lora_parameters(base.model)
+
+
+@pytest.mark.parametrize(
+    ("busy", "beside"), [(0.1, ""), (0.4, ", beside others that took 40% of the processors")]
+)
+def test_a_speed_that_a_dry_run_saw_says_beside_what_and_when(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: float, beside: str
+) -> None:
+    monkeypatch.setattr(dry_run, "OthersWork", lambda: SimpleNamespace(share=busy))
+    config = settings(32 * GIB, rows=1)
+    engine = Engine(base.model, rows_of(1, config), dtype=base.dtype)
+    told = [
+        after_dry_run(
+            engine, base, config, facts=FACTS, backend=TWO_CORES, cache_dir=tmp_path / "cache"
+        ).speed_from
+        for _ in range(2)
+    ]
+    assert told == [f"seen in its dry run{beside}", "seen in an earlier dry run"]
 
 
 def test_a_plan_that_does_not_fit_gives_way_to_a_smaller_one() -> None:
