@@ -65,6 +65,15 @@ _PAIRS = (
     ("adapter", "control"),
     ("base_bm25", "adapter"),
     ("adapter_bm25", "base_bm25"),
+    ("adapter_bm25", "adapter"),
+)
+#: (arm, against) of every comparison of answers, likewise; the last decides whether code is retrieved for the adapter.
+_ANSWER_PAIRS = (
+    ("adapter", "base"),
+    ("base_bm25", "base"),
+    ("adapter_bm25", "base"),
+    ("control", "base"),
+    ("adapter_bm25", "adapter"),
 )
 
 
@@ -298,7 +307,7 @@ def _file(path: str, size: int, results: dict[str, ArmResult]) -> dict[str, Any]
 def _comparisons(
     results: dict[str, ArmResult], scores: dict[str, Scores], paths: Sequence[str], *, seed: int
 ) -> tuple[tuple[Comparison, ...], dict[tuple[str, str, str], Change]]:
-    """Bits per byte of the pairs that matter, and adapter against base on every score of answers."""
+    """Bits per byte, and every score of answers, of the pairs that matter."""
     made: list[Comparison] = []
     found: dict[tuple[str, str, str], Change] = {}
 
@@ -311,12 +320,12 @@ def _comparisons(
         if arm in results and against in results:
             losses = ([results[name].losses[path] for path in paths] for name in (against, arm))
             add(arm, against, "bits_per_byte", relative_change(*losses, seed=seed), len(paths), "relative")
-    for metric, values in scores["base"].values.items():
-        files = scores["base"].files[metric]
-        for arm in ("adapter", "base_bm25", "adapter_bm25", "control"):
-            if arm in scores and metric in scores[arm].values:
-                change = share_change(values, scores[arm].values[metric], files, seed=seed)
-                add(arm, "base", metric, change, len(values), "points")
+    for metric, files in scores["base"].files.items():
+        by_arm = {arm: found.values[metric] for arm, found in scores.items() if metric in found.values}
+        for arm, against in _ANSWER_PAIRS:
+            if arm in by_arm and against in by_arm:
+                change = share_change(by_arm[against], by_arm[arm], files, seed=seed)
+                add(arm, against, metric, change, len(files), "points")
     return tuple(made), found
 
 

@@ -340,12 +340,14 @@ def _is_clearly_better(evidence: Mapping[str, Any], arm: str, against: str) -> b
 
 
 def _retrieval(evidence: Mapping[str, Any]) -> list[Step]:
-    """Retrieval is worth having where it clearly gains: with the adapter, or instead of it."""
+    """Retrieval is worth having where it clearly gains: with the adapter, unless answers are then worse, or instead of it."""
     how = "related code of the repository is put in front of the prompt (docs/serve.md, Retrieval):"
     if evidence["verdict"] == "reject":
         if _is_clearly_better(evidence, "base_bm25", "base"):
             told = "let your editor send related code along with the prompt (docs/serve.md, input_extra)"
             return [Step(f"Use retrieval with the base alone, which clearly helped: {told}.")]
+        return []
+    if answers(evidence, "adapter_bm25", "adapter") == "worse":
         return []
     serve = ("mlx-gardener serve --retrieval on",)
     if _is_clearly_better(evidence, "base_bm25", "adapter"):

@@ -238,12 +238,12 @@ def kinds_table(evidence: Mapping[str, Any]) -> Table:
     return Table(columns, tuple(rows))
 
 
-def answers(evidence: Mapping[str, Any]) -> str:
-    """How the adapter's answers are against the base's (`answers_state`), also in evidence that does not say it."""
+def answers(evidence: Mapping[str, Any], arm: str = "adapter", against: str = "base") -> str:
+    """How an arm's answers are against another's (`answers_state`), also in evidence that does not say it."""
     return answers_state(
         (item.metric, item.low, item.high)
         for item in changes(evidence)
-        if (item.arm, item.against) == ("adapter", "base")
+        if (item.arm, item.against) == (arm, against)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 
 from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.dataset.tasks import continuation_places, fim_tasks
+from mlx_gardener.evaluate.compare import _comparisons
+from mlx_gardener.evaluate.measure import ArmResult, Scores
 from mlx_gardener.evaluate.metrics import parses
 from mlx_gardener.evaluate.retrieval import Retriever, retrieval_helps
 from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
@@ -77,28 +80,64 @@ def test_places_to_continue_have_lines_before_and_enough_after() -> None:
     assert all(place.prefix.count("\n") >= 2 and len(place.rest) >= 100 for place in places)
 
 
-def arms(adapter: float, both: float, **exact: tuple[float, float]) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "arms": [
-            {"name": "adapter", "metrics": {"bits_per_byte": adapter, **{name: pair[0] for name, pair in exact.items()}}},
-            {"name": "adapter_bm25", "metrics": {"bits_per_byte": both, **{name: pair[1] for name, pair in exact.items()}}},
-        ],
-        "comparisons": [],
-    }  # fmt: skip
-    return found
+FILES = [f"{at}.py" for at in range(12)]
 
 
-def test_evidence_speaks_for_retrieval_where_it_saves_bits_and_costs_no_answers() -> None:
-    assert retrieval_helps(arms(1.2, 1.1)) == (True, "-8.3% bits per byte in its evidence")
-    assert retrieval_helps(arms(1.2, 1.1, next_line_exact=(0.2, 0.2), fim_exact=(0.1, 0.2)))[0]
-    assert not retrieval_helps(arms(1.1, 1.2))[0] and not retrieval_helps(arms(1.1, 1.1))[0]
-    helps, why = retrieval_helps(arms(1.2, 1.1, next_line_exact=(0.5, 0.25)))
-    assert not helps and why.endswith("but 25.0% fewer answers are right")
-    unsure = arms(1.2, 1.1)
-    unsure["comparisons"] = [
-        {"arm": "adapter_bm25", "against": "adapter", "metric": "bits_per_byte", "high": 0.01}
+def arms(adapter: float, both: float, answers: tuple[float, float] | None = None) -> dict[str, Any]:
+    """Evidence as earlier versions wrote it, without a comparison of the adapter's two arms."""
+    told: list[dict[str, Any]] = [
+        {"name": "adapter", "metrics": {"bits_per_byte": adapter}},
+        {"name": "adapter_bm25", "metrics": {"bits_per_byte": both}},
     ]
-    assert not retrieval_helps(unsure)[0]
+    for arm, exact in zip(told, answers or (), strict=False):
+        arm["metrics"] |= {"next_line_exact": exact, "answers_exact": exact}
+    return {"arms": told, "comparisons": []}
+
+
+def compared(bits: list[float], answers: list[float]) -> dict[str, Any]:
+    """Evidence of twelve files: what retrieval changes in the adapter's loss and answers (0.5 each without it), file by file."""
+    losses = {"base": [2.0] * 12, "adapter": [1.0] * 12, "adapter_bm25": [1 + change for change in bits]}
+    right = {"base": [0.5] * 12, "adapter": [0.5] * 12, "adapter_bm25": [0.5 + change for change in answers]}
+    results = {arm: ArmResult(losses=dict(zip(FILES, found, strict=True))) for arm, found in losses.items()}
+    scores = {arm: Scores({"answers_exact": found}, {"answers_exact": FILES}) for arm, found in right.items()}
+    made, _ = _comparisons(results, scores, FILES, seed=0)
+    found = arms(1.0, 1 + sum(bits) / 12, (0.5, 0.5 + sum(answers) / 12))
+    return found | {"comparisons": [asdict(item) for item in made]}
+
+
+def test_both_arms_of_the_adapter_are_compared_by_bits_and_by_answers() -> None:
+    found = compared([-0.1, -0.2] * 6, [0.1, 0.3] * 6)["comparisons"]
+    pairs = {(item["arm"], item["against"], item["metric"]): item for item in found}
+    bits, answers = (
+        pairs["adapter_bm25", "adapter", metric] for metric in ("bits_per_byte", "answers_exact")
+    )
+    assert bits["change"] == -0.15 and bits["low"] < bits["high"] < 0 and bits["unit"] == "relative"
+    assert answers["change"] == 0.2 and 0 < answers["low"] < answers["high"] and answers["unit"] == "points"
+    others = {("adapter", "base"), ("adapter_bm25", "base")}
+    assert {pair[:2] for pair in pairs} == {*others, ("adapter_bm25", "adapter")}, (
+        "nothing of what is not there"
+    )
+
+
+def test_only_what_chance_does_not_explain_turns_retrieval_on_or_off() -> None:
+    none, fewer, more, mixed = [0.0] * 12, [-0.1, -0.2] * 6, [0.1, 0.2] * 6, [-0.3, 0.3] * 6
+    one_lost = [-0.5, *none[1:]]
+    assert retrieval_helps(compared(fewer, mixed)) == (True, "-15.0% bits per byte in its evidence")
+    assert retrieval_helps(compared(fewer, one_lost))[0], "one answer of twelve is a coin"
+    assert retrieval_helps(compared(fewer, fewer)) == (
+        False,
+        "-15.0% bits per byte in its evidence, and worse answers",
+    )
+    unclear = retrieval_helps(compared([-0.3, 0.2] * 6, mixed))
+    assert unclear == (False, "-5.0% bits per byte in its evidence, which chance explains as well")
+    assert retrieval_helps(compared([-0.3, 0.2] * 6, more))[0], "better answers"
+    assert not retrieval_helps(compared(more, mixed))[0] and not retrieval_helps(compared(more, more))[0]
+
+
+def test_evidence_of_earlier_versions_is_decided_by_its_bits() -> None:
+    assert retrieval_helps(arms(1.2, 1.1)) == (True, "-8.3% bits per byte in its evidence")
+    assert retrieval_helps(arms(1.2, 1.1, (0.5, 0.45)))[0], "how sure that is was not recorded"
+    assert not retrieval_helps(arms(1.1, 1.2))[0] and not retrieval_helps(arms(1.1, 1.1))[0]
 
 
 def test_without_those_arms_nothing_speaks_for_it() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from mlx_gardener.config import TrainingConfig, load_config
+from mlx_gardener.report.advice import next_steps
 from mlx_gardener.report.html import render_report_html
 from mlx_gardener.report.model_card import render_model_card
-from mlx_gardener.report.recipe import all_settings, train_command
+from mlx_gardener.report.recipe import About, all_settings, train_command
 from mlx_gardener.report.story import (
     best_and_worst,
     changes,
@@ -175,6 +176,20 @@ def test_a_losing_comparison_is_said_whichever_side_is_named_first() -> None:
     assert not said("adapter", "base_bm25", -0.1, -0.01) and not said("base_bm25", "adapter", 0.01, 0.1)
     assert said("adapter", "control", -0.1, 0.1) and said("control", "adapter", -0.1, 0.1)
     assert not said("adapter", "control", -0.2, -0.1) and not said("control", "adapter", 0.1, 0.2)
+
+
+def test_retrieval_is_advised_where_both_together_did_better_and_answers_are_no_worse() -> None:
+    def advised(answers: tuple[float, float]) -> list[str]:
+        pair = {"arm": "adapter_bm25", "against": "adapter", "files": 9, "tasks": 9}
+        bits = {**pair, "metric": "bits_per_byte", "change": -0.1, "low": -0.2, "high": -0.05}
+        low, high = answers
+        exact = {**pair, "metric": "answers_exact", "change": (low + high) / 2, "low": low, "high": high}
+        found = {**EVIDENCE, "comparisons": [bits, exact]}
+        return [step.text for step in next_steps(found, About("web")) if "etrieval" in step.text]
+
+    (told,) = advised((-0.1, 0.1))
+    assert told.startswith("Add retrieval; both together did better")
+    assert advised((-0.2, -0.1)) == []
 
 
 def test_the_command_names_what_is_not_the_default_and_no_place_of_this_machine() -> None:
