@@ -60,7 +60,7 @@ ARMS = ("base", "base_bm25", "adapter", "adapter_bm25")
 
 def drawn(data: PreparedData, count: int, seed: int, *, can_fill: bool) -> dict[str, list[Any]]:
     """``count`` tasks, of each kind about as many as there are of the others; no spans where the base has no markers."""
-    defined = names_defined(data.scan.files)
+    defined = names_defined(data.scan.files, data.split.train)
     kinds: dict[str, Callable[[int], list[Any]]] = {
         "assertions": lambda most: assertion_tasks(data.test_excerpts, most, seed=seed),
         "cross_file": lambda most: cross_file_tasks(data.test_excerpts, most, defined, seed=seed),

@@ -91,12 +91,18 @@ def next_line_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> li
     return tasks
 
 
-def names_defined(files: Sequence[FileRecord]) -> dict[str, frozenset[str]]:
+def names_defined(
+    files: Sequence[FileRecord], trained: Sequence[FileRecord] | None = None
+) -> dict[str, frozenset[str]]:
     """The repository's own names: those that its chunks define and that say something, each with the files that define it.
 
     ``__init__``, ``name`` and what more than three files define are nobody's own: who writes them knows nothing of the repository.
     Neither is what a file only imports.
+
+    Args:
+        trained: leave out what none of these defines: neither an adapter nor an index of them can know it.
     """
+    known = {record.path for record in (files if trained is None else trained)}
     found: dict[str, set[str]] = {}
     for record in files:
         for chunk in record.chunks:
@@ -105,7 +111,7 @@ def names_defined(files: Sequence[FileRecord]) -> dict[str, frozenset[str]]:
     return {
         name: frozenset(paths)
         for name, paths in found.items()
-        if len(paths) <= _MOST_DEFINING and _TELLING.fullmatch(name.strip("_"))
+        if len(paths) <= _MOST_DEFINING and paths & known and _TELLING.fullmatch(name.strip("_"))
     }
 
 

@@ -228,7 +228,7 @@ class Survey:
         forward_tokens: float,
         step_tokens: float,
     ) -> Survey:
-        defined = names_defined(data.scan.files)
+        defined = names_defined(data.scan.files, data.split.train)
         others = (
             cross_file_tasks(data.test_excerpts, 1, defined, seed=config.seed),
             assertion_tasks(data.test_excerpts, 1, seed=config.seed),
@@ -280,7 +280,7 @@ class Survey:
                 f"answered with {SERVED_PROMPT[0]} and {SERVED_PROMPT[1]}: what is served was not measured."
             )
         windows = draw_windows(windows, work.rows, seed=seed)
-        defined = names_defined(data.scan.files)
+        defined = names_defined(data.scan.files, data.split.train)
         asked = Tasks(
             next_line_tasks(data.test_excerpts, work.next_line_tasks, seed=seed),
             fim_tasks(data.test_excerpts, work.fim_tasks, seed=seed),

@@ -88,6 +88,14 @@ def test_names_that_anybody_may_write_are_not_the_repositorys_own() -> None:
     assert own["HarborMaster"] == {"a.py"}
 
 
+def test_what_no_training_file_defines_can_be_known_by_no_arm() -> None:
+    files = [*FILES, record("held_out.py", "load_harbor", "HarborPilot")]
+    own = names_defined(files, FILES)
+    assert set(own) == {"HarborMaster", "load_harbor", "collect_all"}
+    assert own["load_harbor"] == {"harbor.py", "held_out.py"}
+    assert set(names_defined(files)) == {*own, "HarborPilot"}
+
+
 def test_what_a_file_imports_is_defined_elsewhere(tmp_path: Path) -> None:
     """An import's chunk bears the imported name; so did a loop's its variable's."""
     (tmp_path / "harbor.py").write_text(
