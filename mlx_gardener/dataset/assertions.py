@@ -10,10 +10,12 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from mlx_gardener.dataset.examples import Excerpt
+from mlx_gardener.dataset.turns import in_turn
 from mlx_gardener.source.languages import parse
 
 if TYPE_CHECKING:
@@ -65,7 +67,10 @@ def is_test(path: str, language: str) -> bool:
 
 
 def assertion_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> list[AssertionTask]:
-    """``count`` tasks drawn without repeats; fewer when there are not as many. Those of a smaller ``count`` come first."""
+    """``count`` tasks drawn without repeats, from files in turn; fewer when there are not as many.
+
+    Those of a smaller ``count`` come first.
+    """
     found: list[AssertionTask] = []
     looked_at = 0
     tests = [excerpt for excerpt in excerpts if is_test(excerpt.path, excerpt.language)]
@@ -75,8 +80,8 @@ def assertion_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> li
             break
         looked_at += len(excerpt.text)
         found += _assertions_of(excerpt)
-    random.Random(f"{seed}\0values").shuffle(found)
-    return found[:count]
+    turns = in_turn(found, lambda task: task.path, random.Random(f"{seed}\0values"))
+    return list(islice(turns, count))
 
 
 def _assertions_of(excerpt: Excerpt) -> Iterator[AssertionTask]:

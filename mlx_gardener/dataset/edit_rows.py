@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from mlx_gardener.dataset.edit_forms import edit_documents, edit_form, edit_prom
 from mlx_gardener.dataset.edits import EditExample, collect_edits
 from mlx_gardener.dataset.rows import Document
 from mlx_gardener.dataset.split import Split
+from mlx_gardener.dataset.turns import in_turn
 from mlx_gardener.source.commits import typed_commits
 from mlx_gardener.source.history import Added
 
@@ -140,18 +142,22 @@ class EditTask:
 def edit_tasks(
     examples: Sequence[EditExample], count: int, tokenizer: CodeTokenizer, most_tokens: int, *, seed: int
 ) -> list[EditTask]:
-    """``count`` windows with an edit and as many without one, drawn without repeats; fewer when there are not as many.
+    """``count`` windows with an edit and as many without one, drawn without repeats, from files in turn.
 
-    The first of each kind are those that a smaller ``count`` draws.
+    There are fewer when there are not as many. The first of each kind are those that a smaller ``count`` draws.
 
     Args:
         most_tokens: of prompt and answer together; examples that are longer are left out.
     """
-    drawn = list(examples)
-    random.Random(f"{seed}\0edits").shuffle(drawn)
-    found: dict[bool, list[EditTask]] = {True: [], False: []}
-    for example in drawn:
-        same = found[example.is_due]
-        if len(same) < count and (ids := edit_prompt(example, tokenizer, most_tokens)) is not None:
-            same.append(EditTask(example.path, example.line, tuple(ids[0]), tuple(ids[1]), example.is_due))
-    return [*found[True], *found[False]]
+    found: list[EditTask] = []
+    for is_due in (True, False):
+        same = [example for example in examples if example.is_due == is_due]
+        turns = in_turn(same, lambda example: example.path, random.Random(f"{seed}\0edits"))
+        asked = ((example, edit_prompt(example, tokenizer, most_tokens)) for example in turns)
+        tasks = (
+            EditTask(example.path, example.line, tuple(ids[0]), tuple(ids[1]), is_due)
+            for example, ids in asked
+            if ids is not None
+        )
+        found += islice(tasks, count)
+    return found

@@ -6,15 +6,19 @@ from __future__ import annotations
 import io
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from mlx_gardener.dataset.assertions import LOOKED_AT_BYTES
 from mlx_gardener.dataset.examples import Excerpt
+from mlx_gardener.dataset.turns import in_turn
 from mlx_gardener.source.languages import parse
 
 if TYPE_CHECKING:
+    from tree_sitter import Node
+
     from mlx_gardener.source.records import FileRecord
 
 #: Nothing is learned from lines that anybody would guess: blanks, braces, imports, three characters.
@@ -24,6 +28,8 @@ _TRIVIAL = re.compile(
 _LEAST_CONTEXT_LINES = 3
 #: Shortest and longest span, characters: short enough to be written within the usual limit of new tokens.
 _SPAN_CHARACTERS = (8, 96)
+#: Random places of a file after which no new span is found there (judgement).
+_SPAN_TRIES = 16
 #: A name that more files define says nothing about one of them; nor does a short one, or a single word in lower case,
 #: which may as well be anybody's attribute (judgement).
 _MOST_DEFINING = 3
@@ -71,7 +77,7 @@ def file_lines(text: str) -> list[str]:
 
 
 def next_line_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> list[NextLineTask]:
-    """``count`` tasks drawn without repeats from held-out segments; fewer when there are not as many.
+    """``count`` tasks drawn without repeats from held-out files in turn; fewer when there are not as many.
 
     The first of them are those that a smaller ``count`` draws.
     """
@@ -80,10 +86,9 @@ def next_line_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> li
         for number, line in enumerate(line.rstrip("\r\n") for line in file_lines(excerpt.text)):
             if _is_asked(number, line):
                 places.append((excerpt, number))
-    random.Random(seed).shuffle(places)
-    chosen = places[:count]
+    turns = in_turn(places, lambda place: place[0].path, random.Random(seed))
     tasks = []
-    for excerpt, number in chosen:
+    for excerpt, number in islice(turns, count):
         lines = file_lines(excerpt.text)
         tasks.append(
             NextLineTask(excerpt.path, number + 1, "".join(lines[:number]), lines[number].rstrip("\r\n"))
@@ -118,9 +123,10 @@ def names_defined(
 def cross_file_tasks(
     excerpts: Sequence[Excerpt], count: int, defined: Mapping[str, frozenset[str]], *, seed: int
 ) -> list[NextLineTask]:
-    """``count`` next lines that use a name which another file defines and theirs does not; fewer when there are not as many.
+    """``count`` next lines that use a name which another file defines and theirs does not, from files in turn.
 
-    Imports, comments and text are no use of a name. The first of them are those that a smaller ``count`` draws.
+    There are fewer when there are not as many, and the first of them are those that a smaller ``count`` draws. Imports, comments
+    and text are no use of a name.
 
     Args:
         defined: what `names_defined` says of the repository.
@@ -139,8 +145,8 @@ def cross_file_tasks(
             for at in _lines_using(excerpt, defined)
             if at < len(lines) and _is_asked(at, lines[at].rstrip("\r\n"))
         ]
-    random.Random(f"{seed}\0cross-file lines").shuffle(found)
-    return found[:count]
+    turns = in_turn(found, lambda task: task.path, random.Random(f"{seed}\0cross-file lines"))
+    return list(islice(turns, count))
 
 
 def _is_asked(number: int, line: str) -> bool:
@@ -179,24 +185,47 @@ def uses_of_other_files(excerpt: Excerpt, defined: Mapping[str, frozenset[str]])
 
 
 def fim_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> list[FimTask]:
-    """``count`` spans drawn without repeats, evenly by place; fewer where few files parse without errors."""
+    """``count`` spans drawn without repeats, from files in turn and evenly by place in each; fewer where few parse without errors.
+
+    The first of them are those that a smaller ``count`` draws.
+    """
+    return list(islice(_spans_in_turn(excerpts, seed), count))
+
+
+def _spans_in_turn(excerpts: Sequence[Excerpt], seed: int) -> Iterator[FimTask]:
+    """As `in_turn` would have them; a file is looked at when its turn comes."""
+    by_file: dict[str, list[Excerpt]] = {}
+    for excerpt in excerpts:
+        by_file.setdefault(excerpt.path, []).append(excerpt)
+    left = [
+        _spans_of(found, random.Random(f"{seed}\0holes\0{path}".encode(errors="surrogateescape")))
+        for path, found in by_file.items()
+    ]
     choose = random.Random(f"{seed}\0holes")
-    parsed = [excerpt for excerpt in excerpts if _parses(excerpt)]
-    weights = [len(excerpt.text) for excerpt in parsed]
-    found: dict[tuple[str, int, int], FimTask] = {}
-    for _ in range(8 * count if parsed else 0):
-        if len(found) == count:
-            break
-        excerpt = choose.choices(parsed, weights)[0]
-        span = _node_at(excerpt, choose)
+    while left:
+        choose.shuffle(left)
+        for spans in tuple(left):
+            task = next(spans, None)
+            if task is None:
+                left.remove(spans)
+            else:
+                yield task
+
+
+def _spans_of(excerpts: Sequence[Excerpt], choose: random.Random) -> Iterator[FimTask]:
+    """Spans of a file, until hardly any is new."""
+    left = [(excerpt, set[tuple[int, int]]()) for excerpt in excerpts if _parses(excerpt)]
+    while left:
+        excerpt, drawn = choose.choices(left, [len(excerpt.text) for excerpt, _ in left])[0]
+        span = _new_span(excerpt, drawn, choose)
         if span is None:
+            left.remove((excerpt, drawn))
             continue
+        drawn.add(span)
         start, end = span
         data = excerpt.text.encode()
         prefix, target, suffix = data[:start].decode(), data[start:end].decode(), data[end:].decode()
-        task = FimTask(excerpt.path, excerpt.language, prefix.count("\n") + 1, prefix, target, suffix)
-        found.setdefault((excerpt.path, start, end), task)
-    return list(found.values())
+        yield FimTask(excerpt.path, excerpt.language, prefix.count("\n") + 1, prefix, target, suffix)
 
 
 def _parses(excerpt: Excerpt) -> bool:
@@ -204,14 +233,22 @@ def _parses(excerpt: Excerpt) -> bool:
     return tree is not None and not tree.root_node.has_error
 
 
-def _node_at(excerpt: Excerpt, choose: random.Random) -> tuple[int, int] | None:
-    """The largest named node around a random byte that is no longer than a drawn length; bytes."""
+def _new_span(
+    excerpt: Excerpt, drawn: Collection[tuple[int, int]], choose: random.Random
+) -> tuple[int, int] | None:
+    """Start and end (bytes) of a node that was not drawn yet; None where none is found around some random places."""
     data = excerpt.text.encode()
-    at, most = choose.randrange(len(data)), choose.randint(*_SPAN_CHARACTERS)
     tree = parse(data, excerpt.language)
     if tree is None:
         return None
-    node = tree.root_node.named_descendant_for_byte_range(at, at)
+    spans = (_node_at(tree.root_node, data, choose) for _ in range(_SPAN_TRIES))
+    return next((span for span in spans if span is not None and span not in drawn), None)
+
+
+def _node_at(root: Node, data: bytes, choose: random.Random) -> tuple[int, int] | None:
+    """The largest named node around a random byte that is no longer than a drawn length; bytes."""
+    at, most = choose.randrange(len(data)), choose.randint(*_SPAN_CHARACTERS)
+    node = root.named_descendant_for_byte_range(at, at)
     while node is not None and node.parent is not None:
         if node.parent.end_byte - node.parent.start_byte > most:
             break

@@ -9,10 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.dataset.rows import Document, RowSet, bucket
+from mlx_gardener.dataset.turns import in_turn
 from mlx_gardener.model.tokens import header_text
 
 if TYPE_CHECKING:
@@ -55,20 +57,8 @@ def draw_windows(windows: Sequence[Window], count: int, *, seed: int) -> list[Wi
     """
     if len(windows) <= count:
         return list(windows)
-    choose = random.Random(f"{seed}\0windows")
-    by_file: dict[str, list[int]] = {}
-    for at, window in enumerate(windows):
-        by_file.setdefault(window.path, []).append(at)
-    for places in by_file.values():
-        choose.shuffle(places)
-    taken: list[int] = []
-    turn = 0
-    while len(taken) < count:
-        files = [places for places in by_file.values() if len(places) > turn]
-        choose.shuffle(files)
-        taken += [places[turn] for places in files[: count - len(taken)]]
-        turn += 1
-    return [windows[at] for at in sorted(taken)]
+    turns = in_turn(range(len(windows)), lambda at: windows[at].path, random.Random(f"{seed}\0windows"))
+    return [windows[at] for at in sorted(islice(turns, count))]
 
 
 def plain_rows(windows: Sequence[Window], tokenizer: CodeTokenizer, widths: Sequence[int]) -> RowSet:

@@ -15,6 +15,7 @@ from mlx_gardener.evaluate.evidence import ANSWERS
 from mlx_gardener.evaluate.exact import writes_exactly
 from mlx_gardener.evaluate.measure import ArmResult, Tasks, score
 from mlx_gardener.evaluate.stages import EDITS, stages_of
+from mlx_gardener.model import load_tokenizer
 from mlx_gardener.report.story import kinds_table
 from mlx_gardener.serve.next_edits import finished
 from tests.conftest import write_repository
@@ -33,6 +34,14 @@ def test_edits_and_quiet_windows_are_scored_apart_and_from_other_answers() -> No
     assert found.means() == {"edit_exact": 0.5, "edit_quiet": 1.0}
     assert found.files["edit_exact"] == ["a.py", "b.py"]
     assert not set(ANSWERS) & set(found.values), "a base that does not know the form would lose them all"
+
+
+def test_edits_come_from_files_in_turn(tiny_tokenizer_dir: Path) -> None:
+    examples = [replace(EXAMPLE, path="large.py", line=line) for line in range(1, 40)]
+    examples += [replace(EXAMPLE, path=f"{at}.py") for at in range(4)]
+    tokenizer = load_tokenizer(tiny_tokenizer_dir)
+    few, more = (edit_tasks(examples, count, tokenizer, 4096, seed=0) for count in (5, 8))
+    assert len({task.path for task in few}) == 5 and more[:5] == few and len(set(more)) == 8
 
 
 def test_edits_are_asked_of_base_and_adapter_without_retrieval() -> None:

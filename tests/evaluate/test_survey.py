@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,3 +47,18 @@ def test_only_names_that_a_training_file_defines_are_asked_for(
     assert tasks.cross_file
     for task in tasks.cross_file:
         assert any(name in task.target for name in tasks.defined), task.target
+
+
+@pytest.mark.parametrize("kind", ["lines", "cross_file", "assertions", "spans"])
+def test_tasks_of_every_kind_come_from_files_in_turn_and_fewer_are_the_first_of_more(
+    prepared: tuple[Any, PreparedData, TrainingConfig], kind: str
+) -> None:
+    every = getattr(survey(prepared, 500).tasks, kind)
+    files = {task.path for task in every}
+    turns = Counter(task.path for task in every)
+    assert len(files) >= 3 and len(every) > 2 * len(files) and len(set(every)) == len(every)
+    assert {task.path for task in every[: len(files)]} == files
+    twice = sum(count > 1 for count in turns.values())
+    assert len({task.path for task in every[len(files) : len(files) + twice]}) == twice
+    for count in (2, len(files) + 1):
+        assert getattr(survey(prepared, count).tasks, kind) == every[:count]
