@@ -1,7 +1,9 @@
 """Assertions in held-out tests: the value that a call, an operator or a macro compares with is to be written.
 
 In: excerpts of held-out files, of which only tests are looked at. Out: `AssertionTask`s, as RepoPeftBench has them (Code2LoRA,
-arXiv:2606.06492), for Python, JavaScript, TypeScript, Go and Rust. Cost: a syntax tree a file, for about a megabyte of them.
+arXiv:2606.06492), for Python, JavaScript, TypeScript, Go and Rust. What something is looked for in (`in`, `assertIn`) is no value, and
+one that an earlier assertion of the file has is not asked for again: else one name could be most of the answers. Cost: a syntax tree
+a file, for about a megabyte of them.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _TRIVIAL = {"None", "True", "False", "nil", "null", "true", "false", "undefined"
 _SCRIPTS = ("javascript", "typescript", "tsx")
 _TEST_PART = re.compile(r"(^|[._-])(tests?|specs?)([._-]|$)|^__tests__$", re.I)
 _PYTHON_CALL = re.compile(
-    r"^assert(Not|Count|List|Dict|Set|Tuple|Sequence|MultiLine|Almost)*(Equals?|Almost|Is|In|IsInstance|Greater|Less|GreaterEqual|LessEqual|Regex)$"
+    r"^assert(Not|Count|List|Dict|Set|Tuple|Sequence|MultiLine|Almost)*(Equals?|Almost|Is|IsInstance|Greater|Less|GreaterEqual|LessEqual|Regex)$"
 )
 _SCRIPT_MATCHER = re.compile(r"^(to[A-Z]\w*|equals?|eql|eq|include|contain|match)$")
 _SCRIPT_CALL = re.compile(r"^(assert\w*|t|test|should)$")
@@ -71,20 +73,27 @@ def assertion_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> li
 
     Those of a smaller ``count`` come first.
     """
+    by_file: dict[str, list[Excerpt]] = {}
+    for excerpt in excerpts:
+        if is_test(excerpt.path, excerpt.language):
+            by_file.setdefault(excerpt.path, []).append(excerpt)
+    files = list(by_file.values())
+    random.Random(f"{seed}\0assertions").shuffle(files)
     found: list[AssertionTask] = []
     looked_at = 0
-    tests = [excerpt for excerpt in excerpts if is_test(excerpt.path, excerpt.language)]
-    random.Random(f"{seed}\0assertions").shuffle(tests)
-    for excerpt in tests:
+    for file in files:
         if count == 0 or looked_at > LOOKED_AT_BYTES:
             break
-        looked_at += len(excerpt.text)
-        found += _assertions_of(excerpt)
+        looked_at += sum(len(excerpt.text) for excerpt in file)
+        used: set[str] = set()
+        for excerpt in file:
+            found += _assertions_of(excerpt, used)
     turns = in_turn(found, lambda task: task.path, random.Random(f"{seed}\0values"))
     return list(islice(turns, count))
 
 
-def _assertions_of(excerpt: Excerpt) -> Iterator[AssertionTask]:
+def _assertions_of(excerpt: Excerpt, used: set[str]) -> Iterator[AssertionTask]:
+    """Those whose value is not among ``used``, which grows by all values."""
     data = excerpt.text.encode()
     tree = parse(data, excerpt.language)
     if tree is None:
@@ -92,6 +101,9 @@ def _assertions_of(excerpt: Excerpt) -> Iterator[AssertionTask]:
     for start, end, in_condition in _values(tree.root_node, data, excerpt.language):
         prefix, target = data[:start].decode().rstrip(" "), data[start:end].decode()
         rest = data[start:].decode().split("\n")[0]
+        if target in used:
+            continue
+        used.add(target)
         # A value on a line of its own, or one that is not found again in its line, cannot be compared with what is written.
         if prefix.endswith(("\n", "\t")) or "\n" in target or target in _TRIVIAL:
             continue
@@ -172,6 +184,8 @@ def _python_value(node: Node, data: bytes) -> tuple[Node, Node] | None:
     if node.type == "assert_statement":
         compared = node.named_children[0] if node.named_children else None
         if compared is None or compared.type != "comparison_operator" or compared.named_child_count != 2:
+            return None
+        if compared.children[1].type in ("in", "not in"):
             return None
         return compared.named_children[1], compared.named_children[1]
     if node.type != "call":

@@ -23,6 +23,7 @@ class TestBasket(TestCase):
         assert f(x) == {"a": 1}, "m"  # not this
         assert x is None
         assert "key" not in result.data  # why
+        assert "key" in result.data
         assert a == b and c == d
         assert f(x) == [
             1, 2]
@@ -63,7 +64,7 @@ test("it", () => {
 })
 """
 WANTED = {
-    "tests/test_basket.py": (PYTHON, ['g(1, "x, y")["k"]', "names", "0.25", '{"a": 1}', "result.data"]),
+    "tests/test_basket.py": (PYTHON, ['g(1, "x, y")["k"]', "0.25", '{"a": 1}']),
     "basket/basket_test.go": (GO, ["want.Name", 'f(x, "a")', '"name"', "actual"]),
     "src/basket.rs": (RUST, ['"x, y"', "items.len() + 1", "Some(3)", "Foo::new(1)"]),
     "web/__tests__/basket.js": (SCRIPT, ['"x"', "{a: 1, b: [2]}", "name", "other.thing", '"b"', '"see"']),
@@ -100,8 +101,23 @@ def test_only_tests_are_asked_and_rust_has_them_beside_the_code() -> None:
 
 def test_fewer_tasks_are_the_first_of_more_and_none_stands_twice() -> None:
     more = tasks_of("tests/test_basket.py", PYTHON)
-    assert tasks_of("tests/test_basket.py", PYTHON, 2) == more[:2] and len(set(more)) == len(more) == 5
+    assert tasks_of("tests/test_basket.py", PYTHON, 2) == more[:2] and len(set(more)) == len(more) == 3
     assert tasks_of("tests/test_basket.py", PYTHON, 0) == []
+
+
+def test_a_value_of_an_earlier_assertion_in_the_file_is_not_asked_for_again() -> None:
+    text = "import run\n\n\ndef test_it():\n" + "".join(
+        f"    assert run.code({at}) == done.code\n    assert run.text({at}) == 'text {at}'\n"
+        for at in range(9)
+    )
+    excerpts = [Excerpt(path, "python", text) for path in ("tests/a.py", "tests/b.py", "tests/a.py")]
+    found = assertion_tasks(excerpts, 99, seed=0)
+    assert sorted((task.path, task.target) for task in found) == [
+        (path, value)
+        for path in ("tests/a.py", "tests/b.py")
+        for value in [*(f"'text {at}'" for at in range(9)), "done.code"]
+    ]
+    assert {task.line for task in found if task.target == "done.code"} == {5}
 
 
 @pytest.mark.parametrize(
