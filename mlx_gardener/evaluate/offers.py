@@ -18,9 +18,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-from mlx_gardener.platform.files import make_private, private, write_whole
+from mlx_gardener.platform.files import make_private, path_of_address, private, write_whole
 from mlx_gardener.platform.untrusted import read_bytes
 
 #: Minutes after which a file is looked at.
@@ -124,11 +123,9 @@ def path_inside(root: Path, sent: str) -> str | None:
     Args:
         sent: relative to the root, or in full, also as ``file://`` address.
     """
-    if sent.startswith("file://"):
-        sent = unquote(urlsplit(sent).path)
     try:
         root = root.resolve()
-        file = (root / sent).resolve(strict=True)
+        file = (root / path_of_address(sent)).resolve(strict=True)
         if not file.is_relative_to(root) or not file.is_file():
             return None
         path = file.relative_to(root).as_posix()

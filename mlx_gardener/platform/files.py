@@ -10,6 +10,7 @@ import errno
 import os
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from mlx_gardener.errors import DataError
 from mlx_gardener.platform.reasons import reason_of
@@ -28,6 +29,16 @@ def resolved(path: Path) -> Path:
         loops = isinstance(error, RuntimeError) or getattr(error, "errno", None) == errno.ELOOP
         why = "it is a symbolic link that leads back to itself" if loops else reason_of(error)
         raise DataError(f"{str(path)!r} leads nowhere ({why}).", next_step="Name another place.") from error
+
+
+def path_of_address(sent: str) -> str:
+    """The path that a ``file://`` address names; anything else, and an address that is none, as it is."""
+    if not sent.startswith("file://"):
+        return sent
+    try:
+        return unquote(urlsplit(sent).path)
+    except ValueError:  # of brackets without an address of IPv6 in them
+        return sent
 
 
 def expanded(path: str | Path) -> Path:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -31,6 +31,7 @@ from mlx_gardener.retrieval import Context, Index, Retriever, Rules, code_in_fro
 from mlx_gardener.runs.indexed import index_rules, kept_index, update_index
 from mlx_gardener.serve.catalog import Target
 from mlx_gardener.serve.metrics import Metrics
+from mlx_gardener.serve.repository_paths import path_from_root
 
 if TYPE_CHECKING:
     from mlx_gardener.model import CodeTokenizer
@@ -102,6 +103,14 @@ class Indexes:
         except OSError:
             changed = 0  # there are none
         return _choose(directory, wish or self._wish, (manifest, changed))
+
+    def root_of(self, project: str) -> Path:
+        """Where a project's repository is.
+
+        Raises:
+            RegistryError: there is no such project, or the registry cannot be read.
+        """
+        return self._registry.get_project(project).path
 
     def open(self, target: Target) -> str:
         """Read a project's index before its first request, as far as there is one; what comes of it, a phrase."""
@@ -208,6 +217,20 @@ class Lookup:
     found: Context = field(default_factory=Context)
     wish: RetrievalWish | None = None
     place: Place | None = None
+
+    def path_from_root(self, sent: str) -> str:
+        """How the repository names a file that a client names, see `repository_paths`; as it was sent where there is none."""
+        if not sent.startswith(("/", "file://")) or self._root is None:
+            return sent
+        return path_from_root(self._root, sent)
+
+    @cached_property
+    def _root(self) -> Path | None:
+        if self.target.record is None:
+            return None
+        with suppress(GardenerError):  # the project was removed meanwhile
+            return self.indexes.root_of(self.target.record.project)
+        return None
 
     def in_front(
         self,

@@ -47,6 +47,10 @@ class Sides:
     suffix: str | None
     path: str
 
+    def in_repository(self, lookup: Lookup) -> Sides:
+        """The same with the file's path as the repository has it."""
+        return replace(self, path=lookup.path_from_root(self.path))
+
     def leaves_out(self, tokenizer: CodeTokenizer) -> bool:
         """Whether the base has no markers to be shown what follows: it goes on from what stands before, as `complete` does."""
         return bool(self.suffix) and tokenizer.markers is None
@@ -95,6 +99,7 @@ def completion_prompts(
     """
     if (sides := sides_of(body)) is None:
         return raw_prompts(body.prompts(), base, room, limits, lookup)
+    sides = sides.in_repository(lookup)
     tokenizer, own = base.tokenizer, sides.prompt(base.tokenizer)
     room -= len(tokenizer.encode(own.begins))
     most = most_in_front(own.ids, room - limits.max_tokens)
@@ -154,7 +159,7 @@ def infill_prompt(
     Raises:
         BadRequestError: there is no room.
     """
-    tokenizer, sides = base.tokenizer, sides_of_infill(body)
+    tokenizer, sides = base.tokenizer, sides_of_infill(body).in_repository(lookup)
     own = sides.prompt(tokenizer)
     room -= len(tokenizer.encode(own.begins))
     most = most_in_front(own.ids, room - limits.max_tokens)
@@ -163,7 +168,8 @@ def infill_prompt(
         if len(extra) >= most:
             break
         marker = [] if tokenizer.file_id is None else [tokenizer.file_id]
-        header = tokenizer.encode(header_text(tokenizer, piece.filename[:4096])) if piece.filename else []
+        name = lookup.path_from_root(piece.filename[:4096])
+        header = tokenizer.encode(header_text(tokenizer, name)) if name else []
         extra = [*marker, *header, *edge_tokens(tokenizer.encode, piece.text, most, last=True), *extra]
     extra = extra[-most:] if most else []
     front = lookup.in_front(

@@ -169,6 +169,7 @@ def test_only_plain_files_of_the_repository_are_looked_at(root: Path, tmp_path: 
         "a\0b",
         odd,
         "\ud83d",
+        "file://[",
     ):
         assert path_inside(root, sent) is None, sent
     full = str(root / "src" / "a.py")
