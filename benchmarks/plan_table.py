@@ -53,9 +53,9 @@ def _weights(config: dict[str, Any]) -> Iterator[Stored]:
             continue  # mlx-lm drops it when it loads the files
         divisible = value.ndim >= 2 and value.shape[-1] % 64 == 0
         if divisible:
-            yield Stored(name, value.size, int(value.size * 4.5 / 8), int(value.size * 0.5 / 8), value.ndim)
+            yield Stored(name, value.size, int(value.size * 4.5 / 8), int(value.size * 0.5 / 8), value.shape)
         else:
-            yield Stored(name, value.size, 2 * value.size, 2 * value.size, value.ndim)
+            yield Stored(name, value.size, 2 * value.size, 2 * value.size, value.shape)
 
 
 def cell(facts: ModelFacts, budget: int, width: int) -> str:

@@ -87,4 +87,4 @@ def _arrays(model: nn.Module, config: dict[str, Any]) -> Iterator[Stored]:
         elif bits and name.endswith((".scales", ".biases")):
             parameters = 0
         half = stored if floating and float_bytes == 2 else 0
-        yield Stored(name, parameters, stored, half, value.ndim)
+        yield Stored(name, parameters, stored, half, value.shape)

@@ -209,8 +209,10 @@ class Executor:
         """
         tile = self.plan.tile_tokens if tiled and self.takes_tiles else 0
         positions = max(1, tile // rows) if tile else 0
-        in_parts = in_tiles(layer, positions, self._operations)
-        with in_parts if products is None else products.of(layer, self._operations):
+        if products is not None:
+            with products.of(layer, self._operations) as call:
+                return self._on_streams(call, args, kwargs, rows)
+        with in_tiles(layer, positions, self._operations):
             return self._on_streams(layer, args, kwargs, rows)
 
     def _on_streams(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Any:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mlx_gardener.model.gguf.reader import Gguf
 
 _LAYER_NAME = re.compile(r"\.(?:layers|h|blocks)\.(\d{1,6})\.")
+#: A norm of what the MLP gives, whose gradient reads that.
+_NORM_AFTER_MLP = re.compile(r"\.post_(?:feedforward|mlp|ffn)_(?:layer)?norm\.")
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ class ModelFacts:
     ``parameters`` and ``stored_bytes`` are of the whole model, ``layer_...`` of its largest layer, ``outside_...`` of what is in
     none. ``..._loaded_bytes`` are the stored ones with 16-bit floats, scales of quantised weights too, as float32.
     ``active_parameters`` are those of a layer that one token passes (fewer than all with experts). ``is_plain`` says that layers
-    hold matrices and vectors alone, no experts and no convolutions, which recurrent layers have. ``head_dim`` is 0 where it was
-    not kept.
+    hold matrices and vectors alone, no experts and no convolutions, which recurrent layers have. ``product_outputs`` are the
+    outputs of a layer's matrices for one token, but the last one's where that is only added to the hidden state. It and ``head_dim``
+    are 0 where they were not kept.
     """
 
     name: str
@@ -54,6 +57,7 @@ class ModelFacts:
     max_tokens: int
     is_plain: bool = True
     head_dim: int = 0
+    product_outputs: int = 0
 
     @property
     def key_heads(self) -> int:
@@ -77,13 +81,18 @@ def model_facts(path: Path) -> ModelFacts:
 
 
 class Stored(NamedTuple):
-    """An array of a model's files: its name, parameters, bytes, of these the bytes of 16-bit floats, and its dimensions."""
+    """An array of a model's files: its name, parameters, bytes, of these the bytes of 16-bit floats, and its shape as stored."""
 
     name: str
     parameters: int
     bytes: int
     half_bytes: int
-    dimensions: int = 2
+    shape: Sequence[int]
+
+    @property
+    def outputs(self) -> int:
+        """Of a matrix that is multiplied with; packed codes have as many rows."""
+        return self.shape[0] if len(self.shape) == 2 and self.name.endswith(".weight") else 0
 
 
 def facts_of(name: str, config: Mapping[str, Any], weights: Iterator[Stored]) -> ModelFacts:
@@ -96,11 +105,17 @@ def facts_of(name: str, config: Mapping[str, Any], weights: Iterator[Stored]) ->
     sizes: dict[str, Any] = {**config, **text} if isinstance(text, dict) else dict(config)
     outside = [0, 0, 0]  # parameters, stored bytes, loaded bytes
     by_layer: dict[int, list[int]] = {}
-    has_matrices_alone = True
+    outputs: dict[int, int] = {}
+    has_matrices_alone, has_norm_after = True, False
     for weight in weights:
         found = _LAYER_NAME.search(f".{weight.name}")
-        has_matrices_alone &= found is None or weight.dimensions <= 2
-        sums = outside if found is None else by_layer.setdefault(int(found[1]), [0, 0, 0])
+        sums = outside
+        if found is not None:
+            layer = int(found[1])
+            sums = by_layer.setdefault(layer, [0, 0, 0])
+            outputs[layer] = outputs.get(layer, 0) + weight.outputs
+            has_matrices_alone &= len(weight.shape) <= 2
+            has_norm_after |= _NORM_AFTER_MLP.search(weight.name) is not None
         for place, count in enumerate((weight.parameters, weight.bytes, weight.bytes + weight.half_bytes)):
             sums[place] += count
     parameters, stored, loaded = (
@@ -147,6 +162,7 @@ def facts_of(name: str, config: Mapping[str, Any], weights: Iterator[Stored]) ->
             max_tokens=_size(sizes.get("max_position_embeddings") or 2**20),
             is_plain=has_matrices_alone and not experts,
             head_dim=head_dim,
+            product_outputs=max(0, max(outputs.values(), default=0) - (0 if has_norm_after else hidden)),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(
@@ -209,7 +225,7 @@ def _stored(config: Mapping[str, Any], name: str, kind: str, shape: Sequence[Any
         count = count * 32 // bits
     elif bits and name.endswith((".scales", ".biases")):
         count = 0
-    return Stored(name, count, size, size if kind in ("F16", "BF16") else 0, len(shape))
+    return Stored(name, count, size, size if kind in ("F16", "BF16") else 0, shape)
 
 
 def gguf_model_facts(gguf: Gguf) -> ModelFacts:

@@ -76,6 +76,11 @@ def plain_places(layer: Any) -> list[Place]:
     return [place for place in _below(layer) if _is_plain(place[2])]
 
 
+def other_places(layer: Any) -> list[Place]:
+    """Every module below ``layer`` that has no linear one in it: norms, rotations."""
+    return [place for place in _below(layer) if not any(is_linear(found) for found in place[2].modules())]
+
+
 def _below(module: Any) -> Iterator[Place]:
     """Modules below ``module``, but those in lists and those within linear ones."""
     import mlx.nn as nn

@@ -215,7 +215,7 @@ def _work_of_width(
     else:
         logits = 4 * facts.vocab * plan.loss_slice_tokens * TAIL_FLOATS[2 if plan.cpu_streams > 1 else 1]
         logits *= max(1.0, plan.cpu_streams / 2)
-    product = tokens * size * _product_floats(facts) if plan.kept_products else 0.0
+    product = tokens * size * _product_floats(plan, facts, width) if plan.kept_products else 0.0
     again = lean * (CHAINED if plan.dequantize else 1.0) if plan.kept_layers < facts.layers else 0.0
     top = layer * (1 - KEPT_SHARE) if plan.kept_layers else 0.0
     return WorkParts(
@@ -282,9 +282,12 @@ def _tiled_floats(plan: Plan, facts: ModelFacts, backend: Backend, width: int, t
     return min(_work_floats(plan, facts, backend, width), max(in_mlp, in_attention))
 
 
-def _product_floats(facts: ModelFacts) -> float:
-    """Floats per position of the outputs of a gated layer's products, and of its attention with its sums."""
-    return 2 * facts.intermediate + 4 * facts.hidden + 2 * facts.key_value_width + facts.heads
+def _product_floats(plan: Plan, facts: ModelFacts, width: int) -> int:
+    """Floats per position that a layer keeps of its products, and of its attention in blocks with its sums."""
+    # Where the weights' shapes were not kept: a gated layer's queries, keys, values, output, gate and up.
+    gated = facts.heads * facts.features + 2 * facts.key_value_width + facts.hidden + 2 * facts.intermediate
+    attention = facts.heads * (facts.features + 1) if _in_blocks(plan, width) else 0
+    return (facts.product_outputs or gated) + attention
 
 
 def _states_in_memory(plan: Plan, facts: ModelFacts) -> int:

@@ -32,7 +32,7 @@ _FILE = "dry_runs.json"
 #: Shapes that are remembered; the oldest are forgotten.
 _MOST = 200
 #: Of a base's facts, what says nothing of its size, or nothing beside the others.
-_NO_SIZES = {"name", "head_dim"}
+_NO_SIZES = {"name", "head_dim", "product_outputs"}
 
 
 def kept_scales(

@@ -8,15 +8,19 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 
 from mlx_gardener.config import LoraConfig
-from mlx_gardener.engine import operations
+from mlx_gardener.engine import facts_of, operations
 from mlx_gardener.engine.backprop import ForwardBackward
+from mlx_gardener.engine.facts import Stored
+from mlx_gardener.engine.predict import _product_floats
 from mlx_gardener.engine.products_kept import KeptProducts
 from mlx_gardener.model import load_base
 from mlx_gardener.model.lora import attach_lora, lora_parameters
+from tests.engine import zoo
 from tests.engine.test_tiles import EQUAL, relative
-from tests.engine.zoo import batch, engine, tiny_model, with_adapters
+from tests.engine.zoo import batch, engine, tiny_config, tiny_model, with_adapters
 from tests.support.engines import batch as rows_of_text
 from tests.support.engines import engine as engine_of
 from tests.support.engines import plan
@@ -57,7 +61,9 @@ def test_what_is_kept_is_what_is_used_and_only_as_long_as_it_is_needed(
         tapes.append(tape)
         for kept in tape.products.values():
             sizes.append(len(kept.arrays))
-        tape.products[2].arrays[:] = [array + float("nan") for array in tape.products[2].arrays]
+        tape.products[2].made[:] = [
+            None if array is None else array + float("nan") for array in tape.products[2].made
+        ]
         return original(passage, graph, tape, *others)
 
     monkeypatch.setattr(ForwardBackward, "_finish", spoiled)
@@ -66,8 +72,73 @@ def test_what_is_kept_is_what_is_used_and_only_as_long_as_it_is_needed(
         name.split(".")[2] for name, value in found.gradients.items() if mx.isnan(value).any().item()
     }
     assert spoiled_layers == {"0", "1", "2"}
-    assert sizes == [9, 9]  # q, k, v, attention with its sums, o, gate, up, down
+    assert sizes == [8, 8]  # q, k, v, attention with its sums, o, gate, up; not down, which is only added
     assert not tapes[0].products
+
+
+@pytest.mark.parametrize("cpu_streams", [1, 2])
+@pytest.mark.parametrize(
+    ("model_type", "is_read"), [("llama", False), ("starcoder2", False), ("gemma2", True)]
+)
+def test_the_last_product_is_kept_only_where_a_gradient_reads_it(
+    monkeypatch: pytest.MonkeyPatch, model_type: str, is_read: bool, cpu_streams: int
+) -> None:
+    """Where it is not kept, another one in its place changes no gradient: it is not computed again either."""
+    model = tiny_model(model_type)
+    weights = with_adapters(model)
+    expected = engine(model).loss_and_gradients(weights, batch(), seed=0)
+    original, left_out = KeptProducts._remember, []
+
+    def spoiled(kept: KeptProducts, count: int, compute: Any) -> list[mx.array]:
+        missing = kept._again is not None and any(array is None for array in kept.made)
+        made = original(kept, count, compute)
+        if missing and all(array is not one for array in kept.arrays for one in made):
+            left_out.append(made)
+            return [array + float("nan") for array in made]
+        return made
+
+    monkeypatch.setattr(KeptProducts, "_remember", spoiled)
+    found = engine(model, kept_products=2, cpu_streams=cpu_streams).loss_and_gradients(
+        weights, batch(), seed=0
+    )
+    assert len(left_out) == (0 if is_read else 2 * cpu_streams)
+    assert relative(found.gradients, expected.gradients) <= EQUAL
+
+
+@pytest.mark.parametrize("attention_block", [0, 5])
+@pytest.mark.parametrize(
+    ("model_type", "sizes"),
+    [
+        ("qwen2", {}),
+        ("qwen3", {"head_dim": 48}),  # heads that are wider together than the hidden state
+        ("starcoder2", {"intermediate_size": 256}),  # no gate
+        ("gemma3_text", {}),  # a norm after the MLP
+        ("phi3", {}),  # one matrix for queries, keys and values, one for gate and up
+    ],
+)
+def test_what_is_kept_is_foretold(
+    monkeypatch: pytest.MonkeyPatch, model_type: str, sizes: dict[str, Any], attention_block: int
+) -> None:
+    config = tiny_config(model_type) | sizes
+    with monkeypatch.context() as patch:
+        patch.setattr(zoo, "tiny_config", lambda _: config)
+        model = tiny_model(model_type)
+    stored = (
+        Stored(name, value.size, value.nbytes, 0, value.shape)
+        for name, value in tree_flatten(model.parameters())
+    )
+    facts = facts_of(model_type, config, stored)
+    weights = with_adapters(model)
+    original, kept_bytes = ForwardBackward._finish, []
+
+    def counted(passage: ForwardBackward, graph: Any, tape: Any, *others: Any) -> Any:
+        kept_bytes.extend(sum(array.nbytes for array in kept.arrays) for kept in tape.products.values())
+        return original(passage, graph, tape, *others)
+
+    monkeypatch.setattr(ForwardBackward, "_finish", counted)
+    cut = engine(model, kept_products=2, attention_block=attention_block)
+    cut.loss_and_gradients(weights, batch(), seed=0)
+    assert kept_bytes == 2 * [2 * 22 * 4 * _product_floats(cut.plan, facts, 22)]
 
 
 def test_attention_in_blocks_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
