@@ -108,12 +108,50 @@ def test_a_product_shared_among_streams_is_the_same_to_the_bit(monkeypatch: pyte
     x = mx.random.normal((8, 1, 64))
     settings: dict[str, Any] = {"group_size": 32, "bits": 4}
     streams = tuple(mx.new_stream(mx.cpu) for _ in range(3))
-    monkeypatch.setattr("mlx_gardener.engine.products.DEQUANTIZED_BLOCK", 64 * 30)  # seven blocks
+    monkeypatch.setattr("mlx_gardener.engine.products.DEQUANTIZED_BLOCK", 64 * 30)  # 13 blocks of 16
     alone = dequantized_matmul(x, *packed, **settings)
     shared = dequantized_matmul(x, *packed, streams=streams, **settings)
     assert mx.array_equal(alone, shared)
     expected = mx.quantized_matmul(x, *packed, transpose=True, **settings)
     assert mx.abs(shared - expected).max().item() < 1e-4
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "blocks"),
+    [
+        (64, 200, [(48, 64)] * 4 + [(8, 64)]),
+        (
+            192,
+            70,
+            [(70, 32)] * 6,
+        ),  # by inputs: by outputs each block would give an array as large as the gradient
+    ],
+)
+def test_the_gradient_of_a_product_by_floats_is_that_of_the_product(
+    monkeypatch: pytest.MonkeyPatch, inputs: int, outputs: int, blocks: list[tuple[int, int]], bits: int
+) -> None:
+    mx.random.seed(3)
+    packed = mx.quantize(mx.random.normal((outputs, inputs)), group_size=32, bits=bits)
+    facts: dict[str, Any] = {"group_size": 32, "bits": bits}
+    x, cotangent = mx.random.normal((2, 5, inputs)), mx.random.normal((2, 5, outputs))
+    expected = cotangent @ mx.dequantize(*packed, **facts)
+    monkeypatch.setattr("mlx_gardener.engine.products.DEQUANTIZED_BLOCK", 64 * 48)
+    plain, made = mx.dequantize, list[tuple[int, ...]]()
+
+    def noting(*arrays: Any, **facts: Any) -> mx.array:
+        made.append((found := plain(*arrays, **facts)).shape)
+        return found
+
+    def call(x: mx.array) -> mx.array:
+        product = dequantized_matmul(x, *packed, **facts)
+        made.clear()
+        return product
+
+    monkeypatch.setattr(mx, "dequantize", noting)
+    (found,) = mx.vjp(call, [x], [cotangent])[1]
+    assert made == blocks
+    assert mx.abs(found - expected).max().item() <= 1e-5 * mx.abs(expected).max().item()
 
 
 @pytest.mark.parametrize("what", ["zeros_like", "dequantize"])
