@@ -1,4 +1,5 @@
-"""What forecasts rest on, measured on purpose: products by their rows, what a process takes, a real step against its forecast.
+"""What forecasts rest on, measured on purpose: the machine's speeds, products by their rows, what a process takes, a real step
+against its forecast.
 
 In: the cache of a home. Out: `MachineMeasured`, and corrections in the store that trainings teach too (`engine.speed`), by which the
 planner goes from then on. A process of its own loads the embedded model as a training does and takes steps with it, so that
@@ -67,7 +68,7 @@ def measure_machine(cache_dir: Path) -> MachineMeasured:
     Raises:
         TrainingError: the steps could not be taken; says what their process said.
     """
-    backend = measured_backend(cache_dir)
+    backend = measured_backend(cache_dir, anew=True)
     flops, lost_rows = measure_lost_rows(ROWS, backend.kind)
     others = OthersWork()
     command = module_command("mlx_gardener.engine.machine", str(cache_dir))

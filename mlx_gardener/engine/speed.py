@@ -1,6 +1,7 @@
 """What the backend can do, measured once in about a second and kept: the planner weighs time by it.
 
-Where others worked on the machine meanwhile it looks slow, and would for ever: it is measured anew when they have stopped.
+Where others worked on the machine meanwhile it looks slow, and would for ever: it is measured anew when they have stopped, with
+another chip or BLAS, and on purpose (`engine.machine`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 from mlx_gardener.engine.attention import Attention
 from mlx_gardener.engine.plan import AS_FORETOLD, Scales
 from mlx_gardener.model.exponentials import exp
+from mlx_gardener.platform import blas
 from mlx_gardener.platform.device import backend as backend_kind
 from mlx_gardener.platform.files import make_private, write_whole
 from mlx_gardener.platform.processes import OthersWork, load_of_last_minute
@@ -44,6 +46,8 @@ ALONE = 0.15
 _LEAST_FREE = 0.1
 #: Speeds that were measured beside others are measured anew no sooner than after this time.
 _AGAIN_SECONDS = 600.0
+#: Speeds that are measured anew on purpose and differ by less are left as they are: what was seen of bases rests on them (judgement).
+_ALIKE = 0.1
 #: What is of one base or only said, and so not kept with the machine's speeds.
 _OF_A_BASE = {"speed_from", "forward_share", "scales", "attention"}
 
@@ -111,17 +115,20 @@ def beside_others(busy: float) -> str:
     return f", beside others that took {busy:.0%} of the processors" if busy >= ALONE else ""
 
 
-def measured_backend(cache_dir: Path | None = None) -> Backend:
+def measured_backend(cache_dir: Path | None = None, *, anew: bool = False) -> Backend:
     """The speeds of this machine's backend.
 
     Measured when ``cache_dir`` holds none of this MLX on it yet, or those that it holds were measured beside others, who have
     stopped; what trainings showed of speeds that were wrong is forgotten then.
+
+    Args:
+        anew: measure in any case; what others disturb more than what is kept, or what is about the same, changes nothing.
     """
     kept = None if cache_dir is None else _kept(cache_dir)
-    if kept is not None and not _is_to_be_measured_again(kept):
+    if kept is not None and not anew and not _is_to_be_measured_again(kept):
         return kept
     found = measure_backend()
-    if kept is not None and found.busy >= kept.busy:
+    if kept is not None and not _is_better(found, kept, anew=anew):
         found = replace(kept, measured_at=found.measured_at)
     elif kept is not None:
         found = replace(
@@ -133,6 +140,16 @@ def measured_backend(cache_dir: Path | None = None) -> Backend:
     if cache_dir is not None:
         _keep(cache_dir, found)
     return found
+
+
+def _is_better(found: Backend, kept: Backend, *, anew: bool) -> bool:
+    """Whether speeds measured now take the place of those that are kept."""
+    if found.busy < kept.busy or not anew:
+        return found.busy < kept.busy
+    speeds = ("flops_per_second", "exp_per_second", "dequantize_per_second")
+    pairs = [(getattr(found, name), getattr(kept, name)) for name in speeds]
+    differs = any(abs(now - before) > _ALIKE * before for now, before in pairs)
+    return differs and found.busy < max(ALONE, kept.busy)
 
 
 def _is_to_be_measured_again(kept: Backend) -> bool:
@@ -174,8 +191,12 @@ def _between(least: float, value: float, most: float) -> float:
 
 
 def machine_key() -> str:
-    """What speeds and sizes that were measured depend on: kind of backend, cores, version of MLX, and how we compute."""
-    return f"{backend_kind()} {os.cpu_count()} mlx {version('mlx')} way {_WAY}"
+    """What speeds and sizes that were measured depend on: backend, chip, cores, BLAS, version of MLX, and how we compute."""
+    import mlx.core as mx
+
+    chip = mx.device_info(mx.default_device()).get("device_name")
+    multiplies = f"BLAS {blas.state().path or 'of MLX'}"
+    return f"{backend_kind()} {chip} {os.cpu_count()} {multiplies} mlx {version('mlx')} way {_WAY}"
 
 
 def _kept(cache_dir: Path) -> Backend | None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from mlx_gardener.engine import Plan, machine, make_plan, measured_backend, model_facts
+from mlx_gardener.engine import Plan, machine, make_plan, measured_backend, model_facts, speed
 from mlx_gardener.engine.machine import MachineMeasured, measure_machine, measured_config
 from mlx_gardener.engine.predict import RUNTIME_BYTES, predicted
 from mlx_gardener.engine.speed import _OF_A_BASE, TWO_CORES, Backend, machine_key, measure_lost_rows
 from mlx_gardener.errors import TrainingError
 from mlx_gardener.model import seedling_path
+from mlx_gardener.platform.blas import BlasState
 from tests.support.commands import gardener_here
 
 FACTS = model_facts(seedling_path())
@@ -82,7 +83,44 @@ def test_steps_that_cannot_be_taken_correct_nothing_and_say_why(
     monkeypatch.setattr(machine, "module_command", lambda *arguments: command)
     with pytest.raises(TrainingError, match="it broke"):
         measure_machine(tmp_path)
-    assert measured_backend(tmp_path) == TWO_CORES
+    kept = measured_backend(tmp_path)
+    assert replace(kept, work_scale=1.0, speed_scale=1.0, runtime_bytes=0, lost_rows=0.0) == kept
     monkeypatch.setattr(machine, "module_command", lambda *arguments: ["true"])
     with pytest.raises(TrainingError):
         measure_machine(tmp_path)
+
+
+def test_speeds_are_of_one_chip_and_one_blas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever installs a fast BLAS, as is advised, had the old one's speed in every plan for ever."""
+    for state in (BlasState(None, "none"), BlasState("/usr/lib/libopenblas.so.0", "opened")):
+        monkeypatch.setattr("mlx_gardener.platform.blas._state", state)
+        slow = replace(TWO_CORES, flops_per_second=5e9 if state.path is None else 150e9)
+        monkeypatch.setattr(speed, "measure_backend", lambda slow=slow: slow)
+        assert measured_backend(tmp_path) == slow == measured_backend(tmp_path)
+    before = machine_key()
+    monkeypatch.setattr("mlx.core.device_info", lambda device: {"device_name": "another chip"})
+    assert machine_key() != before and "another chip" in machine_key()
+
+
+@pytest.mark.parametrize(
+    ("found", "is_taken"),
+    [
+        ({"flops_per_second": 5e9}, True),
+        ({"exp_per_second": 1e6}, True),
+        ({"flops_per_second": 195e9}, False),  # as much as two measurements differ
+        ({"flops_per_second": 5e9, "busy": 0.5}, False),  # others took half of the processors
+    ],
+    ids=str,
+)
+def test_doctor_measures_speeds_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: dict[str, float], is_taken: bool
+) -> None:
+    keep(tmp_path, replace(TWO_CORES, lost_rows=3.0))
+    monkeypatch.setattr(speed, "measure_backend", lambda: replace(TWO_CORES, **found))
+    monkeypatch.setattr(machine, "measure_lost_rows", lambda rows, kind: ({}, 0.0))
+    monkeypatch.setattr(machine, "module_command", lambda *arguments: ["false"])
+    assert measured_backend(tmp_path).flops_per_second == 200e9
+    with pytest.raises(TrainingError):
+        measure_machine(tmp_path)
+    expected = replace(TWO_CORES, lost_rows=3.0, **(found if is_taken else {}))
+    assert replace(measured_backend(tmp_path), measured_at=0.0) == expected
