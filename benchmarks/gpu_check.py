@@ -10,8 +10,8 @@ In turn, each in a process of its own that may fail or die without ending the ot
 3. *speed*: loss-bearing tokens a second of mlx_gardener and of `mlx_lm.lora` with and without checkpointing, same documents.
 
 Writes ``results/gpu_check-BACKEND-DATE.json`` after every part. Ends with 1 where a gradient is wrong, a budget was broken, or
-a part failed; parts that the time did not reach are named. ``--quick`` takes the embedded model and short rows: some
-minutes of a CPU, which is how a test sees that the script works.
+a part failed; parts that the time did not reach are named. ``--quick`` takes the embedded model and short rows: under a
+minute of a CPU with `--minutes 2`, which is how a test sees that the script works.
 """
 
 from __future__ import annotations

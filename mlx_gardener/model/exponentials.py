@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 _LOG2_E = math.log2(math.e)
 
 
-@cache
 def by_power() -> bool:
-    """Whether powers are the faster exponentials here."""
+    """Whether powers are the faster exponentials on the device that is the default now."""
     return device.backend() == "cpu" and platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -63,7 +62,7 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     import mlx.core as mx
     from mlx_lm.models import activations
 
-    if gate.dtype == x.dtype == mx.float32 and gate.shape == x.shape:
+    if by_power() and gate.dtype == x.dtype == mx.float32 and gate.shape == x.shape:
         return _swiglu()(gate, x)
     return activations.swiglu(gate, x)
 

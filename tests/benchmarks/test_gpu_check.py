@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 GIB = 2**30
@@ -64,3 +67,22 @@ def test_tokens_a_second_are_those_that_bear_loss_after_the_first_steps(gpu_chec
     assert gpu_check.verdict("speed: x", report) == (None, "100 loss-bearing tokens/s, peak 1.00 GB")
     is_right, said = gpu_check.verdict("speed: x", {**report, "seconds": [99.0]})
     assert is_right is None and "no step" in said and "tokens/s" not in said
+
+
+def test_gradients_are_compared_by_every_way_and_the_device_is_given_back(
+    gpu_check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = mx.default_device()
+    monkeypatch.setattr(gpu_check, "KINDS", ("llama",))
+    found = gpu_check.gradients()
+    assert set(found["differences"]) == {f"llama, {way}" for way in gpu_check.WAYS}
+    assert gpu_check.verdict("gradients", found)[0] and mx.default_device() == device
+
+
+@pytest.mark.slow
+def test_the_script_runs_to_its_end(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
+    command = [sys.executable, str(script), "--quick", "--minutes", "2", "--out", str(tmp_path / "found")]
+    subprocess.run(command, check=True, timeout=300)
+    parts = json.loads((tmp_path / "found.json").read_text())["parts"]
+    assert [part["right"] for part in parts.values()] == [True, True, None, None, None]

@@ -11,6 +11,7 @@ from mlx_lm.models import activations, llama
 
 from mlx_gardener.model import load_base
 from mlx_gardener.model.exponentials import by_power, exp, softmax_parts, swiglu
+from mlx_gardener.platform import device
 
 
 @pytest.mark.parametrize("low", [-1.0, -30.0, -87.0])
@@ -48,6 +49,17 @@ def test_swiglu_and_its_gradients_are_mlx_lm_s(dtype: mx.Dtype) -> None:
     for found, expected in zip([*ours[0], *ours[1]], [*theirs[0], *theirs[1]], strict=True):
         assert found.dtype == dtype and mx.isfinite(found).all()
         assert mx.allclose(found, expected, rtol=1e-5, atol=2e-6)
+
+
+def test_a_gpu_beside_an_x86_processor_takes_mlx_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the processor had been asked first decided for the GPU, too."""
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(activations, "swiglu", lambda gate, x: mx.full(x.shape, 7.0))
+    given = mx.ones((3,))
+    for kind, by_powers in (("cpu", True), ("cuda", False), ("cpu", True)):
+        monkeypatch.setattr(device, "backend", lambda kind=kind: kind)
+        assert by_power() is by_powers
+        assert (swiglu(given, given)[0].item() == 7.0) is not by_powers
 
 
 def test_models_compute_by_it_where_it_is_faster(tiny_model_dir: Path) -> None:
