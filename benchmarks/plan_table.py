@@ -36,6 +36,7 @@ MODELS = (
     "granite-4.0-h-micro",
     "mellum2-12b-a2.5b-base",
 )
+BUDGETS, WIDTHS = (2, 4, 8), (512, 1024, 2048)
 
 
 def recorded_facts(file: Path) -> ModelFacts:
@@ -83,9 +84,14 @@ def cell(facts: ModelFacts, budget: int, width: int) -> str:
     return f"{plan.rows_of_width[width]} rows, {recomputed}{disk}, {peak}"
 
 
+def row(name: str, budget: int) -> str:
+    """The table's row of a recorded model."""
+    facts = recorded_facts(CONFIGS / f"{name}.json")
+    return f"| {name} | " + " | ".join(cell(facts, budget, width) for width in WIDTHS) + " |"
+
+
 def main() -> None:
     """Write the page."""
-    columns = [(budget, width) for budget in (2, 4, 8) for width in (512, 1024, 2048)]
     lines = [
         "# Plans for real models",
         "",
@@ -95,18 +101,15 @@ def main() -> None:
         "the memory formula was fitted on a CPU in float32 and has not been checked on a Mac.",
         "",
     ]
-    for budget in (2, 4, 8):
+    for budget in BUDGETS:
         lines += [
             f"## {budget} GB",
             "",
-            "| model | " + " | ".join(f"{width} tokens" for one, width in columns if one == budget) + " |",
+            "| model | " + " | ".join(f"{width} tokens" for width in WIDTHS) + " |",
             "|---|---|---|---|",
+            *(row(name, budget) for name in MODELS),
+            "",
         ]
-        for name in MODELS:
-            facts = recorded_facts(CONFIGS / f"{name}.json")
-            cells = [cell(facts, budget, width) for one, width in columns if one == budget]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        lines.append("")
     page = Path(__file__).parents[1] / "docs" / "plans.md"
     page.write_text("\n".join(lines), encoding="utf-8")
     print(page.read_text(encoding="utf-8"))
