@@ -91,13 +91,10 @@ def operations(chosen: Operations) -> Iterator[None]:
         if chosen.attention_block or chosen.document_ids is not None:
             _put(mx.fast, "scaled_dot_product_attention", _attention_for(chosen, fast))
         if chosen.dequantize:
-            product = partial(
-                dequantized_matmul,
-                streams=chosen.product_streams,
-                packed=module if chosen.forward_only else None,
-            )
+            packed, of_experts = (module, gathered) if chosen.forward_only else (None, None)
+            product = partial(dequantized_matmul, streams=chosen.product_streams, packed=packed)
             _put(mx, "quantized_matmul", product)
-            _put(mx, "gather_qmm", dequantized_gather)
+            _put(mx, "gather_qmm", partial(dequantized_gather, packed=of_experts))
         if chosen.dropouts:
             _put(nn.Dropout, "__call__", _dropout_for(chosen, dropout))
         yield

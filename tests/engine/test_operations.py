@@ -15,7 +15,7 @@ from mlx_gardener.engine.operations import (
     blockwise_attention,
     operations,
 )
-from mlx_gardener.engine.products import dequantized_matmul
+from mlx_gardener.engine.products import dequantized_gather, dequantized_matmul
 from mlx_gardener.model import load_base
 from tests.engine.zoo import batch
 
@@ -200,3 +200,40 @@ def test_a_handful_of_tokens_read_by_packed_weights_say_the_same_as_many_by_floa
     assert bool(asked) == (rows <= 4)
     floats = mx.dequantize(packed, scales, biases, group_size=64, bits=bits)
     assert mx.allclose(found, x @ floats.T, atol=1e-3)
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 17])
+@pytest.mark.parametrize("forward_only", [False, True])
+def test_few_tokens_do_not_make_floats_of_all_experts(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, forward_only: bool
+) -> None:
+    """Four rows to each of eight experts at most: 16 tokens that pass two of them."""
+    mx.random.seed(1)
+    packed = mx.quantize(mx.random.normal((8, 48, 64)), 64, 4)
+    x = mx.random.normal((1, tokens, 1, 1, 64))
+    experts = mx.random.randint(0, 8, (1, tokens, 2))
+    facts: dict[str, Any] = {"rhs_indices": experts, "transpose": True, "group_size": 64, "bits": 4}
+    expected = mx.gather_qmm(x, *packed, **facts)
+    made, plain = [], mx.dequantize
+
+    def noting(*arrays: Any, **facts: Any) -> mx.array:
+        made.append("")
+        return plain(*arrays, **facts)
+
+    monkeypatch.setattr(mx, "dequantize", noting)
+    with operations(Operations(dequantize=True, forward_only=forward_only)):
+        found = mx.gather_qmm(x, *packed, **facts)
+        ordered = mx.gather_qmm(  # as mlx-lm does with many: a row for each expert that a token passes
+            x.flatten(0, -3)[mx.arange(2 * tokens) // 2],
+            *packed,
+            **{**facts, "rhs_indices": experts.flatten()},
+        )
+    assert mx.allclose(found, expected, atol=1e-3)
+    assert mx.allclose(ordered.reshape(expected.shape), expected, atol=1e-3)
+    assert len(made) == (0 if forward_only and tokens <= 16 else 2)
+
+
+def test_a_scale_that_only_gpus_know_is_not_passed_over() -> None:
+    packed = mx.quantize(mx.random.normal((2, 8, 64)), 64, 4)
+    with pytest.raises(ValueError, match="global scale"):
+        dequantized_gather(mx.ones((1, 64)), *packed, rhs_indices=mx.array([1]), global_scale=mx.ones((2,)))
