@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.batch import BetweenSegments
 from mlx_gardener.engine.facts import ModelFacts
-from mlx_gardener.engine.plan import AS_FORETOLD, Plan, Scales
-from mlx_gardener.engine.planner import make_plan, notes_of, too_large
+from mlx_gardener.engine.plan import AS_FORETOLD, Plan, Scales, notes_of
+from mlx_gardener.engine.planner import make_plan, too_large
 from mlx_gardener.engine.predict import (
-    CHEAP_SHARE,
     Measured,
     heaviest_width,
     least_budget_bytes,
@@ -31,6 +30,7 @@ from mlx_gardener.engine.predict import (
 from mlx_gardener.engine.seen import keep_scales, kept_scales
 from mlx_gardener.engine.speed import Backend, beside_others
 from mlx_gardener.engine.step import Engine
+from mlx_gardener.engine.step_time import CHEAP_SHARE
 from mlx_gardener.errors import MemoryBudgetError
 from mlx_gardener.model.lora import attach_lora, detach_lora, lora_parameters
 from mlx_gardener.platform.footprint import process_footprint_bytes, process_peak_footprint_bytes

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlx_gardener.config import TrainingConfig
+    from mlx_gardener.engine.facts import ModelFacts
 
 MIB = 1024**2
 #: Positions of a tile where memory ran short.
@@ -159,6 +163,10 @@ class Plan:
         mx.set_cache_limit(self.cache_bytes)
         mx.set_memory_limit(self.active_limit_bytes)
 
+    def in_blocks(self, width: int) -> bool:
+        """Whether attention of rows of this width is computed in blocks."""
+        return bool(self.attention_block) and width >= max(self.attention_least, self.attention_block + 1)
+
     def rows_for(self, width: int) -> int:
         """Rows at once of any width: as planned, or as many tokens as the narrowest planned width that is wider."""
         wider = [planned for planned in self.rows_of_width if planned >= width]
@@ -227,6 +235,20 @@ class Plan:
             return cls(**{**values, **read})
         except (TypeError, KeyError, ValueError, AttributeError):
             return None
+
+
+def notes_of(plan: Plan, facts: ModelFacts, config: TrainingConfig, *, whole: bool) -> Iterator[str]:
+    """What was traded for the budget, and what is pinned, in sentences."""
+    pins = config.engine
+    if pins.micro_batch_rows is not None:
+        yield f"{pins.micro_batch_rows} rows at a time, pinned by engine.micro_batch_rows"
+    if whole:
+        yield f"{ONE_SEGMENT}: pins of segments, slices, CPU streams and reading from disk have no effect"
+        return
+    for name in ("kept_layers", "loss_slice_tokens", "cpu_streams", "streamed_layers"):
+        if getattr(pins, name) is not None:
+            yield f"{name.replace('_', ' ')}: {getattr(pins, name)}, pinned by engine.{name}"
+    yield from sentences(plan, is_plain=facts.is_plain)
 
 
 def sentences(plan: Plan, *, is_plain: bool) -> Iterator[str]:

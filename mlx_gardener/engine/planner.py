@@ -15,7 +15,7 @@ from functools import partial
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.attention import ATTENTION_LEAST, BLOCK, SMALL_BLOCK, attention_ways
 from mlx_gardener.engine.facts import ModelFacts
-from mlx_gardener.engine.plan import ONE_SEGMENT, Plan, PredictedParts, Scales, sentences
+from mlx_gardener.engine.plan import Plan, PredictedParts, Scales, notes_of
 from mlx_gardener.engine.predict import FRESH_MEMORY_COSTS, Measured, least_budget_bytes, predicted
 from mlx_gardener.engine.speed import TWO_CORES, Backend
 from mlx_gardener.errors import ConfigError, MemoryBudgetError, ModelError
@@ -387,17 +387,3 @@ def _weight_choices(
             yield kind, min(count, layers), False
             if count in few or count >= layers:  # a layer may fit where the vocabulary does not
                 yield kind, min(count, layers), True
-
-
-def notes_of(plan: Plan, facts: ModelFacts, config: TrainingConfig, *, whole: bool) -> Iterator[str]:
-    """What was traded, in sentences."""
-    pins = config.engine
-    if pins.micro_batch_rows is not None:
-        yield f"{pins.micro_batch_rows} rows at a time, pinned by engine.micro_batch_rows"
-    if whole:
-        yield f"{ONE_SEGMENT}: pins of segments, slices, CPU streams and reading from disk have no effect"
-        return
-    for name in ("kept_layers", "loss_slice_tokens", "cpu_streams", "streamed_layers"):
-        if getattr(pins, name) is not None:
-            yield f"{name.replace('_', ' ')}: {getattr(pins, name)}, pinned by engine.{name}"
-    yield from sentences(plan, is_plain=facts.is_plain)

@@ -20,8 +20,8 @@ from mlx_gardener.engine.batch import BetweenSegments
 from mlx_gardener.engine.call_graph import CannotSplit, layer_list
 from mlx_gardener.engine.dry_run import after_dry_run
 from mlx_gardener.engine.facts import ModelFacts
-from mlx_gardener.engine.plan import Plan
-from mlx_gardener.engine.planner import make_plan, notes_of
+from mlx_gardener.engine.plan import Plan, notes_of
+from mlx_gardener.engine.planner import make_plan
 from mlx_gardener.engine.seen import keep_checked, was_checked
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.step import Engine

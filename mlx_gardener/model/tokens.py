@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import ModelError
+from mlx_gardener.model.pieces import spelling_of_pieces
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import (
     MAX_JSON_BYTES,
@@ -190,7 +191,7 @@ class CodeTokenizer:
     def _spellings(self) -> list[bytes]:
         """What each id spells; b"" for control tokens."""
         found = [b""] * self.vocab_size
-        spells = _spelled_bytes if _is_byte_level(self._plain) else _spelled_text
+        spells = spelling_of_pieces(self._plain)
         for piece, index in self._plain.get_vocab(with_added_tokens=False).items():
             if index < self.vocab_size:
                 found[index] = spells(piece)
@@ -255,35 +256,6 @@ def _damage_named(what: str) -> Iterator[None]:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise ModelError(f"{what} ({error}).", next_step="Fetch the model again.") from error
         raise
-
-
-#: Bytes that GPT-2's mapping writes as the character of that number; the others, rising, from number 256 on
-#: (bytes_to_unicode in github.com/openai/gpt-2, src/encoder.py).
-_WRITTEN_AS_THEY_ARE = (*range(33, 127), *range(161, 173), *range(174, 256))
-_OTHERS = (byte for byte in range(256) if byte not in _WRITTEN_AS_THEY_ARE)
-_BYTE_OF = {chr(byte): byte for byte in _WRITTEN_AS_THEY_ARE} | {
-    chr(256 + at): byte for at, byte in enumerate(_OTHERS)
-}
-
-
-def _is_byte_level(tokenizer: Tokenizer) -> bool:
-    """Whether each character of a piece stands for one byte (GPT-2's mapping)."""
-    return "ByteLevel" in json.dumps(json.loads(tokenizer.to_str()).get("decoder") or {})
-
-
-def _spelled_bytes(piece: str) -> bytes:
-    """What a piece spells in which each character stands for one byte."""
-    try:
-        return bytes(map(_BYTE_OF.__getitem__, piece))
-    except KeyError:  # none of the mapping's
-        return piece.encode()
-
-
-def _spelled_text(piece: str) -> bytes:
-    """What a piece of SentencePiece's spells."""
-    if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
-        return bytes([int(piece[1:-1], 16)])
-    return piece.replace("▁", " ").encode()
 
 
 def is_marker(content: str) -> bool:
