@@ -7,7 +7,6 @@ the first lines of tokenizers are read. Cost: some 30 ms a model, 0.1 s for a GG
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,7 @@ from mlx_gardener.engine.planner import make_plan
 from mlx_gardener.engine.seen import known_backend
 from mlx_gardener.errors import DataError, GardenerError, MemoryBudgetError, ModelError
 from mlx_gardener.model.stores import STORES, StoredBase, bases_at, find_bases, place_of
-from mlx_gardener.platform.files import expanded, make_private
+from mlx_gardener.platform.files import expanded, make_private, write_whole
 from mlx_gardener.platform.home import default_home
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import read_json
@@ -291,11 +290,7 @@ class _Kept:
         """Keep what is new; where nothing can be written it is seen again."""
         if not self._is_new:
             return
-        beside = self._file.with_name(f".{_FILE}.{os.getpid()}")
-        told = dict(list(self._told.items())[-_MOST_KEPT:])
+        told = {"version": __version__, "files": dict(list(self._told.items())[-_MOST_KEPT:])}
         with suppress(OSError):
             make_private(self._file.parent)
-            beside.write_text(json.dumps({"version": __version__, "files": told}), encoding="utf-8")
-            beside.replace(self._file)
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            write_whole(self._file, json.dumps(told), lasting=False)

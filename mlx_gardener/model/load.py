@@ -27,7 +27,7 @@ from mlx_gardener.model.lora import check_targets
 from mlx_gardener.model.stores import is_store_name
 from mlx_gardener.model.tokens import CodeTokenizer, load_tokenizer
 from mlx_gardener.platform.reasons import reason_of
-from mlx_gardener.platform.untrusted import read_header
+from mlx_gardener.platform.untrusted import read_header, sha256_of
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -189,6 +189,5 @@ def weights_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(path.glob("model*.safetensors")):
         digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of(file, follow_links=True)))  # the hub's cache is made of links
     return digest.hexdigest()

@@ -45,14 +45,13 @@ def open_regular(file: Path, *, follow_links: bool = True) -> io.BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def sha256_of(file: Path) -> str:
+def sha256_of(file: Path, *, follow_links: bool = False) -> str:
     """sha256 of a plain file's content, in hexadecimal.
 
     Raises:
-        OSError: it cannot be read, or is a link.
-        ValueError: it is no plain file.
+        OSError, ValueError: as `open_regular`.
     """
-    with open_regular(file, follow_links=False) as stream:
+    with open_regular(file, follow_links=follow_links) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlx_gardener.model.gguf.reader import Gguf, shards_of
-from mlx_gardener.platform.files import write_private
+from mlx_gardener.platform.files import write_whole
 from mlx_gardener.platform.read_folders import DIGITS, SOURCES, SUFFIX, files_here, identity, sources
 from mlx_gardener.platform.untrusted import read_json
 
@@ -88,6 +88,5 @@ def note_source(files: tuple[Path, ...], cache_dir: Path, digest: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    beside = cache_dir / f".{SOURCES}"
-    write_private(beside, json.dumps(sources(cache_dir) | {identity(files): digest}, indent=1))
-    beside.replace(cache_dir / SOURCES)
+    known = sources(cache_dir) | {identity(files): digest}
+    write_whole(cache_dir / SOURCES, json.dumps(known, indent=1), lasting=False)
