@@ -10,7 +10,6 @@ from mlx_gardener.config.reading import (
     validate_config,
 )
 from mlx_gardener.config.sections import (
-    GIB,
     OTHER_SHARE,
     VALIDATION_SHARE,
     ArmName,
@@ -26,6 +25,7 @@ from mlx_gardener.config.sections import (
     TrainingConfig,
     known_keys,
 )
+from mlx_gardener.platform.sizes import GIB
 
 __all__ = [
     "GIB",

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mlx_gardener.errors import ConfigError
+from mlx_gardener.platform.sizes import GIB
 
-GIB = 1024**3
 #: Of the time limit, where it is short: what all phases but training may take, and of the training what validations take.
 OTHER_SHARE, VALIDATION_SHARE = 0.25, 0.1
 RetrievalWish = Literal["auto", "on", "off"]

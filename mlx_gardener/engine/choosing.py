@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from mlx_gardener.config import TrainingConfig
+from mlx_gardener.config import GIB, TrainingConfig
 from mlx_gardener.engine.ahead import look_ahead
 from mlx_gardener.engine.bases import UPDATE_TOKENS, Base, Known, look_at, plan_base
 from mlx_gardener.engine.facts import ModelFacts
@@ -28,7 +28,6 @@ LEAST_TOKENS = 16 * UPDATE_TOKENS
 #: Bases that are named as passed over; the others are counted, in one line more: four lines with what was chosen.
 _TOLD = 2
 _CODE = re.compile(r"cod(e|er|ing)\b|coder|codegemma|codestral|starcoder|mellum|granite-?code", re.IGNORECASE)
-_GIB = 1024**3
 
 
 def choose_base(
@@ -148,7 +147,7 @@ def _best(usable: list[Base], config: TrainingConfig) -> tuple[Base | None, list
 
 def _too_large(planned: list[Base], config: TrainingConfig) -> Iterator[str]:
     for base in sorted((base for base in planned if base.fits is False), key=_order):
-        yield f"{base.name} (needs --budget {(base.least_budget_bytes or 0) / _GIB:.2f})"
+        yield f"{base.name} (needs --budget {(base.least_budget_bytes or 0) / GIB:.2f})"
 
 
 def _chosen(base: Base, over: list[str]) -> ModelChoice:
@@ -178,10 +177,10 @@ def _from_hub(
     fitting = [
         one
         for one in RECOMMENDED
-        if one.least_gb * _GIB <= config.memory_limit_bytes and one.is_commercial and one.id not in known
+        if one.least_gb * GIB <= config.memory_limit_bytes and one.is_commercial and one.id not in known
     ]
     if not fitting:
-        return None, f"no recommended model fits {config.memory_limit_bytes / _GIB:.4g} GB"
+        return None, f"no recommended model fits {config.memory_limit_bytes / GIB:.4g} GB"
     if not may_fetch:
         return None, f"{fitting[0].id} would fit but is not in the local cache; `train` fetches it"
     why_not = ""
@@ -207,7 +206,7 @@ def _why_slow(one: Recommended, choice: ModelChoice, config: TrainingConfig, bac
     _, facts = look_ahead(choice, config.lora)
     base = plan_base(Known(Base(one.id, "hub", Path()), facts), config, backend)
     if not base.fits:
-        return f"{one.id} would not fit {config.memory_limit_bytes / _GIB:.4g} GB"
+        return f"{one.id} would not fit {config.memory_limit_bytes / GIB:.4g} GB"
     if _tokens_in_time(base, config) < LEAST_TOKENS:
         return f"{one.id} would be too slow here: {_time_told(base, config)}"
     return None

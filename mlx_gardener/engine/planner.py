@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
-from mlx_gardener.config import TrainingConfig
+from mlx_gardener.config import GIB, TrainingConfig
 from mlx_gardener.engine.attention import ATTENTION_LEAST, BLOCK, SMALL_BLOCK, attention_ways
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import Plan, PredictedParts, Scales, notes_of
@@ -20,7 +20,6 @@ from mlx_gardener.engine.predict import FRESH_MEMORY_COSTS, Measured, least_budg
 from mlx_gardener.engine.speed import TWO_CORES, Backend
 from mlx_gardener.errors import ConfigError, MemoryBudgetError, ModelError
 
-GIB = 1024**3
 #: More positions at once than this bring no speed on a CPU or a GPU of a Mac mini (judgement), unless weights are read.
 ENOUGH_TOKENS = 4096
 #: A base that is read from disk must be this much faster than one in memory to be chosen (judgement).

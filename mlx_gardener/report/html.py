@@ -12,6 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from mlx_gardener.events import Event, MemoryMeasured, StepCompleted
+from mlx_gardener.platform.sizes import GIB
 from mlx_gardener.report import advice, story
 from mlx_gardener.report.code import CSS as CODE_CSS
 from mlx_gardener.report.groups import groups_table
@@ -28,7 +29,7 @@ from mlx_gardener.report.svg import (
     stacked_bar,
     variables,
 )
-from mlx_gardener.report.text import GIB, counted, edits_told, file_size
+from mlx_gardener.report.text import counted, edits_told, file_size
 from mlx_gardener.report.time_view import time_line
 
 _DARK = "--ink:#e6edf3;--paper:#0d1117;--panel:#161b22;--rule:#3d444d;--muted:#9198a1;"

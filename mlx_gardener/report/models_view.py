@@ -11,7 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mlx_gardener.report.text import GIB, pace, safe_text
+from mlx_gardener.platform.sizes import GIB
+from mlx_gardener.report.text import pace, safe_text
 
 if TYPE_CHECKING:
     from mlx_gardener.engine.bases import Base

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-GIB = 1024**3
+from mlx_gardener.platform.sizes import GIB
 
 
 def safe_text(text: str) -> str:
