@@ -66,7 +66,7 @@ def side(name: str) -> dict[str, Any]:
         str(path),
         base_weights="dense" if kind == "dense" else "stored",
         unread_layers=plan.streamed_layers,
-        unread_words=plan.vocabulary_on_disk,
+        unread_vocabulary=plan.vocabulary_on_disk,
     )
     config = load_config(environment={})
     engine = prepare_engine(base, plan, config, facts=model_facts(path), backend=TWO_CORES, warn=print)

@@ -70,7 +70,7 @@ def side(
         "seedling",
         base_weights=plan.base_weights,
         unread_layers=plan.streamed_layers,
-        unread_words=plan.vocabulary_on_disk,
+        unread_vocabulary=plan.vocabulary_on_disk,
     )
     with tempfile.TemporaryDirectory() as scratch:
         data = TrainingDataPreparator(

@@ -20,7 +20,7 @@ from machine import bar, describe, save
 from shapes import write_shape
 
 GIB = 2**30
-#: Name: (shape, budget in GB, row width in tokens, pins).
+#: Name: (shape, budget in GB, sequence length in tokens, pins).
 CASES: dict[str, tuple[str, float, int, tuple[str, ...]]] = {
     "7b": ("qwen2.5-coder-7b", 4.0, 1024, ()),
     "7b-resident": (

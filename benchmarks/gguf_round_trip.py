@@ -282,7 +282,7 @@ def our_side(file: Path, adapter: Path | None, sequences: list[list[int]]) -> di
     from mlx_gardener.adapter.agreement import give_up, layers_given_up
     from mlx_gardener.adapter.loaded import attach_adapter
     from mlx_gardener.adapter.manifest import LoadedAdapter
-    from mlx_gardener.model import load_base
+    from mlx_gardener.model import load_lazy_base
 
     width = max(map(len, sequences), default=0)
     if not width:
@@ -290,9 +290,7 @@ def our_side(file: Path, adapter: Path | None, sequences: list[list[int]]) -> di
     tokens = np.zeros((len(sequences), width), dtype=np.int32)
     for place, ids in enumerate(sequences):
         tokens[place, : len(ids)] = ids  # what is filled up comes later, and changes nothing before it
-    base = load_base(
-        str(file), compute_dtype="float32", base_weights="dense", unread_layers=10**6, unread_words=True
-    )
+    base = load_lazy_base(str(file))
 
     def found() -> np.ndarray:
         words = base.model.model.embed_tokens

@@ -73,7 +73,7 @@ def side(name: str) -> dict[str, Any]:
     path = write_shape("qwen2.5-coder-0.5b", SHAPES, bits=None)
     streamed = 0 if name == "in memory" else 24
     on_disk = name.startswith("embedding")
-    base = load_base(str(path), unread_layers=streamed, unread_words=on_disk)
+    base = load_base(str(path), unread_layers=streamed, unread_vocabulary=on_disk)
     plan = Plan(
         {WIDTH: ROWS},
         2**33,

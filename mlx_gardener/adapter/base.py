@@ -140,19 +140,15 @@ def load_adapter_base(name: str, adapter: LoadedAdapter, *, lazy: bool = False) 
 
     Args:
         name: as `base_name` gives it, or as the user does.
-        lazy: leave weights on disk until they are used, and compute in float32.
+        lazy: as `load_lazy_base`.
 
     Raises:
         AdapterError: it is another model.
         ModelError: it cannot be found or loaded.
     """
-    from mlx_gardener.model import load_base
+    from mlx_gardener.model import load_base, load_lazy_base
 
-    base = (
-        load_base(name, compute_dtype="float32", base_weights="dense", unread_layers=10**6, unread_words=True)
-        if lazy
-        else load_base(name)
-    )
+    base = load_lazy_base(name) if lazy else load_base(name)
     check_base(base, adapter)
     return base
 

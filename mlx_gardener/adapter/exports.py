@@ -279,7 +279,7 @@ class _Work:
         return self._agreed(compare_logits(plain, adapted, self._logits(again, tokens)), 1e-3)
 
     def _model(self) -> Agreement | None:
-        from mlx_gardener.model import load_base
+        from mlx_gardener.model import load_lazy_base
 
         with_adapter = self.form != "gguf-base"
         self.tell("Measuring the adapter on real text")
@@ -297,9 +297,7 @@ class _Work:
         if not has_usual_names(base.path, merged):
             self.notes.append("Its tensors bear mlx-lm's names: mlx-lm loads it, Transformers does not.")
         self.tell("Comparing what was written")
-        fused = load_base(
-            str(merged), compute_dtype="float32", base_weights="dense", unread_layers=10**6, unread_words=True
-        )
+        fused = load_lazy_base(str(merged))
         got = spent_logits(fused, tokens)
         if not with_adapter:
             got = got + (adapted - plain)  # as if the adapter were put on it
@@ -314,9 +312,7 @@ class _Work:
             return reached  # every tensor was compared bit for bit
         self.tell("Reading it back")
         folder = read_gguf(file, self.staged / "read")
-        again = load_base(
-            str(folder), compute_dtype="float32", base_weights="dense", unread_layers=10**6, unread_words=True
-        )
+        again = load_lazy_base(str(folder))
         got = spent_logits(again, tokens)
         shutil.rmtree(folder.parent)
         if not with_adapter:

@@ -44,12 +44,14 @@ def moved_to(adapter: LoadedAdapter, own: str, other: str) -> Moved | None:
         AdapterError: the weights or tokens are others, with the figure; or its own base is not here to compare.
         ModelError: ``other`` cannot be found or loaded.
     """
-    second = _lazy(other)
+    from mlx_gardener.model import load_lazy_base
+
+    second = load_lazy_base(other)
     told = adapter.manifest["base"]
     if second.weights_sha256 == told.get("weights_sha256"):
         return None
     try:
-        first = _lazy(own)
+        first = load_lazy_base(own)
         if first.weights_sha256 != told.get("weights_sha256"):
             raise _refused(adapter, second, "the one it was trained on is not what it was")
     except ModelError as error:
@@ -108,14 +110,6 @@ def _of(weights: dict[str, mx.array], name: str) -> mx.array | None:
     if name == _HEAD and name not in weights:
         return weights.get(_EMBEDDING)
     return weights.get(name) if name == _EMBEDDING else weights.pop(name, None)
-
-
-def _lazy(name: str) -> BaseModel:
-    from mlx_gardener.model import load_base
-
-    return load_base(
-        name, compute_dtype="float32", base_weights="dense", unread_layers=10**6, unread_words=True
-    )
 
 
 def _text() -> str:

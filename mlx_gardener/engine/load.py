@@ -128,7 +128,7 @@ def _load(model: str, plan: Plan, config: TrainingConfig) -> BaseModel:
         compute_dtype=config.engine.compute_dtype,
         base_weights=plan.base_weights,
         unread_layers=plan.streamed_layers,
-        unread_words=plan.vocabulary_on_disk,
+        unread_vocabulary=plan.vocabulary_on_disk,
     )
 
 

@@ -76,7 +76,7 @@ class Plan:
     """What the budget is used for; all figures of memory in bytes.
 
     Attributes:
-        rows_of_width: rows per micro-batch for every row width in tokens.
+        rows_of_width: rows per micro-batch for every sequence length in tokens.
         predicted_parts: what the peak is made of.
         notes: what was traded for the budget, a sentence each.
         kept_layers: last layers whose activations are kept; the others are recomputed.

@@ -56,7 +56,7 @@ def make_plan(
     Raises:
         ConfigError: settings under ``engine`` contradict each other or the model, so that no plan is left.
         MemoryBudgetError: nothing fits; names the least budget that does.
-        ModelError: a row width is longer than the model can read.
+        ModelError: a sequence length is more than the model can read.
     """
     too_wide = [width for width in config.data.sequence_lengths if width > facts.max_tokens]
     if too_wide:

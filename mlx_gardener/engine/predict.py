@@ -172,7 +172,7 @@ def work_parts(
 
 
 def heaviest_width(plan: Plan, facts: ModelFacts, config: TrainingConfig, backend: Backend) -> int:
-    """The row width whose micro-batch takes most memory, tokens: not always the widest, as that one's attention is in blocks."""
+    """The sequence length whose micro-batch takes most memory: not always the longest, as that one's attention is in blocks."""
     return _heaviest(plan, facts, config, backend, None)[0]
 
 

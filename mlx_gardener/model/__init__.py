@@ -9,7 +9,7 @@ from mlx_gardener.model.choose import (
     resolve_model,
     seedling_path,
 )
-from mlx_gardener.model.load import BaseModel, check_model, load_base
+from mlx_gardener.model.load import BaseModel, check_model, load_base, load_lazy_base
 from mlx_gardener.model.tokens import CodeTokenizer, FimMarkers, load_tokenizer
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "check_model",
     "choose_model",
     "load_base",
+    "load_lazy_base",
     "load_tokenizer",
     "resolve_model",
     "seedling_path",

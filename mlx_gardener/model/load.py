@@ -67,7 +67,7 @@ def load_base(
     compute_dtype: str = "auto",
     base_weights: str = "auto",
     unread_layers: int = 0,
-    unread_words: bool = False,
+    unread_vocabulary: bool = False,
 ) -> BaseModel:
     """Load the base model ``name``, as `choose_model` takes it.
 
@@ -76,7 +76,7 @@ def load_base(
         base_weights: ``dense`` turns quantised weights into floats, ``stored`` leaves them as they are; ``auto`` is
             dense on the CPU, where MLX multiplies quantised weights slowly.
         unread_layers: first layers whose weights are left on disk, for an engine that reads them as needed.
-        unread_words: leave all that is outside of layers and of more than one dimension on disk too: embedding, head.
+        unread_vocabulary: leave all that is outside of layers and of more than one dimension on disk too: embedding, head.
 
     Raises:
         ModelError: it cannot be found, fetched or read, wants its own code to be run, or mlx-lm does not know it.
@@ -107,7 +107,7 @@ def load_base(
     unread = {
         id(value) for layer in model.layers[:unread_layers] for _, value in tree_flatten(layer.parameters())
     }
-    if unread_words:
+    if unread_vocabulary:
         in_layers = {id(value) for layer in model.layers for _, value in tree_flatten(layer.parameters())}
         rest = [value for _, value in tree_flatten(model.parameters()) if id(value) not in in_layers]
         unread |= {id(value) for value in rest if value.ndim > 1}
@@ -127,6 +127,17 @@ def load_base(
         dtype=dtype,
         quantized=quantized,
         source=choice.gguf,
+    )
+
+
+def load_lazy_base(name: str) -> BaseModel:
+    """The base model ``name`` with every matrix on disk until it is used, computing in float32; for one pass, layer by layer.
+
+    Raises:
+        ModelError: as `load_base`.
+    """
+    return load_base(
+        name, compute_dtype="float32", base_weights="dense", unread_layers=10**6, unread_vocabulary=True
     )
 
 
