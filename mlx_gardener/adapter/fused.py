@@ -1,8 +1,9 @@
 """A model directory with the adapter merged into its weights: W + scale * (A B)^T, dense or quantised anew.
 
-In: a base whose weights lie on disk still, and an adapter. Out: ``config.json``, tokenizer and ``model*.safetensors``. The
-whole merge is a graph of lazy arrays that is computed and written file by file, so memory is about twice a file's
-500 MB (or the largest tensor's) whatever the model's size. DoRA and stacked experts merge too (mlx-lm's own ``fuse``).
+In: a base loaded lazily (`load_lazy_base`), so that its weights are still on disk, and an adapter. Out: ``config.json``, tokenizer
+and ``model*.safetensors``. MLX computes a merged tensor only when it is asked for, so they are computed and written file by file, and
+memory is about twice a file's 500 MB (or the largest tensor's) whatever the model's size. DoRA and stacked experts merge too
+(mlx-lm's own ``fuse``).
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ if TYPE_CHECKING:
 
     from mlx_gardener.model import BaseModel
 
+#: Weights go to another file when one would be larger than this, unless it is a single tensor.
 FILE_BYTES = 500_000_000
+#: Weights that share one scale where the copy is quantised.
 GROUP_SIZE = 64
+#: safetensors' names of floating-point types, and MLX's.
 _TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+#: Files that are copied from the base as they are.
 _BESIDE = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "generation_config.json",
     "chat_template.*", "LICENSE*",
@@ -97,7 +102,10 @@ def write_fused(base: BaseModel, directory: Path, *, dtype: str, bits: int | Non
 
 
 def has_usual_names(path: Path, fused: Path) -> bool:
-    """Whether a fused model's tensors bear the names of its base's files, so that Transformers finds them."""
+    """Whether Transformers can load a fused model: every tensor that was written has a name that the base's files have, too.
+
+    mlx-lm renames tensors of some architectures as it loads them, and a fused model is written by mlx-lm's names.
+    """
     old, new = _tensor_names(path), _tensor_names(fused)
     return new <= old
 

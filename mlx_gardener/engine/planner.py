@@ -20,17 +20,22 @@ from mlx_gardener.engine.predict import FRESH_MEMORY_COSTS, Measured, least_budg
 from mlx_gardener.engine.speed import TWO_CORES, Backend
 from mlx_gardener.errors import ConfigError, MemoryBudgetError, ModelError
 
-#: More positions at once than this bring no speed on a CPU or a GPU of a Mac mini (judgement), unless weights are read.
+#: Most tokens of a micro-batch (or one row) that are tried while the base is in memory as floats: larger ones are no faster on a
+#: CPU or a Mac mini's GPU (judgement). Weights that are read or unpacked in every pass cost less per token the more tokens there are.
 ENOUGH_TOKENS = 4096
-#: A base that is read from disk must be this much faster than one in memory to be chosen (judgement).
+#: Taken off the speed of a plan, as a factor 1 - READING_COSTS, where all layers are read from disk in every pass (judgement); twice
+#: that where embedding and head are, too, and of fewer layers their share. `_worth` compares plans by what is left.
 READING_COSTS = 0.4
-#: Numbers of layers on disk that are looked at: enough to leave less than a twelfth of the layers' weights unused.
+#: How many numbers of layers on disk are tried, evenly spread: the best of them has at most about a twelfth of the layers more there
+#: than the budget asks for.
 STREAMED_STEPS = 12
-#: The longest row is told in steps of so many tokens.
+#: `longest_row` answers in multiples of so many tokens.
 ROW_STEP = 256
-#: From so many tokens on a longer row takes more memory: below, blocks of attention and tiles begin, and some take less.
+#: From this row length (tokens) on, a longer row always takes more memory, so that bisection finds the longest. A shorter one may take
+#: more than a longer one, for which attention in blocks, or tiles, have begun.
 _LONGER_TAKES_MORE = 2 * ATTENTION_LEAST
-#: (positions that projections and MLP of a recomputed layer take at a time, 0 for all; queries of a block), the fastest first.
+#: What is tried of (tile_tokens, attention_block), the fastest first. Tile: how many tokens of all rows projections and MLP of a
+#: recomputed layer take at a time, 0 for all at once. Block: how many queries attention takes at a time.
 TILES = ((0, BLOCK), (1024, BLOCK), (512, BLOCK), (256, BLOCK), (128, SMALL_BLOCK))
 
 
@@ -48,7 +53,8 @@ def make_plan(
     """The fastest plan for training ``facts`` within ``budget_bytes``.
 
     Args:
-        whole: the model cannot be cut: all activations are kept, all logits in memory, all weights too.
+        whole: for a model that cannot be cut into segments (`engine.call_graph`): nothing is recomputed, sliced or read from disk,
+            so activations, logits and weights are all in memory at once.
         measured: what a dry run saw, with the base where the settings pin it.
         scales: what another dry run of the same base saw.
         states_on_disk: whether hidden states may wait on disk where nothing else fits.
@@ -182,7 +188,11 @@ def lighter_plan(
 
 
 def _worth(plan: Plan, backend: Backend) -> float:
-    """Speed, less what reading the disk all the time costs whoever works on the machine; for buffers no weights go to disk."""
+    """What plans are compared by: predicted tokens per second, less `READING_COSTS` for weights that are read in every pass.
+
+    Reading slows down whoever else works on the machine. Of a plan that reads, the speed counts that it had without kept buffers,
+    so that no weights leave memory to make room for buffers.
+    """
     read = (plan.streamed_layers + (plan.layers if plan.vocabulary_on_disk else 0)) / (
         2 * max(1, plan.layers)
     )
@@ -219,6 +229,7 @@ def _candidates(
         max(widths[-1], config.optimizer.tokens_per_update),
         list(attention_ways(backend.attention, widths)),
     )
+    # (base_weights, rows, slice_tokens) that fit with everything in memory: with weights on disk these would only be slower.
     roomy = set[tuple[str, int, int]]()
     for stored, streamed, vocabulary_on_disk in _weight_choices(facts, config, backend):
         if whole and (streamed or vocabulary_on_disk):

@@ -1,8 +1,8 @@
 """A base model chosen and known, before its weights are loaded: what every plan and forecast begins with.
 
-In: settings. Out: which base, where it lies, its facts, and how fast this machine computes. Cost: reading the heads of its
-files; a second where the machine was not measured yet, and one where attention of the base's heads was not; some megabytes
-from the hub for a base that is looked at `ahead`.
+In: settings. Out: which base, where it lies, its facts, and how fast this machine computes. Cost: reading the headers of its weight
+files; a second once a machine to measure its speed, and one once for every shape of attention heads; with ``ahead``, for a base that
+is not on this machine yet, config and tokenizer from the hub, some megabytes (`engine.ahead`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mlx_gardener.engine.speed import Backend
 from mlx_gardener.errors import MemoryBudgetError
 from mlx_gardener.model import ModelChoice, resolve_model
 
-#: What other budgets are less or more than the one that is planned for.
+#: Budgets that `PreparedModel.other_plans` tries, too: GB less or more than the one that is planned for.
 OTHER_BUDGETS_GB = (-2, -1, 1, 2, 4)
 
 

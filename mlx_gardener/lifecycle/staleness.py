@@ -27,9 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Staleness:
-    """``commits_since`` is None without git or where the commit is not there any more; ``stale_share`` is of kept bytes.
+    """What has changed in a repository since the adapter ``version`` was trained on its ``commit``.
 
-    ``new_code`` has bits per byte of ``base`` and ``adapter`` and the ``bytes`` they are over, when measured.
+    Attributes:
+        commits_since: None without git, or where the commit is not there any more.
+        new_files, changed_files, gone_files: paths, of files that a training would read today; gone ones, of what the version knows.
+        stale_share: bytes of new and changed files over bytes of all files, both as a training would read them, after its filters;
+            None where it is not known which files the version knows.
+        new_code: when measured, bits per byte of ``base`` and ``adapter`` on new and changed files, and their ``bytes``.
+        note: why nothing is known; None where it is.
     """
 
     version: str

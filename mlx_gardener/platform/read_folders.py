@@ -1,7 +1,10 @@
-"""Folders that model files were read into, and models that were fetched, as the registry sees them: which can go since they can be
-made or fetched again.
+"""The cache of converted GGUF files and of models from the package index: what is in it, and what of it can go.
 
-In: the directory of such folders. Out: names of theirs, and those that nobody used since a time. Cost: a small file is read.
+A GGUF file is converted once into a model folder of mlx-lm's kind (`model.gguf`), below ``cache/bases``; a model from the package
+index is a GGUF file below ``cache/packages`` (`model.package_index`). Both can be made or fetched again, so `registry.garbage` deletes
+what nobody has used for long. That is why this is not in the model room: the registry may not import it.
+
+In: the cache's directory. Out: the list of converted files, and what was last used before a time. Cost: a small file is read.
 """
 
 from __future__ import annotations
@@ -15,22 +18,23 @@ from pathlib import Path
 from mlx_gardener.platform.locks import is_held
 from mlx_gardener.platform.untrusted import read_json
 
-#: In the cache: held by whoever reads a file, and how the folder begins that he writes.
+#: In ``cache/bases``: the lock of the process that converts a file, and how the name of the folder begins that it is writing.
 LOCK_NAME, STAGED = ".reading.lock", ".reading-"
-#: In the cache: sha256 of files that were read.
+#: In ``cache/bases``: the list of converted files, sha256 by `identity`.
 SOURCES = "sources.json"
-#: Ends a folder's name, after digits of the source's sha256; another number when the same file is written in another way.
+#: A converted folder is called NAME-DIGITS.v2: the first 16 digits of the GGUF file's sha256, and the version of the conversion, which
+#: counts up whenever the same file would be written in another way.
 SUFFIX, DIGITS = ".v2", 16
 
 
 def identity(files: tuple[Path, ...]) -> str:
-    """What changes when a file is another one: place, size, time of the last change, and number on the disk."""
+    """A key of a GGUF file, or its shards, that is another when a file was replaced: JSON of path, size, mtime and inode of each."""
     stats = [(os.path.realpath(file), file.stat()) for file in files]
     return json.dumps([(place, stat.st_size, stat.st_mtime_ns, stat.st_ino) for place, stat in stats])
 
 
 def sources(cache_dir: Path) -> dict[str, str]:
-    """sha256 of files that were read, by `identity`; empty where the list is damaged, since it is only a cache."""
+    """sha256 of the files that were converted, by `identity`; empty where the list is damaged, since it is only a cache."""
     try:
         found = read_json(cache_dir / SOURCES)
     except (OSError, ValueError):
@@ -43,7 +47,7 @@ def sources(cache_dir: Path) -> dict[str, str]:
 
 
 def files_here(cache_dir: Path) -> Iterator[tuple[str, tuple[Path, ...]]]:
-    """Files that were read and are still where and what they were, each with its sha256."""
+    """sha256 and paths of every file that was converted and is still what it was, where it was."""
     for key, digest in sources(cache_dir).items():
         with suppress(OSError, ValueError, TypeError, IndexError):
             files = tuple(Path(entry[0]) for entry in json.loads(key))
@@ -52,7 +56,7 @@ def files_here(cache_dir: Path) -> Iterator[tuple[str, tuple[Path, ...]]]:
 
 
 def unused_folders(cache_dir: Path, before: float) -> Iterator[Path]:
-    """Folders that were last used before a time, and whose file is still where it was: it can be read again."""
+    """Converted folders last used before a time (seconds since the epoch) whose GGUF file is still there to be converted again."""
     here = {digest[:DIGITS] for digest, _ in files_here(cache_dir)}
     for folder in sorted(cache_dir.glob("*.v[0-9]*")):  # earlier ways of writing one, too
         digest = folder.stem[-DIGITS:]
@@ -61,9 +65,9 @@ def unused_folders(cache_dir: Path, before: float) -> Iterator[Path]:
 
 
 def unused_packages(packages: Path, cache_dir: Path, before: float) -> Iterator[Path]:
-    """Models that came from the package index into ``packages``, and parts of such, that were last used before a time.
+    """Models from the package index in ``packages``, and parts of unfinished fetches, last used before a time (as above).
 
-    A model is used when it is fetched, and whenever the folder below ``cache_dir`` is that it was read into.
+    A model counts as used when it is fetched, and whenever its converted folder in ``cache_dir`` is used.
     """
     known = sources(cache_dir)
     for path in (*sorted(packages.glob("*.gguf")), *sorted(packages.glob(".*.parts"))):

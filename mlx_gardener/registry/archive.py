@@ -32,15 +32,16 @@ from mlx_gardener.registry.row_repair import bad_rows
 INDEX_NAME = "index.json"
 FORMAT = "mlx-gardener-backup"
 FORMAT_VERSION = 1
-#: Adapters may be removed while an archive is written: so often it is begun anew. With one removed and made anew all the time, 5
-#: did not do in one run of some hundred.
+#: An archive is begun anew when an adapter that it is to hold is removed meanwhile; after so many tries the backup fails. In a test in
+#: which another process removed and registered an adapter without a pause, 5 tries were too few in one of some hundred backups.
 _TRIES = 50
 
+#: Told what is done next, for people.
 Tell = Callable[[str], None]
 
 
-def no_words(text: str) -> None:
-    """Nobody listens."""
+def tell_nobody(text: str) -> None:
+    """The `Tell` of callers that gave none."""
 
 
 def backup(database: Database, file: Path, *, replace: bool, tell: Tell | None = None) -> int:
@@ -74,7 +75,7 @@ def backup(database: Database, file: Path, *, replace: bool, tell: Tell | None =
         with staged_beside(file) as scratch:
             staged = scratch / file.name
             for attempt in range(_TRIES):
-                if _write(database, staged, tell or no_words, last=attempt == _TRIES - 1):
+                if _write(database, staged, tell or tell_nobody, last=attempt == _TRIES - 1):
                     break
             size = staged.stat().st_size
             staged.replace(file)

@@ -1,7 +1,8 @@
 """TrainingQueue: projects that wait for their training, in the registry's database.
 
-An entry stays until its training has ended, so that what was queued survives a reboot; which training does its work is
-written in the same transaction that begins it, so that it is done once. Higher priority first, then first come.
+An entry stays until its training has ended, so that what was queued survives a reboot. The training's row and the entry's
+``training_id`` are written in one transaction (`registry.trainings`), so that no two processes begin a training for the same entry.
+Higher priority first, then first come. Cost: one SQL statement a call.
 """
 
 from __future__ import annotations

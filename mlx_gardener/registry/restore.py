@@ -25,7 +25,7 @@ from mlx_gardener.platform.files import fsync_path, resolved
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.platform.untrusted import open_regular, parse_json
 from mlx_gardener.registry.adapter_files import differences, is_inner_name, named_files
-from mlx_gardener.registry.archive import FORMAT, FORMAT_VERSION, INDEX_NAME, Tell, no_words
+from mlx_gardener.registry.archive import FORMAT, FORMAT_VERSION, INDEX_NAME, Tell, tell_nobody
 from mlx_gardener.registry.database import DATABASE_NAME, LOCK_NAME, alone
 from mlx_gardener.registry.names import check_project_name
 from mlx_gardener.registry.rows import TABLES, label, surrogates, wrong_in
@@ -70,8 +70,8 @@ def restore(file: Path, home: Path, *, replace: bool = False, tell: Tell | None 
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
         with staged_beside(home) as staged:
-            _extract(Path(file), staged, tell or no_words)
-            (tell or no_words)("comparing the adapters with the database")
+            _extract(Path(file), staged, tell or tell_nobody)
+            (tell or tell_nobody)("comparing the adapters with the database")
             _verify(staged)
             return _put_in_place(staged, home)
     except OSError as error:

@@ -13,8 +13,10 @@ from mlx_gardener.report.model_card import environment
 from mlx_gardener.report.story import Table
 from mlx_gardener.report.text import counted
 
+#: Where `page_with` puts its section and its line of the contents: before these pieces of ``templates/report.html``.
 _BEFORE = '<section>\n<h2 id="words">'
 _CONTENTS = "</ul></nav>"
+#: What the section says before its tables.
 TOLD = (
     "What stayed of the completions that were offered: whether the first line, and what share of all their lines, stood in the "
     "file 1, 10 and 60 minutes later, whoever typed them. Kept are hashes and numbers, no text, on this machine alone."

@@ -25,7 +25,7 @@ class TooMuchWaitsError(Exception):
     """The bodies of all requests under way take more than allowed; raised where one more is read."""
 
 
-#: Errors by kind: status, OpenAI's type, code. The first that fits.
+#: Exception class -> HTTP status, OpenAI `type`, `code`. Order matters: the first class that the error is an instance of wins.
 _STATUS: tuple[tuple[type[Exception], int, str, str], ...] = (
     (UnknownModelError, 404, "invalid_request_error", "model_not_found"),
     (BadRequestError, 400, "invalid_request_error", "bad_request"),
