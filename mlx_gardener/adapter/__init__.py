@@ -2,7 +2,8 @@
 
 In: LoRA weights by mlx-lm's names, or other programs' adapters (`imports`). Out: a directory in the registry (`manager`), layers of
 a base that have the weights (`loaded`), files for other programs (`exports`). Only safetensors and JSON are ever read back.
-Cost: reading and writing megabytes; nothing here computes, but `agreement`, which checks what an export says.
+Cost: reading and writing megabytes. An export costs more: a few rows through the base to check what it says (`agreement`), and for
+merged models a copy of the base (`fused`).
 """
 
 from mlx_gardener.adapter.base import base_name, check_base

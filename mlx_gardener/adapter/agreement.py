@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 
     from mlx_gardener.model import BaseModel, CodeTokenizer
 
+#: What is compared: rows, tokens of each, and of these every so many-th position.
 ROWS, WIDTH, EVERY = 4, 128, 8
-#: Error over effect (both rms over logits) up to which an export still says what the adapter says: a tenth of its voice.
+#: The largest `Agreement.share` with which an export passes.
 MOST_ERROR = 0.1
-#: The same for weights quantised anew: a half leaves four fifths of the output's change to the adapter (1 : 0.5 squared).
+#: The same where weights are quantised anew: by power (squares), rounding is at most a quarter of the adapter's effect, so that four
+#: fifths of all that the export changes in the base are the adapter's.
 MOST_ROUNDING = 0.5
+#: Of a repository's files so many are read for the rows, of at most so many bytes each.
 _MAX_FILES, _MAX_FILE_BYTES = 40, 100_000
 
 
@@ -37,7 +40,7 @@ class Agreement:
     """An export against its source, root mean squares over logits of real text.
 
     ``effect`` is what the adapter changes in the base; ``error`` how far the export is from base with adapter;
-    ``kept`` the share of the effect that is in the export (1 is all: the projection on it).
+    ``kept`` the share of the effect that is in the export: what it changes in the base, projected on the effect (1 is all).
     """
 
     effect: float
@@ -46,8 +49,10 @@ class Agreement:
 
     @property
     def share(self) -> float:
-        """Error as a share of the effect; infinite for an adapter without any."""
-        return self.error / self.effect if self.effect else float("inf") if self.error else 0.0
+        """Error as a share of the effect; for an adapter without any effect infinite, or 0 where there is no error either."""
+        if self.effect:
+            return self.error / self.effect
+        return float("inf") if self.error else 0.0
 
     def sentence(self) -> str:
         """The figures for people."""

@@ -1,10 +1,11 @@
-"""Whole models as GGUF where more is known than floats: as the base's own file has them, and quantised.
+"""A merged model as one GGUF file: with the settings of the GGUF file that its base came from, and quantised if asked for.
 
-`write_merged` chooses what follows. `write_like` takes settings and tokenizer from the GGUF file that the base was read
-from, so that every architecture that is read is written, and undoes what reading did: rows of q and k, Gemma's norms.
-`quantise_gguf` makes a smaller file of one of floats: Q4_0 and Q8_0 by the `gguf` package, some rows at a time; Q4_K_M by
-llama.cpp's own quantiser, where that is on this machine.
-In: files that were written here, or read before. Out: a GGUF file. Cost: memory is the largest tensor's.
+`write_merged` is the way in. Where the base was read from a GGUF file, `write_like` takes settings and tokenizer from that, so that
+every architecture that can be read can be written, and undoes what reading changed: the order of q's and k's rows, the 1 in Gemma's
+norms. Otherwise `gguf_files.write_gguf_model` writes it. `quantise_gguf` makes a smaller file of one of floats: Q4_0 and Q8_0 by the
+`gguf` package, some rows at a time; Q4_K_M by llama.cpp's own quantiser, where that is on this machine.
+In: a directory that `fused` wrote. Out: a GGUF file. Cost: the model is written once, or twice to quantise it; memory is the largest
+tensor's.
 """
 
 from __future__ import annotations
@@ -35,12 +36,13 @@ if TYPE_CHECKING:
 
 #: What `quantise_gguf` makes; q4_k_m only where llama.cpp is.
 QUANTISATIONS = ("q4_0", "q8_0", "q4_k_m")
-#: Of a file's settings, those that were true of its own tensors.
+#: Settings of a file that say how its own tensors are stored, and so are not taken over; by how their keys begin.
 _OF_ITS_TENSORS = ("general.file_type", "general.quantization_version", "quantize.", "split.")
-#: Kept as they are, as llama.cpp keeps them: a router is small, and decides much.
+#: Tensors that are never quantised, as in llama.cpp: the router of a layer of experts is small, and decides much. By their names' end.
 _KEPT = ("ffn_gate_inp.weight",)
 #: The head, and the embedding where it is the head too: quantised to 8 bits, as they decide every token.
 _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
+#: Weights that are quantised at once.
 _PART = 2**22
 #: llama.cpp's LLAMA_FTYPE_MOSTLY_Q4_K_M.
 _Q4_K_M = 15
@@ -139,7 +141,7 @@ def write_like(files: tuple[Path, ...], directory: Path, file: Path, *, name: st
     readers = [gguf.GGUFReader(path) for path in files]
     taken = {item.tensor.name for item in placed}
     others = [tensor for reader in readers for tensor in reader.tensors if tensor.name not in taken]
-    kind = _most({entry["dtype"] for _, entry in found.values()})
+    kind = _matrix_type({entry["dtype"] for _, entry in found.values()})
     writer = _writer_like(readers[0], file, {"general.name": name}, file_type=_FLOAT_TYPES[kind])
     for item in placed:
         raw, dtype, width = gguf_kind(found[item.name][1])
@@ -224,8 +226,8 @@ def _quantised(tensor: Any, kind: Any) -> np.ndarray:
     return found.reshape(*tensor.data.shape[:-1], -1)
 
 
-def _most(types: Iterable[str]) -> str:
-    """The type of matrices among safetensors' names of types; vectors are float32 anyhow."""
+def _matrix_type(types: Iterable[str]) -> str:
+    """The type of a model's matrices, of the types of all its tensors: vectors are float32 also where matrices are shorter."""
     return next((kind for kind in ("BF16", "F16") if kind in set(types)), "F32")
 
 
@@ -254,6 +256,7 @@ def _writer_like(
 
 
 def _begin(writer: Any) -> None:
+    """Write all that comes before the tensors' data, which is added after this."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Tape:
-    """What a forward pass leaves for the backward pass."""
+    """What a forward pass leaves for the backward pass, by the numbers of layer calls.
+
+    ``arguments`` of each call, with `FromCall` for arrays of other calls; ``values``, the arrays that later segments take, by
+    `call_graph.Key` (call, number of the array); ``products`` of the calls that keep them.
+    """
 
     arguments: list[Any]
     values: States
@@ -35,6 +39,10 @@ class _Tape:
 
 class ForwardBackward:
     """A micro-batch and what is known of it while it passes.
+
+    Names that the methods share: ``kept`` is the first call whose activations are kept, ``lowest`` the first with an adapter, where
+    the backward pass ends; a segment is the calls ``first`` to ``last`` (exclusive); ``adapters`` are names by layer
+    (`_adapters_of_layers`); ``cotangents`` are gradients of the loss sum at arrays that calls made, by `call_graph.Key`.
 
     Args:
         weights: float32 masters of the adapters by mlx-lm's names; empty when no gradients are wanted.

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 #: Logits of a slice of the vocabulary: 4 Mi floats, 16 MiB, about four times over for the arrays around them.
 SLICE_FLOATS = 4 * 1024**2
+#: Rows of the head (one a token of the vocabulary) that a slice has at most, and at least.
 MOST_ROWS, LEAST_ROWS = 8192, 256
 
 
-def shard_size(positions: int) -> int:
-    """VocabularyShards whose logits are in memory at once, for so many positions."""
+def slice_rows(positions: int) -> int:
+    """Rows of the head whose logits are in memory at once, for so many positions."""
     return max(LEAST_ROWS, min(MOST_ROWS, SLICE_FLOATS // max(1, positions)))
 
 
@@ -57,6 +58,7 @@ class HeadLoss:
         self._vocabulary, self._between = vocabulary, between
 
     def _compute(self, arrays: list[mx.array]) -> None:
+        """What is done with a slice's arrays where nobody else takes them (``on_slices``)."""
         import mlx.core as mx
 
         mx.eval(arrays)
@@ -114,7 +116,7 @@ class HeadLoss:
         with_gradient: bool,
         on_slices: Callable[[list[mx.array]], None] | None = None,
     ) -> tuple[mx.array, mx.array]:
-        """A slice of the vocabulary after the other, each computed and freed."""
+        """One slice of the vocabulary after the other, each computed and freed; a slice is shared among the streams in shards."""
         import mlx.core as mx
 
         compute = on_slices or self._compute
@@ -128,7 +130,7 @@ class HeadLoss:
         def after_head(products: mx.array) -> mx.array:
             return vocabulary.with_products(products[None], lambda: head_logits(graph, hidden))
 
-        size = shard_size(len(hidden))
+        size = slice_rows(len(hidden))
         states = before_head(hidden)  # (positions, hidden)
         parts: list[tuple[mx.array, mx.array, mx.array]] = []
         for shards in vocabulary.slices(size, len(self._streams)):

@@ -1,7 +1,8 @@
 """A layer's linear modules, whatever its architecture calls them, and stand-ins in their places while it is called.
 
-In: a layer. Out: where its linear modules are, and those that are made of linear ones alone (projections, MLPs). A stand-in decides
-how a module is called and differentiated; the module, its weights and its adapters stay what they are.
+In: a layer. Out: where its linear modules are, and those that are made of linear ones alone (projections, MLPs). A stand-in takes a
+module's place in its parent and decides how it is called and differentiated: tile by tile (`engine.tiles`), or with its product kept
+(`engine.products_kept`). The module, its weights and its adapters stay what they are. Cost: a walk over a layer's modules.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ if TYPE_CHECKING:
     import mlx.core as mx
     import mlx.nn as nn
 
-#: (the module that holds it, its name there, the module)
+#: A module and where it hangs: (its parent, its name there, the module).
 Place = tuple[Any, str, Any]
 
 
 class Adapted:
-    """A module that is called with values for its adapters, now or when its gradient is taken.
+    """A module as a function of its adapters' values, so that it can be called again, and differentiated, with values of the caller's.
 
     Args:
-        chosen: the step's operations, by which a row's dropout is drawn.
+        chosen: the step's operations, which draw the same dropout for a row and position in every call.
     """
 
     def __init__(self, module: nn.Module, chosen: Operations) -> None:
@@ -82,7 +83,7 @@ def other_places(layer: Any) -> list[Place]:
 
 
 def _below(module: Any) -> Iterator[Place]:
-    """Modules below ``module``, but those in lists and those within linear ones."""
+    """Modules below ``module``. Linear ones are not entered; those in a list are, but are no places, having no name."""
     import mlx.nn as nn
 
     for name, value in module.items():

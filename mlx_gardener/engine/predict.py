@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.engine.facts import ModelFacts
-from mlx_gardener.engine.head_loss import shard_size
+from mlx_gardener.engine.head_loss import slice_rows
 from mlx_gardener.engine.plan import AS_FORETOLD, MIB, Plan, PredictedParts, Scales
 from mlx_gardener.engine.speed import Backend
 from mlx_gardener.engine.step_time import tokens_per_second
@@ -199,7 +199,7 @@ def _work_of_width(
     layer = tokens * size * _work_floats(plan, facts, backend, width)
     lean = tokens * size * _tiled_floats(plan, facts, backend, width, tokens) if plan.tile_tokens else layer
     if plan.by_shards:
-        rows = min(shard_size(tokens), facts.vocab)
+        rows = min(slice_rows(tokens), facts.vocab)
         logits = 4.0 * rows * (SLICE_ARRAYS * tokens + 3 * facts.hidden)
     else:
         logits = 4 * facts.vocab * plan.loss_slice_tokens * TAIL_FLOATS[2 if plan.cpu_streams > 1 else 1]

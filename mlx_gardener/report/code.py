@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 #: Excerpts are a few lines; what is longer is cut, so that a file of one huge line stays a page one can open.
 MOST_CHARACTERS = 4000
-#: By family of Pygments' short names: keywords, strings, comments, numbers, names that are defined, builtins.
+#: By Pygments' short names of kinds of tokens, behind "y-": keywords (k...), strings (s), comments (c), numbers (m), names that are
+#: defined, builtins.
 CSS = """
 [class^="y-k"], .y-ow { color: var(--mg-purple); }
 [class^="y-s"] { color: var(--mg-green); }

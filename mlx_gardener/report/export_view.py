@@ -9,7 +9,7 @@ from mlx_gardener.platform.files import expanded
 
 
 def next_command(form: str, directory: Path, *, project: str, base: str) -> str:
-    """The command for an export.
+    """The command, or for PEFT the Python expression, that loads an export; a name in capitals is of a file that is still to be made.
 
     Args:
         form: of `adapter.exports.FORMS`.

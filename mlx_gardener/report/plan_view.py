@@ -12,7 +12,7 @@ from rich.text import Text
 from mlx_gardener.engine.plan import Plan
 from mlx_gardener.report.text import gigabytes
 
-#: Parts of `Plan.predicted_parts`, in words.
+#: What `Plan.predicted_parts` are called for people.
 PARTS = {
     "weights": "base weights",
     "adapter": "adapter, gradients, optimiser",
@@ -23,7 +23,7 @@ PARTS = {
     "runtime": "Python, MLX and data",
     "check": "what the check at load takes beyond all this",
 }
-#: Colours of `report.svg.COLOURS`.
+#: Their colours in pictures, by the names of `report.svg.COLOURS`.
 PART_COLOURS = {
     "weights": "blue",
     "adapter": "green",
@@ -34,6 +34,7 @@ PART_COLOURS = {
     "runtime": "orange",
     "check": "red",
 }
+#: The terminal's colours of the same parts, in the order of `PredictedParts`.
 _STYLES = ("cyan", "green", "yellow", "bright_cyan", "magenta", "bright_black", "blue", "red")
 
 

@@ -1,7 +1,8 @@
-"""Folders that GGUF files were read into, found again.
+"""Folders that GGUF files were converted into, found again: a file is converted once (`read_gguf`), wherever it lies later.
 
-In: the directory of such folders. Out: the folder of a file, by its place, size and time where it was read before, else by
-its sha256. A folder's time is that of its last use. Cost: a small file is read; a sha256 takes a second a gigabyte or two.
+In: a GGUF file and the directory of such folders (``cache/bases``; `platform.read_folders` says what is in it). Out: the file's
+folder, by path, size and time where the list knows them, else by sha256. A folder's mtime is that of its last use. Cost: a small
+file is read; a sha256 takes a second a gigabyte or two.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def folder_name(name: str, digest: str) -> str:
 
 
 def known_folder(path: Path, cache_dir: Path) -> Path | None:
-    """The folder of a file that was read before and has not changed since, by place, size and time; nothing of it is read."""
+    """The folder of a file that the list knows and that has not changed since; nothing of the file is read. Marks it as used."""
     try:
         files = shards_of(path)
         digest = sources(cache_dir).get(identity(files))
@@ -66,7 +67,7 @@ def known_folder(path: Path, cache_dir: Path) -> Path | None:
 
 
 def found_folder(gguf: Gguf, cache_dir: Path) -> Path | None:
-    """The folder of a file that was read before, maybe in another place."""
+    """The folder of a file by its sha256: it was converted before, in another place or under another name, which is noted."""
     from mlx_gardener.model.gguf.write import sha256_of
 
     if not any(cache_dir.glob(f"*{SUFFIX}")):
