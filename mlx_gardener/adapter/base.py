@@ -7,7 +7,7 @@ config or template is another one. Cost: a manifest is read once a process; `poi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,8 @@ from mlx_gardener.registry import AdapterRecord, ProjectRegistry
 
 if TYPE_CHECKING:
     from mlx_gardener.adapter.manifest import LoadedAdapter
+    from mlx_gardener.config import TrainingConfig
+    from mlx_gardener.engine import Engine
     from mlx_gardener.model import BaseModel
 
 
@@ -151,6 +153,44 @@ def load_adapter_base(name: str, adapter: LoadedAdapter, *, lazy: bool = False) 
     base = load_lazy_base(name) if lazy else load_base(name)
     check_base(base, adapter)
     return base
+
+
+def load_adapter_engine(
+    registry: ProjectRegistry,
+    record: AdapterRecord,
+    adapter: LoadedAdapter,
+    config: TrainingConfig,
+    *,
+    warn: Callable[[str], None] = lambda message: None,
+) -> tuple[BaseModel, Engine]:
+    """The base of ``adapter`` as far as the budget of ``config`` lets it into memory, and the engine that measures on it.
+
+    Args:
+        record: the adapter's; says where its base lies.
+        warn: as for `load_engine`.
+
+    Raises:
+        AdapterError: it is another model.
+        MemoryBudgetError: it does not fit the budget in any way.
+        ModelError: it cannot be found or loaded.
+    """
+    from mlx_gardener.engine import load_engine, prepare_model
+
+    config = config.model_copy(update={"model": base_name(registry, record)})
+    cache_dir = registry.home / "cache"
+    prepared = prepare_model(config, cache_dir)
+    base, engine = load_engine(
+        config.model,
+        prepared.plan(config),
+        config,
+        facts=prepared.facts,
+        backend=prepared.backend,
+        warn=warn,
+        dry_run=False,  # it tries a training step, which takes more than anything here
+        cache_dir=cache_dir,
+    )
+    check_base(base, adapter)
+    return base, engine
 
 
 def check_base(base: BaseModel, adapter: LoadedAdapter) -> None:

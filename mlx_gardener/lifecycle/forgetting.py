@@ -2,7 +2,7 @@
 
 A LoRA adapter cannot unlearn a file; one that never saw it has nothing to unlearn. Shown are, for the base, the version
 before and the one after: bits per byte on the path, and how often its text goes on verbatim when its beginning is given.
-Cost: a training.
+Cost: a training, and the base loaded once more, within the same budget.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from mlx_gardener.runs.manager import TrainingPipeline, completed_training
 from mlx_gardener.runs.parent import knows
 
 if TYPE_CHECKING:
+    from mlx_gardener.config import TrainingConfig
+    from mlx_gardener.engine import Engine
     from mlx_gardener.model import BaseModel
 
 #: Places tried, tokens shown before each and tokens that must follow exactly.
@@ -112,6 +114,7 @@ def forget(
     Raises:
         DataError: the path lies outside of the repository, neither it nor any version has it, or the repository is gone.
         TrainingError: the project is being trained; or the training failed, and the path stays left out.
+        AdapterError, ModelError, MemoryBudgetError: it is trained, but what is left could not be measured; nothing was purged then.
     """
     say = tell or (lambda text: None)
     registry = pipeline.registry
@@ -130,16 +133,16 @@ def forget(
     after = completed_training(pipeline, project).result["adapter_version"]
     all_knowing = versions_that_know(registry, project, path)
     knowing = [version for version in all_knowing.learned if version != after]
+    if registry.get_project(project).active_adapter in knowing:
+        registry.activate_adapter(project, None)
     before = found.active_adapter
     recall = None
     if texts:
         say("Comparing what is left of it")
         versions = [version for version in (before, after) if version]
-        recall, others = _recall(registry, project, versions, texts)
+        recall, others = _recall(registry, project, versions, texts, pipeline.config)
         not_shown |= others
     is_gone = None if recall is None else _is_gone(recall, before, after)
-    if registry.get_project(project).active_adapter in knowing:
-        registry.activate_adapter(project, None)
     purged: list[str] = []
     if purge:
         say("Deleting what knew it")
@@ -234,16 +237,21 @@ def _texts(root: Path, path: str) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _recall(
-    registry: ProjectRegistry, project: str, versions: list[str], texts: dict[str, str]
+    registry: ProjectRegistry,
+    project: str,
+    versions: list[str],
+    texts: dict[str, str],
+    config: TrainingConfig,
 ) -> tuple[tuple[Recall, ...], dict[str, str]]:
     """How well the base and each version know the texts, and why others are not measured."""
     from mlx_gardener.adapter import PeftManager, attach_adapter
-    from mlx_gardener.adapter.base import base_name, load_adapter_base
+    from mlx_gardener.adapter.base import load_adapter_engine
 
     manager = PeftManager(registry)
     newest = manager.load_adapter(project, versions[-1])
-    base = load_adapter_base(base_name(registry, registry.get_adapter(project, versions[-1])), newest)
-    found, without = [_measure("base", base, texts)], dict[str, str]()
+    record = registry.get_adapter(project, versions[-1])
+    base, engine = load_adapter_engine(registry, record, newest, config)
+    found, without = [_measure("base", base, engine, texts)], dict[str, str]()
     for version in versions:
         try:
             adapter = manager.load_adapter(project, version)
@@ -254,22 +262,20 @@ def _recall(
             without[version] = "it belongs to another base model than the new version"
             continue
         with attach_adapter(base, adapter):
-            found.append(_measure(version, base, texts))
+            found.append(_measure(version, base, engine, texts))
     return tuple(found), without
 
 
-def _measure(who: str, base: BaseModel, texts: dict[str, str]) -> Recall:
+def _measure(who: str, base: BaseModel, engine: Engine, texts: dict[str, str]) -> Recall:
     from mlx_gardener.lifecycle.staleness import bits_per_byte_of
 
-    return Recall(who, bits_per_byte_of(base, texts, width=_WIDTH), verbatim_rate(base, texts))
+    return Recall(who, bits_per_byte_of(base, engine, texts, (_WIDTH,)), verbatim_rate(base, engine, texts))
 
 
-def verbatim_rate(base: BaseModel, texts: dict[str, str]) -> float:
+def verbatim_rate(base: BaseModel, engine: Engine, texts: dict[str, str]) -> float:
     """Share of places, evenly spread, at which the text goes on exactly for `VERBATIM_TOKENS`, written greedily."""
-    import mlx.core as mx
-    from mlx_lm.generate import generate_step
-
     from mlx_gardener.evaluate.complete import build_prompt
+    from mlx_gardener.evaluate.generate import generate_many
 
     spans = []
     for path, text in texts.items():
@@ -277,17 +283,13 @@ def verbatim_rate(base: BaseModel, texts: dict[str, str]) -> float:
         last = len(ids) - VERBATIM_TOKENS
         spans += [(path, ids, at) for at in range(min(SHOWN_TOKENS, max(1, last)), last, VERBATIM_TOKENS)]
     spans = spans[:: max(1, len(spans) // PLACES)][:PLACES]
-    hits = 0
-    for path, ids, at in spans:
-        prompt = build_prompt(base.tokenizer, "", None, path) + ids[max(0, at - SHOWN_TOKENS) : at]
-        wanted = ids[at : at + VERBATIM_TOKENS]
-        for (token, _), right in zip(
-            generate_step(mx.array(prompt), base.model, max_tokens=VERBATIM_TOKENS), wanted, strict=False
-        ):
-            if int(token) != right:
-                break
-        else:
-            hits += 1
+    prompts = [
+        build_prompt(base.tokenizer, "", None, path) + ids[max(0, at - SHOWN_TOKENS) : at]
+        for path, ids, at in spans
+    ]
+    answers = generate_many(base, prompts, max_new_tokens=VERBATIM_TOKENS, engine=engine)
+    wanted = [tuple(ids[at : at + VERBATIM_TOKENS]) for _, ids, at in spans]
+    hits = sum(answer.ids == right for answer, right in zip(answers, wanted, strict=True))
     return hits / max(1, len(spans))
 
 

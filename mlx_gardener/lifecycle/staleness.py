@@ -1,7 +1,7 @@
 """How far a repository has moved since an adapter was trained on it.
 
 In: an adapter version. Out: commits since, files that are new, changed or gone, and, when asked, bits per byte of base and
-adapter on the new code. Cost: git's answer and a scan (seconds); measuring loads the base.
+adapter on the new code. Cost: git's answer and a scan (seconds); measuring loads the base, within the budget of the settings.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mlx_gardener.source.records import FileRecord
 
 if TYPE_CHECKING:
     from mlx_gardener.adapter import LoadedAdapter
+    from mlx_gardener.engine import Engine
     from mlx_gardener.model import BaseModel
 
 
@@ -84,13 +85,14 @@ def look_at(
     """How stale the project's active adapter is; None where it has none, or its repository is gone.
 
     Args:
-        config: filters of the scan; files are those a training would read.
+        config: filters of the scan, as files are those a training would read; and the memory budget to measure within.
         measure: also bits per byte on new and changed files.
         tell: told what is being done.
 
     Raises:
         AdapterError: the adapter's files are not the ones that were written.
-        ModelError: it is to be measured, and its base is not here.
+        MemoryBudgetError: it is to be measured, and its base does not fit the budget.
+        ModelError: likewise, and its base is not here.
     """
     from mlx_gardener.adapter import PeftManager
     from mlx_gardener.source import scan_repository
@@ -116,7 +118,7 @@ def look_at(
     if measure and stale:
         if tell is not None:
             tell("Measuring on new and changed files")
-        measured = _measure(registry, project, adapter, found.path, stale, config)
+        measured = _measure(registry, project, adapter, found.path, stale, config, tell)
     known = [path for path, (_, part) in earlier.files.items() if part != GONE]
     return Staleness(
         found.active_adapter,
@@ -137,37 +139,38 @@ def _measure(
     root: Path,
     files: Sequence[FileRecord],
     config: TrainingConfig,
+    tell: Callable[[str], None] | None,
 ) -> dict[str, float]:
     from mlx_gardener.adapter import attach_adapter
-    from mlx_gardener.adapter.base import base_name, load_adapter_base
+    from mlx_gardener.adapter.base import load_adapter_engine
     from mlx_gardener.source import read_source
 
-    base = load_adapter_base(base_name(registry, registry.get_adapter(project)), adapter)
+    base, engine = load_adapter_engine(
+        registry, registry.get_adapter(project), adapter, config, warn=tell or (lambda text: None)
+    )
     texts = {record.path: read_source(root, record).text for record in files}
-    plain = bits_per_byte_of(base, texts, width=config.data.sequence_lengths[-1])
+    lengths = config.data.sequence_lengths
+    plain = bits_per_byte_of(base, engine, texts, lengths)
     with attach_adapter(base, adapter):
-        adapted = bits_per_byte_of(base, texts, width=config.data.sequence_lengths[-1])
+        adapted = bits_per_byte_of(base, engine, texts, lengths)
     return {"base": plain, "adapter": adapted, "bytes": sum(len(text.encode()) for text in texts.values())}
 
 
-def bits_per_byte_of(base: BaseModel, texts: dict[str, str], *, width: int) -> float:
-    """Bits per byte of whole texts, by path, as ``base`` (with or without an adapter) sees them in windows of ``width``."""
-    import mlx.core as mx
-    import numpy as np
+def bits_per_byte_of(
+    base: BaseModel, engine: Engine, texts: dict[str, str], lengths: tuple[int, ...]
+) -> float:
+    """Bits per byte of whole texts, by path, in windows of at most the last of ``lengths`` tokens.
 
-    from mlx_gardener.evaluate.complete import build_prompt
+    Args:
+        base: with or without an adapter attached.
+        engine: the base's; it takes as many windows at once as its budget allows.
+        lengths: of the rows that windows are put in, rising.
+    """
+    from mlx_gardener.dataset.examples import Excerpt
     from mlx_gardener.evaluate.metrics import bits_per_byte
+    from mlx_gardener.evaluate.rows import make_windows, plain_rows
 
-    loss, size = 0.0, 0
-    for path, text in texts.items():
-        opening = build_prompt(base.tokenizer, "", None, path) or [base.tokenizer.eos_id]
-        ids = base.tokenizer.encode(text)
-        step = max(1, width - len(opening))
-        for at in range(0, len(ids), step):
-            window = [*opening, *ids[at : at + step]]
-            logits = base.model(mx.array([window[:-1]]))[0, len(opening) - 1 :].astype(mx.float32)
-            targets = mx.array(window[len(opening) :])
-            picked = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-            loss += float(np.array(mx.logsumexp(logits, axis=-1) - picked).sum())
-        size += len(text.encode())
-    return bits_per_byte(loss, size)
+    excerpts = [Excerpt(path, "", text) for path, text in texts.items()]
+    rows = plain_rows(make_windows(excerpts, base.tokenizer, lengths[-1]), base.tokenizer, lengths)
+    loss, _, _ = engine.evaluate(rows.batches(engine.forward_tokens, seed=None))
+    return bits_per_byte(loss, sum(len(text.encode()) for text in texts.values()))
