@@ -270,7 +270,7 @@ def _product_floats(plan: Plan, facts: ModelFacts, width: int) -> int:
     """Floats per position that a layer keeps of its products, and of its attention in blocks with its sums."""
     # Where the weights' shapes were not kept: a gated layer's queries, keys, values, output, gate and up.
     gated = facts.heads * facts.features + 2 * facts.key_value_width + facts.hidden + 2 * facts.intermediate
-    attention = facts.heads * (facts.features + 1) if _in_blocks(plan, width) else 0
+    attention = facts.heads * (facts.features + 1) if plan.in_blocks(width) else 0
     return (facts.product_outputs or gated) + attention
 
 
