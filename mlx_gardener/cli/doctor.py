@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_gardener.cli.options import as_json_option
+from mlx_gardener.platform.sizes import GIB
 
 if TYPE_CHECKING:
     from mlx_gardener.engine.machine import MachineMeasured
@@ -132,11 +133,11 @@ def _memory() -> Finding:
     from mlx_gardener.platform.pressure import memory_pressure
 
     memory = memory_pressure()
-    enough = memory.available_bytes >= 2 * 2**30
+    enough = memory.available_bytes >= 2 * GIB
     return Finding(
         "memory",
         enough,
-        f"{memory.available_bytes / 2**30:.1f} of {memory.total_bytes / 2**30:.1f} GB available, "
+        f"{memory.available_bytes / GIB:.1f} of {memory.total_bytes / GIB:.1f} GB available, "
         f"pressure {memory.level}",
         "Close programs, or train with a smaller --budget.",
     )

@@ -10,6 +10,7 @@ import click
 
 from mlx_gardener.cli.completion import complete_projects
 from mlx_gardener.cli.options import as_json_option, name_type
+from mlx_gardener.platform.sizes import GIB
 
 _PROJECT = click.argument("project", type=name_type, shell_complete=complete_projects)
 
@@ -98,7 +99,7 @@ def run(budget: float | None, forever: bool, as_json: bool) -> None:
 
     runner = QueueRunner(
         ProjectRegistry(),
-        budget_bytes=None if budget is None else int(budget * 2**30),
+        budget_bytes=None if budget is None else int(budget * GIB),
         tell=tell,
     )
     runner.run(until_empty=not forever)

@@ -18,6 +18,7 @@ from mlx_gardener.cli.options import (
     place_type,
     settings_option,
 )
+from mlx_gardener.platform.sizes import GIB
 from mlx_gardener.runs.forecast import estimate_training, list_kept_lines
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def scan(
     console.print(
         f"With it, one pass over the part to learn from is about {about(estimate['pass_tokens'])} tokens "
         f"({estimate['tokens_from']}). A training takes {time_text(estimate)}; "
-        f"peak about {estimate['peak_bytes'] / 2**30:.2f} GB of {config.memory_limit_gb:g} GB"
+        f"peak about {estimate['peak_bytes'] / GIB:.2f} GB of {config.memory_limit_gb:g} GB"
     )
     edits = estimate["edits"]
     console.print(

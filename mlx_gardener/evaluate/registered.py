@@ -147,6 +147,8 @@ def _prepare(
         facts=prepared.facts,
         backend=prepared.backend,
         warn=lambda message: on_progress(0.25, message),
+        dry_run=False,  # it tries a training step, which takes more than anything here
+        cache_dir=registry.home / "cache",
         tell=lambda share, message: on_progress(0.15 + 0.1 * share, message),
     )
     check_base(base, adapter)

@@ -1,9 +1,8 @@
 """Requests as prompts: raw text, the trained form with a file's path and a FIM span, and chats by the model's template.
 
 A raw prompt is read as the client wrote it, markers as markers, like every server does. Editors such as Zed write their
-fill-in-the-middle prompts so: one that is a hole and nothing else takes the trained form, with code of the repository before it.
-Everywhere else text is text, whatever it spells. No more of a text becomes tokens than a model can read: a token in memory
-costs some hundred bytes.
+infill prompts so: one that is nothing else takes the trained form, with code of the repository before it. Everywhere else text
+is text, whatever it spells. No more of a text becomes tokens than a model can read: a token in memory costs some hundred bytes.
 """
 
 from __future__ import annotations
@@ -115,8 +114,8 @@ def raw_prompts(
 ) -> list[CaretPrompt]:
     """Prompts that are written whole; raises as `completion_prompts`.
 
-    One that is a hole in the model's own markers and nothing else, as editors spell it, is shown as any caret is; where it is asked
-    alone, with code of the repository in front.
+    One that is an infill prompt in the model's own markers and nothing else, as editors spell it, is shown as any caret is; where it
+    is asked alone, with code of the repository in front.
     """
     tokenizer = base.tokenizer
     found = []
@@ -126,12 +125,12 @@ def raw_prompts(
             ids = _bounded(tokenizer.encode_with_markers, prompt, room)
             bos = tokenizer.bos_id
             ids = ids if bos is None or ids[:1] == [bos] else [bos, *ids]
-            hole = _hole(ids, tokenizer)
-            own = CaretPrompt(ids) if hole is None else hole.prompt(tokenizer, len(ids))
+            asked = _infill_sides(ids, tokenizer)
+            own = CaretPrompt(ids) if asked is None else asked.prompt(tokenizer, len(ids))
             left -= len(tokenizer.encode(own.begins))
-            if hole is not None and len(prompts) == 1:
+            if asked is not None and len(prompts) == 1:
                 most = most_in_front(own.ids, left - limits.max_tokens)
-                front = lookup.in_front(tokenizer, "", hole.prefix, hole.suffix, most_tokens=most)
+                front = lookup.in_front(tokenizer, "", asked.prefix, asked.suffix, most_tokens=most)
                 own = replace(own, ids=with_context(own.ids, front, tokenizer))
         else:
             own = CaretPrompt(list(prompt))
@@ -141,11 +140,11 @@ def raw_prompts(
     return found
 
 
-def _hole(ids: list[int], tokenizer: CodeTokenizer) -> Sides | None:
-    """The sides of a hole in the model's own markers, of no named file; None for any other prompt."""
-    hole = ids if tokenizer.bos_id is None else ids[1:]
-    parts = None if tokenizer.markers is None else tokenizer.markers.split(hole)
-    if parts is None or not {tokenizer.file_id, tokenizer.repo_id}.isdisjoint(hole):
+def _infill_sides(ids: list[int], tokenizer: CodeTokenizer) -> Sides | None:
+    """What stands before and after the caret of an infill prompt, of no named file; None for any other prompt."""
+    own = ids if tokenizer.bos_id is None else ids[1:]
+    parts = None if tokenizer.markers is None else tokenizer.markers.split(own)
+    if parts is None or not {tokenizer.file_id, tokenizer.repo_id}.isdisjoint(own):
         return None
     before, after = map(tokenizer.decode, parts)
     return Sides(before, after, "")

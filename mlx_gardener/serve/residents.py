@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.adapter import PeftManager, attach_adapter, check_base
 from mlx_gardener.errors import AdapterError, MemoryBudgetError
+from mlx_gardener.platform.sizes import GIB
 from mlx_gardener.platform.untrusted import MAX_JSON_BYTES, read_bytes
 from mlx_gardener.registry import AdapterRecord, ProjectRegistry
 from mlx_gardener.serve.catalog import Target
@@ -161,7 +162,7 @@ class Residents:
         if size > self._budget_bytes:
             raise MemoryBudgetError(
                 f"The base {name!r} takes {_gigabytes(size)}, and the budget is {_gigabytes(self._budget_bytes)}.",
-                next_step=f"Start again with `--budget {math.ceil(size * 125 / 2**30) / 100:.2f}`.",
+                next_step=f"Start again with `--budget {math.ceil(size * 125 / GIB) / 100:.2f}`.",
             )
         self._make_room(size)
         base = load_base(name)
@@ -244,7 +245,7 @@ class Residents:
 
 
 def _gigabytes(size: int) -> str:
-    return f"{size / 2**30:.2f} GB" if size >= 2**30 / 100 else "less than 0.01 GB"
+    return f"{size / GIB:.2f} GB" if size >= GIB / 100 else "less than 0.01 GB"
 
 
 def _key(record: AdapterRecord) -> tuple[str, str, str]:

@@ -18,6 +18,7 @@ from mlx_gardener.platform.display import display_is_on
 from mlx_gardener.platform.footprint import FootprintWatch
 from mlx_gardener.platform.power import power_state
 from mlx_gardener.platform.pressure import memory_pressure
+from mlx_gardener.platform.sizes import GIB
 from mlx_gardener.platform.thermal import thermal_state
 
 #: Updates within the budget after which the first plan is tried again.
@@ -84,7 +85,7 @@ class Throttle:
     def what_was_taken(self) -> str:
         """The highest footprint of late against the budget, in words."""
         taken, budget = self._watch.highest_bytes, self._budget_bytes
-        return f"the process took {taken / 2**30:.2f} GB of {budget / 2**30:.2f} GB"
+        return f"the process took {taken / GIB:.2f} GB of {budget / GIB:.2f} GB"
 
     def between_segments(self) -> None:
         """See that the budget is kept within an update too, and wait while the machine is needed.

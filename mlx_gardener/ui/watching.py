@@ -19,6 +19,7 @@ from mlx_gardener.events import (
     TimePlanned,
     WarningRaised,
 )
+from mlx_gardener.platform.sizes import GIB
 from mlx_gardener.registry import TrainingRecord
 from mlx_gardener.report.html import memory_chart
 from mlx_gardener.report.live import PHASES, RunSoFar
@@ -119,7 +120,7 @@ class Watched:
             "bits_per_byte": None if run.evaluation is None else run.evaluation.bits_per_byte,
             "footprint_bytes": None if memory is None else memory.footprint_bytes,
             "peak_bytes": None if step is None else step.peak_bytes,
-            "budget_bytes": int(record.config.get("memory_limit_gb", 0) * 2**30),
+            "budget_bytes": int(record.config.get("memory_limit_gb", 0) * GIB),
             "model": record.config["model"],
             "time": self._time,
             "warnings": self._warnings,
