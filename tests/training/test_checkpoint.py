@@ -18,6 +18,7 @@ from mlx_gardener.dataset import PreparedData
 from mlx_gardener.errors import TrainingCancelledError, TrainingError
 from mlx_gardener.events import CheckpointWritten
 from mlx_gardener.model import BaseModel
+from mlx_gardener.training import TrainOutcome
 from mlx_gardener.training.checkpoint import (
     MOST_LOSSES,
     Checkpoint,
@@ -117,26 +118,31 @@ def test_a_checkpoint_says_what_it_is_a_checkpoint_of(
     "name", ["state.json", "weights.safetensors", "best.safetensors", "optimizer.safetensors"]
 )
 @pytest.mark.parametrize("damage", ["changed", "cut", "missing"])
-def test_any_damage_to_any_file_is_noticed(run: Runner, tmp_path: Path, name: str, damage: str) -> None:
-    stopped(run, "hurt", 3)
-    file = list_checkpoints(tmp_path / "hurt")[-1] / name
+@pytest.mark.usefixtures("undisturbed")
+def test_any_damage_to_any_file_is_noticed(
+    undisturbed_directory: Path, tmp_path: Path, name: str, damage: str
+) -> None:
+    """That a training goes on from the one before is seen in test_loop.py."""
+    hurt = shutil.copytree(undisturbed_directory, tmp_path / "hurt")
+    fingerprint = _fingerprint_in(hurt)
+    file = list_checkpoints(hurt)[-1] / name
     content = file.read_bytes()
     if damage == "changed":
-        at = content.index(b'"bad_evaluations": 0') + 19 if name == "state.json" else len(content) - 5
+        digit = b'"bad_evaluations": '
+        at = content.index(digit) + len(digit) if name == "state.json" else len(content) - 5
         file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     elif damage == "cut":
         file.write_bytes(content[:-7])
     else:
         file.unlink()
-    recorder = Recorder(stop_at=1)
-    with pytest.raises(TrainingCancelledError):
-        run(settings(), directory="hurt", recorder=recorder, resume=True)
-    assert any("step-00000003 is damaged" in message for message in recorder.warnings)
-    assert recorder.steps[0].step == 3, "it goes on from the one before"
+    warnings: list[str] = []
+    found = load_checkpoint(hurt, fingerprint=fingerprint, warn=warnings.append)
+    assert len(warnings) == 1 and "step-00000006 is damaged" in warnings[0], warnings
+    assert found is not None and found.state.step == 5, "the one before"
 
 
 def test_the_good_checkpoint_is_kept_when_a_later_damaged_one_is_in_its_way(
-    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Runner, undisturbed: TrainOutcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kept by number only, the damaged later one would have pushed out the good earlier ones."""
     monkeypatch.setattr("mlx_gardener.training.standing.CHECKPOINTS_KEPT", 4)
@@ -147,7 +153,7 @@ def test_the_good_checkpoint_is_kept_when_a_later_damaged_one_is_in_its_way(
     with pytest.raises(TrainingCancelledError):
         run(settings(), directory="hurt", recorder=Recorder(stop_at=1), resume=True)
     assert [path.name for path in list_checkpoints(tmp_path / "hurt")] == ["step-00000003.1"]
-    assert same(run(settings(), directory="whole"), run(settings(), directory="hurt", resume=True))
+    assert same(undisturbed, run(settings(), directory="hurt", resume=True))
 
 
 def test_a_checkpoint_never_takes_the_place_of_another(

@@ -19,7 +19,7 @@ from mlx_gardener.model import BaseModel
 from mlx_gardener.model.lora import lora_parameters
 from mlx_gardener.platform.kept import KeptValues
 from mlx_gardener.platform.pressure import MemoryPressure
-from mlx_gardener.training import loop, throttling, time_plan
+from mlx_gardener.training import TrainOutcome, loop, throttling, time_plan
 from mlx_gardener.training.checkpoint import list_checkpoints
 from mlx_gardener.training.time_plan import Clock
 from tests.support.loops import Recorder, Runner, same, settings
@@ -36,10 +36,12 @@ def test_training_lowers_the_loss_and_leaves_the_base_as_it_was(run: Runner, bas
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(run: Runner, dropout: float) -> None:
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(
+    run: Runner, undisturbed: TrainOutcome, dropout: float
+) -> None:
     """mlx-lm resumes weights only: optimiser, schedule and position begin anew."""
     config = settings(**{"lora.dropout": dropout})
-    whole = run(config, directory="whole")
+    whole = run(config, directory="whole") if dropout else undisturbed
     for stop in (1, 3):
         directory = f"stopped-{stop}"
         with pytest.raises(TrainingCancelledError):
@@ -58,10 +60,12 @@ def test_the_budget_changes_the_speed_and_not_the_result(run: Runner) -> None:
     )
 
 
-def test_the_seed_decides_everything(run: Runner) -> None:
-    first, second = run(settings(), directory="a"), run(settings(), directory="b")
-    assert same(first, second)
-    assert not same(first, run(settings(seed=1), directory="c"))
+def test_the_seed_decides_everything_and_only_so_many_checkpoints_are_kept(
+    run: Runner, undisturbed: TrainOutcome, tmp_path: Path
+) -> None:
+    assert same(undisturbed, run(settings(), directory="again"))
+    assert [path.name for path in list_checkpoints(tmp_path / "again")] == ["step-00000005", "step-00000006"]
+    assert not same(undisturbed, run(settings(seed=1), directory="other"))
 
 
 def test_validation_is_always_the_whole_fixed_set(run: Runner, data: PreparedData) -> None:
@@ -129,7 +133,7 @@ def test_an_update_that_is_not_finite_is_not_applied(
 
 
 def test_an_update_for_which_memory_runs_out_is_done_again_with_a_smaller_plan(
-    run: Runner, monkeypatch: pytest.MonkeyPatch
+    run: Runner, undisturbed: TrainOutcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, plans = Engine.loss_and_gradients, []
 
@@ -141,7 +145,6 @@ def test_an_update_for_which_memory_runs_out_is_done_again_with_a_smaller_plan(
             )  # on a CPU the process ends
         return real(engine, *arguments, **options)  # type: ignore[arg-type]
 
-    undisturbed = run(settings())
     monkeypatch.setattr(Engine, "loss_and_gradients", short_of_memory)
     recorder = Recorder()
     outcome = run(settings(), recorder=recorder)
@@ -194,9 +197,10 @@ def test_a_training_that_diverges_is_ended_with_advice(run: Runner, monkeypatch:
     assert "learning rate" in caught.value.next_step
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(run: Runner, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(
+    run: Runner, undisturbed: TrainOutcome, tmp_path: Path
+) -> None:
     config = settings()
-    whole = run(config, directory="whole")
     with pytest.raises(TrainingCancelledError):
         run(config, directory="hurt", recorder=Recorder(stop_at=4))
     newest = list_checkpoints(tmp_path / "hurt")[-1]
@@ -206,7 +210,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(run: Runner, 
     resumed = run(config, directory="hurt", recorder=recorder, resume=True)
     assert any(newest.name in message and "sha256" in message for message in recorder.warnings)
     assert recorder.steps[0].step == 4, "the step after the checkpoint before"
-    assert same(whole, resumed)
+    assert same(undisturbed, resumed)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(run: Runner) -> None:
@@ -214,14 +218,6 @@ def test_a_checkpoint_of_other_settings_is_refused(run: Runner) -> None:
         run(settings(), recorder=Recorder(stop_at=2))
     with pytest.raises(TrainingError, match="other settings"):
         run(settings(**{"lora.scale": 3.0}), resume=True)
-
-
-def test_only_so_many_checkpoints_are_kept(run: Runner, tmp_path: Path) -> None:
-    run(settings())
-    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == [
-        "step-00000005",
-        "step-00000006",
-    ]
 
 
 def test_a_checkpoint_that_cannot_be_written_is_an_error_and_leaves_the_earlier_ones(
@@ -338,9 +334,9 @@ def test_a_first_validation_that_is_slower_than_foretold_leaves_time_for_the_tra
     assert outcome.state.step > 0 and passed[0] < limit
 
 
-def test_without_a_limit_nothing_is_cut(run: Runner) -> None:
-    outcome = run(settings())
-    assert not outcome.ended_by_time and not outcome.time_plan.is_short and outcome.state.step == 6
+def test_without_a_limit_nothing_is_cut(undisturbed: TrainOutcome) -> None:
+    assert not undisturbed.ended_by_time and not undisturbed.time_plan.is_short
+    assert undisturbed.state.step == 6
 
 
 def test_what_it_waits_is_no_part_of_its_speed(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,10 +394,9 @@ def test_a_budget_that_the_process_passes_is_noticed_at_once(
 
 
 def test_the_base_is_validated_once_for_all_trainings(
-    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Runner, undisturbed: TrainOutcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = KeptValues(tmp_path / "kept")
-    plain = run(settings(), directory="plain")
     first = run(settings(), directory="first", store=store)
     asked: list[int] = []
     real = Engine.row_losses
@@ -416,6 +411,6 @@ def test_the_base_is_validated_once_for_all_trainings(
     asked.clear()
     run(settings(), directory="without")
     assert with_cache < len(asked)
-    assert same(plain, first) and same(first, again)
+    assert same(undisturbed, first) and same(first, again)
     assert again.state.validation == first.state.validation
-    assert first.state.validation[0][1] == pytest.approx(plain.state.validation[0][1])
+    assert first.state.validation[0][1] == pytest.approx(undisturbed.state.validation[0][1])
