@@ -174,15 +174,6 @@ def test_train_shows_a_run_and_leaves_an_adapter(repository: Path, tiny_model_di
     assert "completed" in shown and f"{state['details']['loss']:.3f}" in shown, "the last loss is still told"
 
 
-@pytest.mark.usefixtures("known_home")
-def test_train_as_json_prints_nothing_but_events(repository: Path, tiny_model_dir: Path) -> None:
-    done = gardener("train", str(repository), "--json", *train_flags(tiny_model_dir))
-    assert done.returncode == 0, done.stderr
-    events = [json.loads(line) for line in done.stdout.splitlines()]
-    assert events[-1]["event"] == "TrainingEnded" and events[-1]["phase"] == "completed"
-    assert sum(event["event"] == "StepCompleted" for event in events) == 3
-
-
 def test_a_dry_run_shows_data_and_plan_and_writes_nothing(
     repository: Path, tiny_model_dir: Path, home: Path
 ) -> None:
@@ -212,8 +203,7 @@ def test_a_detached_training_is_seen_and_cancelled_from_elsewhere(
 
 
 @pytest.mark.usefixtures("known_home")
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_any_output_encoding_is_survived(tmp_path: Path, encoding: str) -> None:
+def test_an_output_encoding_that_lacks_letters_and_blocks_is_survived(tmp_path: Path) -> None:
     registry = ProjectRegistry()
     (tmp_path / "码 ✓").mkdir()
     registry.register_project("web", tmp_path / "码 ✓")
@@ -226,7 +216,7 @@ def test_any_output_encoding_is_survived(tmp_path: Path, encoding: str) -> None:
         ("show", "web"): "web",
     }
     for command, shown in commands.items():
-        done = gardener(*command, PYTHONIOENCODING=encoding)
+        done = gardener(*command, PYTHONIOENCODING="ascii")
         slow = ["Looking at the base models ..."]  # said on a loaded machine, where that takes seconds
         assert done.returncode == 0 and done.stderr.splitlines() in ([], slow), done.stderr
         assert shown in done.stdout

@@ -252,7 +252,6 @@ def test_a_busy_project_names_attach(repository: Path, tiny_model_dir: Path) -> 
 
 
 @pytest.mark.usefixtures("known_home")
-@pytest.mark.usefixtures("known_home")
 def test_training_again_without_a_change_says_so_and_trains_nothing(
     repository: Path, tiny_model_dir: Path
 ) -> None:
@@ -369,21 +368,25 @@ def test_old_names_of_options_work_and_say_so(tmp_path: Path) -> None:
 def test_a_log_is_for_people_and_as_json_for_machines_and_quotes_no_source(
     repository: Path, tiny_model_dir: Path
 ) -> None:
-    flags = train_flags(tiny_model_dir)
-    done = gardener_here("train", str(repository), "--project", "small", *flags, "--json")
+    done = gardener("train", str(repository), "--json", *train_flags(tiny_model_dir))
     assert done.returncode == 0, done.stderr
-    ended = json.loads(done.stdout.splitlines()[-1])
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sum(event["event"] == "StepCompleted" for event in told) == 3
+    ended = told[-1]
+    assert ended["event"] == "TrainingEnded" and ended["phase"] == "completed"
     assert quotes_source(ended["result"]["evidence"], repository), "events quote source, for the report"
-    record = ProjectRegistry().latest_training("small")
+    record = ProjectRegistry().latest_training(repository.name)
     assert record is not None and "self." not in (record.run_dir / "worker.log").read_text()
-    shown = gardener_here("logs", "small", "--lines", "1000").stdout.splitlines()
+    shown = gardener_here("logs", repository.name, "--lines", "1000").stdout.splitlines()
     assert len(shown) > 5 and not any("{" in line for line in shown), shown
     assert max(map(len, shown)) < 300 and shown[-1].endswith("Training completed: Done (v1)"), shown
-    told = [line.partition("  ")[2] for line in shown]
-    assert all(one != next_one for one, next_one in pairwise(told)), "nothing is told twice in a row"
+    texts = [line.partition("  ")[2] for line in shown]
+    assert all(one != next_one for one, next_one in pairwise(texts)), "nothing is told twice in a row"
     assert any("Step 3 of 3" in line for line in shown)
-    assert sum(line.startswith("Plan: ") for line in told) == 1, "another one corrects it"
+    assert sum(line.startswith("Plan: ") for line in texts) == 1, "another one corrects it"
     assert not any("DEBUG" in line for line in shown), shown
-    events = [json.loads(line) for line in gardener_here("logs", "small", "--json").stdout.splitlines()]
+    events = [
+        json.loads(line) for line in gardener_here("logs", repository.name, "--json").stdout.splitlines()
+    ]
     assert events[-1]["event"] == "TrainingEnded" and events[-1]["result"]["adapter_version"] == "v1"
-    assert len(gardener_here("logs", "small", "--lines", "3").stdout.splitlines()) == 3
+    assert len(gardener_here("logs", repository.name, "--lines", "3").stdout.splitlines()) == 3
