@@ -51,7 +51,8 @@ def test_too_little_code_is_a_data_error_and_leaves_no_failed_project(
 
     with pytest.raises(mlx_gardener.DataError, match="min_training_chunks"):
         mlx_gardener.train(lonely, config=config, on_event=keep)
-    assert ended[0].result["error"]["class"] == "DataError"
+    assert ended[0].result["error"]["class"] == "DataError" and ended[0].phase is TrainingPhase.FAILED
+    assert "50" in ended[0].message and "min_training_chunks" in ended[0].message
     assert ProjectRegistry().get_project("lonely").status is TrainingStatus.NOT_STARTED
     assert ProjectRegistry().list_projects()[0].status is TrainingStatus.NOT_STARTED
     refusal = mlx_gardener.scan(lonely, config=config).refusal

@@ -82,22 +82,6 @@ def test_a_worker_that_died_is_replaced_and_that_is_said(long_pipeline: Training
     assert percents == sorted(percents)
 
 
-@pytest.mark.usefixtures("known_home")
-def test_a_worker_that_keeps_dying_at_the_same_place_is_given_up(
-    tiny_model_dir: Path, repository: Path
-) -> None:
-    pipeline = TrainingPipeline(endless(tiny_model_dir))
-    pipeline.registry.register_project("small", repository)
-    pipeline.start_training("small")
-    for _ in range(2):
-        victim = worker_of(pipeline, "small")
-        os.kill(victim, signal.SIGKILL)
-        until(lambda victim=victim: not is_alive(victim), "its death")
-    assert wait(pipeline) is TrainingPhase.FAILED
-    record = pipeline.registry.latest_training("small")
-    assert record is not None and "signal 9" in record.message and "logs small" in record.message
-
-
 def test_a_worker_that_runs_out_of_address_space_is_replaced_with_a_plan_for_less_memory(
     long_pipeline: TrainingPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
