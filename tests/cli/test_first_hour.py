@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import mlx_gardener
+from mlx_gardener.adapter.manifest import read_manifest
 from mlx_gardener.config import validate_config
 from mlx_gardener.errors import MemoryBudgetError
 from mlx_gardener.registry import ProjectRegistry, TrainingRecord, TrainingStatus
@@ -280,8 +281,10 @@ def test_training_again_without_a_change_says_so_and_trains_nothing(
     assert ended["result"]["unchanged_since"] == "v1" and "nothing was trained" in ended["message"]
     other = train(seed=5)
     assert "settings have (seed)" in other.replace("\n", " ") and versions() == ["v1", "v2"], other
+    registry.activate_adapter("small", "v1")  # from which nothing has changed
     train("--fresh")
     assert versions() == ["v1", "v2", "v3"]
+    assert read_manifest(registry.get_adapter("small", "v3").directory)["training"]["parent"] is None
 
 
 def offered(*words: str) -> list[str]:
