@@ -109,8 +109,12 @@ def test_an_unknown_model_is_an_error_and_never_the_base(address: str) -> None:
     import openai
 
     client = openai_client(address)
-    for name in ("omega", "alpha@v9", "gpt-4o"):
-        with pytest.raises(openai.NotFoundError, match="no"):
+    for name, words in (
+        ("omega", "no model 'omega'"),
+        ("alpha@v9", "'alpha' has no adapter version 'v9'"),
+        ("gpt-4o", "no model 'gpt-4o'"),
+    ):
+        with pytest.raises(openai.NotFoundError, match=words):
             client.completions.create(model=name, prompt="x")
     missing = post(address, "/v1/completions", {"prompt": "x"})  # four projects, none of them active
     assert missing.status_code == 404 and "activate" in missing.json()["error"]["message"]
