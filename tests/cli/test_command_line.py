@@ -189,20 +189,6 @@ def test_a_dry_run_shows_data_and_plan_and_writes_nothing(
 
 
 @pytest.mark.usefixtures("known_home")
-def test_a_detached_training_is_seen_and_cancelled_from_elsewhere(
-    repository: Path, tiny_model_dir: Path
-) -> None:
-    flags = train_flags(tiny_model_dir, **ENDLESS)
-    done = gardener("train", str(repository), "--project", "afar", "--detach", *flags)
-    assert done.returncode == 0 and "background" in done.stdout, done.stderr
-    state = json.loads(gardener_here("status", "afar", "--json").stdout)["trainings"][0]
-    assert state["active"] is True and state["is_training"] is True
-    cancelled = gardener_here("cancel", "afar")
-    assert cancelled.returncode == 0 and "cancelled" in cancelled.stdout
-    assert json.loads(gardener_here("status", "afar", "--json").stdout)["trainings"][0]["active"] is False
-
-
-@pytest.mark.usefixtures("known_home")
 def test_an_output_encoding_that_lacks_letters_and_blocks_is_survived(tmp_path: Path) -> None:
     registry = ProjectRegistry()
     (tmp_path / "码 ✓").mkdir()

@@ -13,7 +13,7 @@ import pytest
 from mlx_gardener.cli import STREAMS, cli
 from mlx_gardener.registry import ProjectRegistry
 from tests.registry.worlds import install_adapter
-from tests.support.commands import gardener, gardener_here, train_flags
+from tests.support.commands import gardener, gardener_here
 from tests.support.trainings import tiny_settings
 
 #: Commands whose output is for one other program and is in its language.
@@ -110,17 +110,6 @@ def test_the_queue_is_changed_as_json(
     lines = [json.loads(line) for line in worked.stdout.splitlines()]
     assert "gone cannot be trained" in lines[0]["message"] and lines[0]["event"] == "Log"
     assert lines[-1] == {"event": "Empty"}
-
-
-def test_a_training_is_cancelled_as_json(repository: Path, tiny_model_dir: Path) -> None:
-    endless = {"optimizer.max_steps": 1_000_000, "optimizer.epochs": 100, "evaluation.patience": 10_000}
-    started = told(
-        "train", str(repository), "--project", "small", "--detach", *train_flags(tiny_model_dir, **endless)
-    )
-    assert started["started"] is True
-    ended = told("cancel", "small")
-    assert (ended["project"], ended["status"], ended["phase"]) == ("small", "cancelled", "cancelled")
-    assert "is not being trained" in told("cancel", "small", code=1)["error"]["message"]
 
 
 def test_a_registry_is_backed_up_and_restored_as_json(registry: ProjectRegistry, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -237,6 +238,8 @@ def test_a_shutdown_ends_a_training_with_a_checkpoint(endless_pipeline: Training
     until(lambda: steps_done(pipeline) >= 2, "two steps")
     record = pipeline.registry.latest_training("small")
     assert record is not None and record.pid is not None
+    assert psutil.Process(record.pid).memory_info().rss < 100e6, "a supervisor costs little"
+    assert not isinstance(next(pipeline.follow("small", from_now=True)), TrainingEnded)
     os.kill(record.pid, signal.SIGTERM)
     assert wait(pipeline) is TrainingPhase.FAILED
     assert "asked the training to end" in str(pipeline.get_training_progress("small"))
@@ -289,11 +292,11 @@ def test_the_same_command_goes_on_and_other_settings_or_fresh_begin_anew(
 
     same_place: list[bool] = []
     assert first_step(pipeline) == 1
-    assert first_step(pipeline) > 2
-    assert first_step(TrainingPipeline(endless(tiny_model_dir, training_timeout_minutes=7))) > 3
+    assert pipeline.unfinished_training("small") is not None
+    assert TrainingPipeline(endless(tiny_model_dir, seed=5)).unfinished_training("small") is None
+    assert first_step(TrainingPipeline(endless(tiny_model_dir, training_timeout_minutes=7))) > 2
     assert first_step(pipeline, fresh=True) == 1
-    assert first_step(TrainingPipeline(endless(tiny_model_dir, seed=5))) == 1
-    assert same_place == [False, True, True, False, False]
+    assert same_place == [False, True, False]
 
 
 def test_a_changed_repository_begins_anew_and_keeps_the_old_checkpoints_aside(
@@ -407,14 +410,26 @@ def test_a_detached_training_says_that_it_goes_on_and_can_be_cancelled_from_else
     flags = train_flags(tiny_model_dir, **{"optimizer.max_steps": 1_000_000, "optimizer.epochs": 100})
     flags += ["--set", "evaluation.patience=10000"]
     command = ("train", str(repository), "--project", "small", "--detach", *flags)
-    started = gardener(*command)
-    assert started.returncode == 0 and "Training small in the background" in started.stdout, started.stderr
+    started = gardener(*command, "--json")
+    assert started.returncode == 0 and not started.stderr, started.stderr
+    assert json.loads(started.stdout) == {"project": "small", "started": True, "goes_on": False}
     pipeline = TrainingPipeline()
     until(lambda: steps_done(pipeline) >= 2, "two steps")
-    assert gardener_here("cancel", "small").returncode == 0
-    again = gardener(*command)
-    assert "Going on with the unfinished training of small" in again.stdout, again.stderr
-    assert gardener_here("cancel", "small").returncode == 0
+
+    def told(*words: str) -> Any:
+        return json.loads(gardener_here(*words, "small", "--json").stdout)
+
+    state = told("status")["trainings"][0]
+    assert state["active"] is True and state["is_training"] is True
+    cancelled = {"project": "small", "status": "cancelled", "phase": "cancelled"}
+    assert cancelled.items() <= told("cancel").items()
+    assert told("status")["trainings"][0]["active"] is False
+    assert "is not being trained" in told("cancel")["error"]["message"]
+    again = gardener_here(*command)
+    goes_on = "Going on with the unfinished training of small in the background"
+    assert again.returncode == 0 and goes_on in again.stdout, again.stderr
+    stopped = gardener_here("cancel", "small")
+    assert stopped.returncode == 0 and "cancelled" in stopped.stdout, stopped.stderr
     ended = gardener_here("attach", "small")
     assert ended.returncode == 1 and "cancelled" in ended.stderr
 
@@ -428,18 +443,10 @@ def test_logs_show_no_escape_codes(endless_pipeline: TrainingPipeline) -> None:
     assert shown.returncode == 0 and "\x1b" not in shown.stdout and "file.py" in shown.stdout
 
 
-def test_a_supervisor_costs_little(endless_pipeline: TrainingPipeline) -> None:
-    pipeline = endless_pipeline
+def test_a_supervisor_imports_little() -> None:
     dear = "{'pydantic', 'asyncio', 'numpy', 'mlx_gardener.config'}"  # more than all the rest that it imports
     code = f"import sys, mlx_gardener.runs.supervisor; print({dear} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
-    with pipeline.training_context("small"):
-        until(lambda: steps_done(pipeline) >= 1, "a step")
-        record = pipeline.registry.latest_training("small")
-        assert record is not None
-        assert psutil.Process(record.pid).memory_info().rss < 100e6
-        events = pipeline.follow("small", from_now=True)
-        assert not isinstance(next(events), TrainingEnded)
 
 
 @pytest.mark.usefixtures("known_home")
