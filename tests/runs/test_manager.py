@@ -135,22 +135,6 @@ def test_a_project_never_trained_has_no_progress(pipeline: TrainingPipeline) -> 
         pipeline.resume_training("small")
 
 
-def test_a_project_is_trained_once_at_a_time_across_processes(endless_pipeline: TrainingPipeline) -> None:
-    pipeline = endless_pipeline
-    with pipeline.training_context("small"):
-        with pytest.raises(TrainingError, match="already"):
-            pipeline.start_training("small")
-        code = (
-            "import sys\nfrom mlx_gardener import TrainingPipeline, TrainingError\n"
-            "pipeline = TrainingPipeline()\n"
-            "print(pipeline.is_training_active('small'), list(pipeline.get_active_trainings()))\n"
-            "try:\n    pipeline.start_training('small')\nexcept TrainingError as error:\n    print(error)\n"
-        )
-        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert other.stdout.startswith("True ['small']\n") and "already" in other.stdout
-    assert not pipeline.is_training_active("small")
-
-
 def test_cancelling_stops_the_work_and_keeps_a_checkpoint_to_resume(
     endless_pipeline: TrainingPipeline,
 ) -> None:
@@ -168,8 +152,6 @@ def test_cancelling_stops_the_work_and_keeps_a_checkpoint_to_resume(
     assert not pipeline.registry.list_adapters("small")
 
     stopped_at = int(end.details["step"])
-    finishing = record.config | {"optimizer": record.config["optimizer"] | {"max_steps": 1_000_000}}
-    assert finishing == record.config
     pipeline.resume_training("small")
 
     def steps_since() -> list[int]:
@@ -318,20 +300,28 @@ def test_a_worker_that_is_killed_again_and_again_is_noticed_and_its_run_can_go_o
     assert pipeline.wait_for_training_completion("small", timeout=WAIT).phase is TrainingPhase.CANCELLED
 
 
-def test_waiting_has_a_limit_and_the_training_goes_on(endless_pipeline: TrainingPipeline) -> None:
-    with endless_pipeline.training_context("small"):
-        with pytest.raises(TrainingTimeoutError, match="goes on"):
-            endless_pipeline.wait_for_training_completion("small", timeout=0.05)
-        assert endless_pipeline.is_training_active("small")
-
-
-def test_two_projects_train_at_the_same_time(endless_pipeline: TrainingPipeline, tmp_path: Path) -> None:
+def test_two_projects_train_at_the_same_time_each_once_across_processes_and_who_waits_has_a_limit(
+    endless_pipeline: TrainingPipeline, tmp_path: Path
+) -> None:
     pipeline = endless_pipeline
     pipeline.registry.register_project("other", write_repository(tmp_path / "other", modules=10))
     with pipeline.training_context("small"), pipeline.training_context("other"):
         assert set(pipeline.get_active_trainings()) == {"small", "other"}
+        with pytest.raises(TrainingError, match="already"):
+            pipeline.start_training("small")
+        code = (
+            "import sys\nfrom mlx_gardener import TrainingPipeline, TrainingError\n"
+            "pipeline = TrainingPipeline()\n"
+            "print(pipeline.is_training_active('small'), sorted(pipeline.get_active_trainings()))\n"
+            "try:\n    pipeline.start_training('small')\nexcept TrainingError as error:\n    print(error)\n"
+        )
+        elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert elsewhere.stdout.startswith("True ['other', 'small']\n") and "already" in elsewhere.stdout
+        with pytest.raises(TrainingTimeoutError, match="goes on"):
+            pipeline.wait_for_training_completion("small", timeout=0.05)
+        assert pipeline.is_training_active("small")
         until(lambda: steps_done(pipeline) and steps_done(pipeline, "other"), "a step in both")
-    assert pipeline.get_active_trainings() == {}
+    assert pipeline.get_active_trainings() == {} and not pipeline.is_training_active("small")
 
 
 def test_a_failing_callback_changes_nothing(pipeline: TrainingPipeline) -> None:
