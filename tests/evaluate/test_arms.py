@@ -13,6 +13,8 @@ import pytest
 import mlx_gardener
 from mlx_gardener.errors import TimeLimitError, TrainingCancelledError
 from mlx_gardener.evaluate import Control, Evidence
+from mlx_gardener.evaluate.rows import make_windows
+from mlx_gardener.evaluate.work import decide_work
 from mlx_gardener.model.lora import load_arrays
 from mlx_gardener.training.checkpoint import list_checkpoints
 from tests.conftest import write_repository
@@ -136,7 +138,7 @@ def test_no_source_leaves_with_the_manifest(world: World) -> None:
 
 def test_test_files_named_among_the_trained_ones_fail_the_guard(world: World) -> None:
     path = world.data.split.test[0].path
-    found = world.evidence(world.random_adapter(0.01), trained_on_test=[path])
+    found = world.evidence(world.random_adapter(0.05), trained_on_test=[path])
     assert found.verdict == "reject" and path in found.reason and "were trained on" in found.reason
 
 
@@ -205,7 +207,9 @@ def test_the_work_fits_into_the_time_that_is_left(world: World, monkeypatch: pyt
             world.random_adapter(0.05), training_tokens=10**6, seconds=600.0, forward_tokens_per_second=20.0
         )
 
-    roomy = world.evidence(world.random_adapter(0.05), training_tokens=10**6)
+    excerpts, width = world.data.test_excerpts, world.config.data.sequence_lengths[-1]
+    windows = len(make_windows(excerpts, world.base.tokenizer, width))
+    roomy = decide_work(world.config, training_tokens=10**6, windows=windows, tasks=None, can_write=True)
     used = in_ten_minutes()  # of a base that is much faster than was foretold
     monkeypatch.setattr(
         sys.modules["mlx_gardener.evaluate.compare"], "_room_for_more", lambda began, ends: 0.0
@@ -217,5 +221,5 @@ def test_the_work_fits_into_the_time_that_is_left(world: World, monkeypatch: pyt
         "Not measured" in note for note in used.notes
     )
     assert {len(arm.metrics) for arm in used.arms} == {len(used.arms[0].metrics)}
-    assert tight.work["rows"] < roomy.work["rows"] and tight.work["guard_share"] < 1
+    assert tight.work["rows"] < roomy.rows and tight.work["guard_share"] < 1
     assert "fit into the time" in tight.work["reason"] and tight.metrics
