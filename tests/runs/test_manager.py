@@ -36,6 +36,9 @@ from tests.support.trainings import (
     worker_of,
 )
 
+#: Of what an adapter is worth, bits per byte alone.
+BITS_PER_BYTE = {"evaluation.arms": ["base", "adapter"], "evaluation.tasks": 0}
+
 
 @pytest.fixture
 def pipeline(tiny_model_dir: Path, repository: Path, known_home: Path) -> TrainingPipeline:
@@ -105,12 +108,17 @@ def test_a_training_on_a_new_machine_imports_little(trained_cache: Path) -> None
     )
 
 
-def test_the_trained_adapter_knows_the_repository_better_than_its_base(pipeline: TrainingPipeline) -> None:
-    config = pipeline.config.model_copy(
-        update={"optimizer": pipeline.config.optimizer.model_copy(update={"max_steps": 40, "epochs": 30})}
+def test_the_trained_adapter_knows_the_repository_better_than_its_base_and_a_failing_callback_changes_nothing(
+    pipeline: TrainingPipeline, tiny_model_dir: Path
+) -> None:
+    def breaks(progress: TrainingProgress) -> None:
+        raise RuntimeError("broken callback")
+
+    config = tiny_settings(
+        tiny_model_dir, **{"optimizer.max_steps": 40, "optimizer.epochs": 30, **BITS_PER_BYTE}
     )
     better = TrainingPipeline(config, registry=pipeline.registry)
-    better.start_training("small")
+    better.start_training("small", breaks)
     end = better.wait_for_training_completion("small", timeout=WAIT)
     assert end.phase is TrainingPhase.COMPLETED, end.message
     record = better.registry.latest_training("small")
@@ -178,7 +186,7 @@ def test_the_time_limit_ends_a_run_with_a_registered_adapter_and_the_next_one_ad
     tiny_model_dir: Path, repository: Path
 ) -> None:
     """An earlier system never read its timeout; another threw away what was trained when it struck."""
-    pipeline = TrainingPipeline(endless(tiny_model_dir, training_timeout_minutes=1.0))
+    pipeline = TrainingPipeline(endless(tiny_model_dir, training_timeout_minutes=1.0, **BITS_PER_BYTE))
     pipeline.registry.register_project("small", repository)
     pipeline.start_training("small")
     until(lambda: steps_done(pipeline) >= 1, "a step")
@@ -199,7 +207,9 @@ def test_the_time_limit_ends_a_run_with_a_registered_adapter_and_the_next_one_ad
     assert "bits_per_byte_change" in first.metrics
 
     again = TrainingPipeline(
-        endless(tiny_model_dir, **{"training_timeout_minutes": 0.0, "optimizer.max_steps": 3})
+        endless(
+            tiny_model_dir, **{"training_timeout_minutes": 0.0, "optimizer.max_steps": 3, **BITS_PER_BYTE}
+        )
     )
     again.start_training("small")
     end = again.wait_for_training_completion("small", timeout=WAIT)
@@ -276,31 +286,7 @@ def test_a_training_of_an_earlier_version_goes_on_with_the_settings_it_had(
     assert record is not None and record.id != last.id and record.config["data"]["edit_share"] == 0
 
 
-@pytest.mark.usefixtures("known_home")
-def test_a_worker_that_is_killed_again_and_again_is_noticed_and_its_run_can_go_on(
-    tiny_model_dir: Path, repository: Path
-) -> None:
-    pipeline = TrainingPipeline(endless(tiny_model_dir))
-    pipeline.registry.register_project("small", repository)
-    pipeline.start_training("small")
-    until(lambda: steps_done(pipeline) >= 1, "a step")
-    for _ in range(2):  # without a new checkpoint in between
-        victim = worker_of(pipeline, "small")
-        os.kill(victim, signal.SIGKILL)
-        until(lambda victim=victim: not is_alive(victim), "its death")
-    end = pipeline.wait_for_training_completion("small", timeout=WAIT)
-    assert end.phase is TrainingPhase.FAILED and "signal 9" in end.message
-    record = pipeline.registry.latest_training("small")
-    assert record is not None and "signal 9" in record.message and "logs small" in record.message
-    assert not pipeline.is_training_active("small")
-    assert isinstance(list(pipeline.follow("small"))[-1], TrainingEnded)
-    pipeline.resume_training("small")
-    until(lambda: pipeline.get_training_progress("small").phase is TrainingPhase.TRAINING, "training again")  # type: ignore[union-attr]
-    pipeline.cancel_training("small")
-    assert pipeline.wait_for_training_completion("small", timeout=WAIT).phase is TrainingPhase.CANCELLED
-
-
-def test_two_projects_train_at_the_same_time_each_once_across_processes_and_who_waits_has_a_limit(
+def test_two_projects_train_at_the_same_time_and_each_only_once_at_a_time_across_processes(
     endless_pipeline: TrainingPipeline, tmp_path: Path
 ) -> None:
     pipeline = endless_pipeline
@@ -317,19 +303,12 @@ def test_two_projects_train_at_the_same_time_each_once_across_processes_and_who_
         )
         elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert elsewhere.stdout.startswith("True ['other', 'small']\n") and "already" in elsewhere.stdout
+        # Waiting has a limit, and the training goes on.
         with pytest.raises(TrainingTimeoutError, match="goes on"):
             pipeline.wait_for_training_completion("small", timeout=0.05)
         assert pipeline.is_training_active("small")
         until(lambda: steps_done(pipeline) and steps_done(pipeline, "other"), "a step in both")
     assert pipeline.get_active_trainings() == {} and not pipeline.is_training_active("small")
-
-
-def test_a_failing_callback_changes_nothing(pipeline: TrainingPipeline) -> None:
-    def breaks(progress: TrainingProgress) -> None:
-        raise RuntimeError("broken callback")
-
-    pipeline.start_training("small", breaks)
-    assert pipeline.wait_for_training_completion("small", timeout=WAIT).phase is TrainingPhase.COMPLETED
 
 
 @pytest.mark.usefixtures("known_home")

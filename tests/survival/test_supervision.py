@@ -83,6 +83,28 @@ def test_a_worker_that_died_is_replaced_and_that_is_said(long_pipeline: Training
     assert percents == sorted(percents)
 
 
+def test_a_worker_that_keeps_dying_at_the_same_place_is_given_up_and_its_run_can_go_on(
+    endless_pipeline: TrainingPipeline,
+) -> None:
+    pipeline = endless_pipeline
+    pipeline.start_training("small")
+    until(lambda: steps_done(pipeline) >= 1, "a step")
+    for _ in range(2):  # without a new checkpoint in between
+        victim = worker_of(pipeline, "small")
+        os.kill(victim, signal.SIGKILL)
+        until(lambda victim=victim: not is_alive(victim), "its death")
+    end = pipeline.wait_for_training_completion("small", timeout=WAIT)
+    assert end.phase is TrainingPhase.FAILED and "signal 9" in end.message
+    record = pipeline.registry.latest_training("small")
+    assert record is not None and "signal 9" in record.message and "logs small" in record.message
+    assert not pipeline.is_training_active("small")
+    assert isinstance(list(pipeline.follow("small"))[-1], TrainingEnded)
+    pipeline.resume_training("small")
+    until(lambda: pipeline.get_training_progress("small").phase is TrainingPhase.TRAINING, "training again")  # type: ignore[union-attr]
+    pipeline.cancel_training("small")
+    assert pipeline.wait_for_training_completion("small", timeout=WAIT).phase is TrainingPhase.CANCELLED
+
+
 def test_a_worker_that_runs_out_of_address_space_is_replaced_with_a_plan_for_less_memory(
     long_pipeline: TrainingPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
