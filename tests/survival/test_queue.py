@@ -63,13 +63,6 @@ def spans(registry: ProjectRegistry, names: list[str]) -> list[tuple[float, floa
     return found
 
 
-def test_one_at_a_time_without_a_budget(pipeline: TrainingPipeline, repository: Path) -> None:
-    enqueue(pipeline, repository, "one", "two")
-    QueueRunner(pipeline.registry).run()
-    first, second = spans(pipeline.registry, ["one", "two"])
-    assert first[1] <= second[0] and not waiting(pipeline.registry)
-
-
 def test_side_by_side_within_a_budget_and_what_cannot_be_trained_is_let_go(
     pipeline: TrainingPipeline, repository: Path, tmp_path: Path
 ) -> None:
@@ -85,9 +78,11 @@ def test_side_by_side_within_a_budget_and_what_cannot_be_trained_is_let_go(
     assert any(line.startswith("nothing: failed") for line in told)
 
 
-def test_only_one_process_works_on_a_queue(pipeline: TrainingPipeline, repository: Path) -> None:
+def test_only_one_process_works_on_a_queue_and_on_one_project_at_a_time_without_a_budget(
+    pipeline: TrainingPipeline, repository: Path
+) -> None:
     registry = pipeline.registry
-    enqueue(pipeline, repository, "one")
+    enqueue(pipeline, repository, "one", "two")
     command = [sys.executable, "-m", "mlx_gardener", "queue", "run", "--forever"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
         until(lambda: is_running(registry), "the runner")
@@ -95,10 +90,11 @@ def test_only_one_process_works_on_a_queue(pipeline: TrainingPipeline, repositor
             QueueRunner(registry).run()
         assert not ensure_runner(registry)
         until(lambda: not waiting(registry), "an empty queue")
-        enqueue(pipeline, repository, "two")
+        enqueue(pipeline, repository, "three")
         until(lambda: not waiting(registry), "an empty queue again")
         worker.send_signal(signal.SIGINT)
-    spans(registry, ["one", "two"])
+    first, second, _ = spans(registry, ["one", "two", "three"])
+    assert first[1] <= second[0]
     assert worker.returncode == 130
 
 
