@@ -330,12 +330,16 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_dir:
     return write_tiny_model(tmp_path_factory.mktemp("model"), tiny_tokenizer_dir)
 
 
+#: A home beside `trained_cache`.
+TRAINED_BY_COMMAND = "trained-by-command"
+
+
 @pytest.fixture(scope="session")
 def trained_cache(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
-    """The cache of a home in which the shared repository was trained on, with the settings of most tests.
+    """The cache of two homes in which the shared repository was trained on, with the settings of most tests.
 
     In it are the speeds of this machine, what dry runs took, and the losses and answers of the tiny base and of the two
-    adapters that come out. It is made once for all processes of a session.
+    adapters that come out. It is made once for all processes of a session. What else is in the homes lies beside it.
     """
     from mlx_gardener import ProjectRegistry, TrainingPhase, TrainingPipeline, load_config
     from tests.support.commands import TRAIN_SETTINGS
@@ -346,19 +350,28 @@ def trained_cache(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path
     made = root / "trained"
     with FileLock(root / "trained.lock"):
         if not made.exists():
-            home, repository = root / "trained-home", write_repository(root / "trained-repository")
-            registry = ProjectRegistry(home)
-            registry.register_project("small", repository)
+            repository = write_repository(root / "trained-repository")
             flagged = {"model": str(tiny_model_dir), **TRAIN_SETTINGS}
             os.environ["PYTHONPROFILEIMPORTTIME"] = "1"  # for tests/runs/test_manager.py
-            for config in (tiny_settings(tiny_model_dir), load_config(environment={}, overrides=flagged)):
+            cache = None
+            for name, config in (
+                ("trained-home", tiny_settings(tiny_model_dir)),
+                (TRAINED_BY_COMMAND, load_config(environment={}, overrides=flagged)),
+            ):
+                home = root / name
+                home.mkdir(mode=0o700, exist_ok=True)
+                if cache is not None:
+                    cache.rename(home / "cache")
+                registry = ProjectRegistry(home)
+                registry.register_project("small", repository)
                 pipeline = TrainingPipeline(config, registry=registry)
-                pipeline.start_training("small", fresh=True)
+                pipeline.start_training("small")
                 end = pipeline.wait_for_training_completion("small", timeout=600)
                 assert end.phase is TrainingPhase.COMPLETED, end.message
-            del os.environ["PYTHONPROFILEIMPORTTIME"]
-            registry.close()
-            (home / "cache").rename(made)
+                registry.close()
+                cache = home / "cache"
+                os.environ.pop("PYTHONPROFILEIMPORTTIME", None)
+            cache.rename(made)
     return made
 
 
@@ -368,6 +381,26 @@ def known_home(home: Path, trained_cache: Path) -> Path:
     home.mkdir(mode=0o700, exist_ok=True)
     shutil.copytree(trained_cache, home / "cache")
     return home
+
+
+@pytest.fixture
+def trained_home(known_home: Path, repository: Path, trained_cache: Path) -> Path:
+    """A home whose project ``small`` stands for the repository and has an adapter, as a command with `TRAIN_SETTINGS` leaves it."""
+    from mlx_gardener import ProjectRegistry
+
+    shutil.copytree(trained_cache.with_name(TRAINED_BY_COMMAND), known_home, dirs_exist_ok=True)
+    ProjectRegistry(known_home).register_project("small", repository, replace=True)
+    return known_home
+
+
+@pytest.fixture
+def trained_model_dir(trained_home: Path) -> Path:
+    """The base that was trained there: another process's tiny model, perhaps."""
+    from mlx_gardener import ProjectRegistry
+
+    record = ProjectRegistry(trained_home).latest_training("small")
+    assert record is not None
+    return Path(record.config["model"])
 
 
 @pytest.fixture

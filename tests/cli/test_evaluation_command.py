@@ -1,4 +1,4 @@
-"""``mlx-gardener eval`` as a user runs it, on adapters that were trained by the command."""
+"""``mlx-gardener eval`` as a user runs it, on adapters that were trained before."""
 
 from __future__ import annotations
 
@@ -13,22 +13,13 @@ from mlx_gardener.registry import ProjectRegistry
 from tests.conftest import write_repository
 from tests.support.commands import gardener_here, train_flags
 
-pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
 
-
-@pytest.fixture
-def trained(repository: Path, tiny_model_dir: Path) -> Path:
-    done = gardener_here("train", str(repository), "--project", "small", *train_flags(tiny_model_dir))
-    assert done.returncode == 0, done.stderr
-    return repository
-
-
+@pytest.mark.usefixtures("trained_home")
 def test_an_adapter_is_evaluated_again_without_touching_its_files_also_where_its_repository_changed(
-    trained: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Path, trained_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        verify, "after_dry_run", None
-    )  # no step is tried where nothing is trained: minutes on a real base
+    # No step is tried where nothing is trained: minutes on a real base.
+    monkeypatch.setattr(verify, "after_dry_run", None)
     registry = ProjectRegistry()
     directory = registry.get_adapter("small").directory
     manifest = (directory / "manifest.json").read_bytes()
@@ -46,7 +37,7 @@ def test_an_adapter_is_evaluated_again_without_touching_its_files_also_where_its
     assert [arm["name"] for arm in told["arms"]] == ["base", "base_bm25", "adapter", "adapter_bm25"]
     kept = list((directory / "evaluations").glob("*.json"))
     assert len(kept) == 1 and kept[0].stat().st_mode & 0o777 == 0o600
-    assert str(trained.parent) not in kept[0].read_text()
+    assert str(repository.parent) not in kept[0].read_text()
     assert (directory / "manifest.json").read_bytes() == manifest and registry.check() == []
 
     shown = gardener_here("eval", "small", "--arms", "base,adapter", "--tasks", "2")
@@ -63,7 +54,7 @@ def test_an_adapter_is_evaluated_again_without_touching_its_files_also_where_its
 
     other = write_repository(tmp_path / "other", modules=4)
     (other / "more.py").write_text("def only_here(value):\n    return value * 17\n" * 3)
-    done = gardener_here("train", str(other), "--project", "other", *train_flags(tiny_model_dir))
+    done = gardener_here("train", str(other), "--project", "other", *train_flags(trained_model_dir))
     assert done.returncode == 0, done.stderr
     manifest_of_other = json.loads((registry.get_adapter("other").directory / "manifest.json").read_text())
     known = manifest_of_other["evidence"]
@@ -82,8 +73,8 @@ def test_an_adapter_is_evaluated_again_without_touching_its_files_also_where_its
     assert controlled["arms"][-1]["title"] == "adapter of other/v1"
 
     # A repository that changed is said, and trained files are left out.
-    write_repository(trained / "added", modules=14)
-    for file in (trained / "added").rglob("*.py"):
+    write_repository(repository / "added", modules=14)
+    for file in (repository / "added").rglob("*.py"):
         file.write_text(file.read_text().replace("amount", "quantity").replace("limit", "bound"))
     done = gardener_here("eval", "small", "--json", "--tasks", "2")
     assert done.returncode == 0, done.stderr

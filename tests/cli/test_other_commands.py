@@ -271,47 +271,43 @@ def test_a_busy_machine_with_a_fast_blas_is_not_told_to_install_one(monkeypatch:
 
 
 def test_a_trained_project_is_listed_used_exported_and_removed(
-    repository: Path, tiny_model_dir: Path, tmp_path: Path
+    trained_home: Path, repository: Path, tmp_path: Path
 ) -> None:
-    assert (
-        gardener_here("train", str(repository), "--project", "web", *train_flags(tiny_model_dir)).returncode
-        == 0
-    )
-    assert "web" in gardener_here("projects").stdout and "v1" in gardener_here("show", "web").stdout
-    listed = json.loads(gardener_here("show", "web", "--json").stdout)
+    assert "small" in gardener_here("projects").stdout and "v1" in gardener_here("show", "small").stdout
+    listed = json.loads(gardener_here("show", "small", "--json").stdout)
     assert listed["adapters"][0]["metrics"]["base_bits_per_byte"] > 0
-    assert gardener_here("activate", "web", "v1").returncode == 0
+    assert gardener_here("activate", "small", "v1").returncode == 0
     assert json.loads(gardener_here("projects", "--json").stdout)["projects"][0]["active"] is True
 
     file = next(repository.rglob("*.py"))
     place = f"{file.relative_to(repository)}:9"
-    with_adapter = gardener_here("complete", "web", place, "--max-tokens", "4")
+    with_adapter = gardener_here("complete", "small", place, "--max-tokens", "4")
     assert with_adapter.returncode == 0, with_adapter.stderr
-    told = json.loads(gardener_here("complete", "web", place, "--max-tokens", "4", "--json").stdout)
+    told = json.loads(gardener_here("complete", "small", place, "--max-tokens", "4", "--json").stdout)
     assert told["text"] + "\n" == with_adapter.stdout and told["version"] == "v1"
-    assert gardener_here("complete", "web", place, "--base", "--max-tokens", "4").returncode == 0
+    assert gardener_here("complete", "small", place, "--base", "--max-tokens", "4").returncode == 0
     piped = subprocess.run(
-        [sys.executable, "-m", "mlx_gardener", "complete", "web", "--max-tokens", "4"],
+        [sys.executable, "-m", "mlx_gardener", "complete", "small", "--max-tokens", "4"],
         input="def collect(", capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert piped.returncode == 0, piped.stderr
     for wrong in ("nowhere.py:3", "README.md:9999"):
-        assert gardener_here("complete", "web", wrong).returncode == 1
-    assert gardener_here("complete", "web", "no-line").returncode == 2
+        assert gardener_here("complete", "small", wrong).returncode == 1
+    assert gardener_here("complete", "small", "no-line").returncode == 2
 
     target = tmp_path / "out"
-    exported = gardener_here("export", "web", str(target), "--form", "peft")
+    exported = gardener_here("export", "small", str(target), "--form", "peft")
     assert exported.returncode == 0
     last = exported.stdout.splitlines()[-1]
     assert last.startswith("Next, in Python: PeftModel.from_pretrained(") and str(target) in last
     assert (target / "adapter_model.safetensors").exists()
-    assert gardener_here("export", "web", str(target)).returncode == 1
+    assert gardener_here("export", "small", str(target)).returncode == 1
 
-    assert gardener_here("remove", "web", "v9", "--yes").returncode == 1
-    assert gardener_here("remove", "web", "v1", "--yes").returncode == 0
-    assert "no adapter" in gardener_here("complete", "web", place).stderr
-    assert gardener_here("remove", "web", "--yes").returncode == 0
-    assert gardener_here("show", "web").returncode == 1
+    assert gardener_here("remove", "small", "v9", "--yes").returncode == 1
+    assert gardener_here("remove", "small", "v1", "--yes").returncode == 0
+    assert "no adapter" in gardener_here("complete", "small", place).stderr
+    assert gardener_here("remove", "small", "--yes").returncode == 0
+    assert gardener_here("show", "small").returncode == 1
 
 
 def test_an_export_needs_a_place_but_for_lm_studio_s() -> None:

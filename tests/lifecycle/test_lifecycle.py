@@ -163,28 +163,27 @@ def test_a_forgotten_path_stays_out_and_what_knows_it_goes(repository: Path, tin
     assert registry.remember_path("small", path) and not registry.remember_path("small", path)
 
 
-def test_the_commands_say_it(repository: Path, tiny_model_dir: Path) -> None:
-    flags = train_flags(tiny_model_dir)
-    assert gardener_here("train", str(repository), "--project", "web", *flags).returncode == 0
-    nothing = gardener_here("train", str(repository), "--project", "web", "--continue", *flags)
+def test_the_commands_say_it(repository: Path, trained_model_dir: Path) -> None:
+    flags = train_flags(trained_model_dir)
+    nothing = gardener_here("train", str(repository), "--project", "small", "--continue", *flags)
     assert (
         nothing.returncode == 1 and "No training file has changed since v1" in nothing.stderr + nothing.stdout
     )
     assert gardener_here("train", str(repository), "--continue", "--fresh").returncode == 2
-    shown = json.loads(gardener_here("status", "web", "--json").stdout)
+    shown = json.loads(gardener_here("status", "small", "--json").stdout)
     assert shown["adapter"]["version"] == "v1" and shown["adapter"]["stale_share"] == 0
-    assert "Since v1 was trained, no file has changed." in gardener_here("status", "web").stdout
+    assert "Since v1 was trained, no file has changed." in gardener_here("status", "small").stdout
     assert gardener_here("status", "--measure").returncode == 2
-    assert "was active before v1" in gardener_here("rollback", "web").stderr
-    typo = gardener_here("forget", "web", "README.mdx", "--yes")
+    assert "was active before v1" in gardener_here("rollback", "small").stderr
+    typo = gardener_here("forget", "small", "README.mdx", "--yes")
     assert typo.returncode == 1 and "Did you mean README.md" in typo.stderr
-    assert gardener_here("show", "web", "--json").stdout.count('"version"') == 1, "nothing was trained"
-    same = json.loads(gardener_here("diff", "web", "v1", "v1", "--json").stdout)
+    assert gardener_here("show", "small", "--json").stdout.count('"version"') == 1, "nothing was trained"
+    same = json.loads(gardener_here("diff", "small", "v1", "v1", "--json").stdout)
     assert same["comparable"] and same["settings"] == {}
-    assert "it is the same version" in gardener_here("diff", "web", "v1", "v1").stdout
-    assert gardener_here("forget", "web", "../outside", "--yes").returncode == 1
-    assert gardener_here("forget", "web", "README.md", "--undo").returncode == 1
-    ProjectRegistry().forget_path("web", "core")
+    assert "it is the same version" in gardener_here("diff", "small", "v1", "v1").stdout
+    assert gardener_here("forget", "small", "../outside", "--yes").returncode == 1
+    assert gardener_here("forget", "small", "README.md", "--undo").returncode == 1
+    ProjectRegistry().forget_path("small", "core")
     for command in (
         ("scan", str(repository), "--json"),
         ("train", str(repository), "--dry-run", "--json", *flags),
