@@ -19,9 +19,9 @@ from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.runs.indexed import index_place
 from tests.serve.conftest import make_adapter
-from tests.serve.test_retrieval import World, evidence
 from tests.support.commands import gardener_here
 from tests.support.histories import commit
+from tests.support.retrieving import ASKED, World, evidence, infill, told
 
 
 def test_form_feeds_and_other_separators_end_no_line(tmp_path: Path) -> None:
@@ -64,7 +64,6 @@ def test_a_completion_has_code_of_the_repository_in_front_and_says_which(world: 
 def test_python_completes_as_the_server_does(world: World) -> None:
     from mlx_gardener.serve import ServeSettings
     from mlx_gardener.serve.server import serving
-    from tests.serve.test_retrieval import ASKED, infill, told
 
     found = mlx_gardener.complete("small", ASKED, "\n", path="core/new.py", max_tokens=4)
     with serving(world.registry, ServeSettings(port=0)) as address:

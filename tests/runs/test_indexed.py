@@ -16,7 +16,7 @@ from mlx_gardener.runs.indexed import (
     kept_index,
     update_index,
 )
-from tests.serve.test_retrieval import CONFIG, World, evidence
+from tests.support.retrieving import CONFIG, World, evidence
 from tests.support.trainings import tiny_settings
 
 

@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from mlx_gardener.adapter import PeftManager, attach_adapter
 from mlx_gardener.evaluate.complete import complete
-from mlx_gardener.model import BaseModel, load_base
-from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.model import load_base
 from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.server import serving
 from tests.serve.conftest import make_projects
-
-World = tuple[ProjectRegistry, BaseModel]
-REQUESTS = Path(__file__).parent / "requests"
-
-
-def request(name: str) -> dict[str, Any]:
-    return dict(json.loads((REQUESTS / f"{name}.json").read_text()))
-
-
-def post(address: str, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
-    return httpx.post(address + path, json=body, headers=headers, timeout=120)
-
-
-def events(answer: httpx.Response) -> list[dict[str, Any]]:
-    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
-    return [json.loads(line) for line in lines if line != "[DONE]"]
+from tests.support.requests import REQUESTS, World, events, post, request
 
 
 def content(answer: httpx.Response) -> str:

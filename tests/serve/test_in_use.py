@@ -24,7 +24,7 @@ from mlx_gardener.serve import ServeSettings, in_use
 from mlx_gardener.serve.server import serving
 from mlx_gardener.ui import make_page
 from tests.serve.conftest import wait_until
-from tests.serve.test_retrieval import ASKED, World, evidence
+from tests.support.retrieving import ASKED, World, evidence
 
 FILE = "core/use.py"
 ON = ServeSettings(port=0, evidence_in_use=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,11 @@ from mlx_gardener.adapter import PeftManager, attach_adapter
 from mlx_gardener.evaluate.complete import complete
 from mlx_gardener.evaluate.in_use import read_in_use
 from mlx_gardener.evaluate.offers import offered_lines
-from mlx_gardener.model import BaseModel
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve.lsp import lines_of, place_of
+from tests.support.lsp import asking, driven, opened, shown_by, written
+from tests.support.requests import World
 
-World = tuple[ProjectRegistry, BaseModel]
 #: A form feed and U+2028 end no line here, and the face is two units of UTF-16, four of UTF-8.
 BEFORE, AFTER = '# \U0001f600\f\u2028\r\nNAME = "\U0001f600"; value = sum(', ")\r\n\r\n\r\nprint(value)\r\n"
 CARET = {"utf-16": 25, "utf-8": 27, "utf-32": 24}
@@ -32,69 +30,6 @@ TOKENS = 64
 def offline(world: World, project: str, prefix: str, suffix: str, path: str) -> str:
     with attach_adapter(world[1], PeftManager(world[0]).load_adapter(project)):
         return complete(world[1], prefix, suffix, path=path, max_new_tokens=TOKENS)
-
-
-def driven(
-    world: World,
-    *arguments: str,
-    work: Callable[[LanguageClient], Awaitable[None]],
-    encodings: list[str] | None = None,
-) -> types.InitializeResult:
-    """The command with a client that does ``work`` in between; what the server said of itself."""
-
-    async def drive() -> types.InitializeResult:
-        client = LanguageClient("test", "1")
-        environment = {**os.environ, "MLX_GARDENER_HOME": str(world[0].home)}
-        await client.start_io(sys.executable, "-m", "mlx_gardener", "lsp", *arguments, env=environment)
-        general = types.GeneralClientCapabilities(position_encodings=encodings)
-        told = await client.initialize_async(
-            types.InitializeParams(capabilities=types.ClientCapabilities(general=general))
-        )
-        client.initialized(types.InitializedParams())
-        await work(client)
-        await client.shutdown_async(None)
-        client.exit(None)
-        await client.stop()
-        return told
-
-    return asyncio.run(asyncio.wait_for(drive(), 570))
-
-
-def shown_by(world: World, *arguments: str, work: Callable[[LanguageClient], Awaitable[None]]) -> list[str]:
-    """What the editor's user is told meanwhile."""
-    messages: list[str] = []
-
-    async def listening(client: LanguageClient) -> None:
-        @client.feature(types.WINDOW_SHOW_MESSAGE)
-        def shown(params: types.ShowMessageParams) -> None:
-            messages.append(params.message)
-
-        await work(client)
-
-    driven(world, *arguments, work=listening)
-    return messages
-
-
-def opened(client: LanguageClient, file: Path, text: str) -> str:
-    uri = file.as_uri()
-    item = types.TextDocumentItem(uri, "python", 1, text)
-    client.text_document_did_open(types.DidOpenTextDocumentParams(item))
-    return uri
-
-
-def asking(uri: str, line: int, character: int, **context: Any) -> types.InlineCompletionParams:
-    kind = types.InlineCompletionTriggerKind.Automatic
-    return types.InlineCompletionParams(
-        types.InlineCompletionContext(kind, **context),
-        types.TextDocumentIdentifier(uri),
-        types.Position(line, character),
-    )
-
-
-async def written(client: LanguageClient, params: types.InlineCompletionParams) -> str:
-    found = await client.text_document_inline_completion_async(params)
-    assert isinstance(found, types.InlineCompletionList)
-    return found.items[0].insert_text if found.items else ""
 
 
 @pytest.mark.parametrize("encoding", sorted(CARET))

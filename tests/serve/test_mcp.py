@@ -6,9 +6,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from mcp import Client, StdioServerParameters
@@ -23,28 +22,10 @@ from mlx_gardener.serve.parts import running
 from mlx_gardener.serve.settings import ServeSettings
 from tests.conftest import write_repository
 from tests.serve.conftest import SHAPES, make_adapter
+from tests.support.mcp import call, with_client
 from tests.support.requests import World
 
-_Result = TypeVar("_Result")
 PREFIX, SUFFIX = "class Basket:\n    def area(self):\n        return ", "\n\n\nprint(Basket().area())\n"
-
-
-def with_client(registry: ProjectRegistry, ask: Callable[[Client], Awaitable[_Result]]) -> _Result:
-    """What ``ask`` makes of a client that is connected to the tools in this process."""
-
-    async def asking(tools: Tools) -> _Result:
-        async with Client(tools.server()) as client:
-            return await ask(client)
-
-    with running(registry, ServeSettings(max_queued_seconds=600.0)) as parts:
-        return asyncio.run(asking(Tools(parts)))
-
-
-async def call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
-    done = await client.call_tool(tool, arguments)
-    assert not done.is_error, done.content
-    assert done.structured_content is not None
-    return dict(done.structured_content)
 
 
 async def refused(client: Client, tool: str, **arguments: Any) -> str:

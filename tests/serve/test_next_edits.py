@@ -17,7 +17,7 @@ from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.next_edits import finish_of, finished
 from mlx_gardener.serve.server import serving
 from tests.serve.conftest import make_projects
-from tests.serve.test_clients import events, post, request
+from tests.support.requests import events, post, request
 
 MARK = "<|file_sep|>"
 

@@ -18,8 +18,8 @@ from mlx_gardener.serve.access import Access
 from mlx_gardener.serve.server import serving
 from tests.conftest import write_tiny_model
 from tests.serve.conftest import make_projects, wait_until
-from tests.serve.test_lsp import asking, opened, shown_by, written
-from tests.serve.test_mcp import call, with_client
+from tests.support.lsp import asking, opened, shown_by, written
+from tests.support.mcp import call, with_client
 from tests.support.requests import World
 
 PREFIX, SUFFIX, PATH = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +17,8 @@ from mlx_gardener.serve.metrics import Metrics
 
 JSON = {"content-type": "application/json"}
 World = tuple[ProjectRegistry, BaseModel]
+#: What editors' plugins sent, as it was recorded.
+REQUESTS = Path(__file__).parents[1] / "serve" / "requests"
 HEAD = b"POST /projects/alpha/infill HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
 
@@ -44,3 +48,12 @@ def ended(connection: socket.socket) -> bytes:
     while part := connection.recv(4096):
         said += part
     return said
+
+
+def request(name: str) -> dict[str, Any]:
+    return dict(json.loads((REQUESTS / f"{name}.json").read_text()))
+
+
+def events(answer: httpx.Response) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    return [json.loads(line) for line in lines if line != "[DONE]"]
