@@ -12,7 +12,7 @@ from benchmarks import retrieval_ablation as ablation
 from mlx_gardener.dataset import NextLineTask
 from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.model import load_base, load_tokenizer
-from tests.dataset.test_retrieved import write_linked_repository
+from tests.support.repositories import write_linked_repository
 
 
 def test_the_names_that_a_line_needs_are_those_of_other_files() -> None:

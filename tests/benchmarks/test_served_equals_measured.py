@@ -11,7 +11,7 @@ import pytest
 
 from mlx_gardener.config import load_config
 from tests.conftest import write_repository
-from tests.evaluate.test_arms import write_tests
+from tests.support.repositories import write_tests
 from tests.support.trainings import tiny_settings
 
 

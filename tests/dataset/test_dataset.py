@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlx_gardener.config import DataConfig, TrainingConfig, load_config
+from mlx_gardener.config import DataConfig
 from mlx_gardener.dataset import PreparedData, TrainingDataPreparator, next_line_tasks, split_files
 from mlx_gardener.dataset.cache import TokenCache
 from mlx_gardener.dataset.examples import Encoder, Excerpt, choose_span, make_examples, pieces_of
@@ -22,16 +22,8 @@ from mlx_gardener.source import ChunkType, FileRecord
 from mlx_gardener.source.languages import GRAMMARS
 from mlx_gardener.source.records import ChunkRecord
 from tests.conftest import write_repository
+from tests.support.datasets import settings
 from tests.support.samples import SAMPLES
-
-
-def settings(**more: object) -> TrainingConfig:
-    chosen = {
-        "min_training_chunks": 5,
-        "training_data_quality_threshold": 0.1,
-        "data.sequence_lengths": [64, 128],
-    }
-    return load_config(environment={}, overrides={**chosen, **more})
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from mlx_gardener.dataset.edits import (
     QUIET_SHARE,
     EditExample,
     Edits,
-    RecentChange,
     collect_edits,
     example_at,
     examples_of,
@@ -25,6 +24,7 @@ from mlx_gardener.dataset.edits import (
 from mlx_gardener.dataset.split import Split
 from mlx_gardener.model import CodeTokenizer, load_tokenizer
 from mlx_gardener.source.commits import FileChange, PastCommit
+from tests.support.datasets import EXAMPLE
 from tests.support.histories import renamings
 from tests.support.trainings import tiny_settings
 
@@ -231,10 +231,6 @@ def test_code_that_was_moved_into_a_held_out_file_is_not_learned_from_its_old_pl
 # The form.
 
 
-EXAMPLE = EditExample(
-    "src/app.py", "c", 1, 1, "one = 1\ntwo = 2", "one = 11\ntwo = 2", "one = 11\ntwo = 22\nthree = 3", "above = 0", "below = 9",
-    (RecentChange("lib.py", "", "x = 1"), RecentChange("src/app.py", "one = 1", "one = 11\n")),
-)  # fmt: skip
 #: What Zed's `build_prompt` makes of these windows and changes.
 ZED = (
     "<|file_sep|>lib.py.diff\noriginal:\n\nupdated:\nx = 1\n"

@@ -12,7 +12,7 @@ from mlx_gardener.errors import ConfigError
 from mlx_gardener.evaluate.guards import other_code
 from mlx_gardener.model import load_tokenizer
 from mlx_gardener.source.languages import parse
-from tests.dataset.test_dataset import settings
+from tests.support.datasets import settings
 
 IMPORTS = ("import ", "use ", "from ", "#include")
 

@@ -24,27 +24,7 @@ from mlx_gardener.model import CodeTokenizer, load_tokenizer
 from mlx_gardener.retrieval import Retriever, index_of_files
 from mlx_gardener.source import Scan, read_source, scan_repository
 from tests.conftest import write_repository
-
-NOUNS = ("anchor", "beacon", "cutter", "dinghy", "estuary", "fender", "galley", "halyard", "jetty", "keel")
-
-
-def write_linked_repository(root: Path) -> Path:
-    """Modules that define functions, and modules that call those of others."""
-    (root / "ports").mkdir(parents=True)
-    for number, noun in enumerate(NOUNS):
-        other = NOUNS[(number + 3) % len(NOUNS)]
-        (root / "ports" / f"{noun}.py").write_text(
-            f'"""All about the {noun}."""\n\n\n'
-            f"def weigh_{noun}(cargo, tide):\n    lifted = cargo * {number + 2} + tide\n    return lifted - {number}\n\n\n"
-            f"def paint_{noun}(colour):\n    layers = [colour] * {number + 1}\n    return layers\n"
-        )
-        (root / "ports" / f"use_{noun}.py").write_text(
-            f"from ports.{other} import paint_{other}, weigh_{other}\n\n\n"
-            f"def visit_{noun}(ships):\n    total = {number}\n    for ship in ships:\n"
-            f"        total += weigh_{other}(ship.cargo, ship.tide)\n        ship.skin = paint_{other}(ship.colour)\n"
-            f"    return total\n\n\ndef leave_{noun}(ships):\n    return [ship for ship in ships if ship.gone > {number}]\n"
-        )
-    return root
+from tests.support.repositories import NOUNS, write_linked_repository
 
 
 def settings(**more: object) -> TrainingConfig:

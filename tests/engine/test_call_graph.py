@@ -19,24 +19,7 @@ from mlx_gardener.engine.call_graph import CannotSplit, learn_call_graph
 from mlx_gardener.engine.verify import largest_difference
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model.lora import attach_lora, lora_parameters
-from tests.engine.zoo import CANNOT, MODEL_TYPES, TOLERANCE, batch, engine, tiny_model, with_adapters
-
-#: Of every kind: plain, tied head, soft-capped, sliding window, experts, state space, hybrid, latent attention.
-SOME = (
-    "llama",
-    "qwen2",
-    "gemma2",
-    "gemma3_text",
-    "gpt2",
-    "mixtral",
-    "qwen3_moe",
-    "deepseek_v3",
-    "mamba2",
-    "jamba",
-    "qwen3_next",
-    "gpt_oss",
-    "starcoder2",
-)
+from tests.engine.zoo import CANNOT, MODEL_TYPES, SOME, TOLERANCE, batch, engine, tiny_model, with_adapters
 
 
 def outcome(model_type: str) -> tuple[str, str]:

@@ -19,8 +19,7 @@ from mlx_gardener.engine.products_kept import KeptProducts
 from mlx_gardener.model import load_base
 from mlx_gardener.model.lora import attach_lora, lora_parameters
 from tests.engine import zoo
-from tests.engine.test_tiles import EQUAL, relative
-from tests.engine.zoo import batch, engine, tiny_config, tiny_model, with_adapters
+from tests.engine.zoo import EQUAL, batch, engine, relative, tiny_config, tiny_model, with_adapters
 from tests.support.engines import batch as rows_of_text
 from tests.support.engines import engine as engine_of
 from tests.support.engines import plan

@@ -19,23 +19,20 @@ from mlx_gardener.engine.speed import TWO_CORES
 from mlx_gardener.engine.tiles import in_tiles
 from mlx_gardener.model import load_base
 from mlx_gardener.model.lora import attach_lora, lora_parameters
-from tests.engine.test_call_graph import SOME
-from tests.engine.zoo import CANNOT, MODEL_TYPES, batch, engine, tiny_model, with_adapters
+from tests.engine.zoo import (
+    CANNOT,
+    EQUAL,
+    MODEL_TYPES,
+    SOME,
+    batch,
+    engine,
+    relative,
+    tiny_model,
+    with_adapters,
+)
 from tests.support.engines import batch as rows_of_text
 from tests.support.engines import engine as engine_of
 from tests.support.engines import plan
-
-#: The norm of the difference as a share of the gradients' norm. Sums of float32 are in another order, and MKL takes other kernels for
-#: other numbers of rows: 3e-7 for llama, qwen2 and starcoder2; Gemma's scaled states make 8e-6 of it at most, and 2e-6 of attention
-#: in blocks alone.
-EQUAL = 1e-5
-
-
-def relative(found: dict[str, mx.array], expected: dict[str, mx.array]) -> float:
-    """The norm of the difference of two sets of gradients, as a share of the second one's norm."""
-    off = mx.stack([mx.square(found[name] - value).sum() for name, value in expected.items()]).sum()
-    whole = mx.stack([mx.square(value).sum() for value in expected.values()]).sum()
-    return float(mx.sqrt(off / whole).item())
 
 
 def difference(model_type: str, **settings: Any) -> float:

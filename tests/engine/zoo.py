@@ -403,7 +403,28 @@ if __name__ == "__main__":
     main()
 
 
+#: Of every kind: plain, tied head, soft-capped, sliding window, experts, state space, hybrid, latent attention.
+SOME = (
+    "llama",
+    "qwen2",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "mixtral",
+    "qwen3_moe",
+    "deepseek_v3",
+    "mamba2",
+    "jamba",
+    "qwen3_next",
+    "gpt_oss",
+    "starcoder2",
+)
+
 TOLERANCE = 1e-5
+#: The norm of the difference as a share of the gradients' norm. Sums of float32 are in another order, and MKL takes other kernels for
+#: other numbers of rows: 3e-7 for llama, qwen2 and starcoder2; Gemma's scaled states make 8e-6 of it at most, and 2e-6 of attention
+#: in blocks alone.
+EQUAL = 1e-5
 
 
 def batch() -> Batch:
@@ -431,3 +452,10 @@ def engine(model: nn.Module, **settings: Any) -> Engine:
         {23: settings.pop("rows", 2)}, 2**32, 0, PredictedParts(), (), loss_slice_tokens=16, **settings
     )
     return Engine(model, plan, dtype=mx.float32)
+
+
+def relative(found: dict[str, mx.array], expected: dict[str, mx.array]) -> float:
+    """The norm of the difference of two sets of gradients, as a share of the second one's norm."""
+    off = mx.stack([mx.square(found[name] - value).sum() for name, value in expected.items()]).sum()
+    whole = mx.stack([mx.square(value).sum() for value in expected.values()]).sum()
+    return float(mx.sqrt(off / whole).item())

@@ -19,6 +19,7 @@ from mlx_gardener.model.lora import load_arrays
 from mlx_gardener.training.checkpoint import list_checkpoints
 from tests.conftest import write_repository
 from tests.support.evaluations import World
+from tests.support.repositories import write_tests
 
 
 @pytest.fixture(scope="module")
@@ -27,24 +28,6 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Wor
     repository = write_repository(place / "repository", modules=24)
     write_tests(repository)
     return World(str(tiny_model_dir), repository, place / "home")
-
-
-def write_tests(repository: Path) -> None:
-    """Tests of the repository's classes: their lines need other files, and they have assertions to complete."""
-    for number, file in enumerate(sorted(repository.rglob("*_*.py"))):
-        noun, _, at = file.stem.partition("_")
-        lines = [f'"""Tests of the {noun} number {at}: they measure it."""', "", "import math", ""]
-        for size in range(2, 7):
-            lines += [
-                f"def test_{noun}_of_size_{size}_{number}():",
-                f"    made = {noun.title()}{at}({size}, {number + size})",
-                f"    assert made.size == {size} and made.weight > 0",
-                f"    assert made.weight == {number + size}.0 + math.floor({number})",
-                "",
-            ]
-        tests = repository / "tests"
-        tests.mkdir(exist_ok=True)
-        (tests / f"test_{noun}_{at}.py").write_text("\n".join(lines) + "\n")
 
 
 def test_a_planted_useless_adapter_is_rejected(tmp_path: Path, tiny_model_dir: Path) -> None:

@@ -19,7 +19,7 @@ from mlx_gardener.model import load_tokenizer
 from mlx_gardener.report.story import kinds_table
 from mlx_gardener.serve.next_edits import finished
 from tests.conftest import write_repository
-from tests.dataset.test_edits import EXAMPLE
+from tests.support.datasets import EXAMPLE
 from tests.support.evaluations import World
 from tests.support.histories import renamings
 

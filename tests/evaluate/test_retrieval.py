@@ -17,7 +17,7 @@ from mlx_gardener.evaluate.retrieval import Retriever, retrieval_helps
 from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
 from mlx_gardener.model import CodeTokenizer, load_tokenizer
 from mlx_gardener.retrieval import index_of_chunks
-from tests.retrieval.test_index import CHUNKS
+from tests.support.indexes import CHUNKS
 
 
 @pytest.fixture

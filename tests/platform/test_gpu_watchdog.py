@@ -7,12 +7,8 @@ import pytest
 from mlx_gardener.platform.gpu_watchdog import gentler_variables, says_gpu_watchdog
 from mlx_gardener.platform.out_of_memory import says_out_of_memory
 from mlx_gardener.platform.processes import how_it_ended
+from tests.support.watchdog import ABORT, INTERACTIVITY
 
-ABORT = "libc++abi: terminating due to uncaught exception of type std::runtime_error: [METAL] Command buffer execution failed: "
-#: From the trackers of ml-explore/mlx (3267), lyogavin/airllm (367) and, as an error of Python, a trainer's log.
-INTERACTIVITY = (
-    ABORT + "Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)\n"
-)
 TIMEOUT = ABORT + "Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)\n"
 RAISED = (
     '  File "trainer.py", line 328, in train\n'

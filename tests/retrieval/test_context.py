@@ -9,7 +9,7 @@ import pytest
 from mlx_gardener.model import CodeTokenizer, load_tokenizer
 from mlx_gardener.retrieval import Retriever, code_in_front, index_of_chunks, with_context
 from mlx_gardener.retrieval.context import OTHER_CODE_TOKENS
-from tests.retrieval.test_index import CHUNKS
+from tests.support.indexes import CHUNKS
 
 BEFORE = "table = TideTable()\nassert table.height_at("
 

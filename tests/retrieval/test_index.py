@@ -9,17 +9,12 @@ import bm25s
 import numpy as np
 import pytest
 
-from mlx_gardener.retrieval import Index, index_of_chunks
 from mlx_gardener.retrieval import index as index_module
+from mlx_gardener.retrieval import index_of_chunks
 from mlx_gardener.retrieval.index import merged
 from mlx_gardener.retrieval.parts import file_part
 from mlx_gardener.retrieval.words import code_words, query_words, words_of
-
-CHUNKS = [
-    ("src/parser.py", "def parse_arguments(argv):\n    return splitWords(argv)\n"),
-    ("src/tides.py", "class TideTable:\n    def height_at(self, hour):\n        return self.heights[hour]\n"),
-    ("src/mail.py", "def send_mail(recipient, body):\n    connection.deliver(recipient, body)\n"),
-]
+from tests.support.indexes import CHUNKS, equal
 
 
 def random_chunks(count: int, *, seed: int = 0, files: int = 20) -> list[tuple[str, str]]:
@@ -31,13 +26,6 @@ def random_chunks(count: int, *, seed: int = 0, files: int = 20) -> list[tuple[s
         (f"d/f{at % files:03d}.py", " ".join(choose.choices(names, shares, k=choose.randrange(5, 60))))
         for at in range(count)
     ]
-
-
-def equal(first: Index, second: Index) -> bool:
-    return all(
-        np.array_equal(value, getattr(second, name)) if isinstance(value, np.ndarray) else value == getattr(second, name)
-        for name, value in vars(first).items()
-    )  # fmt: skip
 
 
 def test_identifiers_count_whole_and_by_their_parts() -> None:

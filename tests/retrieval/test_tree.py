@@ -14,7 +14,7 @@ from mlx_gardener.retrieval import Index, Rules, read_index, refreshed, write_in
 from mlx_gardener.retrieval import tree as tree_module
 from mlx_gardener.runs.forecast import list_kept_lines
 from mlx_gardener.source import scan_repository
-from tests.retrieval.test_index import equal
+from tests.support.indexes import equal
 
 RULES = Rules.of(DataConfig(exclude=("left_out.py",)), 0.1)
 #: A key in the form of a service's, which was never given out.

@@ -26,9 +26,9 @@ from mlx_gardener.runs.ranks import Group, hosts_of, launched_rank
 from mlx_gardener.training.checkpoint import list_checkpoints
 from mlx_gardener.training.parallel import Ranks
 from tests.conftest import write_repository
-from tests.platform.test_gpu_watchdog import INTERACTIVITY
 from tests.support.commands import train_flags
 from tests.support.trainings import WAIT, endless, is_alive, steps_done, tiny_settings, until
+from tests.support.watchdog import INTERACTIVITY
 
 HERE = "127.0.0.1"
 STEPS = 12

@@ -27,7 +27,6 @@ from mlx_gardener.runs.job import LOG_NAME, Job
 from mlx_gardener.runs.recovery import RESULT_NAME, Resume
 from mlx_gardener.runs.supervisor import describe_death
 from mlx_gardener.runs.worker import only_worker
-from tests.platform.test_gpu_watchdog import INTERACTIVITY
 from tests.support.commands import gardener, gardener_here, train_flags
 from tests.support.trainings import (
     WAIT,
@@ -38,6 +37,7 @@ from tests.support.trainings import (
     until,
     worker_of,
 )
+from tests.support.watchdog import INTERACTIVITY
 from tests.survival.memory_cgroup import memory_cgroup
 from tests.survival.storm import CGROUP_BYTES, fault
 
