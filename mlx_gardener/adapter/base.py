@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlx_gardener.config import as_recorded, validate_config
 from mlx_gardener.errors import AdapterError
 from mlx_gardener.registry import AdapterRecord, ProjectRegistry
 
@@ -167,6 +168,7 @@ def load_adapter_engine(
 
     Args:
         record: the adapter's; says where its base lies.
+        config: the budget; all else is as the adapter was trained, where that is known.
         warn: as for `load_engine`.
 
     Raises:
@@ -176,7 +178,13 @@ def load_adapter_engine(
     """
     from mlx_gardener.engine import load_engine, prepare_model
 
-    config = config.model_copy(update={"model": base_name(registry, record)})
+    told = {"model": base_name(registry, record), "memory_limit_gb": config.memory_limit_gb}
+    recorded = adapter.manifest.get("config")
+    config = (
+        validate_config({**as_recorded({"data": {}, **recorded}), **told})
+        if recorded
+        else config.model_copy(update=told)  # an imported one
+    )
     cache_dir = registry.home / "cache"
     prepared = prepare_model(config, cache_dir)
     base, engine = load_engine(

@@ -151,13 +151,18 @@ def _told(done: Forgotten, *, purge: bool) -> Iterator[str]:
         yield "It was not shown that it is gone: nothing of it is in the repository that could be measured."
     else:
         for item in done.recall:
-            yield f"  {item.who}: {item.bits_per_byte:.4f} bits per byte on it, {item.verbatim:.0%} of places verbatim"
+            verbatim = "" if item.verbatim is None else f", {item.verbatim:.0%} of places verbatim"
+            yield f"  {item.who}: {item.bits_per_byte:.4f} bits per byte on it{verbatim}"
         over = f"over {len(done.shown)} file{'s' if len(done.shown) > 1 else ''} of it"
-        yield (
-            f"It is gone: {over}, {done.after} goes on verbatim no more often than the base, or half as often as before."
-            if done.is_gone
-            else f"It is NOT gone: {over}, the new version goes on verbatim more often than the base."
-        )
+        if done.is_gone is None:
+            yield (
+                "It was not shown that it is gone: to write with weights that are read from disk for every token would take hours. "
+                "With more --budget they fit into memory."
+            )
+        elif done.is_gone:
+            yield f"It is gone: {over}, {done.after} goes on verbatim no more often than the base, or half as often as before."
+        else:
+            yield f"It is NOT gone: {over}, the new version goes on verbatim more often than the base."
     for name, reason in list(done.not_shown.items())[:10]:
         yield f"Not measured: {name}: {reason}."
     if len(done.not_shown) > 10:

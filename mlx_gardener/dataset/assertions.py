@@ -33,7 +33,7 @@ _TEST_PART = re.compile(r"(^|[._-])(tests?|specs?)([._-]|$)|^__tests__$", re.I)
 _PYTHON_CALL = re.compile(
     r"^assert(Not|Count|List|Dict|Set|Tuple|Sequence|MultiLine|Almost)*(Equals?|Almost|Is|IsInstance|Greater|Less|GreaterEqual|LessEqual|Regex)$"
 )
-_SCRIPT_MATCHER = re.compile(r"^(to[A-Z]\w*|equals?|eql|eq|include|contain|match)$")
+_SCRIPT_MATCHER = re.compile(r"^(to(?!BeOneOf)[A-Z]\w*|equals?|eql|eq|include|contain|match)$")
 _SCRIPT_CALL = re.compile(r"^(assert\w*|t|test|should)$")
 _SCRIPT_EQUAL = re.compile(
     r"^(\w*[eE]quals?|is|isNot|same|deepStrictEqual|instanceOf|include|match|assert\w*Equals?)$"

@@ -144,7 +144,7 @@ def measured_backend(cache_dir: Path | None = None, *, anew: bool = False) -> Ba
 
 def _is_better(found: Backend, kept: Backend, *, anew: bool) -> bool:
     """Whether speeds measured now take the place of those that are kept."""
-    if found.busy < kept.busy or not anew:
+    if not anew or kept.busy >= ALONE > found.busy:
         return found.busy < kept.busy
     speeds = ("flops_per_second", "exp_per_second", "dequantize_per_second")
     pairs = [(getattr(found, name), getattr(kept, name)) for name in speeds]
@@ -195,7 +195,8 @@ def machine_key() -> str:
     import mlx.core as mx
 
     chip = mx.device_info(mx.default_device()).get("device_name")
-    multiplies = f"BLAS {blas.state().path or 'of MLX'}"
+    library = blas.state().path
+    multiplies = f"BLAS {Path(library).name if library else 'of MLX'}"  # wherever an environment has it
     return f"{backend_kind()} {chip} {os.cpu_count()} {multiplies} mlx {version('mlx')} way {_WAY}"
 
 

@@ -34,11 +34,14 @@ _MAX_FILES, _MAX_FILE_BYTES, _WIDTH = 50, 200_000, 512
 
 @dataclass(frozen=True)
 class Recall:
-    """How well something knows a text: bits per byte, and the share of places that go on verbatim."""
+    """How well something knows a text: bits per byte, and the share of places that go on verbatim.
+
+    ``verbatim`` is None where weights are read from disk for every token that is written, which would take hours.
+    """
 
     who: str
     bits_per_byte: float
-    verbatim: float
+    verbatim: float | None
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Knowing:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """``before`` is the version that was active, ``after`` the new one; ``recall`` is None where nothing could be measured.
+    """``before`` is the version that was active, ``after`` the new one; ``recall`` is None where nothing could be measured, and
+    ``is_gone`` where that is not known.
 
     ``knowing`` are versions that have learned from the path, ``purged`` those of them that were deleted;
     ``cannot_be_known`` those that do not say what they learned from. ``shown`` are the files that ``recall`` is over,
@@ -269,7 +273,8 @@ def _recall(
 def _measure(who: str, base: BaseModel, engine: Engine, texts: dict[str, str]) -> Recall:
     from mlx_gardener.lifecycle.staleness import bits_per_byte_of
 
-    return Recall(who, bits_per_byte_of(base, engine, texts, (_WIDTH,)), verbatim_rate(base, engine, texts))
+    verbatim = None if engine.streamed is not None else verbatim_rate(base, engine, texts)
+    return Recall(who, bits_per_byte_of(base, engine, texts, (_WIDTH,)), verbatim)
 
 
 def verbatim_rate(base: BaseModel, engine: Engine, texts: dict[str, str]) -> float:
@@ -293,12 +298,13 @@ def verbatim_rate(base: BaseModel, engine: Engine, texts: dict[str, str]) -> flo
     return hits / max(1, len(spans))
 
 
-def _is_gone(recall: tuple[Recall, ...], before: str | None, after: str) -> bool:
-    """Whether the new version goes on verbatim no more often than the base, or than half as often as before."""
-    found = {item.who: item for item in recall}
-    old = found.get(before or "")
-    limit = max(found["base"].verbatim, old.verbatim / 2 if old is not None else 0.0)
-    return found[after].verbatim <= limit
+def _is_gone(recall: tuple[Recall, ...], before: str | None, after: str) -> bool | None:
+    """Whether the new version goes on verbatim no more often than the base, or than half as often as before; None for unknown."""
+    found = {item.who: item.verbatim for item in recall}
+    base, new, old = found["base"], found[after], found.get(before or "")
+    if base is None or new is None:
+        return None
+    return new <= max(base, (old or 0.0) / 2)
 
 
 def _purge(registry: ProjectRegistry, project: str, versions: list[str]) -> list[str]:

@@ -149,7 +149,7 @@ def _measure(
         registry, registry.get_adapter(project), adapter, config, warn=tell or (lambda text: None)
     )
     texts = {record.path: read_source(root, record).text for record in files}
-    lengths = config.data.sequence_lengths
+    lengths = tuple(sorted(engine.plan.rows_of_width))
     plain = bits_per_byte_of(base, engine, texts, lengths)
     with attach_adapter(base, adapter):
         adapted = bits_per_byte_of(base, engine, texts, lengths)

@@ -10,7 +10,7 @@ import errno
 import os
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from mlx_gardener.errors import DataError
 from mlx_gardener.platform.reasons import reason_of
@@ -35,10 +35,8 @@ def path_of_address(sent: str) -> str:
     """The path that a ``file://`` address names; anything else, and an address that is none, as it is."""
     if not sent.startswith("file://"):
         return sent
-    try:
-        return unquote(urlsplit(sent).path)
-    except ValueError:  # of brackets without an address of IPv6 in them
-        return sent
+    _, _, path = sent.removeprefix("file://").partition("/")  # a host's name may stand before it
+    return unquote(f"/{path}")
 
 
 def expanded(path: str | Path) -> Path:

@@ -37,7 +37,7 @@ def clock_with_evidence(run: Run, base: BaseModel, engine: Engine) -> Clock:
     if "control" in arms and not may_have_control(run.registry, run.project, base.weights_sha256):
         arms.discard("control")
     tokens = least_tokens(run.config, arms, STEP_TOKENS[engine.plan.dequantize])
-    return replace(run.clock, evidence_tokens=tokens)
+    return replace(run.clock, evidence_tokens=tokens * run.ranks.size)  # one rank measures, at its own speed
 
 
 def measure(
@@ -80,7 +80,7 @@ def measure(
         control=control,
         notes=notes,
         seconds=max(0.0, run.clock.left_seconds - run.clock.finish_seconds),
-        forward_tokens_per_second=outcome.forward_tokens_per_second,
+        forward_tokens_per_second=outcome.forward_tokens_per_second / outcome.ranks,
         on_progress=on_progress,
         interrupt=run.interrupt,
     )

@@ -31,7 +31,7 @@ def path_from_root(root: Path, sent: str) -> str:
 
 
 def _places(given: Path) -> Iterator[Path]:
-    """A file as it was opened, and where it is; projects have their roots with links followed."""
-    yield given
+    """Where a file is, as training and index know it, and as it was opened; projects have their roots with links followed."""
     with suppress(DataError):  # it leads nowhere
         yield resolved(given)
+    yield given

@@ -40,6 +40,7 @@ from mlx_gardener.platform.footprint import (
     process_peak_footprint_bytes,
 )
 from mlx_gardener.platform.out_of_memory import is_out_of_memory
+from mlx_gardener.training.advance import Advance
 from mlx_gardener.training.optimizer import (
     CLIP_NORM,
     global_norm,
@@ -60,8 +61,6 @@ if TYPE_CHECKING:
 
 Measured = TypeVar("Measured")
 
-#: An update or a validation that takes longer tells its progress, every so many seconds.
-SLOW_SECONDS, TELL_SECONDS = 2.0, 1.0
 #: A run whose loss is not finite this many updates in a row has diverged.
 MAX_REJECTED_UPDATES = 3
 
@@ -251,25 +250,17 @@ class _Training(Standing):
                         next_step="Close other programs, narrow data.sequence_lengths, or use a smaller --model.",
                     ) from error
 
-    def _advance(self, activity: str, step: int, *, parts: int = 1) -> Callable[[float], None]:
+    def _advance(self, activity: str, step: int, *, parts: int = 1) -> Advance:
         """What is called between the segments of an update, or of a validation of so many batches."""
-        started = told = self.worked_seconds()
-        done, before = 0, 0.0
 
-        def between(share: float) -> None:
-            nonlocal told, done, before
+        def look() -> None:
             self.interrupt()
             self.throttle.between_segments()
-            if share < before:
-                done += 1  # the next batch has begun
-            before = share
-            now, whole = self.worked_seconds(), (done + share) / parts
-            if now - started >= SLOW_SECONDS and now - told >= TELL_SECONDS and whole > 0:
-                told = now
-                left = (now - started) * (1 - whole) / whole
-                self.publish(StepAdvanced(activity, step, self.total_steps, whole, left))
 
-        return between
+        def tell(share: float, left: float) -> None:
+            self.publish(StepAdvanced(activity, step, self.total_steps, share, left))
+
+        return Advance(look, tell, self.worked_seconds, parts)
 
     def _reject(self, step: int) -> None:
         self.rejected += 1
@@ -317,14 +308,13 @@ class _Training(Standing):
         alone = self.ranks.size == 1
         return max(self.tokens_per_update, self.engine.forward_tokens) if alone else self.tokens_per_update
 
-    def _losses(
-        self, validation: list[Batch], between: Callable[[float], None]
-    ) -> tuple[float, float, float]:
+    def _losses(self, validation: list[Batch], between: Advance) -> tuple[float, float, float]:
         """Over all ranks: the sum of losses in nats, the tokens that bear one, their bytes."""
         if self._is_kept and (store := self.store) is not None:
             losses = [
                 self._within_budget(
-                    partial(kept_row_losses, self.engine, self.base, batch, store, between_segments=between)
+                    partial(kept_row_losses, self.engine, self.base, batch, store, between_segments=between),
+                    between,
                 )
                 for batch in validation
             ]
@@ -338,19 +328,24 @@ class _Training(Standing):
             return self._within_budget(
                 lambda: self.engine.evaluate(
                     (self.ranks.share(batch)[0] for batch in validation), between_segments=between
-                )
+                ),
+                between,
             )
 
         loss_sum, tokens, source_bytes = self.ranks.sum_numbers(whole_set)
         return loss_sum, tokens, source_bytes
 
-    def _within_budget(self, measure: Callable[[], Measured]) -> Measured:
-        """What ``measure`` gives, by a smaller plan where it passes the budget."""
+    def _within_budget(self, measure: Callable[[], Measured], between: Advance) -> Measured:
+        """What ``measure`` gives, by a smaller plan where it passes the budget; a try that did tells nothing of the speed."""
+        at = between.place
         while True:
+            began = self.worked_seconds()
             try:
                 return measure()
             except BudgetPassedError as passed:
                 self.throttle.shrink(f"{passed} in the validation of step {self.state.step}")
+                self.lost_seconds += self.worked_seconds() - began
+                between.place = at
 
     def _try_the_pace(self) -> None:
         """As many rows of the first validation as an update has: where they go slower than foretold, the time is shared out anew."""

@@ -99,7 +99,7 @@ class Standing:
         self.steps_per_epoch = data.train.update_count(self.tokens_per_update)
         self.other_seconds = clock.used_seconds()  # until here
         self.update_seconds: deque[float] = deque(maxlen=_UPDATES_REMEMBERED)
-        self.is_resumed = False
+        self.is_resumed, self.lost_seconds = False, 0.0
         self.forward_seen: float | None = None  # tokens per second of the last validation
         hidden = int(
             base.config.get("hidden_size") or base.config.get("text_config", {}).get("hidden_size", 2048)
@@ -224,8 +224,8 @@ class Standing:
             self.publish(TimePlanned(self.time_plan.to_json()))
 
     def worked_seconds(self) -> float:
-        """A clock that stands still while the training waits for the machine's owner: what speeds are measured by."""
-        return time.perf_counter() - self.throttle.waited_seconds
+        """A clock for speeds: it stands still while the training waits for the machine's owner, and forgets tries in vain."""
+        return time.perf_counter() - self.throttle.waited_seconds - self.lost_seconds
 
     def _take_weights_of_first(self) -> None:
         self.weights = self._of_first(self.weights)

@@ -53,6 +53,7 @@ fn it() {
 """
 SCRIPT = """
 test("it", () => {
+  expect(f(a)).toBeOneOf(allowed);
   expect(f(a)).not.toBe("x");
   expect(f(a)).toEqual({a: 1, b: [2]});
   expect(f(a)).to.be.equal(name);

@@ -98,6 +98,10 @@ def test_speeds_are_of_one_chip_and_one_blas(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(speed, "measure_backend", lambda slow=slow: slow)
         assert measured_backend(tmp_path) == slow == measured_backend(tmp_path)
     before = machine_key()
+    monkeypatch.setattr(
+        "mlx_gardener.platform.blas._state", BlasState("/home/me/lib/libopenblas.so.0", "opened")
+    )
+    assert machine_key() == before, "another environment with the same library"
     monkeypatch.setattr("mlx.core.device_info", lambda device: {"device_name": "another chip"})
     assert machine_key() != before and "another chip" in machine_key()
 
@@ -108,6 +112,7 @@ def test_speeds_are_of_one_chip_and_one_blas(tmp_path: Path, monkeypatch: pytest
         ({"flops_per_second": 5e9}, True),
         ({"exp_per_second": 1e6}, True),
         ({"flops_per_second": 195e9}, False),  # as much as two measurements differ
+        ({"flops_per_second": 195e9, "busy": 0.01}, False),  # and others, by chance
         ({"flops_per_second": 5e9, "busy": 0.5}, False),  # others took half of the processors
     ],
     ids=str,
@@ -115,12 +120,13 @@ def test_speeds_are_of_one_chip_and_one_blas(tmp_path: Path, monkeypatch: pytest
 def test_doctor_measures_speeds_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: dict[str, float], is_taken: bool
 ) -> None:
-    keep(tmp_path, replace(TWO_CORES, lost_rows=3.0))
-    monkeypatch.setattr(speed, "measure_backend", lambda: replace(TWO_CORES, **found))
+    kept = replace(TWO_CORES, lost_rows=3.0, busy=0.02)
+    keep(tmp_path, kept)
+    monkeypatch.setattr(speed, "measure_backend", lambda: replace(kept, lost_rows=0.0, **found))
     monkeypatch.setattr(machine, "measure_lost_rows", lambda rows, kind: ({}, 0.0))
     monkeypatch.setattr(machine, "module_command", lambda *arguments: ["false"])
     assert measured_backend(tmp_path).flops_per_second == 200e9
     with pytest.raises(TrainingError):
         measure_machine(tmp_path)
-    expected = replace(TWO_CORES, lost_rows=3.0, **(found if is_taken else {}))
+    expected = replace(kept, **(found if is_taken else {}))
     assert replace(measured_backend(tmp_path), measured_at=0.0) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,6 +94,34 @@ def test_base_and_version_are_measured_within_the_budget(manager: PeftManager, t
     assert recall[0].bits_per_byte != recall[1].bits_per_byte
     with pytest.raises(MemoryBudgetError):
         loaded(manager, settings.model_copy(update={"memory_limit_gb": 0.05}))
+
+
+def test_nothing_is_written_with_weights_that_are_read_from_disk(
+    manager: PeftManager, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One token reads them all, and then they would stay in memory: hours, or the budget passed."""
+    settings = tiny_settings(tiny_model_dir)
+    streaming = settings.model_copy(
+        update={"engine": settings.engine.model_copy(update={"streamed_layers": 2})}
+    )
+    monkeypatch.setattr("mlx_gardener.adapter.base.validate_config", lambda told: streaming)
+    monkeypatch.setattr(forgetting, "verbatim_rate", None)
+    recall, _ = forgetting._recall(manager.registry, "web", ["v1"], TEXTS, settings)
+    assert [item.verbatim for item in recall] == [None, None] and recall[0].bits_per_byte > 0
+    assert forgetting._is_gone(recall, None, "v1") is None
+
+
+def test_a_version_is_measured_as_it_was_trained_whatever_was_trained_last(
+    manager: PeftManager, tiny_model_dir: Path
+) -> None:
+    settings = tiny_settings(tiny_model_dir)
+    adapter, record = manager.load_adapter("web"), manager.registry.get_adapter("web")
+    adapter = replace(adapter, manifest={**adapter.manifest, "config": settings.model_dump(mode="json")})
+    last = settings.model_copy(
+        update={"data": settings.data.model_copy(update={"sequence_lengths": (64, 2**20)})}
+    )
+    _, engine = load_adapter_engine(manager.registry, record, adapter, last)
+    assert sorted(engine.plan.rows_of_width) == list(settings.data.sequence_lengths)
 
 
 def test_what_knows_a_forgotten_path_is_active_no_more_also_where_nothing_can_be_measured(

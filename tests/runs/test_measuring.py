@@ -53,6 +53,8 @@ def test_evidence_has_the_time_that_is_left_also_where_all_updates_fit(
         staged: Any = SimpleNamespace(load=lambda: None)
         measure(run, None, staged, None, None, outcome(forward_seen=50.0))  # type: ignore[arg-type]
         assert (asked["seconds"], asked["forward_tokens_per_second"]) == (left, 50.0)
+    measure(run, None, staged, None, None, outcome(forward_seen=50.0, ranks=2))  # type: ignore[arg-type]
+    assert asked["forward_tokens_per_second"] == 25.0, "one of them measures"
 
 
 def test_what_a_training_took_is_remembered_but_nothing_of_a_resumed_one(

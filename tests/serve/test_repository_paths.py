@@ -29,6 +29,7 @@ def root(tmp_path: Path) -> Path:
     (root / "src").mkdir(parents=True)
     (root / "src" / "a.py").write_text("x = 1\n")
     (root.parent / "link").symlink_to(root)
+    (root / "alias").symlink_to(root / "src")
     return root
 
 
@@ -36,10 +37,13 @@ def test_a_file_inside_is_named_from_the_root_and_anything_else_as_it_was_sent(r
     around = root.parent
     for sent in (
         f"{root}/src/a.py", f"{root}//src/./b/../a.py", f"{around}/link/src/a.py", f"{around}/elsewhere/../my code/src/a.py",
-        f"file://{around}/my%20code/src/a%2Epy", f"file://localhost{around}/link/src/a.py",
+        f"file://{around}/my%20code/src/a%2Epy", f"file://localhost{around}/link/src/a.py", f"{root}/alias/a.py",
     ):  # fmt: skip
         assert path_from_root(root, sent) == "src/a.py", sent
     assert path_from_root(root, f"file://{around}/my%20code/new%20%231.py") == "new #1.py", "never saved"
+    assert path_from_root(root, f"file://{around}/my%20code/is it?#1.py") == "is it?#1.py", (
+        "as nobody should send it"
+    )
     (root / "loop").symlink_to(root / "loop")
     for sent in (
         "", "src/a.py", "../a.py", "a%20b.py", str(root), f"file://{root}", f"{root}-2/a.py", f"{root}/../a.py", "/etc/hosts",

@@ -19,7 +19,7 @@ from mlx_gardener.model import BaseModel
 from mlx_gardener.model.lora import lora_parameters
 from mlx_gardener.platform.kept import KeptValues
 from mlx_gardener.platform.pressure import MemoryPressure
-from mlx_gardener.training import TrainOutcome, loop, throttling, time_plan
+from mlx_gardener.training import TrainOutcome, advance, loop, throttling, time_plan
 from mlx_gardener.training.checkpoint import list_checkpoints
 from mlx_gardener.training.time_plan import Clock
 from tests.support.loops import Recorder, Runner, same, settings
@@ -238,8 +238,8 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_leaves_the_earlier_
 
 
 def test_a_slow_step_says_how_far_it_is(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "SLOW_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(advance, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(advance, "TELL_SECONDS", 0.0)
     recorder = Recorder()
     run(settings(**{"optimizer.max_steps": 2}), recorder=recorder)
     told = [event for event in recorder.events if isinstance(event, StepAdvanced)]
