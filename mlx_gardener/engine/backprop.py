@@ -250,6 +250,7 @@ class ForwardBackward:
         end, head_loss = (graph.calls - 1, 0), self._head_loss(graph)
         cotangents: dict[Key, mx.array] = {}
         if kept >= graph.calls:  # the head stands alone
+            self.engine.plan.drop_buffers()
             hidden = tape.values[end]
             with self.engine.head_threads():
                 if lowest < graph.calls:
@@ -263,6 +264,7 @@ class ForwardBackward:
                     losses = head_loss.losses(self._at_positions(hidden))
                 loss = losses.sum()
                 mx.eval(loss, cotangents)
+            self.engine.plan.drop_buffers()
             return float(loss.item()), cotangents  # type: ignore[arg-type]  # a float32 scalar, not complex
         taken = graph.taken(kept, graph.calls)
         below = taken if lowest < kept else []

@@ -156,6 +156,17 @@ class Plan:
         if self.keeps_buffers:
             mx.set_cache_limit(max(0, self.step_bytes - mx.get_active_memory()))
 
+    def drop_buffers(self) -> None:
+        """Give freed buffers of layers back before the head, and its own after it: neither has use for the other's.
+
+        They are bounded between segments only. Qwen2.5-Coder-1.5B took 0.4 GB more in its head than was foretold, and 0.2 to 0.3 GB
+        more in all layers after it.
+        """
+        import mlx.core as mx
+
+        if self.keeps_buffers:
+            mx.clear_cache()
+
     def set_limits(self) -> None:
         """Tell MLX how much it may keep for reuse, and from where on to allocate no further ahead."""
         import mlx.core as mx

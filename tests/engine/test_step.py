@@ -15,6 +15,7 @@ from mlx_gardener.config import LoraConfig
 from mlx_gardener.dataset import Batch
 from mlx_gardener.engine import Plan, PredictedParts, StepResult, operations
 from mlx_gardener.engine.backprop import ForwardBackward
+from mlx_gardener.engine.head_loss import HeadLoss
 from mlx_gardener.engine.verify import largest_difference
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.lora import attach_lora, detach_lora, lora_parameters, nested
@@ -269,3 +270,27 @@ def test_freed_buffers_and_arrays_together_stay_below_the_peak_that_is_foretold(
     assert max(seen) <= peak
     gradients_of(base, weights, given, bounded(0), seed=0, between_segments=look)
     assert mx.get_cache_memory() == 0, "no room, so they went back"
+
+
+@pytest.mark.usefixtures("cache_limit")
+def test_freed_buffers_of_layers_do_not_lie_beside_the_heads_nor_its_own_beside_theirs(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, given = with_random_adapter(base), batch()
+    real, before, after, then = HeadLoss.losses_and_gradient, list[int](), list[int](), list[int]()
+
+    def noted(head: HeadLoss, *arguments: Any) -> Any:
+        before.append(mx.get_cache_memory())
+        result = real(head, *arguments)
+        mx.eval(result)
+        after.append(mx.get_cache_memory())
+        return result
+
+    def look(_: float) -> None:
+        if len(then) < len(after):  # the first segment after a head begins
+            then.append(mx.get_cache_memory())
+
+    monkeypatch.setattr(HeadLoss, "losses_and_gradient", noted)
+    gradients_of(base, weights, given, bounded(2**32), seed=0, between_segments=look)
+    assert before == [0, 0, 0] and len(then) == 3
+    assert all(left < 0.5 * kept for left, kept in zip(then, after, strict=True))
