@@ -1,9 +1,11 @@
-"""The sizes that CONTRIBUTING.md promises: of a module, and of the package."""
+"""What CONTRIBUTING.md promises of the sizes of a module and of the package, and that the script of the tests explains itself."""
 
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
 from pathlib import Path
 
 from tests.docs.commands import ROOT
@@ -29,3 +31,9 @@ def test_the_package_has_at_most_25_rooms_and_top_level_modules() -> None:
     modules = [path.stem for path in PACKAGE.glob("*.py")]
     rooms = [path.parent.name for path in PACKAGE.glob("*/__init__.py")]
     assert len(modules) + len(rooms) <= MOST_ROOMS, sorted(modules + rooms)
+
+
+def test_the_script_of_the_tests_says_what_it_does_without_installing_anything() -> None:
+    told = subprocess.run(["bash", "scripts/test", "--help"], cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True)  # fmt: skip
+    assert all(f"scripts/test {flag}" in told.stdout for flag in ("--slow", "--browser", "--parity", "-k"))
+    assert told.stderr == ""

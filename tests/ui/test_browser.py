@@ -19,7 +19,17 @@ from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from tests.conftest import write_repository
 from tests.report.facts import full_facts
 from tests.serve.conftest import make_adapter
-from tests.ui.browser import FOUND, HOW_TO_GET_ONE, browser, needs_browser, shifts, sideways, tab, violations
+from tests.ui.browser import (
+    FOUND,
+    HOW_TO_GET_ONE,
+    WAIT_MS,
+    browser,
+    needs_browser,
+    shifts,
+    sideways,
+    tab,
+    violations,
+)
 from tests.ui.conftest import TOKEN, Asking
 
 if TYPE_CHECKING:
@@ -150,20 +160,26 @@ def test_what_fails_behind_a_closed_window_is_said(
 ) -> None:
     registry.register_project("shop", write_repository(tmp_path / "shop"))
     context = chromium.new_context()
+    context.set_default_timeout(WAIT_MS)
     shown = context.new_page()
     opened(shown, page)
     shown.get_by_role("button", name="Manage shop").press("Enter")
     shown.get_by_role("button", name="Remove the project").wait_for()
     told = json.dumps({"error": {"message": "The registry cannot be read."}})
     shown.route("**/ui/api/projects", lambda route: route.fulfill(status=500, body=told))
+    shown.evaluate(  # it is said for ten seconds, which a machine under load may pass over between two looks
+        """() => { const told = document.getElementById('told'); window.said = '';
+        new MutationObserver(() => { window.said += told.textContent; }).observe(told, { childList: true }); }"""
+    )
     shown.keyboard.press("Escape")
-    shown.get_by_text("The registry cannot be read.").wait_for()
+    shown.wait_for_function("() => window.said.includes('The registry cannot be read.')")
     context.close()
 
 
 @needs_browser
 def test_without_its_token_the_page_asks_for_one(chromium: Browser, page: Asking) -> None:
     context = chromium.new_context()
+    context.set_default_timeout(WAIT_MS)
     shown = context.new_page()
     shown.goto(page.address)
     shown.get_by_label("Token").fill(TOKEN)
