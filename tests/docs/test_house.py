@@ -34,6 +34,14 @@ def test_the_package_has_at_most_25_rooms_and_top_level_modules() -> None:
 
 
 def test_the_script_of_the_tests_says_what_it_does_without_installing_anything() -> None:
-    told = subprocess.run(["bash", "scripts/test", "--help"], cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True)  # fmt: skip
+    environment = {"PATH": os.environ["PATH"]}
+    told = subprocess.run(
+        ["bash", "scripts/test", "--help"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert all(f"scripts/test {flag}" in told.stdout for flag in ("--slow", "--browser", "--parity", "-k"))
     assert told.stderr == ""
