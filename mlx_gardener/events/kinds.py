@@ -142,12 +142,16 @@ class StepAdvanced(Event):
 
 @dataclass(frozen=True)
 class Evaluated(Event):
-    """Loss over the whole fixed validation set: nats per token, and bits per byte of source."""
+    """Loss over the whole fixed validation set: nats per token, and bits per byte of source.
+
+    ``goes_on_from`` is the adapter version that the training began with; "" for one that began with the base alone.
+    """
 
     step: int
     loss: float
     bits_per_byte: float
     is_best: bool
+    goes_on_from: str = ""
 
 
 @dataclass(frozen=True)

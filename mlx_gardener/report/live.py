@@ -34,7 +34,7 @@ from mlx_gardener.events import (
     TrainingPhase,
     WarningRaised,
 )
-from mlx_gardener.report.text import counted, duration, edits_told, gigabytes, safe_text
+from mlx_gardener.report.text import counted, duration, edits_told, gigabytes, parent_told, safe_text
 from mlx_gardener.report.time_view import time_line
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -183,6 +183,8 @@ class LiveView:
         """What is worth a line of its own, above the panel or in a log."""
         if isinstance(event, DataPrepared):
             self._line(_data_line(event))
+            if told := parent_told(event.summary):
+                self._line(told)
         elif isinstance(event, PlanChosen):
             self._print_plan(event.plan)
         elif isinstance(event, TimePlanned):
@@ -303,8 +305,10 @@ class LiveView:
 
 
 def validation_remark(event: Evaluated) -> str:
-    """What a validation is worth a word for: the base before its first update, or the best one so far."""
-    return ", the base alone" if event.step == 0 else ", the best so far" if event.is_best else ""
+    """What a validation is worth a word for: what the training began with, or the best one so far."""
+    if event.step == 0:
+        return f", where {event.goes_on_from} ended" if event.goes_on_from else ", the base alone"
+    return ", the best so far" if event.is_best else ""
 
 
 def rows_line(rows_of_width: dict[str, int]) -> str:

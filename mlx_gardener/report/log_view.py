@@ -24,7 +24,7 @@ from mlx_gardener.events import (
     event_from_json,
 )
 from mlx_gardener.report.live import rows_line, validation_remark
-from mlx_gardener.report.text import counted, edits_told, gigabytes
+from mlx_gardener.report.text import counted, edits_told, gigabytes, parent_told
 from mlx_gardener.report.time_view import time_line
 
 _LINE = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d),\d{3} ([A-Z]+) ([\w.]+): (.*)")
@@ -102,10 +102,11 @@ def _told(event: Event, *, is_planned: bool) -> str | None:
         case ProgressChanged():
             return f"{event.progress_percent:3.0f} %  {event.message}"
         case DataPrepared(summary):
-            return (
+            told = (
                 f"Data: {counted(summary['chunks_kept'], 'chunk')} of {counted(summary['files_kept'], 'file')}, "
                 f"{counted(summary['train_loss_tokens'], 'token')} to learn from{edits_told(summary)}"
             )
+            return ". ".join(part for part in (told, parent_told(summary)) if part)
         case PlanChosen(plan):
             peak, budget = gigabytes(plan["predicted_peak_bytes"]), gigabytes(plan["budget_bytes"])
             what = "Plan corrected" if is_planned else "Plan"

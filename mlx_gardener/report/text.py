@@ -86,6 +86,17 @@ def ago(timestamp: float) -> str:
     return f"{duration(seconds)} ago" if seconds >= 1 else "just now"
 
 
+def parent_told(summary: Mapping[str, Any]) -> str:
+    """Which version a training goes on from, and with what (`DataSummary.continued_from`); "" for one that begins anew."""
+    found = summary.get("continued_from")
+    if not found:
+        return ""
+    version = found["version"]
+    if "updates_done" in found:
+        return f"Going on from {version} with the updates that its time limit left, after {counted(found['updates_done'], 'update')}"
+    return f"Going on from {version} with {counted(found['changed_files'], 'file')} that changed"
+
+
 def edits_told(summary: Mapping[str, Any]) -> str:
     """What a training takes from history (`DataSummary.edits`), to be said after something else; "" where none is wanted."""
     found = summary.get("edits")

@@ -42,6 +42,7 @@ class _Rows:
     train: RowSet
     validation: RowSet
     data_sha256: str
+    continued_from: str | None
 
 
 def coordinate(ranks: Ranks, config: TrainingConfig, model: str, plan: Plan) -> None:
@@ -70,7 +71,7 @@ def hand_out(ranks: Ranks, base: BaseModel, data: PreparedData) -> None:
     if ranks.size == 1:
         return
     ranks.check_same(_facts(base))
-    ranks.from_first(lambda: data.data_sha256.encode())
+    ranks.from_first(lambda: json.dumps([data.data_sha256, data.continued_from]).encode())
     ranks.from_first(lambda: pack_arrays(data.train.arrays()))
     ranks.from_first(lambda: pack_arrays(data.validation.arrays()))
 
@@ -112,12 +113,12 @@ def _train(ranks: Ranks, config: TrainingConfig, orders: dict[str, Any]) -> None
         theirs.model, plan, config, facts=prepared.facts, backend=prepared.backend, warn=logger.warning
     )
     ranks.check_same(_facts(base))
-    data_sha256 = ranks.from_first(lambda: b"").decode()
+    data_sha256, continued_from = json.loads(ranks.from_first(lambda: b""))
     rows = [RowSet.from_arrays(load(ranks.from_first(lambda: b""))) for _ in range(2)]
     with tempfile.TemporaryDirectory() as unused:
         train(
             base,
-            _Rows(rows[0], rows[1], data_sha256),
+            _Rows(rows[0], rows[1], data_sha256, continued_from),
             config,
             engine,
             publish=lambda event: logger.info("%s", json.dumps(event.to_json(), ensure_ascii=True)),

@@ -389,4 +389,4 @@ class _Training(Standing):
         else:
             state.bad_evaluations += 1
         state.validation.append((state.step, loss, bits))
-        self.publish(Evaluated(state.step, loss, bits, better))
+        self.publish(Evaluated(state.step, loss, bits, better, self.data.continued_from or ""))

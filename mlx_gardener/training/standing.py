@@ -72,6 +72,11 @@ class TrainingRows(Protocol):
         """Over all rows, also those of the test."""
         ...
 
+    @property
+    def continued_from(self) -> str | None:
+        """The adapter version that the training goes on from; None where it begins with the base alone."""
+        ...
+
 
 class Standing:
     """The state of one training, and how it is kept; the arguments are those of `training.loop.train`."""

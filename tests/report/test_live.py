@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mlx_gardener.events import (
+    DataPrepared,
     Evaluated,
     Event,
     ProgressChanged,
@@ -24,6 +25,7 @@ from mlx_gardener.events import (
 from mlx_gardener.report.jsonl import JsonLines
 from mlx_gardener.report.live import LiveView, sparkline
 from mlx_gardener.report.log_view import LogReader
+from mlx_gardener.report.text import parent_told
 from tests.report.facts import EVENTS
 from tests.support.trainings import until
 
@@ -62,6 +64,29 @@ def test_it_is_said_when_other_updates_fit_than_were_foretold(terminal: bool) ->
     assert "Time: 49 updates fit now, not 55: one takes longer than foretold." in told[0]
     assert "Time: 60 updates fit now, not 49: one takes less long than foretold." in told[1]
     assert "Validation at step 0: loss 2.0000, 0.7000 bits per byte, the base alone" in stream.getvalue()
+
+
+def test_a_training_that_goes_on_says_from_what_and_does_not_call_it_the_base(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    summary = {
+        "languages": {}, "chunks_kept": 9, "files_kept": 2, "train_loss_tokens": 700, "padding_fraction": 0.0,
+        "continued_from": {"version": "v1", "updates_done": 12},
+    }  # fmt: skip
+    events = [DataPrepared(summary), Evaluated(0, 2.0, 0.7, True, "v1")]
+    told = "Going on from v1 with the updates that its time limit left, after 12 updates"
+    lines = lines_of(events, monkeypatch)
+    assert lines[1] == told and lines[2].endswith("0.7000 bits per byte, where v1 ended"), lines
+    read = LogReader()
+    logged = [
+        read(f"2026-01-02 03:04:05,678 INFO mlx_gardener.runs.worker: {json.dumps(event.to_json())}")
+        for event in events
+    ]
+    assert str(logged[0]).endswith(f" to learn from. {told}"), logged
+    assert str(logged[1]).endswith("0.7000 bits per byte, where v1 ended"), logged
+    changed = {"version": "v2", "changed_files": 1, "changed_share": 0.1, "replayed_files": 1}
+    assert parent_told({"continued_from": changed}) == "Going on from v2 with 1 file that changed"
+    assert parent_told({"continued_from": None}) == ""
 
 
 def test_a_terminal_gets_a_picture_and_hostile_text_cannot_steer_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from mlx_gardener.training import TrainOutcome, advance, loop, throttling, time_
 from mlx_gardener.training.checkpoint import list_checkpoints
 from mlx_gardener.training.time_plan import Clock
 from tests.support.loops import Recorder, Runner, same, settings
+from tests.training.conftest import train_on
 
 
 def test_training_lowers_the_loss_and_leaves_the_base_as_it_was(run: Runner, base: BaseModel) -> None:
@@ -33,6 +35,17 @@ def test_training_lowers_the_loss_and_leaves_the_base_as_it_was(run: Runner, bas
     assert recorder.steps[-1].loss < 0.95 * recorder.steps[0].loss
     assert outcome.state.best_step > 0
     assert not lora_parameters(base.model) and mx.array_equal(before, base.model(tokens))
+
+
+def test_a_validation_says_which_version_the_training_began_with(
+    base: BaseModel, data: PreparedData, tmp_path: Path
+) -> None:
+    config = settings(**{"optimizer.max_steps": 1})
+    for version in (None, "v1"):
+        recorder = Recorder()
+        train_on(base, replace(data, continued_from=version), config, tmp_path / "c", recorder=recorder)
+        told = [event.goes_on_from for event in recorder.events if isinstance(event, Evaluated)]
+        assert told and set(told) == {version or ""}
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
