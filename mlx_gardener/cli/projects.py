@@ -68,23 +68,33 @@ def projects(as_json: bool) -> None:
 @click.argument("project", type=name_type, shell_complete=complete_projects)
 @as_json_option
 def show(project: str, as_json: bool) -> None:
-    """Show PROJECT and the versions of its adapter; * marks the version other programs pick up."""
+    """Show PROJECT and the versions of its adapter; * marks the version other programs pick up.
+
+    Figures are those of a version's newest `eval`, or else of its training.
+    """
     from rich.table import Table
 
     from mlx_gardener.registry import ProjectRegistry
+    from mlx_gardener.registry.evaluations import newest_evaluation
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.text import safe_text, words
 
     registry = ProjectRegistry()
     found = registry.get_project(project)
     adapters = registry.list_adapters(project)
+    again = {item.version: newest_evaluation(item.directory) for item in adapters}
+    metrics = {
+        item.version: newest.evidence["metrics"] if (newest := again[item.version]) else item.metrics
+        for item in adapters
+    }
     if as_json:
         versions: list[dict[str, Any]] = [
             {
                 "version": item.version,
                 "active": item.active,
                 "base_model": item.base_model,
-                "metrics": item.metrics,
+                "metrics": metrics[item.version],
+                "evaluated_at": newest.at if (newest := again[item.version]) else None,
                 "directory": str(item.directory),
                 "created_at": item.created_at,
             }
@@ -110,11 +120,16 @@ def show(project: str, as_json: bool) -> None:
             item.version,
             _when(item.created_at),
             safe_text(item.base_model),
-            *(_figure(item.metrics, name) for name in ("adapter_bits_per_byte", "base_bits_per_byte")),
+            *(
+                _figure(metrics[item.version], name)
+                for name in ("adapter_bits_per_byte", "base_bits_per_byte")
+            ),
         )
     console.print(table)
     for item in adapters:
         console.print(f"{item.version}: {safe_text(str(item.directory))}", soft_wrap=True)
+        if newest := again[item.version]:
+            console.print(f"{item.version} was measured again by `mlx-gardener eval` on {_when(newest.at)}.")
 
 
 @click.command()

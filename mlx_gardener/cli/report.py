@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,8 +29,8 @@ PAGE_NAME = "report.html"
 @click.option("--output", type=file_type, help="Copy the page to this new file.")
 @as_json_option
 def report(project: str, version: str | None, open_page: bool, output: Path | None, as_json: bool) -> None:
-    """Show what the evidence says about PROJECT's adapter, what stayed of its completions where `serve --in-use` counted that,
-    and where its page is.
+    """Show what the evidence says about PROJECT's adapter, that of the newest `eval` or else of its training; what stayed of its
+    completions where `serve --in-use` counted that; and where its page is.
     """
     from mlx_gardener.evaluate.in_use import read_in_use
     from mlx_gardener.registry import ProjectRegistry
@@ -45,9 +45,9 @@ def report(project: str, version: str | None, open_page: bool, output: Path | No
     record = version_to_show(registry, project, version)
     page = record.directory / PAGE_NAME
     in_use = read_in_use(registry, project)
-    if in_use.survival and page.is_file() and not page.is_symlink():
-        page = _page_in_use(registry, record, page, in_use)
     known = known_of(registry, record)
+    if page.is_file() and not page.is_symlink():
+        page = _page_now(registry, record, page, known, in_use)
     evidence = known.get("evidence")
     if output is not None:
         _copy(_existing(page, record), output)
@@ -56,6 +56,7 @@ def report(project: str, version: str | None, open_page: bool, output: Path | No
             "project": project,
             "version": record.version,
             "evidence": evidence,
+            "evaluated_at": known.get("evaluated_at"),
             "in_use": in_use.to_json(),
         }
         click.echo(json.dumps({**told, "page": str(page) if page.is_file() else None}, indent=2))
@@ -80,19 +81,35 @@ def report(project: str, version: str | None, open_page: bool, output: Path | No
         _open(output or _existing(page, record))
 
 
-def _page_in_use(registry: ProjectRegistry, record: AdapterRecord, page: Path, in_use: InUse) -> Path:
-    """The page with what is known of its use, beside that."""
+def _page_now(
+    registry: ProjectRegistry, record: AdapterRecord, page: Path, known: dict[str, Any], in_use: InUse
+) -> Path:
+    """The page with what came after the training, in a file of its own: a later evaluation, and what is known of its use."""
+    from mlx_gardener.adapter.manifest import read_manifest
     from mlx_gardener.errors import RegistryError
     from mlx_gardener.evaluate.in_use import in_use_directory
     from mlx_gardener.platform.files import write_whole
+    from mlx_gardener.registry.evaluations import DIRECTORY
+    from mlx_gardener.report.html import render_report_html
     from mlx_gardener.report.in_use_view import page_with
+    from mlx_gardener.runs.journal import JOURNAL_NAME, read_journal
 
-    place = in_use_directory(registry, record.project) / f"{record.version}-{PAGE_NAME}"
+    place, text = page, ""
+    if "evaluated_at" in known:
+        manifest = read_manifest(record.directory)
+        facts = {**manifest, "base_model": manifest["base"]["id"], "evidence": known["evidence"]}
+        training = registry.training_that_made(record.project, record.version)
+        events = [] if training is None else read_journal(training.run_dir / JOURNAL_NAME)[0]
+        place, text = record.directory / DIRECTORY / PAGE_NAME, render_report_html(facts, events=events)
+    if in_use.survival:
+        place = in_use_directory(registry, record.project) / f"{record.version}-{PAGE_NAME}"
+        text = page_with(text or page.read_text(encoding="utf-8"), in_use)
     try:
-        write_whole(place, page_with(page.read_text(encoding="utf-8"), in_use), lasting=False)
+        if text:
+            write_whole(place, text, lasting=False)
     except OSError as error:
         raise RegistryError(
-            f"The page with what is known of {record.project}'s use cannot be written ({error.strerror}).",
+            f"The page with what came after {record.project}'s training cannot be written ({error.strerror}).",
             next_step="Free disk space, then ask again.",
         ) from error
     return place

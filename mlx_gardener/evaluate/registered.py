@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from mlx_gardener.config import RetrievalWish, TrainingConfig, as_recorded, validate_config
 from mlx_gardener.errors import AdapterError, DataError, RegistryError
 from mlx_gardener.platform.files import is_directory, make_private, write_whole
-from mlx_gardener.platform.untrusted import read_json
 from mlx_gardener.registry import AdapterRecord, Project, ProjectRegistry
+from mlx_gardener.registry.evaluations import DIRECTORY, STAMP, kept_evaluations
 
 if TYPE_CHECKING:
     from mlx_gardener.adapter import LoadedAdapter
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 #: Where the base's losses and answers are kept below the registry's home.
 ANSWERS = "cache/answers"
-DIRECTORY = "evaluations"
 
 
 @dataclass(frozen=True)
@@ -276,7 +275,7 @@ def find_control(
 
 def _keep(directory: Path, project: str, version: str, data: PreparedData, evidence: Evidence) -> Path:
     """Write the evidence beside the adapter's files; it holds no source text."""
-    now = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
+    now = time.strftime(STAMP, time.gmtime())
     told = {
         "format_version": 1,
         "created_at": now,
@@ -318,10 +317,11 @@ def choose_retrieval(directory: Path, wish: RetrievalWish, *, with_adapter: bool
     from mlx_gardener.evaluate.retrieval import retrieval_helps
     from mlx_gardener.retrieval.context import CONTEXT_TOKENS
 
-    found: list[Any] = [_evidence_in(file) for file in sorted((directory / DIRECTORY).glob("*.json"))]
+    found = [kept.evidence for kept in kept_evaluations(directory)]
     with suppress(AdapterError):  # whoever loads the adapter says so
-        found.insert(0, read_manifest(directory).get("evidence"))
-    found = [evidence for evidence in found if isinstance(evidence, dict) and evidence.get("arms")]
+        of_training = read_manifest(directory).get("evidence")
+        if isinstance(of_training, dict) and of_training.get("arms"):
+            found.insert(0, of_training)
     arm = "adapter_bm25" if with_adapter else "base_bm25"
     telling = [item for item in found if any(found_arm["name"] == arm for found_arm in item["arms"])]
     evidence: dict[str, Any] = telling[-1] if telling else {}
@@ -330,11 +330,3 @@ def choose_retrieval(directory: Path, wish: RetrievalWish, *, with_adapter: bool
         return RetrievalChoice(wish == "on", f"serve.retrieval is {wish}", limit)
     helps, why = retrieval_helps(evidence, with_adapter=with_adapter)
     return RetrievalChoice(helps, why, limit)
-
-
-def _evidence_in(file: Path) -> Any:
-    try:
-        told = read_json(file, follow_links=False)
-    except (OSError, ValueError):
-        return None  # an evaluation that cannot be read decides nothing
-    return told.get("evidence") if isinstance(told, dict) else None

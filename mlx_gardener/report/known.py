@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.adapter.manifest import read_manifest
+from mlx_gardener.registry.evaluations import newest_evaluation
 
 if TYPE_CHECKING:
     from mlx_gardener.registry import AdapterRecord, ProjectRegistry
@@ -24,12 +26,20 @@ def version_to_show(registry: ProjectRegistry, project: str, version: str | None
 
 
 def known_of(registry: ProjectRegistry, record: AdapterRecord) -> dict[str, Any]:
-    """Evidence, metrics and training of a version.
+    """Evidence, metrics and training of a version; ``evaluated_at`` (seconds since the epoch) where the evidence is of a later `eval`.
 
-    With the evidence's source texts where the training that made it is still there; the manifest has it without.
+    Of evaluations the newest counts, as it does for the server. With the evidence's source texts where it is of the training that
+    made the version, and that is still there; manifests and evaluations have it without.
 
     Raises:
         AdapterError: the manifest cannot be read.
     """
     training = registry.training_that_made(record.project, record.version)
-    return (None if training is None else training.result) or read_manifest(record.directory)
+    known = (None if training is None else training.result) or read_manifest(record.directory)
+    newest = newest_evaluation(record.directory)
+    if newest is None:
+        return known
+    when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(newest.at))
+    notes = (f"Measured again by `mlx-gardener eval` on {when}.", *(newest.evidence.get("notes") or ()))
+    evidence = {**newest.evidence, "notes": list(notes)}
+    return {**known, "metrics": evidence["metrics"], "evidence": evidence, "evaluated_at": newest.at}

@@ -24,9 +24,10 @@ from urllib.parse import quote
 from mlx_gardener.config import RetrievalWish
 from mlx_gardener.errors import GardenerError
 from mlx_gardener.evaluate.in_use import Place
-from mlx_gardener.evaluate.registered import DIRECTORY, RetrievalChoice, choose_retrieval
+from mlx_gardener.evaluate.registered import RetrievalChoice, choose_retrieval
 from mlx_gardener.platform.reasons import reason_of
 from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.registry.evaluations import DIRECTORY
 from mlx_gardener.retrieval import Context, Index, Retriever, Rules, code_in_front
 from mlx_gardener.runs.indexed import index_rules, kept_index, update_index
 from mlx_gardener.serve.catalog import Target

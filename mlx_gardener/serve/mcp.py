@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.adapter.manifest import read_manifest
 from mlx_gardener.errors import ConfigError, GardenerError
 from mlx_gardener.platform.extras import how_to_install
 from mlx_gardener.platform.version import __version__
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.report import advice
+from mlx_gardener.report.known import known_of
 from mlx_gardener.retrieval.words import query_words
 from mlx_gardener.serve import prompts
 from mlx_gardener.serve.access import SUFFIX_LEFT_OUT
@@ -214,13 +214,13 @@ class Tools:
         return {"projects": found}
 
     def verdict(self, project: str | None) -> dict[str, Any]:
-        """What the evidence of the active version says.
+        """What the evidence of the active version says, that of the newest `eval` or else of its training.
 
         Raises:
             BadRequestError: it was never measured.
         """
         record = self._registry.get_adapter(self._project(project))
-        evidence = read_manifest(record.directory).get("evidence")
+        evidence = known_of(self._registry, record).get("evidence")
         if not evidence:
             raise BadRequestError(
                 f"{record.project} {record.version} was never measured.",

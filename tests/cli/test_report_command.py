@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 
 from mlx_gardener.adapter.manifest import read_manifest
 from mlx_gardener.cli import cli
+from mlx_gardener.platform.files import make_private, write_whole
 from mlx_gardener.registry import ProjectRegistry
 from tests.support.commands import gardener
 
@@ -59,3 +61,40 @@ def test_the_report_is_shown_copied_and_opened(
     code, text = report("small", "--open")
     assert code == 1 and "has no report.html" in text
     assert report("small", "--version", "v9")[0] == 1
+
+
+def test_the_newest_evaluation_is_what_is_reported_and_shown(trained_home: Path) -> None:
+    record = ProjectRegistry().get_adapter("small", "v1")
+    written = (record.directory / "report.html").read_text()
+    evidence = {
+        **read_manifest(record.directory)["evidence"],
+        "reason": "Told by the newest.",
+        "notes": ["Few."],
+    }
+    evidence["metrics"] = {**evidence["metrics"], "adapter_bits_per_byte": 0.1234}
+    make_private(record.directory / "evaluations")
+    for stamp, reason in (("2031-01-01T10-20-30Z", "Told by the newest."), ("2030-01-01T00-00-00Z", "Told.")):
+        kept = json.dumps({"evidence": {**evidence, "reason": reason}})
+        write_whole(record.directory / "evaluations" / f"{stamp}.json", kept)
+    write_whole(record.directory / "evaluations" / "2032-01-01T00-00-00Z.json", "cut off")
+
+    again = "Measured again by `mlx-gardener eval` on 2031-01-01 10:20 UTC."
+    code, text = report("small")
+    assert code == 0 and "Told by the newest." in text and again in text and "0.123 bits per byte" in text, (
+        text
+    )
+    told = json.loads(report("small", "--json")[1])
+    assert told["evidence"]["reason"] == "Told by the newest." and told["evidence"]["notes"] == [
+        again,
+        "Few.",
+    ]
+    assert time.gmtime(told["evaluated_at"])[:5] == (2031, 1, 1, 10, 20)
+    page = Path(told["page"]).read_text()
+    assert "Told by the newest." in page and again.split("`")[2] in page and "Memory over time" in page
+    assert (record.directory / "report.html").read_text() == written, "the training's own page stays"
+    assert ProjectRegistry().check() == []
+
+    shown = CliRunner().invoke(cli, ["show", "small"]).output
+    assert "0.1234" in shown and "v1 was measured again by `mlx-gardener eval` on 2031-01-01" in shown
+    (version,) = json.loads(CliRunner().invoke(cli, ["show", "small", "--json"]).output)["adapters"]
+    assert version["metrics"] == evidence["metrics"] and version["evaluated_at"] == told["evaluated_at"]
