@@ -99,9 +99,8 @@ class Guard:
                 return
             await self._app(scope, body.receive, counting)
         except ClientDisconnect:
-            # What it was answered counts; before that, 499 is what nginx calls a client that closed the request.
-            gone = access.status if begun else 499
-            access.status, access.refused = refused_below(scope) or (gone, "The client went away.")
+            # 499 is what nginx calls a client that closed the request, in the middle of a stream, too.
+            access.status, access.refused = refused_below(scope) or (499, "The client went away.")
         except Exception as error:  # whatever it was: the client gets JSON, the log the rest
             status, content = shown_error(error, path)
             access.refused = error_message(content)

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -41,8 +41,9 @@ class EventStream(Response):
         writing = asyncio.create_task(self._write(send))
         try:
             await asyncio.wait({gone, writing}, return_when=asyncio.FIRST_COMPLETED)
-            if writing.done():
-                writing.result()
+            if not writing.done():
+                raise ClientDisconnect
+            writing.result()
         finally:
             self._job.cancelled.set()
             for task in (gone, writing):
@@ -120,14 +121,19 @@ async def _gone(receive: Receive) -> None:
 
 
 async def _unless_gone(request: Request, job: QueuedRequest, work: Awaitable[_Result]) -> _Result:
-    """The result of ``work``, unless the client goes away first: then the job is stopped."""
+    """The result of ``work``, unless the client goes away first: then the job is stopped.
+
+    Raises:
+        ClientDisconnect: it went away.
+        Exception: what ``work`` raises.
+    """
     gone = asyncio.create_task(_gone(request.receive))
     working = asyncio.ensure_future(work)
     try:
         await asyncio.wait({gone, working}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise BusyError("The client went away.")
+        raise ClientDisconnect
     except BaseException:
         job.cancelled.set()
         raise

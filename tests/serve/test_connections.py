@@ -113,6 +113,27 @@ def test_a_client_that_leaves_while_it_sends_is_no_fault_of_ours(world: World) -
     assert 'status="499"' in counted and 'status="500"' not in counted
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_while_it_is_answered_is_told_and_counted_as_one(
+    world: World, stream: bool
+) -> None:
+    seen: list[Access] = []
+    body = {"prompt": "x = ", "max_tokens": 1500, "n": 8, "stream": stream}
+    with serving(world[0], ServeSettings(port=0, projects=("alpha",)), seen.append) as address:
+        with connected(address) as connection:
+            content = json.dumps(body).encode()
+            head = HEAD.replace(b"/infill", b"/v1/completions")
+            connection.sendall(head + b"content-length: %d\r\n\r\n" % len(content) + content)
+            if stream:
+                assert b"200" in connection.recv(4096)
+            else:
+                time.sleep(0.2)
+        assert wait_until(lambda: len(seen) == 1)
+        assert (seen[0].status, seen[0].refused) == (499, "The client went away.")
+        counted = httpx.get(f"{address}/metrics", timeout=60).text
+    assert 'path="/v1/completions",status="499"} 1' in counted
+
+
 def asked(address: str, line: str, *headers: str) -> tuple[int, str]:
     """Status and text of what a server says to a request of these bytes."""
     with connected(address) as connection:
