@@ -140,7 +140,7 @@ def plan(
 
 @checked
 def models(*places: str | Path, config: TrainingConfig | None = None, **settings: Any) -> list[Base]:
-    """The base models in the stores of this machine, and in ``places`` and below; only headers are read.
+    """The base models in the stores of this machine, in ``places`` and below, and the embedded one; only headers are read.
 
     Args:
         places: directories and GGUF files to look at besides.

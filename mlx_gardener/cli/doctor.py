@@ -161,7 +161,7 @@ def _models() -> Finding:
         choice = choose_base(TrainingConfig())
     except GardenerError as error:
         return Finding("models", False, error.in_terminal, "Install mlx-gardener again.")
-    return Finding("models", True, f"found here for --model auto: {choice.name} ({choice.reason})")
+    return Finding("models", True, f"--model auto without fetching: {choice.name} ({choice.reason})")
 
 
 def _registry() -> Finding:

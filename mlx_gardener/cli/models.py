@@ -36,8 +36,8 @@ def models(
 ) -> None:
     """List the base models on this machine, with whether each fits the budget and what an update of 1,024 tokens takes.
 
-    Looks into the Hugging Face cache, Ollama, LM Studio, llama.cpp's cache, Jan and oMLX, and into every PATH. Only headers are
-    read. Each name can be given to `train --model`.
+    Looks into the Hugging Face cache, Ollama, LM Studio, llama.cpp's cache, Jan and oMLX, and into every PATH; the embedded
+    one comes last. Only headers are read. Each name can be given to `train --model`.
     """
     from rich.progress import Progress
 
@@ -59,9 +59,9 @@ def models(
     if as_json:
         told = {"budget_gb": config.memory_limit_gb, "models": [base.to_json() for base in found]}
         click.echo(json.dumps(told, indent=2))
-    elif not found:
+        return
+    show_bases(make_console(), found, config.memory_limit_bytes)
+    if len(found) == 1:  # the embedded one
         click.echo(
-            "There are no base models on this machine. `mlx-gardener train` fetches one, or takes the embedded one."
+            "\nThere are no other base models on this machine. `mlx-gardener train` fetches one, or takes this one."
         )
-    else:
-        show_bases(make_console(), found, config.memory_limit_bytes)

@@ -18,6 +18,7 @@ from mlx_gardener.engine.facts import ModelFacts, gguf_model_facts, model_facts
 from mlx_gardener.engine.planner import make_plan
 from mlx_gardener.engine.seen import known_backend
 from mlx_gardener.errors import DataError, GardenerError, MemoryBudgetError, ModelError
+from mlx_gardener.model.choose import SEEDLING, seedling_path
 from mlx_gardener.model.stores import STORES, StoredBase, bases_at, find_bases, place_of
 from mlx_gardener.platform.files import expanded, make_private, write_whole
 from mlx_gardener.platform.home import default_home
@@ -94,7 +95,7 @@ class Known:
 def list_bases(
     config: TrainingConfig, places: Sequence[Path] = (), tell: Callable[[int, int], None] | None = None
 ) -> list[Base]:
-    """The bases in all stores and in ``places``, with what a training with ``config`` would take.
+    """The bases in all stores and in ``places``, and last the embedded one, with what a training with ``config`` would take.
 
     Args:
         tell: called after each with how many were looked at, and how many there are.
@@ -105,6 +106,7 @@ def list_bases(
     found = find_bases()
     for place in places:
         found += bases_at(place_of(_place(place)))
+    found.append(StoredBase(SEEDLING, "embedded", seedling_path(), is_gguf=False, licence="apache-2.0"))
     told = []
     for known in look_at(found):
         told.append(_planned(known, config))

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from mlx_gardener.cli import cli
 from mlx_gardener.model.choose import choose_model
+from mlx_gardener.model.stores import is_store_name
 from tests.model.store_worlds import OllamaStore, hub_snapshot, into_blobs, write_gguf
 
 
@@ -30,9 +31,24 @@ def machine(hub_cache: Path, tiny_model_dir: Path, tmp_path: Path) -> Path:
     return user
 
 
-def test_a_machine_without_models_says_so() -> None:
-    assert "no base models on this machine" in run().stdout
-    assert json.loads(run("--json").stdout) == {"budget_gb": 4.0, "models": []}
+def test_a_machine_without_models_has_the_embedded_one_and_says_so() -> None:
+    said = run().stdout
+    assert "no other base models on this machine" in said and "mlx-gardener (embedded)" in said
+    (model,) = json.loads(run("--json").stdout)["models"]
+    assert (
+        model["name"] == "seedling"
+        and model["has_fim"]
+        and model["fits"]
+        and model["licence"] == "apache-2.0"
+    )
+    assert choose_model(model["name"]).is_here and not is_store_name("embedded:seedling")
+
+
+def test_the_doctor_says_what_auto_takes_only_as_far_as_nothing_is_fetched() -> None:
+    from mlx_gardener.cli.doctor import _models
+
+    seen = _models().seen
+    assert seen.startswith("--model auto without fetching: seedling") and "`train` fetches it" in seen
 
 
 def test_people_see_a_table_and_the_reasons_below(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +112,7 @@ def test_every_store_in_its_true_layout_is_listed_and_every_name_is_taken(
         "ollama:coder:1b", "ollama:hf.co/org/tiny-GGUF:Q8_0", "ollama:new:mlx",
         "lmstudio:pub/big/big.gguf", "lmstudio:mlx-community/tiny-4bit",
         "llamacpp:ggml-org_tiny-GGUF_tiny-Q8_0.gguf",
-        "jan:huggingface.co/org/tiny/model.gguf", "omlx:org/tiny-4bit",
+        "jan:huggingface.co/org/tiny/model.gguf", "omlx:org/tiny-4bit", "seedling",
     }  # fmt: skip
     assert "1 safetensors layers" in models.pop("ollama:new:mlx")["why_not"]
     for name, model in models.items():

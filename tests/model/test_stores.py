@@ -187,7 +187,7 @@ def test_shards_in_the_hub_s_cache_are_links_to_blobs_and_still_one_model(
     for name in (str(first), str(first.parent), first.name, absolute_model(first.name), absolute_model(".")):
         assert resolve_model(choose_model(name)) == read, name
     config = load_config(environment={})
-    stored, named, in_folder = list_bases(config, [first, first.parent])
+    stored, named, in_folder, _ = list_bases(config, [first, first.parent])
     assert stored.parameters == named.parameters == in_folder.parameters and named.name == str(first)
 
 

@@ -26,6 +26,7 @@ STORES = {
     "jan": "Jan",
     "omlx": "oMLX",
     "path": "path",
+    "embedded": "mlx-gardener (embedded)",
 }
 
 __all__ = ["STORES", "StoredBase", "bases_at", "find_base", "find_bases", "is_store_name", "place_of"]
@@ -68,7 +69,7 @@ def bases_at(path: Path) -> list[StoredBase]:
 def is_store_name(name: str) -> bool:
     """Whether ``name`` is one as `find_base` takes: it begins with a store's word and a colon."""
     store, colon, _ = name.partition(":")
-    return bool(colon) and store in STORES and store != "path"
+    return bool(colon) and store in STORES and store not in ("path", "embedded")
 
 
 def find_base(name: str) -> StoredBase:

@@ -27,7 +27,7 @@ class StoredBase:
 
     Attributes:
         name: what `choose_model` takes, and its owner calls it: ``ollama:qwen2.5-coder:1.5b``.
-        store: hf, ollama, lmstudio, llamacpp, jan, omlx or path.
+        store: hf, ollama, lmstudio, llamacpp, jan, omlx, path or embedded.
         path: its MLX folder, or its GGUF file, of several shards the first.
         is_gguf: which of the two.
         files: a GGUF's shards; empty for a folder.
