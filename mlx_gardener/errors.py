@@ -121,14 +121,14 @@ class MemoryBudgetError(GardenerError):
     """The work does not fit the memory budget; names the least budget that would do.
 
     Args:
-        least_bytes: that budget, where it is known.
+        least_bytes: that budget, kept as whole bytes, rounded up; infinite where it is not known.
     """
 
     fields = ("least_bytes",)
 
     def __init__(self, message: str, *, next_step: str = "", least_bytes: float = float("inf")) -> None:
         super().__init__(message, next_step=next_step)
-        self.least_bytes = least_bytes
+        self.least_bytes = least_bytes if math.isinf(least_bytes) else math.ceil(least_bytes)
 
 
 class AdapterError(GardenerError):

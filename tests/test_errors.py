@@ -28,7 +28,8 @@ def test_an_error_crosses_as_json_with_its_class_and_fields() -> None:
     error = MemoryBudgetError("It is too large.", next_step="Allow more.", least_bytes=12.5)
     again = error_from_json(json.loads(json.dumps(error.to_json())), otherwise="")
     assert type(again) is MemoryBudgetError and isinstance(again, MemoryBudgetError)
-    assert (again.message, again.next_step, again.least_bytes) == ("It is too large.", "Allow more.", 12.5)
+    assert (again.message, again.next_step, again.least_bytes) == ("It is too large.", "Allow more.", 13)
+    assert isinstance(error.least_bytes, int), "whole bytes, rounded up"
     unknown = json.dumps(MemoryBudgetError("It is too large.").to_json(), allow_nan=False)
     assert error_from_json(json.loads(unknown), otherwise="").to_json() == json.loads(unknown)
     assert pickle.loads(pickle.dumps(error)).to_json() == error.to_json()
