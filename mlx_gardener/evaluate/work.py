@@ -107,8 +107,8 @@ def decide_work(
     least_tasks, least_rows = _least(settings)
     rows = min(windows, max(least_rows, int(allowed / 2 / row)))
     fitting = max(least_tasks, int(allowed / 2 / (max(2, kinds) * task)))
-    why = f"at most {settings.time_share:.0%} of the work of training on {training_tokens:,} tokens"
-    why += f", but at least {least_tasks} tasks and {least_rows} rows where there are as many"
+    share = f"at most {settings.time_share:.0%} of the work of training on {training_tokens:,} tokens"
+    why = f"{share}, but at least {least_tasks} tasks and {least_rows} rows where there are as many"
     guard_share, sizes = 1.0, whole
     asked = min(fitting, settings.tasks)
     if tasks is None and rows * row + kinds * (asked * task + writing) + 2 * _GUARD_TOKENS > forward_tokens:
@@ -122,7 +122,8 @@ def decide_work(
     asked = min(fitting, settings.tasks)
     if tasks is not None:
         asked = tasks
-        why = f"{tasks} tasks of each kind were asked for; rows: {why}"
+        why_rows = "all there are" if rows == windows else f"{share}, but at least {least_rows}"
+        why = f"{tasks} tasks of each kind were asked for; rows: {why_rows}"
     if not can_write:
         asked = 0
         why += "; no tasks, since weights read from disk for every token written would take hours"

@@ -81,3 +81,13 @@ def test_prompts_are_the_served_ones_whatever_the_rows_and_are_cut_last() -> Non
         sizes.append((work.prompt_tokens[0], work.new_tokens))
     assert sizes[0] == (640, 48) and sizes[-1] == (160, 24)
     assert sizes == sorted(sizes, reverse=True) and (640, 24) in sizes, sizes
+
+
+@pytest.mark.parametrize(
+    ("windows", "rows"),
+    [(22, "all there are"), (100, "at most 0% of the work of training on 10,000 tokens, but at least 40")],
+)
+def test_tasks_that_were_asked_for_are_given_no_other_reason(windows: int, rows: str) -> None:
+    config = TrainingConfig(evaluation={"time_share": 0})  # type: ignore[arg-type]
+    work = decide_work(config, training_tokens=10_000, windows=windows, tasks=4, can_write=True)
+    assert work.reason == f"4 tasks of each kind were asked for; rows: {rows}"
