@@ -7,8 +7,10 @@ commands that follow them, and a glossary of the words that evidence cannot do w
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from mlx_gardener.evaluate.evidence import power_note, predicts_as_the_base
@@ -269,17 +271,22 @@ def _use(evidence: Mapping[str, Any], about: About) -> list[Step]:
 
 
 def _place(evidence: Mapping[str, Any], about: About) -> str:
-    """A line to complete, as a shell takes it: of a sample, else of a file that was held out."""
+    """A line to complete, as a shell takes it: of a sample, else in the largest held-out file of the kind that most files are."""
     for sample in evidence.get("samples") or ():
         if str(sample["path"]).isprintable():
             return shlex.quote(f"{sample['path']}:{sample['line']}")
-    held_out = [file["path"] for file in evidence.get("files") or ()]
-    held_out += [path for path, entry in about.files.items() if entry[1:] == ["test"]]
-    for path in held_out:
-        if str(path).isprintable():
-            return shlex.quote(
-                f"{path}:2"
-            )  # every file that is trained on has a line, and one may be begun after it
+    held_out = {path: 0 for path, entry in about.files.items() if entry[1:] == ["test"]}
+    held_out |= {file["path"]: file.get("bytes", 0) for file in evidence.get("files") or ()}
+    files = Counter(PurePosixPath(path).suffix for path in about.files or held_out)
+    shown = [
+        (files[PurePosixPath(path).suffix], size, path)
+        for path, size in held_out.items()
+        if path.isprintable()
+    ]
+    if shown:
+        _, size, path = max(shown)
+        # Lines have at most 100 characters on average (`source.filters`), so there is this one, mostly in the first functions.
+        return shlex.quote(f"{path}:{max(2, size // 100)}")
     return "FILE:LINE"
 
 

@@ -316,3 +316,20 @@ def test_the_page_says_which_state_of_the_training_is_the_adapter() -> None:
     facts["training"] |= {"steps": 3, "best_step": 0, "validation": points[:1]}
     assert "after update 3, the last one" in render_report_html(facts, events=[])
     assert "after update 3, the last one" in render_model_card(facts)
+
+
+def test_the_place_to_complete_is_in_a_file_of_the_main_language_beyond_its_imports() -> None:
+    held_out = {".coveragerc": 400, "docs/long.md": 90_000, "app/__init__.py": 30, "app/server.py": 9_000}
+    files = {f"app/part{number}.py": ["ab", "train"] for number in range(9)}
+    about = About("web", files=files | {path: ["cd", "test"] for path in held_out})
+    evidence = {
+        **EVIDENCE,
+        "samples": [],
+        "files": [{"path": path, "bytes": size} for path, size in held_out.items()],
+    }
+
+    def command(found: dict[str, object]) -> str:
+        return next(step.commands[0] for step in next_steps(found, about) if "complete" in step.commands[0])
+
+    assert command(evidence) == "mlx-gardener complete web app/server.py:90"
+    assert command({**evidence, "files": []}) == "mlx-gardener complete web app/server.py:2"
