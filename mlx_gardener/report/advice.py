@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from mlx_gardener.evaluate.evidence import power_note, predicts_as_the_base
+from mlx_gardener.evaluate.retrieval import retrieval_helps
 from mlx_gardener.report.recipe import About, train_again
 from mlx_gardener.report.story import answers, changes
 
@@ -32,7 +33,7 @@ _NOT_BETTER = {
 }
 _ANSWERS_MEAN = {
     "better": ", and what it writes is closer to what stands there.",
-    "unclear": "; what it writes cannot be told from what the base writes. Train longer, or use retrieval.",
+    "unclear": "; what it writes cannot be told from what the base writes.",
     "unmeasured": ". What it writes was not compared.",
     "worse": ", but what it writes is further from what stands there.",
 }
@@ -89,6 +90,7 @@ GLOSSARY = (
 )  # fmt: skip
 
 
+_SERVE_WITH_RETRIEVAL = "mlx-gardener serve --retrieval on"
 #: The difference in exact answers that is worth seeing.
 _FIVE_POINTS = 0.05
 
@@ -196,7 +198,8 @@ def next_steps(
         steps.append(
             Step("Leave it: the version before it, if there is one, goes on being used:", (f"mlx-gardener show {project}",))
         )  # fmt: skip
-    steps += _retrieval(evidence)
+    retrieval = _retrieval(evidence)
+    steps += retrieval
     longer = _longer(about, training or {})
     if longer is not None and verdict != "reject":
         steps.append(longer)
@@ -224,11 +227,13 @@ def next_steps(
         )
     if verdict == "promote" and answers(evidence) == "unclear":
         if longer is None:
+            offers_retrieval = not retrieval and _may_gain_by_retrieval(evidence)
+            in_front = "put related code in front of the prompt, " * offers_retrieval
             steps.append(
                 Step(
-                    "For better answers put related code in front of the prompt, train longer, or on a larger base:",
+                    f"For better answers {in_front}train longer, or on a larger base:",
                     (
-                        "mlx-gardener serve --retrieval on",
+                        *(_SERVE_WITH_RETRIEVAL,) * offers_retrieval,
                         train_again(about, "--fresh", "--epochs", "6", "--timeout", "0"),
                         train_again(about, "--fresh", "--model", "auto", "--budget", "8"),
                     ),
@@ -346,21 +351,24 @@ def _is_clearly_better(evidence: Mapping[str, Any], arm: str, against: str) -> b
     return False
 
 
+def _may_gain_by_retrieval(evidence: Mapping[str, Any]) -> bool:
+    """Whether to ask for retrieval with the adapter: where it helped `serve` has it on already, and where it lost it is no gain."""
+    loses = _is_clearly_better(evidence, "adapter", "adapter_bm25")
+    loses = loses or answers(evidence, "adapter_bm25", "adapter") == "worse"
+    return not loses and not retrieval_helps(evidence)[0]
+
+
 def _retrieval(evidence: Mapping[str, Any]) -> list[Step]:
-    """Retrieval is worth having where it clearly gains: with the adapter, unless answers are then worse, or instead of it."""
-    how = "related code of the repository is put in front of the prompt (docs/serve.md, Retrieval):"
+    """Retrieval where it clearly gains: instead of an adapter that is left, or with one, if that is not done already."""
     if evidence["verdict"] == "reject":
         if _is_clearly_better(evidence, "base_bm25", "base"):
             told = "let your editor send related code along with the prompt (docs/serve.md, input_extra)"
             return [Step(f"Use retrieval with the base alone, which clearly helped: {told}.")]
         return []
-    if answers(evidence, "adapter_bm25", "adapter") == "worse":
-        return []
-    serve = ("mlx-gardener serve --retrieval on",)
-    if _is_clearly_better(evidence, "base_bm25", "adapter"):
-        return [Step(f"Retrieval alone did better than the adapter, so use both: {how}", serve)]
-    if _is_clearly_better(evidence, "adapter_bm25", "adapter"):
-        return [Step(f"Add retrieval; both together did better than the adapter alone: {how}", serve)]
+    if _is_clearly_better(evidence, "base_bm25", "adapter") and _may_gain_by_retrieval(evidence):
+        how = "related code of the repository is put in front of the prompt (docs/serve.md, Retrieval):"
+        told = f"Retrieval alone did better than the adapter, so use both: {how}"
+        return [Step(told, (_SERVE_WITH_RETRIEVAL,))]
     return []
 
 

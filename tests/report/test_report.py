@@ -178,18 +178,31 @@ def test_a_losing_comparison_is_said_whichever_side_is_named_first() -> None:
     assert not said("adapter", "control", -0.2, -0.1) and not said("control", "adapter", 0.1, 0.2)
 
 
-def test_retrieval_is_advised_where_both_together_did_better_and_answers_are_no_worse() -> None:
-    def advised(answers: tuple[float, float]) -> list[str]:
-        pair = {"arm": "adapter_bm25", "against": "adapter", "files": 9, "tasks": 9}
-        bits = {**pair, "metric": "bits_per_byte", "change": -0.1, "low": -0.2, "high": -0.05}
-        low, high = answers
-        exact = {**pair, "metric": "answers_exact", "change": (low + high) / 2, "low": low, "high": high}
-        found = {**EVIDENCE, "comparisons": [bits, exact]}
-        return [step.text for step in next_steps(found, About("web")) if "etrieval" in step.text]
+def test_retrieval_is_advised_once_and_only_where_the_server_has_it_not_on_already() -> None:
+    def advised(bits: tuple[float, float], answers: tuple[float, float], *against_base: float) -> list[str]:
+        def compared(arm: str, other: str, metric: str, low: float, high: float) -> dict[str, object]:
+            ends = {"change": (low + high) / 2, "low": low, "high": high}
+            return {"arm": arm, "against": other, "metric": metric, "files": 9, "tasks": 9, **ends}
 
-    (told,) = advised((-0.1, 0.1))
-    assert told.startswith("Add retrieval; both together did better")
-    assert advised((-0.2, -0.1)) == []
+        comparisons = [
+            compared("adapter_bm25", "adapter", "bits_per_byte", *bits),
+            compared("adapter_bm25", "adapter", "answers_exact", *answers),
+            compared("adapter", "base", "answers_exact", -0.1, 0.1),
+        ]
+        if against_base:
+            comparisons.append(compared("base_bm25", "adapter", "bits_per_byte", *against_base))
+        arms = [{"name": name, "metrics": {"bits_per_byte": 1.2}} for name in ("adapter", "adapter_bm25")]
+        found = {**EVIDENCE, "arms": arms, "comparisons": comparisons}
+        steps = next_steps(found, About("web"))
+        return [step.text for step in steps if "mlx-gardener serve --retrieval on" in step.commands]
+
+    unsure, fewer, more = (-0.1, 0.1), (-0.2, -0.05), (0.05, 0.2)
+    (told,) = advised(unsure, unsure)
+    assert told.startswith("For better answers put related code in front")
+    (told,) = advised(unsure, unsure, *fewer)
+    assert told.startswith("Retrieval alone did better than the adapter, so use both")
+    assert advised(fewer, unsure) == advised(fewer, unsure, *fewer) == [], "`auto` has it on"
+    assert advised(unsure, fewer) == advised(more, unsure) == advised(more, unsure, *fewer) == [], "it lost"
 
 
 def test_the_command_names_what_is_not_the_default_and_no_place_of_this_machine() -> None:
