@@ -5,6 +5,12 @@ from __future__ import annotations
 import click
 
 
+class NobodyAnswersError(click.ClickException):
+    """A question came to the end of its input. The command was typed rightly, so its usage is not shown."""
+
+    exit_code = 2
+
+
 def ask(question: str, *, as_json: bool = False) -> None:
     """Go on only where somebody said yes; an answer may also come through a pipe.
 
@@ -13,7 +19,7 @@ def ask(question: str, *, as_json: bool = False) -> None:
 
     Raises:
         click.exceptions.Exit: somebody said no; exit code 1, as nothing was done.
-        click.UsageError: nobody is there to answer.
+        NobodyAnswersError, click.UsageError: nobody is there to answer; nobody is asked.
         click.Abort: the question was interrupted.
     """
     if as_json:
@@ -23,7 +29,7 @@ def ask(question: str, *, as_json: bool = False) -> None:
     except click.Abort as error:
         if isinstance(error.__context__, EOFError):
             click.echo(err=True)  # the question's line is not ended by an answer
-            raise click.UsageError(f"{question} Nobody is there to answer: say --yes.") from None
+            raise NobodyAnswersError(f"{question} Nobody is there to answer: say --yes.") from None
         raise
     if not agreed:
         click.echo("Nothing was changed.", err=True)

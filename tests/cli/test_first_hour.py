@@ -46,6 +46,7 @@ def test_a_question_that_nobody_can_answer_names_yes(
 ) -> None:
     done = command(*arguments)
     assert done.returncode == 2 and b"say --yes" in done.stderr and not done.stdout, done.stderr
+    assert b"Usage" not in done.stderr, done.stderr
     refused = command(*arguments, given=b"n\n")
     assert refused.returncode == 1 and b"Nothing was changed" in refused.stderr, refused.stderr
     assert [item.version for item in registry.list_adapters("small")] == ["v1"]
