@@ -81,6 +81,7 @@ def plan(
         prepared.other_plans(config),
         longest_row=prepared.longest_row(config),
         most_tokens=prepared.facts.max_tokens,
+        has_speed=estimate is None,
     )
     if estimate is not None:
         if estimate["chunks_used"] < estimate["chunks_kept"]:

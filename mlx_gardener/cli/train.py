@@ -295,6 +295,6 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     show_scan(console, scan, config.max_training_chunks)
     console.print()
     show_choice(console, choice)
-    show_plan(console, plan)
+    show_plan(console, plan, has_speed=False)
     console.print(f"\nTraining takes {time_text(estimate)}.", highlight=False)
     console.print("\nNothing was trained or written (--dry-run).", highlight=False)

@@ -45,6 +45,7 @@ def show_plan(
     *,
     longest_row: int = 0,
     most_tokens: int = 0,
+    has_speed: bool = True,
 ) -> None:
     """Print a plan.
 
@@ -53,6 +54,7 @@ def show_plan(
             are the same the least is shown.
         longest_row: tokens of the longest row that trains within the budget; 0 where that was not looked for.
         most_tokens: that the base reads, whatever the budget.
+        has_speed: whether the speed is said here; `time_text` says it, too.
     """
     table = Table("memory", "predicted", "share", box=None, header_style="bold", pad_edge=False)
     bar = Text()
@@ -68,10 +70,10 @@ def show_plan(
     console.print()
     console.print(table)
     console.print(bar)
-    source = plan.speed_from or "measured"
+    speed = f", about {plan.predicted_tokens_per_second:,.0f} tokens/s ({plan.speed_from or 'measured'})"
     console.print(
         f"\nAt a time: {rows_text(plan)}. Predicted peak {gigabytes(plan.predicted_peak_bytes)} of "
-        f"{gigabytes(plan.budget_bytes)}, about {plan.predicted_tokens_per_second:,.0f} tokens/s ({source})."
+        f"{gigabytes(plan.budget_bytes)}{speed * has_speed}."
     )
     for note in plan.notes:
         console.print(f"  {note}", highlight=False)

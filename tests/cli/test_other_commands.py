@@ -217,6 +217,7 @@ def test_plan_of_a_repository_says_how_long_it_takes_as_it_is_set(
     assert shown.returncode == 0, shown.stderr
     assert "3 rows of 512 tokens" in shown.stdout and " for 3 passes (" in shown.stdout
     assert "fit into the limit" not in shown.stdout
+    assert " ".join(shown.stdout.split()).count("tokens/s (") == 1, "once, with the time that follows from it"
     set_too = gardener_here(
         "plan", "--json", "--set", f"model={tiny_model_dir}", "--set", "memory_limit_gb=3"
     )
