@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -46,10 +47,10 @@ def plan(
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.plan_view import show_plan
-    from mlx_gardener.report.time_view import time_text
+    from mlx_gardener.report.time_view import takes_text
     from mlx_gardener.report.waiting import said_if_slow
     from mlx_gardener.runs.forecast import estimate_training
-    from mlx_gardener.runs.parent import as_trained
+    from mlx_gardener.runs.parent import as_trained, foretell_parent
     from mlx_gardener.runs.ranks import check_hosts
 
     flags = {"model": model, "memory_limit_gb": budget}
@@ -61,16 +62,18 @@ def plan(
     with said_if_slow("Looking at the base models", silent=as_json):
         prepared = prepare_model(config, default_home() / "cache", ahead=True)
     choice, chosen = prepared.choice, prepared.plan(config)
-    estimate = None
+    estimate = going_on = None
     if path is not None:
         found = scan_with_progress(path, config, silent=as_json)
         check_enough(found, config)
-        estimate = estimate_training(found, config, prepared)
+        parent = foretell_parent(path, config, choice, found)
+        going_on = None if parent is None else asdict(parent)
+        estimate = estimate_training(found, config, prepared, parent)
     if as_json:
         about = {"model": choice.name, "reason": choice.reason, "passed_over": list(choice.passed_over)}
         shown = {**about, **chosen.to_json(), "longest_row_tokens": prepared.longest_row(config)}
         if estimate is not None:
-            shown["estimate"] = estimate
+            shown |= {"estimate": estimate, "going_on": going_on}
         click.echo(json.dumps(shown, indent=2))
         return
     console = make_console()
@@ -90,4 +93,4 @@ def plan(
                 "(max_training_chunks).",
                 highlight=False,
             )
-        console.print(f"\nA training takes {time_text(estimate)}.", highlight=False)
+        console.print(f"\n{takes_text(estimate, going_on)}", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -173,7 +174,9 @@ def train(
         click.echo(f"The repository of {name} is {safe_text(str(root))}.", err=True)
     if dry_run:
         ProjectRegistry().check_registration(name, root)
-        _show_plan(root, config, as_json)
+        if fresh:
+            config = config.model_copy(update={"continue_from": "never"})
+        _show_plan(name, root, config, as_json)
         return
     pipeline = TrainingPipeline(config)
     known = {item.name: item.path for item in pipeline.registry.list_projects()}
@@ -255,8 +258,8 @@ def _announce_place(pipeline: TrainingPipeline, number: int, name: str, as_json:
         click.echo(f"{name} is number {place} in the queue: `mlx-gardener queue` shows it.")
 
 
-def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
-    """What `train` would do, without doing or writing any of it."""
+def _show_plan(name: str, root: Path, config: TrainingConfig, as_json: bool) -> None:
+    """What `train` would do for a project, without doing or writing any of it."""
     from mlx_gardener.cli.scan import scan_with_progress
     from mlx_gardener.dataset.prepare import check_enough
     from mlx_gardener.engine import prepare_model
@@ -265,10 +268,10 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     from mlx_gardener.report.models_view import show_choice
     from mlx_gardener.report.plan_view import show_plan
     from mlx_gardener.report.scan_view import show_scan
-    from mlx_gardener.report.time_view import time_text
+    from mlx_gardener.report.time_view import takes_text
     from mlx_gardener.report.waiting import said_if_slow
     from mlx_gardener.runs.forecast import estimate_training
-    from mlx_gardener.runs.parent import as_trained
+    from mlx_gardener.runs.parent import as_trained, foretell_parent
 
     config = as_trained(config, root)
     with said_if_slow("Looking at the base models", silent=as_json):
@@ -277,7 +280,9 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     scan = scan_with_progress(root, config, silent=as_json)
     check_enough(scan, config)
     plan = prepared.plan(config)
-    estimate = estimate_training(scan, config, prepared)
+    parent = foretell_parent(root, config, choice, scan, project=name)
+    going_on = None if parent is None else asdict(parent)
+    estimate = estimate_training(scan, config, prepared, parent)
     if as_json:
         click.echo(
             json.dumps(
@@ -286,6 +291,7 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
                     "model": {"name": choice.name, "reason": choice.reason},
                     "plan": plan.to_json(),
                     "estimate": estimate,
+                    "going_on": going_on,
                     "config": config.model_dump(mode="json"),
                 }
             )
@@ -296,5 +302,5 @@ def _show_plan(root: Path, config: TrainingConfig, as_json: bool) -> None:
     console.print()
     show_choice(console, choice)
     show_plan(console, plan, has_speed=False)
-    console.print(f"\nTraining takes {time_text(estimate)}.", highlight=False)
+    console.print(f"\n{takes_text(estimate, going_on)}", highlight=False)
     console.print("\nNothing was trained or written (--dry-run).", highlight=False)

@@ -154,7 +154,11 @@ class TrainingDataPreparator:
         files, over_maximum = select_best(scan.files, self.config.max_training_chunks)
         added = None if self.config.data.split == "files" else added_files(scan.root)
         split = split_files(files, self.config.data, seed=self.config.seed, added=added)
-        going_on = None if earlier is None else self._continuation(split, earlier, must_continue)
+        going_on = (
+            None
+            if earlier is None
+            else find_continuation(split, earlier, seed=self.config.seed, must=must_continue)
+        )
         whole, split = (split, split) if going_on is None else (going_on.whole, going_on.split)
         cache = TokenCache(self.cache_dir, self.tokenizer)
         try:
@@ -230,17 +234,6 @@ class TrainingDataPreparator:
             first_update,
             edits.held_out,
         )
-
-    def _continuation(self, fresh: Split, earlier: Earlier, must: bool) -> Continuation | None:
-        """How to go on from ``earlier``; None where a training begins anew instead."""
-        found = continue_split(fresh, earlier, replay_share=_REPLAY_SHARE, seed=self.config.seed)
-        if must and not found.changed_files and not earlier.is_unfinished:
-            raise TrainingError(
-                f"No training file has changed since {earlier.version}, so there is nothing to go on with.",
-                next_step="Train from scratch with --fresh.",
-            )
-        usable = found.changed_files and found.whole.validation and found.whole.test
-        return found if usable and (must or found.changed_share < _MOST_CHANGED) else None
 
     def _retrieved(self, scan: Scan, files: Sequence[FileRecord]) -> RetrievedExamples | None:
         """What makes examples with retrieved code, where a share of them is wanted."""
@@ -323,6 +316,22 @@ class TrainingDataPreparator:
         except DataError:
             self._lost.append(record.path)
             return []
+
+
+def find_continuation(fresh: Split, earlier: Earlier, *, seed: int, must: bool) -> Continuation | None:
+    """How to go on from ``earlier`` with what changed; None where a training begins anew, or has the same files.
+
+    Raises:
+        TrainingError: it ``must`` go on, and there is nothing to go on with.
+    """
+    found = continue_split(fresh, earlier, replay_share=_REPLAY_SHARE, seed=seed)
+    if must and not found.changed_files and not earlier.is_unfinished:
+        raise TrainingError(
+            f"No training file has changed since {earlier.version}, so there is nothing to go on with.",
+            next_step="Train from scratch with --fresh.",
+        )
+    usable = found.changed_files and found.whole.validation and found.whole.test
+    return found if usable and (must or found.changed_share < _MOST_CHANGED) else None
 
 
 def _why_anew(fresh: Split, earlier: Earlier) -> str:

@@ -52,6 +52,29 @@ def time_text(estimate: dict[str, Any]) -> str:
     )
 
 
+def takes_text(estimate: dict[str, Any], going_on: Mapping[str, Any] | None) -> str:
+    """``Training takes ...``; where it goes on from a version, that it does, with what, and what begins anew.
+
+    Args:
+        going_on: `runs.parent.GoingOn` by its fields; None where a training begins from scratch.
+    """
+    takes = f"takes {time_text(estimate)}."
+    if going_on is None:
+        return f"Training {takes}"
+    version, left, changed = (going_on[name] for name in ("version", "updates_left", "changed_files"))
+    if not left and not changed:
+        return (
+            f"Neither files nor settings have changed since {version}, so that nothing would be trained. "
+            f"With --fresh training {takes}"
+        )
+    what = (
+        f"with the {counted(left, 'update')} that its time limit left"
+        if left
+        else f"with {counted(changed, 'file')} that changed, and as much of what did not"
+    )
+    return f"Training goes on from {version} {what} (--fresh begins anew). It {takes}"
+
+
 def _training(plan: Mapping[str, Any]) -> str:
     done, whole, epoch = plan["updates"], plan["all_updates"], plan["steps_per_epoch"]
     speed = f"{pace(plan['pace']['update_seconds'])} an update, {plan['pace']['source']}"

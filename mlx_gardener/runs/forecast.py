@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mlx_gardener.engine import Engine, PreparedModel
     from mlx_gardener.model import BaseModel
     from mlx_gardener.runs.context import Run
+    from mlx_gardener.runs.parent import GoingOn
     from mlx_gardener.source import Scan
     from mlx_gardener.training import TrainOutcome
 
@@ -40,8 +41,13 @@ def list_kept_lines(found: Scan, config: TrainingConfig) -> list[dict[str, Any]]
     return stretches
 
 
-def estimate_training(found: Scan, config: TrainingConfig, model: PreparedModel) -> dict[str, Any]:
+def estimate_training(
+    found: Scan, config: TrainingConfig, model: PreparedModel, going_on: GoingOn | None = None
+) -> dict[str, Any]:
     """Tokens (measured on a sample of files), minutes and peak memory of a training on ``found``.
+
+    Args:
+        going_on: what it goes on from (`parent.foretell_parent`), where it does.
 
     Raises:
         MemoryBudgetError: the model does not fit the budget.
@@ -72,9 +78,13 @@ def estimate_training(found: Scan, config: TrainingConfig, model: PreparedModel)
     # What stands before a place is shown once more, and retrieved code is in front.
     train_share /= 1 - min(0.75, config.data.retrieval_share)
     train_share /= 1 - config.data.general_share
+    if going_on is not None:
+        train_share *= going_on.share
     edits = edits_ahead(found.root, config, tokenizer, tokens * train_share)
     epoch = max(1.0, tokens * train_share + edits["tokens"])
     trained = epoch * config.optimizer.epochs
+    if going_on is not None and going_on.updates_left:
+        trained = going_on.updates_left * config.optimizer.tokens_per_update
     if config.optimizer.max_steps is not None:
         trained = min(trained, config.optimizer.max_steps * config.optimizer.tokens_per_update)
     fitting = config.learning_seconds * speed

@@ -7,6 +7,8 @@ A version that knows what the project is to forget is never gone on from. Cost: 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from mlx_gardener.dataset import Earlier, PreparedData
     from mlx_gardener.model import ModelChoice
+    from mlx_gardener.source import Scan
 
 
 #: Settings that change nothing about what comes out: a training may go on with others.
@@ -38,6 +41,8 @@ MAY_CHANGE = frozenset(
         "serve",
     }
 )
+#: Settings that make a training's rows: with others the updates that a time limit left are of other rows.
+_OF_ROWS = {"data", "max_training_chunks", "seed", "training_data_quality_threshold"}
 #: What a training goes on from is decided when it begins, so a resumed one keeps it.
 DECIDED_AT_START = "continue_from"
 
@@ -74,6 +79,8 @@ def find_parent(run: Run, choice: ModelChoice) -> Parent | None:
     """
     from mlx_gardener.adapter import PeftManager
     from mlx_gardener.dataset import Earlier
+    from mlx_gardener.model import resolve_model
+    from mlx_gardener.model.load import weights_sha256
 
     wish = run.config.continue_from
     if wish == "never" or wish in ("auto", "active"):  # the latter only where nobody decided
@@ -82,7 +89,12 @@ def find_parent(run: Run, choice: ModelChoice) -> Parent | None:
     try:
         adapter = PeftManager(run.registry).load_adapter(run.project.name, version)
         earlier = Earlier.of_manifest(version, adapter.manifest)
-        why = _why_not(run, choice, adapter.manifest, earlier)
+        manifest = adapter.manifest
+
+        def has_same_base() -> bool:
+            return bool(manifest["base"].get("weights_sha256") == weights_sha256(resolve_model(choice)))
+
+        why = _why_not(run.registry, run.project.name, run.config, manifest, earlier, has_same_base)
     except (AdapterError, RegistryError) as error:
         if is_asked:
             raise
@@ -128,18 +140,92 @@ def _other_settings(config: TrainingConfig, manifest: dict[str, Any]) -> list[st
     return sorted(key for key in compared if theirs.get(key) != mine[key])
 
 
-def _why_not(run: Run, choice: ModelChoice, manifest: dict[str, Any], earlier: Earlier | None) -> str | None:
-    from mlx_gardener.model import resolve_model
-    from mlx_gardener.model.load import weights_sha256
-
+def _why_not(
+    registry: ProjectRegistry,
+    project: str,
+    config: TrainingConfig,
+    manifest: dict[str, Any],
+    earlier: Earlier | None,
+    has_same_base: Callable[[], bool],
+) -> str | None:
     if earlier is None:
         return "its manifest does not say which files it knows"
-    if manifest["config"].get("lora") != run.config.lora.model_dump(mode="json"):
+    if manifest["config"].get("lora") != config.lora.model_dump(mode="json"):
         return "it has other lora settings"
-    if manifest["base"].get("weights_sha256") != weights_sha256(resolve_model(choice)):
+    if not has_same_base():
         return "it belongs to another base model"
-    forgotten = [path for path in run.registry.forgotten_paths(run.project.name) if knows(earlier, path)]
+    forgotten = [path for path in registry.forgotten_paths(project) if knows(earlier, path)]
     return f"it knows {forgotten[0]!r}, which is to be forgotten" if forgotten else None
+
+
+@dataclass(frozen=True)
+class GoingOn:
+    """What a training would go on from, and with what.
+
+    Attributes:
+        updates_left: of the version's epochs, where its time limit ended them and the files are the same.
+        changed_files: since the version was trained; 0 where it would have nothing to learn, and none is trained.
+        share: of the bytes of the training part, those to learn from.
+    """
+
+    version: str
+    updates_left: int = 0
+    changed_files: int = 0
+    share: float = 1.0
+
+
+def foretell_parent(
+    root: Path, config: TrainingConfig, choice: ModelChoice, found: Scan, *, project: str | None = None
+) -> GoingOn | None:
+    """What a training of the repository at ``root`` would go on from; None where it begins from scratch.
+
+    Told by names, files and settings: no weights are hashed and nothing is tokenised, so the training may still see that it
+    cannot, and then says why.
+
+    Args:
+        project: by its name; the one that stands for ``root`` when None.
+
+    Raises:
+        RegistryError: the version that was asked for is not there.
+        TrainingError: it was asked for, and there is nothing to go on with.
+    """
+    from mlx_gardener.adapter.manifest import read_manifest
+    from mlx_gardener.dataset import Earlier, split_files
+    from mlx_gardener.dataset.prepare import find_continuation, select_best
+    from mlx_gardener.dataset.split import kept_bytes
+
+    place, registry = resolved(root), ProjectRegistry()
+    known = registry.list_projects() if registry.exists else []
+    name = next(
+        (item.name for item in known if item.name == project or (project is None and item.path == place)),
+        None,
+    )
+    wish = "never" if name is None else decide_parent(registry, name, config.continue_from)
+    if name is None or wish == "never":
+        return None
+    is_asked, version = not wish.startswith("auto:"), wish.removeprefix("auto:")
+    try:
+        manifest = read_manifest(registry.get_adapter(name, version).directory)
+    except AdapterError:
+        return None
+    earlier = Earlier.of_manifest(version, manifest)
+    why = _why_not(registry, name, config, manifest, earlier, lambda: manifest["base"].get("id") == choice.id)
+    if earlier is None or why is not None:
+        return None
+    fresh = split_files(
+        select_best(found.files, config.max_training_chunks)[0], config.data, seed=config.seed
+    )
+    going_on = find_continuation(fresh, earlier, seed=config.seed, must=is_asked)
+    if going_on is not None:
+        learned, whole = (sum(map(kept_bytes, split.train)) for split in (going_on.split, going_on.whole))
+        return GoingOn(version, changed_files=going_on.changed_files, share=learned / max(1, whole))
+    others = set(_other_settings(config, manifest))
+    if not earlier.is_same_as(fresh) or (others & _OF_ROWS if earlier.is_unfinished else others):
+        return None
+    if not earlier.is_unfinished:
+        return GoingOn(version)
+    all_updates = math.ceil(manifest["training"]["steps_per_epoch"] * config.optimizer.epochs)
+    return GoingOn(version, updates_left=max(1, all_updates - earlier.updates_done))
 
 
 def knows(earlier: Earlier, path: str) -> bool:
