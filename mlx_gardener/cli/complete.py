@@ -53,8 +53,9 @@ def complete(
     """Complete code with PROJECT's adapter.
 
     With FILE:LINE the completion begins at the start of that line, with what follows the line as context; without it
-    the text on standard input is continued. Where the version's evidence speaks for it, code of the repository is retrieved
-    and stands in front of the prompt; --json says which. With --edit the next edit is shown as a diff, or that none is due.
+    the text on standard input is continued. FILE is a path from the current directory, else from the repository's root.
+    Where the version's evidence speaks for it, code of the repository is retrieved and stands in front of the prompt; --json
+    says which. With --edit the next edit is shown as a diff, or that none is due.
     """
     from mlx_gardener.api.commands import complete as complete_code
     from mlx_gardener.config import load_config
@@ -195,8 +196,11 @@ def _lines_at(place: str, root: Path) -> tuple[list[str], int, str]:
     try:
         lines = file_lines(read_text(file))
     except (OSError, ValueError) as error:
+        is_nowhere = isinstance(error, FileNotFoundError) and not Path(name).is_absolute()
+        looked = f", neither from here nor from {str(root)!r}" if is_nowhere else ""
         raise DataError(
-            f"{name!r} cannot be read ({reason_of(error)}).", next_step="Name a text file of the project."
+            f"{name!r} cannot be read ({reason_of(error)}{looked}).",
+            next_step="Name a text file of the project.",
         ) from error
     if int(number) > len(lines) + 1:
         raise DataError(

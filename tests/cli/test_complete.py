@@ -15,6 +15,7 @@ import mlx_gardener
 from mlx_gardener.api.next_edit import next_edit
 from mlx_gardener.cli.complete import _read_place
 from mlx_gardener.config import LoraConfig
+from mlx_gardener.errors import DataError
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.runs.indexed import index_place
@@ -32,6 +33,21 @@ def test_form_feeds_and_other_separators_end_no_line(tmp_path: Path) -> None:
         read = [line.replace("\r\n", "\n") for line in lines]
         assert (prefix, suffix) == ("".join(read[: number - 1]), "".join(read[number:])), number
         assert path == "a.py"
+
+
+def test_a_file_is_looked_for_here_and_in_the_repository_and_the_error_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, here = tmp_path / "repository", tmp_path / "repository" / "core"
+    here.mkdir(parents=True)
+    (here / "a.py").write_text("one = 1\n")
+    monkeypatch.chdir(here)
+    for place in ("a.py:1", "core/a.py:1", f"{here}/a.py:1"):
+        assert _read_place(place, root)[2] == "core/a.py", place
+    with pytest.raises(DataError, match=r"neither from here nor from '.*/repository'"):
+        _read_place("b.py:1", root)
+    with pytest.raises(DataError, match=r"No such file or directory\)"):
+        _read_place(f"{here}/b.py:1", root)
 
 
 @pytest.fixture
