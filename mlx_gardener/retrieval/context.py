@@ -140,8 +140,12 @@ class Retriever:
             if lines and 2 * len(lines & known) > len(lines):
                 continue
             known |= lines
-            written = self._file(name, text[: _CHARACTERS_PER_TOKEN * room])[:room]
+            whole = self._file(name, text[: _CHARACTERS_PER_TOKEN * room])
+            written = whole[:room]
             first, last = self._index.lines[chunk].tolist()
+            if written != whole:  # told are the lines that are shown; before them stands the path
+                breaks = self._tokenizer.decode(written).rstrip().count("\n")
+                last = min(last, first + max(0, breaks - header_text(self._tokenizer, name).count("\n")))
             ids.append(written)
             pieces.append(Piece(name, first, last, len(written)))
             room -= len(written)

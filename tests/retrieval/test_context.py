@@ -9,6 +9,7 @@ import pytest
 from mlx_gardener.model import CodeTokenizer, load_tokenizer
 from mlx_gardener.retrieval import Retriever, code_in_front, index_of_chunks, with_context
 from mlx_gardener.retrieval.context import OTHER_CODE_TOKENS
+from mlx_gardener.retrieval.index import file_part, merged
 from tests.support.indexes import CHUNKS
 
 BEFORE = "table = TideTable()\nassert table.height_at("
@@ -47,6 +48,18 @@ def test_a_context_keeps_to_its_limit_and_shows_no_chunk_of_the_file_itself(toke
         assert 0 < len(ids) <= 40
     own = retriever(tokenizer).context("src/tides.py", "TideTable height")
     assert "class TideTable" not in tokenizer.decode(own)
+
+
+def test_of_a_chunk_that_is_cut_the_lines_that_are_shown_are_told(tokenizer: CodeTokenizer) -> None:
+    text = "".join(f"height_{number} = TideTable({number})\n" for number in range(60))
+    index = merged(None, [file_part("src/long.py", [text.encode()], [(10, 69)])], name="")
+    for limit in range(40, 60):
+        context = Retriever(index, tokenizer, limit_tokens=limit, signatures=0).find("", BEFORE)
+        (piece,) = context.pieces
+        shown = tokenizer.decode(list(context.ids)).rstrip().split("\n")
+        assert (piece.start_line, piece.end_line) == (10, 8 + len(shown)), (piece, shown)
+    whole = Retriever(index, tokenizer, limit_tokens=4000, signatures=0).find("", BEFORE).pieces[0]
+    assert (whole.start_line, whole.end_line) == (10, 69)
 
 
 def test_what_the_open_file_or_the_client_shows_is_not_shown_again(tokenizer: CodeTokenizer) -> None:
