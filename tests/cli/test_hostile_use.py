@@ -73,7 +73,7 @@ def test_an_empty_name_is_not_the_current_directory(
 
 def test_a_question_without_an_answer_ends_its_own_line(registry: ProjectRegistry) -> None:
     done = gardener_here("remove", "small")
-    assert done.returncode == 2 and "[y/N]: \nUsage: " in done.stderr, done.stderr
+    assert done.returncode == 2 and "[y/N]: \nError: " in done.stderr, done.stderr
 
 
 def test_going_back_to_the_active_version_says_that_it_is_that_already(registry: ProjectRegistry) -> None:

