@@ -109,7 +109,7 @@ def test_continuing_takes_up_no_training_that_went_on_from_elsewhere(
 @pytest.mark.usefixtures("registry")
 def test_what_the_system_says_comes_without_its_number() -> None:
     done = gardener("complete", "small", "nowhere.py:1")
-    assert done.returncode == 1 and "(No such file or directory)" in done.stderr, done.stderr
+    assert done.returncode == 1 and "(No such file or directory, " in done.stderr, done.stderr
     offline = gardener("plan", "--model", "some/model", HF_HUB_OFFLINE="1")
     assert offline.returncode == 1 and "HF_HUB_OFFLINE forbids" in offline.stderr, offline.stderr
     for said in (done.stderr, offline.stderr):
