@@ -19,7 +19,7 @@ from mlx_gardener.registry import AdapterRecord, ProjectRegistry
 if TYPE_CHECKING:
     from mlx_gardener.adapter.manifest import LoadedAdapter
     from mlx_gardener.config import TrainingConfig
-    from mlx_gardener.engine import Engine
+    from mlx_gardener.engine import Engine, PreparedModel
     from mlx_gardener.model import BaseModel
 
 
@@ -176,7 +176,7 @@ def load_adapter_engine(
         MemoryBudgetError: it does not fit the budget in any way.
         ModelError: it cannot be found or loaded.
     """
-    from mlx_gardener.engine import load_engine, prepare_model
+    from mlx_gardener.engine import prepare_model
 
     told = {"model": base_name(registry, record), "memory_limit_gb": config.memory_limit_gb}
     recorded = adapter.manifest.get("config")
@@ -185,8 +185,30 @@ def load_adapter_engine(
         if recorded
         else config.model_copy(update=told)  # an imported one
     )
-    cache_dir = registry.home / "cache"
-    prepared = prepare_model(config, cache_dir)
+    prepared = prepare_model(config, registry.home / "cache")
+    return load_to_measure(registry, prepared, adapter, config, warn=warn)
+
+
+def load_to_measure(
+    registry: ProjectRegistry,
+    prepared: PreparedModel,
+    adapter: LoadedAdapter,
+    config: TrainingConfig,
+    *,
+    warn: Callable[[str], None],
+    tell: Callable[[float, str], None] = lambda share, message: None,
+) -> tuple[BaseModel, Engine]:
+    """The base that was ``prepared`` for ``adapter``, and the engine for it, by which nothing is trained.
+
+    Args:
+        config: settings; ``model`` is the base.
+        warn, tell: as for `load_engine`.
+
+    Raises:
+        AdapterError, MemoryBudgetError, ModelError: as `load_adapter_engine`.
+    """
+    from mlx_gardener.engine import load_engine
+
     base, engine = load_engine(
         config.model,
         prepared.plan(config),
@@ -194,8 +216,9 @@ def load_adapter_engine(
         facts=prepared.facts,
         backend=prepared.backend,
         warn=warn,
-        dry_run=False,  # it tries a training step, which takes more than anything here
-        cache_dir=cache_dir,
+        dry_run=False,  # it tries a training step, which takes more than measuring does
+        cache_dir=registry.home / "cache",
+        tell=tell,
     )
     check_base(base, adapter)
     return base, engine

@@ -126,9 +126,9 @@ def _prepare(
     interrupt: Callable[[], None],
 ) -> tuple[BaseModel, Engine, PreparedData]:
     """The base, the engine for it and the repository's data, all as a training would have them."""
-    from mlx_gardener.adapter import check_base
+    from mlx_gardener.adapter.base import load_to_measure
     from mlx_gardener.dataset import TrainingDataPreparator
-    from mlx_gardener.engine import load_engine, prepare_model
+    from mlx_gardener.engine import prepare_model
     from mlx_gardener.model import load_tokenizer
 
     prepared = prepare_model(config, registry.home / "cache")
@@ -139,18 +139,14 @@ def _prepare(
         on_progress=lambda share, message: on_progress(0.15 * share, message),
         interrupt=interrupt,
     ).prepare(project.path)
-    base, engine = load_engine(
-        config.model,
-        prepared.plan(config),
+    base, engine = load_to_measure(
+        registry,
+        prepared,
+        adapter,
         config,
-        facts=prepared.facts,
-        backend=prepared.backend,
         warn=lambda message: on_progress(0.25, message),
-        dry_run=False,  # it tries a training step, which takes more than anything here
-        cache_dir=registry.home / "cache",
         tell=lambda share, message: on_progress(0.15 + 0.1 * share, message),
     )
-    check_base(base, adapter)
     return base, engine, data
 
 

@@ -32,7 +32,7 @@ def resolved(path: Path) -> Path:
 
 
 def path_of_address(sent: str) -> str:
-    """The path that a ``file://`` address names; anything else, and an address that is none, as it is."""
+    """The path that a ``file://`` address names, of whatever host; anything else as it is."""
     if not sent.startswith("file://"):
         return sent
     _, _, path = sent.removeprefix("file://").partition("/")  # a host's name may stand before it

@@ -1,8 +1,7 @@
 """How clients name files, and how the repository does: training, evidence and index know every file by its path from the root.
 
 In: a path as it was sent, from the root, in full or as ``file://`` address. Out: the one from the root. Nothing is read, and no file
-need be there: editors ask about what was never saved. Cost: of a path in full that is not below the root as it stands, following
-its links.
+need be there: editors ask about what was never saved. Cost: of a path in full, following its links.
 """
 
 from __future__ import annotations
