@@ -26,7 +26,8 @@ from machine import RESULTS, bar, describe, save
 
 from mlx_gardener import TrainingPipeline, load_config
 from mlx_gardener.events import StepCompleted, TrainingEnded
-from tests.conftest import write_repository, write_tiny_model, write_tiny_tokenizer
+from tests.support.models import write_tiny_model, write_tiny_tokenizer
+from tests.support.repositories import write_repository
 
 MIB = 2**20
 

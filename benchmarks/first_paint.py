@@ -28,8 +28,8 @@ from machine import bar, describe, save, spread
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import load_base
 from mlx_gardener.registry import ProjectRegistry
-from tests.conftest import write_tiny_model, write_tiny_tokenizer
-from tests.serve.conftest import make_adapter
+from tests.support.adapters import make_adapter
+from tests.support.models import write_tiny_model, write_tiny_tokenizer
 from tests.ui.browser import browser, tab
 
 MOST_MS = 200

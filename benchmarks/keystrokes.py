@@ -52,7 +52,7 @@ from mlx_gardener.serve.generation import Ending, Limits, Piece, Sampling, answe
 from mlx_gardener.serve.indexes import Lookup
 from mlx_gardener.serve.prompt_caches import PromptCaches
 from mlx_gardener.serve.prompts import infill_prompt
-from tests.serve.conftest import make_projects
+from tests.support.adapters import make_projects
 
 SESSION = Path(__file__).parent / "sessions" / "click.json"
 TOKENS, LINES_BEFORE, LINES_AFTER = 32, 256, 64

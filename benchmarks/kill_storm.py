@@ -28,7 +28,8 @@ import mlx_gardener  # noqa: F401  # preloads the BLAS
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import bar, describe, save
 
-from tests.conftest import write_repository, write_tiny_model, write_tiny_tokenizer
+from tests.support.models import write_tiny_model, write_tiny_tokenizer
+from tests.support.repositories import write_repository
 from tests.survival.memory_cgroup import memory_cgroup
 from tests.survival.storm import CGROUP_BYTES, DEATHS, SMALLEST_PLAN, Storm, Story
 

@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import bar, describe, save
 
 from mlx_gardener import TrainingPipeline
-from tests.conftest import write_repository, write_tiny_model, write_tiny_tokenizer
+from tests.support.models import write_tiny_model, write_tiny_tokenizer
+from tests.support.repositories import write_repository
 from tests.support.trainings import tiny_settings
 from tests.survival.reboots import adapters_of, kill_everything, work_through
 

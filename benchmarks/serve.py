@@ -41,7 +41,7 @@ from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.choose import seedling_path
 from mlx_gardener.platform.processes import module_command
 from mlx_gardener.registry import ProjectRegistry
-from tests.serve.conftest import SHAPES, make_projects
+from tests.support.adapters import SHAPES, make_projects
 
 ROOT = Path(__file__).parents[1]
 MIB = 2**20

@@ -37,9 +37,10 @@ from mlx_gardener.model import load_base
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.server import serve
-from tests.conftest import write_repository, write_tiny_tokenizer
-from tests.serve.conftest import make_projects, write_chat_model
 from tests.serve.test_large_bodies import SHAPES_OF_BODIES, WIRE_BODIES, WIRE_TEXTS
+from tests.support.adapters import make_projects
+from tests.support.models import write_chat_model, write_tiny_tokenizer
+from tests.support.repositories import write_repository
 
 LOOK_SECONDS = 0.002
 #: Seconds of the event loop that no body may cost.

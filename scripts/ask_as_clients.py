@@ -24,7 +24,7 @@ from mlx_gardener.model.choose import seedling_path
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.server import serving
-from tests.serve.conftest import make_projects
+from tests.support.adapters import make_projects
 
 REQUESTS = Path(__file__).parents[1] / "tests" / "serve" / "requests"
 HERE = Path(__file__).parent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -30,6 +29,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import mlx_gardener  # noqa: F401  first: the fast BLAS must be opened before mlx is imported
 from mlx_gardener.platform.ending import end_process
+from tests.support.models import STORE_VARIABLES, without_stores, write_tiny_model, write_tiny_tokenizer
+from tests.support.repositories import write_repository
 
 if TYPE_CHECKING:
     from mlx_gardener import TrainingPipeline
@@ -43,17 +44,6 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("suite")
-
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|fim_prefix|>",
-    "<|fim_middle|>",
-    "<|fim_suffix|>",
-    "<|fim_pad|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-)
-
 
 #: Files that take half a minute and more, longest first: begun last, one of them would keep a single process busy at the end.
 LONG_FILES = (
@@ -166,79 +156,6 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return cache
 
 
-#: What moves stores of models, beside those of `without_stores`.
-STORE_VARIABLES = (
-    "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "LLAMA_CACHE", "OMLX_BASE_PATH", "OMLX_MODEL_DIR",
-    "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL",
-)  # fmt: skip
-
-
-def without_stores(user: Path) -> dict[str, str]:
-    """Variables by which a process finds no models but those below ``user``, a home of its own."""
-    return {
-        "HOME": str(user),
-        "HF_HOME": str(user / ".cache" / "huggingface"),
-        "OLLAMA_MODELS": str(user / ".ollama" / "models"),  # Ollama's service has a place outside of homes
-        "PIP_CONFIG_FILE": os.devnull,  # no directory of wheels either; HF_HUB_OFFLINE keeps pip off the network
-    }
-
-
-def write_repository(root: Path, *, modules: int = 12, functions: int = 6) -> Path:
-    """A small Python and JavaScript repository with regular, learnable code; every file differs."""
-    nouns = (
-        "basket",
-        "ledger",
-        "harbor",
-        "lantern",
-        "meadow",
-        "quarry",
-        "sparrow",
-        "timber",
-        "violet",
-        "walnut",
-    )
-    verbs = ("collect", "measure", "arrange", "compare", "restore", "publish", "inspect", "combine")
-    for index in range(modules):
-        noun, other = nouns[index % len(nouns)], nouns[(index * 3 + 1) % len(nouns)]
-        lines = [f'"""Everything about the {noun} number {index} and its {other}."""', "", "import math", ""]
-        lines += [f"class {noun.title()}{index}:", f'    """One {noun}, with a {other} inside."""', ""]
-        lines += [
-            "    def __init__(self, size, weight):",
-            "        self.size = size",
-            "        self.weight = weight",
-            "",
-        ]
-        for place in range(functions):
-            verb = verbs[(index + place) % len(verbs)]
-            lines += [
-                f"    def {verb}_{other}_{place}(self, amount, limit={index + place}):",
-                f'        """{verb.title()} the {other} of this {noun} up to a limit."""',
-                "        total = math.floor(self.size * amount) + self.weight",
-                f"        if total > limit + {place * 7 + index}:",
-                f"            return self.{verbs[(place + 1) % len(verbs)]}_{noun}(total - limit)",
-                f"        return total * {index * 3 + place} % (limit + 1)",
-                "",
-            ]
-        directory = root / ("core" if index % 2 else "tools")
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / f"{noun}_{index}.py").write_text("\n".join(lines) + "\n")
-    web = root / "web"
-    web.mkdir(parents=True, exist_ok=True)
-    for index in range(max(1, modules // 4)):
-        noun = nouns[(index * 2 + 1) % len(nouns)]
-        text = "".join(
-            f"export function {verb}{noun.title()}{index}(items, limit) {{\n"
-            f"  const kept = items.filter((item) => item.{noun} > limit + {at});\n"
-            f"  return kept.map((item) => item.{verb}(limit * {at + index}));\n}}\n\n"
-            for at, verb in enumerate(verbs)
-        )
-        (web / f"{noun}{index}.js").write_text(text)
-    (root / "README.md").write_text(
-        "# A small repository\n\nIt exists so that something can be learned from it.\n"
-    )
-    return root
-
-
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """A small repository that is not under git."""
@@ -254,74 +171,11 @@ def git_repository(repository: Path) -> Path:
     return repository
 
 
-def write_tiny_tokenizer(directory: Path, source: Path) -> Path:
-    """A byte-level BPE of about 600 tokens with Qwen2.5-Coder's markers, trained on the Python files of ``source``."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((path.read_text() for path in sorted(source.rglob("*.py"))), trainer)
-    tokenizer.save(str(directory / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|endoftext|>",
-        "pad_token": "<|fim_pad|>",
-    }
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
-    return directory
-
-
 @pytest.fixture(scope="session")
 def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny tokenizer for the shared repository."""
     source = write_repository(tmp_path_factory.mktemp("words"))
     return write_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"), source)
-
-
-def write_tiny_model(directory: Path, tokenizer_dir: Path, **overrides: object) -> Path:
-    """A random model of mlx-lm's zoo with real files, as a hub download would leave it; about 0.2 MB."""
-    import mlx.core as mx
-    from mlx.utils import tree_flatten
-    from mlx_lm.utils import _get_classes
-
-    config: dict[str, object] = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 48,
-        "num_hidden_layers": 3,
-        "intermediate_size": 96,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-5,
-        "vocab_size": 640,
-        "rope_theta": 10000.0,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": True,
-        "hidden_act": "silu",
-        "eos_token_id": 0,
-        "bos_token_id": 0,
-        "torch_dtype": "float32",
-    } | overrides
-    model_class, arguments_class = _get_classes(config)
-    mx.random.seed(7)
-    model = model_class(arguments_class.from_dict(config))
-    directory.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: mx.random.normal(value.shape) * 0.06 if value.ndim > 1 else value
-        for name, value in tree_flatten(model.parameters())
-    }
-    mx.save_safetensors(str(directory / "model.safetensors"), weights, metadata={"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(config))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (directory / name).write_bytes((tokenizer_dir / name).read_bytes())
-    return directory
 
 
 @pytest.fixture(scope="session")

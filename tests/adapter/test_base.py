@@ -18,9 +18,9 @@ from mlx_gardener.model.choose import choose_model
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.runs.manager import TrainingPipeline
 from mlx_gardener.serve.catalog import Catalog
-from tests.conftest import write_tiny_model
-from tests.serve.conftest import make_adapter
+from tests.support.adapters import make_adapter
 from tests.support.commands import gardener_here, train_flags
+from tests.support.models import write_tiny_model
 from tests.support.trainings import endless, tiny_settings
 
 pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere

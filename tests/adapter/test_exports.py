@@ -18,8 +18,8 @@ from mlx_gardener.adapter.gguf_files import read_gguf_adapter
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.errors import AdapterError
 from mlx_gardener.model import load_base
-from tests.conftest import write_tiny_model
 from tests.support.adapters import project_with
+from tests.support.models import write_tiny_model
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from mlx_gardener.adapter import PeftManager, attach_adapter
 from mlx_gardener.adapter.exports import export_adapter
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import load_base, seedling_path
-from tests.conftest import write_tiny_model
 from tests.model.gguf.files import CONFIGS, SAME, logits, tiny_model, write_gguf
 from tests.model.gguf.files import TOLERANCE as OF_ARCHITECTURES
 from tests.support.adapters import IDS, LORA, adapted_logits, project_with
+from tests.support.models import write_tiny_model
 
 pytestmark = [
     pytest.mark.llama,

@@ -160,7 +160,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(
 def test_an_adapter_of_another_shape_is_refused_and_the_base_stays_bare(
     manager: PeftManager, base: BaseModel, tmp_path: Path, tiny_tokenizer_dir: Path
 ) -> None:
-    from tests.conftest import write_tiny_model
+    from tests.support.models import write_tiny_model
 
     create(manager, base)
     other = load_base(str(write_tiny_model(tmp_path / "other", tiny_tokenizer_dir, hidden_size=32)))

@@ -18,7 +18,7 @@ from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import load_base, seedling_path
 from mlx_gardener.model.lora import AdapterSettings, attach_lora, detach_lora, lora_parameters
 from mlx_gardener.registry import ProjectRegistry
-from tests.conftest import write_tiny_model
+from tests.support.models import write_tiny_model
 
 TOLERANCE = 1e-4
 DETAILS = ManifestDetails({"model": ""}, {}, {}, {}, {}, {})

@@ -9,7 +9,7 @@ import pytest
 
 from mlx_gardener.evaluate.complete import build_prompt, caret_prompt
 from mlx_gardener.model import BaseModel, load_base
-from tests.conftest import write_repository
+from tests.support.repositories import write_repository
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import knows, knows_tables, unseen
-from tests.conftest import write_repository
+from tests.support.repositories import write_repository
 
 BASE = {"bits_per_byte": 1.5, "next_line_exact": 0.2, "cross_file_exact": 0.1, "assertion_exact": 0.1}
 

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
-from tests.conftest import write_tiny_model
+from tests.support.models import write_tiny_model
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 Benchmark = Callable[[str], ModuleType]

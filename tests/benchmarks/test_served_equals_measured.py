@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from mlx_gardener.config import load_config
-from tests.conftest import write_repository
-from tests.support.repositories import write_tests
+from tests.support.repositories import write_repository, write_tests
 from tests.support.trainings import tiny_settings
 
 

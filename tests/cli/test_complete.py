@@ -19,7 +19,7 @@ from mlx_gardener.errors import DataError
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.runs.indexed import index_place
-from tests.serve.conftest import make_adapter
+from tests.support.adapters import make_adapter
 from tests.support.commands import gardener_here
 from tests.support.histories import commit
 from tests.support.retrieving import ASKED, World, evidence, infill, told

@@ -10,8 +10,8 @@ import pytest
 from mlx_gardener.dataset.prepare import path_hash
 from mlx_gardener.engine import verify
 from mlx_gardener.registry import ProjectRegistry
-from tests.conftest import write_repository
 from tests.support.commands import gardener_here, train_flags
+from tests.support.repositories import write_repository
 
 
 @pytest.mark.usefixtures("trained_home")

@@ -16,8 +16,8 @@ from mlx_gardener.errors import GardenerError
 from mlx_gardener.platform import blas, device
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.report.time_view import time_text
-from tests.conftest import write_tiny_model
 from tests.support.commands import gardener, gardener_here, train_flags
+from tests.support.models import write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
 

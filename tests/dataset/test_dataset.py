@@ -21,8 +21,8 @@ from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.source import ChunkType, FileRecord
 from mlx_gardener.source.languages import GRAMMARS
 from mlx_gardener.source.records import ChunkRecord
-from tests.conftest import write_repository
 from tests.support.datasets import settings
+from tests.support.repositories import write_repository
 from tests.support.samples import SAMPLES
 
 

@@ -23,8 +23,7 @@ from mlx_gardener.dataset.retrieved import RetrievedExamples
 from mlx_gardener.model import CodeTokenizer, load_tokenizer
 from mlx_gardener.retrieval import Retriever, index_of_files
 from mlx_gardener.source import Scan, read_source, scan_repository
-from tests.conftest import write_repository
-from tests.support.repositories import NOUNS, write_linked_repository
+from tests.support.repositories import NOUNS, write_linked_repository, write_repository
 
 
 def settings(**more: object) -> TrainingConfig:

@@ -14,7 +14,7 @@ from mlx_gardener.model import load_tokenizer
 from mlx_gardener.source import ChunkType, FileRecord
 from mlx_gardener.source.history import Added
 from mlx_gardener.source.records import ChunkRecord
-from tests.conftest import write_repository
+from tests.support.repositories import write_repository
 from tests.support.trainings import tiny_settings
 
 TIME, AUTO, DRAWN = (DataConfig(split=way) for way in ("time", "auto", "files"))

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md promises of the sizes of a module and of the package, and that the script of the tests explains itself."""
+"""What CONTRIBUTING.md promises of the package's sizes and of what tests share, and that their script explains itself."""
 
 from __future__ import annotations
 
@@ -31,6 +31,17 @@ def test_the_package_has_at_most_25_rooms_and_top_level_modules() -> None:
     modules = [path.stem for path in PACKAGE.glob("*.py")]
     rooms = [path.parent.name for path in PACKAGE.glob("*/__init__.py")]
     assert len(modules) + len(rooms) <= MOST_ROOMS, sorted(modules + rooms)
+
+
+def test_nothing_is_imported_from_a_conftest_which_has_fixtures_and_hooks_only() -> None:
+    modules = [path for room in ("tests", "benchmarks", "scripts") for path in (ROOT / room).rglob("*.py")]
+    importing = [
+        str(path.relative_to(ROOT))
+        for path in modules
+        if re.search(r"^\s*(from|import) .*\bconftest\b", path.read_text(encoding="utf-8"), re.M)
+    ]
+    assert len(modules) > 200
+    assert importing == []
 
 
 def test_the_script_of_the_tests_says_what_it_does_without_installing_anything() -> None:

@@ -10,7 +10,7 @@ import pytest
 from mlx_gardener.model import CodeTokenizer, load_base
 from mlx_gardener.model.tokens import load_tokenizer
 from mlx_gardener.registry import ProjectRegistry
-from tests.serve.conftest import make_projects
+from tests.support.adapters import make_projects
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from mlx_gardener.report.recipe import about_version
 from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.server import serving
 from tests.model.store_worlds import write_gguf
-from tests.serve.conftest import make_projects
+from tests.support.adapters import make_projects
 from tests.support.commands import gardener, gardener_here
 from tests.support.editors import ADDRESS, VSCODE, free_address, planned
 

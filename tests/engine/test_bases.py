@@ -14,8 +14,8 @@ import mlx_gardener
 from mlx_gardener.engine.bases import Base
 from mlx_gardener.engine.facts import gguf_model_facts, model_facts
 from mlx_gardener.model.gguf import gguf_header, read_gguf
-from tests.conftest import write_tiny_model
 from tests.model.store_worlds import OllamaStore, hub_snapshot, into_blobs, write_gguf
+from tests.support.models import write_tiny_model
 
 
 @pytest.fixture

@@ -44,9 +44,9 @@ from mlx_gardener.runs.phases import _initialize
 from mlx_gardener.runs.progress import TrainingProgressTracker
 from mlx_gardener.training.parallel import Ranks
 from mlx_gardener.training.time_plan import Clock
-from tests.conftest import write_tiny_model
 from tests.docs.commands import ROOT
 from tests.model.store_worlds import OllamaStore, hub_snapshot, write_gguf, write_wheel
+from tests.support.models import write_tiny_model
 
 #: Small enough to train in a second or two.
 SETTINGS: dict[str, Any] = {

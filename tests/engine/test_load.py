@@ -15,7 +15,7 @@ from mlx_gardener.engine.predict import MARGIN
 from mlx_gardener.engine.speed import TWO_CORES
 from mlx_gardener.errors import MemoryBudgetError
 from mlx_gardener.platform.lean_imports import import_lean
-from tests.conftest import write_tiny_model
+from tests.support.models import write_tiny_model
 
 GIB, MIB = 1024**3, 1024**2
 SHAPE = (16, 64)  # rows and their width are pinned, so that all that can give way is the base

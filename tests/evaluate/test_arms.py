@@ -17,9 +17,8 @@ from mlx_gardener.evaluate.rows import make_windows
 from mlx_gardener.evaluate.work import decide_work
 from mlx_gardener.model.lora import load_arrays
 from mlx_gardener.training.checkpoint import list_checkpoints
-from tests.conftest import write_repository
 from tests.support.evaluations import World
-from tests.support.repositories import write_tests
+from tests.support.repositories import write_repository, write_tests
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from mlx_gardener.evaluate.stages import EDITS, stages_of
 from mlx_gardener.model import load_tokenizer
 from mlx_gardener.report.story import kinds_table
 from mlx_gardener.serve.next_edits import finished
-from tests.conftest import write_repository
 from tests.support.datasets import EXAMPLE
 from tests.support.evaluations import World
 from tests.support.histories import renamings
+from tests.support.repositories import write_repository
 
 
 def task(path: str, *, is_due: bool) -> EditTask:

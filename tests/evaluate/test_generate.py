@@ -17,9 +17,9 @@ from mlx_gardener.errors import ModelError, TrainingCancelledError
 from mlx_gardener.evaluate import generate
 from mlx_gardener.evaluate.generate import generate_many
 from mlx_gardener.model import BaseModel, load_base
-from tests.conftest import write_tiny_model
 from tests.engine.zoo import VOCAB, tiny_model
 from tests.support.engines import write_again
+from tests.support.models import write_tiny_model
 
 LENGTHS = (1, 2, 30, 7, 600, 55, 30)
 

@@ -11,8 +11,8 @@ from mlx_gardener.adapter import attach_adapter
 from mlx_gardener.dataset import RowSet
 from mlx_gardener.evaluate.complete import build_prompt
 from mlx_gardener.evaluate.generate import generate_many
-from tests.conftest import write_repository
 from tests.support.evaluations import World
+from tests.support.repositories import write_repository
 
 SECRET = "AKIA" + "IOSFODNN7QWERTYU"
 CANARY = "the walrus of Spitsbergen hums 8841 quietly"

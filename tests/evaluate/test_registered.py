@@ -11,7 +11,7 @@ from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.evaluate.registered import _unseen
 from mlx_gardener.model import load_base
 from mlx_gardener.model.lora import AdapterSettings
-from tests.conftest import write_repository
+from tests.support.repositories import write_repository
 from tests.support.trainings import tiny_settings
 
 

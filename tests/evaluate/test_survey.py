@@ -13,8 +13,7 @@ from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import PreparedData, TrainingDataPreparator, names_defined
 from mlx_gardener.evaluate.stages import Survey
 from mlx_gardener.model import load_tokenizer
-from tests.conftest import write_repository
-from tests.support.repositories import write_tests
+from tests.support.repositories import write_repository, write_tests
 from tests.support.trainings import tiny_settings
 
 

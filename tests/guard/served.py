@@ -36,9 +36,9 @@ from mlx_gardener.serve.next_edits import finish_of
 from mlx_gardener.serve.parts import Parts
 from mlx_gardener.serve.worker import Worker
 from mlx_gardener.ui import make_page
-from tests.conftest import write_repository
 from tests.guard.seeds import CUT
-from tests.serve.conftest import make_projects
+from tests.support.adapters import make_projects
+from tests.support.repositories import write_repository
 
 TOKEN = "a-token-of-the-tests-only"
 _Result = TypeVar("_Result")

@@ -25,10 +25,10 @@ from mlx_gardener.errors import AdapterError, ConfigError, ModelError, RegistryE
 from mlx_gardener.model import BaseModel, load_base, load_tokenizer
 from mlx_gardener.platform.untrusted import read_header
 from mlx_gardener.registry import ProjectRegistry, check_project_name, project_name_for
-from tests.conftest import write_tiny_model
 from tests.guard.seeds import safetensors
 from tests.support.adapters import create
 from tests.support.adapters import manager as manager
+from tests.support.models import write_tiny_model
 
 NO_NETWORK = Path(__file__).parent / "no_network"
 

@@ -20,8 +20,8 @@ from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.source import Scan, scan_repository
 from mlx_gardener.source import walk as walk_module
 from mlx_gardener.source.walk import _without_retries, head_commit, list_files, marked_paths
-from tests.conftest import write_repository
 from tests.support.commands import gardener, gardener_here
+from tests.support.repositories import write_repository
 from tests.support.trainings import until
 
 CODE = (

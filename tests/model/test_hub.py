@@ -13,8 +13,8 @@ import pytest
 
 from mlx_gardener.errors import ModelError
 from mlx_gardener.model.hub import cached_model, fetch_model
-from tests.conftest import write_tiny_model
 from tests.model.hub import REVISION, hub_with
+from tests.support.models import write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
 

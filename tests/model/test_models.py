@@ -20,7 +20,7 @@ from mlx_gardener.model.lora import (
     lora_parameters,
     set_lora_parameters,
 )
-from tests.conftest import write_tiny_model
+from tests.support.models import write_tiny_model
 
 
 def test_a_hub_model_that_cannot_be_fetched_names_command_and_alternative() -> None:

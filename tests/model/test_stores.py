@@ -17,8 +17,8 @@ from mlx_gardener.errors import ModelError
 from mlx_gardener.model.choose import absolute_model, choose_model, resolve_model
 from mlx_gardener.model.stores import StoredBase, find_base, find_bases, is_store_name
 from mlx_gardener.platform.store_places import store_places
-from tests.conftest import write_tiny_model
 from tests.model.store_worlds import MEDIA, OllamaStore, hub_snapshot, into_blobs, write_gguf
+from tests.support.models import write_tiny_model
 
 
 @pytest.fixture

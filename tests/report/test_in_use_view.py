@@ -18,7 +18,7 @@ from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.report.html import render_report_html
 from mlx_gardener.report.in_use_view import page_with, show_in_use
 from tests.report.facts import full_events, full_facts
-from tests.serve.conftest import SHAPES, make_adapter
+from tests.support.adapters import SHAPES, make_adapter
 
 OFFERED = [Offered("v2", "adapter", 12, 3, 4, 240.0, 31.0), Offered("v2", "base", 12, 3, 4, 200.0, 30.0)]
 SEEN = [

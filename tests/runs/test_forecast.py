@@ -8,7 +8,7 @@ from mlx_gardener import scan
 from mlx_gardener.config import load_config
 from mlx_gardener.dataset import TrainingDataPreparator
 from mlx_gardener.model import load_tokenizer
-from tests.conftest import write_repository
+from tests.support.repositories import write_repository
 
 
 def test_an_epoch_is_foretold_with_what_is_added_to_it(

@@ -25,7 +25,7 @@ from mlx_gardener.runs.job import Resume
 from mlx_gardener.runs.progress import TrainingProgressTracker
 from mlx_gardener.training.parallel import Ranks
 from mlx_gardener.training.time_plan import Clock
-from tests.conftest import write_repository
+from tests.support.repositories import write_repository
 from tests.support.trainings import (
     WAIT,
     endless,

@@ -16,7 +16,7 @@ from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.server import serving
-from tests.serve.conftest import SHAPES, make_adapter, make_projects
+from tests.support.adapters import SHAPES, make_adapter, make_projects
 
 World = tuple[ProjectRegistry, BaseModel]
 PREFIX, SUFFIX = "import os\n\n\ndef read_lines(path):\n    with ", "\n\n\ndef write_lines(path):\n    pass\n"

@@ -14,7 +14,7 @@ from mlx_gardener.evaluate.complete import complete
 from mlx_gardener.model import load_base
 from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.server import serving
-from tests.serve.conftest import make_projects
+from tests.support.adapters import make_projects
 from tests.support.requests import REQUESTS, World, events, post, request
 
 

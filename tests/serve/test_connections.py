@@ -14,8 +14,7 @@ import pytest
 from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.access import Access
 from mlx_gardener.serve.server import serving
-from tests.serve.conftest import wait_until
-from tests.support.requests import HEAD, World, connected, ended, post
+from tests.support.requests import HEAD, World, connected, ended, post, wait_until
 
 TOKEN = "correct-horse-battery-staple"
 

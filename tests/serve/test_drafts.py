@@ -15,7 +15,7 @@ from mlx_gardener.serve import drafts
 from mlx_gardener.serve.drafts import Drafter, guess, sides
 from mlx_gardener.serve.generation import Ending, Limits, Piece, Sampling, answer
 from mlx_gardener.serve.prompt_caches import PromptCaches
-from tests.conftest import write_tiny_model
+from tests.support.models import write_tiny_model
 
 #: Python that stays as it is: what a model writes after it, and how its sums end, hangs on every token.
 SOURCE = (Path(__file__).parent / "sample_source.txt").read_text()

@@ -26,8 +26,8 @@ from mlx_gardener.serve.reading import read_json
 from mlx_gardener.serve.residents import Residents
 from mlx_gardener.serve.server import serving
 from mlx_gardener.serve.worker import BadRequestError, Finished, QueuedRequest
-from tests.serve.conftest import make_projects, wait_until
-from tests.support.requests import JSON, World, connected, ended, message, post
+from tests.support.adapters import make_projects
+from tests.support.requests import JSON, World, connected, ended, message, post, wait_until
 
 
 @pytest.fixture

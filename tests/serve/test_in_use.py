@@ -23,7 +23,7 @@ from mlx_gardener.registry import GarbagePolicy
 from mlx_gardener.serve import ServeSettings, in_use
 from mlx_gardener.serve.server import serving
 from mlx_gardener.ui import make_page
-from tests.serve.conftest import wait_until
+from tests.support.requests import wait_until
 from tests.support.retrieving import ASKED, World, evidence
 
 FILE = "core/use.py"

@@ -21,7 +21,7 @@ from mlx_gardener.serve.bodies import ChatBody, CompletionBody, InfillBody, pars
 from mlx_gardener.serve.ollama_bodies import GenerateBody, OllamaChatBody
 from mlx_gardener.serve.reading import read_json
 from mlx_gardener.serve.worker import BadRequestError
-from tests.serve.conftest import make_projects
+from tests.support.adapters import make_projects
 from tests.support.requests import JSON
 
 BIG = 4 * 2**20

@@ -20,9 +20,9 @@ from mlx_gardener.serve import indexes as indexes_module
 from mlx_gardener.serve.mcp import Tools
 from mlx_gardener.serve.parts import running
 from mlx_gardener.serve.settings import ServeSettings
-from tests.conftest import write_repository
-from tests.serve.conftest import SHAPES, make_adapter
+from tests.support.adapters import SHAPES, make_adapter
 from tests.support.mcp import call, with_client
+from tests.support.repositories import write_repository
 from tests.support.requests import World
 
 PREFIX, SUFFIX = "class Basket:\n    def area(self):\n        return ", "\n\n\nprint(Basket().area())\n"

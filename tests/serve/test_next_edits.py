@@ -16,7 +16,7 @@ from mlx_gardener.model import load_base
 from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.next_edits import finish_of, finished
 from mlx_gardener.serve.server import serving
-from tests.serve.conftest import make_projects
+from tests.support.adapters import make_projects
 from tests.support.requests import events, post, request
 
 MARK = "<|file_sep|>"

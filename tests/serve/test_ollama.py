@@ -18,8 +18,8 @@ from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.access import Access
 from mlx_gardener.serve.base_cards import base_card, library_name
 from mlx_gardener.serve.server import serving
-from tests.conftest import write_tiny_model
-from tests.serve.conftest import make_projects, write_chat_model
+from tests.support.adapters import make_projects
+from tests.support.models import write_chat_model, write_tiny_model
 from tests.support.requests import World, post
 
 REQUESTS = Path(__file__).parent / "requests"

@@ -31,7 +31,7 @@ from mlx_gardener.serve import ServeSettings, indexes
 from mlx_gardener.serve import worker as worker_module
 from mlx_gardener.serve.access import Access
 from mlx_gardener.serve.server import SelfTest, serve, serving
-from tests.serve.conftest import wait_until
+from tests.support.requests import wait_until
 from tests.support.retrieving import ASKED, World, evidence, infill, told
 
 SIZES = (PREFIX_TOKENS, SUFFIX_TOKENS)

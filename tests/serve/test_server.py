@@ -26,9 +26,10 @@ from mlx_gardener.serve.parts import running
 from mlx_gardener.serve.residents import Residents
 from mlx_gardener.serve.server import listen, self_test, serving
 from mlx_gardener.serve.settings import choose_token
-from tests.conftest import write_tiny_model
-from tests.serve.conftest import SHAPES, make_adapter, make_projects, wait_until
+from tests.support.adapters import SHAPES, make_adapter, make_projects
 from tests.support.commands import gardener_here
+from tests.support.models import write_tiny_model
+from tests.support.requests import wait_until
 
 World = tuple[ProjectRegistry, BaseModel]
 BODY = {"model": "alpha", "prompt": "import os\n", "max_tokens": 2}

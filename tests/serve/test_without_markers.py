@@ -16,11 +16,11 @@ from mlx_gardener.model import load_base
 from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.access import Access
 from mlx_gardener.serve.server import serving
-from tests.conftest import write_tiny_model
-from tests.serve.conftest import make_projects, wait_until
+from tests.support.adapters import make_projects
 from tests.support.lsp import asking, opened, shown_by, written
 from tests.support.mcp import call, with_client
-from tests.support.requests import World
+from tests.support.models import write_tiny_model
+from tests.support.requests import World, wait_until
 
 PREFIX, SUFFIX, PATH = (
     "class Basket:\n    def area(self):\n        return ",

@@ -12,7 +12,7 @@ from mlx_gardener.adapter import ManifestDetails, PeftManager, attach_adapter
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.model.lora import AdapterSettings, attach_lora, detach_lora, lora_parameters
-from mlx_gardener.registry import AdapterRecord, ProjectRegistry
+from mlx_gardener.registry import AdapterRecord, ProjectRegistry, TrainingStatus
 from tests.model.gguf.files import logits
 
 DETAILS = ManifestDetails({"model": ""}, {}, {}, {}, {}, {})
@@ -79,3 +79,52 @@ def adapted_logits(manager: PeftManager, base: Path) -> np.ndarray:
     model = load_base(str(base))
     with attach_adapter(model, manager.load_adapter("web")):
         return logits(model.model, IDS)
+
+
+#: Rank, scale, modules and layers of the four projects' adapters: no two alike.
+SHAPES = {
+    "alpha": LoraConfig(rank=4, scale=2.0),
+    "beta": LoraConfig(rank=8, scale=1.0, target_modules=("q_proj", "v_proj")),
+    "gamma": LoraConfig(rank=2, scale=4.0, num_layers=2),
+    "delta": LoraConfig(rank=4, scale=2.0, target_modules=("gate_proj", "up_proj", "down_proj")),
+}
+
+
+def make_adapter(
+    registry: ProjectRegistry,
+    project: str,
+    base: BaseModel,
+    config: LoraConfig,
+    *,
+    seed: int,
+    strength: float = 0.6,
+    activate: bool = True,
+    details: ManifestDetails = DETAILS,
+) -> AdapterRecord:
+    """Write an adapter of random weights as a training would; ``strength`` 0 makes one that changes nothing."""
+    targets = attach_lora(base.model, config, seed=seed)
+    weights = {
+        name: value if name.endswith("lora_a") else mx.random.normal(value.shape) * strength
+        for name, value in lora_parameters(base.model).items()
+    }
+    mx.eval(weights)
+    detach_lora(base.model)
+    with PeftManager(registry).stage_adapter(
+        project, weights, base=base, settings=AdapterSettings.of(targets, config)
+    ) as staged:
+        return staged.commit(details, model_card="card", activate=activate)
+
+
+def make_projects(
+    base: BaseModel, root: Path, model: str, names: list[str], registry: ProjectRegistry | None = None
+) -> ProjectRegistry:
+    """Projects of these names with an adapter each, in the registry of MLX_GARDENER_HOME or another."""
+    registry = registry or ProjectRegistry()
+    for number, name in enumerate(names):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        registry.register_project(name, root / name)
+        # The name of a local base is found in the settings of the training that used it.
+        training = registry.begin_training(name, {"model": model})
+        registry.finish_training(training.id, TrainingStatus.COMPLETED, "Done", {})
+        make_adapter(registry, name, base, SHAPES[name], seed=number + 1)
+    return registry

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import mlx.core as mx
 
 from mlx_gardener.config import TrainingConfig, load_config
+from mlx_gardener.dataset import PreparedData
+from mlx_gardener.engine import Engine, Plan, PredictedParts
 from mlx_gardener.errors import TrainingCancelledError
 from mlx_gardener.events import Event, StepCompleted, WarningRaised
-from mlx_gardener.training import TrainOutcome
+from mlx_gardener.model import BaseModel
+from mlx_gardener.platform.kept import KeptValues
+from mlx_gardener.training import TrainOutcome, train
+from mlx_gardener.training.time_plan import Clock
 from tests.support.trainings import SMALL
 
 
@@ -51,3 +57,35 @@ def same(first: TrainOutcome, second: TrainOutcome, tolerance: float = 0.0) -> b
 
 
 Runner = Callable[..., TrainOutcome]
+
+
+def train_on(
+    base: BaseModel,
+    data: PreparedData,
+    config: TrainingConfig,
+    checkpoint_dir: Path,
+    *,
+    recorder: Recorder | None = None,
+    resume: bool = False,
+    rows: int = 2,
+    clock: Clock | None = None,
+    speed: float = 1e9,
+    store: KeptValues | None = None,
+) -> TrainOutcome:
+    recorder = recorder or Recorder()
+    plan = Plan(
+        {64: rows, 128: rows}, config.memory_limit_bytes, 0, PredictedParts(), (),
+        predicted_tokens_per_second=speed, predicted_forward_tokens_per_second=speed,
+    )  # fmt: skip
+    return train(
+        base,
+        data,
+        config,
+        Engine(base.model, plan, dtype=base.dtype),
+        publish=recorder.publish,
+        interrupt=recorder.interrupt,
+        checkpoint_dir=checkpoint_dir,
+        resume=resume,
+        clock=clock,
+        store=store,
+    )

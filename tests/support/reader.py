@@ -17,8 +17,9 @@ import pytest
 from filelock import FileLock
 
 from mlx_gardener.registry import ProjectRegistry
-from tests.conftest import STORE_VARIABLES, without_stores, write_repository, write_tiny_model
 from tests.support.commands import gardener_here
+from tests.support.models import STORE_VARIABLES, without_stores, write_tiny_model
+from tests.support.repositories import write_repository
 
 HUB_MODEL = "Qwen/Qwen2.5-Coder-0.5B"  # here a tiny random one by that name
 

@@ -13,8 +13,8 @@ from mlx_gardener.evaluate.retrieval import Retriever
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.runs.indexed import index_rules, kept_index, update_index
-from tests.conftest import write_repository
-from tests.serve.conftest import make_adapter
+from tests.support.adapters import make_adapter
+from tests.support.repositories import write_repository
 
 CONFIG = {"training_data_quality_threshold": 0.1, "data": {"exclude": ["web/"]}}
 LIMIT = 300

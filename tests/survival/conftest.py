@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import write_repository
+from tests.support.repositories import write_repository
 from tests.survival.storm import SMALLEST_PLAN, Storm
 
 

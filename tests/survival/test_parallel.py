@@ -25,8 +25,8 @@ from mlx_gardener.runs.job import LOG_NAME
 from mlx_gardener.runs.ranks import Group, hosts_of, launched_rank
 from mlx_gardener.training.checkpoint import list_checkpoints
 from mlx_gardener.training.parallel import Ranks
-from tests.conftest import write_repository
 from tests.support.commands import train_flags
+from tests.support.repositories import write_repository
 from tests.support.trainings import WAIT, endless, is_alive, steps_done, tiny_settings, until
 from tests.support.watchdog import INTERACTIVITY
 

@@ -9,13 +9,10 @@ import pytest
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import PreparedData, TrainingDataPreparator
-from mlx_gardener.engine import Engine, Plan, PredictedParts
 from mlx_gardener.model import BaseModel, load_base
-from mlx_gardener.platform.kept import KeptValues
-from mlx_gardener.training import TrainOutcome, train
-from mlx_gardener.training.time_plan import Clock
-from tests.conftest import write_repository
-from tests.support.loops import Recorder, Runner, settings
+from mlx_gardener.training import TrainOutcome
+from tests.support.loops import Runner, settings, train_on
+from tests.support.repositories import write_repository
 
 
 @pytest.fixture
@@ -41,38 +38,6 @@ def undisturbed(tiny_model_dir: Path, data: PreparedData, undisturbed_directory:
     """What comes of a training by `settings()` that nothing disturbs."""
     base = load_base(str(tiny_model_dir))
     return train_on(base, data, settings(), undisturbed_directory)
-
-
-def train_on(
-    base: BaseModel,
-    data: PreparedData,
-    config: TrainingConfig,
-    checkpoint_dir: Path,
-    *,
-    recorder: Recorder | None = None,
-    resume: bool = False,
-    rows: int = 2,
-    clock: Clock | None = None,
-    speed: float = 1e9,
-    store: KeptValues | None = None,
-) -> TrainOutcome:
-    recorder = recorder or Recorder()
-    plan = Plan(
-        {64: rows, 128: rows}, config.memory_limit_bytes, 0, PredictedParts(), (),
-        predicted_tokens_per_second=speed, predicted_forward_tokens_per_second=speed,
-    )  # fmt: skip
-    return train(
-        base,
-        data,
-        config,
-        Engine(base.model, plan, dtype=base.dtype),
-        publish=recorder.publish,
-        interrupt=recorder.interrupt,
-        checkpoint_dir=checkpoint_dir,
-        resume=resume,
-        clock=clock,
-        store=store,
-    )
 
 
 @pytest.fixture

@@ -23,8 +23,7 @@ from mlx_gardener.platform.pressure import MemoryPressure
 from mlx_gardener.training import TrainOutcome, advance, loop, throttling, time_plan
 from mlx_gardener.training.checkpoint import list_checkpoints
 from mlx_gardener.training.time_plan import Clock
-from tests.support.loops import Recorder, Runner, same, settings
-from tests.training.conftest import train_on
+from tests.support.loops import Recorder, Runner, same, settings, train_on
 
 
 def test_training_lowers_the_loss_and_leaves_the_base_as_it_was(run: Runner, base: BaseModel) -> None:

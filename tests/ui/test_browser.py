@@ -16,9 +16,10 @@ import pytest
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.model import load_base
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
-from tests.conftest import write_repository
 from tests.report.facts import full_facts
-from tests.serve.conftest import make_adapter
+from tests.support.adapters import make_adapter
+from tests.support.pages import TOKEN, Asking
+from tests.support.repositories import write_repository
 from tests.ui.browser import (
     FOUND,
     HOW_TO_GET_ONE,
@@ -30,7 +31,6 @@ from tests.ui.browser import (
     tab,
     violations,
 )
-from tests.ui.conftest import TOKEN, Asking
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route

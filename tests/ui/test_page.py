@@ -16,8 +16,8 @@ from mlx_gardener.config import LoraConfig, load_config
 from mlx_gardener.model import load_base
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.ui import page_address, page_token
-from tests.serve.conftest import make_adapter
-from tests.ui.conftest import TOKEN, Asking, tiny
+from tests.support.adapters import make_adapter
+from tests.support.pages import TOKEN, Asking, tiny
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 STATIC = Path(__file__).parents[2] / "mlx_gardener" / "ui" / "static"

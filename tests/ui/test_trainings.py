@@ -16,10 +16,10 @@ from mlx_gardener.model import load_base
 from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.source import Scan, scan_repository
 from mlx_gardener.ui.training import Trainings
-from tests.conftest import write_tiny_model
-from tests.serve.conftest import make_projects
+from tests.support.adapters import make_projects
+from tests.support.models import write_tiny_model
+from tests.support.pages import Asking, tiny
 from tests.support.trainings import until
-from tests.ui.conftest import Asking, tiny
 
 
 def events_of(page: Asking, project: str, until_: Callable[[dict[str, dict]], bool]) -> dict[str, dict]:

@@ -16,7 +16,7 @@ from mlx_gardener.engine.speed import measured_backend
 from mlx_gardener.model import choose_model, load_base, resolve_model
 from mlx_gardener.registry import ProjectRegistry
 from tests.model.gguf.files import tiny_model, write_gguf
-from tests.serve.conftest import make_adapter
+from tests.support.adapters import make_adapter
 from tests.support.commands import gardener, train_flags
 from tests.support.trainings import tiny_settings
 
