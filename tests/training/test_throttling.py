@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,17 +70,6 @@ class World:
     def _interrupt(self) -> None:
         if self.cancelled:
             raise TrainingCancelledError("stopped")
-
-
-@pytest.fixture(autouse=True)
-def limits() -> Iterator[None]:
-    """MLX's limits as they were: they belong to the process, and the plans here are tiny."""
-    import mlx.core as mx
-
-    memory, cache = mx.set_memory_limit(2**40), mx.set_cache_limit(2**26)
-    yield
-    mx.set_memory_limit(memory)
-    mx.set_cache_limit(cache)
 
 
 @pytest.fixture
