@@ -157,7 +157,7 @@ def first_token(index: Index, places: list[tuple[str, str]]) -> dict[str, Any]:
     for path, before in places:
         own = build_prompt(base.tokenizer, before, "\n", path)
         started = time.perf_counter()
-        front, _ = code_in_front(retriever, path, before, "\n")
+        front, _ = code_in_front(retriever, path, before, "\n", own=own)
         prompt = with_context(own, front, base.tokenizer)
         found.append(1000 * (time.perf_counter() - started))
         started = time.perf_counter()

@@ -101,7 +101,7 @@ def measure(
         for task, names in zip(asked, needs, strict=True):
             place = caret_prompt(tokenizer, task.prefix, None, task.path)
             began = time.thread_time()
-            ids, _ = code_in_front(retriever, task.path, task.prefix)
+            ids, _ = code_in_front(retriever, task.path, task.prefix, own=place.ids)
             took.append(time.thread_time() - began)
             used += len(ids)
             text = tokenizer.decode(ids)

@@ -246,7 +246,7 @@ def complete(
     shown = caret_prompt(base.tokenizer, prefix, suffix, path)
     room = model_facts(base.path).max_tokens - max_tokens - len(base.tokenizer.encode(shown.begins))
     most = most_in_front(shown.ids, room)
-    context, found = code_in_front(retriever, path, prefix, suffix, most_tokens=most)
+    context, found = code_in_front(retriever, path, prefix, suffix, own=shown.ids, most_tokens=most)
     written = 0
 
     def count(_: str) -> bool:

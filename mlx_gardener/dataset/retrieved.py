@@ -4,7 +4,7 @@ In: pieces of training files, an index of the training part. Out: `RetrievedExam
 form that evidence and server use, found by the path and the code before the place; then the code before it, of which nothing is
 learned, since it chose the context; then what is learned. Places where a name of another file is used are preferred: where the
 context says nothing that is needed, a model learns to ignore it (CoLA, arXiv:2503.15301). A file's own chunks are never shown, nor
-those of its near duplicates, nor any that stands mostly in the file, also where it has what is to be written.
+those of its near duplicates, nor any most of which the row shows anyway, also where it has what is to be written.
 
 Cost: an index of the training part (about 4 kB a chunk for a moment), a parse of its files, and a search with the encoding of what
 it found for every example, some milliseconds each, of which there are at most `MOST_EXAMPLES`.
@@ -71,6 +71,7 @@ class RetrievedExamples:
         self._can_fill = tokenizer.markers is not None
         self._retriever = Retriever(index_of_files(root, files, name=name), tokenizer, limit_tokens=limit)
         self._piece_characters = piece_characters(width - limit)
+        self._before_characters = int(CHARACTERS_PER_TOKEN * (width - limit))
         self._defined = names_defined(files)
         clusters: dict[int, list[str]] = {}
         for record in files:
@@ -155,12 +156,12 @@ class RetrievedExamples:
             before = excerpt.text[: start + at]
             if span is None:  # a line break is often one token with the indentation that follows
                 before = before.rstrip("\n")
-            after = excerpt.text[len(before) :]
-            found = self._retriever.find(excerpt.path, before, after, apart=self._near[excerpt.path])
+            middle = None if span is None else text[at:end]
+            learned = text[end:] if span is not None else excerpt.text[len(before) : start + len(text)]
+            shows = (before[-self._before_characters :], (middle or "") + learned)
+            found = self._retriever.find(excerpt.path, before, shown=shows, apart=self._near[excerpt.path])
             if found.pieces:
                 shown = before[-2 * int(CHARACTERS_PER_TOKEN * self.width) :]
-                middle = None if span is None else text[at:end]
-                learned = text[end:] if span is not None else after[: start + len(text) - len(before)]
                 made.append(RetrievedExample(excerpt.path, found.ids, shown, middle, learned))
             alone = text[:at] if found.pieces else text
             if len(alone.strip()) >= 4 * MIDDLE_CHARACTERS[0]:

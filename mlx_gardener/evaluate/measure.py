@@ -225,7 +225,7 @@ def task_prompt(
     place = caret_prompt(
         tokenizer, task.prefix, suffix, task.path, prefix_tokens=sizes[0], suffix_tokens=sizes[1]
     )
-    found, _ = code_in_front(retriever, task.path, task.prefix, suffix)
+    found, _ = code_in_front(retriever, task.path, task.prefix, suffix, own=place.ids)
     return replace(place, ids=with_context(place.ids, found, tokenizer))
 
 

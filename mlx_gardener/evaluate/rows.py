@@ -84,11 +84,12 @@ def rows_with_context(
             if start >= end:
                 continue
             before = tokenizer.decode(list(window.tokens[max(0, start - 400) : start]))
-            context = retriever.context(window.path, before)
+            shown = tokenizer.decode(list(window.tokens[window.start : start]))
+            context = retriever.context(window.path, before, shown=[shown])
             bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
             header = window.header[len(bos) :]
-            shown = (*bos, *context, *header, *window.tokens[window.start : start])
-            documents.append(_document(window.path, shown, window.tokens[start:end], tokenizer))
+            opening = (*bos, *context, *header, *window.tokens[window.start : start])
+            documents.append(_document(window.path, opening, window.tokens[start:end], tokenizer))
     return bucket(documents, _widths(documents, widths), pad_id=tokenizer.pad_id)
 
 

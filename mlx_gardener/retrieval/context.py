@@ -1,9 +1,10 @@
 """Code in front of a prompt: retrieved pieces, then what the client sent, in the model's own form and within one budget.
 
-In: a place in a file, an index, a client's pieces of other files. Out: token ids, and which pieces they show. The file itself comes
-first and is `evaluate.complete`'s; of the tokens that are left for other code (`OTHER_CODE_TOKENS`, less where the model's room is
-short) the client's own pieces take theirs first, retrieved ones what is left, up to what the evidence measured. In the prompt the
-order is the other way round: what matters most stands nearest to the place. Evidence and server call the same functions here.
+In: a place in a file with its prompt, an index, a client's pieces of other files. Out: token ids, and which pieces they show. The
+file itself comes first and is `evaluate.complete`'s; of the tokens that are left for other code (`OTHER_CODE_TOKENS`, less where
+the model's room is short) the client's own pieces take theirs first, retrieved ones what is left, up to what the evidence
+measured. In the prompt the order is the other way round: what matters most stands nearest to the place. Evidence and server call
+the same functions here.
 Cost: one search, and the encoding of at most eight chunks.
 """
 
@@ -34,8 +35,6 @@ _LOOKED_AT = 4 * _MOST_CHUNKS
 _LEAST_TOKENS = 32
 #: Characters for each token of room that are read of a piece: no tokenizer's tokens are as long on average.
 _CHARACTERS_PER_TOKEN = 100
-#: Characters of the open file, before and after the place, whose lines count as shown; a server may look at few more.
-_OPEN_CHARACTERS = 2**15
 #: Lines shorter than this say nothing about where they come from.
 _TELLING_CHARACTERS = 4
 
@@ -89,15 +88,18 @@ class Retriever:
         self._limit = limit_tokens
         self._signatures = signatures
 
-    def context(self, path: str, before: str, after: str = "") -> list[int]:
+    def context(self, path: str, before: str, *, shown: Iterable[str] = ()) -> list[int]:
         """Token ids of the best chunks for a place; see `find`."""
-        return list(self.find(path, before, after).ids)
+        return list(self.find(path, before, shown=shown).ids)
+
+    def texts(self, *shown: Sequence[int]) -> list[str]:
+        """What token ids say."""
+        return [self._tokenizer.decode(list(ids)) for ids in shown]
 
     def find(
         self,
         path: str,
         before: str,
-        after: str = "",
         *,
         shown: Iterable[str] = (),
         most_tokens: int | None = None,
@@ -107,9 +109,8 @@ class Retriever:
 
         Args:
             path: of the file that is worked on; its own chunks are never shown.
-            before, after: the code around the place. Only ``before`` is searched by.
-            shown: other code that the prompt shows, nearest first. A chunk most of whose lines stand in it, or around the place,
-                is left out.
+            before: the code before the place, which is searched by; the prompt may show less of it.
+            shown: texts that the prompt or the row shows. A chunk most of whose lines stand in it is left out.
             most_tokens: fewer than the limit.
             apart: paths of further files whose chunks are never shown.
         """
@@ -119,13 +120,7 @@ class Retriever:
         found = self._index.search(query_words(path, before), _LOOKED_AT, without=path)
         opening = self._repository()
         room -= len(opening)
-        known = _telling_lines(before[-_OPEN_CHARACTERS:]) | _telling_lines(after[:_OPEN_CHARACTERS])
-        left = _OPEN_CHARACTERS  # a client may send megabytes, of which the prompt shows little
-        for text in shown:
-            known |= _telling_lines(text[-left:])
-            left -= len(text)
-            if left <= 0:
-                break
+        known: set[str] = set().union(*map(_telling_lines, shown))
         ids, pieces = self._with_signatures(path, before, int(self._signatures * room), known, apart)
         room -= sum(map(len, ids))
         of_signatures = len(pieces)
@@ -207,23 +202,25 @@ def code_in_front(
     before: str,
     after: str | None = None,
     *,
+    own: Sequence[int],
     sent: Sequence[int] = (),
-    sent_texts: Sequence[str] = (),
     most_tokens: int = OTHER_CODE_TOKENS,
 ) -> tuple[list[int], Context]:
     """What stands in front of a place, and what of it was retrieved.
 
     Args:
         retriever: None retrieves nothing.
-        path, before, after: as in `Retriever.find`; ``after`` None goes on left to right. Without a path nothing would tell
-            where the retrieved code ends then, so nothing is retrieved.
+        path, before: as in `Retriever.find`.
+        after: the code after the place; None goes on left to right. Without a path nothing would tell where the retrieved code
+            ends then, so nothing is retrieved.
+        own: token ids of the place's own prompt: all of the open file that is shown, which may be far less than there is.
         sent: token ids of the client's pieces of other files; they take the room first.
-        sent_texts: their texts, the nearest first.
         most_tokens: for all of it.
     """
     if retriever is None or not (path or after is not None):
         return list(sent), Context()
-    found = retriever.find(path, before, after or "", shown=sent_texts, most_tokens=most_tokens - len(sent))
+    shown = retriever.texts(own, sent)
+    found = retriever.find(path, before, shown=shown, most_tokens=most_tokens - len(sent))
     return [*found.ids, *sent], found
 
 

@@ -240,8 +240,8 @@ class Lookup:
         before: str,
         after: str | None,
         *,
+        own: Sequence[int],
         sent: Sequence[int] = (),
-        sent_texts: Sequence[str] = (),
         most_tokens: int,
     ) -> list[int]:
         """What stands in front of a prompt; see `retrieval.code_in_front`."""
@@ -254,7 +254,7 @@ class Lookup:
                 retriever = Retriever(index, tokenizer, limit_tokens=choice.limit_tokens)
         began = time.perf_counter()
         ids, self.found = code_in_front(
-            retriever, path, before, after, sent=sent, sent_texts=sent_texts, most_tokens=most_tokens
+            retriever, path, before, after, own=own, sent=sent, most_tokens=most_tokens
         )
         if retriever is not None:
             self.why = "nothing fits, or there is no room"

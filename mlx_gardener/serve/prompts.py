@@ -103,7 +103,7 @@ def completion_prompts(
     room -= len(tokenizer.encode(own.begins))
     most = most_in_front(own.ids, room - limits.max_tokens)
     front = lookup.in_front(
-        tokenizer, sides.path, sides.prefix, sides.shown_suffix(tokenizer), most_tokens=most
+        tokenizer, sides.path, sides.prefix, sides.shown_suffix(tokenizer), own=own.ids, most_tokens=most
     )
     lookup.goes_to(sides.path, sides.prefix, sides.suffix)
     return [_fitting(replace(own, ids=with_context(own.ids, front, tokenizer)), room, limits)]
@@ -130,7 +130,9 @@ def raw_prompts(
             left -= len(tokenizer.encode(own.begins))
             if asked is not None and len(prompts) == 1:
                 most = most_in_front(own.ids, left - limits.max_tokens)
-                front = lookup.in_front(tokenizer, "", asked.prefix, asked.suffix, most_tokens=most)
+                front = lookup.in_front(
+                    tokenizer, "", asked.prefix, asked.suffix, own=own.ids, most_tokens=most
+                )
                 own = replace(own, ids=with_context(own.ids, front, tokenizer))
         else:
             own = CaretPrompt(list(prompt))
@@ -176,8 +178,8 @@ def infill_prompt(
         sides.path,
         sides.prefix,
         sides.shown_suffix(tokenizer),
+        own=own.ids,
         sent=extra,
-        sent_texts=[piece.text for piece in reversed(body.input_extra)],
         most_tokens=most,
     )
     lookup.goes_to(sides.path, sides.prefix, sides.suffix)

@@ -104,9 +104,9 @@ def test_python_looks_for_code_as_the_server_does_where_line_breaks_were_typed(
     looked_by: list[str] = []
     find = Retriever.find
 
-    def seen(self: Retriever, path: str, before: str, after: str = "", **more: Any) -> Any:
+    def seen(self: Retriever, path: str, before: str, **more: Any) -> Any:
         looked_by.append(before)
-        return find(self, path, before, after, **more)
+        return find(self, path, before, **more)
 
     monkeypatch.setattr(Retriever, "find", seen)
     body: dict[str, Any] = {"prompt": "class Timber9:\n\n", "path": "core/new.py", "max_tokens": 2}

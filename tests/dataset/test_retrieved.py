@@ -83,7 +83,8 @@ def test_a_context_is_what_retrieval_shows_for_the_place(linked: Path, tokenizer
         whole = (linked / example.path).read_text()
         assert whole.startswith(example.before), "all of these files are shorter than a row"
         after = whole[len(example.before) :]
-        assert list(example.context) == retriever.context(example.path, example.before, after)
+        shown = (example.before, (example.middle or "") + example.after)
+        assert list(example.context) == retriever.context(example.path, example.before, shown=shown)
         assert tokenizer.decode(list(example.context)).startswith("<|repo_name|>harbor\n<|file_sep|>ports/")
         assert (example.middle or "") + example.after in after
 
@@ -115,12 +116,17 @@ def test_neither_the_file_nor_its_near_duplicates_are_shown_to_it(
     config = settings(**{"data.retrieval_share": 1})
     _, made, _ = made_of(scanned(root, config), tokenizer, config)
     assert len(made) >= 20
+    learned = 0
     for example in made:
         shown = tokenizer.decode(list(example.context))
-        noun = Path(example.path).stem.rpartition("_")[2]
+        kind, _, noun = Path(example.path).stem.rpartition("_")
         assert f"{example.path}\n" not in shown
-        if noun in NOUNS[:5] and "_" in Path(example.path).stem:
+        if kind in ("use", "copy_of") and noun in NOUNS[:5]:
+            assert f"use_{noun}.py" not in shown and f"copy_of_{noun}.py" not in shown
+        if f"def visit_{noun}(ships)" in (example.middle or "") + example.after:
+            learned += 1
             assert f"def visit_{noun}(ships)" not in shown, "the same function stands in three files"
+    assert learned >= 5
 
 
 def test_nothing_is_learned_of_context_and_what_chose_it(

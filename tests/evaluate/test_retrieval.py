@@ -30,7 +30,7 @@ def test_nothing_that_is_asked_for_is_part_of_the_query(tokenizer: CodeTokenizer
     retriever = Retriever(index_of_chunks(CHUNKS), tokenizer, limit_tokens=200)
     seen: list[str] = []
     context = retriever.context
-    retriever.context = lambda path, before, after="": (seen.append(before), context(path, before))[1]  # type: ignore[method-assign]
+    retriever.context = lambda path, before, **more: (seen.append(before), context(path, before, **more))[1]  # type: ignore[method-assign]
     text = "".join(f"value_{n} = {n}\n" for n in range(80))
     windows = make_windows([Excerpt("a.py", "python", text)], tokenizer, 128)
     rows_with_context(windows, tokenizer, retriever, (64, 128))

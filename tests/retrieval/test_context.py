@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mlx_gardener.evaluate.complete import PREFIX_TOKENS, build_prompt
 from mlx_gardener.model import CodeTokenizer, load_tokenizer
 from mlx_gardener.retrieval import Retriever, code_in_front, index_of_chunks, with_context
 from mlx_gardener.retrieval.context import OTHER_CODE_TOKENS
@@ -67,12 +68,26 @@ def test_what_the_open_file_or_the_client_shows_is_not_shown_again(tokenizer: Co
     tides, edited = CHUNKS[1][1], CHUNKS[1][1].replace("hour)", "minute)")
     found = retriever(tokenizer)
 
-    def paths(before: str, after: str = "", shown: tuple[str, ...] = ()) -> list[str]:
-        return [piece.path for piece in found.find("", before, after, shown=shown).pieces]
+    def paths(before: str, after: str, sent: str = "") -> list[str]:
+        own = build_prompt(tokenizer, before, after, "")
+        _, context = code_in_front(found, "", before, after, own=own, sent=tokenizer.encode(sent))
+        return [piece.path for piece in context.pieces]
 
-    assert "src/tides.py" in paths(BEFORE)
-    for around in ((edited + BEFORE, ""), (BEFORE, edited), (BEFORE, "", (tides,))):
+    assert "src/tides.py" in paths(BEFORE, "")
+    for around in ((f"\n{edited}{BEFORE}", ""), (BEFORE, f"\n{edited}"), (BEFORE, "", f"\n{tides}")):
         assert "src/tides.py" not in paths(*around), around
+
+
+def test_a_copy_far_away_in_the_open_file_is_found_as_the_prompt_does_not_show_it(
+    tokenizer: CodeTokenizer,
+) -> None:
+    tides, far = CHUNKS[1][1], "".join(f"depth_{number} = {number}\n" for number in range(PREFIX_TOKENS))
+    assert len(far) < 2**14
+    for before, after in ((f"{tides}\n{far}{BEFORE}", "\n"), (BEFORE, f"\n{far}{tides}")):
+        own = build_prompt(tokenizer, before, after, "a.py")
+        assert "class TideTable" not in tokenizer.decode(own)
+        _, context = code_in_front(retriever(tokenizer), "a.py", before, after, own=own)
+        assert "src/tides.py" in [piece.path for piece in context.pieces]
 
 
 def test_a_text_that_stands_in_two_files_is_shown_once(tokenizer: CodeTokenizer) -> None:
@@ -85,22 +100,22 @@ def test_a_text_that_stands_in_two_files_is_shown_once(tokenizer: CodeTokenizer)
 def test_the_clients_pieces_have_the_room_first_and_stand_nearer(tokenizer: CodeTokenizer) -> None:
     sent = tokenizer.encode("sent = True\n" * 300)
     found = retriever(tokenizer)
-    ids, context = code_in_front(found, "a.py", BEFORE, sent=sent[:100])
+    ids, context = code_in_front(found, "a.py", BEFORE, own=[], sent=sent[:100])
     assert ids[-100:] == sent[:100] and ids[:-100] == list(context.ids) != []
-    ids, context = code_in_front(found, "a.py", BEFORE, sent=sent[: OTHER_CODE_TOKENS - 40])
+    ids, context = code_in_front(found, "a.py", BEFORE, own=[], sent=sent[: OTHER_CODE_TOKENS - 40])
     assert len(ids) <= OTHER_CODE_TOKENS and context.pieces
-    ids, context = code_in_front(found, "a.py", BEFORE, sent=sent[:OTHER_CODE_TOKENS])
+    ids, context = code_in_front(found, "a.py", BEFORE, own=[], sent=sent[:OTHER_CODE_TOKENS])
     assert ids == sent[:OTHER_CODE_TOKENS] and not context.pieces
-    assert code_in_front(None, "a.py", BEFORE, sent=sent[:5]) == (sent[:5], type(context)())
-    assert code_in_front(found, "a.py", BEFORE, most_tokens=10)[0] == []
+    assert code_in_front(None, "a.py", BEFORE, own=[], sent=sent[:5]) == (sent[:5], type(context)())
+    assert code_in_front(found, "a.py", BEFORE, own=[], most_tokens=10)[0] == []
 
 
 def test_without_a_path_or_what_follows_nothing_would_tell_where_retrieved_code_ends(
     tokenizer: CodeTokenizer,
 ) -> None:
-    assert code_in_front(retriever(tokenizer), "", BEFORE)[0] == []
-    assert code_in_front(retriever(tokenizer), "", BEFORE, "")[0]
-    assert code_in_front(retriever(tokenizer), "a.py", BEFORE)[0]
+    assert code_in_front(retriever(tokenizer), "", BEFORE, own=[])[0] == []
+    assert code_in_front(retriever(tokenizer), "", BEFORE, "", own=[])[0]
+    assert code_in_front(retriever(tokenizer), "a.py", BEFORE, own=[])[0]
 
 
 def test_other_code_stands_behind_what_opens_a_document(tokenizer: CodeTokenizer) -> None:

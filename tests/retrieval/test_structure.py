@@ -194,5 +194,5 @@ def test_a_signature_that_the_open_file_shows_is_not_shown_again(
     before = BEFORE + "\n\ndef paint(boat, colour):\n"
     assert "def paint" in tokenizer.decode(retriever.context("app.py", BEFORE))
     assert "def paint(boat, colour)\n" not in tokenizer.decode(
-        retriever.context("app.py", before.replace("colour):", "colour)"))
+        retriever.context("app.py", before, shown=[before.replace("colour):", "colour)")])
     )

@@ -137,7 +137,7 @@ def test_a_hole_that_an_editor_spells_out_gets_code_in_front(
         for path in ("/v1/completions", "/completion"):
             answer = httpx.post(f"{address}{path}", json={"prompt": HOLE, "max_tokens": 2}, timeout=300)
             assert "chunks, " in told(answer)
-    front = world.retriever.context("", ASKED, "\n")
+    front = world.retriever.context("", ASKED)
     assert front and seen == [replace(asked, ids=[*front, *asked.ids])] * 2
 
 
