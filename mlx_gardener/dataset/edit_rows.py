@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.dataset.edit_forms import edit_documents, edit_form, edit_prompt
+from mlx_gardener.dataset.edit_forms import edit_documents, edit_form, edit_prompt, learned_forms
 from mlx_gardener.dataset.edits import EditExample, collect_edits
 from mlx_gardener.dataset.rows import Document
 from mlx_gardener.dataset.split import Split
@@ -90,7 +90,7 @@ def make_edit_rows(
             quiet += not example.is_due
             used.add(example.commit)
     told = {
-        "form": form,
+        "form": " and ".join(learned_forms(form)),
         "commits": found.counts.pop("commits"),
         "commits_used": len(used),
         "examples": len(documents),

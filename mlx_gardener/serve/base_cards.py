@@ -37,9 +37,9 @@ _OUTSIDE = (
     "codellama",
 )
 #: Names by which Zed knows a form of next edits (crates/edit_prediction/src/fim.rs, infer_prompt_format).
-_EDIT_NAMES = {"sweep": "sweep-next-edit", "zeta2": "zeta2"}
+_EDIT_NAMES = {"sweep": ("sweep-next-edit",), "zeta2": ("zeta2", "zeta2.1")}
 #: All families that a name may begin with.
-FAMILIES = {*_OUTSIDE, *_FAMILIES.values(), *_EDIT_NAMES.values()}
+FAMILIES = {*_OUTSIDE, *_FAMILIES.values(), *(name for names in _EDIT_NAMES.values() for name in names)}
 _LIBRARY = re.compile(rf"({'|'.join(map(re.escape, _OUTSIDE))})[-:](\d+(?:\.\d+)?b)\b")
 _FLOATS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
@@ -51,7 +51,7 @@ class BaseCard:
     Attributes:
         template: the Go template by which Ollama would form its prompts; names ``.Suffix`` where it has FIM markers.
         family: the family of Ollama's library with the same markers; None without any.
-        edit_name: under which editors send it next-edit prompts; None where its markers allow no form of them.
+        edit_names: under which editors send it next-edit prompts; none where its markers allow no form of them.
         quantization: ``4-bit`` or the type of its floats, "" where that is not known.
     """
 
@@ -60,7 +60,7 @@ class BaseCard:
     template: str
     family: str | None
     quantization: str
-    edit_name: str | None = None
+    edit_names: tuple[str, ...] = ()
 
     @property
     def has_fim(self) -> bool:
@@ -113,5 +113,5 @@ def _card(path: Path, changed: tuple[int, ...]) -> BaseCard:
         prompt_template(tokenizer),
         family,
         floats if facts.quantized_bits is None else f"{facts.quantized_bits}-bit",
-        _EDIT_NAMES.get(edit_form(tokenizer) or ""),
+        _EDIT_NAMES.get(edit_form(tokenizer) or "", ()),
     )

@@ -150,7 +150,7 @@ class Catalog:
         found: dict[str, list[Target]] = {}
         for target in projects:
             card, library = base_card(target.base), library_name(target.base_id)
-            names = (card.family, card.edit_name) if card is not None else ()
+            names = (card.family, *card.edit_names) if card is not None else ()
             families = [name for name in names if name is not None]
             for family in families:
                 found[f"{family}:{target.id.lower()}"] = [target]

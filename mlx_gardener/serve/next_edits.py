@@ -1,28 +1,34 @@
-"""Answers to next-edit prompts in Sweep's form, as Zed takes them: a window that replaces the one it showed, or nothing.
+"""Answers to next-edit prompts in Sweep's form and in zeta2.1's, as Zed takes them: what replaces a window or some of it, or nothing.
 
 In: a prompt that a client wrote whole. Out: what is made of the answer before the client gets it, or None for any other prompt. Zed
 puts a line break behind a window that has none, and takes whatever comes back for the window (zed-industries/zed#62635): so an
 answer gets as many line breaks at its end as the window had in the editor, one that changes nothing is empty, which Zed takes for
-"no edit", and one that was cut off is empty, too, since Zed would delete what is missing. It is not streamed. Cost: nothing.
+"no edit", and one that was cut off is empty, too, since Zed would delete what is missing. In zeta2.1's form an answer stays as it is
+where it changes something; where not, or where it names no two places, which Zed would report as an error, it is empty. It is not
+streamed. Cost: nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from mlx_gardener.dataset.edit_regions import tag, updated_by
 from mlx_gardener.dataset.edit_steps import WINDOW_ABOVE, WINDOW_BELOW
 from mlx_gardener.serve.generation import Ending, Piece
 
 _MARK = "<|file_sep|>"
+_ZETA_MARK, _ZETA_MIDDLE = "<filename>", "<[fim-middle]>"
 _ROWS = WINDOW_ABOVE + 1 + WINDOW_BELOW
 #: Makes of an answer, and of whether it ended by itself, what the client gets.
 Finish = Callable[[str, bool], str]
 
 
 def finish_of(prompts: Sequence[object]) -> Finish | None:
-    """What is made of the answer to these prompts; None where they are no single next-edit prompt in Sweep's form."""
+    """What is made of the answer to these prompts; None where they are no single next-edit prompt in one of the two forms."""
     if len(prompts) != 1 or not isinstance(prompt := prompts[0], str):
         return None
+    if prompt.endswith(_ZETA_MIDDLE):
+        return _zeta_finish(prompt.removesuffix(_ZETA_MIDDLE))
     at = prompt.rfind(_MARK)
     header = prompt[at + len(_MARK) :]
     path = header.removeprefix("updated/")
@@ -34,6 +40,19 @@ def finish_of(prompts: Sequence[object]) -> Finish | None:
         return None
     window = block[len(opening) :]
     return lambda text, ended: finished(window, text) if ended else ""
+
+
+def _zeta_finish(prompt: str) -> Finish | None:
+    """As `finish_of`, for a prompt up to the middle's marker: its last file ends with a window between tags."""
+    _, _, shown = prompt[prompt.rfind(_ZETA_MARK) + 1 :].partition(tag(1))
+    if not shown:
+        return None
+
+    def finish(text: str, ended: bool) -> str:
+        found = updated_by(tag(1) + shown, text) if ended else None
+        return text if found is not None and found[0] != found[1] else ""
+
+    return finish
 
 
 def finished(window: str, text: str) -> str:

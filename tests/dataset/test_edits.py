@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -310,6 +311,32 @@ def test_with_seed_coders_markers_a_prompt_has_zetas_second_form(
         "<filename>src/app.py\nabove = 0\n<<<<<<< CURRENT\none = 11\ntwo = 2<|user_cursor|>\n=======\n<[fim-middle]>"
     )
     assert tokenizer.decode(answer) == "one = 11\ntwo = 22\nthree = 3\n>>>>>>> UPDATED\n"
+
+
+def test_on_seed_coder_half_of_the_examples_have_zetas_later_form(
+    tmp_path: Path, tiny_tokenizer_dir: Path
+) -> None:
+    tokenizer = with_markers(tmp_path / "seed", tiny_tokenizer_dir, SEED)
+    found = edit_prompt(EXAMPLE, tokenizer, 1000, "zeta2.1")
+    assert found is not None
+    prompt, answer = found
+    text = tokenizer.decode(prompt)
+    assert prompt == tokenizer.encode_with_markers(text)
+    assert text.startswith("<[fim-suffix]>below = 9\n<[fim-prefix]><filename>edit_history\n--- a/lib.py\n")
+    assert text.endswith(
+        "\n<filename>src/app.py\nabove = 0\n<|marker_1|>one = 11\ntwo = 2<|user_cursor|><|marker_2|>\n<[fim-middle]>"
+    )
+    assert tokenizer.decode(answer) == "<|marker_1|>one = 11\ntwo = 22\nthree = 3<|marker_2|>"
+    examples = [replace(EXAMPLE, line=line) for line in range(1, 41)]
+    made = edit_documents(examples, TokenCache(tmp_path / "cache", tokenizer), 1000)
+    learned = [item.tokens[item.loss_mask].tolist() for item in made if item is not None]
+    tagged = [ids for ids in learned if tokenizer.decode(ids).startswith("<|marker_1|>")]
+    assert 10 <= len(tagged) <= 30 and len(learned) == 40
+    assert all(ids == [*answer, tokenizer.eos_id] for ids in tagged)
+    spelled = replace(EXAMPLE, current="<|marker_1|>", caret=0)
+    texts = [replace(spelled, line=line) for line in range(1, 41)]
+    for item in edit_documents(texts, TokenCache(tmp_path / "cache", tokenizer), 1000):
+        assert item is not None and ">>>>>>> UPDATED" in tokenizer.decode(item.tokens.tolist())
 
 
 def test_other_markers_have_no_form(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:

@@ -14,6 +14,7 @@ from mlx_gardener.adapter import PeftManager, attach_adapter
 from mlx_gardener.evaluate.complete import written_ids
 from mlx_gardener.model import load_base
 from mlx_gardener.serve import ServeSettings
+from mlx_gardener.serve.base_cards import FAMILIES
 from mlx_gardener.serve.next_edits import finish_of, finished
 from mlx_gardener.serve.server import serving
 from tests.support.adapters import make_projects
@@ -66,6 +67,35 @@ def test_an_answer_ends_as_the_editors_window_and_is_empty_where_nothing_changes
 )  # fmt: skip
 def test_other_prompts_answers_are_left_as_they_are(prompts: list[Any]) -> None:
     assert finish_of(prompts) is None
+
+
+ZETA = (
+    "<[fim-suffix]>\nlast()\n<[fim-prefix]><filename>edit_history\n--- a/a.py\n+++ b/a.py\n-one\n+two\n\n"
+    "<filename>a.py\nfirst()\n<|marker_1|>one()\ntwo()<|user_cursor|><|marker_2|>\n<[fim-middle]>"
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("<|marker_1|>one()\nthree()<|marker_2|>", "<|marker_1|>one()\nthree()<|marker_2|>"),
+        ("<|marker_1|>one()\ntwo()<|marker_2|>", ""),
+        ("<|marker_2|><|marker_2|>", ""),
+        ("<|marker_1|>one()", ""),
+        ("three()", ""),
+        ("<|marker_1|>one()<|marker_7|>", ""),
+    ],
+    ids=["an edit", "the same", "no edit", "without its end", "without tags", "no such tag"],
+)
+def test_an_answer_in_zetas_later_form_is_given_out_where_it_changes_something(
+    written: str, expected: str
+) -> None:
+    """Zed takes nothing for "no edit", and an answer without two tags for an error."""
+    finish = finish_of([ZETA])
+    assert finish is not None
+    assert finish(written, True) == expected and finish(written, False) == ""
+    assert {"zeta2", "zeta2.1"} <= FAMILIES, "names that Zed infers its form from"
+    assert finish_of([ZETA.replace("<|marker_1|>", "<<<<<<< CURRENT\n")]) is None
 
 
 @pytest.fixture
