@@ -184,7 +184,8 @@ def _zeta(example: EditExample, tokenizer: CodeTokenizer, window: str) -> list[_
     above = ended(example.above) if example.above else ""
     history = "".join(_diff(change) for change in example.changes)
     return [
-        (markers.suffix, ended(example.below)),
+        # Zed's window ends before its last line break, which so stands in front of what follows.
+        (markers.suffix, ended(f"\n{example.below}" if example.below else "")),
         (markers.prefix, ""),
         *([(tokenizer.file_id, f"edit_history\n{history}\n")] if history else []),
         (tokenizer.file_id, f"{example.path}\n{above}{window}"),

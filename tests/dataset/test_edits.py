@@ -305,12 +305,14 @@ def test_with_seed_coders_markers_a_prompt_has_zetas_second_form(
     text = tokenizer.decode(prompt)
     assert prompt == tokenizer.encode_with_markers(text)
     assert text.startswith(
-        "<[fim-suffix]>below = 9\n<[fim-prefix]><filename>edit_history\n--- a/lib.py\n+++ b/lib.py\n@@"
+        "<[fim-suffix]>\nbelow = 9\n<[fim-prefix]><filename>edit_history\n--- a/lib.py\n+++ b/lib.py\n@@"
     )
     assert text.endswith(
         "<filename>src/app.py\nabove = 0\n<<<<<<< CURRENT\none = 11\ntwo = 2<|user_cursor|>\n=======\n<[fim-middle]>"
     )
     assert tokenizer.decode(answer) == "one = 11\ntwo = 22\nthree = 3\n>>>>>>> UPDATED\n"
+    last = edit_prompt(replace(EXAMPLE, below=""), tokenizer, 1000)
+    assert last is not None and tokenizer.decode(last[0]).startswith("<[fim-suffix]>\n<[fim-prefix]>")
 
 
 def test_on_seed_coder_half_of_the_examples_have_zetas_later_form(
@@ -322,7 +324,7 @@ def test_on_seed_coder_half_of_the_examples_have_zetas_later_form(
     prompt, answer = found
     text = tokenizer.decode(prompt)
     assert prompt == tokenizer.encode_with_markers(text)
-    assert text.startswith("<[fim-suffix]>below = 9\n<[fim-prefix]><filename>edit_history\n--- a/lib.py\n")
+    assert text.startswith("<[fim-suffix]>\nbelow = 9\n<[fim-prefix]><filename>edit_history\n--- a/lib.py\n")
     assert text.endswith(
         "\n<filename>src/app.py\nabove = 0\n<|marker_1|>one = 11\ntwo = 2<|user_cursor|><|marker_2|>\n<[fim-middle]>"
     )
