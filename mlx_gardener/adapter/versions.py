@@ -1,4 +1,4 @@
-"""Two versions of an adapter beside each other, and back to the one before. Cost: reading two manifests."""
+"""Two versions of an adapter beside each other, and back to the one before. Cost: reading two manifests and evaluations."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from mlx_gardener.adapter.manifest import read_manifest
 from mlx_gardener.config import as_recorded
 from mlx_gardener.errors import AdapterError, RegistryError
 from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.registry.evaluations import newest_evaluation
 
 
 @dataclass(frozen=True)
 class VersionFacts:
-    """What a manifest says of a version's worth; ``verdict`` is None where nothing was measured, ``answers`` where older."""
+    """What is known of a version's worth, by its newest evaluation, else by its manifest.
+
+    ``verdict`` is None where nothing was measured, ``answers`` where older; ``evaluated_at`` (seconds since the epoch) is None where
+    it was not evaluated since its training.
+    """
 
     version: str
     verdict: str | None
@@ -24,6 +29,7 @@ class VersionFacts:
     parent: str | None
     created_at: str
     answers: str | None = None
+    evaluated_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,11 +59,17 @@ def version_facts(registry: ProjectRegistry, project: str, version: str) -> Vers
     Raises:
         RegistryError, AdapterError: it is not there, or its manifest cannot be read.
     """
-    return _facts(version, _manifest(registry, project, version))
+    return _facts(version, _known(registry, project, version))
 
 
-def _manifest(registry: ProjectRegistry, project: str, version: str) -> dict[str, Any]:
-    return read_manifest(registry.get_adapter(project, version).directory)
+def _known(registry: ProjectRegistry, project: str, version: str) -> dict[str, Any]:
+    """A version's, with evidence and metrics of its newest evaluation, as `show` and `report` have them."""
+    directory = registry.get_adapter(project, version).directory
+    manifest, newest = read_manifest(directory), newest_evaluation(directory)
+    if newest is None:
+        return manifest
+    evidence = newest.evidence
+    return {**manifest, "metrics": evidence["metrics"], "evidence": evidence, "evaluated_at": newest.at}
 
 
 def _facts(version: str, manifest: dict[str, Any]) -> VersionFacts:
@@ -76,16 +88,17 @@ def _facts(version: str, manifest: dict[str, Any]) -> VersionFacts:
         manifest["training"].get("parent"),
         str(manifest.get("created_at", "")),
         evidence.get("answers"),
+        manifest.get("evaluated_at"),
     )
 
 
 def diff_versions(registry: ProjectRegistry, project: str, first: str, second: str) -> VersionsDiff:
-    """Compare two versions' evidence, data and settings.
+    """Compare two versions' newest evidence, data and settings.
 
     Raises:
         RegistryError, AdapterError: one is not there, or its manifest cannot be read.
     """
-    one, two = _manifest(registry, project, first), _manifest(registry, project, second)
+    one, two = _known(registry, project, first), _known(registry, project, second)
     facts = _facts(first, one), _facts(second, two)
     names = sorted(facts[0].metrics.keys() | facts[1].metrics.keys())
     tested = [

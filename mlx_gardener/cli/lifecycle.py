@@ -51,7 +51,10 @@ def rollback(project: str, version: str | None, to: str | None, as_json: bool) -
 @click.argument("second", shell_complete=complete_versions)
 @as_json_option
 def diff(project: str, first: str, second: str, as_json: bool) -> None:
-    """Compare the versions FIRST and SECOND of PROJECT's adapter: evidence, files that changed most, settings."""
+    """Compare the versions FIRST and SECOND of PROJECT's adapter: evidence, files that changed most, settings.
+
+    Figures are those of a version's newest `eval`, or else of its training.
+    """
     from mlx_gardener.adapter.versions import diff_versions
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.diff_view import show_diff

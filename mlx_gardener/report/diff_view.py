@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_gardener.adapter.versions import VersionFacts, VersionsDiff
+from mlx_gardener.report.known import measured_again
 from mlx_gardener.report.story import METRICS, as_sentence, reason
 from mlx_gardener.report.text import counted, safe_text
 
@@ -27,7 +28,8 @@ def version_line(facts: VersionFacts) -> str:
     measured = "" if bits is None else f", {bits:.4f} bits per byte"
     verdict = _VERDICTS.get(facts.verdict or "unmeasured", facts.verdict)
     verdict = "it helped" if facts.verdict == "promote" and facts.answers == "better" else verdict
-    return f"{facts.version}: {verdict}{measured}. {reason({'reason': facts.reason or ''})}".rstrip()
+    told = f"{facts.version}: {verdict}{measured}. {reason({'reason': facts.reason or ''})}".rstrip()
+    return told if facts.evaluated_at is None else f"{told} {measured_again(facts.evaluated_at)}"
 
 
 def show_diff(console: Console, found: VersionsDiff) -> None:

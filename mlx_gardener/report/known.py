@@ -39,7 +39,12 @@ def known_of(registry: ProjectRegistry, record: AdapterRecord) -> dict[str, Any]
     newest = newest_evaluation(record.directory)
     if newest is None:
         return known
-    when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(newest.at))
-    notes = (f"Measured again by `mlx-gardener eval` on {when}.", *(newest.evidence.get("notes") or ()))
+    notes = (measured_again(newest.at), *(newest.evidence.get("notes") or ()))
     evidence = {**newest.evidence, "notes": list(notes)}
     return {**known, "metrics": evidence["metrics"], "evidence": evidence, "evaluated_at": newest.at}
+
+
+def measured_again(at: float) -> str:
+    """That a version's figures are those of an evaluation, made ``at`` seconds since the epoch."""
+    when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at))
+    return f"Measured again by `mlx-gardener eval` on {when}."

@@ -28,6 +28,7 @@ from mlx_gardener.lifecycle.forgetting import (
     versions_that_know,
 )
 from mlx_gardener.lifecycle.staleness import look_at
+from mlx_gardener.platform.files import make_private, write_whole
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.runs.manager import TrainingPipeline
 from mlx_gardener.runs.parent import exclude_pattern
@@ -133,6 +134,24 @@ def test_a_project_goes_on_from_what_changed_and_back(git_repository: Path, tiny
     assert found.metrics["adapter_bits_per_byte"][0] == first["metrics"]["adapter_bits_per_byte"]
     sizes = [abs(item["second"] - item["first"]) for item in found.files]
     assert sizes == sorted(sizes, reverse=True) and found.comparable
+
+
+def test_two_versions_are_compared_by_their_newest_evaluations(trained_home: Path) -> None:
+    registry = ProjectRegistry(trained_home)
+    first = registry.get_adapter("small", "v1")
+    install_adapter(registry, "small", "v2")
+    evidence = read_manifest(first.directory)["evidence"]
+    evidence["metrics"] = {**evidence["metrics"], "adapter_bits_per_byte": 0.1234}
+    make_private(first.directory / "evaluations")
+    write_whole(
+        first.directory / "evaluations" / "2031-01-01T10-20-30Z.json", json.dumps({"evidence": evidence})
+    )
+    found = diff_versions(registry, "small", "v1", "v2")
+    assert found.metrics["adapter_bits_per_byte"][0] == found.first.metrics["adapter_bits_per_byte"] == 0.1234
+    assert found.first.evaluated_at is not None and found.second.evaluated_at is None
+    again = "Measured again by `mlx-gardener eval` on 2031-01-01 10:20 UTC."
+    shown = " ".join(gardener_here("diff", "small", "v1", "v2").stdout.split())
+    assert "0.1234 bits per byte" in shown and shown.count(again) == 1, shown
 
 
 def test_a_forgotten_path_stays_out_and_what_knows_it_goes(repository: Path, tiny_model_dir: Path) -> None:
