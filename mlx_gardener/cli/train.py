@@ -197,7 +197,7 @@ def train(
         _announce_place(pipeline, entry.number, name, as_json)
         return
     if detach:
-        _announce(name, as_json, goes_on)
+        _announce(pipeline, name, as_json, goes_on)
         return
     if goes_on and not resume and not as_json:
         click.echo(f"Going on with the unfinished training of {name}; --fresh begins anew.")
@@ -241,12 +241,23 @@ def _follows(config: TrainingConfig, *, alone: bool, dry_run: bool) -> bool:
     return launched[0] > 0
 
 
-def _announce(name: str, as_json: bool, goes_on: bool) -> None:
+def _announce(pipeline: TrainingPipeline, name: str, as_json: bool, goes_on: bool) -> None:
+    """Say what was begun; a version to go on from is looked at by the worker, who may find that it cannot."""
+    record = pipeline.registry.latest_training(name)
+    wish = "never" if record is None else str(record.config.get("continue_from", "never"))
+    version = None if wish == "never" else wish.removeprefix("auto:")
     if as_json:
-        click.echo(json.dumps({"project": name, "started": True, "goes_on": goes_on}))
-    else:
-        what = "Going on with the unfinished training of" if goes_on else "Training"
-        click.echo(f"{what} {name} in the background: `mlx-gardener attach {name}` shows it.")
+        told = {"project": name, "started": True, "goes_on": goes_on, "from_version": version}
+        click.echo(json.dumps(told))
+        return
+    what = "Going on with the unfinished training of" if goes_on else "Training"
+    click.echo(f"{what} {name} in the background: `mlx-gardener attach {name}` shows it.")
+    if version == wish:
+        click.echo(f"It goes on from {version}.")
+    elif version is not None:
+        click.echo(
+            f"It goes on from {version} if base, lora.* settings and most of the files are the same; --fresh begins anew."
+        )
 
 
 def _announce_place(pipeline: TrainingPipeline, number: int, name: str, as_json: bool) -> None:

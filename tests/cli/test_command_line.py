@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import mlx_gardener.api
+from mlx_gardener.cli.train import _announce
 from mlx_gardener.cli.watch import watch_training
 from mlx_gardener.errors import DataError, TrainingError
 from mlx_gardener.events import TrainingPhase, TrainingProgress, WarningRaised
@@ -314,3 +315,24 @@ def test_the_status_has_a_column_for_losses_only_where_there_are_any(repository:
     registry.finish_training(record.id, TrainingStatus.COMPLETED, "Done", {})
     head, first, second = gardener_here("status").stdout.splitlines()
     assert "loss" in head and "1.500" in first and " - " in second
+
+
+@pytest.mark.parametrize(
+    ("wish", "said", "version"),
+    [
+        ("auto:v1", "It goes on from v1 if base, lora.* settings and most of the files are the same", "v1"),
+        ("v1", "It goes on from v1.", "v1"),
+        ("never", "", None),
+    ],
+)
+def test_a_training_in_the_background_says_at_once_what_version_it_goes_on_from(
+    registry: ProjectRegistry, capsys: pytest.CaptureFixture[str], wish: str, said: str, version: str | None
+) -> None:
+    registry.begin_training("small", {"continue_from": wish})
+    pipeline = TrainingPipeline(registry=registry)
+    _announce(pipeline, "small", as_json=False, goes_on=False)
+    first, second = (*capsys.readouterr().out.splitlines(), "")[:2]
+    assert first == "Training small in the background: `mlx-gardener attach small` shows it."
+    assert second.startswith(said) and bool(second) == bool(said)
+    _announce(pipeline, "small", as_json=True, goes_on=False)
+    assert json.loads(capsys.readouterr().out)["from_version"] == version

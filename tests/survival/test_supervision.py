@@ -434,7 +434,8 @@ def test_a_detached_training_says_that_it_goes_on_and_can_be_cancelled_from_else
     command = ("train", str(repository), "--project", "small", "--detach", *flags)
     started = gardener(*command, "--json")
     assert started.returncode == 0 and not started.stderr, started.stderr
-    assert json.loads(started.stdout) == {"project": "small", "started": True, "goes_on": False}
+    told_at_start = {"project": "small", "started": True, "goes_on": False, "from_version": None}
+    assert json.loads(started.stdout) == told_at_start
     pipeline = TrainingPipeline()
     until(lambda: steps_done(pipeline) >= 2, "two steps")
 
