@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import unified_diff
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.errors import DataError, ModelError
 from mlx_gardener.registry import ProjectRegistry
+
+if TYPE_CHECKING:
+    from mlx_gardener.source.commits import FileChange
 
 #: Changed files beside the one of the caret: no more changes are shown.
 _MOST_FILES = 4
@@ -21,6 +27,7 @@ class NextEdit:
         first_line: of the window, from 1.
         version: of the adapter that wrote it; None for the base alone.
         why_none: why there is no edit where the model wrote something else than the window, "" else.
+        note: what it had too little to go on from, and what to do about it; "" where nothing is known to lack.
     """
 
     project: str
@@ -32,6 +39,7 @@ class NextEdit:
     after: str
     diff: str
     why_none: str = ""
+    note: str = ""
 
 
 def next_edit(
@@ -77,8 +85,9 @@ def next_edit(
             f"The base of {project!r} has no markers for a form of next edits.",
             next_step="Train on a base with Qwen's markers; plain completions work with any.",
         )
-    data = without_forgotten(load_config(), registry, project).data
-    recent = uncommitted_changes(registry.get_project(project).path, data, most=_MOST_FILES, always=path)
+    data, root = without_forgotten(load_config(), registry, project).data, registry.get_project(project).path
+    recent = uncommitted_changes(root, data, most=_MOST_FILES, always=path)
+    note = what_lacks(root, recent, adapter.manifest if with_adapter else {}, project)
     recent = [change for change in recent if change.path != path or change.after == text]
     example = example_at(path, text, min(line - 1, text.count("\n")), recent)
     window = len(base.tokenizer.encode(example.current)) + 1
@@ -105,5 +114,32 @@ def next_edit(
     diff = "\n".join(unified_diff(rows, made, f"a/{path}", f"b/{path}", lineterm=""))
     return NextEdit(
         project, record.version if with_adapter else None, record.base_model, path, example.line, example.current,
-        example.current if why else after, diff, why,
+        example.current if why else after, diff, why, note,
     )  # fmt: skip
+
+
+def what_lacks(root: Path, recent: Sequence[FileChange], manifest: Mapping[str, Any], project: str) -> str:
+    """Why little can be expected of a next edit, with what to do about it; "" where nothing is known to lack.
+
+    Args:
+        recent: what was changed since the last commit.
+        manifest: of the adapter that is asked; empty for the base alone.
+    """
+    from mlx_gardener.source.walk import Git
+
+    if not recent and Git(root).ask("rev-parse", "--verify", "--quiet", "HEAD") is None:
+        return "The repository has no commit to tell changes by: commit, change something, and ask again."
+    if not recent:
+        return (
+            "No file of the last commit was changed since, and a next edit follows from what was changed: "
+            "change something near the line, and ask again."
+        )
+    learned = (manifest.get("data") or {}).get("summary")
+    edits = (learned or {}).get("edits") or {}
+    if learned and not edits.get("examples"):
+        why = f" ({edits['why']})" if "why" in edits else ""
+        return (
+            f"The adapter has learned from no past edits{why}: where the repository has a history of commits by now, "
+            f"`mlx-gardener train --fresh --project {project}` learns from it."
+        )
+    return ""

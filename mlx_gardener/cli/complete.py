@@ -55,7 +55,7 @@ def complete(
     With FILE:LINE the completion begins at the start of that line, with what follows the line as context; without it
     the text on standard input is continued. FILE is a path from the current directory, else from the repository's root.
     Where the version's evidence speaks for it, code of the repository is retrieved and stands in front of the prompt; --json
-    says which. With --edit the next edit is shown as a diff, or that none is due.
+    says which. With --edit the next edit is shown as a diff, or that none is due, and what it could not go on from.
     """
     from mlx_gardener.api.commands import complete as complete_code
     from mlx_gardener.config import load_config
@@ -136,6 +136,8 @@ def _show_edit(
         click.echo(json.dumps({**asdict(found), "is_due": bool(found.diff)}))
     elif not found.diff:
         click.echo("No edit" + (f": {found.why_none}." if found.why_none else "."))
+        if found.note:
+            click.echo(found.note)
     else:
         for row in found.diff.split("\n"):
             colour = {"+": "green", "-": "red", "@": "cyan"}.get(row[:1])

@@ -12,13 +12,14 @@ import httpx
 import pytest
 
 import mlx_gardener
-from mlx_gardener.api.next_edit import next_edit
+from mlx_gardener.api.next_edit import next_edit, what_lacks
 from mlx_gardener.cli.complete import _read_place
 from mlx_gardener.config import LoraConfig
 from mlx_gardener.errors import DataError
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.runs.indexed import index_place
+from mlx_gardener.source.commits import FileChange
 from tests.support.adapters import make_adapter
 from tests.support.commands import gardener_here
 from tests.support.histories import commit
@@ -180,6 +181,33 @@ def test_a_written_window_is_shown_as_a_diff_of_the_file(
     planted["text"] = window
     assert next_edit("small", "a.py", text, 10).diff == "", (
         "the window as it is, and a line break that the form adds"
+    )
+
+
+def test_no_edit_where_there_is_nothing_to_go_on_from_says_so_and_what_to_do(
+    edited: Path, tmp_path: Path
+) -> None:
+    asked = ("complete", "small", "a.py:10", "--edit", "--max-tokens", "1")
+    commit(edited, {"a.py": (edited / "a.py").read_text()})
+    shown = gardener_here(*asked)
+    first, second = shown.stdout.splitlines()
+    assert first == "No edit: its answer did not end."
+    assert "changed since" in second and "change something near the line" in second
+    assert json.loads(gardener_here(*asked, "--json").stdout)["note"] == second
+
+    (tmp_path / "plain").mkdir()
+    assert "no commit to tell changes by" in what_lacks(tmp_path / "plain", [], {}, "small")
+    changes = [FileChange("a.py", "one\n", "two\n")]
+    for edits, said in (
+        ({"examples": 3}, ""),
+        ({"why": "there is no history"}, "past edits (there is no history)"),
+        (None, "past edits:"),
+    ):
+        told = what_lacks(edited, changes, {"data": {"summary": {"tokens": 9, "edits": edits}}}, "small")
+        assert said in told and bool(told) == bool(said)
+        assert not said or "`mlx-gardener train --fresh --project small`" in told
+    assert what_lacks(edited, changes, {}, "small") == "", (
+        "of the base alone, or an imported one, nothing is known"
     )
 
 
