@@ -52,7 +52,7 @@ def load_engine(
         dry_run: try plans as the settings say; False keeps ``plan``.
         between: called before every segment of a dry run; may raise.
         cache_dir: where what a dry run saw is kept for the next one.
-        tell: told how far it is, as a share, and what it does.
+        tell: told how far it is, as a share, and what it does; may raise.
         warn: told, in a sentence, why a model is taken whole.
 
     Raises:
@@ -71,7 +71,11 @@ def load_engine(
         plan.set_limits()
         peak_before = process_peak_footprint_bytes()
         base = _load(model, plan, config)
-        tell(0.7, f"Checking how {base.id} is cut into segments")
+        check = f"Checking how {base.id} is cut into segments"
+
+        def checking(share: float, check: str = check) -> None:
+            tell(0.7 + 0.3 * share, f"{check}, {share:.0%} of it done" if share else check)
+
         try:
             engine = prepare_engine(
                 base,
@@ -82,6 +86,7 @@ def load_engine(
                 warn=warn,
                 dry_run=dry_run,
                 between=between,
+                checking=checking,
                 peak_before=peak_before,
                 cache_dir=cache_dir,
             )

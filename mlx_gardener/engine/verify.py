@@ -56,6 +56,7 @@ def prepare_engine(
     warn: Callable[[str], None],
     dry_run: bool = True,
     between: BetweenSegments | None = None,
+    checking: BetweenSegments = lambda share: None,
     peak_before: int = 0,
     cache_dir: Path | None = None,
 ) -> Engine:
@@ -64,6 +65,7 @@ def prepare_engine(
     Args:
         dry_run: try the plan as the settings say, and take another where it does not fit; False keeps ``plan``.
         between: called before every segment of the dry run; may raise.
+        checking: told how much of the check of the cut is done, where it has to be made; may raise.
         peak_before: see `dry_run.after_dry_run`.
         cache_dir: where what was seen is kept, and looked for: that the cut is right, and what a dry run saw.
         warn: told, in a sentence, why a model is taken whole.
@@ -87,10 +89,10 @@ def prepare_engine(
     )
     vocabulary = _vocabulary(base, plan, facts)
     if engine.graph is not None and not was_checked(cache_dir, base):
-        problem = split_problem(engine, base, vocabulary, tile_tokens=_TILE)
+        problem = split_problem(engine, base, vocabulary, tile_tokens=_TILE, checking=checking)
         if problem is not None:
             engine.takes_tiles = False
-            problem = split_problem(engine, base, vocabulary)
+            problem = split_problem(engine, base, vocabulary, checking=checking)
             if problem is None:
                 warn(
                     f"{base.id} is computed without tiles, which takes more memory: they would change its gradients."
@@ -146,15 +148,22 @@ def _vocabulary(base: BaseModel, plan: Plan, facts: ModelFacts) -> VocabularySha
 
 
 def split_problem(
-    engine: Engine, base: BaseModel, vocabulary: VocabularyShards | None = None, *, tile_tokens: int = 0
+    engine: Engine,
+    base: BaseModel,
+    vocabulary: VocabularyShards | None = None,
+    *,
+    tile_tokens: int = 0,
+    checking: BetweenSegments = lambda share: None,
 ) -> str | None:
     """What is wrong with the cut, in words; None when segments give what the whole graph gives.
 
     With ``vocabulary`` the segments take embedding and head in shards, the whole graph as a whole; with ``tile_tokens`` they
-    take projections and MLP in tiles, but in their upper half, where they keep products.
+    take projections and MLP in tiles, but in their upper half, where they keep products. ``checking`` is told how far that is:
+    the segments come first, as the whole graph, which takes about as long, says nothing meanwhile.
     """
     import mlx.core as mx
 
+    checking(0.0)
     streamed = engine.streamed
     with _two_layers(engine) if streamed is not None else nullcontext():
         few = Engine(engine.model, replace(engine.plan, streamed_layers=0), dtype=engine.dtype)
@@ -181,10 +190,13 @@ def split_problem(
             }
             batch = _random_batch(base.tokenizer.vocab_size)
             with streamed.in_memory({0, 1}, ()) if streamed is not None else nullcontext():
-                expected = whole.loss_and_gradients(weights, batch, seed=0)
                 few.vocabulary = vocabulary
                 with vocabulary.installed() if vocabulary is not None else nullcontext():
-                    found = few.loss_and_gradients(weights, batch, seed=0)
+                    found = few.loss_and_gradients(
+                        weights, batch, seed=0, between_segments=lambda share: checking(share / 2)
+                    )
+                checking(0.5)
+                expected = whole.loss_and_gradients(weights, batch, seed=0)
         finally:
             detach_lora(engine.model)
     if not math.isfinite(expected.loss_sum):

@@ -208,13 +208,33 @@ def _start_training(run: Run, choice: ModelChoice, earlier: Origin | None) -> tu
         dry_run=kept is None and not run.smaller_plan,
         between=_telling_of_dry_run(run),
         cache_dir=run.registry.home / "cache",
-        tell=lambda share, message: run.tell(TrainingPhase.STARTING_TRAINING, 0.3 + 0.5 * share, message),
+        tell=_telling_of_loading(run),
     )
     if engine.plan is not plan:
         run.publish(PlanChosen(engine.plan.to_json()))
     run.tell(TrainingPhase.STARTING_TRAINING, 1.0, f"Loaded {choice.name}")
     run.interrupt()
     return base, engine
+
+
+def _telling_of_loading(run: Run) -> Callable[[float, str], None]:
+    """What is told of a base that is loaded and checked: each thing it does, once a second, with the time that is left for it."""
+    told_at = began = first = 0.0
+    before = ""
+
+    def tell(share: float, message: str) -> None:
+        nonlocal told_at, began, first, before
+        run.interrupt()
+        now, what = time.monotonic(), message.partition(",")[0]
+        if what != before or share < first:  # another thing, or the same anew
+            before, began, first = what, now, share
+        elif now - told_at < 1:
+            return
+        told_at = now
+        left = (now - began) * (1 - share) / (share - first) if share > first else None
+        run.tell(TrainingPhase.STARTING_TRAINING, 0.3 + 0.5 * share, message, eta_seconds=left)
+
+    return tell
 
 
 def _telling_of_dry_run(run: Run) -> Callable[[float], None]:

@@ -127,3 +127,25 @@ def test_what_is_told_of_loading_names_no_place(tiny_model_dir: Path) -> None:
     )  # fmt: skip
     assert f"Checking how {base.id} is cut into segments" in told
     assert not any(str(tiny_model_dir.parent) in line for line in told), told
+
+
+def test_how_much_of_the_check_of_the_cut_is_done_is_told_and_nothing_where_it_was_checked_before(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    config = load_config(environment={}, overrides={"data.sequence_lengths": [64]})
+    facts = model_facts(tiny_model_dir)
+    plan = make_plan(facts, config, 4 * GIB, TWO_CORES)
+
+    def shares() -> list[float]:
+        told: list[tuple[float, str]] = []
+        load_engine(
+            str(tiny_model_dir), plan, config, facts=facts, backend=TWO_CORES, warn=print, dry_run=False,
+            cache_dir=tmp_path, tell=lambda share, message: told.append((share, message)),
+        )  # fmt: skip
+        assert all("of it done" in message for share, message in told if share > 0.7), told
+        return [share for share, message in told if message.startswith("Checking how")]
+
+    found = shares()
+    assert found[0] == 0.7 and found == sorted(found) and len(set(found)) > 4
+    assert found[-1] == 0.7 + 0.3 * 0.5, "the whole graph comes last, and takes about as long"
+    assert shares() == []

@@ -7,11 +7,14 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from mlx_gardener.events import Event, TrainingPhase, TrainingProgress, WarningRaised
 from mlx_gardener.registry import ProjectRegistry
+from mlx_gardener.runs import phases
 from mlx_gardener.runs.progress import TrainingProgressTracker
 
 
@@ -178,3 +181,28 @@ def test_the_heartbeat_survives_a_registry_that_others_hold(home: Path, reposito
         time.sleep(0.02)
     tracker.stop_heartbeat()
     assert told >= 3 and len(seen) > told
+
+
+def test_a_check_that_takes_long_is_told_with_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, float | None]] = []
+    run: Any = SimpleNamespace(
+        interrupt=lambda: None,
+        tell=lambda phase, share, message, eta_seconds: told.append((message, eta_seconds)),
+    )
+    now = [100.0]
+    monkeypatch.setattr(phases, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    tell = phases._telling_of_loading(run)
+    tell(0.0, "Loading")
+    now[0] += 50
+    tell(0.7, "Checking")
+    for seconds, share in ((0.5, 0.71), (9.5, 0.775), (10.0, 0.85)):
+        now[0] += seconds
+        tell(share, f"Checking, {share:.0%} of it done")
+    assert [message for message, _ in told] == [
+        "Loading",
+        "Checking",
+        "Checking, 78% of it done",
+        "Checking, 85% of it done",
+    ]
+    left = [eta for _, eta in told]
+    assert left[:2] == [None, None] and left[2:] == pytest.approx([30.0, 20.0])
