@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -250,3 +255,24 @@ def test_tabby_is_answered_as_its_agent_asks(world: World, address: str) -> None
     assert post(address, "/projects/beta/v1/completions", empty).status_code == 200
     wrong = post(address, "/projects/beta/v1/completions", {**body, "segments": {"prefix": 3}})
     assert wrong.status_code == 400 and "prompt" in wrong.json()["error"]["message"]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+def test_what_the_page_shows_for_curl_is_answered(address: str, chats: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text()
+    completion, chat = re.findall(r"^```sh\n(curl .*?)^```", page, re.MULTILINE | re.DOTALL)
+
+    def answered(command: str, server: str) -> dict[str, Any]:
+        typed = command.replace("http://127.0.0.1:8012", server).replace("my-project", "alpha")
+        done = subprocess.run(
+            ["sh", "-c", typed],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "NO_PROXY": "*"},
+        )
+        return dict(json.loads(done.stdout))
+
+    assert answered(completion, address)["choices"][0]["text"]
+    assert answered(chat, chats)["choices"][0]["message"]["content"]
+    assert "chat template" in answered(chat, address)["error"]["message"], "the embedded base has none"
