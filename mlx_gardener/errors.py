@@ -94,7 +94,10 @@ class TrainingCancelledError(TrainingError):
 
 
 class TimeLimitError(TrainingError):
-    """Raised inside a run whose time limit is over; what it has trained is registered with the evidence there is."""
+    """Raised inside a run whose time limit is over; what it has trained is registered with the evidence there is.
+
+    Also by an evaluation whose time limit was over before anything was measured.
+    """
 
 
 class TrainingInterruptedError(TrainingError):

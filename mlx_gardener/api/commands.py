@@ -279,6 +279,7 @@ def evaluate_adapter(
     tasks: int | None = None,
     thorough: bool = False,
     arms: Sequence[ArmName] | None = None,
+    timeout_minutes: float = 0.0,
     on_progress: Callable[[float, str], None] | None = None,
 ) -> Evaluation:
     """Measure an adapter on files that its training never saw, as `mlx-gardener eval` does.
@@ -286,16 +287,18 @@ def evaluate_adapter(
     Args:
         version: of the adapter; the active one when None.
         control: the project whose adapter is the control; the newest fitting one of any other when None.
-        tasks: of each kind, instead of as many as the time share allows.
+        tasks: of each kind, instead of as many as the time share allows; with a time limit at most.
         thorough: as many of each kind as tell a difference of 5 points in exact answers.
         arms: what is compared; those of the training when None.
+        timeout_minutes: for all of it; what fits is measured, and the evidence's notes say what was left out. 0 for none.
         on_progress: told the share done (0 to 1) and a line for people.
 
     Raises:
-        ConfigError: an arm is unknown, ``tasks`` is impossible, or both ``tasks`` and ``thorough`` are given.
+        ConfigError: an arm is unknown, ``tasks`` or ``timeout_minutes`` is impossible, or both ``tasks`` and ``thorough`` are given.
         RegistryError: there is no such project or version.
         AdapterError: the adapter's files, the base or the control do not fit.
         DataError: the repository cannot be read, or holds no files any more that were not trained on.
+        TimeLimitError: the time was over before anything was measured.
     """
 
     from mlx_gardener.evaluate import registered
@@ -313,6 +316,7 @@ def evaluate_adapter(
         control=control,
         tasks=THOROUGH_TASKS if thorough else tasks,
         arms=None if arms is None else tuple(arms),
+        timeout_minutes=timeout_minutes,
         on_progress=tell,
     )
 

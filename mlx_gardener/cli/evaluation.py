@@ -30,6 +30,13 @@ _ARMS = ("base", "base_bm25", "adapter", "adapter_bm25", "control")
 @click.option(
     "--thorough", is_flag=True, help="As many tasks as tell a difference of 5 points; takes its time."
 )
+@click.option(
+    "--timeout",
+    type=float,
+    default=0.0,
+    metavar="MINUTES",
+    help="Time limit: what fits is measured, and what was left out is said. 0: none. [default: 0]",
+)
 @click.option("--arms", metavar="ARM,ARM", help=f"Of {', '.join(_ARMS)}; the recorded ones by default.")
 @click.option("--json", "as_json", is_flag=True, help="The evidence as JSON on stdout.")
 @click.option(
@@ -45,6 +52,7 @@ def evaluate(
     control: str | None,
     tasks: int | None,
     thorough: bool,
+    timeout: float,
     arms: str | None,
     as_json: bool,
     output: Path | None,
@@ -55,7 +63,7 @@ def evaluate(
     kept beside the adapter and changes nothing about it. Running again is cheaper: the base's answers are kept.
     """
     from mlx_gardener.errors import DataError
-    from mlx_gardener.evaluate.registered import evaluate_adapter
+    from mlx_gardener.evaluate.registered import PREPARED, evaluate_adapter
     from mlx_gardener.evaluate.statistics import THOROUGH_TASKS
     from mlx_gardener.registry import ProjectRegistry
     from mlx_gardener.report.arms_view import show_details
@@ -74,7 +82,7 @@ def evaluate(
     if thorough and tasks is not None:
         raise click.UsageError("--thorough and --tasks both say how many tasks: choose one.")
     registry = ProjectRegistry()
-    with progress_line() as tell:
+    with progress_line(paced_from=PREPARED) as tell:
         done = evaluate_adapter(
             registry,
             project,
@@ -82,6 +90,7 @@ def evaluate(
             control=control,
             tasks=THOROUGH_TASKS if thorough else tasks,
             arms=wanted,
+            timeout_minutes=timeout,
             on_progress=tell,
         )
     told = {"project": done.project, "version": done.version, **done.evidence.to_json()}

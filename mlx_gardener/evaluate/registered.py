@@ -3,12 +3,13 @@
 In: a project and a version. The data are made again from the repository with the settings that the manifest records; what
 was trained on is never measured. Out: `Evidence`, kept in ``evaluations/`` beside the adapter's own files, which its
 manifest does not name, so that nothing that was written changes. Cost: loading the base, reading the repository, and the
-test itself (`evaluate`).
+test itself (`evaluate`), or what the time limit allows.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import RetrievalWish, TrainingConfig, as_recorded, validate_config
-from mlx_gardener.errors import AdapterError, DataError, RegistryError
+from mlx_gardener.errors import AdapterError, ConfigError, DataError, RegistryError, TimeLimitError
 from mlx_gardener.platform.files import is_directory, make_private, write_whole
 from mlx_gardener.registry import AdapterRecord, Project, ProjectRegistry
 from mlx_gardener.registry.evaluations import DIRECTORY, STAMP, kept_evaluations
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from mlx_gardener.evaluate import Control, Evidence
     from mlx_gardener.model import BaseModel
 
+#: The share of an evaluation's progress that stands for reading and loading; how long measuring takes has nothing to do with it.
+PREPARED = 0.3
 #: Where the base's losses and answers are kept below the registry's home.
 ANSWERS = "cache/answers"
 
@@ -51,6 +54,7 @@ def evaluate_adapter(
     control: str | None = None,
     tasks: int | None = None,
     arms: tuple[str, ...] | None = None,
+    timeout_minutes: float = 0.0,
     on_progress: Callable[[float, str], None] = lambda share, message: None,
     interrupt: Callable[[], None] = lambda: None,
 ) -> Evaluation:
@@ -58,19 +62,23 @@ def evaluate_adapter(
 
     Args:
         control: the project whose adapter is the control; the newest fitting one of any other project when None.
-        tasks: of each kind, instead of as many as the time share allows.
+        tasks: of each kind, instead of as many as the time share allows; with a time limit at most.
         arms: to be measured, instead of the recorded ones; base and adapter are always among them.
+        timeout_minutes: for all of it; what fits is measured, and the evidence's notes say what was left out. 0 for none.
         on_progress: told the share done (0 to 1) and a line for people.
         interrupt: asked between segments and tokens; may raise.
 
     Raises:
+        ConfigError: the time limit cannot be one.
         RegistryError: there is no such project or version.
         AdapterError: the adapter's files, the base or the control do not fit, or it is unknown what was trained on.
         DataError: the repository cannot be read, or holds no files any more that were not trained on.
+        TimeLimitError: the time limit was over before anything was measured.
     """
     from mlx_gardener.adapter import PeftManager, base_name
     from mlx_gardener.evaluate import compare
 
+    limit = _TimeLimit(timeout_minutes, interrupt)
     place = registry.get_project(project)
     record = registry.get_adapter(project, version)
     if not is_directory(place.path):
@@ -81,12 +89,13 @@ def evaluate_adapter(
     adapter = PeftManager(registry).load_adapter(project, record.version)
     config = _config(adapter, base_name(registry, record), arms)
     on_progress(0.0, "Reading the repository")
-    base, engine, data = _prepare(registry, place, config, adapter, on_progress, interrupt)
+    base, engine, data = _prepare(registry, place, config, adapter, on_progress, limit.interrupt)
     data, trained_on_test, notes = _unseen(data, adapter)
     found = None
     if "control" in config.evaluation.arms:
         found, why = find_control(registry, place, base.weights_sha256, wanted=control)
         notes += [why] if why else []
+    limit.interrupt()
     evidence = compare(
         base,
         adapter,
@@ -99,11 +108,49 @@ def evaluate_adapter(
         trained_on_test=trained_on_test,
         tasks=tasks,
         notes=notes,
-        on_progress=lambda share, message: on_progress(0.3 + 0.7 * share, message),
+        seconds=limit.left_seconds,
+        forward_tokens_per_second=max(1e-3, engine.plan.predicted_forward_tokens_per_second),
+        on_progress=lambda share, message: on_progress(PREPARED + (1 - PREPARED) * share, message),
         interrupt=interrupt,
     )
+    if not evidence.arms:
+        limit.interrupt()
     file = _keep(record.directory, project, record.version, data, evidence)
     return Evaluation(project, record.version, evidence, file)
+
+
+class _TimeLimit:
+    """A limit of so many minutes from now on, 0 for none.
+
+    Raises:
+        ConfigError: it cannot be one.
+    """
+
+    def __init__(self, minutes: float, interrupt: Callable[[], None]) -> None:
+        if not minutes >= 0:
+            raise ConfigError(
+                f"A time limit of {minutes:g} minutes cannot be.", next_step="Give minutes; 0 for no limit."
+            )
+        self._minutes, self._interrupt = minutes, interrupt
+        self._ends = time.monotonic() + (60 * minutes or math.inf)
+
+    @property
+    def left_seconds(self) -> float:
+        """Until it is over; ``math.inf`` without a limit."""
+        return max(0.0, self._ends - time.monotonic())
+
+    def interrupt(self) -> None:
+        """Asked while nothing is measured yet.
+
+        Raises:
+            TimeLimitError: the time is over.
+        """
+        self._interrupt()
+        if self.left_seconds == 0:
+            raise TimeLimitError(
+                f"The time limit of {self._minutes:g} minutes was over before anything was measured.",
+                next_step="Give it more minutes; answers that were written are kept, and are not asked again.",
+            )
 
 
 def _config(adapter: LoadedAdapter, model: str, arms: tuple[str, ...] | None) -> TrainingConfig:
@@ -131,6 +178,10 @@ def _prepare(
     from mlx_gardener.engine import prepare_model
     from mlx_gardener.model import load_tokenizer
 
+    def tell(share: float, message: str) -> None:
+        interrupt()
+        on_progress(0.15 + 0.1 * share, message)
+
     prepared = prepare_model(config, registry.home / "cache")
     data = TrainingDataPreparator(
         config,
@@ -145,7 +196,7 @@ def _prepare(
         adapter,
         config,
         warn=lambda message: on_progress(0.25, message),
-        tell=lambda share, message: on_progress(0.15 + 0.1 * share, message),
+        tell=tell,
     )
     return base, engine, data
 

@@ -33,9 +33,10 @@ from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.evaluate import guards
 from mlx_gardener.evaluate.complete import CaretPrompt
 from mlx_gardener.evaluate.measure import ArmResult, Bench, Tasks, part_of
+from mlx_gardener.evaluate.progress import Part, Progress
 from mlx_gardener.evaluate.retrieval import Retriever, training_excerpts
 from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
-from mlx_gardener.evaluate.work import SERVED_PROMPT, Work, decide_work, memorisation_places, more_work
+from mlx_gardener.evaluate.work import STEP_TOKENS, Work, decide_work, memorisation_places, more_work
 from mlx_gardener.model.tokens import header_text
 
 if TYPE_CHECKING:
@@ -116,27 +117,26 @@ def measure_all(
     stages = list(stages_of(names, survey.tasks))
     trained = training_excerpts(data)
     findings.missing[:] = [stage.title for stage in stages]
-    parts = sum(len(stage.arms) for stage in stages)
+    tokens = {(stage, arm): _tokens(bench, survey, stage.kind, arm) for stage in stages for arm in stage.arms}
+    progress = Progress(on_progress, sum(tokens.values()))
     fingerprints = {name: _fingerprint(adapter) for name, adapter in adapters.items()}
-    done = 0
     for stage in stages:
         found: dict[str, Any] = {}
         for arm in stage.arms:
             model, _, context = arm.partition("_")
             adapter = adapters.get(model)
-
-            def tell(share: float, model: str = model, title: str = stage.title, done: int = done) -> None:
-                on_progress(min(1.0, (done + share) / parts), f"Measuring {_TOLD[model]}: {title}")
-
+            message = f"Measuring {_TOLD[model]}: {stage.title}"
+            part = Part(progress, tokens[stage, arm], message, bench.interrupt)
+            noted, tell = replace(bench, interrupt=part.computes), part.tell
             with _attached(bench.base, adapter):
                 of = "" if adapter is None else fingerprints[model]
                 if stage.kind == _GUARDS:
-                    found[arm] = check(bench, data, trained, survey, of=of, tell=tell)
+                    found[arm] = check(noted, data, trained, survey, of=of, tell=tell)
                 else:
                     found[arm] = _do(
-                        bench, survey, stage.kind, retriever if context else None, of=of, tell=tell
+                        noted, survey, stage.kind, retriever if context else None, of=of, tell=tell
                     )
-            done += 1
+            part.end()
         for arm, result in found.items():
             if stage.kind == _GUARDS:
                 findings.checks[arm] = result
@@ -154,6 +154,20 @@ _FIELDS = {
     SPANS: "spans",
     EDITS: "edits",
 }
+
+
+def _tokens(bench: Bench, survey: Survey, kind: str, arm: str) -> float:
+    """About so many tokens go forward for what an arm does in a stage."""
+    retrieves = arm.endswith("_bm25")
+    if kind == _GUARDS:
+        return survey.work.guard_tokens
+    if kind == LOSSES:
+        return float((survey.context_rows if retrieves else survey.rows).total_tokens)
+    asked = getattr(survey.tasks, _FIELDS[kind])
+    if kind == EDITS:
+        return float(sum(len(task.prompt) + len(task.answer) for task in asked))
+    step_tokens = STEP_TOKENS[bench.engine.plan.dequantize]
+    return survey.work.answers_tokens(len(asked), step_tokens, retrieves=retrieves)
 
 
 def _do(
@@ -273,12 +287,7 @@ class Survey:
         length = f" of {work.row_tokens} tokens" if work.row_tokens < config.data.sequence_lengths[-1] else ""
         drawn = f"{work.rows} of {len(windows)} stretches of held-out code{length} were measured."
         sampled = [drawn] if len(windows) > work.rows else []
-        if work.prompt_tokens != SERVED_PROMPT and work.next_line_tasks:
-            before, after = work.prompt_tokens
-            sampled.append(
-                f"For want of time prompts showed at most {before} tokens before and {after} after a place, where an editor is "
-                f"answered with {SERVED_PROMPT[0]} and {SERVED_PROMPT[1]}: what is served was not measured."
-            )
+        sampled += work.left_out(wanted)
         windows = draw_windows(windows, work.rows, seed=seed)
         defined = names_defined(data.scan.files, data.split.train)
         asked = Tasks(

@@ -69,6 +69,34 @@ class Work:
     new_tokens: int
     other_tasks: int = 0
 
+    @property
+    def guard_tokens(self) -> float:
+        """Tokens that go forward for the guards of one model."""
+        return self.guard_share * _GUARD_TOKENS
+
+    def answers_tokens(self, tasks: int, step_tokens: float, *, retrieves: bool) -> float:
+        """Tokens that go forward for one arm's answers to so many tasks of a kind."""
+        prompt = sum(self.prompt_tokens) + self.new_tokens / 2 + retrieves * self.context_tokens
+        return tasks * prompt + bool(tasks) * self.new_tokens * step_tokens
+
+    def left_out(self, wanted: Work) -> list[str]:
+        """What is not asked, or otherwise than it is served, for want of time; ``wanted`` is the work without a limit."""
+        said = list[str]()
+        if self.prompt_tokens != SERVED_PROMPT and self.next_line_tasks:
+            before, after = self.prompt_tokens
+            said.append(
+                f"For want of time prompts showed at most {before} tokens before and {after} after a place, where an editor is "
+                f"answered with {SERVED_PROMPT[0]} and {SERVED_PROMPT[1]}: what is served was not measured."
+            )
+        if self.next_line_tasks < wanted.next_line_tasks:
+            more = f"instead of {wanted.next_line_tasks} where there are as many"
+            said.append(
+                f"For want of time at most {self.next_line_tasks} tasks of each kind were asked, {more}."
+            )
+        if (self.fim_tasks, self.other_tasks) == (0, 0) and wanted.fim_tasks + wanted.other_tasks:
+            said.append("For want of time nothing but next lines was asked.")
+        return said
+
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
         return dict(vars(self))
@@ -91,7 +119,7 @@ def decide_work(
 
     Args:
         windows: of held-out code there are, in tokens of the widest row each.
-        tasks: asked for by the user, of each kind; None for as many as the share allows.
+        tasks: asked for by the user, of each kind, at most where time presses; None for as many as the share allows.
         can_write: whether answers are generated at all.
         can_fill: whether the model has fill-in-the-middle markers.
         other_kinds: of tasks that the held-out code has: cross-file lines, assertions, next edits.
@@ -110,8 +138,8 @@ def decide_work(
     share = f"at most {settings.time_share:.0%} of the work of training on {training_tokens:,} tokens"
     why = f"{share}, but at least {least_tasks} tasks and {least_rows} rows where there are as many"
     guard_share, sizes = 1.0, whole
-    asked = min(fitting, settings.tasks)
-    if tasks is None and rows * row + kinds * (asked * task + writing) + 2 * _GUARD_TOKENS > forward_tokens:
+    asked = min(fitting, settings.tasks) if tasks is None else tasks
+    if rows * row + kinds * (asked * task + writing) + 2 * _GUARD_TOKENS > forward_tokens:
         sizes, rows, fitting, kinds = _made_to_fit(whole, settings, forward_tokens, step_tokens, kinds, files)
         rows = min(rows, windows * width // sizes.row_tokens)
         guard_share = min(1.0, _GUARDS_SHARE * forward_tokens / (2 * _GUARD_TOKENS))
@@ -119,9 +147,8 @@ def decide_work(
             f"as many as fit into the time that is left, about {forward_tokens:,.0f} tokens forward: stretches of "
             f"{sizes.row_tokens} tokens, prompts of up to {sum(sizes.prompt_tokens)}"
         )
-    asked = min(fitting, settings.tasks)
-    if tasks is not None:
-        asked = tasks
+        asked = min(fitting, settings.tasks if tasks is None else tasks)
+    elif tasks is not None:
         why_rows = "all there are" if rows == windows else f"{share}, but at least {least_rows}"
         why = f"{tasks} tasks of each kind were asked for; rows: {why_rows}"
     if not can_write:

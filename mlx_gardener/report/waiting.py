@@ -36,17 +36,28 @@ def said_if_slow(what: str, *, silent: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def progress_line(every_seconds: float = 10.0) -> Iterator[Callable[[float, str], None]]:
-    """Progress with the time that is left, on stderr: in place on a terminal, every ten seconds elsewhere."""
-    started, shown = time.monotonic(), [0.0]
+def progress_line(
+    every_seconds: float = 10.0, *, paced_from: float = 0.0
+) -> Iterator[Callable[[float, str], None]]:
+    """Progress with the time that is left, on stderr: in place on a terminal, every ten seconds elsewhere.
+
+    Args:
+        paced_from: the share from which on the time that is left is told, by the pace from there on: what comes before may take a time
+            of its own, which foretells nothing.
+    """
+    first, started, shown = paced_from, None if paced_from else time.monotonic(), 0.0
     terminal = sys.stderr.isatty()
 
     def tell(share: float, message: str) -> None:
+        nonlocal first, started, shown
         now = time.monotonic()
-        if now - shown[0] < (0.2 if terminal else every_seconds):
+        if started is None and share >= paced_from:
+            first, started = share, now
+        if now - shown < (0.2 if terminal else every_seconds):
             return
-        shown[0] = now
-        left = (now - started) * (1 - share) / share if share > 0.02 else None
+        shown, left = now, None
+        if started is not None and share - first > 0.02 * (1 - first):
+            left = (now - started) * (1 - share) / (share - first)
         line = f"{share:4.0%}  {safe_text(message)}"
         line += "" if left is None or left < 1 else f", about {duration(left)} left"
         sys.stderr.write(f"\r\x1b[K{line}" if terminal else f"{line}\n")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlx_gardener import evaluate
 from mlx_gardener.dataset.prepare import path_hash
 from mlx_gardener.engine import verify
+from mlx_gardener.errors import DataError
 from mlx_gardener.registry import ProjectRegistry
 from tests.support.commands import gardener_here, train_flags
 from tests.support.repositories import write_repository
@@ -84,7 +88,28 @@ def test_an_adapter_is_evaluated_again_without_touching_its_files_also_where_its
     assert not {path_hash(item["path"]) for item in told["files"]} & set(trained_paths)
 
 
+def test_a_time_limit_is_for_reading_and_loading_too_and_what_is_left_of_it_is_measured_in(
+    trained_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def compare(*_: object, **named: object) -> None:
+        asked.update(named)
+        raise DataError("seen")
+
+    directory = ProjectRegistry(trained_home).get_adapter("small").directory
+    monkeypatch.setattr(evaluate, "compare", compare)
+    over = gardener_here("eval", "small", "--timeout", "0.00001")
+    assert over.returncode == 1 and "was over before anything was measured" in over.stderr and not asked
+    assert not (directory / "evaluations").exists(), "it would be told as the newest"
+    assert "seen" in gardener_here("eval", "small", "--timeout", "10").stderr
+    assert 300 < asked["seconds"] < 600 and asked["forward_tokens_per_second"] > 1
+    assert "seen" in gardener_here("eval", "small").stderr and math.isinf(asked["seconds"])
+
+
 def test_wrong_words_are_usage_errors() -> None:
+    limit = gardener_here("eval", "small", "--timeout", "-1")
+    assert limit.returncode == 2 and "time limit of -1 minutes" in limit.stderr
     assert gardener_here("eval", "small", "--arms", "base,bm25").returncode == 2
     assert gardener_here("eval", "small", "--arms", "base", "--control", "other").returncode == 2
     both = gardener_here("eval", "small", "--thorough", "--tasks", "2")

@@ -163,8 +163,14 @@ class Limit:
 
 def test_an_evaluation_that_is_cut_says_what_is_missing_and_goes_on_where_it_stopped(world: World) -> None:
     adapter = world.random_adapter(0.07)
-    whole = Limit(10**9)
-    expected = world.evidence(adapter, interrupt=whole, cache_dir=world.home / "whole")
+    whole, shares = Limit(10**9), list[float]()
+    expected = world.evidence(
+        adapter,
+        interrupt=whole,
+        cache_dir=world.home / "whole",
+        on_progress=lambda share, message: shares.append(share),
+    )
+    assert shares == sorted(shares) and shares[-1] == 1.0
     cut = Limit(whole.seen // 2)
     found = world.evidence(adapter, interrupt=cut, cache_dir=world.home / "cut")
     assert found.verdict == expected.verdict and found.comparisons[0] == expected.comparisons[0]

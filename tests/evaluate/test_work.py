@@ -91,3 +91,22 @@ def test_tasks_that_were_asked_for_are_given_no_other_reason(windows: int, rows:
     config = TrainingConfig(evaluation={"time_share": 0})  # type: ignore[arg-type]
     work = decide_work(config, training_tokens=10_000, windows=windows, tasks=4, can_write=True)
     assert work.reason == f"4 tasks of each kind were asked for; rows: {rows}"
+
+
+def test_tasks_that_were_asked_for_are_as_many_as_fit_where_time_presses_and_what_is_left_out_is_said() -> (
+    None
+):
+    config = with_tasks(TrainingConfig(), 469)
+    facts = {"training_tokens": 10**6, "windows": 100, "tasks": 469, "can_write": True, "files": 5}
+    whole = decide_work(config, **facts)  # type: ignore[arg-type]
+    assert whole.next_line_tasks == 469 and whole.left_out(whole) == []
+    roomy = decide_work(config, **facts, forward_tokens=1e8)  # type: ignore[arg-type]
+    assert roomy == whole
+    pressed = decide_work(config, **facts, forward_tokens=5e5)  # type: ignore[arg-type]
+    assert 4 < pressed.next_line_tasks == pressed.fim_tasks < 469 and "as fit into the time" in pressed.reason
+    assert pressed.left_out(whole)[-1] == (
+        f"For want of time at most {pressed.next_line_tasks} tasks of each kind were asked, instead of 469 where there are as many."
+    )
+    hurried = decide_work(config, **facts, forward_tokens=1e4)  # type: ignore[arg-type]
+    assert hurried.left_out(whole)[-1] == "For want of time nothing but next lines was asked."
+    assert decide_work(config, **{**facts, "tasks": 5}, forward_tokens=5e5).next_line_tasks == 5  # type: ignore[arg-type]
