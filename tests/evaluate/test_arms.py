@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,13 +165,14 @@ class Limit:
 def test_an_evaluation_that_is_cut_says_what_is_missing_and_goes_on_where_it_stopped(world: World) -> None:
     adapter = world.random_adapter(0.07)
     whole, shares = Limit(10**9), list[float]()
-    expected = world.evidence(
-        adapter,
-        interrupt=whole,
-        cache_dir=world.home / "whole",
-        on_progress=lambda share, message: shares.append(share),
-    )
+    told: dict[str, Any] = {"on_progress": lambda share, message: shares.append(share)}
+    expected = world.evidence(adapter, interrupt=whole, cache_dir=world.home / "whole", **told)
     assert shares == sorted(shares) and shares[-1] == 1.0
+    shares.clear()
+    known = world.evidence(adapter, cache_dir=world.home / "whole", **told)
+    assert known.to_json() == expected.to_json() and not shares, (
+        "what is known takes no time and foretells none"
+    )
     cut = Limit(whole.seen // 2)
     found = world.evidence(adapter, interrupt=cut, cache_dir=world.home / "cut")
     assert found.verdict == expected.verdict and found.comparisons[0] == expected.comparisons[0]
