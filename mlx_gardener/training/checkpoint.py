@@ -162,7 +162,7 @@ def load_checkpoint(
             checkpoint = _read(path)
         except _DAMAGE as error:
             warn(
-                f"The checkpoint {path.name} is damaged ({reason_of(error)}) and was passed over for the one before it."
+                f"The checkpoint {path.name} cannot be used ({reason_of(error)}) and was passed over for the one before it."
             )
             continue
         same = checkpoint.state.fingerprint == fingerprint

@@ -137,7 +137,7 @@ def test_any_damage_to_any_file_is_noticed(
         file.unlink()
     warnings: list[str] = []
     found = load_checkpoint(hurt, fingerprint=fingerprint, warn=warnings.append)
-    assert len(warnings) == 1 and "step-00000006 is damaged" in warnings[0], warnings
+    assert len(warnings) == 1 and "step-00000006 cannot be used" in warnings[0], warnings
     assert found is not None and found.state.step == 5, "the one before"
 
 
