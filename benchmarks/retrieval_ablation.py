@@ -30,6 +30,7 @@ from mlx_gardener.config import DataConfig
 from mlx_gardener.dataset import NextLineTask, cross_file_tasks, names_defined, next_line_tasks, split_files
 from mlx_gardener.dataset.examples import Excerpt, excerpts_of
 from mlx_gardener.dataset.tasks import uses_of_other_files
+from mlx_gardener.engine import model_facts
 from mlx_gardener.evaluate.complete import PREFIX_TOKENS, SUFFIX_TOKENS, caret_prompt
 from mlx_gardener.evaluate.generate import generate_many
 from mlx_gardener.evaluate.measure import line_of, task_prompt
@@ -153,7 +154,8 @@ def answered(
 ) -> dict[str, float]:
     """How right the base's lines are, as evidence asks for them and scores them."""
     sizes = (PREFIX_TOKENS, SUFFIX_TOKENS)
-    places = [task_prompt(task, base.tokenizer, retriever, sizes) for task in asked]
+    room = model_facts(base.path).max_tokens - 48
+    places = [task_prompt(task, base.tokenizer, retriever, sizes, room) for task in asked]
     written = generate_many(
         base,
         [place.ids for place in places],

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import AssertionTask, Batch, EditTask, FimTask, NextLineTask, RowSet, first_value
-from mlx_gardener.engine import Engine, base_topic, kept_row_losses
+from mlx_gardener.engine import Engine, base_topic, kept_row_losses, model_facts
 from mlx_gardener.evaluate.complete import CaretPrompt, caret_prompt
 from mlx_gardener.evaluate.evidence import ANSWERS
 from mlx_gardener.evaluate.exact import writes_exactly
@@ -22,6 +22,7 @@ from mlx_gardener.evaluate.retrieval import Retriever
 from mlx_gardener.evaluate.work import Work
 from mlx_gardener.platform.kept import KeptValues
 from mlx_gardener.retrieval import code_in_front, with_context
+from mlx_gardener.retrieval.context import most_in_front
 
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel, CodeTokenizer
@@ -144,6 +145,16 @@ class Bench:
             known |= found
         return [known[key] for key in keys]
 
+    def _prompts(
+        self,
+        tasks: Sequence[NextLineTask | AssertionTask | FimTask],
+        retriever: Retriever | None,
+        work: Work,
+    ) -> list[CaretPrompt]:
+        """What is asked, with as much retrieved code in front as the model's context has room for, as where it is served."""
+        room = model_facts(self.base.path).max_tokens - work.new_tokens
+        return [task_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens, room) for task in tasks]
+
     def lines(
         self,
         tasks: Sequence[NextLineTask],
@@ -158,7 +169,7 @@ class Bench:
         Args:
             work: says how long prompts and answers are.
         """
-        prompts = [task_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks]
+        prompts = self._prompts(tasks, retriever, work)
         return self.answers(prompts, kind="next line", of=of, max_new_tokens=work.new_tokens, tell=tell)
 
     def assertions(
@@ -171,7 +182,7 @@ class Bench:
         tell: Callable[[float], None],
     ) -> list[Answer]:
         """The rest of the line of every assertion, likewise."""
-        prompts = [task_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks]
+        prompts = self._prompts(tasks, retriever, work)
         return self.answers(prompts, kind="value", of=of, max_new_tokens=work.new_tokens, tell=tell)
 
     def spans(
@@ -184,7 +195,7 @@ class Bench:
         tell: Callable[[float], None],
     ) -> list[Answer]:
         """What fills the span of every task, likewise."""
-        prompts = [task_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens) for task in tasks]
+        prompts = self._prompts(tasks, retriever, work)
         return self.answers(prompts, kind="fim", of=of, max_new_tokens=work.new_tokens, tell=tell)
 
     def edits(self, tasks: Sequence[EditTask], *, of: str, tell: Callable[[float], None]) -> list[bool]:
@@ -216,16 +227,21 @@ def task_prompt(
     tokenizer: CodeTokenizer,
     retriever: Retriever | None,
     sizes: tuple[int, int],
+    room: int,
 ) -> CaretPrompt:
     """What is asked in an editor with the caret at the task's place: as much as ``sizes`` before and after it, in tokens.
 
     A span has what follows it behind the model's own markers; other tasks go on left to right.
+
+    Args:
+        room: tokens that the model's context has for the prompt, retrieved code included.
     """
     suffix = task.suffix if isinstance(task, FimTask) else None
     place = caret_prompt(
         tokenizer, task.prefix, suffix, task.path, prefix_tokens=sizes[0], suffix_tokens=sizes[1]
     )
-    found, _ = code_in_front(retriever, task.path, task.prefix, suffix, own=place.ids)
+    most = most_in_front(place.ids, room - len(tokenizer.encode(place.begins)))
+    found, _ = code_in_front(retriever, task.path, task.prefix, suffix, own=place.ids, most_tokens=most)
     return replace(place, ids=with_context(place.ids, found, tokenizer))
 
 

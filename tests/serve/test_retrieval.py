@@ -35,6 +35,7 @@ from tests.support.requests import wait_until
 from tests.support.retrieving import ASKED, World, evidence, infill, told
 
 SIZES = (PREFIX_TOKENS, SUFFIX_TOKENS)
+ROOM = 2042  # the embedded model's context, less the six tokens that are written
 HOLE = f"<|fim_prefix|>{ASKED}<|fim_suffix|>\n<|fim_middle|>"
 
 
@@ -66,8 +67,8 @@ def test_prompts_and_answers_that_are_served_are_those_that_evidence_measures(
     unseen = [Excerpt(f"core/{file.name}", "python", file.read_text()) for file in files]
     lines, spans = next_line_tasks(unseen, 14, seed=3), fim_tasks(unseen, 14, seed=3)
     retriever, tokenizer = world.retriever, world.base.tokenizer
-    measured = [task_prompt(task, tokenizer, retriever, SIZES) for task in [*lines, *spans]]
-    plain = [task_prompt(task, tokenizer, None, SIZES) for task in [*lines, *spans]]
+    measured = [task_prompt(task, tokenizer, retriever, SIZES, ROOM) for task in [*lines, *spans]]
+    plain = [task_prompt(task, tokenizer, None, SIZES, ROOM) for task in [*lines, *spans]]
     assert len(measured) >= 20 and all(
         len(rich.ids) > len(poor.ids) for rich, poor in zip(measured, plain, strict=True)
     )
@@ -87,6 +88,21 @@ def test_prompts_and_answers_that_are_served_are_those_that_evidence_measures(
             served.append(done.json()["content"])
     assert seen == measured
     assert served == [whole_characters(answer.text) for answer in found]
+
+
+def test_evidence_shows_no_more_retrieved_code_than_the_models_context_holds(world: World) -> None:
+    """As the server does: what is measured in front of a model with a short context could else never be served."""
+    world.indexed()
+    task = next_line_tasks(
+        [Excerpt("core/new.py", "python", sorted((world.tree / "core").glob("*.py"))[0].read_text())],
+        1,
+        seed=3,
+    )[0]
+    tokenizer = world.base.tokenizer
+    own = len(task_prompt(task, tokenizer, None, SIZES, ROOM).ids)
+    assert len(task_prompt(task, tokenizer, world.retriever, SIZES, ROOM).ids) > own + 120
+    assert own < len(task_prompt(task, tokenizer, world.retriever, SIZES, own + 120).ids) <= own + 120
+    assert len(task_prompt(task, tokenizer, world.retriever, SIZES, own + 8).ids) == own
 
 
 @pytest.mark.parametrize("wish", ["auto", "on", "off"])
