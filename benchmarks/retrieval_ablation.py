@@ -6,9 +6,10 @@
 Held-out cross-file lines of repositories that no base of 2024 has seen (`unseen.toml`), as evidence asks for them. For each way to
 retrieve, within the same tokens: the share of lines whose context holds a name that the line needs from another file, the share
 where it holds that name's definition, how often every such name is there, and the milliseconds of a lookup. That needs no model,
-only a tokenizer. With ``--model`` the base also writes the lines, with nothing retrieved and in every way: exactly right,
-similarity, and F1 of the needed names. Writes ``results/NAME.json`` and ``.md``. Cost: a scan of each repository, and some ms a
-line and way; answers take a prompt of about 1,100 tokens each. What is done of a repository is kept in ``--work`` and not done again.
+only a tokenizer. With ``--model`` a base also reads the lines, with nothing retrieved and in two of the ways: how often greedy
+writing gives the line, and how many bits a byte of it takes, which tells ways apart by far fewer lines. Writes ``results/NAME.json``
+and ``.md``. Cost: a scan of each repository, and some ms a line and way; with a model a prompt of about 1,100 tokens each. What is
+done of a repository is kept in ``--work`` and not done again.
 """
 
 from __future__ import annotations
@@ -32,9 +33,8 @@ from mlx_gardener.dataset.examples import Excerpt, excerpts_of
 from mlx_gardener.dataset.tasks import uses_of_other_files
 from mlx_gardener.engine import model_facts
 from mlx_gardener.evaluate.complete import PREFIX_TOKENS, SUFFIX_TOKENS, caret_prompt
-from mlx_gardener.evaluate.generate import generate_many
-from mlx_gardener.evaluate.measure import line_of, task_prompt
-from mlx_gardener.evaluate.metrics import bits_per_byte, edit_similarity, identifier_f1
+from mlx_gardener.evaluate.measure import task_prompt
+from mlx_gardener.evaluate.metrics import bits_per_byte
 from mlx_gardener.evaluate.rows import Window, draw_windows, make_windows, plain_rows, rows_with_context
 from mlx_gardener.model import BaseModel, CodeTokenizer, load_base, load_tokenizer, seedling_path
 from mlx_gardener.retrieval import Retriever, code_in_front, index_of_files
@@ -53,10 +53,12 @@ WAYS = {
 #: Nothing in front, of which only answers say anything.
 NOTHING = "nothing"
 #: Ways that a model is asked in.
-ANSWERING = ("chunks by BM25", "a third signatures", "half signatures")
+ANSWERING = ("chunks by BM25", "half signatures")
 ANSWERS = (
-    "bits_per_byte", "cross_file_exact", "cross_file_similarity", "cross_file_names_f1", "next_line_exact", "next_line_similarity",
+    "bits_per_byte", "cross_file_exact", "cross_file_bits_per_byte", "next_line_exact", "next_line_bits_per_byte",
 )  # fmt: skip
+#: Tokens of a line that are read; longer ones are cut.
+LINE_TOKENS = 64
 #: Of the windows whose bits are counted: less than a training row, since half of one and the context go forward together.
 ROW_TOKENS = 512
 MEASURES = ("name", "definition", "all_names", "name_or_shown")
@@ -127,16 +129,13 @@ def measure(
             retriever = None
             if way != NOTHING:
                 retriever = Retriever(index, tokenizer, limit_tokens=context_tokens, signatures=WAYS[way])
-            of_needs = answered(base, asked[:answers], needs, retriever)
             found.setdefault(way, {}).update(
                 {
-                    **{f"cross_file_{name}": value for name, value in of_needs.items()},
-                    **{
-                        f"next_line_{name}": value
-                        for name, value in answered(base, lines, [()] * len(lines), retriever).items()
-                    },
-                    "bits_per_byte": bits_per_byte_of(base, windows, retriever),
+                    f"{kind}_{name}": value
+                    for kind, places in (("cross_file", asked[:answers]), ("next_line", lines))
+                    for name, value in answered(base, places, retriever).items()
                 }
+                | {"bits_per_byte": bits_per_byte_of(base, windows, retriever)}
             )
     return {
         "lines": len(asked),
@@ -146,34 +145,24 @@ def measure(
     }
 
 
-def answered(
-    base: BaseModel,
-    asked: Sequence[NextLineTask],
-    needs: Sequence[Sequence[str]],
-    retriever: Retriever | None,
-) -> dict[str, float]:
-    """How right the base's lines are, as evidence asks for them and scores them."""
-    sizes = (PREFIX_TOKENS, SUFFIX_TOKENS)
-    room = model_facts(base.path).max_tokens - 48
-    places = [task_prompt(task, base.tokenizer, retriever, sizes, room) for task in asked]
-    written = generate_many(
-        base,
-        [place.ids for place in places],
-        max_new_tokens=48,
-        begins=[place.begins for place in places],
-        is_enough=lambda text: "\n" in text.lstrip("\n"),
-    )
-    exact, similarity, names = 0.0, 0.0, 0.0
-    for task, answer, needed in zip(asked, written, needs, strict=False):
-        line, target = line_of(answer), task.target.rstrip()
-        exact += line == target
-        similarity += edit_similarity(line, target)
-        names += identifier_f1(line, target, frozenset(needed)) or 0.0
-    number = max(1, len(asked))
+def answered(base: BaseModel, asked: Sequence[NextLineTask], retriever: Retriever | None) -> dict[str, float]:
+    """How near the base is to the lines that stand there, behind the prompts that evidence asks them with."""
+    import mlx.core as mx
+
+    sizes, room = (PREFIX_TOKENS, SUFFIX_TOKENS), model_facts(base.path).max_tokens - LINE_TOKENS
+    exact = nats = length = 0.0
+    for task in asked:
+        place, target = task_prompt(task, base.tokenizer, retriever, sizes, room), task.target.rstrip()
+        line = mx.array(base.tokenizer.encode(place.begins + target)[:LINE_TOKENS])
+        logits = base.model(mx.concatenate([mx.array(place.ids), line])[None, :-1])[0, -line.size :]
+        logits = logits.astype(mx.float32)
+        own = mx.take_along_axis(logits, line[:, None], axis=-1)[:, 0]
+        nats += float((mx.logsumexp(logits, axis=-1) - own).sum())
+        exact += bool((mx.argmax(logits, axis=-1) == line).all())
+        length += len(target.encode())
     return {
-        "exact": exact / number,
-        "similarity": similarity / number,
-        "names_f1": names / number,
+        "exact": exact / max(1, len(asked)),
+        "bits_per_byte": bits_per_byte(nats, int(length)) if asked else 0.0,
         "answers": len(asked),
     }
 
@@ -226,12 +215,16 @@ def markdown(result: Mapping[str, Any]) -> str:
     for way, values in result["changes"].items():
         lines.append(f"| {way} | " + " | ".join(told(values[name]) for name in MEASURES) + " |")
     if result["answers"]:
-        lines += ["", f"Answers of {result['model']} to {result['answered']} of these lines:", ""]
+        lines += [
+            "",
+            f"{result['model']} on {result['answered']} of these lines, and as many of any kind:",
+            "",
+        ]
         titles = " | ".join(name.replace("_", " ") for name in ANSWERS)
         lines += [f"| way | {titles} |", "|---" * (len(ANSWERS) + 1) + "|"]
         for way, values in result["answers"].items():
             cells = [
-                f"{values[name]:.4f}" if name == "bits_per_byte" else f"{values[name]:.1%}"
+                f"{values[name]:.4f}" if name.endswith("bits_per_byte") else f"{values[name]:.1%}"
                 for name in ANSWERS
             ]
             lines.append(f"| {way} | " + " | ".join(cells) + " |")
@@ -253,7 +246,10 @@ def markdown(result: Mapping[str, Any]) -> str:
     help="A base that answers, and whose tokenizer it is.",
 )
 @click.option(
-    "--answers", default=30, show_default=True, help="Lines of a repository that the model is asked for."
+    "--answers",
+    default=30,
+    show_default=True,
+    help="Lines of each kind of a repository that the model reads.",
 )
 @click.option(
     "--windows", default=8, show_default=True, help="Stretches of a repository whose bits are counted."
@@ -324,7 +320,7 @@ def write(
         found = {}
         for repository, ways in asked.items():
             mine, theirs = ways[way][measure], ways[first][measure]
-            found[repository] = mine / theirs - 1 if measure == "bits_per_byte" else mine - theirs
+            found[repository] = mine / theirs - 1 if measure.endswith("bits_per_byte") else mine - theirs
         return mean_change(found)
 
     answering = [] if model is None else [NOTHING, *ANSWERING]
