@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import as_recorded, validate_config
 from mlx_gardener.errors import AdapterError
@@ -156,6 +156,11 @@ def load_adapter_base(name: str, adapter: LoadedAdapter, *, lazy: bool = False) 
     return base
 
 
+def trained_config(adapter: LoadedAdapter, **others: Any) -> TrainingConfig:
+    """The settings of the adapter's training but for ``others``; defaults where its manifest tells none, as an imported one's."""
+    return validate_config({**as_recorded({"data": {}, **adapter.manifest["config"]}), **others})
+
+
 def load_adapter_engine(
     registry: ProjectRegistry,
     record: AdapterRecord,
@@ -168,7 +173,7 @@ def load_adapter_engine(
 
     Args:
         record: the adapter's; says where its base lies.
-        config: the budget; all else is as the adapter was trained, where that is known.
+        config: the budget; all else is as in `trained_config`.
         warn: as for `load_engine`.
 
     Raises:
@@ -178,13 +183,8 @@ def load_adapter_engine(
     """
     from mlx_gardener.engine import prepare_model
 
-    told = {"model": base_name(registry, record), "memory_limit_gb": config.memory_limit_gb}
-    recorded = adapter.manifest.get("config")
-    config = (
-        validate_config({**as_recorded({"data": {}, **recorded}), **told})
-        if recorded
-        else config.model_copy(update=told)  # an imported one
-    )
+    name = base_name(registry, record)
+    config = trained_config(adapter, model=name, memory_limit_gb=config.memory_limit_gb)
     prepared = prepare_model(config, registry.home / "cache")
     return load_to_measure(registry, prepared, adapter, config, warn=warn)
 

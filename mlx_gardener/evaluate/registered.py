@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.config import RetrievalWish, TrainingConfig, as_recorded, validate_config
+from mlx_gardener.config import RetrievalWish, TrainingConfig, validate_config
 from mlx_gardener.errors import AdapterError, ConfigError, DataError, RegistryError, TimeLimitError
 from mlx_gardener.platform.files import is_directory, make_private, write_whole
 from mlx_gardener.registry import AdapterRecord, Project, ProjectRegistry
@@ -76,6 +76,7 @@ def evaluate_adapter(
         TimeLimitError: the time limit was over before anything was measured.
     """
     from mlx_gardener.adapter import PeftManager, base_name
+    from mlx_gardener.adapter.base import trained_config
     from mlx_gardener.evaluate import compare
 
     limit = _TimeLimit(timeout_minutes, interrupt)
@@ -87,7 +88,11 @@ def evaluate_adapter(
             next_step=f"Train where it is now, under the same name: `mlx-gardener train PATH --project {project}`.",
         )
     adapter = PeftManager(registry).load_adapter(project, record.version)
-    config = _config(adapter, base_name(registry, record), arms)
+    config = trained_config(adapter, model=base_name(registry, record))
+    if arms is not None:
+        wanted = config.model_dump(mode="json")
+        wanted["evaluation"]["arms"] = sorted({"base", "adapter", *arms})
+        config = validate_config(wanted)
     on_progress(0.0, "Reading the repository")
     base, engine, data = _prepare(registry, place, config, adapter, on_progress, limit.interrupt)
     data, trained_on_test, notes = _unseen(data, adapter)
@@ -151,17 +156,6 @@ class _TimeLimit:
                 f"The time limit of {self._minutes:g} minutes was over before anything was measured.",
                 next_step="Give it more minutes; answers that were written are kept, and are not asked again.",
             )
-
-
-def _config(adapter: LoadedAdapter, model: str, arms: tuple[str, ...] | None) -> TrainingConfig:
-    """The settings of the adapter's training, with ``model``, the base where this machine has it."""
-    recorded = adapter.manifest["config"]
-    settings = {**as_recorded({"data": {}, **recorded}), "model": model}
-    if arms is not None:
-        wanted = {"base", "adapter", *arms}
-        evaluation = dict(settings.get("evaluation", {}))
-        settings["evaluation"] = {**evaluation, "arms": sorted(wanted)}
-    return validate_config(settings)
 
 
 def _prepare(

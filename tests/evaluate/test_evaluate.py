@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from mlx_gardener.adapter import LoadedAdapter
+from mlx_gardener.adapter.base import trained_config
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.errors import ModelError
-from mlx_gardener.evaluate import Evidence, bits_per_byte, complete, registered
+from mlx_gardener.evaluate import Evidence, bits_per_byte, complete
 from mlx_gardener.evaluate.compare import _five_digits
 from mlx_gardener.evaluate.complete import build_prompt
 from mlx_gardener.evaluate.evidence import Comparison, answers_state
@@ -82,9 +83,9 @@ def test_files_of_later_commits_are_called_so() -> None:
 def test_an_adapter_from_before_the_split_by_time_is_evaluated_with_the_split_it_was_made_with() -> None:
     recorded = TrainingConfig().model_dump(mode="json")
     new = LoadedAdapter({}, {}, {"config": recorded}, Path("x"))
-    assert registered._config(new, "seedling", None).data.split == "auto"
+    assert trained_config(new).data.split == "auto"
     old = {**recorded, "data": {name: value for name, value in recorded["data"].items() if name != "split"}}
-    made = registered._config(LoadedAdapter({}, {}, {"config": old}, Path("x")), "seedling", None)
+    made = trained_config(LoadedAdapter({}, {}, {"config": old}, Path("x")), model="seedling")
     assert made.data.split == "files"
 
 
