@@ -109,7 +109,7 @@ class Guard:
         finally:
             self._held_bytes -= body.length
             access.seconds = time.monotonic() - began
-            self._metrics.requests[endpoint_of(path) or "other", access.status] += 1
+            self._metrics.requests.labels(endpoint_of(path) or "other", access.status).inc()
             self._on_request(access)
 
     def hold(self, length: int) -> None:

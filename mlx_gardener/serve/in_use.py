@@ -78,7 +78,7 @@ class InUse:
         if target.record is None:
             return  # a base that was asked by its name
         if place is None or not place.path:
-            self._metrics.offers_without_file += 1
+            self._metrics.offers_without_file.inc()
             return
         arm = "base" if answered.record is None else "adapter"
         drawn = self._draws(target, place.path)
@@ -88,7 +88,7 @@ class InUse:
         try:
             self._waiting.put_nowait(answer)
         except queue.Full:
-            self._metrics.offers_lost += 1
+            self._metrics.offers_lost.inc()
 
     def _run(self) -> None:
         next_look = 0.0
@@ -109,10 +109,10 @@ class InUse:
             GardenerError,
             OSError,
         ):  # the project was removed, or the disk is full: the answer is out all the same
-            self._metrics.offers_lost += 1
+            self._metrics.offers_lost.inc()
             return
-        self._metrics.offers += bool(kept)
-        self._metrics.offers_without_file += kept is None
+        self._metrics.offers.inc(bool(kept))
+        self._metrics.offers_without_file.inc(kept is None)
 
     def _look(self) -> None:
         """Look at the files of what is due, of all projects that are served."""
@@ -124,6 +124,6 @@ class InUse:
             try:
                 if in_use_directory(self._registry, project).is_dir():
                     root = self._registry.get_project(project).path
-                    self._metrics.looks += offer_store(self._registry, project).look(root, time.time())
+                    self._metrics.looks.inc(offer_store(self._registry, project).look(root, time.time()))
             except (GardenerError, OSError):
-                self._metrics.look_failures += 1
+                self._metrics.look_failures.inc()

@@ -174,19 +174,19 @@ class Indexes:
             if earlier is not None and kept.index is not earlier:
                 kept.index, kept.rules = earlier, rules  # it serves while it is brought up to date
             found = update_index(self._registry, project, rules, earlier=earlier, interrupt=self._asked)
-            self._metrics.index_looks += 1
-            self._metrics.index_changes += found is not earlier
+            self._metrics.index_looks.inc()
+            self._metrics.index_changes.inc(found is not earlier)
             with self._lock:
                 kept.index, kept.rules, kept.problem = found, rules, ""
         except _EndingError:
             pass
         except (GardenerError, OSError) as error:
             kept.problem = f"its repository cannot be indexed: {reason_of(error)}"
-            self._metrics.index_failures += 1
+            self._metrics.index_failures.inc()
             wait = _FAILED_SECONDS
         finally:
             took = time.monotonic() - began
-            self._metrics.index_seconds += took
+            self._metrics.index_seconds.inc(took)
             kept.due_at = time.monotonic() + max(wait, _REST * took)
             kept.looking = False
 

@@ -1,115 +1,81 @@
-"""What the server counts, in Prometheus' text format (prometheus.io/docs/instrumenting/exposition_formats)."""
+"""What the server counts since its start, for Prometheus: kept and written by Prometheus' own client."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from mlx_gardener.retrieval import Context
 from mlx_gardener.serve.generation import Ending
 
+#: Of every name.
+_PREFIX = "mlx_gardener"
 #: Upper bounds of the histogram of times to the first piece of an answer, seconds.
 _BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-@dataclass
 class Metrics:
-    """Counters since the start. Written by one thread each; read at any time."""
+    """Counters of one server, each by the name that it has in the text; any thread may count and read."""
 
-    requests: Counter[tuple[str, int]] = field(default_factory=Counter)
-    cancelled: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    written_tokens: int = 0
-    decode_steps: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    retrievals: int = 0
-    retrieved_chunks: int = 0
-    retrieved_tokens: int = 0
-    retrieval_seconds: float = 0.0
-    index_looks: int = 0
-    index_changes: int = 0
-    index_failures: int = 0
-    index_seconds: float = 0.0
-    offers: int = 0
-    offers_without_file: int = 0
-    offers_lost: int = 0
-    looks: int = 0
-    look_failures: int = 0
-    first_token_buckets: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS) + 1))
-    first_token_seconds: float = 0.0
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()  # not the process's, which other servers here would share
+        self.requests = self._counter("requests", "Requests by path and status.", "path", "status")
+        self.cancelled = self._counter("cancelled", "Requests whose client went away.")
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
+        self.cached_tokens = self._counter("cached_tokens", "Tokens of prompts that were not read again.")
+        self.written_tokens = self._counter("written_tokens", "Tokens written.")
+        self.decode_steps = self._counter("decode_steps", "Passes through a model that wrote tokens.")
+        self.drafted_tokens = self._counter("drafted_tokens", "Tokens that were guessed and checked.")
+        self.accepted_tokens = self._counter("accepted_tokens", "Of these, those that were right.")
+        self.retrievals = self._counter("retrievals", "Prompts that code was looked for.")
+        self.retrieved_chunks = self._counter("retrieved_chunks", "Chunks put in front of prompts.")
+        self.retrieved_tokens = self._counter("retrieved_tokens", "Their tokens.")
+        self.retrieval_seconds = self._counter("retrieval_seconds", "Seconds that looking for them took.")
+        self.index_looks = self._counter("index_looks", "Times that a repository was looked at for changes.")
+        self.index_changes = self._counter("index_changes", "Times that its index changed.")
+        self.index_failures = self._counter("index_failures", "Times that it could not be indexed.")
+        self.index_seconds = self._counter("index_seconds", "Seconds that all this took, beside the answers.")
+        self.offers = self._counter("offers", "Answers whose lines are looked for later.")
+        self.offers_without_file = self._counter(
+            "offers_without_file", "Answers that are not, as their request names no file of the repository."
+        )
+        self.offers_lost = self._counter("offers_lost", "Answers that could not be kept for that.")
+        self.looks = self._counter("looks", "Times that an answer's file was looked at.")
+        self.look_failures = self._counter("look_failures", "Times that a project's could not be.")
+        self.first_token_seconds = Histogram(
+            "first_token_seconds",
+            "From a request's arrival to the first piece of its answer.",
+            namespace=_PREFIX,
+            registry=self._registry,
+            buckets=_BOUNDS,
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, namespace=_PREFIX, registry=self._registry)
 
     def answered(self, ending: Ending) -> None:
         """Count a finished answer."""
-        self.prompt_tokens += ending.prompt_tokens
-        self.cached_tokens += ending.cached_tokens
-        self.written_tokens += ending.written_tokens
-        self.decode_steps += ending.decode_steps
-        self.drafted_tokens += ending.drafted_tokens
-        self.accepted_tokens += ending.accepted_tokens
+        self.prompt_tokens.inc(ending.prompt_tokens)
+        self.cached_tokens.inc(ending.cached_tokens)
+        self.written_tokens.inc(ending.written_tokens)
+        self.decode_steps.inc(ending.decode_steps)
+        self.drafted_tokens.inc(ending.drafted_tokens)
+        self.accepted_tokens.inc(ending.accepted_tokens)
 
     def retrieved(self, found: Context, seconds: float) -> None:
         """Count a search for code to put in front of a prompt, and what it found."""
-        self.retrievals += 1
-        self.retrieved_chunks += len(found.pieces)
-        self.retrieved_tokens += found.tokens
-        self.retrieval_seconds += seconds
+        self.retrievals.inc()
+        self.retrieved_chunks.inc(len(found.pieces))
+        self.retrieved_tokens.inc(found.tokens)
+        self.retrieval_seconds.inc(seconds)
 
-    def first_token(self, seconds: float) -> None:
-        """Count the time from a request's arrival to the first piece of its answer."""
-        self.first_token_seconds += seconds
-        place = next((at for at, bound in enumerate(_BOUNDS) if seconds <= bound), len(_BOUNDS))
-        self.first_token_buckets[place] += 1
-
-    def text(self, gauges: dict[str, tuple[str, float]], counters: dict[str, tuple[str, float]]) -> str:
-        """Everything, with values that others know: name -> (help, value)."""
-        lines: list[str] = []
-        _head(lines, "requests_total", "counter", "Requests by path and status.")
-        for (path, status), count in sorted(self.requests.items()):
-            lines.append(f'mlx_gardener_requests_total{{path="{path}",status="{status}"}} {count}')
-        own = {
-            "cancelled_total": ("Requests whose client went away.", self.cancelled),
-            "prompt_tokens_total": ("Tokens of prompts.", self.prompt_tokens),
-            "cached_tokens_total": ("Tokens of prompts that were not read again.", self.cached_tokens),
-            "written_tokens_total": ("Tokens written.", self.written_tokens),
-            "decode_steps_total": ("Passes through a model that wrote tokens.", self.decode_steps),
-            "drafted_tokens_total": ("Tokens that were guessed and checked.", self.drafted_tokens),
-            "accepted_tokens_total": ("Of these, those that were right.", self.accepted_tokens),
-            "retrievals_total": ("Prompts that code was looked for.", self.retrievals),
-            "retrieved_chunks_total": ("Chunks put in front of prompts.", self.retrieved_chunks),
-            "retrieved_tokens_total": ("Their tokens.", self.retrieved_tokens),
-            "retrieval_seconds_total": ("Seconds that looking for them took.", self.retrieval_seconds),
-            "index_looks_total": ("Times that a repository was looked at for changes.", self.index_looks),
-            "index_changes_total": ("Times that its index changed.", self.index_changes),
-            "index_failures_total": ("Times that it could not be indexed.", self.index_failures),
-            "index_seconds_total": ("Seconds that all this took, beside the answers.", self.index_seconds),
-            "offers_total": ("Answers whose lines are looked for later.", self.offers),
-            "offers_without_file_total": (
-                "Answers that are not, as their request names no file of the repository.",
-                self.offers_without_file,
-            ),
-            "offers_lost_total": ("Answers that could not be kept for that.", self.offers_lost),
-            "looks_total": ("Times that an answer's file was looked at.", self.looks),
-            "look_failures_total": ("Times that a project's could not be.", self.look_failures),
-        }
-        for kind, values in (("counter", {**own, **counters}), ("gauge", gauges)):
-            for name, (text, value) in values.items():
-                _head(lines, name, kind, text)
-                lines.append(
-                    f"mlx_gardener_{name} {value:g}" if value < 1e6 else f"mlx_gardener_{name} {value:.0f}"
-                )
-        name, total = "first_token_seconds", 0
-        _head(lines, name, "histogram", "From a request's arrival to the first piece of its answer.")
-        for bound, count in zip((*_BOUNDS, "+Inf"), self.first_token_buckets, strict=True):
-            total += count
-            lines.append(f'mlx_gardener_{name}_bucket{{le="{bound}"}} {total}')
-        lines += [
-            f"mlx_gardener_{name}_sum {self.first_token_seconds:g}",
-            f"mlx_gardener_{name}_count {total}",
-        ]
-        return "\n".join(lines) + "\n"
-
-
-def _head(lines: list[str], name: str, kind: str, text: str) -> None:
-    lines += [f"# HELP mlx_gardener_{name} {text}", f"# TYPE mlx_gardener_{name} {kind}"]
+    def text(self, gauges: dict[str, tuple[str, float]], counters: dict[str, tuple[str, float]]) -> bytes:
+        """Everything in Prometheus' text format, with values that others know: name -> (help, value)."""
+        told = list(self._registry.collect())
+        for family in told:  # when each was made says nothing here, and would be a name more for each
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+        for kind, values in ((CounterMetricFamily, counters), (GaugeMetricFamily, gauges)):
+            told += [kind(f"{_PREFIX}_{name}", text, value) for name, (text, value) in values.items()]
+        return generate_latest(SimpleNamespace(collect=lambda: told))

@@ -271,7 +271,7 @@ class Worker:
             self._answer(job)
             job.tell(Finished())
         except _GoneError:
-            self._metrics.cancelled += 1
+            self._metrics.cancelled.inc()
             job.tell(Finished(BusyError("The request was stopped.")))
         except GardenerError as error:
             job.tell(Finished(error))
@@ -329,7 +329,7 @@ class Worker:
                 )  # fmt: skip
                 for event in events if job.finish is None else whole_answer(events, job.finish):
                     if not written and index == 0:
-                        self._metrics.first_token(time.monotonic() - job.asked_at)
+                        self._metrics.first_token_seconds.observe(time.monotonic() - job.asked_at)
                     written.append(event)
                     self._tell(job, index, event)
         if self._in_use is not None and job.is_offered and len(prompts) * job.answers == 1:

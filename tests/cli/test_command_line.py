@@ -34,6 +34,7 @@ HEAVY = (
     "sqlite3",
     "starlette",
     "uvicorn",
+    "prometheus_client",
 )
 
 
