@@ -14,7 +14,8 @@ import pytest
 from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.access import Access
 from mlx_gardener.serve.server import serving
-from tests.support.requests import HEAD, World, connected, ended, post, wait_until
+from tests.support.requests import HEAD, World, connected, ended, post
+from tests.support.trainings import until
 
 TOKEN = "correct-horse-battery-staple"
 
@@ -106,7 +107,7 @@ def test_a_client_that_leaves_while_it_sends_is_no_fault_of_ours(world: World) -
         with connected(address) as connection:
             connection.sendall(HEAD + b'content-length: 4000\r\n\r\n{"input_prefix": "x')
             time.sleep(0.2)
-        assert wait_until(lambda: len(seen) == 1)
+        until(lambda: len(seen) == 1, "the line of the request")
         assert (seen[0].status, seen[0].refused) == (499, "The client went away.")
         counted = httpx.get(f"{address}/metrics", timeout=60).text
     assert 'status="499"' in counted and 'status="500"' not in counted
@@ -127,7 +128,7 @@ def test_a_client_that_leaves_while_it_is_answered_is_told_and_counted_as_one(
                 assert b"200" in connection.recv(4096)
             else:
                 time.sleep(0.2)
-        assert wait_until(lambda: len(seen) == 1)
+        until(lambda: len(seen) == 1, "the line of the request")
         assert (seen[0].status, seen[0].refused) == (499, "The client went away.")
         counted = httpx.get(f"{address}/metrics", timeout=60).text
     assert 'path="/v1/completions",status="499"} 1' in counted

@@ -27,7 +27,8 @@ from mlx_gardener.serve.residents import Residents
 from mlx_gardener.serve.server import serving
 from mlx_gardener.serve.worker import BadRequestError, Finished, QueuedRequest
 from tests.support.adapters import make_projects
-from tests.support.requests import JSON, World, connected, ended, message, post, wait_until
+from tests.support.requests import JSON, World, connected, ended, message, post
+from tests.support.trainings import until
 
 
 @pytest.fixture
@@ -224,7 +225,7 @@ def test_health_tells_when_the_computing_thread_does_not_answer(tiny: World) -> 
 
             return asyncio.run(ask())
 
-        assert wait_until(lambda: health().json()["status"] == "ok")
+        until(lambda: health().json()["status"] == "ok", "a server in health")
         release, begun = threading.Event(), threading.Event()
 
         def hang() -> None:
@@ -234,11 +235,11 @@ def test_health_tells_when_the_computing_thread_does_not_answer(tiny: World) -> 
         hanging = threading.Thread(target=worker.run, args=(hang,))
         hanging.start()
         begun.wait()
-        assert wait_until(lambda: health().status_code == 503)
+        until(lambda: health().status_code == 503, "a server that is not")
         assert "no sign" in message(health())
         release.set()
         hanging.join()
-        assert wait_until(lambda: health().status_code == 200)
+        until(lambda: health().status_code == 200, "its health again")
 
 
 def test_the_same_weights_with_another_template_or_tokenizer_are_another_base(

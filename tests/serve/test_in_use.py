@@ -23,8 +23,8 @@ from mlx_gardener.registry import GarbagePolicy
 from mlx_gardener.serve import ServeSettings, in_use
 from mlx_gardener.serve.server import serving
 from mlx_gardener.ui import make_page
-from tests.support.requests import wait_until
 from tests.support.retrieving import ASKED, World, evidence
+from tests.support.trainings import until
 
 FILE = "core/use.py"
 ON = ServeSettings(port=0, evidence_in_use=True)
@@ -107,15 +107,15 @@ def test_every_way_that_names_a_file_is_counted_and_what_stays_is_seen_by_the_ne
         for elsewhere in ("../other.py", "core/gone.py"):
             infill(address, path=elsewhere)
         infill(address, stop=stops[0], n_cmpl=2)
-        assert wait_until(lambda: numbers(address)["offers_without_file_total"] == 3)
+        until(lambda: numbers(address)["offers_without_file_total"] == 3, "three offers without a file")
         assert numbers(address)["offers_total"] == 4
         first = f"{ASKED}{text}".splitlines()[len(ASKED.splitlines()) - 1]
         (world.tree / FILE).write_text(f"{ASKED}\n{first}\n")
         later(world, 2)
-        assert wait_until(lambda: numbers(address)["looks_total"] == 4)
+        until(lambda: numbers(address)["looks_total"] == 4, "four looks")
     later(world, 60)
     with serving(world.registry, ON) as address:
-        assert wait_until(lambda: numbers(address)["looks_total"] == 4), "what is due is not forgotten"
+        until(lambda: numbers(address)["looks_total"] == 4, "what was due before")
     (survival,) = read_in_use(world.registry, "small").survival
     assert (survival.offered.version, survival.offered.offers, survival.offered.files) == ("v1", 4, 4)
     assert [(one.minutes, one.offers, one.first_line) for one in survival.stayed] == [
@@ -140,7 +140,7 @@ def test_chance_gives_a_share_to_the_base_and_the_header_says_which_answered(
         assert base.headers["x-model"] == "small"
         asked = [infill(address, model="small@v1", stop=own_stop) for _ in range(2)]
         assert all(answer.headers["x-adapter-version"] == "v1" for answer in asked), "what is named answers"
-        assert wait_until(lambda: numbers(address)["offers_total"] >= 2)
+        until(lambda: numbers(address)["offers_total"] >= 2, "two offers")
     arms = {item.offered.arm for item in read_in_use(world.registry, "small").survival}
     assert arms == {"adapter", "base"}
 
@@ -149,7 +149,7 @@ def test_chance_gives_a_share_to_the_base_and_the_header_says_which_answered(
 def test_what_is_known_of_use_goes_with_what_it_is_about(world: World, how: str) -> None:
     with serving(world.registry, ON) as address:
         infill(address, stop=ended(world)[1])
-        assert wait_until(lambda: numbers(address)["offers_total"] == 1)
+        until(lambda: numbers(address)["offers_total"] == 1, "an offer")
     directory = in_use_directory(world.registry, "small")
     assert directory.is_dir()
     assert [item for item in world.registry.collect_garbage(GarbagePolicy()) if item.kind == "in_use"] == []
@@ -167,7 +167,7 @@ def test_what_is_to_be_forgotten_is_not_counted_either(world: World) -> None:
     world.registry.forget_path("small", "core")
     with serving(world.registry, ON) as address:
         infill(address, stop=ended(world)[1])
-        assert wait_until(lambda: numbers(address)["offers_without_file_total"] == 1)
+        until(lambda: numbers(address)["offers_without_file_total"] == 1, "an offer without a file")
     assert not in_use_directory(world.registry, "small").exists()
 
 

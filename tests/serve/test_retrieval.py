@@ -31,8 +31,8 @@ from mlx_gardener.serve import ServeSettings, indexes
 from mlx_gardener.serve import worker as worker_module
 from mlx_gardener.serve.access import Access
 from mlx_gardener.serve.server import SelfTest, serve, serving
-from tests.support.requests import wait_until
 from tests.support.retrieving import ASKED, World, evidence, infill, told
+from tests.support.trainings import until
 
 SIZES = (PREFIX_TOKENS, SUFFIX_TOKENS)
 ROOM = 2042  # the embedded model's context, less the six tokens that are written
@@ -139,7 +139,7 @@ def test_a_newer_evaluation_decides_for_the_next_request(world: World) -> None:
         import json
 
         write_whole(file, json.dumps({"evidence": evidence()}))
-        assert wait_until(lambda: "chunks, " in told(infill(address)))
+        until(lambda: "chunks, " in told(infill(address)), "retrieved code")
 
 
 def test_a_hole_that_an_editor_spells_out_gets_code_in_front(
@@ -218,16 +218,21 @@ def test_no_answer_waits_for_an_index_and_the_next_one_has_it(
     with serving(world.registry, ServeSettings(port=0)) as address:
         assert told(infill(address)) == "none; its repository is being read"
         first.set()
-        assert wait_until(lambda: "chunks, " in told(infill(address)))
+        until(lambda: "chunks, " in told(infill(address)), "retrieved code")
         with reading:
             (world.tree / "core" / "fresh.py").write_text(
                 "def compare_walnut_unheard_of(amount):\n    return compare_walnut_everywhere(amount)\n"
             )
             assert "fresh.py" not in told(infill(address, "compare_walnut_unheard_of"))
-        assert wait_until(lambda: "core/fresh.py:1-2" in told(infill(address, "compare_walnut_unheard_of")))
+        until(
+            lambda: "core/fresh.py:1-2" in told(infill(address, "compare_walnut_unheard_of")),
+            "the new file, retrieved",
+        )
         world.tree.rename(world.tree.with_name("elsewhere"))
         metrics = lambda: httpx.get(f"{address}/metrics", timeout=60).text  # noqa: E731
-        assert wait_until(lambda: bool(infill(address)) and "index_failures_total 0" not in metrics())
+        until(
+            lambda: bool(infill(address)) and "index_failures_total 0" not in metrics(), "a failure, counted"
+        )
         assert "chunks, " in told(infill(address)), "what was known goes on serving"
         numbers = dict(line.split() for line in metrics().splitlines() if not line.startswith("#"))
         assert float(numbers["mlx_gardener_index_chunks"]) > 10
@@ -245,7 +250,7 @@ def test_what_is_to_be_forgotten_is_shown_no_more_from_then_on(
         world.registry.forget_path("small", shown)
         assert not index_place(world.registry, "small").exists()
         assert shown not in told(infill(address))
-        assert wait_until(lambda: "chunks, " in told(infill(address)))
+        until(lambda: "chunks, " in told(infill(address)), "retrieved code")
         assert shown not in told(infill(address))
 
 

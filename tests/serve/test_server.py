@@ -29,7 +29,7 @@ from mlx_gardener.serve.settings import choose_token
 from tests.support.adapters import SHAPES, make_adapter, make_projects
 from tests.support.commands import gardener_here
 from tests.support.models import write_tiny_model
-from tests.support.requests import wait_until
+from tests.support.trainings import until
 
 World = tuple[ProjectRegistry, BaseModel]
 BODY = {"model": "alpha", "prompt": "import os\n", "max_tokens": 2}
@@ -116,7 +116,7 @@ def test_the_queue_is_bounded_and_a_client_that_leaves_stops_its_answer(start: C
             waiting = [
                 pool.submit(httpx.post, f"{address}/v1/completions", json=BODY, timeout=120) for _ in range(2)
             ]
-            assert wait_until(lambda: metric(address, "queue_requests") == 2)
+            until(lambda: metric(address, "queue_requests") == 2, "two that wait")
             refused = httpx.post(f"{address}/v1/completions", json=BODY, timeout=60)
             assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
             assert not any(done.done() for done in waiting)
@@ -137,7 +137,7 @@ def test_a_client_that_leaves_the_queue_is_not_answered(start: Callable[..., str
         next(lines)
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{address}/v1/completions", json=BODY, timeout=1.0)
-    assert wait_until(lambda: metric(address, "cancelled_total") == 2)
+    until(lambda: metric(address, "cancelled_total") == 2, "two that went away")
     assert httpx.post(f"{address}/v1/completions", json=BODY, timeout=60).status_code == 200
 
 

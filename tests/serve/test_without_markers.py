@@ -20,7 +20,8 @@ from tests.support.adapters import make_projects
 from tests.support.lsp import asking, opened, shown_by, written
 from tests.support.mcp import call, with_client
 from tests.support.models import write_tiny_model
-from tests.support.requests import World, wait_until
+from tests.support.requests import World
+from tests.support.trainings import until
 
 PREFIX, SUFFIX, PATH = (
     "class Basket:\n    def area(self):\n        return ",
@@ -77,7 +78,8 @@ def test_plugins_get_what_goes_on_from_before_the_caret_and_are_told(
     )
     assert done.json()["content"] == wanted
     assert "no fill-in-the-middle markers" in done.headers["x-gardener-suffix"]
-    assert wait_until(lambda: len(told) == 1) and "no fill-in-the-middle markers" in told[0].text()
+    until(lambda: len(told) == 1, "a line")
+    assert "no fill-in-the-middle markers" in told[0].text()
     bodies: tuple[dict[str, Any], ...] = (
         {"prompt": PREFIX, "suffix": SUFFIX, "path": PATH},
         {"segments": {"prefix": PREFIX, "suffix": SUFFIX, "filepath": PATH}},
@@ -95,7 +97,8 @@ def test_plugins_get_what_goes_on_from_before_the_caret_and_are_told(
     assert "x-gardener-suffix" in streamed.headers
     alone = post(address, "/infill", input_prefix=PREFIX, n_predict=TOKENS)
     assert alone.json()["content"] == wanted and "x-gardener-suffix" not in alone.headers
-    assert wait_until(lambda: len(told) == 6) and "markers" not in told[5].text(), "nothing was left out"
+    until(lambda: len(told) == 6, "six lines")
+    assert "markers" not in told[5].text(), "nothing was left out"
 
 
 def test_ollamas_clients_are_refused_as_by_ollama(plain: World, address: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +57,3 @@ def request(name: str) -> dict[str, Any]:
 def events(answer: httpx.Response) -> list[dict[str, Any]]:
     lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
     return [json.loads(line) for line in lines if line != "[DONE]"]
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 600.0) -> bool:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if true():
-            return True
-        time.sleep(0.02)
-    return False
