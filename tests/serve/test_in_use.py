@@ -90,7 +90,7 @@ def test_every_way_that_names_a_file_is_counted_and_what_stays_is_seen_by_the_ne
     with serving(world.registry, ON) as address:
         infill(address, path="")
         assert numbers(address)["offers_without_file_total"] == 1, "llama.vim names none"
-        files = [FILE, "core/b.py", "core/c.py", str(world.tree / "core" / "d.py")]
+        files = [FILE, "core/b.py", "core/c.py", "core/d.py"]
         for file in files[1:]:
             (world.tree / file).write_text(f"{ASKED}\n")
         text, stops = ended(world)[0], [ended(world, file)[1] for file in files]
@@ -102,7 +102,7 @@ def test_every_way_that_names_a_file_is_counted_and_what_stays_is_seen_by_the_ne
         tabby = {"segments": segments, "stop": stops[2], "max_tokens": 16, "stream": True}
         httpx.post(f"{address}/v1/completions", json=tabby, timeout=300)
         options = {"stop": [stops[3]], "num_predict": 16}
-        ollama = {**sides, "model": "small", "path": files[3], "options": options}
+        ollama = {**sides, "model": "small", "path": str(world.tree / files[3]), "options": options}
         httpx.post(f"{address}/api/generate", json=ollama, timeout=300)
         for elsewhere in ("../other.py", "core/gone.py"):
             infill(address, path=elsewhere)
