@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from mlx_gardener.serve import ServeSettings
 from mlx_gardener.serve.server import serving
 from tests.support.adapters import make_projects
 
+#: What a prompt and its answer may have where chats are asked for, most of which name no limit of their own.
+CHAT_TOKENS = 256
 REQUESTS = Path(__file__).parents[1] / "tests" / "serve" / "requests"
 HERE = Path(__file__).parent
 #: Enough of the embedded base to have chats.
@@ -57,12 +60,13 @@ def answered(address: str, name: str, path: str) -> str:
 def served(root: Path, *, with_chats: bool) -> Iterator[tuple[str, ProjectRegistry]]:
     """A server of four projects on the embedded base, in a home of its own."""
     os.environ["MLX_GARDENER_HOME"] = str(root / "home")
-    model = "seedling"
+    model, settings = "seedling", ServeSettings(port=0, max_queued_seconds=600.0)
     if with_chats:
         model = str(shutil.copytree(seedling_path(), root / "chatty"))
         (Path(model) / "chat_template.jinja").write_text(_TEMPLATE)
+        settings = replace(settings, max_context_tokens=CHAT_TOKENS)
     registry = make_projects(load_base(model), root / "code", model, ["alpha", "beta", "gamma", "delta"])
-    with serving(registry, ServeSettings(port=0, max_queued_seconds=600.0)) as address:
+    with serving(registry, settings) as address:
         yield address, registry
 
 
