@@ -56,7 +56,7 @@ def test_an_adapter_is_evaluated_again_without_touching_its_files_also_where_its
         assert words in shown.stdout
     assert "retrieval" not in shown.stdout
 
-    other = write_repository(tmp_path / "other", modules=4)
+    other = write_repository(tmp_path / "other", modules=2)
     (other / "more.py").write_text("def only_here(value):\n    return value * 17\n" * 3)
     done = gardener_here("train", str(other), "--project", "other", *train_flags(trained_model_dir))
     assert done.returncode == 0, done.stderr
@@ -77,10 +77,10 @@ def test_an_adapter_is_evaluated_again_without_touching_its_files_also_where_its
     assert controlled["arms"][-1]["title"] == "adapter of other/v1"
 
     # A repository that changed is said, and trained files are left out.
-    write_repository(repository / "added", modules=14)
+    write_repository(repository / "added", modules=6)
     for file in (repository / "added").rglob("*.py"):
         file.write_text(file.read_text().replace("amount", "quantity").replace("limit", "bound"))
-    done = gardener_here("eval", "small", "--json", "--tasks", "2")
+    done = gardener_here("eval", "small", "--arms", "base,adapter", "--json", "--tasks", "2")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert any("has changed since the training" in note for note in told["notes"])
