@@ -253,14 +253,14 @@ def test_a_busy_project_names_attach(repository: Path, tiny_model_dir: Path) -> 
     assert done.returncode == 1 and "attach small" in done.stderr and "cancel small" in done.stderr
 
 
-@pytest.mark.usefixtures("known_home")
+@pytest.mark.usefixtures("trained_home")
 def test_training_again_without_a_change_says_so_and_trains_nothing(
-    repository: Path, tiny_model_dir: Path
+    repository: Path, trained_model_dir: Path
 ) -> None:
     registry = ProjectRegistry()
 
     def train(*more: str, **settings: object) -> str:
-        flags = train_flags(tiny_model_dir, **settings)
+        flags = train_flags(trained_model_dir, **settings)
         done = gardener_here("train", str(repository), "--project", "small", *more, *flags)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -268,7 +268,6 @@ def test_training_again_without_a_change_says_so_and_trains_nothing(
     def versions() -> list[str]:
         return sorted(item.version for item in registry.list_adapters("small"))
 
-    train()
     registry.activate_adapter("small", "v1")  # whatever its evidence says
     again = train()
     assert "have changed since v1" in again and "--fresh" in again and versions() == ["v1"], again
@@ -280,8 +279,10 @@ def test_training_again_without_a_change_says_so_and_trains_nothing(
     assert mlx_gardener.train(repository, project="small", config=config).adapter_version == "v1"
     ended = json.loads(train("--json").splitlines()[-1])
     assert ended["result"]["unchanged_since"] == "v1" and "nothing was trained" in ended["message"]
-    other = train(seed=5)
-    assert "settings have (seed)" in other.replace("\n", " ") and versions() == ["v1", "v2"], other
+    other = train(seed=5, **{"evaluation.arms": '["base", "adapter"]', "evaluation.tasks": 0})
+    assert "settings have (evaluation, seed)" in other.replace("\n", " ") and versions() == ["v1", "v2"], (
+        other
+    )
     registry.activate_adapter("small", "v1")  # from which nothing has changed
     train("--fresh")
     assert versions() == ["v1", "v2", "v3"]
