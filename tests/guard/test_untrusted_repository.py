@@ -20,7 +20,7 @@ from mlx_gardener.registry import ProjectRegistry
 from mlx_gardener.source import Scan, scan_repository
 from mlx_gardener.source import walk as walk_module
 from mlx_gardener.source.walk import _without_retries, head_commit, list_files, marked_paths
-from tests.support.commands import gardener, gardener_here
+from tests.support.commands import gardener_here, train_flags
 from tests.support.repositories import write_repository
 from tests.support.trainings import until
 
@@ -28,6 +28,8 @@ CODE = (
     "def measure(basket):\n    total = sum(item.weight for item in basket)\n    return total / len(basket)\n"
 )
 SECRET = "def never_to_be_seen():\n    return 'this file lies outside of the repository'\n"
+#: Of trainings whose processes and files are looked at, and not what was learned.
+SHORT: dict[str, object] = {"optimizer.max_steps": 1, "evaluation.arms": '["base", "adapter"]'}
 #: A device-control string, a title, a clear screen, a link, right-to-left overrides, an invisible tag, a new line.
 TRICKS = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj.\u2066\u200b\U000e0041\u2028\x08\r"
 
@@ -300,12 +302,12 @@ def assert_draws_nothing(text: str) -> None:
     assert not bad, f"{bad!r} would steer a terminal"
 
 
+@pytest.mark.usefixtures("known_home")
 def test_a_secret_in_the_repositorys_or_the_models_own_name_is_not_kept_nor_learned(
     tmp_path: Path, tiny_model_dir: Path, home: Path
 ) -> None:
     """The registry alone knows where they are: rows name places, and are never given away with an adapter."""
     from mlx_gardener.registry.database import DATABASE_NAME
-    from tests.support.commands import train_flags
 
     secret = "AKIA" + "Q3EGNJWKZ5RTY7UP"
     above = tmp_path / f"work-{secret}"
@@ -314,7 +316,9 @@ def test_a_secret_in_the_repositorys_or_the_models_own_name_is_not_kept_nor_lear
     shutil.copytree(tiny_model_dir, model)
     scan = scan_repository(root, DataConfig(), quality_threshold=0.0)
     assert scan.name == scan.to_json()["repository"] == "(secret)", "this is what rows begin with, too"
-    done = gardener("train", str(root), *train_flags(model), "--set", "data.repository_row_share=1")
+    done = gardener_here(
+        "train", str(root), *train_flags(model, **SHORT), "--set", "data.repository_row_share=1"
+    )
     assert done.returncode == 0, done.stderr
     kept = [path for path in home.rglob("*") if path.is_file() and not path.name.startswith(DATABASE_NAME)]
     assert {"manifest.json", "README.md", "report.html", "events.jsonl"} <= {path.name for path in kept}
@@ -325,11 +329,11 @@ def test_a_secret_in_the_repositorys_or_the_models_own_name_is_not_kept_nor_lear
     assert {path.name for path in with_it} <= {"job.json", "state.json", "events.jsonl", "worker.log"}
     assert all(f"proj-{secret}".encode() not in path.read_bytes() for path in with_it)
     assert f"proj-{secret}" not in done.stdout + done.stderr
-    named = gardener("train", str(root), "--project", f"p-{secret}", *train_flags(model))
+    named = gardener_here("train", str(root), "--project", f"p-{secret}", *train_flags(model))
     assert named.returncode == 2 and "seems to hold a secret" in named.stderr and secret not in named.stderr
     empty = above / "empty"
     empty.mkdir()
-    assert secret not in gardener("scan", str(empty), "--model", "seedling").stderr
+    assert secret not in gardener_here("scan", str(empty), "--model", "seedling").stderr
 
 
 def test_what_git_says_of_attributes_names_only_what_was_asked(root: Path) -> None:
@@ -347,7 +351,6 @@ def test_modules_that_lie_in_a_repository_are_not_imported(
     import sys
 
     from mlx_gardener.source.scan import PARALLEL_FILES
-    from tests.support.commands import train_flags
 
     root, marker = write_repository(tmp_path / "modules"), tmp_path / "marker"
     trap = f"open({str(marker)!r}, 'a').write(__name__ + '\\n')\nraise ImportError('a trap')\n"
@@ -372,7 +375,7 @@ def test_modules_that_lie_in_a_repository_are_not_imported(
     command.write_text(
         f"import sys; sys.path.insert(0, {here!r})\nfrom mlx_gardener.cli import main\nif __name__ == '__main__': main()\n"
     )
-    flags = train_flags(tiny_model_dir)
+    flags = train_flags(tiny_model_dir, **SHORT)
     for arguments in (("scan", "."), ("train", ".", *flags), ("train", ".", "--queue", "--fresh", *flags)):
         done = subprocess.run(
             [sys.executable, str(command), *arguments],
