@@ -47,6 +47,14 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Benchmark:
     return load
 
 
+@pytest.fixture
+def few_documents(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches of a few modules' code: all sides train as they do on more."""
+    monkeypatch.setattr(benchmark("own_code"), "ROOT", BENCHMARKS.parent / "mlx_gardener" / "events")
+    monkeypatch.setattr(benchmark("m4_throughput"), "DOCUMENTS", 8)
+
+
+@pytest.mark.usefixtures("few_documents")
 @pytest.mark.parametrize("model", ["tiny", pytest.param("seedling", marks=pytest.mark.slow)])
 def test_all_sides_are_measured_and_written(
     benchmark: Benchmark, tmp_path: Path, tiny_tokenizer_dir: Path, model: str
@@ -78,6 +86,7 @@ def test_all_sides_are_measured_and_written(
     assert str(Path.home()) + "/" not in written and str(tmp_path) not in written
 
 
+@pytest.mark.usefixtures("few_documents")
 def test_no_time_is_no_result_but_is_said(benchmark: Benchmark, tmp_path: Path) -> None:
     command = benchmark("m4_throughput").main
     found = CliRunner().invoke(
