@@ -47,6 +47,8 @@ ROOT = Path(__file__).parents[1]
 MIB = 2**20
 MOST_REQUESTS = 100_000
 TOKENS = 16
+#: Of a file, shown before and after the caret.
+LINES_BEFORE, LINES_AFTER = 40, 15
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,10 @@ def questions(count: int) -> list[Question]:
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         at = draw.randrange(1, len(lines)) if len(lines) > 1 else 0
         way = ("stream", "infill", "whole", "raw")[number % 4]
-        prefix, suffix = "".join(lines[max(0, at - 40) : at]), "".join(lines[at + 1 : at + 16])
+        prefix, suffix = (
+            "".join(lines[max(0, at - LINES_BEFORE) : at]),
+            "".join(lines[at + 1 : at + 1 + LINES_AFTER]),
+        )
         path = file.relative_to(ROOT).as_posix()
         found.append(Question(way, prefix or "import os\n", None if way == "raw" else suffix, path))
     return found
