@@ -31,11 +31,11 @@ def test_what_is_served_is_what_was_measured(
     home: Path, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_settings(tiny_model_dir, **{"data.test_fraction": 0.2, "data.split": "files"})
-    found = compared(monkeypatch, config, tmp_path / "code", home, 16)
+    found = compared(monkeypatch, config, tmp_path / "code", home, 8)
     assert found["different"] == 0, found["different_examples"]
-    assert found["answers"] == 4 * 16 and all(found["prompts"].values())
-    assert found["answers_that_the_adapter_changes"] > 8, "else equality would prove little"
-    assert found["with_retrieved_code"]["base"] == 0 and found["with_retrieved_code"]["adapter_bm25"] > 8
+    assert found["answers"] == 4 * 8 and all(found["prompts"].values())
+    assert found["answers_that_the_adapter_changes"] > 4, "else equality would prove little"
+    assert found["with_retrieved_code"]["base"] == 0 and found["with_retrieved_code"]["adapter_bm25"] > 4
 
 
 @pytest.mark.slow
