@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.commands import ROOT
+from tests.support.repositories import write_repository
 
 #: Small enough for a test; what the script itself sets stays.
 SETTINGS = {
@@ -29,11 +30,11 @@ SETTINGS = {
 
 @pytest.mark.usefixtures("known_home")
 def test_the_quickstart_ends_with_a_verdict_and_both_completions(
-    tmp_path: Path, repository: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkout = tmp_path / "checkout"
     shutil.copytree(ROOT / "scripts", checkout / "scripts")
-    shutil.copytree(repository, checkout / ".quickstart" / "click")  # as if it had been fetched
+    write_repository(checkout / ".quickstart" / "click", modules=4)  # as if it had been fetched
     shutil.copy(ROOT / "pyproject.toml", checkout)
     commands = checkout / ".venv" / "bin"
     commands.mkdir(parents=True)
