@@ -20,6 +20,7 @@ from mlx_gardener.report.notebook import NotebookView, in_notebook
 from scripts.run_notebook import NOTEBOOK, execute
 from tests.report.facts import full_events, full_evidence, full_facts
 from tests.support.commands import TRAIN_SETTINGS
+from tests.support.repositories import write_repository
 
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[2J"
 _PATHS = re.compile(
@@ -49,7 +50,7 @@ def check(notebook: Any) -> None:
 def test_the_notebook_runs_and_shows_itself(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its cells as they are, but for the base: the embedded one takes ten times as long."""
+    """Its cells as they are, but for the base, as the embedded one takes ten times as long, and a smaller repository."""
     monkeypatch.setenv("STEPS", "2")
     monkeypatch.setenv("MLX_GARDENER_ENGINE__DRY_RUN", "false")
     monkeypatch.setenv("MLX_GARDENER_THROTTLING__LOW_PRIORITY", "false")
@@ -60,7 +61,10 @@ def test_the_notebook_runs_and_shows_itself(
     text = NOTEBOOK.read_text(encoding="utf-8")
     named = json.dumps(f'model="{tiny_model_dir}"')[1:-1]
     assert text.count('model=\\"seedling\\"') == 2
-    (tmp_path / "short.ipynb").write_text(text.replace('model=\\"seedling\\"', named), encoding="utf-8")
+    text = text.replace('model=\\"seedling\\"', named)
+    assert text.count("Path(click.__file__).parent") == 1
+    text = text.replace("Path(click.__file__).parent", f"Path('{write_repository(tmp_path / 'code')}')")
+    (tmp_path / "short.ipynb").write_text(text, encoding="utf-8")
     check(execute(tmp_path / "short.ipynb"))
 
 
