@@ -28,6 +28,7 @@ from mlx_gardener.registry import ProjectRegistry, check_project_name, project_n
 from tests.guard.seeds import safetensors
 from tests.support.adapters import create
 from tests.support.adapters import manager as manager
+from tests.support.commands import train_flags
 from tests.support.models import write_tiny_model
 
 NO_NETWORK = Path(__file__).parent / "no_network"
@@ -327,12 +328,18 @@ def test_what_the_library_writes_is_the_owner_s_alone(
 def test_a_training_works_without_a_network_and_shows_nothing_to_others(
     repository: Path, tiny_model_dir: Path, tmp_path: Path, home: Path
 ) -> None:
-    from tests.support.commands import train_flags
-
+    short: dict[str, object] = {"optimizer.max_steps": 1, "evaluation.arms": '["base", "adapter"]'}
     tried = tmp_path / "tried"
     environment = {**os.environ, "PYTHONPATH": str(NO_NETWORK), "TRIED_FILE": str(tried)}
     environment.pop("HF_HUB_OFFLINE")  # it must not be needed
-    command = [sys.executable, "-m", "mlx_gardener", "train", str(repository), *train_flags(tiny_model_dir)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlx_gardener",
+        "train",
+        str(repository),
+        *train_flags(tiny_model_dir, **short),
+    ]
     if (
         shutil.which("unshare")
         and not subprocess.run(("unshare", "-rn", "true"), capture_output=True).returncode
