@@ -71,22 +71,23 @@ def test_quantising_passes_where_the_adapter_survives_and_is_refused_with_the_fi
     assert not (tmp_path / "four").exists() and not list(tmp_path.glob(".four*"))
 
 
-@pytest.mark.parametrize("form", ["gguf-base", "modelfile"])
-def test_a_gguf_model_holds_every_tensor_and_the_markers(
-    seedling: PeftManager, tmp_path: Path, form: str
-) -> None:
+def test_a_gguf_model_holds_every_tensor_and_the_markers(seedling: PeftManager, tmp_path: Path) -> None:
     import gguf
 
-    write(seedling, form, tmp_path / "out")
+    write(seedling, "modelfile", tmp_path / "out")
     reader = gguf.GGUFReader(tmp_path / "out" / "model.gguf")
     told = {name: field.contents() for name, field in reader.fields.items()}
     assert told["general.architecture"] == "llama" and told["tokenizer.ggml.pre"] == "qwen2"
     assert told["tokenizer.ggml.tokens"][told["tokenizer.ggml.fim_mid_token_id"]] == "<|fim_middle|>"
-    if form == "modelfile":
-        text = (tmp_path / "out" / "Modelfile").read_text()
-        assert text.startswith("FROM ./model.gguf\n") and 'PARAMETER stop "<|endoftext|>"' in text
-        assert "<|fim_prefix|>{{ .Prompt }}<|fim_suffix|>{{ .Suffix }}<|fim_middle|>" in text
-    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"model.gguf", "README.md", "Modelfile"}
+    text = (tmp_path / "out" / "Modelfile").read_text()
+    assert text.startswith("FROM ./model.gguf\n") and 'PARAMETER stop "<|endoftext|>"' in text
+    assert "<|fim_prefix|>{{ .Prompt }}<|fim_suffix|>{{ .Suffix }}<|fim_middle|>" in text
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.gguf", "README.md", "Modelfile"}
+
+
+def test_a_gguf_model_alone_has_no_modelfile(tiny: PeftManager, tmp_path: Path) -> None:
+    write(tiny, "gguf-base", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.gguf", "README.md"}
 
 
 def test_an_export_that_says_something_else_is_refused(
