@@ -14,6 +14,7 @@ import pytest
 import mlx_gardener.api
 from mlx_gardener.cli.train import _announce
 from mlx_gardener.cli.watch import watch_training
+from mlx_gardener.engine import speed
 from mlx_gardener.errors import DataError, TrainingError
 from mlx_gardener.events import TrainingPhase, TrainingProgress, WarningRaised
 from mlx_gardener.registry import ProjectRegistry, TrainingStatus
@@ -157,6 +158,7 @@ def test_a_home_that_cannot_be_written_is_named(repository: Path, tmp_path: Path
     assert done.returncode == 1 and "a-file" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.usefixtures("known_home")
 def test_an_empty_directory_says_that_there_is_nothing(tmp_path: Path, tiny_model_dir: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -229,6 +231,7 @@ def test_a_view_that_breaks_off_says_how_to_look_on_again(
     assert gardener_here("cancel", "afar").returncode == 0
 
 
+@pytest.mark.usefixtures("known_home")
 def test_a_view_that_fails_says_that_the_training_goes_on(
     repository: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +254,7 @@ def test_a_view_that_fails_says_that_the_training_goes_on(
         pipeline.wait_for_training_completion("afar", timeout=600)
 
 
+@pytest.mark.usefixtures("known_home")
 def test_a_training_that_fails_is_told_by_its_own_class_and_code(
     repository: Path, tiny_model_dir: Path
 ) -> None:
@@ -270,8 +274,10 @@ def test_a_training_that_fails_is_told_by_its_own_class_and_code(
 
 
 def test_a_home_that_cannot_be_written_hinders_no_look(
-    repository: Path, tiny_model_dir: Path, tmp_path: Path
+    repository: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    measured = speed.measure_backend()  # each measures it anew, as it cannot be kept
+    monkeypatch.setattr(speed, "measure_backend", lambda: measured)
     blocked = tmp_path / "a-file"
     blocked.write_text("not a directory")  # for root, too, nothing can be made below it
     flags = train_flags(tiny_model_dir)
