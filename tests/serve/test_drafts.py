@@ -79,7 +79,7 @@ def test_typing_reads_what_changed_and_writes_the_same_in_fewer_steps(base: Base
     at, caches = SOURCE.index("\n\n", 1500), PromptCaches()
     line = "\n    tokens: int = field(default=0)"
     steps, tokens, read = 0, 0, []
-    for length in range(0, len(line) + 1, 3):
+    for length in range(0, len(line) + 1, 6):
         place = typed(base, at, line[:length])
         text, ending = asked(base, place.ids, caches, 16, place.begins)
         offline = [token for token, _ in written_ids(base, place.ids, max_new_tokens=16, begins=place.begins)]
