@@ -277,7 +277,8 @@ def test_names_of_ollamas_library_stand_for_the_project_on_that_base(
     with serving(registry, ServeSettings(port=0)) as address:
 
         def answers(name: str) -> str:
-            done = post(address, "/api/generate", {"model": name, "prompt": "x", "stream": False})
+            body = {"model": name, "prompt": "x", "stream": False, "options": {"num_predict": 2}}
+            done = post(address, "/api/generate", body)
             return done.headers["x-model"] if done.status_code == 200 else done.json()["error"]
 
         for name in ("qwen2.5-coder:1.5b", "qwen2.5-coder:1.5b-base", "qwen2.5-coder:1.5b-instruct-q4_K_M"):
@@ -369,7 +370,8 @@ def test_what_cannot_be_done_is_refused_in_ollamas_form(address: str) -> None:
     ):
         assert word in refused("/api/generate", {**prompt, **fields})
     neutral = {"images": [], "format": "", "think": False, "context": [], "template": "", "system": ""}
-    fine = post(address, "/api/generate", {"model": "alpha", "stream": False, **prompt, **neutral})
+    short = {"stream": False, "options": {"num_predict": 2}}
+    fine = post(address, "/api/generate", {"model": "alpha", **short, **prompt, **neutral})
     assert fine.status_code == 200, fine.text
     hello = [{"role": "user", "content": "hello"}]
     tool = {"type": "function", "function": {"name": "look"}}
