@@ -29,7 +29,6 @@ from tests.support.repositories import write_repository
 from tests.support.trainings import (
     WAIT,
     endless,
-    is_alive,
     steps_done,
     tiny_settings,
     until,
@@ -141,44 +140,6 @@ def test_a_project_never_trained_has_no_progress(pipeline: TrainingPipeline) -> 
     assert pipeline.cancel_training("small") is False
     with pytest.raises(TrainingError, match="nothing to resume"):
         pipeline.resume_training("small")
-
-
-def test_cancelling_stops_the_work_and_keeps_a_checkpoint_to_resume(
-    endless_pipeline: TrainingPipeline,
-) -> None:
-    """An earlier system flipped the status while its thread trained on."""
-    pipeline = endless_pipeline
-    pipeline.start_training("small")
-    until(lambda: steps_done(pipeline) >= 2, "two steps")
-    assert pipeline.cancel_training("small") is True
-    end = pipeline.wait_for_training_completion("small", timeout=WAIT)
-    assert end.phase is TrainingPhase.CANCELLED
-    record = pipeline.registry.latest_training("small")
-    assert record is not None and record.status is TrainingStatus.CANCELLED
-    assert record.pid is None or not is_alive(record.pid), "the worker process is gone"
-    assert any((record.run_dir / "checkpoints").iterdir())
-    assert not pipeline.registry.list_adapters("small")
-
-    stopped_at = int(end.details["step"])
-    pipeline.resume_training("small")
-
-    def steps_since() -> list[int]:
-        return [event.step for event in _events_so_far(pipeline) if isinstance(event, StepCompleted)]
-
-    until(steps_since, "a step after the one it stopped at")
-    first_steps = steps_since()
-    assert first_steps[0] == stopped_at + 1, "it goes on with the next step, not from the beginning"
-    pipeline.cancel_training("small")
-    pipeline.wait_for_training_completion("small", timeout=WAIT)
-
-
-def _events_so_far(pipeline: TrainingPipeline) -> list[mlx_gardener.events.Event]:
-    from mlx_gardener.runs.job import Job
-    from mlx_gardener.runs.journal import JOURNAL_NAME, read_journal
-
-    record = pipeline.registry.latest_training("small")
-    assert record is not None
-    return read_journal(record.run_dir / JOURNAL_NAME, Job.read(record.run_dir).journal_offset)[0]
 
 
 @pytest.mark.usefixtures("known_home")
