@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -68,6 +71,17 @@ def worker_of(pipeline: TrainingPipeline, name: str) -> int:
     supervisor = psutil.Process(record.pid)
     # One that was just killed stays a child until its supervisor looks.
     return until(lambda: [child.pid for child in supervisor.children() if is_alive(child.pid)], "a worker")[0]
+
+
+@contextlib.contextmanager
+def standing_still(pipeline: TrainingPipeline, name: str) -> Iterator[None]:
+    """Meanwhile the worker of a project does nothing, so that its training is not over before a test has done its part."""
+    worker = worker_of(pipeline, name)
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(worker, signal.SIGCONT)
 
 
 def is_alive(pid: int) -> bool:

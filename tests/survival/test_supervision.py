@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
@@ -11,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ from tests.support.trainings import (
     WAIT,
     endless,
     is_alive,
+    standing_still,
     steps_done,
     tiny_settings,
     until,
@@ -88,17 +87,6 @@ def train_on_and_cancel(pipeline: TrainingPipeline) -> None:
     until(lambda: steps_done(pipeline) > done + 1, "two more steps")
     pipeline.cancel_training("small")
     assert wait(pipeline) is TrainingPhase.CANCELLED, pipeline.registry.latest_training("small")
-
-
-@contextlib.contextmanager
-def standing_still(pipeline: TrainingPipeline) -> Iterator[None]:
-    """Meanwhile the worker does nothing, so that its training is not over before it was looked at."""
-    worker = worker_of(pipeline, "small")
-    os.kill(worker, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(worker, signal.SIGCONT)
 
 
 def test_a_worker_that_died_is_replaced_and_that_is_said_and_by_a_gentler_one_after_the_gpu_watchdog_of_macos(
@@ -383,7 +371,7 @@ def test_a_terminal_that_is_closed_loses_nothing_and_others_can_look_on(
     pipeline = TrainingPipeline()
     until(lambda: any(item.name == "small" for item in pipeline.registry.list_projects()), "the project")
     until(lambda: steps_done(pipeline) >= 2, "two steps")
-    with standing_still(pipeline):
+    with standing_still(pipeline, "small"):
         os.killpg(terminal.pid, signal.SIGHUP)
         assert terminal.wait(WAIT) == -signal.SIGHUP
         assert pipeline.is_training_active("small")
@@ -421,7 +409,7 @@ def test_a_notebook_whose_kernel_is_killed_loses_nothing(tiny_model_dir: Path, r
         until(lambda: any(item.name == "small" for item in pipeline.registry.list_projects()), "the project")
         until(lambda: steps_done(pipeline) >= 2, "two steps")
         client.stop_channels()
-        with standing_still(pipeline):
+        with standing_still(pipeline, "small"):
             os.killpg(kernel.provisioner.pid, signal.SIGKILL)
             until(lambda: not kernel.is_alive(), "the kernel's end")
             assert pipeline.is_training_active("small")
