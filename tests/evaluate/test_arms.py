@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import mlx_gardener
+from mlx_gardener.adapter import LoadedAdapter
 from mlx_gardener.errors import TimeLimitError, TrainingCancelledError
 from mlx_gardener.evaluate import Control, Evidence
 from mlx_gardener.evaluate.rows import make_windows
@@ -30,16 +30,57 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Wor
     return World(str(tiny_model_dir), repository, place / "home")
 
 
+class Limit:
+    """Lets so many looks pass, then says that the time is over, or what it is told to."""
+
+    def __init__(self, looks: int, error: Exception | None = None) -> None:
+        self.left, self.error = looks, error or TimeLimitError("over")
+        self.seen = 0
+
+    def __call__(self) -> None:
+        self.seen += 1
+        if self.seen > self.left:
+            raise self.error
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An evaluation of noise that nothing cut, with all arms: its evidence, how often it looked, and the progress that it told."""
+
+    adapter: LoadedAdapter
+    control: Control
+    evidence: Evidence
+    looks: int
+    shares: list[float]
+
+    @property
+    def told(self) -> str:
+        return told(self.evidence)
+
+
+def told(found: Evidence) -> str:
+    return json.dumps(found.to_json(with_source=True), sort_keys=True)
+
+
+@pytest.fixture(scope="module")
+def whole(world: World) -> Whole:
+    adapter, control = world.random_adapter(0.05), Control("other/v1", world.random_adapter(0.5))
+    limit, shares = Limit(10**9), list[float]()
+    found = world.evidence(
+        adapter,
+        control=control,
+        interrupt=limit,
+        on_progress=lambda share, message: shares.append(share),
+    )
+    return Whole(adapter, control, found, limit.seen, shares)
+
+
 def test_a_planted_useless_adapter_is_rejected(tmp_path: Path, tiny_model_dir: Path) -> None:
     """A random base cannot become worse, so what it learned of the repository is fused into it first."""
-    repository = write_repository(tmp_path / "repository", modules=20)
-    settings = {
-        "evaluation.arms": ["base", "adapter"],
-        "evaluation.time_share": 10,
-        "data.test_fraction": 0.3,
-    }
+    repository = write_repository(tmp_path / "repository", modules=20, functions=3)
+    settings = {"evaluation.arms": ["base", "adapter"], "data.test_fraction": 0.3}
     knowing = World(str(tiny_model_dir), repository, tmp_path / "home", **settings)
-    knowing.learn(60, tmp_path / "run")
+    knowing.learn(25, tmp_path / "run")
     found = knowing.evidence(knowing.random_adapter(0.5))
     assert found.metrics["bits_per_byte_change"] > 0.05
     assert found.verdict == "reject", found.reason
@@ -60,10 +101,8 @@ def test_noise_on_the_embedded_model_is_rejected_and_forgets(tmp_path: Path) -> 
     assert not forgetting.passed and (forgetting.measured or 0) > 0.1, "it wrecks other code too"
 
 
-def test_all_arms_are_measured_on_the_same_tasks_and_twice_the_same(world: World) -> None:
-    adapter, other = world.random_adapter(0.05), world.random_adapter(0.5)
-    control = Control("other/v1", other)
-    first = world.evidence(adapter, control=control)
+def test_all_arms_are_measured_on_the_same_tasks_and_twice_the_same(world: World, whole: Whole) -> None:
+    first = whole.evidence
     assert [arm.name for arm in first.arms] == ["base", "base_bm25", "adapter", "adapter_bm25", "control"]
     assert first.arms[-1].title == "adapter of other/v1"
     wanted = {
@@ -97,15 +136,13 @@ def test_all_arms_are_measured_on_the_same_tasks_and_twice_the_same(world: World
     assert (0 < first.answers_power.told <= 1 and "Its answers" in first.reason) or first.answers == "unclear"
     gains = [sample.gain for sample in first.samples]
     assert gains == sorted(gains, reverse=True)
-    again = world.evidence(adapter, control=control)
-    told = [json.dumps(found.to_json(with_source=True), sort_keys=True) for found in (first, again)]
-    assert told[0] == told[1], "the second one took the base's answers from the store"
-    assert list((world.home / "answers").glob("*.json"))
-    (world.home / "answers").rename(world.home / "answers-before")
-    assert (
-        json.dumps(world.evidence(adapter, control=control).to_json(with_source=True), sort_keys=True)
-        == told[0]
+    shares = list[float]()
+    again = world.evidence(
+        whole.adapter, control=whole.control, on_progress=lambda share, message: shares.append(share)
     )
+    assert told(again) == whole.told, "the second one took all answers from the store"
+    assert not shares, "what is known takes no time and foretells none"
+    assert list((world.home / "answers").glob("*.json"))
 
 
 def test_without_a_control_its_arm_is_absent(world: World) -> None:
@@ -149,38 +186,24 @@ def test_an_adapter_trained_on_the_test_files_gives_itself_away(tmp_path: Path) 
     assert not found["test"].passed and "as if it had been trained on the test" in found["test"].reason
 
 
-class Limit:
-    """Lets so many looks pass, then says that the time is over, or what it is told to."""
+def test_an_evaluation_that_is_cut_says_what_is_missing_and_goes_on_where_it_stopped(
+    world: World, whole: Whole
+) -> None:
+    """Both take nothing from the store of the whole one: the same comes out of the same work done again."""
+    expected = whole.evidence
+    assert whole.shares == sorted(whole.shares) and whole.shares[-1] == 1.0
 
-    def __init__(self, looks: int, error: Exception | None = None) -> None:
-        self.left, self.error = looks, error or TimeLimitError("over")
-        self.seen = 0
+    def evidence(limit: Limit) -> Evidence:
+        return world.evidence(
+            whole.adapter, control=whole.control, interrupt=limit, cache_dir=world.home / "cut"
+        )
 
-    def __call__(self) -> None:
-        self.seen += 1
-        if self.seen > self.left:
-            raise self.error
-
-
-def test_an_evaluation_that_is_cut_says_what_is_missing_and_goes_on_where_it_stopped(world: World) -> None:
-    adapter = world.random_adapter(0.07)
-    whole, shares = Limit(10**9), list[float]()
-    told: dict[str, Any] = {"on_progress": lambda share, message: shares.append(share)}
-    expected = world.evidence(adapter, interrupt=whole, cache_dir=world.home / "whole", **told)
-    assert shares == sorted(shares) and shares[-1] == 1.0
-    shares.clear()
-    known = world.evidence(adapter, cache_dir=world.home / "whole", **told)
-    assert known.to_json() == expected.to_json() and not shares, (
-        "what is known takes no time and foretells none"
-    )
-    cut = Limit(whole.seen // 2)
-    found = world.evidence(adapter, interrupt=cut, cache_dir=world.home / "cut")
+    found = evidence(Limit(whole.looks // 2))
     assert found.verdict == expected.verdict and found.comparisons[0] == expected.comparisons[0]
     assert "Not measured, as the time was over" in found.notes[-1] and "retrieval" in found.notes[-1]
     assert len(found.comparisons) < len(expected.comparisons)
-    rest = Limit(10**9)
-    again = world.evidence(adapter, interrupt=rest, cache_dir=world.home / "cut")
-    assert again.to_json() == expected.to_json() and rest.seen < whole.seen
+    again = evidence(rest := Limit(10**9))
+    assert told(again) == whole.told and rest.seen < whole.looks
 
 
 def test_one_that_is_cut_at_once_is_unmeasured(world: World) -> None:

@@ -79,7 +79,7 @@ def test_held_out_edits_are_a_part_of_the_evidence(tmp_path: Path, tiny_model_di
 def test_an_edit_that_was_learned_is_written_word_for_word(tmp_path: Path, tiny_model_dir: Path) -> None:
     """From the rows that training takes to what a server would send; the random base writes no such thing."""
     settings = {
-        "data.sequence_lengths": [256], "optimizer.learning_rate": 0.02, "optimizer.tokens_per_update": 512,
+        "data.sequence_lengths": [256], "optimizer.learning_rate": 0.02, "optimizer.tokens_per_update": 256,
     }  # fmt: skip
     repository = write_repository(tmp_path / "repository", modules=9, functions=2)
     world = World(str(tiny_model_dir), repository, tmp_path / "home", **settings)
@@ -89,7 +89,7 @@ def test_an_edit_that_was_learned_is_written_word_for_word(tmp_path: Path, tiny_
         edit_prompt(EXAMPLE, tokenizer, 256),
     )
     assert document is not None and asked is not None
-    rows = pack([document] * 200, (256,), pad_id=tokenizer.pad_id)
+    rows = pack([document] * 100, (256,), pad_id=tokenizer.pad_id)
     adapter = world.trained(replace(world.data, train=rows), 60, tmp_path / "run")
     assert writes_exactly(world.base, [asked], engine=world.engine) == [False]
     with attach_adapter(world.base, adapter):
