@@ -204,7 +204,8 @@ def trained_cache(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path
     made = root / "trained"
     with FileLock(root / "trained.lock"):
         if not made.exists():
-            repository = write_repository(root / "trained-repository")
+            # Named like `repository`: rows and prompts with retrieved code say what they were retrieved from.
+            repository = write_repository(root / "trained-on" / "repository")
             flagged = {"model": str(tiny_model_dir), **TRAIN_SETTINGS}
             os.environ["PYTHONPROFILEIMPORTTIME"] = "1"  # for tests/runs/test_manager.py
             cache = None

@@ -114,7 +114,13 @@ def test_the_trained_adapter_knows_the_repository_better_than_its_base_and_a_fai
         raise RuntimeError("broken callback")
 
     config = tiny_settings(
-        tiny_model_dir, **{"optimizer.max_steps": 40, "optimizer.epochs": 30, **BITS_PER_BYTE}
+        tiny_model_dir,
+        **{
+            "optimizer.max_steps": 30,
+            "optimizer.epochs": 30,
+            "optimizer.learning_rate": 0.02,
+            **BITS_PER_BYTE,
+        },
     )
     better = TrainingPipeline(config, registry=pipeline.registry)
     better.start_training("small", breaks)
@@ -153,7 +159,7 @@ def test_the_time_limit_ends_a_run_with_a_registered_adapter_and_the_next_one_ad
     until(lambda: steps_done(pipeline) >= 1, "a step")
     worker = worker_of(pipeline, "small")
     os.kill(worker, signal.SIGSTOP)  # time goes on all the same, and costs nobody else any
-    time.sleep(max(0.0, 36 - (time.time() - psutil.Process(worker).create_time())))
+    time.sleep(max(0.0, 45 - (time.time() - psutil.Process(worker).create_time())))
     os.kill(worker, signal.SIGCONT)
     end = pipeline.wait_for_training_completion("small", timeout=WAIT)
     assert end.phase is TrainingPhase.COMPLETED, end.message
