@@ -22,6 +22,7 @@ from tests.support.trainings import SMALL
 def settings(**more: object) -> TrainingConfig:
     chosen: dict[str, object] = {
         **SMALL,
+        "optimizer.tokens_per_update": 256,
         "checkpoint_interval_seconds": 1e-6,
     }
     return load_config(environment={}, overrides={**chosen, **more})

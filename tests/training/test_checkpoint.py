@@ -48,7 +48,7 @@ class StopAt(Recorder):
 EXACT = {"evaluation.per_epoch": 8, "evaluation.patience": 100, "checkpoint_interval_seconds": 1e6}
 
 
-@pytest.mark.parametrize("every", [pytest.param(9, marks=pytest.mark.slow), 31])
+@pytest.mark.parametrize("every", [pytest.param(9, marks=pytest.mark.slow), 23])
 def test_a_training_stopped_at_any_question_ends_as_the_uninterrupted_one(run: Runner, every: int) -> None:
     """A stop inside an evaluation used to lose that evaluation, and with it perhaps the best adapter."""
     config = settings(**EXACT)

@@ -89,7 +89,7 @@ def test_validation_is_always_the_whole_fixed_set(run: Runner, data: PreparedDat
     run(config, recorder=recorder)
     losses = [event.loss for event in recorder.events if isinstance(event, Evaluated)]
     assert len(losses) >= 2 and max(losses) - min(losses) < 1e-6
-    counted = sum(batch.loss_tokens for batch in data.validation.batches(512, seed=None))
+    counted = sum(batch.loss_tokens for batch in data.validation.batches(256, seed=None))
     assert counted == data.validation.loss_tokens
 
 
@@ -97,7 +97,7 @@ def test_every_row_of_an_epoch_is_used_also_in_its_last_update(run: Runner, data
     """mlx-lm drops the last accumulation window."""
     recorder = Recorder()
     run(settings(**{"optimizer.max_steps": None, "optimizer.epochs": 1.0}), recorder=recorder)
-    assert len(recorder.steps) == data.train.update_count(512)
+    assert len(recorder.steps) == data.train.update_count(256)
     assert sum(event.tokens for event in recorder.steps) == data.train.loss_tokens
 
 
