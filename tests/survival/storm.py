@@ -104,7 +104,7 @@ class Storm:
             "training_data_quality_threshold": 0.1,
             "lora.rank": 4,
             "optimizer.learning_rate": 0.01,
-            "optimizer.tokens_per_update": 512,
+            "optimizer.tokens_per_update": 256,
             "optimizer.max_steps": steps,
             "data.sequence_lengths": [64, 128],
             "evaluation.per_epoch": 8,

@@ -17,7 +17,7 @@ from mlx_gardener.registry import ProjectRegistry, TrainingStatus
 from mlx_gardener.runs.queue_runner import QueueRunner
 from mlx_gardener.runs.queue_start import ensure_runner, is_running
 from tests.support.commands import gardener_here, train_flags
-from tests.support.trainings import WAIT, tiny_settings, until
+from tests.support.trainings import WAIT, standing_still, tiny_settings, until
 from tests.survival.reboots import adapters_of, waiting, work_through
 
 pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
@@ -29,6 +29,14 @@ def pipeline(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingP
     monkeypatch.setattr("mlx_gardener.runs.manager.ensure_runner", lambda registry: False)
     little = {"evaluation.tasks": 0, "evaluation.arms": ["base", "adapter"]}
     return TrainingPipeline(tiny_settings(tiny_model_dir, checkpoint_interval_seconds=1e-6, **little))
+
+
+@pytest.fixture
+def quick_pipeline(pipeline: TrainingPipeline) -> TrainingPipeline:
+    """The same with one update: for what is seen of when trainings begin and end."""
+    optimizer = pipeline.config.optimizer.model_copy(update={"max_steps": 1})
+    pipeline.use(pipeline.config.model_copy(update={"optimizer": optimizer}))
+    return pipeline
 
 
 def enqueue(pipeline: TrainingPipeline, repository: Path, *names: str, **settings: int) -> None:
@@ -64,8 +72,9 @@ def spans(registry: ProjectRegistry, names: list[str]) -> list[tuple[float, floa
 
 
 def test_side_by_side_within_a_budget_and_what_cannot_be_trained_is_let_go(
-    pipeline: TrainingPipeline, repository: Path, tmp_path: Path
+    quick_pipeline: TrainingPipeline, repository: Path, tmp_path: Path
 ) -> None:
+    pipeline = quick_pipeline
     told: list[str] = []
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -79,9 +88,9 @@ def test_side_by_side_within_a_budget_and_what_cannot_be_trained_is_let_go(
 
 
 def test_only_one_process_works_on_a_queue_and_on_one_project_at_a_time_without_a_budget(
-    pipeline: TrainingPipeline, repository: Path
+    quick_pipeline: TrainingPipeline, repository: Path
 ) -> None:
-    registry = pipeline.registry
+    pipeline, registry = quick_pipeline, quick_pipeline.registry
     enqueue(pipeline, repository, "one", "two")
     command = [sys.executable, "-m", "mlx_gardener", "queue", "run", "--forever"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
@@ -119,21 +128,23 @@ def test_what_was_queued_is_trained_exactly_once_through_three_reboots(
 
 
 def test_the_commands(tiny_model_dir: Path, repository: Path) -> None:
-    long = {"optimizer.max_steps": 60, "optimizer.epochs": 90}  # the others wait for it
-    for name, settings in (("one", long), ("two", {}), ("three", {})):
-        flags = train_flags(tiny_model_dir, **settings)
+    for name in ("one", "two", "three"):
+        flags = train_flags(
+            tiny_model_dir, **{"evaluation.tasks": 0, "evaluation.arms": '["base","adapter"]'}
+        )
         done = gardener_here("train", str(repository), "--project", name, "--queue", *flags)
         assert done.returncode == 0 and "in the queue" in done.stdout, done.stderr
     registry = ProjectRegistry()
     until(lambda: is_running(registry) and registry.active_trainings(), "the runner and a training")
-    assert gardener_here("queue", "first", "three").returncode == 0
-    assert gardener_here("queue", "priority", "two", "-5").returncode == 0
-    listed = json.loads(gardener_here("queue", "list", "--json").stdout)
-    assert listed["runs"] and [row["project"] for row in listed["queue"]] == ["three", "one", "two"]
-    assert gardener_here("queue", "remove", "two").returncode == 0
-    missing = gardener_here("queue", "remove", "two")
-    assert missing.returncode == 1 and "not in the queue" in missing.stderr
-    assert gardener_here("train", str(repository), "--priority", "3").returncode == 2
+    with standing_still(TrainingPipeline(registry=registry), "one"):  # the others wait for it
+        assert gardener_here("queue", "first", "three").returncode == 0
+        assert gardener_here("queue", "priority", "two", "-5").returncode == 0
+        listed = json.loads(gardener_here("queue", "list", "--json").stdout)
+        assert listed["runs"] and [row["project"] for row in listed["queue"]] == ["three", "one", "two"]
+        assert gardener_here("queue", "remove", "two").returncode == 0
+        missing = gardener_here("queue", "remove", "two")
+        assert missing.returncode == 1 and "not in the queue" in missing.stderr
+        assert gardener_here("train", str(repository), "--priority", "3").returncode == 2
     until(lambda: not waiting(registry), "an empty queue", seconds=3 * WAIT)
     spans(registry, ["one", "three"])
     until(lambda: not is_running(registry), "the runner's end")
