@@ -94,6 +94,7 @@ def test_a_pattern_excludes_its_path_and_nothing_else() -> None:
             clean_path(Path("/repo"), wrong)
 
 
+@pytest.mark.usefixtures("known_home")
 def test_a_project_goes_on_from_what_changed_and_back(git_repository: Path, tiny_model_dir: Path) -> None:
     registry = ProjectRegistry()
     registry.register_project("small", git_repository)
@@ -154,12 +155,11 @@ def test_two_versions_are_compared_by_their_newest_evaluations(trained_home: Pat
     assert "0.1234 bits per byte" in shown and shown.count(again) == 1, shown
 
 
-def test_a_forgotten_path_stays_out_and_what_knows_it_goes(repository: Path, tiny_model_dir: Path) -> None:
-    registry = ProjectRegistry()
-    registry.register_project("small", repository)
-    pipeline = TrainingPipeline(tiny_settings(tiny_model_dir), registry=registry)
-    pipeline.start_training("small")
-    pipeline.wait_for_training_completion("small", timeout=600)
+def test_a_forgotten_path_stays_out_and_what_knows_it_goes(
+    trained_home: Path, trained_model_dir: Path
+) -> None:
+    registry = ProjectRegistry(trained_home)
+    pipeline = TrainingPipeline(tiny_settings(trained_model_dir), registry=registry)
     path = next(
         path for path, (_, part) in manifest_of(registry, "v1")["data"]["files"].items() if part == "train"
     )
