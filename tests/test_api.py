@@ -136,6 +136,7 @@ def test_a_training_that_dies_without_a_reason_leaves_its_project_failed(reposit
     assert type(error) is mlx_gardener.TrainingError and error.message == "It is gone."
 
 
+@pytest.mark.usefixtures("known_home")
 def test_what_is_kept_of_a_cancelled_training_is_said_only_where_it_is(
     tiny_model_dir: Path, repository: Path
 ) -> None:

@@ -72,7 +72,7 @@ def test_what_is_proposed_stays_proposed_while_somebody_types_it(suffix: str | N
     assert len(proposed) > 16, "else it shows nothing"
     first = tokenizer.spelling(tokenizer.encode(proposed)[0]).decode()
     within = 0
-    for end in range(0, len(proposed) - 4, 2):
+    for end in range(0, len(proposed) - 4, 3):
         typed = proposed[:end]
         place = caret_prompt(tokenizer, code + typed, suffix, path)
         assert (code + typed).endswith(place.begins)

@@ -11,7 +11,8 @@ from mlx.utils import tree_unflatten
 from mlx_gardener.adapter import LoadedAdapter, attach_adapter
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import PreparedData, TrainingDataPreparator
-from mlx_gardener.engine import Engine, make_plan, measured_backend, model_facts, prepare_engine
+from mlx_gardener.engine import Engine, make_plan, model_facts, prepare_engine
+from mlx_gardener.engine.speed import TWO_CORES
 from mlx_gardener.evaluate import Evidence, compare
 from mlx_gardener.events import EventBus
 from mlx_gardener.model import BaseModel, load_base
@@ -30,7 +31,7 @@ class World:
         self.data: PreparedData = TrainingDataPreparator(
             self.config, tokenizer=self.base.tokenizer, cache_dir=home / "tokens"
         ).prepare(root)
-        facts, backend = model_facts(self.base.path), measured_backend(home / "cache")
+        facts, backend = model_facts(self.base.path), TWO_CORES  # no answer depends on speeds
         plan = make_plan(facts, self.config, self.config.memory_limit_bytes, backend)
         self.engine: Engine = prepare_engine(
             self.base, plan, self.config, facts=facts, backend=backend, warn=print
