@@ -99,7 +99,7 @@ def test_searching_often_looks_at_the_repository_no_oftener_than_serving(
         indexes._kept["delta"].due_at = 0.0
         assert tools.search("never_heard_of_before", "delta", 4)["chunks"][0]["path"] == "fresh.py"
         assert len(looks) == 2
-    assert parts.metrics.index_looks == 2
+    assert b"\nmlx_gardener_index_looks_total 2.0\n" in parts.metrics.text({}, {})
 
 
 def test_the_command_speaks_the_protocol_on_standard_output_and_nothing_else(world: World) -> None:

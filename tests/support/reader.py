@@ -34,8 +34,6 @@ SETTINGS = {
     "DATA__VALIDATION_FRACTION": "0.02",
     "EVALUATION__PER_EPOCH": "1",
     "EVALUATION__TASKS": "2",
-    "EVALUATION__LEAST_ROWS": "4",
-    "EVALUATION__MEMORISATION_PLACES": "0",
     "EVALUATION__ARMS": '["base", "adapter"]',
     "EVALUATION__MAX_NEW_TOKENS": "8",
     "ENGINE__DRY_RUN": "false",  # tests/engine/test_dry_run.py
