@@ -82,6 +82,7 @@ def test_places_that_were_kept_by_name_are_still_found(
     assert point_base(registry, str(moved)) == [record] and base_name(registry, record) == str(moved)
 
 
+@pytest.mark.usefixtures("known_home")
 def test_a_base_that_moved_is_found_by_its_weights_alone(
     registry: ProjectRegistry, tmp_path: Path, tiny_tokenizer_dir: Path
 ) -> None:
@@ -134,6 +135,7 @@ def test_settings_name_a_directory_as_it_was_meant_where_they_were_made(
         assert TrainingPipeline(tiny_settings(Path(named)), registry=registry).config.model == named
 
 
+@pytest.mark.usefixtures("known_home")
 def test_every_command_finds_base_and_repository_after_both_have_moved(
     git_repository: Path, tmp_path: Path, tiny_tokenizer_dir: Path
 ) -> None:

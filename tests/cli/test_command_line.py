@@ -179,17 +179,16 @@ def test_train_shows_a_run_and_leaves_an_adapter(repository: Path, tiny_model_di
 
 
 def test_a_dry_run_shows_data_and_plan_and_writes_nothing(
-    repository: Path, tiny_model_dir: Path, home: Path
+    repository: Path, tiny_model_dir: Path, known_home: Path
 ) -> None:
     before = sorted(path for path in repository.rglob("*"))
-    home.mkdir()  # as caches leave it
     done = gardener_here("train", str(repository), "--dry-run", "--json", *train_flags(tiny_model_dir))
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
     assert shown["scan"] and shown["plan"]["predicted_peak_bytes"] > 0
     assert shown["config"]["data"]["sequence_lengths"] == [64, 128]
     assert sorted(path for path in repository.rglob("*")) == before
-    assert not (home / "projects").exists() and not ProjectRegistry(home).exists
+    assert not (known_home / "projects").exists() and not ProjectRegistry(known_home).exists
 
 
 @pytest.mark.usefixtures("known_home")

@@ -153,6 +153,7 @@ def test_what_cannot_begin_registers_no_project(repository: Path) -> None:
         assert ProjectRegistry().list_projects() == []
 
 
+@pytest.mark.usefixtures("known_home")
 def test_a_known_project_is_trained_where_it_is_from_anywhere(
     repository: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
@@ -233,6 +234,7 @@ def test_what_is_waited_for_is_said_also_where_stderr_is_no_terminal(
     assert capsys.readouterr().err == "Loading it ...\n"
 
 
+@pytest.mark.usefixtures("known_home")
 def test_what_no_budget_allows_is_refused_before_the_repository_is_read(repository: Path) -> None:
     seen: list[str] = []
     with pytest.raises(MemoryBudgetError) as refused:

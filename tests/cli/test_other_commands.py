@@ -33,6 +33,7 @@ def test_scan_shows_what_would_be_trained_on(repository: Path, tiny_model_dir: P
     assert "AKIA" + "IOSFODNN7" not in done.stdout
 
 
+@pytest.mark.usefixtures("known_home")
 def test_a_retired_setting_is_a_sentence_and_no_line_of_our_code(tmp_path: Path) -> None:
     (tmp_path / "old.toml").write_text("checkpoints_kept = 3\n")
     done = gardener("plan", "--model", "seedling", "--config", str(tmp_path / "old.toml"), "--budget", "0.01")
