@@ -20,6 +20,8 @@ import click
 
 STEPS = 50
 TOKENS_PER_UPDATE = 2048
+#: Lengths of rows, with how many of each are computed at once.
+ROWS_AT_ONCE = {256: 3, 512: 1}
 SOURCE = Path(click.__path__[0])
 RATE = 2e-4
 SIDES = ("mlx_lm", "ours")
@@ -43,7 +45,7 @@ def side(name: str) -> dict[str, Any]:
     config = load_config(
         environment={},
         overrides={
-            "data.sequence_lengths": [256, 512],
+            "data.sequence_lengths": list(ROWS_AT_ONCE),
             "optimizer.tokens_per_update": TOKENS_PER_UPDATE,
             "optimizer.name": "adam",
             "optimizer.weight_decay": 0.0,
@@ -63,7 +65,7 @@ def side(name: str) -> dict[str, Any]:
     attach_lora(base.model, LoraConfig(rank=8), seed=0)
     if name == "ours":
         plan = Plan(
-            {256: 3, 512: 1},
+            ROWS_AT_ONCE,
             2**33,
             0,
             PredictedParts(),
@@ -98,7 +100,7 @@ def side(name: str) -> dict[str, Any]:
     reports = train_with_mlx_lm(
         base.model,
         [[1, 2]] * 8,
-        width=512,
+        width=max(ROWS_AT_ONCE),
         optimizer=optimizers.Adam(learning_rate=RATE, bias_correction=True),
         loss=loss,
         iterate_batches=iterate_batches,

@@ -38,7 +38,8 @@ def test_the_loss_curve_is_that_of_mlx_lm_s_own_trainer(
         shutil.copy(SOURCE / f"{name}.py", tmp_path)
     module = benchmark("loss_curve")
     monkeypatch.setattr(module, "STEPS", 3)
-    monkeypatch.setattr(module, "TOKENS_PER_UPDATE", 512)
+    monkeypatch.setattr(module, "TOKENS_PER_UPDATE", 256)
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", {64: 3, 128: 1})
     monkeypatch.setattr(module, "SOURCE", tmp_path)
     try:
         ours, theirs = module.side("ours")["losses"], module.side("mlx_lm")["losses"]
