@@ -220,6 +220,7 @@ def test_what_a_training_left_out_by_hand_is_read_again_when_the_project_says_so
 # Trainings.
 
 
+@pytest.mark.usefixtures("known_home")
 def test_a_plan_follows_the_budget_and_says_what_is_refused(
     page: Asking, small: str, tiny_model_dir: Path
 ) -> None:
@@ -288,6 +289,7 @@ FIELDS = {
 }
 
 
+@pytest.mark.usefixtures("known_home")
 @pytest.mark.parametrize("path", FIELDS)
 def test_whatever_is_sent_is_answered_or_refused_and_is_no_defect(
     page: Asking, small: str, path: str
