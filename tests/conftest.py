@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -34,6 +36,9 @@ from tests.support.repositories import write_repository
 
 if TYPE_CHECKING:
     from mlx_gardener import TrainingPipeline
+
+# Every request by `httpx` reads all certificates again, 25 ms of each, though nothing here is encrypted.
+ssl.create_default_context = functools.cache(ssl.create_default_context)  # type: ignore[assignment]
 
 # No example has to be made or done in so many milliseconds, which a busy machine takes for any; the same are drawn every time.
 hypothesis.settings.register_profile(
