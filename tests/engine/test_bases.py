@@ -15,7 +15,8 @@ from mlx_gardener.engine.bases import Base
 from mlx_gardener.engine.facts import gguf_model_facts, model_facts
 from mlx_gardener.model.gguf import gguf_header, read_gguf
 from tests.model.store_worlds import OllamaStore, hub_snapshot, into_blobs, write_gguf
-from tests.support.models import write_tiny_model
+
+pytestmark = pytest.mark.usefixtures("two_idle_cores")
 
 
 @pytest.fixture
@@ -73,10 +74,8 @@ def test_what_does_not_fit_says_the_budget_that_does(machine: Path) -> None:
     assert enough.fits
 
 
-def test_a_place_that_is_named_is_looked_at_too(
-    machine: Path, tmp_path: Path, tiny_tokenizer_dir: Path
-) -> None:
-    write_tiny_model(tmp_path / "mine" / "folder", tiny_tokenizer_dir)
+def test_a_place_that_is_named_is_looked_at_too(machine: Path, tmp_path: Path, tiny_model_dir: Path) -> None:
+    shutil.copytree(tiny_model_dir, tmp_path / "mine" / "folder")
     file = write_gguf(tmp_path / "mine" / "file.gguf")
     found = by_name(tmp_path / "mine")
     assert found[str(tmp_path / "mine" / "folder")].store == "path" and found[str(file)].fits
@@ -107,10 +106,10 @@ def change(directory: Path, **values: object) -> None:
     ],
 )
 def test_a_folder_that_cannot_be_trained_on_says_why(
-    tmp_path: Path, tiny_tokenizer_dir: Path, what: str, reason: str
+    tmp_path: Path, tiny_model_dir: Path, what: str, reason: str
 ) -> None:
     name = "Tiny-Embedding-4bit" if what == "a name" else "folder"
-    directory = write_tiny_model(tmp_path / "mine" / name, tiny_tokenizer_dir)
+    directory = shutil.copytree(tiny_model_dir, tmp_path / "mine" / name)
     if what == "an architecture of tomorrow":
         change(directory, model_type="tomorrow")
     elif what == "a classifier":
@@ -135,8 +134,8 @@ def test_a_folder_that_cannot_be_trained_on_says_why(
     assert base.why_not is not None and reason in base.why_not and base.fits is None, base
 
 
-def test_markers_are_found_wherever_the_tokenizer_has_them(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:
-    directory = write_tiny_model(tmp_path / "mine", tiny_tokenizer_dir)
+def test_markers_are_found_wherever_the_tokenizer_has_them(tmp_path: Path, tiny_model_dir: Path) -> None:
+    directory = shutil.copytree(tiny_model_dir, tmp_path / "mine")
     file = directory / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
 
