@@ -25,7 +25,9 @@ class World:
     """A repository's data, a base and an engine, and what can be done with them."""
 
     def __init__(self, model: str, root: Path, home: Path, **more: object) -> None:
-        self.config: TrainingConfig = tiny_settings(Path(model), **{"evaluation.tasks": 3, **more})
+        self.config: TrainingConfig = tiny_settings(
+            Path(model), **{"evaluation.tasks": 3, "engine.dry_run": False, **more}
+        )
         self.home = home
         self.base: BaseModel = load_base(model)
         self.data: PreparedData = TrainingDataPreparator(
