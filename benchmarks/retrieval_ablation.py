@@ -147,28 +147,42 @@ def measure(
 
 def answered(base: BaseModel, asked: Sequence[NextLineTask], retriever: Retriever | None) -> dict[str, float]:
     """How near the base is to the lines that stand there, behind the prompts that evidence asks them with."""
+    found = lines_read(base, asked, retriever)
+    return {
+        "exact": sum(exact for _, _, exact in found) / max(1, len(found)),
+        "bits_per_byte": bits_per_byte(sum(nats for nats, _, _ in found), sum(size for _, size, _ in found))
+        if found
+        else 0.0,
+        "answers": len(found),
+    }
+
+
+def lines_read(
+    base: BaseModel, asked: Sequence[NextLineTask], retriever: Retriever | None
+) -> list[tuple[float, int, bool]]:
+    """Of every line its loss in nats, its bytes, and whether greedy writing gives it; of its first `LINE_TOKENS` tokens."""
     import mlx.core as mx
 
     sizes, room = (PREFIX_TOKENS, SUFFIX_TOKENS), model_facts(base.path).max_tokens - LINE_TOKENS
-    exact = nats = length = 0.0
+    found = []
     for task in asked:
         place, target = task_prompt(task, base.tokenizer, retriever, sizes, room), task.target.rstrip()
         line = mx.array(base.tokenizer.encode(place.begins + target)[:LINE_TOKENS])
         logits = base.model(mx.concatenate([mx.array(place.ids), line])[None, :-1])[0, -line.size :]
         logits = logits.astype(mx.float32)
         own = mx.take_along_axis(logits, line[:, None], axis=-1)[:, 0]
-        nats += float((mx.logsumexp(logits, axis=-1) - own).sum())
-        exact += bool((mx.argmax(logits, axis=-1) == line).all())
-        length += len(target.encode())
-    return {
-        "exact": exact / max(1, len(asked)),
-        "bits_per_byte": bits_per_byte(nats, int(length)) if asked else 0.0,
-        "answers": len(asked),
-    }
+        nats = float((mx.logsumexp(logits, axis=-1) - own).sum())
+        found.append((nats, len(target.encode()), bool((mx.argmax(logits, axis=-1) == line).all())))
+    return found
 
 
 def bits_per_byte_of(base: BaseModel, windows: Sequence[Window], retriever: Retriever | None) -> float:
     """Bits per byte of held-out windows, as evidence makes rows of them."""
+    return bits_per_byte(*nats_of(base, windows, retriever))
+
+
+def nats_of(base: BaseModel, windows: Sequence[Window], retriever: Retriever | None) -> tuple[float, int]:
+    """The loss in nats of held-out windows, as evidence makes rows of them, and their bytes."""
     import mlx.core as mx
     import mlx.nn as nn
 
@@ -184,7 +198,7 @@ def bits_per_byte_of(base: BaseModel, windows: Sequence[Window], retriever: Retr
         tokens = mx.array(batch.tokens[:, :used])
         losses = nn.losses.cross_entropy(base.model(tokens[:, :-1]), tokens[:, 1:])
         nats += float((losses * mx.array(batch.loss_mask[:, 1:used])).sum())
-    return bits_per_byte(nats, rows.source_bytes)
+    return nats, rows.source_bytes
 
 
 def markdown(result: Mapping[str, Any]) -> str:
