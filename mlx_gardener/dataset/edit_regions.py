@@ -91,10 +91,8 @@ def answer_of(text: str, updated: str, caret: int) -> str:
     if text == updated:
         return 2 * tag(1 + min(range(len(places)), key=lambda at: abs(places[at] - caret)))
     before, behind = _same(text, updated)
-    first = bisect_right(places, before) - 1
-    last = bisect_left(places, len(text) - behind)
-    if first == last:
-        first, last = (first, last + 1) if last + 1 < len(places) else (first - 1, last)
+    first = min(bisect_right(places, before) - 1, len(places) - 2)
+    last = max(bisect_left(places, len(text) - behind), first + 1)
     old = text[places[first] : places[last]]
     new = updated[places[first] : len(updated) - len(text) + places[last]]
     before, behind = _same(old, new)

@@ -51,6 +51,12 @@ def test_an_answer_writes_the_blocks_that_change_and_is_read_back(
     assert updated_by(with_tags(LONG, caret), answer) == (LONG, updated)
 
 
+def test_an_answer_fills_an_empty_window() -> None:
+    answer = answer_of("", "new = 1\n", 0)
+    assert answer == "<|marker_1|>new = 1\n<|marker_2|>"
+    assert updated_by(with_tags("", 0), answer) == ("", "new = 1\n")
+
+
 def test_what_names_no_two_places_is_no_answer() -> None:
     shown = with_tags(LONG, 0)
     assert shown.startswith("<|marker_1|><|user_cursor|>line_0 = 0\n") and shown.endswith("<|marker_3|>")
