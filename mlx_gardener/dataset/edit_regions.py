@@ -17,7 +17,7 @@ from itertools import pairwise
 CURSOR = "<|user_cursor|>"
 #: How every tag begins.
 TAG_START = "<|marker_"
-_TAG = re.compile(r"<\|marker_(\d+)\|>")
+_TAG = re.compile(r"<\|marker_(\d{1,9})\|>")
 #: Lines of a block: from so many on a blank line ends it, and after so many it ends anyway.
 _LEAST_LINES, _MOST_LINES = 6, 16
 #: Lines in which a better one for a block to begin with is looked for.
@@ -29,6 +29,12 @@ _LAST_WORDS = {"break", "continue", "return", "throw", "end"}
 def tag(number: int) -> str:
     """The tag of a place, counted from 1."""
     return f"{TAG_START}{number}|>"
+
+
+def ends_with_tag(text: str) -> bool:
+    """Whether a tag is the last of a text, but for white space."""
+    *_, rest = _TAG.split(text)
+    return rest != text and not rest.strip()
 
 
 def tag_places(text: str) -> list[int]:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from mlx_gardener.dataset.edit_regions import tag, updated_by
+from mlx_gardener.dataset.edit_regions import ends_with_tag, tag, updated_by
 from mlx_gardener.dataset.edit_steps import WINDOW_ABOVE, WINDOW_BELOW
 from mlx_gardener.serve.generation import Ending, Piece
 
 _MARK = "<|file_sep|>"
-_ZETA_MARK, _ZETA_MIDDLE = "<filename>", "<[fim-middle]>"
+_ZETA_MIDDLE = "<[fim-middle]>"
 _ROWS = WINDOW_ABOVE + 1 + WINDOW_BELOW
 #: Makes of an answer, and of whether it ended by itself, what the client gets.
 Finish = Callable[[str, bool], str]
@@ -43,13 +43,14 @@ def finish_of(prompts: Sequence[object]) -> Finish | None:
 
 
 def _zeta_finish(prompt: str) -> Finish | None:
-    """As `finish_of`, for a prompt up to the middle's marker: its last file ends with a window between tags."""
-    _, _, shown = prompt[prompt.rfind(_ZETA_MARK) + 1 :].partition(tag(1))
-    if not shown:
+    """As `finish_of`, for a prompt up to the middle's marker: it ends with a window between tags, and code may have some, too."""
+    at = prompt.rfind(tag(1))
+    shown = prompt[at:]
+    if at < 0 or not ends_with_tag(shown):
         return None
 
     def finish(text: str, ended: bool) -> str:
-        found = updated_by(tag(1) + shown, text) if ended else None
+        found = updated_by(shown, text) if ended else None
         return text if found is not None and found[0] != found[1] else ""
 
     return finish

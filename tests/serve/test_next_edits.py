@@ -98,6 +98,25 @@ def test_an_answer_in_zetas_later_form_is_given_out_where_it_changes_something(
     assert finish_of([ZETA.replace("<|marker_1|>", "<<<<<<< CURRENT\n")]) is None
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        ZETA.replace("one()", "usage('<filename>')"),
+        ZETA.replace("two()", "usage('<filename>')"),
+        ZETA.replace("first()", "first('<|marker_1|>')"),
+        ZETA.replace("one()", f"one('<|marker_{'9' * 5000}|>')"),
+    ],
+    ids=["a file's marker in the window", "below its beginning", "a tag above it", "a tag of many digits"],
+)
+def test_code_that_has_the_later_forms_own_markers_does_not_hide_its_window(prompt: str) -> None:
+    finish = finish_of([prompt])
+    assert finish is not None
+    assert finish("<|marker_2|><|marker_2|>", True) == "" == finish("<|marker_1|>three()", True)
+    assert finish("<|marker_1|>three()<|marker_2|>", True) == "<|marker_1|>three()<|marker_2|>"
+    window = "<<<<<<< CURRENT\none()\n=======\n<[fim-middle]>"
+    assert finish_of([prompt[: prompt.rindex("<|marker_1|>")] + window]) is None, "the earlier form"
+
+
 @pytest.fixture
 def served(home: Path, tmp_path: Path, tiny_model_dir: Path) -> Iterator[tuple[str, str]]:
     """A server of the project ``beta`` on a random base, and the first words that it writes after Zed's prompt."""
