@@ -24,7 +24,13 @@ ASKED = "class Timber9:\n    def compare_walnut_3(self, amount, limit=9):\n     
 def evidence(adapter: float = 1.2, both: float = 1.1) -> dict[str, Any]:
     arms = {"adapter": adapter, "adapter_bm25": both}
     told = [{"name": name, "metrics": {"bits_per_byte": value}} for name, value in arms.items()]
-    return {"arms": told, "comparisons": [], "work": {"context_tokens": LIMIT}}
+    return {
+        "arms": told,
+        "comparisons": [],
+        "metrics": {},
+        "files": [],
+        "work": {"context_tokens": LIMIT},
+    }
 
 
 class World:
