@@ -83,7 +83,7 @@ def next_edit(
     if edit_form(base.tokenizer) is None:
         raise ModelError(
             f"The base of {project!r} has no markers for a form of next edits.",
-            next_step="Train on a base with Qwen's markers; plain completions work with any.",
+            next_step="Train on a base with Qwen's or Seed-Coder's markers; plain completions work with any.",
         )
     data, root = without_forgotten(load_config(), registry, project).data, registry.get_project(project).path
     recent = uncommitted_changes(root, data, most=_MOST_FILES, always=path)
@@ -128,7 +128,10 @@ def what_lacks(root: Path, recent: Sequence[FileChange], manifest: Mapping[str, 
     from mlx_gardener.source.walk import Git
 
     if not recent and Git(root).ask("rev-parse", "--verify", "--quiet", "HEAD") is None:
-        return "The repository has no commit to tell changes by: commit, change something, and ask again."
+        return (
+            "There is no commit to tell changes by: commit (after `git init` where there is no git repository), change something, "
+            "and ask again."
+        )
     if not recent:
         return (
             "No file of the last commit was changed since, and a next edit follows from what was changed: "

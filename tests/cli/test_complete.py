@@ -196,7 +196,8 @@ def test_no_edit_where_there_is_nothing_to_go_on_from_says_so_and_what_to_do(
     assert json.loads(gardener_here(*asked, "--json").stdout)["note"] == second
 
     (tmp_path / "plain").mkdir()
-    assert "no commit to tell changes by" in what_lacks(tmp_path / "plain", [], {}, "small")
+    nowhere = what_lacks(tmp_path / "plain", [], {}, "small")
+    assert "no commit to tell changes by" in nowhere and "`git init`" in nowhere
     changes = [FileChange("a.py", "one\n", "two\n")]
     for edits, said in (
         ({"examples": 3}, ""),
