@@ -42,7 +42,7 @@ from mlx_gardener.evaluate.statistics import (
     share_change,
     smallest_told,
 )
-from mlx_gardener.evaluate.work import STEP_TOKENS, SURE, with_tasks
+from mlx_gardener.evaluate.work import STEP_TOKENS, SURE, room_for_more, with_tasks
 from mlx_gardener.platform.kept import KeptValues
 from mlx_gardener.source.languages import language_of
 
@@ -54,8 +54,6 @@ _CONTEXT_LINES = 8
 _SAMPLES = 3
 #: The difference in exact answers that tasks should tell.
 _FIVE_POINTS = 0.05
-#: Where so much of the time is left, in shares of what was used, more rows and tasks are worth another round.
-_WORTH_A_ROUND = 0.25
 #: (arm, against) of every comparison of bits per byte that is made where both arms are there.
 _PAIRS = (
     ("adapter", "base"),
@@ -149,7 +147,9 @@ def compare(
     bench = Bench(base, engine, config, KeptValues(cache_dir), asked)
     try:
         measure_all(bench, survey, data, adapters, names, retriever, findings, on_progress=on_progress)
-        while (room := _room_for_more(began, ends)) > 0:
+        took = time.monotonic() - began
+        while (room := room_for_more(took, ends - time.monotonic())) > 0:
+            started = time.monotonic()
             bigger = survey.with_more(1 + room, base, data, config)
             if bigger is None:
                 break
@@ -162,6 +162,7 @@ def compare(
 
             measure_all(bench, bigger, data, adapters, names, retriever, more, on_progress=tell)
             survey, findings = bigger, more
+            took = (time.monotonic() - started) * (1 + room) / room
     except (TimeLimitError, TrainingCancelledError) as error:
         why = "it was cancelled" if isinstance(error, TrainingCancelledError) else "the time was over"
         if "adapter" not in findings.results:
@@ -181,13 +182,6 @@ def compare(
     return _evidence(
         findings, data, survey, config, control=control, trained_on_test=trained_on_test, notes=notes
     )
-
-
-def _room_for_more(began: float, ends: float) -> float:
-    """How much more can be done in the time that is left, as a share of what was done; 0 where it is not worth it."""
-    now = time.monotonic()
-    room = SURE * (ends - now) / max(1e-3, now - began)
-    return 0.0 if math.isinf(ends) or room < _WORTH_A_ROUND else room
 
 
 def _evidence(

@@ -37,6 +37,8 @@ _FEWEST_ROWS, _FEWEST_TASKS = 4, 4
 _FEWEST_NEW_TOKENS = 24
 #: The share of the time that work is planned for: generation and attention are foretold by the speed of plain rows.
 SURE = 0.8
+#: Where so much of the time is left, in shares of what was used, more rows and tasks are worth another round.
+_WORTH_A_ROUND = 0.25
 #: Rows, and prompts apart from them, are at most so many times shorter where time presses (judgement).
 _SMALLEST = 4
 #: The shortest row: an editor's question is no shorter (judgement).
@@ -154,7 +156,7 @@ def decide_work(
     if not can_write:
         asked = 0
         why += "; no tasks, since weights read from disk for every token written would take hours"
-    elif kinds < all_kinds:
+    elif kinds < all_kinds and asked:
         why += "; next lines and no spans or others, as there was no time for them"
     return Work(
         rows,
@@ -198,6 +200,17 @@ def least_tokens(config: TrainingConfig, arms: Collection[str], step_tokens: flo
     """
     row, task, writing = _Sizes.whole(config).shrunk(_SMALLEST).costs(arms, step_tokens)
     return (_FEWEST_ROWS * row + _FEWEST_TASKS * task + writing) / (1 - _GUARDS_SHARE) / SURE
+
+
+def room_for_more(took: float, left_seconds: float) -> float:
+    """How much more can be done in the time that is left, as a share of what was done; 0 where it is not worth it.
+
+    Args:
+        took: seconds for what was done, by the pace of the last round. Answers that were kept take none, so that it says too little
+            of those that follow: a round that is cut counts for nothing, so none is more than twice the one before.
+    """
+    room = SURE * left_seconds / max(1e-3, took)
+    return 0.0 if math.isinf(left_seconds) or room < _WORTH_A_ROUND else min(1.0, room)
 
 
 def more_work(work: Work, wanted: Work, factor: float, row_tokens: int) -> Work | None:

@@ -225,7 +225,7 @@ def test_the_work_fits_into_the_time_that_is_left(world: World, monkeypatch: pyt
     roomy = decide_work(world.config, training_tokens=10**6, windows=windows, tasks=None, can_write=True)
     used = in_ten_minutes()  # of a base that is much faster than was foretold
     monkeypatch.setattr(
-        sys.modules["mlx_gardener.evaluate.compare"], "_room_for_more", lambda began, ends: 0.0
+        sys.modules["mlx_gardener.evaluate.compare"], "room_for_more", lambda took, left_seconds: 0.0
     )
     tight = in_ten_minutes()
     # What time is left is used for more of the same, with the same work in every arm.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from mlx_gardener.config import TrainingConfig
@@ -11,6 +13,7 @@ from mlx_gardener.evaluate.work import (
     decide_work,
     least_tokens,
     memorisation_places,
+    room_for_more,
     with_tasks,
 )
 
@@ -46,6 +49,28 @@ def test_less_time_than_that_asks_for_no_less() -> None:
     facts = {"training_tokens": 10_000, "windows": 100, "tasks": None, "can_write": True}
     least = decide_work(config, **facts, forward_tokens=1.0)  # type: ignore[arg-type]
     assert (least.rows, least.next_line_tasks, least.fim_tasks) == (4, 4, 0)
+
+
+def test_no_tasks_that_were_asked_for_are_no_want_of_time() -> None:
+    facts = {"training_tokens": 10_000, "windows": 100, "tasks": 0, "can_write": True}
+    work = decide_work(TrainingConfig(), **facts, forward_tokens=1.0)  # type: ignore[arg-type]
+    assert work.next_line_tasks == 0 and "there was no time" not in work.reason
+
+
+@pytest.mark.parametrize(
+    ("took", "left", "room"),
+    [(400.0, 200.0, 0.4), (400.0, 100.0, 0.0), (0.0, 600.0, 1.0), (10.0, 600.0, 1.0), (10.0, math.inf, 0.0)],
+    ids=[
+        "less than was done",
+        "too little to be worth it",
+        "answers were all kept",
+        "some of them",
+        "no limit",
+    ],
+)
+def test_what_took_little_time_is_at_most_doubled(took: float, left: float, room: float) -> None:
+    """Where answers were kept, a round as large as the time seemed to allow was cut, and counted for nothing."""
+    assert room_for_more(took, left) == pytest.approx(room)
 
 
 @pytest.mark.parametrize(
