@@ -366,7 +366,7 @@ def choose_retrieval(directory: Path, wish: RetrievalWish, *, with_adapter: bool
     arm = "adapter_bm25" if with_adapter else "base_bm25"
     telling = [item for item in found if any(found_arm["name"] == arm for found_arm in item["arms"])]
     evidence: dict[str, Any] = telling[-1] if telling else {}
-    limit = int(evidence.get("work", {}).get("context_tokens", CONTEXT_TOKENS))
+    limit = int((evidence.get("work") or {}).get("context_tokens", CONTEXT_TOKENS))
     if wish != "auto":
         return RetrievalChoice(wish == "on", f"serve.retrieval is {wish}", limit)
     helps, why = retrieval_helps(evidence, with_adapter=with_adapter)
