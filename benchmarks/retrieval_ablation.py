@@ -207,7 +207,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         "# What retrieved code holds of what a line needs",
         "",
         f"{sum(entry['lines'] for entry in result['repositories'].values())} held-out cross-file lines of "
-        f"{len(result['repositories'])} repositories, {result['context_tokens']} tokens of context, tokenizer "
+        f"{', '.join(result['repositories'])}, {result['context_tokens']} tokens of context, tokenizer "
         f"{result['tokenizer']}. Means over repositories. Made by `python -m benchmarks.retrieval_ablation`.",
         "",
         "| way | a needed name | its definition | all needed names | all names in context or prompt | tokens | lookup ms |",

@@ -27,7 +27,7 @@ OTHER_CODE_TOKENS = 768
 #: Most of them that are retrieved, and no more than a training row holds (judgement).
 CONTEXT_TOKENS = 384
 _MOST_CHUNKS = 8
-#: Of retrieved code, the share that is signatures: none, until a real base's answers are shown to be better for it (docs/evidence.md).
+#: Of retrieved code, the share that is signatures: none, as a real base reads lines better behind whole chunks (docs/evidence.md).
 SIGNATURES_SHARE = 0.0
 #: Chunks that are looked at for these: some may be shown already.
 _LOOKED_AT = 4 * _MOST_CHUNKS
