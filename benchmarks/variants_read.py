@@ -26,6 +26,7 @@ from benchmarks.machine import RESULTS, describe
 from benchmarks.retrieval_ablation import ROW_TOKENS, lines_read, nats_of
 from benchmarks.unseen import SOURCES, fetch, packages
 from mlx_gardener.adapter import attach_adapter, load_adapter_directory
+from mlx_gardener.adapter.manifest import read_manifest
 from mlx_gardener.config import DataConfig
 from mlx_gardener.dataset import cross_file_tasks, names_defined, next_line_tasks, split_files
 from mlx_gardener.dataset.examples import excerpts_of
@@ -90,7 +91,7 @@ def read(
     stretches = draw_windows(make_windows(excerpts, base.tokenizer, ROW_TOKENS), windows, seed=0)
     index = index_of_files(root, split.train, name=scan.name)
     for name, directory in adapters.items():
-        adapter = None if name == BASE else load_adapter_directory(directory)
+        adapter = None if name == BASE else load_adapter_directory(directory, read_manifest(directory))
         if adapter is not None:
             parts = {path: part for path, (_, part) in adapter.manifest["data"]["files"].items()}
             if {path for path, part in parts.items() if part == "test"} != held_out:
