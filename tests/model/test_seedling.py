@@ -14,18 +14,10 @@ import pytest
 from click.testing import CliRunner
 
 import mlx_gardener
+from tests.support.models import SPECIAL_TOKENS
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SEEDLING = Path(mlx_gardener.__file__).parent / "model" / "seedling"
-MARKERS = (
-    "<|endoftext|>",
-    "<|fim_prefix|>",
-    "<|fim_middle|>",
-    "<|fim_suffix|>",
-    "<|fim_pad|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-)
 TINY = {
     "model_type": "llama",
     "vocab_size": 400,
@@ -106,7 +98,7 @@ def test_every_marker_is_one_id_and_text_comes_back_unchanged() -> None:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(SEEDLING / "tokenizer.json"))
-    assert [tokenizer.encode(marker).ids for marker in MARKERS] == [[number] for number in range(7)]
+    assert [tokenizer.encode(marker).ids for marker in SPECIAL_TOKENS] == [[number] for number in range(7)]
     for text in (
         "def f(x):\n\tif x:\n        return 42  # done\n",
         "naïve = '日本 🌱'\r\n",
@@ -121,7 +113,7 @@ def test_markers_written_in_source_stay_text(script: ModuleType) -> None:
 
     encoder = text_encoder(SEEDLING / "tokenizer.json")
     ids = encoder.encode("stop = '<|endoftext|>' + '<|fim_prefix|>'", add_special_tokens=False).ids
-    assert min(ids) >= len(MARKERS)
+    assert min(ids) >= len(SPECIAL_TOKENS)
 
 
 def test_the_recorded_score_is_the_score_of_the_shipped_file(script: ModuleType) -> None:
