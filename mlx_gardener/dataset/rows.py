@@ -8,7 +8,7 @@ Documents of one row see each other, as in the repository-level training of code
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Document:
     """Token ids of one example, all int32 or bool of the same length.
 
-    ``target_bytes`` are the bytes of source that the targets spell; ``path`` is the file they come from, if one.
+    ``target_bytes`` are the bytes of source that the targets spell; ``path`` is the file they come from, if one; ``label`` is
+    for whoever wants to know the row again that a document became.
     """
 
     tokens: np.ndarray
@@ -28,6 +29,7 @@ class Document:
     target_bytes: int
     splittable: bool
     path: str = ""
+    label: Hashable = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Batch:
     """Rows of one width: ``tokens`` int32, ``loss_mask`` bool and ``document_ids`` int32, all (rows, width).
 
     Document ids count from 1 within a row; padding has 0. ``row_bytes`` int64 (rows,) are the source bytes that each
-    row's targets spell, ``paths`` the file of each row, "" where a row holds several.
+    row's targets spell, ``paths`` the file of each row, "" where a row holds several documents, ``labels`` likewise, None there.
     """
 
     tokens: np.ndarray
@@ -45,6 +47,7 @@ class Batch:
     source_bytes: int
     row_bytes: np.ndarray
     paths: tuple[str, ...]
+    labels: tuple[Hashable, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class _Matrix:
     document_ids: np.ndarray
     source_bytes: np.ndarray  # (rows,)
     paths: tuple[str, ...]  # (rows,)
+    labels: tuple[Hashable, ...]  # (rows,)
 
     def batch(self, rows: np.ndarray) -> Batch:
         mask = self.loss_mask[rows]
@@ -68,6 +72,7 @@ class _Matrix:
             source_bytes=int(row_bytes.sum()),
             row_bytes=row_bytes,
             paths=tuple(self.paths[row] for row in rows),
+            labels=tuple(self.labels[row] for row in rows),
         )
 
 
@@ -153,11 +158,12 @@ class RowSet:
                 matrix.document_ids[here],
                 matrix.source_bytes[here],
                 tuple(matrix.paths[row] for row in here),
+                tuple(matrix.labels[row] for row in here),
             )
         return RowSet(taken)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All rows as named arrays, without the paths of their files; `from_arrays` makes a RowSet of them again."""
+        """All rows as named arrays, without their paths and labels; `from_arrays` makes a RowSet of them again."""
         return {
             f"{width} {name}": getattr(matrix, name)
             for width, matrix in self._matrices.items()
@@ -172,7 +178,12 @@ class RowSet:
             width, name = key.split(" ")
             parts.setdefault(int(width), {})[name] = value
         return cls(
-            {width: _Matrix(**part, paths=("",) * len(part["tokens"])) for width, part in parts.items()}
+            {
+                width: _Matrix(
+                    **part, paths=("",) * len(part["tokens"]), labels=(None,) * len(part["tokens"])
+                )
+                for width, part in parts.items()
+            }
         )
 
     def sha256(self) -> str:
@@ -295,4 +306,5 @@ def _matrix(rows: list[list[Document]], width: int, pad_id: int) -> _Matrix:
             source_bytes[row] += document.target_bytes
             at = end
     paths = tuple(documents[0].path if len(documents) == 1 else "" for documents in rows)
-    return _Matrix(tokens, loss_mask, document_ids, source_bytes, paths)
+    labels = tuple(documents[0].label if len(documents) == 1 else None for documents in rows)
+    return _Matrix(tokens, loss_mask, document_ids, source_bytes, paths, labels)

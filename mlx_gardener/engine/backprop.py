@@ -22,6 +22,7 @@ from mlx_gardener.model.lora import nested
 
 if TYPE_CHECKING:
     import mlx.core as mx
+    import numpy as np
 
 
 @dataclass
@@ -84,29 +85,27 @@ class ForwardBackward:
                     self._backward(graph, tape, first, last, adapters, lowest, gradients, cotangents)
         return loss
 
-    def row_losses(self) -> list[float]:
-        """The loss of every row in nats, without gradients."""
+    def losses_and_likeliest(self) -> tuple[np.ndarray, np.ndarray]:
+        """Loss in nats and likeliest token at each of ``positions``, both (positions,), without gradients."""
         import mlx.core as mx
         import numpy as np
 
-        totals = np.zeros(self.rows)
         if not len(self.positions):
-            return totals.tolist()
+            return np.zeros(0), np.zeros(0, dtype=np.int32)
         graph = self.engine.graph
         if graph is None:
             self.between()
             logits = self.engine.model(self.inputs).astype(mx.float32)
             picked = logits.reshape(-1, logits.shape[-1])[mx.array(self.positions)]
-            losses = cross_entropy(picked, self.targets)
+            losses, likeliest = cross_entropy(picked, self.targets), picked.argmax(axis=-1)
         else:
             segments, end = segments_of(graph.calls, kept=0)
             tape = self._forward(graph, segments, end, States(), keep=False)
             hidden = self._at_positions(tape.values[graph.calls - 1, 0])
             with self.engine.head_threads():
-                losses = self._head_loss(graph).losses(hidden)
-                mx.eval(losses)
-        np.add.at(totals, self.positions // self.inputs.shape[1], np.array(losses, dtype=np.float64))
-        return [float(total) for total in totals]
+                losses, likeliest = self._head_loss(graph).losses_and_likeliest(hidden)
+                mx.eval(losses, likeliest)
+        return np.array(losses, dtype=np.float64), np.array(likeliest, dtype=np.int32)
 
     def _adapters_of_layers(self, graph: CallGraph) -> list[dict[str, str]]:
         """For each layer, its adapters' names within the layer and in the model."""
@@ -261,7 +260,7 @@ class ForwardBackward:
                     flat = flat.at[mx.array(self.positions)].add(gradient.astype(hidden.dtype))
                     cotangents[end] = flat.reshape(hidden.shape)
                 else:
-                    losses = head_loss.losses(self._at_positions(hidden))
+                    losses, _ = head_loss.losses_and_likeliest(self._at_positions(hidden))
                 loss = losses.sum()
                 mx.eval(loss, cotangents)
             self.engine.plan.drop_buffers()

@@ -64,11 +64,11 @@ class HeadLoss:
         mx.eval(arrays)
         self._between()
 
-    def losses(self, hidden: mx.array) -> mx.array:
-        """Losses in nats, (positions,), of hidden states (positions, ...)."""
+    def losses_and_likeliest(self, hidden: mx.array) -> tuple[mx.array, mx.array]:
+        """Losses in nats, and the ids of the likeliest tokens, both (positions,), of hidden states (positions, ...)."""
         if self._vocabulary is not None:
-            return self._by_shards(hidden, with_gradient=False)[0]
-        return self._by_positions(hidden, with_gradient=False)[0]
+            return self._by_shards(hidden, with_gradient=False)
+        return self._by_positions(hidden, with_gradient=False)
 
     def losses_and_gradient(
         self, hidden: mx.array, on_slices: Callable[[list[mx.array]], None] | None = None
@@ -90,10 +90,14 @@ class HeadLoss:
         with_gradient: bool,
         on_slices: Callable[[list[mx.array]], None] | None = None,
     ) -> tuple[mx.array, mx.array]:
-        """Slices of positions, one on each stream at a time: MLX allocates ahead of what it computes, all logits else."""
+        """Slices of positions, one on each stream at a time: MLX allocates ahead of what it computes, all logits else.
+
+        Returns:
+            losses, and the gradient or else the likeliest tokens.
+        """
         import mlx.core as mx
 
-        losses, gradients = list[mx.array](), list[mx.array]()
+        losses, others = list[mx.array](), list[mx.array]()
         starts = list(range(0, len(hidden), self._slice_tokens))
         for first in range(0, len(starts), len(self._streams)):
             at_once = starts[first : first + len(self._streams)]
@@ -101,13 +105,14 @@ class HeadLoss:
                 here = slice(start, start + self._slice_tokens)
                 with _on(stream):
                     if with_gradient:
-                        loss, gradient = _loss_and_gradient(self._graph, hidden[here], self._targets[here])
-                        gradients.append(gradient)
+                        loss, other = _loss_and_gradient(self._graph, hidden[here], self._targets[here])
                     else:
-                        loss = cross_entropy(head_logits(self._graph, hidden[here]), self._targets[here])
+                        logits = head_logits(self._graph, hidden[here])
+                        loss, other = cross_entropy(logits, self._targets[here]), logits.argmax(axis=-1)
                 losses.append(loss)
-            (on_slices or self._compute)([*losses[-len(at_once) :], *gradients[-len(at_once) :]])
-        return mx.concatenate(losses), mx.concatenate(gradients) if gradients else mx.zeros((0,))
+                others.append(other)
+            (on_slices or self._compute)([*losses[-len(at_once) :], *others[-len(at_once) :]])
+        return mx.concatenate(losses), mx.concatenate(others)
 
     def _by_shards(
         self,
@@ -116,7 +121,11 @@ class HeadLoss:
         with_gradient: bool,
         on_slices: Callable[[list[mx.array]], None] | None = None,
     ) -> tuple[mx.array, mx.array]:
-        """One slice of the vocabulary after the other, each computed and freed; a slice is shared among the streams in shards."""
+        """One slice of the vocabulary after the other, each computed and freed; a slice is shared among the streams in shards.
+
+        Returns:
+            as `_by_positions`.
+        """
         import mlx.core as mx
 
         compute = on_slices or self._compute
@@ -132,7 +141,7 @@ class HeadLoss:
 
         size = slice_rows(len(hidden))
         states = before_head(hidden)  # (positions, hidden)
-        parts: list[tuple[mx.array, mx.array, mx.array]] = []
+        parts: list[tuple[mx.array, ...]] = []
         for shards in vocabulary.slices(size, len(self._streams)):
             for stream, shard in zip(self._streams, shards, strict=False):
                 with _on(stream):
@@ -141,7 +150,8 @@ class HeadLoss:
                     total = exp(logits - highest[:, None]).sum(axis=-1)
                     at = mx.clip(targets - shard.first, 0, logits.shape[-1] - 1)
                     own = mx.take_along_axis(logits, at[:, None], axis=-1)[:, 0]
-                    parts.append((highest, total, mx.where(shard.holds(targets), own, 0.0)))
+                    likeliest = [] if with_gradient else [logits.argmax(axis=-1) + shard.first]
+                    parts.append((highest, total, mx.where(shard.holds(targets), own, 0.0), *likeliest))
             compute([array for part in parts[-len(shards) :] for array in part])
         all_highest = mx.stack([part[0] for part in parts])  # (slices, positions)
         highest = all_highest.max(axis=0)
@@ -149,7 +159,8 @@ class HeadLoss:
         normaliser = highest + mx.log(sums.sum(axis=0))
         losses = normaliser - mx.stack([part[2] for part in parts]).sum(axis=0)
         if not with_gradient:
-            return losses, mx.zeros((0,))
+            best = all_highest.argmax(axis=0)[None]
+            return losses, mx.take_along_axis(mx.stack([part[3] for part in parts]), best, axis=0)[0]
         gradient = mx.zeros_like(states)
         for shards in vocabulary.slices(size, len(self._streams)):
             added = []

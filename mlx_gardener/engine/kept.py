@@ -1,16 +1,18 @@
-"""Losses of a base, or of a base with an adapter, kept between runs: they depend on weights and rows alone.
+"""What a base, or a base with an adapter, makes of rows, kept between runs: it depends on weights and rows alone.
 
-Cost: a hash of every row; rows that were not seen before are computed (`Engine.row_losses`) and kept.
+Cost: a hash of every row; rows that were not seen before are computed (`Engine.read_rows`) and kept.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_gardener.engine.batch import BetweenSegments
-from mlx_gardener.engine.step import Engine
+from mlx_gardener.engine.step import Engine, RowReading
 from mlx_gardener.platform.kept import KeptValues
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
     from mlx_gardener.dataset import Batch
     from mlx_gardener.model import BaseModel
+
+_Found = TypeVar("_Found")
 
 
 def base_topic(base: BaseModel, kind: str, *, adapter: str = "") -> str:
@@ -44,17 +48,61 @@ def kept_row_losses(
     Args:
         adapter: as for `base_topic`; "" also for one that changes nothing yet.
     """
-    topic = base_topic(base, "losses by document" if engine.per_document else "losses", adapter=adapter)
+
+    def known(value: Any) -> float | None:
+        return value if isinstance(value, float) else None
+
+    compute = partial(engine.row_losses, between_segments=between_segments)
+    return _kept("losses", engine, base, batch, store, adapter, compute, known, lambda loss: loss)
+
+
+def kept_row_readings(
+    engine: Engine,
+    base: BaseModel,
+    batch: Batch,
+    store: KeptValues,
+    *,
+    adapter: str = "",
+    between_segments: BetweenSegments | None = None,
+) -> list[RowReading]:
+    """`Engine.read_rows`, likewise. Cost: some bytes are kept for every loss-bearing token."""
+    import numpy as np
+
+    def known(value: Any) -> RowReading | None:
+        match value:
+            case [float(loss), [*ids]] if all(type(index) is int for index in ids):
+                return RowReading(loss, np.array(ids, dtype=np.int32))
+        return None
+
+    compute = partial(engine.read_rows, between_segments=between_segments)
+    return _kept(
+        "readings", engine, base, batch, store, adapter, compute, known,
+        lambda row: [row.loss, row.likeliest.tolist()],
+    )  # fmt: skip
+
+
+def _kept(
+    kind: str,
+    engine: Engine,
+    base: BaseModel,
+    batch: Batch,
+    store: KeptValues,
+    adapter: str,
+    compute: Callable[[Batch], list[_Found]],
+    known: Callable[[Any], _Found | None],
+    told: Callable[[_Found], Any],
+) -> list[_Found]:
+    """What is found of every row: by ``known`` from what is kept, else by ``compute``, and then kept as ``told``."""
+    topic = base_topic(base, f"{kind} by document" if engine.per_document else kind, adapter=adapter)
     keys = [_row_key(batch, row, by_document=engine.per_document) for row in range(len(batch.tokens))]
     kept = store.read(topic)
-    known = {key: float(kept[key]) for key in keys if isinstance(kept.get(key), float)}
-    new = [row for row, key in enumerate(keys) if key not in known]
+    found = {key: value for key in keys if (value := known(kept.get(key))) is not None}
+    new = [row for row, key in enumerate(keys) if key not in found]
     if new:
-        losses = engine.row_losses(_rows_of(batch, new), between_segments=between_segments)
-        found = {keys[row]: loss for row, loss in zip(new, losses, strict=True)}
-        store.add(topic, found)
-        known |= found
-    return [known[key] for key in keys]
+        computed = {keys[row]: value for row, value in zip(new, compute(_rows_of(batch, new)), strict=True)}
+        store.add(topic, {key: told(value) for key, value in computed.items()})
+        found |= computed
+    return [found[key] for key in keys]
 
 
 def _row_key(batch: Batch, row: int, *, by_document: bool) -> str:
@@ -75,4 +123,5 @@ def _rows_of(batch: Batch, rows: list[int]) -> Batch:
         source_bytes=int(row_bytes.sum()),
         row_bytes=row_bytes,
         paths=tuple(batch.paths[row] for row in rows),
+        labels=tuple(batch.labels[row] for row in rows) if batch.labels else (),
     )

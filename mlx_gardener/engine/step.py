@@ -23,6 +23,8 @@ from mlx_gardener.engine.batch import BetweenSegments, Pulse, Weights
 from mlx_gardener.engine.executor import Executor
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mlx_gardener.dataset import Batch
 
 
@@ -33,6 +35,17 @@ class StepResult:
     loss_sum: float
     tokens: int
     gradients: Weights
+
+
+@dataclass(frozen=True)
+class RowReading:
+    """A row's loss in nats, summed over its loss-bearing tokens, and for each of them the likeliest token there.
+
+    ``likeliest`` are ids, int32 (loss-bearing tokens,): where one is the token that stands there, greedy writing would give it.
+    """
+
+    loss: float
+    likeliest: np.ndarray
 
 
 class Engine(Executor):
@@ -85,15 +98,22 @@ class Engine(Executor):
 
     def row_losses(self, batch: Batch, *, between_segments: BetweenSegments | None = None) -> list[float]:
         """Loss of each row of ``batch`` in nats, summed over its loss-bearing tokens; no gradients."""
+        return [row.loss for row in self.read_rows(batch, between_segments=between_segments)]
+
+    def read_rows(self, batch: Batch, *, between_segments: BetweenSegments | None = None) -> list[RowReading]:
+        """What the model makes of each row of ``batch``; no gradients."""
         self.model.eval()
-        losses: list[float] = []
+        found: list[RowReading] = []
         parts = list(self.micro_batches(batch, forward_only=True))
         self.plan.set_limits()
         pulse = Pulse(between_segments, len(parts) * self.calls)
         for part in parts:
             with self.computing(part, 0, 0, forward_only=True):
-                losses += ForwardBackward(self, {}, part, pulse).row_losses()
-        return losses
+                losses, likeliest = ForwardBackward(self, {}, part, pulse).losses_and_likeliest()
+            ends = part.loss_mask[:, 1:].sum(axis=1).cumsum()
+            for start, end in zip([0, *ends], ends, strict=False):
+                found.append(RowReading(float(losses[start:end].sum()), likeliest[start:end]))
+        return found
 
     def evaluate(
         self, batches: Iterable[Batch], *, between_segments: BetweenSegments | None = None

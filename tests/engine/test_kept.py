@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mlx_gardener.dataset import Batch
-from mlx_gardener.engine import Engine, kept_row_losses
+from mlx_gardener.engine import Engine, kept_row_losses, kept_row_readings
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.platform.kept import KeptValues
 from tests.support.engines import batch, engine, plan
@@ -43,6 +44,31 @@ def test_only_rows_that_were_not_seen_are_computed(base: BaseModel, tmp_path: Pa
     assert counting.rows == len(expected) + 2
     assert changed == pytest.approx(engine(base, plan(2)).row_losses(given), rel=1e-6)
     assert changed[3] != expected[3] and changed[4] != expected[4]
+
+
+def test_likeliest_tokens_are_kept_beside_losses_and_computed_again_where_they_are_damaged(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, store = batch(), KeptValues(tmp_path / "kept")
+
+    def told() -> list[tuple[float, list[int]]]:
+        rows = kept_row_readings(engine(base, plan(2)), base, given, store)
+        return [(row.loss, row.likeliest.tolist()) for row in rows]
+
+    expected = [(row.loss, row.likeliest.tolist()) for row in engine(base, plan(2)).read_rows(given)]
+    assert kept_row_losses(engine(base, plan(2)), base, given, store) == [loss for loss, _ in expected]
+    assert told() == expected
+    real = Engine.read_rows
+    monkeypatch.setattr(Engine, "read_rows", lambda *_, **__: pytest.fail("computed again"))
+    assert told() == expected
+    monkeypatch.setattr(Engine, "read_rows", real)
+    topic = next(
+        file for file in store.directory.iterdir() if "[[" in file.read_text() or ", [" in file.read_text()
+    )
+    for damage in ("[1.0]", "[1, [2]]", '[1.0, ["a"]]', "[1.0, 2]", "1.0"):
+        kept = json.loads(topic.read_text())
+        topic.write_text(json.dumps(dict.fromkeys(kept, json.loads(damage))))
+        assert told() == expected
 
 
 def test_another_base_type_or_attention_has_losses_of_its_own(base: BaseModel, tmp_path: Path) -> None:

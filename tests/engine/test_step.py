@@ -191,13 +191,13 @@ def test_rows_are_measured_two_for_each_that_is_trained_and_give_the_same(
 ) -> None:
     given = batch()
     seen: list[int] = []
-    original = ForwardBackward.row_losses
+    original = ForwardBackward.losses_and_likeliest
 
-    def noted(passage: ForwardBackward) -> list[float]:
+    def noted(passage: ForwardBackward) -> Any:
         seen.append(passage.rows)
         return original(passage)
 
-    monkeypatch.setattr(ForwardBackward, "row_losses", noted)
+    monkeypatch.setattr(ForwardBackward, "losses_and_likeliest", noted)
     found = engine(base, plan(2)).row_losses(given)
     assert seen == [4, 2]
     assert found == pytest.approx(engine(base, plan(6)).row_losses(given), rel=1e-6)
@@ -206,6 +206,24 @@ def test_rows_are_measured_two_for_each_that_is_trained_and_give_the_same(
     whole.take_whole("to see that logits of all rows are not doubled")
     whole.row_losses(given)
     assert seen == [2, 2, 2]
+
+
+def test_the_likeliest_tokens_of_every_row_are_told_at_its_targets(base: BaseModel) -> None:
+    given = batch()
+    logits = base.model(mx.array(given.tokens[:, :-1])).astype(mx.float32)
+    best = np.array(logits.argmax(axis=-1))
+    wanted = [best[row][given.loss_mask[row, 1:]].tolist() for row in range(len(best))]
+    whole = engine(base, plan(2))
+    whole.take_whole("to compare")
+    for reader in (
+        engine(base, plan(2)),
+        engine(base, replace(plan(2), cpu_streams=2, loss_slice_tokens=3)),
+        whole,
+    ):
+        rows = reader.read_rows(given)
+        assert [row.likeliest.tolist() for row in rows] == wanted
+        assert [row.loss for row in rows] == pytest.approx(engine(base, plan(6)).row_losses(given), rel=1e-6)
+    assert [] in wanted and max(map(len, wanted)) > 3
 
 
 @pytest.mark.parametrize("least", [16, 17])
