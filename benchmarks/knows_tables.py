@@ -11,6 +11,8 @@ from mlx_gardener.evaluate.statistics import Change, share_change
 ARMS = ("base", "base_bm25", "adapter", "adapter_bm25", "control")
 METRICS = (
     ("bits_per_byte", "bits per byte", "{:.3f}"),
+    ("read_line_exact", "lines read exact", "{:.1%}"),
+    ("read_cross_file_exact", "cross-file lines read exact", "{:.1%}"),
     ("next_line_exact", "next line exact", "{:.1%}"),
     ("next_line_similarity", "similarity", "{:.1%}"),
     ("cross_file_exact", "cross-file exact", "{:.1%}"),
@@ -20,6 +22,8 @@ METRICS = (
     ("answers_similarity", "similarity", "{:.1%}"),
     ("answers_f1", "own names F1", "{:.1%}"),
 )
+#: Lines that were read, all and those that need another file.
+_READ = ("read_line_exact", "read_cross_file_exact")
 #: Metrics of one kind of task, which a repository may have few of.
 KIND_OF = {
     "next_line_exact": "next_line",
@@ -27,6 +31,7 @@ KIND_OF = {
     "cross_file_exact": "cross_file",
     "assertion_exact": "assertion",
     "fim_exact": "fim",
+    **{metric: metric for metric in _READ},
 }
 #: A repository with fewer tasks of a kind counts in no mean of that kind: one assertion would be 100 points.
 LEAST_TASKS = 5
@@ -47,8 +52,12 @@ def arm_metrics(entry: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def task_counts(entry: Mapping[str, Any]) -> dict[str, int]:
-    """How many tasks of each kind an evidence has."""
-    counts: dict[str, int] = {}
+    """How many tasks of each kind an evidence has, and lines that were read."""
+    counts = {
+        item["metric"]: item["tasks"]
+        for item in entry["evidence"].get("comparisons", ())
+        if item["metric"] in _READ
+    }
     for group in entry["evidence"]["groups"]:
         counts[group["kind"]] = counts.get(group["kind"], 0) + group["tasks"]
     return counts
@@ -142,7 +151,9 @@ def bars(mean: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> lis
     rows = []
     for metric, points, relative in (
         ("next_line_exact", 0.1, 0.4),
+        ("read_line_exact", 0.1, 0.4),
         ("cross_file_exact", 0.15, 0.6),
+        ("read_cross_file_exact", 0.15, 0.6),
         ("assertion_exact", 0.1, None),
     ):
         seen, base = change("adapter_bm25", "base", metric), mean["arms"].get("base", {}).get(metric)
@@ -152,16 +163,10 @@ def bars(mean: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> lis
             )
             wanted = f"+{points:.0%}" + (f" or +{relative:.0%} relative" if relative else "")
             rows.append(bar(f"{metric}: adapter + retrieval", "base", wanted, told(seen), met))
-    if (seen := change("adapter_bm25", "base_bm25", "next_line_exact")) is not None:
-        rows.append(
-            bar(
-                "next_line_exact: adapter + retrieval",
-                "base + retrieval",
-                "interval above zero",
-                told(seen),
-                seen["low"] > 0,
-            )
-        )
+    for metric in ("next_line_exact", "read_line_exact"):
+        if (seen := change("adapter_bm25", "base_bm25", metric)) is not None:
+            title, met = f"{metric}: adapter + retrieval", seen["low"] > 0
+            rows.append(bar(title, "base + retrieval", "interval above zero", told(seen), met))
     if (seen := change("adapter", "base", "bits_per_byte")) is not None:
         rows.append(bar("bits per byte: adapter", "base", "-15%", told(seen), seen["change"] <= -0.15))
     lost = changes(found, "adapter", "control", "bits_per_byte")
@@ -253,9 +258,9 @@ def markdown(result: Mapping[str, Any]) -> str:
         ]
         lines += [
             "",
-            "| repository | files | kB to learn from | updates | minutes | with retrieved code | tasks: lines | cross-file | "
-            "assertions | spans | verdict |",
-            "|---" * 11 + "|",
+            "| repository | files | kB to learn from | updates | minutes | with retrieved code | lines read | of them cross-file | "
+            "tasks: lines | cross-file | assertions | spans | verdict |",
+            "|---" * 13 + "|",
         ]
         for name, entry in entries.items():
             retrieval, counts = entry["retrieval"] or {"examples": 0}, task_counts(entry)
@@ -263,7 +268,8 @@ def markdown(result: Mapping[str, Any]) -> str:
                 f"| {name} | {entry['files']} | {entry['train_bytes'] / 1000:.0f} | {entry['updates']} | "
                 f"{entry['training_seconds'] / 60:.1f} | {retrieval['examples']} | "
                 + "".join(
-                    f"{counts.get(kind, 0)} | " for kind in ("next_line", "cross_file", "assertion", "fim")
+                    f"{counts.get(kind, 0)} | "
+                    for kind in (*_READ, "next_line", "cross_file", "assertion", "fim")
                 )
                 + f"{entry['evidence']['verdict']} |"
             )

@@ -149,6 +149,30 @@ def cross_file_tasks(
     return list(islice(turns, count))
 
 
+@dataclass(frozen=True)
+class AskedLine:
+    """A line worth asking for: where it and its end ("\\n") begin, bytes, and whether it uses what another file defines."""
+
+    start_byte: int
+    end_byte: int
+    is_cross_file: bool
+
+
+def asked_lines(excerpt: Excerpt, defined: Mapping[str, frozenset[str]]) -> list[AskedLine]:
+    """The lines of a file of which `next_line_tasks` draws, but for one without an end.
+
+    Args:
+        defined: what `names_defined` says of the repository.
+    """
+    crossing, at = set(_lines_using(excerpt, defined)), 0
+    found = []
+    for number, line in enumerate(file_lines(excerpt.text)):
+        start, at = at, at + len(line.encode())
+        if line.endswith("\n") and _is_asked(number, line.rstrip("\r\n")):
+            found.append(AskedLine(start, at - 1, number in crossing))
+    return found
+
+
 def _is_asked(number: int, line: str) -> bool:
     """Whether a line, counted from 0, is worth asking for."""
     return number >= _LEAST_CONTEXT_LINES and len(line.strip()) >= 4 and not _TRIVIAL.fullmatch(line)

@@ -19,6 +19,7 @@ from mlx_gardener.dataset import PreparedData
 from mlx_gardener.engine import Engine
 from mlx_gardener.errors import TimeLimitError, TrainingCancelledError
 from mlx_gardener.evaluate import guards
+from mlx_gardener.evaluate.checks import Checks
 from mlx_gardener.evaluate.evidence import (
     ARM_TITLES,
     AnswersPower,
@@ -34,7 +35,7 @@ from mlx_gardener.evaluate.evidence import (
 from mlx_gardener.evaluate.measure import ArmResult, Bench, Scores, Tasks, line_of, score, value_of
 from mlx_gardener.evaluate.metrics import bits_per_byte, edit_similarity
 from mlx_gardener.evaluate.retrieval import Retriever, training_index
-from mlx_gardener.evaluate.stages import Checks, Findings, Survey, measure_all
+from mlx_gardener.evaluate.stages import Findings, Survey, measure_all
 from mlx_gardener.evaluate.statistics import (
     Change,
     files_needed,
@@ -247,6 +248,7 @@ def _evidence(
             "cross_file_tasks": len(plan.tasks.cross_file),
             "assertion_tasks": len(plan.tasks.assertions),
             "edit_tasks": sum(task.is_due for task in plan.tasks.edits),
+            "read_lines": len(plan.tasks.read),
             "quiet_tasks": sum(not task.is_due for task in plan.tasks.edits),
         },
         notes=tuple(notes),

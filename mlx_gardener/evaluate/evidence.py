@@ -22,6 +22,8 @@ ANSWERS = {
     "answers_f1": "the repository's names",
 }
 _NEXT_LINES = ("next_line_exact", "next_line_similarity", "identifier_f1")
+#: The share of lines that were read and that greedy writing gives (`read_lines`).
+READ_LINES = "read_line_exact"
 
 
 @dataclass(frozen=True)
@@ -143,13 +145,14 @@ class AnswersPower:
 def answers_state(intervals: Iterable[tuple[str, float, float]]) -> str:
     """How an adapter's answers are against its base's: "better", "worse", "unclear" or "unmeasured".
 
-    Better is a whole interval above zero and none below, worse the reverse; else it is unclear.
+    Better is a whole interval above zero and none below, worse the reverse; else it is unclear. Lines that were read count as answers.
 
     Args:
         intervals: metric, low and high of the adapter's comparisons with the base.
     """
     known = {metric: (low, high) for metric, low, high in intervals}
     names = [name for name in ANSWERS if name in known] or [name for name in _NEXT_LINES if name in known]
+    names += [READ_LINES] * (READ_LINES in known)
     if not names:
         return "unmeasured"
     better = any(known[name][0] > 0 for name in names)
@@ -256,18 +259,22 @@ class Evidence:
 
     def _answers_told(self) -> str:
         """What the answers were, as another sentence; "" where they were not asked, or are the base's."""
-        changes = {name: self._change("adapter", "base", name) for name in ANSWERS}
+        told = {**ANSWERS, READ_LINES: "lines read"}
+        changes = {name: self._change("adapter", "base", name) for name in told}
         known = {name: found for name, found in changes.items() if found is not None}
         same = all(found.change == 0 for found in known.values())
         if not known or (same and predicts_as_the_base(self.metrics, self.files)):
             return ""
         figures = ", ".join(
-            f"{ANSWERS[name]} {100 * found.change:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+            f"{told[name]} {100 * found.change:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
             for name, found in known.items()
         )
-        tasks = max(found.tasks for found in known.values())
+        tasks = max((found.tasks for name, found in known.items() if name in ANSWERS), default=0)
+        lines = known[READ_LINES].tasks if READ_LINES in known else 0
+        asked = [f"{tasks} task{'s' * (tasks != 1)}"] * (tasks > 0)
+        asked += [f"{lines} line{'s' * (lines != 1)} that it read"] * (lines > 0)
         state = {"better": "are better", "worse": "are worse"}.get(self.answers, "are not measurably better")
-        return f" Its answers to {tasks} task{'s' * (tasks != 1)} {state}: {figures}."
+        return f" Its answers to {' and '.join(asked)} {state}: {figures}."
 
     def _change(self, arm: str, against: str, metric: str) -> Comparison | None:
         """The comparison of two arms, if it was made."""

@@ -6,18 +6,19 @@ that go forward, but for those whose losses and answers are in the store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import AssertionTask, Batch, EditTask, FimTask, NextLineTask, RowSet, first_value
-from mlx_gardener.engine import Engine, base_topic, kept_row_losses, model_facts
+from mlx_gardener.engine import Engine, base_topic, kept_row_losses, kept_row_readings, model_facts
 from mlx_gardener.evaluate.complete import CaretPrompt, caret_prompt
-from mlx_gardener.evaluate.evidence import ANSWERS
+from mlx_gardener.evaluate.evidence import ANSWERS, READ_LINES
 from mlx_gardener.evaluate.exact import writes_exactly
 from mlx_gardener.evaluate.generate import Answer, generate_many, prompt_key
 from mlx_gardener.evaluate.metrics import edit_similarity, identifier_f1, parses
+from mlx_gardener.evaluate.read_lines import ReadLine
 from mlx_gardener.evaluate.retrieval import Retriever
 from mlx_gardener.evaluate.work import Work
 from mlx_gardener.platform.kept import KeptValues
@@ -25,6 +26,8 @@ from mlx_gardener.retrieval import code_in_front, with_context
 from mlx_gardener.retrieval.context import most_in_front
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mlx_gardener.model import BaseModel, CodeTokenizer
 
 #: When an answer of a kind has all that is looked at: a line, or the rest of one.
@@ -46,13 +49,15 @@ class Tasks:
     cross_file: list[NextLineTask] = field(default_factory=list)
     assertions: list[AssertionTask] = field(default_factory=list)
     edits: list[EditTask] = field(default_factory=list)
+    read: list[ReadLine] = field(default_factory=list)
 
 
 @dataclass
 class ArmResult:
-    """What one arm did: loss by file in nats, answers in the order of the tasks, and which edits it writes exactly."""
+    """What one arm did: loss by file in nats, answers in the order of the tasks, which edits and lines read it writes exactly."""
 
     losses: dict[str, float] = field(default_factory=dict)
+    read: list[bool] = field(default_factory=list)
     lines: list[Answer] = field(default_factory=list)
     spans: list[Answer] = field(default_factory=list)
     cross_file: list[Answer] = field(default_factory=list)
@@ -89,27 +94,53 @@ class Bench:
         self, rows: RowSet, tell: Callable[[float], None] = lambda share: None, *, of: str
     ) -> dict[str, float]:
         """Loss in nats by file; from the store where they are known."""
-        size, losses = self.batch_tokens, dict[str, float]()
-        count = rows.update_count(size)
-        for done, batch in enumerate(rows.batches(size, seed=None)):
-            found = self.row_losses(batch, part_of(tell, done, count), of=of)
-            for path, loss in zip(batch.paths, found, strict=True):
-                losses[path] = losses.get(path, 0.0) + loss
-            tell((done + 1) / count)
+        losses = dict[str, float]()
+        for batch, part in self._batches(rows, tell):
+            self._add(losses, batch, self.row_losses(batch, part, of=of))
         return losses
+
+    def read(
+        self, rows: RowSet, tell: Callable[[float], None] = lambda share: None, *, of: str
+    ) -> tuple[dict[str, float], dict[Any, np.ndarray]]:
+        """`losses`, and by the rows' labels the likeliest tokens at their targets, int32 (targets,)."""
+        losses = dict[str, float]()
+        likeliest: dict[Any, np.ndarray] = {}
+        for batch, part in self._batches(rows, tell):
+            found = kept_row_readings(
+                self.engine, self.base, batch, self.store, adapter=of, between_segments=self._between(part)
+            )
+            self._add(losses, batch, [row.loss for row in found])
+            likeliest |= {label: row.likeliest for label, row in zip(batch.labels, found, strict=True)}
+        return losses, likeliest
+
+    def _batches(
+        self, rows: RowSet, tell: Callable[[float], None]
+    ) -> Iterator[tuple[Batch, Callable[[float], None]]]:
+        """The batches of ``rows``, and for each what to tell its share to."""
+        count = rows.update_count(self.batch_tokens)
+        for done, batch in enumerate(rows.batches(self.batch_tokens, seed=None)):
+            yield batch, part_of(tell, done, count)
+            tell((done + 1) / count)
+
+    @staticmethod
+    def _add(losses: dict[str, float], batch: Batch, found: Sequence[float]) -> None:
+        for path, loss in zip(batch.paths, found, strict=True):
+            losses[path] = losses.get(path, 0.0) + loss
 
     def row_losses(
         self, batch: Batch, tell: Callable[[float], None] = lambda share: None, *, of: str
     ) -> list[float]:
         """Loss in nats of every row; from the store where they are known."""
+        return kept_row_losses(
+            self.engine, self.base, batch, self.store, adapter=of, between_segments=self._between(tell)
+        )
 
+    def _between(self, tell: Callable[[float], None]) -> Callable[[float], None]:
         def between(share: float) -> None:
             self.interrupt()
             tell(share)
 
-        return kept_row_losses(
-            self.engine, self.base, batch, self.store, adapter=of, between_segments=between
-        )
+        return between
 
     def answers(
         self,
@@ -308,6 +339,10 @@ def score(result: ArmResult, tasks: Tasks) -> Scores:
         compare("assertion", task.path, value_of(answer, task), task.target)
     for edit, right in zip(tasks.edits, result.edits, strict=bool(result.edits)):
         add("edit_exact" if edit.is_due else "edit_quiet", edit.path, float(right))
+    for read, right in zip(tasks.read, result.read, strict=bool(result.read)):
+        add(READ_LINES, read.path, float(right))
+        if read.is_cross_file:
+            add("read_cross_file_exact", read.path, float(right))
     for span, answer in zip(tasks.spans, result.spans, strict=bool(result.spans)):
         compare("fim", span.path, answer.text.strip(), span.target.strip())
         add("fim_parse_ok", span.path, float(parses(span.prefix + answer.text + span.suffix, span.language)))

@@ -26,25 +26,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a held-out file: ``tokens[start:end]`` of its excerpt's ids are targets, ``header`` is shown before."""
+    """A stretch of a held-out file: ``tokens[start:end]`` of its excerpt's ids are targets, ``header`` is shown before.
 
+    ``excerpt`` is its excerpt's number among those that windows were made of.
+    """
+
+    excerpt: int
     path: str
     header: tuple[int, ...]
     tokens: tuple[int, ...]
     start: int
     end: int
 
+    @property
+    def halves(self) -> list[tuple[int, int]]:
+        """Start and end of the parts whose targets have code retrieved for them, each apart: of what is not empty."""
+        middle = self.start + max(1, (self.end - self.start + 1) // 2)
+        return [(start, end) for start, end in ((self.start, middle), (middle, self.end)) if start < end]
+
 
 def make_windows(excerpts: Sequence[Excerpt], tokenizer: CodeTokenizer, width: int) -> list[Window]:
     """All windows of at most ``width`` tokens, header included; together every token once."""
     windows = []
     opening = [index for index in (tokenizer.bos_id, tokenizer.file_id) if index is not None]
-    for excerpt in excerpts:
+    for number, excerpt in enumerate(excerpts):
         header = (*opening, *tokenizer.encode(header_text(tokenizer, excerpt.path)))
         tokens = tuple(tokenizer.encode(excerpt.text))
         room = max(1, width - len(header))
         windows += [
-            Window(excerpt.path, header, tokens, at, min(at + room, len(tokens)))
+            Window(number, excerpt.path, header, tokens, at, min(at + room, len(tokens)))
             for at in range(0, len(tokens), room)
         ]
     return windows
@@ -63,10 +73,7 @@ def draw_windows(windows: Sequence[Window], count: int, *, seed: int) -> list[Wi
 
 def plain_rows(windows: Sequence[Window], tokenizer: CodeTokenizer, widths: Sequence[int]) -> RowSet:
     """A window a row, opened by its file's path."""
-    documents = [
-        _document(window.path, window.header, window.tokens[window.start : window.end], tokenizer)
-        for window in windows
-    ]
+    documents = [_document(window, window.header, window.start, window.end, tokenizer) for window in windows]
     return bucket(documents, _widths(documents, widths), pad_id=tokenizer.pad_id)
 
 
@@ -79,17 +86,14 @@ def rows_with_context(
     """
     documents = []
     for window in windows:
-        middle = window.start + max(1, (window.end - window.start + 1) // 2)
-        for start, end in ((window.start, middle), (middle, window.end)):
-            if start >= end:
-                continue
+        for start, end in window.halves:
             before = tokenizer.decode(list(window.tokens[max(0, start - 400) : start]))
             shown = tokenizer.decode(list(window.tokens[window.start : start]))
             context = retriever.context(window.path, before, shown=[shown])
             bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
             header = window.header[len(bos) :]
             opening = (*bos, *context, *header, *window.tokens[window.start : start])
-            documents.append(_document(window.path, opening, window.tokens[start:end], tokenizer))
+            documents.append(_document(window, opening, start, end, tokenizer))
     return bucket(documents, _widths(documents, widths), pad_id=tokenizer.pad_id)
 
 
@@ -100,11 +104,15 @@ def _widths(documents: Sequence[Document], widths: Sequence[int]) -> tuple[int, 
     return tuple(sorted({widths[0] // 2, *(width for width in widths if width < longest), longest}))
 
 
-def _document(path: str, shown: Sequence[int], targets: Sequence[int], tokenizer: CodeTokenizer) -> Document:
+def _document(
+    window: Window, shown: Sequence[int], start: int, end: int, tokenizer: CodeTokenizer
+) -> Document:
+    """``tokens[start:end]`` of the window's excerpt behind what is shown; its label is (excerpt, place of the first target)."""
     import numpy as np
 
-    tokens = np.array([*shown, *targets], dtype=np.int32)
+    tokens = np.array([*shown, *window.tokens[start:end]], dtype=np.int32)
     mask: np.ndarray = np.zeros(len(tokens), dtype=bool)
     mask[len(shown) :] = True
     mask[0] = False
-    return Document(tokens, mask, int(tokenizer.byte_lengths[tokens[mask]].sum()), False, path)
+    size = int(tokenizer.byte_lengths[tokens[mask]].sum())
+    return Document(tokens, mask, size, False, window.path, (window.excerpt, start + (not shown)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -22,22 +21,19 @@ from mlx_gardener.dataset import (
     PreparedData,
     RowSet,
     assertion_tasks,
-    continuation_places,
     cross_file_tasks,
     edit_tasks,
     fim_tasks,
     names_defined,
     next_line_tasks,
 )
-from mlx_gardener.dataset.examples import Excerpt
-from mlx_gardener.evaluate import guards
-from mlx_gardener.evaluate.complete import CaretPrompt
-from mlx_gardener.evaluate.measure import ArmResult, Bench, Tasks, part_of
+from mlx_gardener.evaluate.checks import Checks, check
+from mlx_gardener.evaluate.measure import ArmResult, Bench, Tasks
 from mlx_gardener.evaluate.progress import Part, Progress
+from mlx_gardener.evaluate.read_lines import lines_right, lines_to_read
 from mlx_gardener.evaluate.retrieval import Retriever, training_excerpts
 from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
-from mlx_gardener.evaluate.work import STEP_TOKENS, Work, decide_work, memorisation_places, more_work
-from mlx_gardener.model.tokens import header_text
+from mlx_gardener.evaluate.work import STEP_TOKENS, Work, decide_work, more_work
 
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
@@ -131,7 +127,7 @@ def measure_all(
             with _attached(bench.base, adapter):
                 of = "" if adapter is None else fingerprints[model]
                 if stage.kind == _GUARDS:
-                    found[arm] = check(noted, data, trained, survey, of=of, tell=tell)
+                    found[arm] = check(noted, data, trained, survey.work, survey.widths, of=of, tell=tell)
                 else:
                     found[arm] = _do(
                         noted, survey, stage.kind, retriever if context else None, of=of, tell=tell
@@ -140,14 +136,17 @@ def measure_all(
         for arm, result in found.items():
             if stage.kind == _GUARDS:
                 findings.checks[arm] = result
+                continue
+            results = findings.results.setdefault(arm, ArmResult())
+            if stage.kind == LOSSES:
+                results.losses, results.read = result
             else:
-                setattr(findings.results.setdefault(arm, ArmResult()), _FIELDS[stage.kind], result)
+                setattr(results, _FIELDS[stage.kind], result)
         findings.missing.remove(stage.title)
 
 
 #: Where tasks and answers of a kind are in `Tasks` and `ArmResult`.
 _FIELDS = {
-    LOSSES: "losses",
     LINES: "lines",
     CROSS_FILE: "cross_file",
     ASSERTIONS: "assertions",
@@ -180,9 +179,11 @@ def _do(
     tell: Callable[[float], None],
 ) -> Any:
     """What one arm does in a stage, with retrieved code in front where there is a retriever."""
-    if kind == LOSSES:
-        return bench.losses(survey.rows if retriever is None else survey.context_rows, tell, of=of)
     tasks = survey.tasks
+    if kind == LOSSES:
+        rows = survey.rows if retriever is None else survey.context_rows
+        losses, likeliest = bench.read(rows, tell, of=of)
+        return losses, lines_right(tasks.read, likeliest, bench.base.tokenizer)
     if kind == EDITS:
         return bench.edits(tasks.edits, of=of, tell=tell)
     if kind == ASSERTIONS:
@@ -299,6 +300,7 @@ class Survey:
             edit_tasks(
                 data.held_out_edits, work.other_tasks, tokenizer, config.data.sequence_lengths[-1], seed=seed
             ),
+            lines_to_read(windows, data.test_excerpts, tokenizer, defined),
         )
         rows = plain_rows(windows, tokenizer, widths)
         return cls(work, wanted, rows, rows, asked, windows, widths, _sizes(rows), [*sampled, *notes], notes)
@@ -313,7 +315,7 @@ class Survey:
     def keep_what_was_done(self, missing: Sequence[str]) -> None:
         """Leave tasks out that not even base and adapter were asked."""
         for kind, name in _FIELDS.items():
-            if kind in missing and kind != LOSSES:
+            if kind in missing:
                 left_out: dict[str, Any] = {name: []}
                 self.tasks = replace(self.tasks, **left_out)
 
@@ -329,72 +331,3 @@ def _sizes(rows: RowSet) -> dict[str, int]:
         for path, row_bytes in zip(batch.paths, batch.row_bytes, strict=True):
             sizes[path] = sizes.get(path, 0) + int(row_bytes)
     return sizes
-
-
-@dataclass(frozen=True)
-class Checks:
-    """What the guards need of base and of adapter: losses on other code and on validation files, words kept by heart."""
-
-    other: dict[str, float]
-    other_bytes: int
-    validation: float
-    train_share: float
-    held_out_share: float
-    places: int
-
-
-def check(
-    bench: Bench,
-    data: PreparedData,
-    trained: Sequence[Excerpt],
-    plan: Survey,
-    *,
-    of: str,
-    tell: Callable[[float], None],
-) -> Checks:
-    tokenizer, config = bench.base.tokenizer, bench.config
-    other = plain_rows(
-        make_windows(guards.other_code(), tokenizer, plan.work.row_tokens),
-        tokenizer,
-        plan.widths,
-    )
-    other = other.spread(int(plan.work.guard_share * other.total_tokens))
-    losses = bench.losses(other, lambda share: tell(0.2 * share), of=of)
-    size = bench.batch_tokens
-    rows = data.validation.spread(int(plan.work.guard_share * _VALIDATION_TOKENS))
-    validation = 0.0
-    count = rows.update_count(size)
-    for done, batch in enumerate(rows.batches(size, seed=None)):
-        part = part_of(lambda share: tell(0.2 + 0.2 * share), done, count)
-        validation += math.fsum(bench.row_losses(batch, part, of=of))
-    places_asked = round(plan.work.guard_share * memorisation_places(config.evaluation))
-    enough = places_asked >= guards.LEAST_PLACES  # fewer say nothing
-    asked = places_asked if enough and bench.engine.streamed is None else 0
-    shares = []
-    places = 0
-    for number, excerpts in enumerate((trained, data.test_excerpts)):
-        found = continuation_places(
-            excerpts, asked, least_rest=8 * guards.CONTINUED_TOKENS, seed=config.seed + number
-        )
-        opening = [index for index in (tokenizer.bos_id, tokenizer.file_id) if index is not None]
-        pairs = [
-            guards.prompt_and_rest(
-                place, tokenizer, [*opening, *tokenizer.encode(header_text(tokenizer, place.path))]
-            )
-            for place in found
-        ]
-        answers = bench.answers(
-            [CaretPrompt(shown) for shown, _ in pairs],
-            kind="verbatim",
-            of=of,
-            max_new_tokens=guards.CONTINUED_TOKENS,
-            tell=part_of(lambda share: tell(0.4 + 0.6 * share), number, 2),
-        )
-        shares.append(guards.verbatim_share(answers, [rest for _, rest in pairs]))
-        places = len(pairs) if number == 0 else min(places, len(pairs))
-    tell(1.0)
-    return Checks(losses, other.source_bytes, validation, shares[0], shares[1], places)
-
-
-#: Tokens of the validation part that its gain is taken from.
-_VALIDATION_TOKENS = 8_192

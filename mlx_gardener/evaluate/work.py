@@ -23,7 +23,7 @@ _FORWARDS_PER_TRAINED_TOKEN = 4
 STEP_TOKENS = {True: 40.0, False: 20.0}
 #: Where time presses: shares of it for rows and for the guards; the rest is for tasks (judgement).
 _ROWS_SHARE, _GUARDS_SHARE = 0.4, 0.2
-#: About so many tokens go forward for the guards of one model, with all their work (`stages.check`).
+#: About so many tokens go forward for the guards of one model, with all their work (`checks.check`).
 _GUARD_TOKENS = 25_000
 #: Whatever the share of the training's work: tasks of each kind and rows, as fewer tell nothing but the largest differences
 #: (judgement). Who wants fewer tasks gets as much fewer rows.

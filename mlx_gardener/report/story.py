@@ -20,6 +20,8 @@ METRICS: dict[str, tuple[str, Callable[[float], str], bool]] = {
     **{
         name: (title, lambda value: f"{value:.1%}", False)
         for name, title in {
+            "read_line_exact": "lines read, exactly right",
+            "read_cross_file_exact": "cross-file lines read, exactly right",
             "answers_exact": "all answers exactly right",
             "answers_similarity": "all answers, similarity",
             "answers_f1": "all answers, own names F1",

@@ -76,6 +76,28 @@ def test_a_repository_with_a_handful_of_tasks_counts_in_no_mean_of_their_kind() 
     assert arms["adapter_bm25"]["assertion_exact"] == pytest.approx(BASE["assertion_exact"])
 
 
+def test_lines_that_were_read_have_bars_of_their_own_where_there_are_enough() -> None:
+    found = {name: entry(1.2, 0.4) for name in "ab"}
+    for lines, own in zip((500, 4), found.values(), strict=True):
+        for arm, share in zip(own["evidence"]["arms"], (0.2, 0.22, 0.25, 0.29, 0.2), strict=True):
+            arm["metrics"] |= {"read_line_exact": share, "read_cross_file_exact": share}
+        own["evidence"]["comparisons"] = [
+            {"metric": "read_line_exact", "tasks": 500}, {"metric": "read_cross_file_exact", "tasks": lines},
+        ]  # fmt: skip
+    assert knows_tables.task_counts(found["a"])["read_cross_file_exact"] == 500
+    mean = knows_tables.means({"": found})[""]
+    rows = {(row["measure"], row["against"]): row for row in knows_tables.bars(mean, found)}
+    assert rows["read_line_exact: adapter + retrieval", "base"]["met"], (
+        "9 points, but 45 % of what the base has"
+    )
+    assert rows["read_line_exact: adapter + retrieval", "base + retrieval"]["met"]
+    assert not rows["read_cross_file_exact: adapter + retrieval", "base"]["met"], (
+        "9 points, 45 % of the base's"
+    )
+    crossing = [row for row in mean["changes"] if row["metric"] == "read_cross_file_exact"]
+    assert crossing and {row["repositories"] for row in crossing} == {1}, "four lines say nothing"
+
+
 def test_variants_are_compared_with_the_first_one_on_the_same_repositories() -> None:
     plain = {"a": entry(1.2, 0.3), "b": entry(1.3, 0.3), "c": entry(1.3, 0.3)}
     retrieval = {"a": entry(1.2, 0.4), "b": entry(1.3, 0.5)}
@@ -129,7 +151,7 @@ def test_the_tables_name_every_repository_arm_and_setting() -> None:
     for name in ("a", "b", "**mean of 2**"):
         for arm in knows_tables.ARMS:
             assert f"| {name} | {arm} | " in text
-    assert "| b | 9 | 120 | 20 | 1.5 | 7 | 20 | 20 | 6 | 0 | promote |" in text
+    assert "| b | 9 | 120 | 20 | 1.5 | 7 | 0 | 0 | 20 | 20 | 6 | 0 | promote |" in text
     widths = [line.count("|") for line in text.splitlines() if line.startswith("|")]
     assert len(set(widths)) <= 5, "every table is as wide as its head"
 

@@ -109,6 +109,8 @@ def test_all_arms_are_measured_on_the_same_tasks_and_twice_the_same(world: World
         "bits_per_byte",
         "next_line_exact",
         "next_line_similarity",
+        "read_line_exact",
+        "read_cross_file_exact",
         "cross_file_exact",
         "cross_file_similarity",
         "cross_file_f1",

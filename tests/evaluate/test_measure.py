@@ -111,7 +111,11 @@ def test_losses_are_kept_and_say_how_far_they_are_within_a_batch(
     batches = rows.update_count(bench.batch_tokens)
     assert len(shares) > 2 * batches and shares == sorted(shares) and shares[-1] == 1.0
     assert bench.losses(rows, of="an adapter") == pytest.approx(found)
-    monkeypatch.setattr(Engine, "row_losses", None)  # nothing is computed any more
+    read, likeliest = bench.read(rows, of="")
+    assert read == pytest.approx(found) and len(likeliest) == len(rows)
+    for computed in ("row_losses", "read_rows"):
+        monkeypatch.setattr(Engine, computed, lambda *_, **__: pytest.fail("computed again"))
+    assert bench.read(rows, of="")[0] == read
     assert bench.losses(rows, of="") == found
 
 

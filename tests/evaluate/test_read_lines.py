@@ -1,0 +1,119 @@
+"""Lines of held-out stretches that are read: which, and that those are right which greedy writing gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlx_gardener.dataset.examples import Excerpt
+from mlx_gardener.evaluate.complete import stop_ids, written_ids
+from mlx_gardener.evaluate.measure import Bench
+from mlx_gardener.evaluate.read_lines import ReadLine, lines_right, lines_to_read
+from mlx_gardener.evaluate.rows import make_windows, plain_rows, rows_with_context
+from mlx_gardener.model import BaseModel, load_base
+from mlx_gardener.platform.kept import KeptValues
+from mlx_gardener.retrieval import Retriever, index_of_files
+from mlx_gardener.source import scan_repository
+from tests.support.engines import engine, plan
+from tests.support.repositories import write_linked_repository
+from tests.support.trainings import tiny_settings
+
+WIDTH = 160
+#: Lines that follow each other: a model that has seen some of them writes the next.
+ROUNDS = "        self.value = value\n" * 40
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    place = tmp_path_factory.mktemp("read")
+    base = load_base("seedling")
+    return Bench(
+        base, engine(base, plan(2, WIDTH)), tiny_settings(place), KeptValues(place / "kept"), lambda: None
+    )
+
+
+def written(base: BaseModel, line: ReadLine, shown: list[int]) -> str:
+    """The text that greedy writing gives up to the line's end, behind what is shown."""
+    written = written_ids(base, shown, max_new_tokens=len(line.tokens) + 4, stops=stop_ids(base.tokenizer))
+    return base.tokenizer.decode([token for token, _ in written])
+
+
+def test_a_line_is_right_where_greedy_writing_gives_it(bench: Bench) -> None:
+    tokenizer = bench.base.tokenizer
+    excerpts = [
+        Excerpt(
+            "ships.py", "python", f"import harbor\n\n\nclass Ship:\n    def __init__(self, value):\n{ROUNDS}"
+        ),
+        Excerpt("read.py", "python", Path(__file__).read_text(encoding="utf-8")),
+    ]
+    windows = make_windows(excerpts, tokenizer, WIDTH)
+    lines = lines_to_read(windows, excerpts, tokenizer, {})
+    _, likeliest = bench.read(plain_rows(windows, tokenizer, (WIDTH,)), of="")
+    right = lines_right(lines, likeliest, tokenizer)
+    assert sum(right) >= 5 and right.count(False) >= 5
+    for line, is_right in zip(lines, right, strict=True):
+        window = next(
+            window for window in windows
+            if window.excerpt == line.excerpt and window.start <= line.first < window.end
+        )  # fmt: skip
+        text, end, _ = written(
+            bench.base, line, [*window.header, *window.tokens[window.start : line.first]]
+        ).partition("\n" if not tokenizer.spelling(line.tokens[0]).startswith(b"\n") else "\n\0")
+        target = tokenizer.decode(list(line.tokens)).rstrip()
+        assert (text.rstrip() == target and bool(end)) is is_right, (text, target)
+
+
+def test_lines_are_those_that_are_asked_for_with_enough_in_front_in_every_arm(
+    bench: Bench, tmp_path: Path
+) -> None:
+    root = write_linked_repository(tmp_path / "harbor")
+    scan = scan_repository(root, bench.config.data, quality_threshold=0.0)
+    text = "".join((root / record.path).read_text() for record in scan.files)
+    long = Excerpt("long.py", "python", f'"""A title."""\n\nimport ports\n{text}')
+    tokenizer = bench.base.tokenizer
+    windows = make_windows([long], tokenizer, WIDTH)
+    assert len(windows) > 3
+    defined = {"weigh_boat": frozenset({"ports/boat.py"})}
+    lines = lines_to_read(windows, [long], tokenizer, defined)
+    told = [tokenizer.decode(list(line.tokens)) for line in lines]
+    assert not any(line.strip().startswith(("from", "import", '"""A title')) for line in told)
+    assert all(line.endswith("\n") for line in told)
+    assert {line.is_cross_file for line in lines} == {
+        ("weigh_boat(" in line and "def" not in line) for line in told
+    }
+    for line in lines:
+        window = next(item for item in windows if item.start <= line.first < item.end)
+        half = WIDTH // 2 - len(window.header)
+        assert line.first < half or line.first >= window.start + half
+    retriever = Retriever(index_of_files(root, scan.files, name="harbor"), tokenizer, limit_tokens=64)
+    for rows in (
+        plain_rows(windows, tokenizer, (WIDTH,)),
+        rows_with_context(windows, tokenizer, retriever, (WIDTH,)),
+    ):
+        _, likeliest = bench.read(rows, of="")
+        everywhere = {
+            start + at: int(index) for (_, start), ids in likeliest.items() for at, index in enumerate(ids)
+        }
+        assert sorted(everywhere) == list(range(len(windows[0].tokens))), (
+            "the label is the place of the first target"
+        )
+        exact = {(0, line.first): np.array(line.tokens, dtype=np.int32) for line in lines}
+        assert all(lines_right(lines, exact, tokenizer)), "what stands there is right"
+        assert not any(lines_right(lines, {}, tokenizer)), "what was not read is not"
+
+
+def test_the_end_of_a_line_counts_and_what_follows_it_does_not(bench: Bench) -> None:
+    tokenizer = bench.base.tokenizer
+    spelled = {tokenizer.spelling(index): index for index in range(tokenizer.vocab_size)}
+    end, far = spelled[b"\n"], spelled[b"\n\n"]
+    total, more = tokenizer.encode("total"), tokenizer.encode(", more")
+    line = ReadLine("a.py", 0, 7, (*total, end), False)
+
+    def right(*ids: int) -> bool:
+        return lines_right([line], {(0, 7): np.array(ids, dtype=np.int32)}, tokenizer) == [True]
+
+    assert right(*total, end) and right(*total, far), "a blank line behind it is not this line's"
+    assert not right(*total, more[0]) and not right(*total[:-1], more[0], end)
+    assert not right(*total, tokenizer.vocab_size + 5), "a row of the head that no token has"
