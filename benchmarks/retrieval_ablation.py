@@ -26,16 +26,15 @@ import click
 import mlx_gardener  # noqa: F401  first: the fast BLAS must be opened before mlx is imported
 from benchmarks.knows_tables import mean_change, told
 from benchmarks.machine import RESULTS, describe
+from benchmarks.reading import ROW_TOKENS, lines_read, nats_of
 from benchmarks.unseen import SOURCES, fetch, packages
 from mlx_gardener.config import DataConfig
 from mlx_gardener.dataset import NextLineTask, cross_file_tasks, names_defined, next_line_tasks, split_files
 from mlx_gardener.dataset.examples import Excerpt, excerpts_of
 from mlx_gardener.dataset.tasks import uses_of_other_files
-from mlx_gardener.engine import model_facts
-from mlx_gardener.evaluate.complete import PREFIX_TOKENS, SUFFIX_TOKENS, caret_prompt
-from mlx_gardener.evaluate.measure import task_prompt
+from mlx_gardener.evaluate.complete import caret_prompt
 from mlx_gardener.evaluate.metrics import bits_per_byte
-from mlx_gardener.evaluate.rows import Window, draw_windows, make_windows, plain_rows, rows_with_context
+from mlx_gardener.evaluate.rows import Window, draw_windows, make_windows
 from mlx_gardener.model import BaseModel, CodeTokenizer, load_base, load_tokenizer, seedling_path
 from mlx_gardener.retrieval import Retriever, code_in_front, index_of_files
 from mlx_gardener.retrieval.definitions import names_defined_in
@@ -57,10 +56,6 @@ ANSWERING = ("chunks by BM25", "half signatures")
 ANSWERS = (
     "bits_per_byte", "cross_file_exact", "cross_file_bits_per_byte", "next_line_exact", "next_line_bits_per_byte",
 )  # fmt: skip
-#: Tokens of a line that are read; longer ones are cut.
-LINE_TOKENS = 64
-#: Of the windows whose bits are counted: less than a training row, since half of one and the context go forward together.
-ROW_TOKENS = 512
 MEASURES = ("name", "definition", "all_names", "name_or_shown")
 
 
@@ -157,48 +152,9 @@ def answered(base: BaseModel, asked: Sequence[NextLineTask], retriever: Retrieve
     }
 
 
-def lines_read(
-    base: BaseModel, asked: Sequence[NextLineTask], retriever: Retriever | None
-) -> list[tuple[float, int, bool]]:
-    """Of every line its loss in nats, its bytes, and whether greedy writing gives it; of its first `LINE_TOKENS` tokens."""
-    import mlx.core as mx
-
-    sizes, room = (PREFIX_TOKENS, SUFFIX_TOKENS), model_facts(base.path).max_tokens - LINE_TOKENS
-    found = []
-    for task in asked:
-        place, target = task_prompt(task, base.tokenizer, retriever, sizes, room), task.target.rstrip()
-        line = mx.array(base.tokenizer.encode(place.begins + target)[:LINE_TOKENS])
-        logits = base.model(mx.concatenate([mx.array(place.ids), line])[None, :-1])[0, -line.size :]
-        logits = logits.astype(mx.float32)
-        own = mx.take_along_axis(logits, line[:, None], axis=-1)[:, 0]
-        nats = float((mx.logsumexp(logits, axis=-1) - own).sum())
-        found.append((nats, len(target.encode()), bool((mx.argmax(logits, axis=-1) == line).all())))
-    return found
-
-
 def bits_per_byte_of(base: BaseModel, windows: Sequence[Window], retriever: Retriever | None) -> float:
     """Bits per byte of held-out windows, as evidence makes rows of them."""
     return bits_per_byte(*nats_of(base, windows, retriever))
-
-
-def nats_of(base: BaseModel, windows: Sequence[Window], retriever: Retriever | None) -> tuple[float, int]:
-    """The loss in nats of held-out windows, as evidence makes rows of them, and their bytes."""
-    import mlx.core as mx
-    import mlx.nn as nn
-
-    widths = (ROW_TOKENS, 2 * ROW_TOKENS)
-    rows = (
-        plain_rows(windows, base.tokenizer, widths)
-        if retriever is None
-        else rows_with_context(windows, base.tokenizer, retriever, widths)
-    )
-    nats = 0.0
-    for batch in rows.batches(1, seed=None):
-        used = int((batch.document_ids[0] > 0).sum())
-        tokens = mx.array(batch.tokens[:, :used])
-        losses = nn.losses.cross_entropy(base.model(tokens[:, :-1]), tokens[:, 1:])
-        nats += float((losses * mx.array(batch.loss_mask[:, 1:used])).sum())
-    return nats, rows.source_bytes
 
 
 def markdown(result: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ import click
 import mlx_gardener  # noqa: F401  first: the fast BLAS must be opened before mlx is imported
 from benchmarks.knows_tables import mean_change, told
 from benchmarks.machine import RESULTS, describe
-from benchmarks.retrieval_ablation import ROW_TOKENS, lines_read, nats_of
+from benchmarks.reading import ROW_TOKENS, lines_read, nats_of
 from benchmarks.unseen import SOURCES, fetch, packages
 from mlx_gardener.adapter import attach_adapter, load_adapter_directory
 from mlx_gardener.adapter.manifest import read_manifest

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from benchmarks import variants_read as variants
@@ -32,6 +33,24 @@ def test_a_base_reads_lines_and_code_with_nothing_and_with_retrieved_code_in_fro
     plain, rich = (variants.figures(told[f"base|{front}"]) for front in variants.FRONTS)
     assert set(plain) == set(rich) >= {"code bits", "next_line bits", "next_line exact", "cross_file bits"}
     assert plain["code bits"] != rich["code bits"] and min(plain["code bits"], rich["code bits"]) > 1
+
+
+def test_an_adapter_reads_what_it_never_saw_and_nothing_else(
+    trained_home: Path, trained_model_dir: Path, repository: Path
+) -> None:
+    base, told = load_base(str(trained_model_dir)), dict[str, Any]()
+
+    def tell(name: str, front: str, entries: Any) -> None:
+        told[f"{name}|{front}"] = variants.figures(entries)
+
+    adapters = {"base": repository, "own": variants.adapter_of(f"{trained_home}:{{}}", "small")}
+    variants.read(repository, base, adapters, lines=2, windows=1, tell=tell)
+    assert told["own|nothing"]["code bits"] != told["base|nothing"]["code bits"]
+    assert told["own|retrieved"]["code bits"] != told["own|nothing"]["code bits"]
+    for file in list(repository.rglob("*.py"))[::2]:
+        file.unlink()
+    with pytest.raises(click.ClickException, match="held out other files"):
+        variants.read(repository, base, adapters, lines=2, windows=1, tell=tell)
 
 
 def test_variants_are_compared_with_the_first_one_with_the_same_in_front(tmp_path: Path) -> None:
