@@ -316,7 +316,10 @@ def find_control(
 
 def _keep(directory: Path, project: str, version: str, data: PreparedData, evidence: Evidence) -> Path:
     """Write the evidence beside the adapter's files; it holds no source text."""
-    now = time.strftime(STAMP, time.gmtime())
+    at = time.time()
+    while (directory / DIRECTORY / f"{time.strftime(STAMP, time.gmtime(at))}.json").exists():
+        at += 1  # another one ended in this second
+    now = time.strftime(STAMP, time.gmtime(at))
     told = {
         "format_version": 1,
         "created_at": now,

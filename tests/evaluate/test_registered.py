@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from mlx_gardener.adapter import LoadedAdapter
 from mlx_gardener.dataset import Earlier, TrainingDataPreparator
 from mlx_gardener.dataset.examples import Excerpt
-from mlx_gardener.evaluate.registered import _unseen
+from mlx_gardener.evaluate.evidence import Arm, Evidence
+from mlx_gardener.evaluate.registered import _keep, _unseen
 from mlx_gardener.model import load_base
 from mlx_gardener.model.lora import AdapterSettings
+from mlx_gardener.registry.evaluations import kept_evaluations
 from tests.support.repositories import write_repository
 from tests.support.trainings import tiny_settings
 
@@ -48,3 +54,18 @@ def test_files_that_only_an_earlier_version_learned_from_are_no_test_of_the_one_
     )
     assert f"{len(before)} of them were left out because they were trained on." in notes
     assert {item.path for item in left.test_excerpts} == {record.path for record in second.split.test}
+
+
+def test_evaluations_that_end_in_the_same_second_are_both_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 1_900_000_000.0)
+    arms = (Arm("base", "base", {"bits_per_byte": 1.0}),)
+    data: Any = SimpleNamespace(scan=SimpleNamespace(commit=None), data_sha256="")
+    for bits in (1.0, 2.0):
+        change = {f"bits_per_byte_change{end}": -0.1 for end in ("", "_low", "_high")}
+        found = Evidence({"base_bits_per_byte": bits, **change}, (), (), 0, arms=arms)
+        _keep(tmp_path, "small", "v1", data, found)
+    kept = kept_evaluations(tmp_path)
+    assert [item.evidence["metrics"]["base_bits_per_byte"] for item in kept] == [1.0, 2.0]
+    assert kept[0].at < kept[1].at
