@@ -22,8 +22,6 @@ METRICS = (
     ("answers_similarity", "similarity", "{:.1%}"),
     ("answers_f1", "own names F1", "{:.1%}"),
 )
-#: Lines that were read, all and those that need another file.
-_READ = ("read_line_exact", "read_cross_file_exact")
 #: Metrics of one kind of task, which a repository may have few of.
 KIND_OF = {
     "next_line_exact": "next_line",
@@ -31,7 +29,8 @@ KIND_OF = {
     "cross_file_exact": "cross_file",
     "assertion_exact": "assertion",
     "fim_exact": "fim",
-    **{metric: metric for metric in _READ},
+    "read_line_exact": "read_line",
+    "read_cross_file_exact": "read_cross_file",
 }
 #: A repository with fewer tasks of a kind counts in no mean of that kind: one assertion would be 100 points.
 LEAST_TASKS = 5
@@ -53,11 +52,7 @@ def arm_metrics(entry: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 def task_counts(entry: Mapping[str, Any]) -> dict[str, int]:
     """How many tasks of each kind an evidence has, and lines that were read."""
-    counts = {
-        item["metric"]: item["tasks"]
-        for item in entry["evidence"].get("comparisons", ())
-        if item["metric"] in _READ
-    }
+    counts: dict[str, int] = {}
     for group in entry["evidence"]["groups"]:
         counts[group["kind"]] = counts.get(group["kind"], 0) + group["tasks"]
     return counts
@@ -269,7 +264,14 @@ def markdown(result: Mapping[str, Any]) -> str:
                 f"{entry['training_seconds'] / 60:.1f} | {retrieval['examples']} | "
                 + "".join(
                     f"{counts.get(kind, 0)} | "
-                    for kind in (*_READ, "next_line", "cross_file", "assertion", "fim")
+                    for kind in (
+                        "read_line",
+                        "read_cross_file",
+                        "next_line",
+                        "cross_file",
+                        "assertion",
+                        "fim",
+                    )
                 )
                 + f"{entry['evidence']['verdict']} |"
             )

@@ -261,7 +261,7 @@ def _groups(scores: dict[str, Scores], *, seed: int) -> tuple[Group, ...]:
     """Exactly right answers by language and kind, the most tasks first; an arm that was asked less is left out."""
     base, adapter = scores["base"], scores["adapter"]
     found = []
-    for kind in ("next_line", "cross_file", "assertion", "fim"):
+    for kind in ("read_line", "read_cross_file", "next_line", "cross_file", "assertion", "fim"):
         metric = f"{kind}_exact"
         files = base.files.get(metric, [])
         if len(adapter.values.get(metric, ())) != len(files):

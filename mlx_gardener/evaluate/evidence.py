@@ -75,7 +75,7 @@ class Comparison:
 class Group:
     """Answers of one kind in one language that are exactly right: shares by arm, and the change from base to adapter in points.
 
-    ``kind`` is next_line, cross_file, assertion or fim; the interval is by file, as everywhere.
+    ``kind`` is read_line, read_cross_file, next_line, cross_file, assertion or fim; the interval is by file, as everywhere.
     """
 
     language: str

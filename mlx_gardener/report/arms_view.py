@@ -42,7 +42,8 @@ def show_details(console: Console, evidence: dict[str, Any]) -> None:
             for kind, noun in _NOUNS.items()
             if work.get(f"{kind}_tasks") or kind in ("next_line", "fim")
         ]
+        lines = f" with {counted(work['read_lines'], 'line')} to read" if "read_lines" in work else ""
         console.print(
-            f"Measured on {counted(work['rows'], 'row')} of unseen code, {', '.join(asked[:-1])} and {asked[-1]} "
+            f"Measured on {counted(work['rows'], 'row')} of unseen code{lines}, {', '.join(asked[:-1])} and {asked[-1]} "
             f"({work['reason']})."
         )

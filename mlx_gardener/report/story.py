@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from mlx_gardener.evaluate.evidence import answers_state
+from mlx_gardener.evaluate.evidence import ARM_TITLES, answers_state
 from mlx_gardener.evaluate.statistics import unseen_share
 
 #: Metric: title, how it is written, and whether less of it is better.
@@ -42,20 +42,16 @@ METRICS: dict[str, tuple[str, Callable[[float], str], bool]] = {
         }.items()
     },
 }
-ARMS = {
-    "base": "base",
-    "base_bm25": "base + retrieval",
-    "adapter": "adapter",
-    "adapter_bm25": "adapter + retrieval",
-    "control": "control",
-}
+ARMS = {**ARM_TITLES, "control": "control"}
 GUARDS = {
     "forgetting": "Other projects' code is not forgotten",
     "memorisation": "Training files are not known by heart",
     "parse_ok": "Filled spans still parse",
 }
-#: Kinds of samples.
+#: Kinds of samples and of tasks.
 KINDS = {
+    "read_line": "line read",
+    "read_cross_file": "cross-file line read",
     "next_line": "next line",
     "cross_file": "cross-file line",
     "assertion": "assertion",
@@ -63,6 +59,8 @@ KINDS = {
 }
 #: Kinds of tasks by the metric that says how many were right.
 _EXACT = {
+    "read_line_exact": "lines read",
+    "read_cross_file_exact": "cross-file lines read",
     "next_line_exact": "next lines",
     "cross_file_exact": "cross-file lines",
     "assertion_exact": "assertions",

@@ -81,10 +81,11 @@ def test_lines_that_were_read_have_bars_of_their_own_where_there_are_enough() ->
     for lines, own in zip((500, 4), found.values(), strict=True):
         for arm, share in zip(own["evidence"]["arms"], (0.2, 0.22, 0.25, 0.29, 0.2), strict=True):
             arm["metrics"] |= {"read_line_exact": share, "read_cross_file_exact": share}
-        own["evidence"]["comparisons"] = [
-            {"metric": "read_line_exact", "tasks": 500}, {"metric": "read_cross_file_exact", "tasks": lines},
-        ]  # fmt: skip
-    assert knows_tables.task_counts(found["a"])["read_cross_file_exact"] == 500
+        own["evidence"]["groups"] += [
+            {"kind": kind, "language": "python", "tasks": tasks}
+            for kind, tasks in (("read_line", 500), ("read_cross_file", lines))
+        ]
+    assert knows_tables.task_counts(found["a"])["read_cross_file"] == 500
     mean = knows_tables.means({"": found})[""]
     rows = {(row["measure"], row["against"]): row for row in knows_tables.bars(mean, found)}
     assert rows["read_line_exact: adapter + retrieval", "base"]["met"], (

@@ -253,6 +253,7 @@ def test_a_version_beside_itself_is_said_to_be_the_same() -> None:
 def details_text() -> str:
     work = {
         "rows": 29,
+        "read_lines": 1_412,
         "next_line_tasks": 1,
         "cross_file_tasks": 9,
         "fim_tasks": 12,
