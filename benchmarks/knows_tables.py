@@ -13,6 +13,7 @@ METRICS = (
     ("bits_per_byte", "bits per byte", "{:.3f}"),
     ("read_line_exact", "lines read exact", "{:.1%}"),
     ("read_cross_file_exact", "cross-file lines read exact", "{:.1%}"),
+    ("read_assertion_exact", "assertions read exact", "{:.1%}"),
     ("next_line_exact", "next line exact", "{:.1%}"),
     ("next_line_similarity", "similarity", "{:.1%}"),
     ("cross_file_exact", "cross-file exact", "{:.1%}"),
@@ -31,6 +32,7 @@ KIND_OF = {
     "fim_exact": "fim",
     "read_line_exact": "read_line",
     "read_cross_file_exact": "read_cross_file",
+    "read_assertion_exact": "read_assertion",
 }
 #: A repository with fewer tasks of a kind counts in no mean of that kind: one assertion would be 100 points.
 LEAST_TASKS = 5
@@ -150,6 +152,7 @@ def bars(mean: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> lis
         ("cross_file_exact", 0.15, 0.6),
         ("read_cross_file_exact", 0.15, 0.6),
         ("assertion_exact", 0.1, None),
+        ("read_assertion_exact", 0.1, None),
     ):
         seen, base = change("adapter_bm25", "base", metric), mean["arms"].get("base", {}).get(metric)
         if seen is not None and base is not None:
@@ -253,9 +256,9 @@ def markdown(result: Mapping[str, Any]) -> str:
         ]
         lines += [
             "",
-            "| repository | files | kB to learn from | updates | minutes | with retrieved code | lines read | of them cross-file | "
-            "tasks: lines | cross-file | assertions | spans | verdict |",
-            "|---" * 13 + "|",
+            "| repository | files | kB to learn from | updates | minutes | with retrieved code | lines read | "
+            "of them cross-file | assertions read | tasks: lines | cross-file | assertions | spans | verdict |",
+            "|---" * 14 + "|",
         ]
         for name, entry in entries.items():
             retrieval, counts = entry["retrieval"] or {"examples": 0}, task_counts(entry)
@@ -267,6 +270,7 @@ def markdown(result: Mapping[str, Any]) -> str:
                     for kind in (
                         "read_line",
                         "read_cross_file",
+                        "read_assertion",
                         "next_line",
                         "cross_file",
                         "assertion",

@@ -87,13 +87,15 @@ def assertion_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> li
         looked_at += sum(len(excerpt.text) for excerpt in file)
         used: set[str] = set()
         for excerpt in file:
-            found += _assertions_of(excerpt, used)
+            found += assertions_of(excerpt, used)
     turns = in_turn(found, lambda task: task.path, random.Random(f"{seed}\0values"))
     return list(islice(turns, count))
 
 
-def _assertions_of(excerpt: Excerpt, used: set[str]) -> Iterator[AssertionTask]:
-    """Those whose value is not among ``used``, which grows by all values."""
+def assertions_of(excerpt: Excerpt, used: set[str]) -> Iterator[AssertionTask]:
+    """Those of a test whose value is not among ``used``, which grows by all values; none of what is no test."""
+    if not is_test(excerpt.path, excerpt.language):
+        return
     data = excerpt.text.encode()
     tree = parse(data, excerpt.language)
     if tree is None:

@@ -34,6 +34,7 @@ from mlx_gardener.evaluate.evidence import (
 )
 from mlx_gardener.evaluate.measure import ArmResult, Bench, Scores, Tasks, line_of, score, value_of
 from mlx_gardener.evaluate.metrics import bits_per_byte, edit_similarity
+from mlx_gardener.evaluate.read_places import ASSERTION, CROSS_FILE, LINE
 from mlx_gardener.evaluate.retrieval import Retriever, training_index
 from mlx_gardener.evaluate.stages import Findings, Survey, measure_all
 from mlx_gardener.evaluate.statistics import (
@@ -248,7 +249,7 @@ def _evidence(
             "cross_file_tasks": len(plan.tasks.cross_file),
             "assertion_tasks": len(plan.tasks.assertions),
             "edit_tasks": sum(task.is_due for task in plan.tasks.edits),
-            "read_lines": len(plan.tasks.read),
+            "read_lines": sum(LINE in place.kinds for place in plan.tasks.read),
             "quiet_tasks": sum(not task.is_due for task in plan.tasks.edits),
         },
         notes=tuple(notes),
@@ -261,7 +262,7 @@ def _groups(scores: dict[str, Scores], *, seed: int) -> tuple[Group, ...]:
     """Exactly right answers by language and kind, the most tasks first; an arm that was asked less is left out."""
     base, adapter = scores["base"], scores["adapter"]
     found = []
-    for kind in ("read_line", "read_cross_file", "next_line", "cross_file", "assertion", "fim"):
+    for kind in (LINE, CROSS_FILE, ASSERTION, "next_line", "cross_file", "assertion", "fim"):
         metric = f"{kind}_exact"
         files = base.files.get(metric, [])
         if len(adapter.values.get(metric, ())) != len(files):

@@ -22,7 +22,7 @@ ANSWERS = {
     "answers_f1": "the repository's names",
 }
 _NEXT_LINES = ("next_line_exact", "next_line_similarity", "identifier_f1")
-#: The share of lines that were read and that greedy writing gives (`read_lines`).
+#: The share of lines that were read and that greedy writing gives (`read_places`).
 READ_LINES = "read_line_exact"
 
 
@@ -75,7 +75,8 @@ class Comparison:
 class Group:
     """Answers of one kind in one language that are exactly right: shares by arm, and the change from base to adapter in points.
 
-    ``kind`` is read_line, read_cross_file, next_line, cross_file, assertion or fim; the interval is by file, as everywhere.
+    ``kind`` is read_line, read_cross_file or read_assertion, next_line, cross_file, assertion or fim; the
+    interval is by file, as everywhere.
     """
 
     language: str

@@ -14,11 +14,11 @@ from mlx_gardener.config import TrainingConfig
 from mlx_gardener.dataset import AssertionTask, Batch, EditTask, FimTask, NextLineTask, RowSet, first_value
 from mlx_gardener.engine import Engine, base_topic, kept_row_losses, kept_row_readings, model_facts
 from mlx_gardener.evaluate.complete import CaretPrompt, caret_prompt
-from mlx_gardener.evaluate.evidence import ANSWERS, READ_LINES
+from mlx_gardener.evaluate.evidence import ANSWERS
 from mlx_gardener.evaluate.exact import writes_exactly
 from mlx_gardener.evaluate.generate import Answer, generate_many, prompt_key
 from mlx_gardener.evaluate.metrics import edit_similarity, identifier_f1, parses
-from mlx_gardener.evaluate.read_lines import ReadLine
+from mlx_gardener.evaluate.read_places import ReadPlace
 from mlx_gardener.evaluate.retrieval import Retriever
 from mlx_gardener.evaluate.work import Work
 from mlx_gardener.platform.kept import KeptValues
@@ -49,12 +49,12 @@ class Tasks:
     cross_file: list[NextLineTask] = field(default_factory=list)
     assertions: list[AssertionTask] = field(default_factory=list)
     edits: list[EditTask] = field(default_factory=list)
-    read: list[ReadLine] = field(default_factory=list)
+    read: list[ReadPlace] = field(default_factory=list)
 
 
 @dataclass
 class ArmResult:
-    """What one arm did: loss by file in nats, answers in the order of the tasks, which edits and lines read it writes exactly."""
+    """What one arm did: loss by file in nats, answers in the order of the tasks, which edits and places read it writes exactly."""
 
     losses: dict[str, float] = field(default_factory=dict)
     read: list[bool] = field(default_factory=list)
@@ -340,9 +340,8 @@ def score(result: ArmResult, tasks: Tasks) -> Scores:
     for edit, right in zip(tasks.edits, result.edits, strict=bool(result.edits)):
         add("edit_exact" if edit.is_due else "edit_quiet", edit.path, float(right))
     for read, right in zip(tasks.read, result.read, strict=bool(result.read)):
-        add(READ_LINES, read.path, float(right))
-        if read.is_cross_file:
-            add("read_cross_file_exact", read.path, float(right))
+        for kind in read.kinds:
+            add(f"{kind}_exact", read.path, float(right))
     for span, answer in zip(tasks.spans, result.spans, strict=bool(result.spans)):
         compare("fim", span.path, answer.text.strip(), span.target.strip())
         add("fim_parse_ok", span.path, float(parses(span.prefix + answer.text + span.suffix, span.language)))

@@ -30,7 +30,7 @@ from mlx_gardener.dataset import (
 from mlx_gardener.evaluate.checks import Checks, check
 from mlx_gardener.evaluate.measure import ArmResult, Bench, Tasks
 from mlx_gardener.evaluate.progress import Part, Progress
-from mlx_gardener.evaluate.read_lines import lines_right, lines_to_read
+from mlx_gardener.evaluate.read_places import places_right, places_to_read
 from mlx_gardener.evaluate.retrieval import Retriever, training_excerpts
 from mlx_gardener.evaluate.rows import draw_windows, make_windows, plain_rows, rows_with_context
 from mlx_gardener.evaluate.work import STEP_TOKENS, Work, decide_work, more_work
@@ -183,7 +183,7 @@ def _do(
     if kind == LOSSES:
         rows = survey.rows if retriever is None else survey.context_rows
         losses, likeliest = bench.read(rows, tell, of=of)
-        return losses, lines_right(tasks.read, likeliest, bench.base.tokenizer)
+        return losses, places_right(tasks.read, likeliest, bench.base.tokenizer)
     if kind == EDITS:
         return bench.edits(tasks.edits, of=of, tell=tell)
     if kind == ASSERTIONS:
@@ -300,7 +300,7 @@ class Survey:
             edit_tasks(
                 data.held_out_edits, work.other_tasks, tokenizer, config.data.sequence_lengths[-1], seed=seed
             ),
-            lines_to_read(windows, data.test_excerpts, tokenizer, defined),
+            places_to_read(windows, data.test_excerpts, tokenizer, defined),
         )
         rows = plain_rows(windows, tokenizer, widths)
         return cls(work, wanted, rows, rows, asked, windows, widths, _sizes(rows), [*sampled, *notes], notes)

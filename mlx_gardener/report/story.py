@@ -22,6 +22,7 @@ METRICS: dict[str, tuple[str, Callable[[float], str], bool]] = {
         for name, title in {
             "read_line_exact": "lines read, exactly right",
             "read_cross_file_exact": "cross-file lines read, exactly right",
+            "read_assertion_exact": "assertions read, exactly right",
             "answers_exact": "all answers exactly right",
             "answers_similarity": "all answers, similarity",
             "answers_f1": "all answers, own names F1",
@@ -52,6 +53,7 @@ GUARDS = {
 KINDS = {
     "read_line": "line read",
     "read_cross_file": "cross-file line read",
+    "read_assertion": "assertion read",
     "next_line": "next line",
     "cross_file": "cross-file line",
     "assertion": "assertion",
@@ -61,6 +63,7 @@ KINDS = {
 _EXACT = {
     "read_line_exact": "lines read",
     "read_cross_file_exact": "cross-file lines read",
+    "read_assertion_exact": "assertions read",
     "next_line_exact": "next lines",
     "cross_file_exact": "cross-file lines",
     "assertion_exact": "assertions",

@@ -1,7 +1,8 @@
-"""Lines of held-out stretches that are read: which, and that those are right which greedy writing gives."""
+"""Lines and values of held-out stretches that are read: which, and that those are right which greedy writing gives."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,14 @@ import pytest
 from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.evaluate.complete import stop_ids, written_ids
 from mlx_gardener.evaluate.measure import Bench
-from mlx_gardener.evaluate.read_lines import ReadLine, lines_right, lines_to_read
+from mlx_gardener.evaluate.read_places import (
+    ASSERTION,
+    CROSS_FILE,
+    LINE,
+    ReadPlace,
+    places_right,
+    places_to_read,
+)
 from mlx_gardener.evaluate.rows import make_windows, plain_rows, rows_with_context
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.platform.kept import KeptValues
@@ -34,7 +42,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     )
 
 
-def written(base: BaseModel, line: ReadLine, shown: list[int]) -> str:
+def written(base: BaseModel, line: ReadPlace, shown: list[int]) -> str:
     """The text that greedy writing gives up to the line's end, behind what is shown."""
     written = written_ids(base, shown, max_new_tokens=len(line.tokens) + 4, stops=stop_ids(base.tokenizer))
     return base.tokenizer.decode([token for token, _ in written])
@@ -49,9 +57,9 @@ def test_a_line_is_right_where_greedy_writing_gives_it(bench: Bench) -> None:
         Excerpt("read.py", "python", Path(__file__).read_text(encoding="utf-8")),
     ]
     windows = make_windows(excerpts, tokenizer, WIDTH)
-    lines = lines_to_read(windows, excerpts, tokenizer, {})
+    lines = places_to_read(windows, excerpts, tokenizer, {})
     _, likeliest = bench.read(plain_rows(windows, tokenizer, (WIDTH,)), of="")
-    right = lines_right(lines, likeliest, tokenizer)
+    right = places_right(lines, likeliest, tokenizer)
     assert sum(right) >= 5 and right.count(False) >= 5
     for line, is_right in zip(lines, right, strict=True):
         window = next(
@@ -70,23 +78,23 @@ def test_lines_are_those_that_are_asked_for_with_enough_in_front_in_every_arm(
 ) -> None:
     root = write_linked_repository(tmp_path / "harbor")
     scan = scan_repository(root, bench.config.data, quality_threshold=0.0)
-    text = "".join((root / record.path).read_text() for record in scan.files)
+    text = "".join(path.read_text() for path in sorted(root.rglob("use_*.py")))
     long = Excerpt("long.py", "python", f'"""A title."""\n\nimport ports\n{text}')
     tokenizer = bench.base.tokenizer
     windows = make_windows([long], tokenizer, WIDTH)
     assert len(windows) > 3
-    defined = {"weigh_boat": frozenset({"ports/boat.py"})}
-    lines = lines_to_read(windows, [long], tokenizer, defined)
+    lines = places_to_read(windows, [long], tokenizer, {})
     told = [tokenizer.decode(list(line.tokens)) for line in lines]
+    assert {line.kinds for line in lines} == {(LINE,)}
+    name = re.findall(r"weigh_\w+", "".join(told))[-1]
+    lines = places_to_read(windows, [long], tokenizer, {name: frozenset({"ports/elsewhere.py"})})
     assert not any(line.strip().startswith(("from", "import", '"""A title')) for line in told)
     assert all(line.endswith("\n") for line in told)
-    assert {line.is_cross_file for line in lines} == {
-        ("weigh_boat(" in line and "def" not in line) for line in told
-    }
+    crossing = [CROSS_FILE in line.kinds for line in lines]
+    assert crossing == [(f"{name}(" in line) for line in told] and any(crossing)
     for line in lines:
         window = next(item for item in windows if item.start <= line.first < item.end)
-        half = WIDTH // 2 - len(window.header)
-        assert line.first < half or line.first >= window.start + half
+        assert window.start == 0 or line.first >= window.halves[1][0]
     retriever = Retriever(index_of_files(root, scan.files, name="harbor"), tokenizer, limit_tokens=64)
     for rows in (
         plain_rows(windows, tokenizer, (WIDTH,)),
@@ -100,8 +108,8 @@ def test_lines_are_those_that_are_asked_for_with_enough_in_front_in_every_arm(
             "the label is the place of the first target"
         )
         exact = {(0, line.first): np.array(line.tokens, dtype=np.int32) for line in lines}
-        assert all(lines_right(lines, exact, tokenizer)), "what stands there is right"
-        assert not any(lines_right(lines, {}, tokenizer)), "what was not read is not"
+        assert all(places_right(lines, exact, tokenizer)), "what stands there is right"
+        assert not any(places_right(lines, {}, tokenizer)), "what was not read is not"
 
 
 def test_the_end_of_a_line_counts_and_what_follows_it_does_not(bench: Bench) -> None:
@@ -109,11 +117,37 @@ def test_the_end_of_a_line_counts_and_what_follows_it_does_not(bench: Bench) -> 
     spelled = {tokenizer.spelling(index): index for index in range(tokenizer.vocab_size)}
     end, far = spelled[b"\n"], spelled[b"\n\n"]
     total, more = tokenizer.encode("total"), tokenizer.encode(", more")
-    line = ReadLine("a.py", 0, 7, (*total, end), False)
+    line = ReadPlace("a.py", 0, 7, (*total, end), b"\n", (LINE,))
 
     def right(*ids: int) -> bool:
-        return lines_right([line], {(0, 7): np.array(ids, dtype=np.int32)}, tokenizer) == [True]
+        return places_right([line], {(0, 7): np.array(ids, dtype=np.int32)}, tokenizer) == [True]
 
     assert right(*total, end) and right(*total, far), "a blank line behind it is not this line's"
     assert not right(*total, more[0]) and not right(*total[:-1], more[0], end)
     assert not right(*total, tokenizer.vocab_size + 5), "a row of the head that no token has"
+    assert not right(*total), "its end was not read"
+
+
+def test_values_of_assertions_are_read_up_to_what_ends_them(bench: Bench) -> None:
+    tokenizer = bench.base.tokenizer
+    rows = "\n".join(
+        f"    assert ship.weight == {1000 + number}  # kg\n    assert ship.name in names, 'why'\n    ship.sail()"
+        for number in range(4)
+    )
+    text = f"from ships import ship\n\n\ndef test_weight():\n{rows}\n    check(ship, equal=3)\n"
+    excerpts = [Excerpt("tests/test_ship.py", "python", text), Excerpt("ship.py", "python", text)]
+    windows = make_windows(excerpts, tokenizer, 512)
+    places = places_to_read(windows, excerpts, tokenizer, {})
+    values = [place for place in places if place.kinds == (ASSERTION,)]
+    assert {place.path for place in values} == {"tests/test_ship.py"}, "only tests have assertions"
+    told = [tokenizer.decode(list(place.tokens)).strip() for place in values]
+    assert [value[:4] for value in told] == ["1000", "1001", "1002", "1003"]
+    assert all(value.lstrip("0123456789").strip() in ("", "#") for value in told), told
+
+    def right(place: ReadPlace, *ids: int) -> bool:
+        return places_right([place], {(0, place.first): np.array(ids, dtype=np.int32)}, tokenizer) == [True]
+
+    first, *rest, last = values[0].tokens
+    assert right(values[0], first, *rest, last)
+    assert not right(values[0], first, *rest, tokenizer.encode("5")[0]), "10005 is another value"
+    assert not right(values[0], *values[1].tokens)
