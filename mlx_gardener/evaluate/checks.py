@@ -44,13 +44,14 @@ def check(
     of: str,
     tell: Callable[[float], None],
 ) -> Checks:
-    """Measure them.
+    """What ``bench``'s base, with what is attached to it, does where the guards look.
 
     Args:
         trained: what the adapter was trained on.
-        work: how much of it.
+        work: says how much of it is looked at.
         widths: of rows, tokens.
-        of: as for `Bench`'s store.
+        of: what is attached, as in `Bench.store`.
+        tell: told the share done, 0 to 1.
     """
     tokenizer, config = bench.base.tokenizer, bench.config
     other = plain_rows(
