@@ -110,8 +110,8 @@ def measured(
         asked = retriever if arm.endswith("_bm25") else None
         with attach_adapter(bench.base, adapter) if arm.startswith("adapter") else nullcontext():
             for kind, some in tasks.items():
-                ask = bench.lines if kind == "cross_file" else getattr(bench, kind)
-                answers = ask(some, asked, work, of=arm.partition("_")[0], tell=lambda share: None)
+                of = arm.partition("_")[0]
+                answers = bench.task_answers(some, asked, work, of=of, tell=lambda share: None)
                 found.setdefault(arm, {})[kind] = [
                     shown(kind, task, answer.text) for task, answer in zip(some, answers, strict=True)
                 ]

@@ -35,6 +35,8 @@ _ENOUGH: dict[str, Callable[[str], bool]] = {
     "next line": lambda text: "\n" in text.lstrip("\n"),
     "value": lambda text: "\n" in text,
 }
+#: What is written for a task.
+_ANSWER_OF: dict[type, str] = {NextLineTask: "next line", AssertionTask: "value", FimTask: "fim"}
 #: The score of the repository's names of a kind of task, where it has one of its own.
 _NAMES = {"next_line": "identifier_f1", "cross_file": "cross_file_f1"}
 
@@ -176,58 +178,30 @@ class Bench:
             known |= found
         return [known[key] for key in keys]
 
-    def _prompts(
+    def task_answers(
         self,
         tasks: Sequence[NextLineTask | AssertionTask | FimTask],
         retriever: Retriever | None,
         work: Work,
-    ) -> list[CaretPrompt]:
-        """What is asked, with as much retrieved code in front as the model's context has room for, as where it is served."""
-        room = model_facts(self.base.path).max_tokens - work.new_tokens
-        return [task_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens, room) for task in tasks]
-
-    def lines(
-        self,
-        tasks: Sequence[NextLineTask],
-        retriever: Retriever | None,
-        work: Work,
         *,
         of: str,
         tell: Callable[[float], None],
     ) -> list[Answer]:
-        """The next line of every task, with retrieved code in front where there is a retriever.
+        """The next line, the rest of an assertion's line, or what fills a span: answers to tasks of one kind.
+
+        In front is as much retrieved code as the model's context has room for, as where it is served, where there is a retriever.
 
         Args:
             work: says how long prompts and answers are.
         """
-        prompts = self._prompts(tasks, retriever, work)
-        return self.answers(prompts, kind="next line", of=of, max_new_tokens=work.new_tokens, tell=tell)
-
-    def assertions(
-        self,
-        tasks: Sequence[AssertionTask],
-        retriever: Retriever | None,
-        work: Work,
-        *,
-        of: str,
-        tell: Callable[[float], None],
-    ) -> list[Answer]:
-        """The rest of the line of every assertion, likewise."""
-        prompts = self._prompts(tasks, retriever, work)
-        return self.answers(prompts, kind="value", of=of, max_new_tokens=work.new_tokens, tell=tell)
-
-    def spans(
-        self,
-        tasks: Sequence[FimTask],
-        retriever: Retriever | None,
-        work: Work,
-        *,
-        of: str,
-        tell: Callable[[float], None],
-    ) -> list[Answer]:
-        """What fills the span of every task, likewise."""
-        prompts = self._prompts(tasks, retriever, work)
-        return self.answers(prompts, kind="fim", of=of, max_new_tokens=work.new_tokens, tell=tell)
+        if not tasks:
+            return []
+        room = model_facts(self.base.path).max_tokens - work.new_tokens
+        prompts = [
+            task_prompt(task, self.base.tokenizer, retriever, work.prompt_tokens, room) for task in tasks
+        ]
+        kind = _ANSWER_OF[type(tasks[0])]
+        return self.answers(prompts, kind=kind, of=of, max_new_tokens=work.new_tokens, tell=tell)
 
     def edits(self, tasks: Sequence[EditTask], *, of: str, tell: Callable[[float], None]) -> list[bool]:
         """Whether each window is written exactly as it should be; from the store where that is known."""

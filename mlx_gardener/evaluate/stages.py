@@ -186,12 +186,7 @@ def _do(
         return losses, places_right(tasks.read, likeliest, bench.base.tokenizer)
     if kind == EDITS:
         return bench.edits(tasks.edits, of=of, tell=tell)
-    if kind == ASSERTIONS:
-        return bench.assertions(tasks.assertions, retriever, survey.work, of=of, tell=tell)
-    if kind == SPANS:
-        return bench.spans(tasks.spans, retriever, survey.work, of=of, tell=tell)
-    lines = tasks.cross_file if kind == CROSS_FILE else tasks.lines
-    return bench.lines(lines, retriever, survey.work, of=of, tell=tell)
+    return bench.task_answers(getattr(tasks, _FIELDS[kind]), retriever, survey.work, of=of, tell=tell)
 
 
 def _fingerprint(adapter: LoadedAdapter) -> str:
