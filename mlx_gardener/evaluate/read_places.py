@@ -93,8 +93,8 @@ def _stretches(
         yield line.start_byte, line.end_byte, (LINE, CROSS_FILE) if line.is_cross_file else (LINE,)
     data = excerpt.text.encode()
     for task in assertions_of(excerpt, values):
-        start = len(task.prefix.encode())
-        start += len(data[start:]) - len(data[start:].lstrip(b" "))
+        rest = data[len(task.prefix.encode()) :].lstrip(b" ")
+        start = len(data) - len(rest)
         yield start, start + len(task.target.encode()), (ASSERTION,)
 
 

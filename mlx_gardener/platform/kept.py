@@ -1,7 +1,8 @@
 """Values that are kept between runs, by topic and key: one private JSON file a topic.
 
 What is kept can be made again, so a damaged file is an empty one, and of two processes that add at once one may lose what
-it added. Cost: a file is read and written whole; with `MOST` values of answers' size some megabytes.
+it added. Cost: a file is read and written whole: some megabytes with `MOST` answers, 90 with as many rows'
+likeliest tokens (5 kB each).
 """
 
 from __future__ import annotations

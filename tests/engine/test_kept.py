@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlx_gardener.dataset import Batch
-from mlx_gardener.engine import Engine, kept_row_losses, kept_row_readings
+from mlx_gardener.engine import Engine, base_topic, kept_row_losses, kept_row_readings
 from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.platform.kept import KeptValues
 from tests.support.engines import batch, engine, plan
@@ -62,9 +62,7 @@ def test_likeliest_tokens_are_kept_beside_losses_and_computed_again_where_they_a
     monkeypatch.setattr(Engine, "read_rows", lambda *_, **__: pytest.fail("computed again"))
     assert told() == expected
     monkeypatch.setattr(Engine, "read_rows", real)
-    topic = next(
-        file for file in store.directory.iterdir() if "[[" in file.read_text() or ", [" in file.read_text()
-    )
+    topic = store.directory / f"{base_topic(base, 'readings')}.json"
     for damage in ("[1.0]", "[1, [2]]", '[1.0, ["a"]]', "[1.0, 2]", "1.0"):
         kept = json.loads(topic.read_text())
         topic.write_text(json.dumps(dict.fromkeys(kept, json.loads(damage))))

@@ -43,9 +43,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 def written(base: BaseModel, line: ReadPlace, shown: list[int]) -> str:
-    """The text that greedy writing gives up to the line's end, behind what is shown."""
-    written = written_ids(base, shown, max_new_tokens=len(line.tokens) + 4, stops=stop_ids(base.tokenizer))
-    return base.tokenizer.decode([token for token, _ in written])
+    """The text that greedy writing gives behind what is shown, the line's end included."""
+    found = written_ids(base, shown, max_new_tokens=len(line.tokens) + 4, stops=stop_ids(base.tokenizer))
+    return base.tokenizer.decode([token for token, _ in found])
 
 
 def test_a_line_is_right_where_greedy_writing_gives_it(bench: Bench) -> None:
@@ -66,9 +66,8 @@ def test_a_line_is_right_where_greedy_writing_gives_it(bench: Bench) -> None:
             window for window in windows
             if window.excerpt == line.excerpt and window.start <= line.first < window.end
         )  # fmt: skip
-        text, end, _ = written(
-            bench.base, line, [*window.header, *window.tokens[window.start : line.first]]
-        ).partition("\n" if not tokenizer.spelling(line.tokens[0]).startswith(b"\n") else "\n\0")
+        shown = [*window.header, *window.tokens[window.start : line.first]]
+        text, end, _ = written(bench.base, line, shown).partition("\n")
         target = tokenizer.decode(list(line.tokens)).rstrip()
         assert (text.rstrip() == target and bool(end)) is is_right, (text, target)
 
