@@ -70,7 +70,7 @@ def diff(project: str, first: str, second: str, as_json: bool) -> None:
 @click.command()
 @click.argument("project", type=name_type, shell_complete=complete_projects)
 @click.argument("path")
-@click.option("--purge", is_flag=True, help="Delete versions, checkpoints and cached tokens that know it.")
+@click.option("--purge", is_flag=True, help="Delete versions, checkpoints and caches that know it.")
 @click.option("--undo", is_flag=True, help="Let the next training read PATH again; trains nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--model", shell_complete=complete_models, help="As in train.")
@@ -171,7 +171,7 @@ def _told(done: Forgotten, *, purge: bool) -> Iterator[str]:
     if len(done.not_shown) > 10:
         yield f"Not measured: {len(done.not_shown) - 10} more."
     if purge:
-        yield f"Deleted: {', '.join((*done.purged, 'earlier runs and cached tokens'))}."
+        yield f"Deleted: {', '.join((*done.purged, 'earlier runs, cached tokens and answers'))}."
     elif done.knowing:
         yield f"These versions have learned from it, and are kept without --purge: {', '.join(done.knowing)}."
     if not done.knowing:

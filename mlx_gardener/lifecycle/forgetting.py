@@ -308,11 +308,14 @@ def _is_gone(recall: tuple[Recall, ...], before: str | None, after: str) -> bool
 
 
 def _purge(registry: ProjectRegistry, project: str, versions: list[str]) -> list[str]:
-    """Delete versions, the project's checkpoints but for the new training's result, and all cached tokens."""
+    """Delete versions, the project's checkpoints but for the new training's result, and all cached tokens and answers."""
+    from mlx_gardener.evaluate.registered import ANSWERS
+
     for version in versions:
         registry.remove_adapter(project, version, delete_files=True)
     runs = registry.project_directory(project) / "runs"
     for directory in sorted(runs.iterdir()) if runs.is_dir() else ():
         registry.remove_run(project, directory)
-    registry.discard(registry.home / "cache" / "tokens")
+    for cache in ("cache/tokens", ANSWERS):
+        registry.discard(registry.home / cache)
     return versions

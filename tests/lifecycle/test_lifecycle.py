@@ -178,7 +178,8 @@ def test_a_forgotten_path_stays_out_and_what_knows_it_goes(
     assert done.shown == (path,) and done.not_shown == {}
     assert path not in manifest_of(registry, "v8")["data"]["files"]
     assert [item.version for item in PeftManager(registry).list_adapters("small")] == ["v7", "v8"]
-    assert registry.check() == [] and not (registry.home / "cache" / "tokens").exists()
+    assert registry.check() == []
+    assert not any((registry.home / "cache" / name).exists() for name in ("tokens", "answers"))
     assert registry.remember_path("small", path) and not registry.remember_path("small", path)
 
 
@@ -359,7 +360,7 @@ def test_the_summary_says_what_was_and_was_not_shown() -> None:
     unseen = replace(done, recall=None, is_gone=None, knowing=(), cannot_be_known=(), not_shown={})
     assert list(_told(unseen, purge=True)) == [
         "It was not shown that it is gone: nothing of it is in the repository that could be measured.",
-        "Deleted: earlier runs and cached tokens.",
+        "Deleted: earlier runs, cached tokens and answers.",
         "No version before had learned from it.",
     ]
     assert any("It is NOT gone" in said for said in _told(replace(done, is_gone=False), purge=True))
