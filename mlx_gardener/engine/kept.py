@@ -95,7 +95,7 @@ def _kept(
     """What is found of every row: by ``known`` from what is kept, else by ``compute``, and then kept as ``told``."""
     topic = base_topic(base, f"{kind} by document" if engine.per_document else kind, adapter=adapter)
     keys = [_row_key(batch, row, by_document=engine.per_document) for row in range(len(batch.tokens))]
-    kept = store.read(topic)
+    kept = store.read(topic, keys)
     found = {key: value for key in keys if (value := known(kept.get(key))) is not None}
     new = [row for row, key in enumerate(keys) if key not in found]
     if new:

@@ -156,7 +156,7 @@ class Bench:
         """Answers to prompts; from the store where they are known."""
         topic = base_topic(self.base, f"answers {kind}", adapter=of)
         keys = [prompt_key(prompt.ids, max_new_tokens, prompt.begins) for prompt in prompts]
-        kept = self.store.read(topic)
+        kept = self.store.read(topic, keys)
         known = {key: answer for key in keys if (answer := Answer.from_json(kept.get(key))) is not None}
         new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known}
         if new:
@@ -207,7 +207,7 @@ class Bench:
         """Whether each window is written exactly as it should be; from the store where that is known."""
         topic = base_topic(self.base, "next edits", adapter=of)
         keys = [prompt_key([*task.prompt, *task.answer], len(task.answer)) for task in tasks]
-        kept = self.store.read(topic)
+        kept = self.store.read(topic, keys)
         known = {key: kept[key] for key in keys if isinstance(kept.get(key), bool)}
         new = {key: task for key, task in zip(keys, tasks, strict=True) if key not in known}
         if new:

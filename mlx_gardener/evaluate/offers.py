@@ -10,16 +10,16 @@ the reading of one file.
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_gardener.platform.files import make_private, path_of_address, private, write_whole
+from mlx_gardener.platform.files import path_of_address, write_whole
+from mlx_gardener.platform.private_database import private_database
 from mlx_gardener.platform.untrusted import read_bytes
 
 #: Minutes after which a file is looked at.
@@ -270,40 +270,13 @@ class OfferStore:
             return None
         return Counter(line_hash(self._salt, line) for line in text.splitlines() if line.strip())
 
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
+    def _open(self) -> AbstractContextManager[sqlite3.Connection]:
         """A transaction; a file that is damaged is begun anew.
 
         Raises:
             OSError: the file cannot be read or written, or turned out to be damaged.
         """
-        try:
-            try:
-                connection = self._connected()
-            except sqlite3.OperationalError:
-                raise
-            except sqlite3.DatabaseError:
-                self._place.unlink(missing_ok=True)
-                connection = self._connected()
-            with closing(connection), connection:
-                yield connection
-        except sqlite3.Error as error:
-            if not isinstance(error, sqlite3.OperationalError):
-                self._place.unlink(missing_ok=True)
-            raise OSError(f"{_FILE_NAME}: {error}") from error
-
-    def _connected(self) -> sqlite3.Connection:
-        make_private(self._place.parent)
-        os.close(private(str(self._place), os.O_RDWR | os.O_CREAT))  # SQLite's own would follow the umask
-        connection = sqlite3.connect(self._place, timeout=10.0)
-        try:
-            connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA secure_delete = ON")  # what is dropped is overwritten
-            connection.executescript(_SCHEMA)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        return private_database(self._place, _SCHEMA)
 
     def _bound(self, connection: sqlite3.Connection, now: float) -> None:
         """Let go of the oldest offers."""

@@ -17,7 +17,7 @@ by it. A backup and an export lie outside of the home, where nobody could look f
 | remove, gc, forget | ``.trash/*`` | it is locked |
 | repair of a damaged database | ``.rebuild-*`` | it is locked |
 | connecting an editor | ``editors/.*.new`` | it is locked, or empty and young |
-| caches | ``cache/answers/.*.new``, ``cache/.*.json.*``, ``cache/bases/.*.json.*`` | it is young |
+| caches | ``cache/.*.json.*``, ``cache/bases/.*.json.*`` | it is young |
 | a GGUF file being read | ``cache/bases/.reading-*`` | ``cache/bases/.reading.lock`` is held |
 | restore | ``.HOME.XXXXXXXX.new`` beside the home | it is locked, or empty and young |
 """
@@ -50,7 +50,6 @@ _FILES = (
     f"projects/*/.{INDEX_NAME}.*.new",
     f"projects/*/{IN_USE_NAME}/.*.new",
     ".in-use-salt.*.new",
-    "cache/answers/.*.new",
     "cache/.*.json.*",
     "cache/bases/.*.json.*",
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from mlx_gardener.dataset import Batch
 from mlx_gardener.engine import Engine, base_topic, kept_row_losses, kept_row_readings
 from mlx_gardener.model import BaseModel, load_base
-from mlx_gardener.platform.kept import KeptValues
+from mlx_gardener.platform.kept import FILE_NAME, KeptValues
 from tests.support.engines import batch, engine, plan
 
 
@@ -62,11 +63,12 @@ def test_likeliest_tokens_are_kept_beside_losses_and_computed_again_where_they_a
     monkeypatch.setattr(Engine, "read_rows", lambda *_, **__: pytest.fail("computed again"))
     assert told() == expected
     monkeypatch.setattr(Engine, "read_rows", real)
-    topic = store.directory / f"{base_topic(base, 'readings')}.json"
-    for damage in ("[1.0]", "[1, [2]]", '[1.0, ["a"]]', "[1.0, 2]", "1.0"):
-        kept = json.loads(topic.read_text())
-        topic.write_text(json.dumps(dict.fromkeys(kept, json.loads(damage))))
-        assert told() == expected
+    for damage in ("[1.0]", "[1, [2]]", '[1.0, ["a"]]', "[1.0, 2]", "1.0", "{"):
+        with closing(sqlite3.connect(store.directory / FILE_NAME)) as connection, connection:
+            changed = connection.execute(
+                "UPDATE kept SET value = ? WHERE topic = ?", (damage, base_topic(base, "readings"))
+            )
+        assert changed.rowcount == len(given.tokens) and told() == expected
 
 
 def test_another_base_type_or_attention_has_losses_of_its_own(base: BaseModel, tmp_path: Path) -> None:
@@ -87,7 +89,6 @@ def test_another_base_type_or_attention_has_losses_of_its_own(base: BaseModel, t
 def test_what_is_damaged_is_computed_again(base: BaseModel, tmp_path: Path) -> None:
     given, store = batch(), KeptValues(tmp_path / "kept")
     expected = kept_row_losses(engine(base, plan(2)), base, given, store)
-    (file,) = store.directory.iterdir()
-    for damage in ("{", "[1]", '{"a": NaN}'):
-        file.write_text(damage)
+    for damage in (b"", b"{", b"no database" * 100):
+        (store.directory / FILE_NAME).write_bytes(damage)
         assert kept_row_losses(engine(base, plan(2)), base, given, store) == expected

@@ -60,7 +60,6 @@ IN_HOME = [
     ".trash/projects+small+adapters+v0-0badcafe/README.md",
     ".rebuild-abc/new.sqlite3",
     "editors/.vscode.json.0badcafe.new/file",
-    "cache/answers/.key.new",
     "cache/.dry_runs.json.123",
     "cache/.backend.json.17",
     "cache/.gguf_facts.json.17",
