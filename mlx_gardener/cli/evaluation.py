@@ -113,3 +113,8 @@ def evaluate(
     console.print(
         safe_text(f"Kept as {done.file.parent.name}/{done.file.name} beside {project}/{done.version}.")
     )
+    if not done.counts:
+        console.print(
+            "It measured less than half of what was measured before: `report`, `show` and `serve` go by that as they did.",
+            soft_wrap=True,
+        )

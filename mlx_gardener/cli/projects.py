@@ -70,7 +70,7 @@ def projects(as_json: bool) -> None:
 def show(project: str, as_json: bool) -> None:
     """Show PROJECT and the versions of its adapter; * marks the version other programs pick up.
 
-    Figures are those of a version's newest `eval`, or else of its training.
+    Figures are those of a version's newest `eval` that measured enough, or else of its training.
     """
     from rich.table import Table
 

@@ -21,7 +21,15 @@ from mlx_gardener.config import RetrievalWish, TrainingConfig, validate_config
 from mlx_gardener.errors import AdapterError, ConfigError, DataError, RegistryError, TimeLimitError
 from mlx_gardener.platform.files import is_directory, make_private, write_whole
 from mlx_gardener.registry import AdapterRecord, Project, ProjectRegistry
-from mlx_gardener.registry.evaluations import DIRECTORY, STAMP, kept_evaluations
+from mlx_gardener.registry.evaluations import (
+    DIRECTORY,
+    STAMP,
+    kept_at,
+    kept_evaluations,
+    newest_evaluation,
+    newest_that_counts,
+    training_evidence,
+)
 
 if TYPE_CHECKING:
     from mlx_gardener.adapter import LoadedAdapter
@@ -38,12 +46,16 @@ ANSWERS = "cache/answers"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Evidence on a registered adapter, and the file it was written to."""
+    """Evidence on a registered adapter, and the file it was written to.
+
+    ``counts`` is False where it measured too little to take the place of what was measured before (`newest_that_counts`).
+    """
 
     project: str
     version: str
     evidence: Evidence
     file: Path
+    counts: bool
 
 
 def evaluate_adapter(
@@ -121,7 +133,10 @@ def evaluate_adapter(
     if not evidence.arms:
         limit.interrupt()
     file = _keep(record.directory, project, record.version, data, evidence)
-    return Evaluation(project, record.version, evidence, file)
+    newest = newest_evaluation(record.directory)
+    return Evaluation(
+        project, record.version, evidence, file, newest is not None and newest.at == kept_at(file)
+    )
 
 
 class _TimeLimit:
@@ -351,24 +366,19 @@ class RetrievalChoice:
 
 
 def choose_retrieval(directory: Path, wish: RetrievalWish, *, with_adapter: bool = True) -> RetrievalChoice:
-    """What ``serve.retrieval`` means for a version: "auto" follows the newest evidence that has the arms, and is off without.
+    """What ``serve.retrieval`` means for a version: "auto" follows the newest evidence that counts and has the arms, else is off.
 
     Args:
         directory: the version's.
         with_adapter: whether it answers, or its base alone.
     """
-    from mlx_gardener.adapter.manifest import read_manifest
     from mlx_gardener.evaluate.retrieval import retrieval_helps
     from mlx_gardener.retrieval.context import CONTEXT_TOKENS
 
-    found = [kept.evidence for kept in kept_evaluations(directory)]
-    with suppress(AdapterError):  # whoever loads the adapter says so
-        of_training = read_manifest(directory).get("evidence")
-        if isinstance(of_training, dict) and of_training.get("arms"):
-            found.insert(0, of_training)
+    found = [training_evidence(directory), *(kept.evidence for kept in kept_evaluations(directory))]
     arm = "adapter_bm25" if with_adapter else "base_bm25"
-    telling = [item for item in found if any(found_arm["name"] == arm for found_arm in item["arms"])]
-    evidence: dict[str, Any] = telling[-1] if telling else {}
+    telling = [item for item in found if any(found_arm["name"] == arm for found_arm in item.get("arms", ()))]
+    evidence: dict[str, Any] = telling[newest_that_counts(telling)] if telling else {}
     limit = int((evidence.get("work") or {}).get("context_tokens", CONTEXT_TOKENS))
     if wish != "auto":
         return RetrievalChoice(wish == "on", f"serve.retrieval is {wish}", limit)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import calendar
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from mlx_gardener.platform.untrusted import read_json
+from mlx_gardener.registry.adapter_files import read_manifest_file
 
 DIRECTORY = "evaluations"
 #: An evaluation's file is named by when it was made, in UTC, so that names sort by time.
@@ -39,13 +41,49 @@ def kept_evaluations(directory: Path) -> list[KeptEvaluation]:
 
 
 def newest_evaluation(directory: Path) -> KeptEvaluation | None:
-    """The newest of them; None where the version was not measured again since its training."""
-    return next(reversed(kept_evaluations(directory)), None)
+    """The newest of them that says enough (`newest_that_counts`); None where the training's own evidence is what counts."""
+    kept = kept_evaluations(directory)
+    if not kept:
+        return None
+    found = newest_that_counts([training_evidence(directory), *(item.evidence for item in kept)])
+    return kept[found - 1] if found else None
+
+
+def training_evidence(directory: Path) -> dict[str, Any]:
+    """What the training of the version in ``directory`` found, by its manifest; empty where that says nothing of it."""
+    try:
+        found = read_manifest_file(directory)[1].get("evidence")
+    except (OSError, ValueError):
+        return {}
+    return found if _is_evidence(found) else {}
+
+
+def newest_that_counts(evidence: Sequence[Mapping[str, Any]]) -> int:
+    """The place of the last that measured at least half as many bytes of held-out source as any of them.
+
+    What a short ``eval --timeout`` found on a few files does not hide what was measured on all.
+    """
+    sizes = [_measured_bytes(item) for item in evidence]
+    return max(place for place, size in enumerate(sizes) if 2 * size >= max(sizes))
+
+
+def _measured_bytes(evidence: Mapping[str, Any]) -> float:
+    sizes = (file.get("bytes") for file in evidence.get("files") or ())
+    return sum(size for size in sizes if isinstance(size, (int, float)))
+
+
+def kept_at(file: Path) -> float:
+    """When the evaluation in ``file`` was made, seconds since the epoch, by its name.
+
+    Raises:
+        ValueError: its name is none of an evaluation's.
+    """
+    return calendar.timegm(time.strptime(file.stem, STAMP))
 
 
 def _read(file: Path) -> KeptEvaluation | None:
     try:
-        at = calendar.timegm(time.strptime(file.stem, STAMP))
+        at = kept_at(file)
         told = read_json(file, follow_links=False)
     except (OSError, ValueError):
         return None

@@ -28,8 +28,8 @@ def version_to_show(registry: ProjectRegistry, project: str, version: str | None
 def known_of(registry: ProjectRegistry, record: AdapterRecord) -> dict[str, Any]:
     """Evidence, metrics and training of a version; ``evaluated_at`` (seconds since the epoch) where the evidence is of a later `eval`.
 
-    Of evaluations the newest counts, as it does for the server. With the evidence's source texts where it is of the training that
-    made the version, and that is still there; manifests and evaluations have it without.
+    Of evaluations the newest that says enough counts (`newest_evaluation`), as it does for the server. With the evidence's source
+    texts where it is of the training that made the version, and that is still there; manifests and evaluations have it without.
 
     Raises:
         AdapterError: the manifest cannot be read.

@@ -44,6 +44,9 @@ def test_an_adapter_is_evaluated_again_without_touching_its_files_also_where_its
     assert str(repository.parent) not in kept[0].read_text()
     assert (directory / "manifest.json").read_bytes() == manifest and registry.check() == []
 
+    large = {**told, "files": [{**file, "bytes": 100 * file["bytes"]} for file in told["files"]]}
+    earlier = kept[0].with_name("2020-01-01T00-00-00Z.json")
+    earlier.write_text(json.dumps({"evidence": large}))
     shown = gardener_here("eval", "small", "--arms", "base,adapter", "--tasks", "2")
     assert shown.returncode == 0, shown.stderr
     for words in (
@@ -52,8 +55,14 @@ def test_an_adapter_is_evaluated_again_without_touching_its_files_also_where_its
         "known by heart",
         "What to do now",
         "Kept as evaluations/",
+        "It measured less than half of what was measured before",
     ):
         assert words in shown.stdout
+    assert (
+        json.loads(gardener_here("show", "small", "--json").stdout)["adapters"][0]["evaluated_at"]
+        == 1577836800
+    )
+    earlier.unlink()
     assert "retrieval" not in shown.stdout
 
     other = write_repository(tmp_path / "other", modules=2)

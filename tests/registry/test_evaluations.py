@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlx_gardener.registry.evaluations import DIRECTORY, newest_evaluation
+from mlx_gardener.registry.evaluations import DIRECTORY, newest_evaluation, newest_that_counts
 
 WHOLE: dict[str, Any] = {
     "arms": [{"name": "base", "metrics": {"bits_per_byte": 1}}],
@@ -37,3 +37,24 @@ def test_an_evaluation_that_lacks_what_is_read_of_it_is_passed_over(
         (tmp_path / DIRECTORY / f"{year}-01-01T00-00-00Z.json").write_text(text)
     newest = newest_evaluation(tmp_path)
     assert newest is not None and newest.evidence == WHOLE
+
+
+def measured(size: int, **more: Any) -> dict[str, Any]:
+    file = {"path": "a.py", "bytes": size, "base_bits_per_byte": 1.0, "adapter_bits_per_byte": 0.9}
+    return {**WHOLE, "files": [file], **more}
+
+
+def test_what_measured_little_does_not_hide_what_measured_much(tmp_path: Path) -> None:
+    """`eval --timeout 5` took the place of what an hour had found, for `report`, `show` and what `serve` decides by."""
+    assert newest_that_counts([measured(100), measured(50)]) == 1
+    assert newest_that_counts([measured(100), measured(49)]) == 0
+    assert newest_that_counts([measured(100), measured(300), measured(149), measured(150), {}]) == 3
+    assert newest_that_counts([{}, {}]) == 1
+    (tmp_path / DIRECTORY).mkdir()
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": {}, "evidence": measured(100)}))
+    for year, size, expected in ((2030, 40, None), (2031, 60, 60), (2032, 40, 60), (2033, 400, 400)):
+        text = json.dumps({"evidence": measured(size)})
+        (tmp_path / DIRECTORY / f"{year}-01-01T00-00-00Z.json").write_text(text)
+        newest = newest_evaluation(tmp_path)
+        seen = None if newest is None else newest.evidence["files"][0]["bytes"]
+        assert seen == expected, year
