@@ -4,7 +4,7 @@ In: a repository's `Scan`. Out: `PreparedData`: packed training rows, and left-t
 parts in which every kept source byte is a target exactly once. Cost: tokenising, once per content (the cache).
 """
 
-from mlx_gardener.dataset.assertions import AssertionTask, assertion_tasks, assertions_of, first_value
+from mlx_gardener.dataset.assertions import AssertionTask, asked_values, assertion_tasks, first_value
 from mlx_gardener.dataset.changes import Earlier
 from mlx_gardener.dataset.edit_rows import EditTask, edit_tasks
 from mlx_gardener.dataset.prepare import PreparedData, TrainingDataPreparator
@@ -37,8 +37,8 @@ __all__ = [
     "Split",
     "TrainingDataPreparator",
     "asked_lines",
+    "asked_values",
     "assertion_tasks",
-    "assertions_of",
     "continuation_places",
     "cross_file_tasks",
     "edit_tasks",

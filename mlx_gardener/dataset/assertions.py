@@ -92,28 +92,57 @@ def assertion_tasks(excerpts: Sequence[Excerpt], count: int, *, seed: int) -> li
     return list(islice(turns, count))
 
 
+@dataclass(frozen=True)
+class AskedValue:
+    """An assertion's value in an excerpt: where it begins and ends, bytes, and where what ends it does.
+
+    ``closing_byte`` is the end of the first sign after the value and the blanks behind it, or of a condition's line.
+    """
+
+    start_byte: int
+    end_byte: int
+    closing_byte: int
+    in_condition: bool
+
+
 def assertions_of(excerpt: Excerpt, used: set[str]) -> Iterator[AssertionTask]:
     """Those of a test whose value is not among ``used``, which grows by all values; none of what is no test."""
+    data = excerpt.text.encode()
+    for value in asked_values(excerpt, used):
+        prefix = data[: value.start_byte].decode().rstrip(" ")
+        target = data[value.start_byte : value.end_byte].decode()
+        line = prefix.count("\n") + 1
+        yield AssertionTask(excerpt.path, excerpt.language, line, prefix, target, value.in_condition)
+
+
+def asked_values(excerpt: Excerpt, used: set[str]) -> Iterator[AskedValue]:
+    """The values that `assertions_of` asks for. Cost: a syntax tree, and the lines of the values."""
     if not is_test(excerpt.path, excerpt.language):
         return
     data = excerpt.text.encode()
     tree = parse(data, excerpt.language)
     if tree is None:
         return
+    comment = b"#" if excerpt.language == "python" else b"//"
     for start, end, in_condition in _values(tree.root_node, data, excerpt.language):
-        prefix, target = data[:start].decode().rstrip(" "), data[start:end].decode()
-        rest = data[start:].decode().split("\n")[0]
+        target = data[start:end].decode()
         if target in used:
             continue
         used.add(target)
+        line_end = data.find(b"\n", start)
+        line_end = len(data) if line_end < 0 else line_end
+        before = data[data.rfind(b"\n", 0, start) + 1 : start].rstrip(b" ")
         # A value on a line of its own, or one that is not found again in its line, cannot be compared with what is written.
-        if prefix.endswith(("\n", "\t")) or "\n" in target or target in _TRIVIAL:
+        if not before or before.endswith(b"\t") or "\n" in target or target in _TRIVIAL:
             continue
         if not _VALUE_CHARACTERS[0] <= len(target) <= _VALUE_CHARACTERS[1]:
             continue
+        rest = data[start:line_end].decode()
         if first_value(rest, excerpt.language, in_condition=in_condition) == target:
-            line = prefix.count("\n") + 1
-            yield AssertionTask(excerpt.path, excerpt.language, line, prefix, target, in_condition)
+            behind = data[end:line_end]
+            closing = line_end - len(behind.lstrip(b" \t"))
+            closing += len(comment) if data.startswith(comment, closing) else 1
+            yield AskedValue(start, end, line_end + 1 if in_condition else closing, in_condition)
 
 
 def first_value(line: str, language: str, *, in_condition: bool = False) -> str:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import io
 import random
 import re
+from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING
 
 from mlx_gardener.dataset.assertions import LOOKED_AT_BYTES
@@ -179,8 +180,12 @@ def _is_asked(number: int, line: str) -> bool:
 
 
 def _lines_using(excerpt: Excerpt, defined: Mapping[str, frozenset[str]]) -> list[int]:
-    """The lines of a file, counted from 0, that use a name which is defined elsewhere and not here."""
-    return sorted({line for line, _ in uses_of_other_files(excerpt, defined)})
+    """The lines of a file, counted from 0, that use a name which is defined elsewhere and not here.
+
+    They are those of `file_lines`: a syntax tree does not end a line at a carriage return alone.
+    """
+    ends = list(accumulate(len(line.encode()) for line in file_lines(excerpt.text)))
+    return sorted({bisect_right(ends, at) for _, at in uses_of_other_files(excerpt, defined)})
 
 
 def uses_of_other_files(excerpt: Excerpt, defined: Mapping[str, frozenset[str]]) -> list[tuple[int, int]]:

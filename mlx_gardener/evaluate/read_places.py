@@ -11,13 +11,13 @@ every arm alike. Cost: a syntax tree for each file.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from mlx_gardener.dataset import asked_lines, assertions_of
+from mlx_gardener.dataset import asked_lines, asked_values
 from mlx_gardener.dataset.examples import Excerpt
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class ReadPlace:
         excerpt: its number, as in `rows.Window`.
         first: where the first token is in the excerpt.
         tokens: ids.
-        ending: what the last of them spells up to the end: the line's, or the first sign after the value.
+        ending: what the last of them spells up to the end: the line's, or that of what ends the value (`dataset.asked_values`).
         kinds: what it counts as, of LINE, CROSS_FILE and ASSERTION.
     """
 
@@ -78,9 +78,9 @@ def places_to_read(
             half for window in own for half in window.halves if window.start == 0 or half[0] > window.start
         ]
         for start, end, kinds in _stretches(excerpt, defined, values.setdefault(excerpt.path, set())):
-            first, last = bisect_right(ends, start), bisect_right(ends, end)
+            first, last = bisect_right(ends, start), bisect_left(ends, end)
             if first < last and any(low <= first and last < high for low, high in halves):
-                ending = spelled[last][: end + 1 - ends[last - 1]]
+                ending = spelled[last][: end - ends[last - 1]]
                 found.append(ReadPlace(excerpt.path, number, first, tokens[first : last + 1], ending, kinds))
     return found
 
@@ -88,14 +88,11 @@ def places_to_read(
 def _stretches(
     excerpt: Excerpt, defined: Mapping[str, frozenset[str]], values: set[str]
 ) -> Iterator[tuple[int, int, tuple[str, ...]]]:
-    """Of every line and value where it begins and the place of what ends it, bytes, and its kinds."""
+    """Of every line and value where it begins and where what ends it ends, bytes, and its kinds."""
     for line in asked_lines(excerpt, defined):
-        yield line.start_byte, line.end_byte, (LINE, CROSS_FILE) if line.is_cross_file else (LINE,)
-    data = excerpt.text.encode()
-    for task in assertions_of(excerpt, values):
-        rest = data[len(task.prefix.encode()) :].lstrip(b" ")
-        start = len(data) - len(rest)
-        yield start, start + len(task.target.encode()), (ASSERTION,)
+        yield line.start_byte, line.end_byte + 1, (LINE, CROSS_FILE) if line.is_cross_file else (LINE,)
+    for value in asked_values(excerpt, values):
+        yield value.start_byte, value.closing_byte, (ASSERTION,)
 
 
 def places_right(

@@ -239,7 +239,9 @@ def next_steps(
                     ),
                 )
             )
-        if (evidence.get("answers_power") or {}).get("told", 1.0) > _FIVE_POINTS:
+        told = (evidence.get("answers_power") or {}).get("told", 1.0)
+        # Of a base that is read from disk lines are read, and nothing is asked.
+        if evidence.get("next_line_tasks") and told > _FIVE_POINTS:
             steps.append(
                 Step("Ask for more answers, to see smaller differences:", (f"mlx-gardener eval {project} --thorough",))
             )  # fmt: skip

@@ -62,6 +62,14 @@ def test_lines_are_asked_that_use_a_name_of_another_file() -> None:
     assert targets(Excerpt("uses.py", "python", USES), count=1) == found[:1]
 
 
+def test_a_carriage_return_alone_shifts_no_line() -> None:
+    shifted = USES.replace("    own", '    text = "a\rb"\n    own')
+    found = cross_file_tasks([Excerpt("uses.py", "python", shifted)], 99, names_defined(FILES), seed=0)
+    assert sorted(task.target.strip() for task in found) == sorted(
+        targets(Excerpt("uses.py", "python", USES))
+    )
+
+
 def test_names_of_the_file_itself_and_names_that_many_files_define_need_no_other() -> None:
     many = [*FILES, *(record(f"harbor{number}.py", "load_harbor") for number in range(3))]
     found = targets(Excerpt("harbor.py", "python", USES), many)

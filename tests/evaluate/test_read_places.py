@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from mlx_gardener.model import BaseModel, load_base
 from mlx_gardener.platform.kept import KeptValues
 from mlx_gardener.retrieval import Retriever, index_of_files
 from mlx_gardener.source import scan_repository
+from mlx_gardener.source.languages import language_of
 from tests.support.engines import engine, plan
 from tests.support.repositories import write_linked_repository
 from tests.support.trainings import tiny_settings
@@ -150,3 +152,41 @@ def test_values_of_assertions_are_read_up_to_what_ends_them(bench: Bench) -> Non
     assert right(values[0], first, *rest, last)
     assert not right(values[0], first, *rest, tokenizer.encode("5")[0]), "10005 is another value"
     assert not right(values[0], *values[1].tokens)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "value", "others"),
+    [
+        (
+            "ship_test.go",
+            "package ship\n\nfunc TestShip(t *testing.T) {\n\tif got := weigh(); got != wanted {\n\t\tt.Fatal()\n\t}\n}\n",
+            " wanted {\n",
+            (" wanted && other {\n", " wanted || other {\n", " wanted{}\n"),
+        ),
+        (
+            "test_ship.py",
+            "from ships import ship\n\n\ndef test_ship():\n    assert ship.weight == total  # kg\n    ship.sail()\n",
+            " total  # tons",
+            (" total + 1\n", " total if ship else None\n"),
+        ),
+    ],
+)
+def test_a_value_that_goes_on_behind_a_blank_is_another(
+    bench: Bench, path: str, text: str, value: str, others: tuple[str, ...]
+) -> None:
+    tokenizer = bench.base.tokenizer
+    excerpts = [Excerpt(path, language_of(path), text)]
+    windows = [
+        replace(window, end=2 * len(window.tokens)) for window in make_windows(excerpts, tokenizer, 512)
+    ]
+    (place,) = (
+        place for place in places_to_read(windows, excerpts, tokenizer, {}) if place.kinds == (ASSERTION,)
+    )
+    before = tokenizer.decode(list(windows[0].tokens[: place.first]))
+
+    def right(written: str) -> bool:
+        ids = tokenizer.encode(before + written)[place.first :]
+        ids += [0] * len(place.tokens)
+        return places_right([place], {(0, place.first): np.array(ids, dtype=np.int32)}, tokenizer) == [True]
+
+    assert right(value) and not any(map(right, others))

@@ -38,13 +38,20 @@ def test_an_arm_that_was_asked_less_is_left_out() -> None:
 
 def test_the_table_says_what_to_do_where_it_does_not_help() -> None:
     def group(
-        language: str, base: float, adapter: float, bm25: float, low: float, high: float, tasks: int = 40
+        language: str,
+        base: float,
+        adapter: float,
+        bm25: float,
+        low: float,
+        high: float,
+        tasks: int = 40,
+        kind: str = "next_line",
     ) -> dict[str, Any]:
         exact = {"base": base, "base_bm25": bm25, "adapter": adapter}
         change = {"change": adapter - base, "low": low, "high": high}
         return {
             "language": language,
-            "kind": "next_line",
+            "kind": kind,
             "tasks": tasks,
             "files": 9,
             "exact": exact,
@@ -58,6 +65,7 @@ def test_the_table_says_what_to_do_where_it_does_not_help() -> None:
         group("ruby", 0.0, 0.0, 0.0, 0.0, 0.0),
         group("java", 0.2, 0.2, 0.1, -0.1, 0.1),
         group("c", 0.2, 0.2, 0.1, -0.1, 0.1, tasks=5),
+        group("c", 0.2, 0.2, 0.1, -0.1, 0.1, tasks=5, kind="read_line"),
     ]
     table = groups_table({"groups": groups})
     assert [row[-1] for row in table.rows] == [
@@ -67,6 +75,7 @@ def test_the_table_says_what_to_do_where_it_does_not_help() -> None:
         "none is right: a larger base",
         "not told apart: more steps, or a larger base",
         "too few tasks to say: eval --thorough",
+        "too few to say",
     ]
     assert table.rows[3][-2] == "+0.0 (-33.3 to +33.3)", "never from nothing to nothing"
     assert table.rows[0][:4] == ("python, next line", "40 in 9", "10.0%", "20.0%")

@@ -178,6 +178,15 @@ def test_a_losing_comparison_is_said_whichever_side_is_named_first() -> None:
     assert not said("adapter", "control", -0.2, -0.1) and not said("control", "adapter", 0.1, 0.2)
 
 
+def test_more_answers_are_advised_only_where_answers_were_asked() -> None:
+    read = {"arm": "adapter", "against": "base", "metric": "read_line_exact", "files": 9, "tasks": 300}
+    found = {**EVIDENCE, "comparisons": [{**read, "change": 0.0, "low": -0.1, "high": 0.1}]}
+    for tasks in (0, 10):
+        steps = next_steps({**found, "next_line_tasks": tasks}, About("web"))
+        thorough = [step for step in steps if "mlx-gardener eval web --thorough" in step.commands]
+        assert len(thorough) == (tasks > 0)
+
+
 def test_retrieval_is_advised_once_and_only_where_the_server_has_it_not_on_already() -> None:
     def advised(bits: tuple[float, float], answers: tuple[float, float], *against_base: float) -> list[str]:
         def compared(arm: str, other: str, metric: str, low: float, high: float) -> dict[str, object]:
