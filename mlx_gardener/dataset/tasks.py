@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: Nothing is learned from lines that anybody would guess: blanks, braces, imports, three characters.
 _TRIVIAL = re.compile(
-    r"[\s{}()\[\];,:]*|\s*(import|from|use|using|package|#include|require)\b.*|\s*(#|//|\*|/\*).*"
+    r"[\s{}()\[\];,:]*|\s*(import|from|use|using|package|#include|require)\b.*|\s*(#|//|\*|/\*|--[\s\[-]).*"
 )
 _LEAST_CONTEXT_LINES = 3
 #: Shortest and longest span, characters: short enough to be written within the usual limit of new tokens.

@@ -6,6 +6,7 @@ Cost: a hash of every row; rows that were not seen before are computed (`Engine.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -49,8 +50,8 @@ def kept_row_losses(
         adapter: as for `base_topic`; "" also for one that changes nothing yet.
     """
 
-    def known(value: Any) -> float | None:
-        return value if isinstance(value, float) else None
+    def known(value: Any, row: int) -> float | None:
+        return value if isinstance(value, float) and math.isfinite(value) else None
 
     compute = partial(engine.row_losses, between_segments=between_segments)
     return _kept("losses", engine, base, batch, store, adapter, compute, known, lambda loss: loss)
@@ -68,9 +69,13 @@ def kept_row_readings(
     """`Engine.read_rows`, likewise. Cost: some bytes are kept for every loss-bearing token."""
     import numpy as np
 
-    def known(value: Any) -> RowReading | None:
+    def known(value: Any, row: int) -> RowReading | None:
         match value:
-            case [float(loss), [*ids]] if all(type(index) is int for index in ids):
+            case [float(loss), [*ids]] if (
+                math.isfinite(loss)
+                and len(ids) == int(batch.loss_mask[row, 1:].sum())
+                and all(type(index) is int and 0 <= index < 2**31 for index in ids)
+            ):
                 return RowReading(loss, np.array(ids, dtype=np.int32))
         return None
 
@@ -89,14 +94,14 @@ def _kept(
     store: KeptValues,
     adapter: str,
     compute: Callable[[Batch], list[_Found]],
-    known: Callable[[Any], _Found | None],
+    known: Callable[[Any, int], _Found | None],
     told: Callable[[_Found], Any],
 ) -> list[_Found]:
     """What is found of every row: by ``known`` from what is kept, else by ``compute``, and then kept as ``told``."""
     topic = base_topic(base, f"{kind} by document" if engine.per_document else kind, adapter=adapter)
     keys = [_row_key(batch, row, by_document=engine.per_document) for row in range(len(batch.tokens))]
     kept = store.read(topic, keys)
-    found = {key: value for key in keys if (value := known(kept.get(key))) is not None}
+    found = {key: value for row, key in enumerate(keys) if (value := known(kept.get(key), row)) is not None}
     new = [row for row, key in enumerate(keys) if key not in found]
     if new:
         computed = {keys[row]: value for row, value in zip(new, compute(_rows_of(batch, new)), strict=True)}

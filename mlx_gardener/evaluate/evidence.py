@@ -272,10 +272,12 @@ class Evidence:
         )
         tasks = max((found.tasks for name, found in known.items() if name in ANSWERS), default=0)
         lines = known[READ_LINES].tasks if READ_LINES in known else 0
-        asked = [f"{tasks} task{'s' * (tasks != 1)}"] * (tasks > 0)
-        asked += [f"{lines} line{'s' * (lines != 1)} that it read"] * (lines > 0)
-        state = {"better": "are better", "worse": "are worse"}.get(self.answers, "are not measurably better")
-        return f" Its answers to {' and '.join(asked)} {state}: {figures}."
+        read = f"{lines} line{'s' * (lines != 1)} that it read"
+        state = {"better": "better", "worse": "worse"}.get(self.answers, "not measurably better")
+        if tasks == 0:
+            return f" What it would write of {read} is {state}: {figures}."
+        asked = f"{tasks} task{'s' * (tasks != 1)}" + f" and {read}" * (lines > 0)
+        return f" Its answers to {asked} are {state}: {figures}."
 
     def _change(self, arm: str, against: str, metric: str) -> Comparison | None:
         """The comparison of two arms, if it was made."""

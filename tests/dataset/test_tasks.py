@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from mlx_gardener.config import DataConfig
-from mlx_gardener.dataset import cross_file_tasks, names_defined
+from mlx_gardener.dataset import asked_lines, cross_file_tasks, names_defined
 from mlx_gardener.dataset.examples import Excerpt
 from mlx_gardener.source import ChunkType, FileRecord, scan_repository
 from mlx_gardener.source.records import ChunkRecord
@@ -125,3 +127,19 @@ def test_what_a_file_imports_is_defined_elsewhere(tmp_path: Path) -> None:
 
 def test_a_language_without_a_grammar_has_none() -> None:
     assert targets(Excerpt("notes.lua", "lua", USES)) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "language", "line", "is_asked"),
+    [
+        ("a.py", "python", "# a comment", False),
+        ("a.ts", "typescript", "    // a comment", False),
+        ("a.lua", "lua", "-- a comment", False),
+        ("a.sql", "sql", "--- a comment", False),
+        ("a.c", "c", "--count;", True),
+        ("a.py", "python", "total = 1", True),
+    ],
+)
+def test_comments_are_not_asked_for(path: str, language: str, line: str, is_asked: bool) -> None:
+    excerpt = Excerpt(path, language, "a\nb\nc\n" + line + "\n")
+    assert [asked.start_byte for asked in asked_lines(excerpt, {})] == [6] * is_asked

@@ -63,7 +63,9 @@ def test_likeliest_tokens_are_kept_beside_losses_and_computed_again_where_they_a
     monkeypatch.setattr(Engine, "read_rows", lambda *_, **__: pytest.fail("computed again"))
     assert told() == expected
     monkeypatch.setattr(Engine, "read_rows", real)
-    for damage in ("[1.0]", "[1, [2]]", '[1.0, ["a"]]', "[1.0, 2]", "1.0", "{"):
+    too_many, too_large = str([1.0, [1] * 99]), str([1.0, [2**40]])
+    no_readings = ("[1.0]", "[1, [2]]", '[1.0, ["a"]]', "[1.0, 2]", "1.0", "{", "[Infinity, [1]]")
+    for damage in (*no_readings, too_many, too_large):
         with closing(sqlite3.connect(store.directory / FILE_NAME)) as connection, connection:
             changed = connection.execute(
                 "UPDATE kept SET value = ? WHERE topic = ?", (damage, base_topic(base, "readings"))

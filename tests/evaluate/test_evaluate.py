@@ -97,6 +97,10 @@ def test_the_reason_tells_the_answers_apart_from_the_bits() -> None:
     )
     assert "the repository's names" in told
     assert "are worse" in evidence(-0.2, -0.1, answers_exact=WORSE).reason
+    read = "What it would write of 155 lines that it read is better: lines read"
+    assert read in evidence(-0.2, -0.1, read_line_exact=BETTER).reason, "nothing was asked"
+    both = evidence(-0.2, -0.1, answers_exact=UNCLEAR, read_line_exact=BETTER).reason
+    assert "Its answers to 155 tasks and 155 lines that it read are better" in both
     assert "answers" not in evidence(-0.2, -0.1).reason
 
 
