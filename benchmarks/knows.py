@@ -2,11 +2,13 @@
 
     python -m benchmarks.knows --name smollm2 --model PATH [--repositories smolagents,mcp,...]
         [--set optimizer.max_steps=200 ...] [--variant data.retrieval_share=0 --variant data.retrieval_share=0.3 ...]
+        [--add RESULT.json ...]
 
 Every repository gets an adapter for every variant of the settings, in a home below ``--work`` that only this uses; then each is
 measured with the next repository's as its control, by ``mlx-gardener train`` and ``eval`` as anybody starts them. What is done
 is kept and not done again, an unfinished training goes on, and the table is written anew after every step, so that it can be
-stopped at any time. The base's answers are kept for all variants. Writes ``results/knows_NAME.json`` and ``.md``.
+stopped at any time. The base's answers are kept for all variants. Writes ``results/knows_NAME.json`` and ``.md``. What was
+measured elsewhere by the same settings is added to the table by ``--add``, without anything being measured again.
 Cost: what trainings and evaluations cost; the overhead is some seconds a repository.
 """
 
@@ -153,6 +155,30 @@ def _settings(pairs: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def elsewhere(
+    added: Sequence[Path], asked: Mapping[str, Any], variants: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The evidence of other results by variant and repository; of the same repository the last one's.
+
+    Args:
+        asked: what they must have been asked: model, settings and tasks.
+
+    Raises:
+        click.BadParameter: one was asked something else.
+    """
+    found: dict[str, dict[str, Any]] = {variant: {} for variant in variants}
+    for file in added:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        for key, value in asked.items():
+            if result.get(key) != value:
+                raise click.BadParameter(
+                    f"{file} has other {key}: {result.get(key)!r}, not {value!r}.", param_hint="--add"
+                )
+        for variant in variants:
+            found[variant] |= result["evidence"].get(variant, {})
+    return found
+
+
 def report(
     name: str,
     model: str,
@@ -203,6 +229,13 @@ def report(
 @click.option("--tasks", default=60, show_default=True, help="Of each kind, in every repository.")
 @click.option("--arms", default=",".join(ARMS), show_default=True)
 @click.option(
+    "--add",
+    "added",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A result whose repositories are added to the table; with it only named --repositories are measured.",
+)
+@click.option(
     "--sources",
     default=SOURCES,
     type=click.Path(path_type=Path),
@@ -212,11 +245,11 @@ def report(
 @click.option("--results", default=RESULTS, type=click.Path(path_type=Path))
 def main(
     name: str, model: str, repositories: str, given: tuple[str, ...], variants: tuple[str, ...],
-    tasks: int, arms: str, sources: Path, work: Path, results: Path,
+    tasks: int, arms: str, added: tuple[Path, ...], sources: Path, work: Path, results: Path,
 ) -> None:  # fmt: skip
     """Train, measure, and write the tables; go on where it was stopped."""
     listed = packages()
-    wanted = [item for item in repositories.split(",") if item] or list(listed)
+    wanted = [item for item in repositories.split(",") if item] or ([] if added else list(listed))
     places: dict[str, Path] = {}
     for item in wanted:
         if item in listed:
@@ -235,7 +268,8 @@ def main(
     if note.exists() and json.loads(note.read_text()) != asked:
         raise click.UsageError(f"{directory} was begun with other settings ({note}); choose another --name.")
     note.write_text(json.dumps(asked))
-    found: dict[str, dict[str, Any]] = {variant: {} for variant in tried}
+    found = elsewhere(added, {"model": Path(model).name, "settings": settings, "tasks": tasks}, tried)
+    report(name, model, tasks, settings, machine, found, results)
     failed: list[str] = []
     for number, repository in enumerate(names):
         control = names[(number + 1) % len(names)] if len(names) > 1 else None

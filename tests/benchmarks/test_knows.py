@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from benchmarks import knows, knows_tables, unseen
 from tests.support.repositories import write_repository
 
+MACHINE = {"chip": "M", "cores": 2, "memory_gib": 8, "mlx": "1", "backend": "cpu", "date": "2026-01-01"}
 BASE = {"bits_per_byte": 1.5, "next_line_exact": 0.2, "cross_file_exact": 0.1, "assertion_exact": 0.1}
 
 
@@ -135,12 +136,11 @@ def test_a_bar_is_met_by_points_or_by_what_is_relative() -> None:
 def test_the_tables_name_every_repository_arm_and_setting() -> None:
     evidence = {"": {"a": entry(1.2, 0.4), "b": entry(1.3, 0.3)}}
     mean = knows_tables.means(evidence)
-    machine = {"chip": "M", "cores": 2, "memory_gib": 8, "mlx": "1", "backend": "cpu", "date": "2026-01-01"}
     text = knows_tables.markdown(
         {
             "name": "x",
             "model": "tiny",
-            "machine": machine,
+            "machine": MACHINE,
             "settings": {"lora.rank": "8"},
             "tasks": 5,
             "means": mean,
@@ -171,6 +171,29 @@ def test_what_is_listed_is_younger_than_the_bases_and_free() -> None:
     for package in listed.values():
         assert date.fromisoformat(package.first_release) > date(2024, 9, 30)
         assert package.licence in ("MIT", "Apache-2.0", "BSD-3-Clause")
+
+
+def test_what_was_measured_elsewhere_is_added_where_it_was_asked_the_same(tmp_path: Path) -> None:
+    def write(name: str, tasks: int, found: dict[str, Any]) -> str:
+        place = tmp_path / name
+        place.mkdir()
+        knows.report("tiny", "some/seedling", tasks, {"a": "1"}, MACHINE, {"": found}, place)
+        return str(place / "knows_tiny.json")
+
+    one = write("one", 2, {"a": entry(1.2, 0.4), "b": entry(1.35, 0.3)})
+    two, other = (
+        write("two", 2, {"b": entry(1.1, 0.5), "c": entry(1.3, 0.3)}),
+        write("other", 3, {"a": entry(1.2, 0.4)}),
+    )
+    flags = ["--name", "all", "--tasks", "2", "--set", "a=1", "--work", str(tmp_path / "work")]
+    flags += ["--results", str(tmp_path), "--add", one, "--add"]
+    done = CliRunner().invoke(knows.main, [*flags, two], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    (entries,) = json.loads((tmp_path / "knows_all.json").read_text())["evidence"].values()
+    assert entries == {"a": entry(1.2, 0.4), "b": entry(1.1, 0.5), "c": entry(1.3, 0.3)}
+    assert "**mean of 3**" in done.output
+    refused = CliRunner().invoke(knows.main, [*flags, other])
+    assert refused.exit_code == 2 and "has other tasks: 3, not 2" in " ".join(refused.output.split())
 
 
 @pytest.mark.slow
