@@ -61,7 +61,8 @@ def package_of(commit: str, directory: Path) -> Path:
         ["git", "-C", str(ROOT), "archive", commit, "mlx_gardener"], capture_output=True, check=True
     ).stdout
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        archive.extractall(directory, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
+        archive.extractall(directory)
     return directory
 
 

@@ -49,7 +49,8 @@ def fetch(package: Package, sources: Path = SOURCES) -> Path:
         subprocess.run([*command, "--dest", str(sources), f"{package.name}=={package.version}"], check=True)
     unpacked = sources / f"{stem}.unpacked"
     with tarfile.open(archive) as opened:
-        opened.extractall(unpacked, filter="data")
+        opened.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
+        opened.extractall(unpacked)
     target.parent.mkdir(exist_ok=True)
     (unpacked / stem).rename(target)
     unpacked.rmdir()

@@ -233,7 +233,8 @@ def unpack(archive: Path, into: Path) -> None:
         subprocess.run(["dpkg-deb", "-x", str(archive), str(into)], check=True)
     else:
         with tarfile.open(archive) as bundle:
-            bundle.extractall(into, filter="data")
+            bundle.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
+            bundle.extractall(into)
     archive.unlink()
 
 

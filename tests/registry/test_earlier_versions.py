@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +28,9 @@ SETTINGS = (
 
 def unpack(name: str, home: Path) -> Path:
     """Make ``home`` what the archive has; the repository that was trained on, beside it."""
-    shutil.unpack_archive(DATA / f"{name}.tar.xz", home.parent, filter="data")
+    with tarfile.open(DATA / f"{name}.tar.xz") as archive:
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
+        archive.extractall(home.parent)
     return home.parent / "orchard"
 
 
