@@ -55,7 +55,7 @@ def training_evidence(directory: Path) -> dict[str, Any]:
         found = read_manifest_file(directory)[1].get("evidence")
     except (OSError, ValueError):
         return {}
-    return found if _is_evidence(found) else {}
+    return found if isinstance(found, dict) and found.get("arms") else {}
 
 
 def newest_that_counts(evidence: Sequence[Mapping[str, Any]]) -> int:
