@@ -63,7 +63,13 @@ def test_a_line_is_right_where_greedy_writing_gives_it(bench: Bench) -> None:
     _, likeliest = bench.read(plain_rows(windows, tokenizer, (WIDTH,)), of="")
     right = places_right(lines, likeliest, tokenizer)
     assert sum(right) >= 5 and right.count(False) >= 5
-    for line, is_right in zip(lines, right, strict=True):
+    some = [
+        (line, is_right)
+        for line, is_right in zip(lines, right, strict=True)
+        if is_right or not line.first % 4
+    ]
+    assert len(some) > 20
+    for line, is_right in some:
         window = next(
             window for window in windows
             if window.excerpt == line.excerpt and window.start <= line.first < window.end
