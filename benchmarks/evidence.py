@@ -69,9 +69,8 @@ def fetch(name: str) -> tuple[Path, str]:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name]
             subprocess.run([*command, "--dest", str(download), name], check=True, capture_output=True)
             with tarfile.open(next(download.glob("*.tar.gz"))) as archive:
-                archive.extraction_filter = getattr(
-                    tarfile, "data_filter", None
-                )  # Python before 3.11.4 has none
+                # Python before 3.11.4 has none.
+                archive.extraction_filter = getattr(tarfile, "data_filter", None)
                 archive.extractall(download / "unpacked")
             source = next((download / "unpacked").iterdir())
         target.parent.mkdir(parents=True, exist_ok=True)

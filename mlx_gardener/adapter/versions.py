@@ -10,12 +10,12 @@ from mlx_gardener.adapter.manifest import read_manifest
 from mlx_gardener.config import as_recorded
 from mlx_gardener.errors import AdapterError, RegistryError
 from mlx_gardener.registry import ProjectRegistry
-from mlx_gardener.registry.evaluations import newest_evaluation
+from mlx_gardener.registry.evaluations import counting_evaluation
 
 
 @dataclass(frozen=True)
 class VersionFacts:
-    """What is known of a version's worth, by its newest evaluation, else by its manifest.
+    """What is known of a version's worth, by the evaluation that counts, else by its manifest.
 
     ``verdict`` is None where nothing was measured, ``answers`` where older; ``evaluated_at`` (seconds since the epoch) is None where
     it was not evaluated since its training.
@@ -63,9 +63,9 @@ def version_facts(registry: ProjectRegistry, project: str, version: str) -> Vers
 
 
 def _known(registry: ProjectRegistry, project: str, version: str) -> dict[str, Any]:
-    """A version's, with evidence and metrics of its newest evaluation, as `show` and `report` have them."""
+    """A version's, with evidence and metrics of the evaluation that counts, as `show` and `report` have them."""
     directory = registry.get_adapter(project, version).directory
-    manifest, newest = read_manifest(directory), newest_evaluation(directory)
+    manifest, newest = read_manifest(directory), counting_evaluation(directory)
     if newest is None:
         return manifest
     evidence = newest.evidence
@@ -93,7 +93,7 @@ def _facts(version: str, manifest: dict[str, Any]) -> VersionFacts:
 
 
 def diff_versions(registry: ProjectRegistry, project: str, first: str, second: str) -> VersionsDiff:
-    """Compare two versions' newest evidence, data and settings.
+    """Compare two versions' evidence, that which counts, data and settings.
 
     Raises:
         RegistryError, AdapterError: one is not there, or its manifest cannot be read.

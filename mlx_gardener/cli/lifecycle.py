@@ -53,7 +53,7 @@ def rollback(project: str, version: str | None, to: str | None, as_json: bool) -
 def diff(project: str, first: str, second: str, as_json: bool) -> None:
     """Compare the versions FIRST and SECOND of PROJECT's adapter: evidence, files that changed most, settings.
 
-    Figures are those of a version's newest `eval`, or else of its training.
+    Figures are those of a version's newest `eval` that measured enough, or else of its training.
     """
     from mlx_gardener.adapter.versions import diff_versions
     from mlx_gardener.registry import ProjectRegistry

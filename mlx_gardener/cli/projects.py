@@ -75,14 +75,14 @@ def show(project: str, as_json: bool) -> None:
     from rich.table import Table
 
     from mlx_gardener.registry import ProjectRegistry
-    from mlx_gardener.registry.evaluations import newest_evaluation
+    from mlx_gardener.registry.evaluations import counting_evaluation
     from mlx_gardener.report.live import make_console
     from mlx_gardener.report.text import safe_text, words
 
     registry = ProjectRegistry()
     found = registry.get_project(project)
     adapters = registry.list_adapters(project)
-    again = {item.version: newest_evaluation(item.directory) for item in adapters}
+    again = {item.version: counting_evaluation(item.directory) for item in adapters}
     metrics = {
         item.version: newest.evidence["metrics"] if (newest := again[item.version]) else item.metrics
         for item in adapters

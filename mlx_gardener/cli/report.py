@@ -29,8 +29,8 @@ PAGE_NAME = "report.html"
 @click.option("--output", type=file_type, help="Copy the page to this new file.")
 @as_json_option
 def report(project: str, version: str | None, open_page: bool, output: Path | None, as_json: bool) -> None:
-    """Show what the evidence says about PROJECT's adapter, that of the newest `eval` or else of its training; what stayed of its
-    completions where `serve --in-use` counted that; and where its page is.
+    """Show what the evidence says about PROJECT's adapter, that of the newest `eval` that measured enough, or else of
+    its training; what stayed of its completions where `serve --in-use` counted that; and where its page is.
     """
     from mlx_gardener.evaluate.in_use import read_in_use
     from mlx_gardener.registry import ProjectRegistry

@@ -24,9 +24,9 @@ from mlx_gardener.registry import AdapterRecord, Project, ProjectRegistry
 from mlx_gardener.registry.evaluations import (
     DIRECTORY,
     STAMP,
+    counting_evaluation,
     kept_at,
     kept_evaluations,
-    newest_evaluation,
     newest_that_counts,
     training_evidence,
 )
@@ -133,7 +133,7 @@ def evaluate_adapter(
     if not evidence.arms:
         limit.interrupt()
     file = _keep(record.directory, project, record.version, data, evidence)
-    newest = newest_evaluation(record.directory)
+    newest = counting_evaluation(record.directory)
     return Evaluation(
         project, record.version, evidence, file, newest is not None and newest.at == kept_at(file)
     )

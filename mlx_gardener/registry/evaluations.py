@@ -40,8 +40,8 @@ def kept_evaluations(directory: Path) -> list[KeptEvaluation]:
     return [kept for kept in found if kept is not None]
 
 
-def newest_evaluation(directory: Path) -> KeptEvaluation | None:
-    """The newest of them that says enough (`newest_that_counts`); None where the training's own evidence is what counts."""
+def counting_evaluation(directory: Path) -> KeptEvaluation | None:
+    """The one that is told of the version (`newest_that_counts`); None where the training's own evidence is."""
     kept = kept_evaluations(directory)
     if not kept:
         return None

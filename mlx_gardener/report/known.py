@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mlx_gardener.adapter.manifest import read_manifest
-from mlx_gardener.registry.evaluations import newest_evaluation
+from mlx_gardener.registry.evaluations import counting_evaluation
 
 if TYPE_CHECKING:
     from mlx_gardener.registry import AdapterRecord, ProjectRegistry
@@ -28,7 +28,7 @@ def version_to_show(registry: ProjectRegistry, project: str, version: str | None
 def known_of(registry: ProjectRegistry, record: AdapterRecord) -> dict[str, Any]:
     """Evidence, metrics and training of a version; ``evaluated_at`` (seconds since the epoch) where the evidence is of a later `eval`.
 
-    Of evaluations the newest that says enough counts (`newest_evaluation`), as it does for the server. With the evidence's source
+    Of evaluations the newest that says enough counts (`counting_evaluation`), as it does for the server. With the evidence's source
     texts where it is of the training that made the version, and that is still there; manifests and evaluations have it without.
 
     Raises:
@@ -36,7 +36,7 @@ def known_of(registry: ProjectRegistry, record: AdapterRecord) -> dict[str, Any]
     """
     training = registry.training_that_made(record.project, record.version)
     known = (None if training is None else training.result) or read_manifest(record.directory)
-    newest = newest_evaluation(record.directory)
+    newest = counting_evaluation(record.directory)
     if newest is None:
         return known
     notes = (measured_again(newest.at), *(newest.evidence.get("notes") or ()))

@@ -214,7 +214,7 @@ class Tools:
         return {"projects": found}
 
     def verdict(self, project: str | None) -> dict[str, Any]:
-        """What the evidence of the active version says, that of the newest `eval` or else of its training.
+        """What the evidence of the active version says, that of the newest `eval` that measured enough, or else of its training.
 
         Raises:
             BadRequestError: it was never measured.

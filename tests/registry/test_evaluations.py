@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlx_gardener.registry.evaluations import DIRECTORY, newest_evaluation, newest_that_counts
+from mlx_gardener.registry.evaluations import DIRECTORY, counting_evaluation, newest_that_counts
 
 WHOLE: dict[str, Any] = {
     "arms": [{"name": "base", "metrics": {"bits_per_byte": 1}}],
@@ -35,7 +35,7 @@ def test_an_evaluation_that_lacks_what_is_read_of_it_is_passed_over(
     for year, evidence in ((2030, WHOLE), (2031, {**WHOLE, **damage})):
         text = json.dumps({"evidence": evidence})
         (tmp_path / DIRECTORY / f"{year}-01-01T00-00-00Z.json").write_text(text)
-    newest = newest_evaluation(tmp_path)
+    newest = counting_evaluation(tmp_path)
     assert newest is not None and newest.evidence == WHOLE
 
 
@@ -55,6 +55,6 @@ def test_what_measured_little_does_not_hide_what_measured_much(tmp_path: Path) -
     for year, size, expected in ((2030, 40, None), (2031, 60, 60), (2032, 40, 60), (2033, 400, 400)):
         text = json.dumps({"evidence": measured(size)})
         (tmp_path / DIRECTORY / f"{year}-01-01T00-00-00Z.json").write_text(text)
-        newest = newest_evaluation(tmp_path)
+        newest = counting_evaluation(tmp_path)
         seen = None if newest is None else newest.evidence["files"][0]["bytes"]
         assert seen == expected, year
