@@ -1,6 +1,6 @@
 """Bases larger than the budget: a 7B and a 32B shape at 4 bits, trained within 4 GB of process footprint.
 
-    python benchmarks/big_bases.py DIRECTORY [--only 7b|7b-resident|32b] [--rounds 2]
+    python benchmarks/big_bases.py DIRECTORY [--only 7b|7b-resident|32b|32b-long] [--rounds 2]
 
 Random weights at the real shapes are written to DIRECTORY (4 and 18 GB) unless they are there. A round is one whole
 optimiser step in a process of its own, after the check of the cut; its footprint is sampled every 10 ms and taken from
@@ -35,6 +35,7 @@ CASES: dict[str, tuple[str, float, int, tuple[str, ...]]] = {
         ),
     ),
     "32b": ("qwen2.5-coder-32b-instruct", 4.0, 512, ("lora.rank=8",)),
+    "32b-long": ("qwen2.5-coder-32b-instruct", 4.0, 2048, ("lora.rank=8",)),
 }
 
 
