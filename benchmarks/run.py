@@ -25,12 +25,13 @@ BENCHMARKS = (
     "mixed_lengths",
     "quantized",
     "streamed",
+    "step_profile",
     "memory_plan",
     "across_budgets",
     "loss_curve",
     "ablation",
 )
-WITH_BARS = (*BENCHMARKS[:4], "big_bases", *BENCHMARKS[4:])
+WITH_BARS = (*BENCHMARKS[:5], "big_bases", *BENCHMARKS[5:])
 _MARKS = {True: "met", False: "missed", None: ""}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -102,3 +103,27 @@ def test_every_kept_result_describes_its_machine() -> None:
         kept = json.loads(file.read_text(encoding="utf-8"))
         if "bars" in kept:
             assert kept["machine"]["chip"] and kept["machine"]["mlx"], file.name
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there MLX takes another BLAS")
+def test_the_profile_of_a_step_counts_its_products_where_they_are_made(
+    benchmark: Any, tmp_path: Path
+) -> None:
+    library = benchmark("step_profile").counting_blas(tmp_path)
+    code = """
+import ctypes, sys, mlx_gardener, mlx.core as mx
+from mlx_gardener.platform import blas
+library = ctypes.CDLL(blas.state().path)
+library.product_nanoseconds.restype = library.product_operations.restype = ctypes.c_ulonglong
+with blas.blas_threads(1):  # the real one's own functions are found behind it
+    made = mx.ones((64, 32)) @ mx.ones((32, 48))
+    assert mx.all(made == 32).item()
+print(library.product_operations(), library.product_nanoseconds() > 0)
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"MLX_GARDENER_BLAS": str(library)},
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout.split() == [str(2 * 64 * 32 * 48), "True"], told.stdout + told.stderr
