@@ -115,7 +115,7 @@ def measure_all(
     findings.missing[:] = [stage.title for stage in stages]
     tokens = {(stage, arm): _tokens(bench, survey, stage.kind, arm) for stage in stages for arm in stage.arms}
     progress = Progress(on_progress, sum(tokens.values()))
-    fingerprints = {name: _fingerprint(adapter) for name, adapter in adapters.items()}
+    fingerprints = {name: fingerprint(adapter) for name, adapter in adapters.items()}
     for stage in stages:
         found: dict[str, Any] = {}
         for arm in stage.arms:
@@ -189,7 +189,7 @@ def _do(
     return bench.task_answers(getattr(tasks, _FIELDS[kind]), retriever, survey.work, of=of, tell=tell)
 
 
-def _fingerprint(adapter: LoadedAdapter) -> str:
+def fingerprint(adapter: LoadedAdapter) -> str:
     """What an adapter does follows from its settings and weights."""
     import mlx.core as mx
     import numpy as np
