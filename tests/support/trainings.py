@@ -81,7 +81,9 @@ def standing_still(pipeline: TrainingPipeline, name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        os.kill(worker, signal.SIGCONT)
+        # Its supervisor may have ended it meanwhile, where another rank was killed.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGCONT)
 
 
 def is_alive(pid: int) -> bool:
