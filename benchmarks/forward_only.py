@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-
-import mlx_gardener  # noqa: F401  # preloads the BLAS
+from planned import load_planned
 
 SIDES = ("training", "forward", "reading prompts and writing")
 
@@ -58,24 +57,12 @@ def one_base(
     from machine import spread
     from sides import random_batch
 
-    from mlx_gardener.config import load_config
-    from mlx_gardener.engine import load_engine, make_plan, measured_backend, model_facts
     from mlx_gardener.evaluate.generate import generate_many
-    from mlx_gardener.model.lora import attach_lora, lora_parameters
 
-    config = load_config(
-        environment={}, overrides={"model": str(path), "data.sequence_lengths": [width], **settings}
-    )
-    facts, backend = model_facts(path), measured_backend()
-    plan = make_plan(facts, config, config.memory_limit_bytes, backend)
-    base, engine = load_engine(
-        str(path), plan, config, facts=facts, backend=backend, warn=lambda text: print(text, flush=True)
-    )
+    config, base, engine, weights, vocab = load_planned(path, width, **settings)
     engine.plan.set_limits()
-    attach_lora(base.model, config.lora, seed=0)
-    weights = lora_parameters(base.model)
     rows = rows or max(1, config.optimizer.tokens_per_update // width)
-    batch = random_batch(rows, width, base.tokenizer.vocab_size)
+    batch = random_batch(rows, width, vocab)
     # Lengths from a quarter of a row to all of it.
     lengths = [width // 4 + (3 * width // 4) * number // max(1, prompts - 1) for number in range(prompts)]
     asked = [

@@ -21,32 +21,20 @@ import click
 from forward_only import highest_footprint
 from machine import bar, describe, save, spread
 from memory_plan import path_of
+from planned import load_planned
 from sides import random_batch
-
-import mlx_gardener  # noqa: F401  # preloads the BLAS
 
 WAYS = {"kept": True, "given back": False}
 
 
 def one_cell(model: str, budget: float, width: int, rounds: int) -> dict[str, Any]:
     """Both ways on one base within one budget; seconds and page faults per token, bytes at most."""
-    from mlx_gardener.config import load_config
-    from mlx_gardener.engine import load_engine, make_plan, measured_backend, model_facts
     from mlx_gardener.engine.predict import CACHE_SHARE
-    from mlx_gardener.model.lora import attach_lora, lora_parameters
 
-    path = Path(path_of(model))
-    overrides = {"model": str(path), "data.sequence_lengths": [width], "memory_limit_gb": budget}
-    config = load_config(environment={}, overrides=overrides)
-    facts, backend = model_facts(path), measured_backend()
-    plan = make_plan(facts, config, config.memory_limit_bytes, backend)
-    base, engine = load_engine(
-        str(path), plan, config, facts=facts, backend=backend, warn=lambda text: print(text, flush=True)
-    )
+    _, _, engine, weights, vocab = load_planned(Path(path_of(model)), width, memory_limit_gb=budget)
     planned = engine.plan
-    attach_lora(base.model, config.lora, seed=0)
-    weights, rows = lora_parameters(base.model), planned.rows_of_width[width]
-    batch = random_batch(rows, width, min(facts.vocab, base.tokenizer.vocab_size))
+    rows = planned.rows_of_width[width]
+    batch = random_batch(rows, width, vocab)
     few = int(CACHE_SHARE * planned.predicted_parts.work)  # as a plan has that has no room for more
     without = replace(planned, keeps_buffers=False, cache_bytes=few)
     seen: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}

@@ -27,6 +27,7 @@ import click
 from forward_only import highest_footprint
 from machine import bar, describe, save, spread
 from memory_plan import path_of
+from planned import load_planned
 from sides import random_batch
 
 from mlx_gardener.platform import blas
@@ -88,30 +89,19 @@ def counting_blas(directory: Path) -> Path:
 
 def one_cell(model: str, budget: float, width: int, rounds: int) -> dict[str, Any]:
     """Both ways of a plan's steps in this process, whose BLAS counts; a step of each is not counted."""
-    from mlx_gardener.config import load_config
-    from mlx_gardener.engine import load_engine, make_plan, measured_backend, model_facts
-    from mlx_gardener.model.lora import attach_lora, lora_parameters
-
     library = ctypes.CDLL(blas.state().path)
     for name in ("product_nanoseconds", "product_operations"):
         getattr(library, name).restype = ctypes.c_ulonglong
     path = Path(path_of(model))
-    overrides = {"model": str(path), "data.sequence_lengths": [width], "memory_limit_gb": budget}
-    config = load_config(environment={}, overrides=overrides)
-    facts, backend = model_facts(path), measured_backend()
-    plan = make_plan(facts, config, config.memory_limit_bytes, backend)
-    base, engine = load_engine(
-        str(path), plan, config, facts=facts, backend=backend, warn=lambda text: print(text, file=sys.stderr)
-    )
+    _, _, engine, weights, vocab = load_planned(path, width, memory_limit_gb=budget)
     planned = engine.plan
-    attach_lora(base.model, config.lora, seed=0)
-    weights, rows = lora_parameters(base.model), planned.rows_of_width[width]
+    rows = planned.rows_of_width[width]
     if rows < planned.cpu_streams:
         raise click.ClickException(
             f"{rows} rows at once on {planned.cpu_streams} streams: products on several threads are not counted whole. "
             "Choose a smaller --width or a larger --budget."
         )
-    batch = random_batch(rows, width, min(facts.vocab, base.tokenizer.vocab_size))
+    batch = random_batch(rows, width, vocab)
     seen: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for number in range(rounds + 1):
         for way, on_disk in WAYS.items():
