@@ -22,13 +22,12 @@ from machine import bar, describe, save
 
 import mlx_gardener  # noqa: F401  first: opens the fast BLAS
 from mlx_gardener.adapter import PeftManager, attach_adapter, base_name
-from mlx_gardener.adapter.base import load_to_measure, trained_config
-from mlx_gardener.dataset import EditTask, TrainingDataPreparator, edit_tasks
-from mlx_gardener.engine import prepare_model
+from mlx_gardener.adapter.base import trained_config
+from mlx_gardener.dataset import EditTask, edit_tasks
 from mlx_gardener.evaluate.measure import Bench
+from mlx_gardener.evaluate.registered import ANSWERS, prepare_to_measure
 from mlx_gardener.evaluate.stages import fingerprint
 from mlx_gardener.evaluate.statistics import share_change
-from mlx_gardener.model import load_tokenizer
 from mlx_gardener.platform.kept import KeptValues
 from mlx_gardener.registry import ProjectRegistry
 
@@ -92,22 +91,23 @@ def bars_of(found: dict[str, Any]) -> list[dict[str, Any]]:
 def main(project: str, home: Path, tasks: int, name: str) -> None:
     """Read the windows with the base, then with the adapter, and write the result."""
     registry, machine = ProjectRegistry(home), describe()
-    record = registry.list_adapters(project)[-1]
-    adapter = PeftManager(registry).load_adapter(project, record.version)
-    config = trained_config(adapter, model=base_name(registry, record))
-    prepared = prepare_model(config, home / "cache")
-    data = TrainingDataPreparator(
-        config, tokenizer=load_tokenizer(prepared.path), cache_dir=home / "cache" / "tokens"
-    ).prepare(registry.get_project(project).path)
+    records = registry.list_adapters(project)
+    if not records:
+        raise click.ClickException(f"{project} has no adapter in {home}; train one, or name another --home.")
+    adapter = PeftManager(registry).load_adapter(project, records[-1].version)
+    config = trained_config(adapter, model=base_name(registry, records[-1]))
+    place = registry.get_project(project)
+    base, engine, data = prepare_to_measure(
+        registry, place, config, adapter, lambda share, message: click.echo(message), lambda: None
+    )
     if data.data_sha256 != adapter.manifest["data"]["data_sha256"]:
         raise click.ClickException(f"The repository of {project} has changed since the training.")
-    base, engine = load_to_measure(registry, prepared, adapter, config, warn=click.echo)
     asked = edit_tasks(
         data.held_out_edits, tasks, base.tokenizer, config.data.sequence_lengths[-1], seed=config.seed
     )
     if not asked:
         raise click.ClickException(f"No commit that is held out of {project} edits a test file.")
-    bench = Bench(base, engine, config, KeptValues(home / "cache" / "answers"), lambda: None)
+    bench = Bench(base, engine, config, KeptValues(home / ANSWERS), lambda: None)
     right: list[list[bool]] = []
     for title, attached in (("base", None), ("adapter", adapter)):
         with nullcontext() if attached is None else attach_adapter(base, attached):
@@ -122,7 +122,7 @@ def main(project: str, home: Path, tasks: int, name: str) -> None:
     training, summary = adapter.manifest["training"], adapter.manifest["data"]["summary"]
     result = {
         "project": project,
-        "model": prepared.path.name,
+        "model": base.path.name,
         "machine": machine,
         "training": {name: training[name] for name in ("steps", "tokens_seen", "seconds")},
         "settings": {"data": config.model_dump(mode="json")["data"]},

@@ -106,7 +106,7 @@ def evaluate_adapter(
         wanted["evaluation"]["arms"] = sorted({"base", "adapter", *arms})
         config = validate_config(wanted)
     on_progress(0.0, "Reading the repository")
-    base, engine, data = _prepare(registry, place, config, adapter, on_progress, limit.interrupt)
+    base, engine, data = prepare_to_measure(registry, place, config, adapter, on_progress, limit.interrupt)
     data, trained_on_test, notes = _unseen(data, adapter)
     found = None
     if "control" in config.evaluation.arms:
@@ -173,7 +173,7 @@ class _TimeLimit:
             )
 
 
-def _prepare(
+def prepare_to_measure(
     registry: ProjectRegistry,
     project: Project,
     config: TrainingConfig,
@@ -181,7 +181,16 @@ def _prepare(
     on_progress: Callable[[float, str], None],
     interrupt: Callable[[], None],
 ) -> tuple[BaseModel, Engine, PreparedData]:
-    """The base, the engine for it and the repository's data, all as a training would have them."""
+    """The base, the engine for it and the repository's data, all as the training of ``adapter`` would have them now.
+
+    Args:
+        config: the adapter's settings; ``model`` is where its base is.
+        on_progress: told the share done (0 to 0.25) and a line for people.
+        interrupt: asked between files; may raise.
+
+    Raises:
+        AdapterError, DataError, MemoryBudgetError, ModelError: as `load_to_measure` and `TrainingDataPreparator.prepare`.
+    """
     from mlx_gardener.adapter.base import load_to_measure
     from mlx_gardener.dataset import TrainingDataPreparator
     from mlx_gardener.engine import prepare_model

@@ -190,7 +190,7 @@ def _do(
 
 
 def fingerprint(adapter: LoadedAdapter) -> str:
-    """What an adapter does follows from its settings and weights."""
+    """What evidence is kept under: SHA-256, in hexadecimal, of an adapter's settings and weights, from which follows what it does."""
     import mlx.core as mx
     import numpy as np
 
