@@ -39,7 +39,9 @@ SETTINGS = {
     "min_training_chunks": "20",
     "continue_from": "never",
     "throttling.low_priority": "false",
-    # The training's own test is kept small: all arms are measured afterwards, with a control for each.
+    # The training has no test of its own: all arms are measured afterwards, with a control for each.
+    "evaluation.arms": "[]",
+    # How much is measured follows from --tasks alone.
     "evaluation.tasks": "0",
     "evaluation.time_share": "0",
 }
@@ -86,7 +88,6 @@ def train(name: str, source: Path, variant: str, model: str, settings: Mapping[s
         return
     chosen = {
         **SETTINGS,
-        "evaluation.arms": '["base", "adapter"]',
         **settings,
         **_settings(variant.split(",")),
     }

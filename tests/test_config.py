@@ -108,7 +108,7 @@ def test_an_unknown_key_is_an_error_that_names_place_and_nearest(
         ({"lora.target_modules": []}, "lora.target_modules, in the given settings: must name a module"),
         (
             {"evaluation.arms": ["base"]},
-            "evaluation.arms, in the given settings: must contain base and adapter",
+            "evaluation.arms, in the given settings: must contain base and adapter, or nothing for no test",
         ),
         ({"parallel.hosts": ""}, "parallel.hosts, in the given settings: is empty"),
         (

@@ -152,9 +152,9 @@ class EvaluationConfig(_Section):
     Validation runs ``per_epoch`` times an epoch over the whole fixed validation set; training stops after
     ``patience`` evaluations without an improvement.
 
-    The test has ``arms`` and takes about ``time_share`` of what the training took, counted in tokens: at most ``tasks`` tasks of
-    each kind, and never so few that they tell nothing, unless the time limit leaves less (`evaluate.work` says how few). A small
-    ``tasks`` alone keeps all of the test small.
+    The test has ``arms``, or is left to ``mlx-gardener eval`` where there are none, and takes about ``time_share`` of what the
+    training took, counted in tokens: at most ``tasks`` tasks of each kind, and never so few that they tell nothing, unless the
+    time limit leaves less (`evaluate.work` says how few). A small ``tasks`` alone keeps all of the test small.
     """
 
     per_epoch: int = Field(4, ge=1, le=100)
@@ -167,8 +167,8 @@ class EvaluationConfig(_Section):
     @field_validator("arms")
     @classmethod
     def _with_both(cls, arms: tuple[ArmName, ...]) -> tuple[ArmName, ...]:
-        if not {"base", "adapter"} <= set(arms):
-            raise ValueError("must contain base and adapter")
+        if arms and not {"base", "adapter"} <= set(arms):
+            raise ValueError("must contain base and adapter, or nothing for no test")
         return arms
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.config import RetrievalWish, TrainingConfig, validate_config
+from mlx_gardener.config import EvaluationConfig, RetrievalWish, TrainingConfig, validate_config
 from mlx_gardener.errors import AdapterError, ConfigError, DataError, RegistryError, TimeLimitError
 from mlx_gardener.platform.files import is_directory, make_private, write_whole
 from mlx_gardener.registry import AdapterRecord, Project, ProjectRegistry
@@ -75,7 +75,8 @@ def evaluate_adapter(
     Args:
         control: the project whose adapter is the control; the newest fitting one of any other project when None.
         tasks: of each kind, instead of as many as the time share allows; with a time limit at most.
-        arms: to be measured, instead of the recorded ones; base and adapter are always among them.
+        arms: to be measured, instead of the recorded ones or, where the training had none, all; base and adapter are always
+            among them.
         timeout_minutes: for all of it; what fits is measured, and the evidence's notes say what was left out. 0 for none.
         on_progress: told the share done (0 to 1) and a line for people.
         interrupt: asked between segments and tokens; may raise.
@@ -101,6 +102,8 @@ def evaluate_adapter(
         )
     adapter = PeftManager(registry).load_adapter(project, record.version)
     config = trained_config(adapter, model=base_name(registry, record))
+    if arms is None and not config.evaluation.arms:
+        arms = EvaluationConfig().arms
     if arms is not None:
         wanted = config.model_dump(mode="json")
         wanted["evaluation"]["arms"] = sorted({"base", "adapter", *arms})

@@ -31,9 +31,11 @@ def clock_with_evidence(run: Run, base: BaseModel, engine: Engine) -> Clock:
     from mlx_gardener.evaluate.registered import may_have_control
     from mlx_gardener.evaluate.work import STEP_TOKENS, least_tokens
 
-    if engine.streamed is not None:  # nothing is written then, and rows are read as fast as in training
-        return run.clock
     arms = set(run.config.evaluation.arms)
+    if (
+        not arms or engine.streamed is not None
+    ):  # of such a base nothing is written, and rows are read as fast as in training
+        return run.clock
     if "control" in arms and not may_have_control(run.registry, run.project, base.weights_sha256):
         arms.discard("control")
     tokens = least_tokens(run.config, arms, STEP_TOKENS[engine.plan.dequantize])
@@ -48,10 +50,12 @@ def measure(
     engine: Engine,
     outcome: TrainOutcome,
 ) -> Evidence:
-    """All arms on the test part, with the adapter read back from its files, as far as time allows."""
-    from mlx_gardener.evaluate import compare
+    """All arms on the test part, with the adapter read back from its files, as far as time allows; nothing where there are no arms."""
+    from mlx_gardener.evaluate import Evidence, compare
     from mlx_gardener.evaluate.registered import ANSWERS, find_control
 
+    if not run.config.evaluation.arms:
+        return Evidence({}, (), (), 0, notes=("Not measured, as evaluation.arms is empty.",))
     run.tell(TrainingPhase.COMPLETING, 0.05, "Choosing what is measured")
     began = told_at = time.monotonic()
     told = ""

@@ -26,7 +26,7 @@ from tests.support.trainings import endless, tiny_settings
 pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are like is measured elsewhere
 
 LORA = LoraConfig(rank=2)
-QUICK = {"evaluation.arms": ["base", "adapter"], "evaluation.tasks": 0, "optimizer.max_steps": 1}
+QUICK = {"evaluation.arms": [], "evaluation.tasks": 0, "optimizer.max_steps": 1}
 
 
 @pytest.fixture
@@ -150,9 +150,15 @@ def test_every_command_finds_base_and_repository_after_both_have_moved(
     # Another version on another base: v1 is an older one now, and the last training's model is not its base.
     other = write_tiny_model(tmp_path / "other" / "base", tiny_tokenizer_dir, hidden_size=32)
     make_adapter(registry, "web", load_base(str(other)), LORA, seed=1, activate=False)
-    evaluate = ("eval", "web", "--adapter", "v1", "--arms", "base,adapter", "--tasks", "0", "--json")
+    manifest = json.loads((registry.get_adapter("web", "v1").directory / "manifest.json").read_text())
+    assert manifest["evidence"]["verdict"] == "unmeasured"
+    evaluate = ("eval", "web", "--adapter", "v1", "--tasks", "0", "--json")
     first = gardener_here(*evaluate, cwd=elsewhere)
     assert first.returncode == 0, first.stderr
+    measured = [arm["name"] for arm in json.loads(first.stdout)["arms"]]
+    assert measured == ["base", "base_bm25", "adapter", "adapter_bm25"], (
+        "a training without a test leaves all to eval"
+    )
 
     new = elsewhere / "moved"
     old.rename(new)

@@ -376,7 +376,12 @@ def test_modules_that_lie_in_a_repository_are_not_imported(
         f"import sys; sys.path.insert(0, {here!r})\nfrom mlx_gardener.cli import main\nif __name__ == '__main__': main()\n"
     )
     flags = train_flags(tiny_model_dir, **SHORT, **{"evaluation.tasks": 0})
-    for arguments in (("scan", "."), ("train", ".", *flags), ("train", ".", "--queue", "--fresh", *flags)):
+    unmeasured = ("--set", "evaluation.arms=[]")
+    for arguments in (
+        ("scan", "."),
+        ("train", ".", *flags),
+        ("train", ".", "--queue", "--fresh", *flags, *unmeasured),
+    ):
         done = subprocess.run(
             [sys.executable, str(command), *arguments],
             cwd=root,

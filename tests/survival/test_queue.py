@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("known_home")  # what machine and base are 
 def pipeline(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingPipeline:
     """Trains in about three seconds; nobody works on the queue unless the test does."""
     monkeypatch.setattr("mlx_gardener.runs.manager.ensure_runner", lambda registry: False)
-    little = {"evaluation.tasks": 0, "evaluation.arms": ["base", "adapter"]}
+    little = {"evaluation.arms": []}
     return TrainingPipeline(tiny_settings(tiny_model_dir, checkpoint_interval_seconds=1e-6, **little))
 
 

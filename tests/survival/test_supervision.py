@@ -69,8 +69,7 @@ SHORT = {
     **SAVING,
     "optimizer.max_steps": 16,
     "optimizer.epochs": 50,
-    "evaluation.arms": ["base", "adapter"],
-    "evaluation.tasks": 1,
+    "evaluation.arms": [],
 }
 
 
