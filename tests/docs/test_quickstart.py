@@ -16,13 +16,10 @@ from tests.support.repositories import write_repository
 #: Small enough for a test; what the script itself sets stays.
 SETTINGS = {
     "MIN_TRAINING_CHUNKS": "5",
-    "EVALUATION__LEAST_TASKS": "2",
-    "EVALUATION__LEAST_ROWS": "4",
-    "EVALUATION__FIM_TASKS": "2",
-    "EVALUATION__MEMORISATION_PLACES": "0",
+    "EVALUATION__TASKS": "2",
+    "EVALUATION__TIME_SHARE": "0",
     "EVALUATION__ARMS": '["base", "adapter"]',
     "EVALUATION__MAX_NEW_TOKENS": "8",
-    "EVALUATION__SAMPLES": "1",
     "ENGINE__DRY_RUN": "false",
     "OPTIMIZER__LEARNING_RATE": "0.01",
 }

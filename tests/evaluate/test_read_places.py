@@ -63,13 +63,9 @@ def test_a_line_is_right_where_greedy_writing_gives_it(bench: Bench) -> None:
     _, likeliest = bench.read(plain_rows(windows, tokenizer, (WIDTH,)), of="")
     right = places_right(lines, likeliest, tokenizer)
     assert sum(right) >= 5 and right.count(False) >= 5
-    some = [
-        (line, is_right)
-        for line, is_right in zip(lines, right, strict=True)
-        if is_right or not line.first % 4
-    ]
-    assert len(some) > 20
-    for line, is_right in some:
+    told = list(zip(lines, right, strict=True))
+    some = [[pair for pair in told if pair[1] is wanted][:6] for wanted in (True, False)]
+    for line, is_right in (*some[0], *some[1]):
         window = next(
             window for window in windows
             if window.excerpt == line.excerpt and window.start <= line.first < window.end
