@@ -21,6 +21,7 @@ SETTINGS = {
     "EVALUATION__ARMS": '["base", "adapter"]',
     "EVALUATION__MAX_NEW_TOKENS": "8",
     "ENGINE__DRY_RUN": "false",
+    "THROTTLING__LOW_PRIORITY": "false",  # beside a busy machine's other work it would take for ever
     "OPTIMIZER__LEARNING_RATE": "0.01",
 }
 

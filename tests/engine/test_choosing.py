@@ -57,6 +57,7 @@ SETTINGS: dict[str, Any] = {
     "data": {"sequence_lengths": (128,)},
     "evaluation": {"tasks": 0, "time_share": 0, "arms": ("base", "adapter")},
     "engine": {"dry_run": False},
+    "throttling": {"low_priority": False},
     "show_progress": False,
 }  # fmt: skip
 

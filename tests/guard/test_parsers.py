@@ -29,7 +29,7 @@ from tests.guard.targets import CUT, TARGETS, allocates_at_most
 from tests.support.counted import Counted
 
 #: git is asked a hundred times slower than the others are, and so are servers.
-EXAMPLES = {"attributes": 25, "endpoints": 40, "tools": 25}
+EXAMPLES = {"attributes": 12, "endpoints": 20, "tools": 12}
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -171,7 +171,7 @@ def test_any_bytes_are_answered(name: str, tmp_path: Path) -> None:
         return base[:start] + new + base[start + length :]
 
     @settings(
-        max_examples=EXAMPLES.get(name, 150),
+        max_examples=EXAMPLES.get(name, 75),
         suppress_health_check=list(HealthCheck),
     )
     @given(st.one_of(broken(), st.binary(max_size=300)))

@@ -11,7 +11,7 @@ import pytest
 from tests.survival.memory_cgroup import memory_cgroup
 from tests.survival.storm import CGROUP_BYTES, DEATHS, Storm
 
-RUNS, BY_DEFAULT = 20, 3
+RUNS, BY_DEFAULT = 20, 2
 SEED = 4
 
 
@@ -36,9 +36,9 @@ FAULTS = [
     pytest.param("EIO", "write", marks=pytest.mark.slow),
     ("short", "write"),
     ("ENOSPC", "fsync"),
-    ("EIO", "rename"),
+    pytest.param("EIO", "rename", marks=pytest.mark.slow),
     ("EIO", "replace"),
-    ("ENOSPC", "mkdir"),
+    pytest.param("ENOSPC", "mkdir", marks=pytest.mark.slow),
     ("ENOSPC", "commit"),
     ("ENOSPC", "save_safetensors"),
 ]
