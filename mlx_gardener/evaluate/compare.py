@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 _CONTEXT_LINES = 8
 #: Answers shown side by side, of those that gained most and of those that lost most: with their code they fill a screen (judgement).
 _SAMPLES = 3
+#: Of the progress that is left to be shown: a round's, where another may follow (judgement).
+_ROUND = 0.7
 #: The difference in exact answers that tasks should tell.
 _FIVE_POINTS = 0.05
 #: (arm, against) of every comparison of bits per byte that is made where both arms are there.
@@ -147,8 +149,20 @@ def compare(
     adapters = {"adapter": adapter} | ({} if control is None else {"control": control.adapter})
     findings, notes = Findings(), list(notes)
     bench = Bench(base, engine, config, KeptValues(cache_dir), asked)
+    shown = 0.0  # of the progress, by the end of the last round
+
+    def measure(survey: Survey, findings: Findings) -> None:
+        nonlocal shown
+        before, more = shown, survey.wants_more(config)
+        shown += (1 - before) * (_ROUND if more else 1.0)
+
+        def tell(share: float, line: str) -> None:
+            on_progress(before + (shown - before) * share, line)
+
+        measure_all(bench, survey, data, adapters, names, retriever, findings, on_progress=tell)
+
     try:
-        measure_all(bench, survey, data, adapters, names, retriever, findings, on_progress=on_progress)
+        measure(survey, findings)
         took = time.monotonic() - began
         while (room := room_for_more(took, ends - time.monotonic())) > 0:
             started = time.monotonic()
@@ -158,11 +172,7 @@ def compare(
             if retriever is not None:
                 bigger.add_context(base, retriever)
             more = Findings()  # what was measured before comes from the store
-
-            def tell(share: float, line: str, before: float = 1 / (1 + room)) -> None:
-                on_progress(before + (1 - before) * share, line)
-
-            measure_all(bench, bigger, data, adapters, names, retriever, more, on_progress=tell)
+            measure(bigger, more)
             survey, findings = bigger, more
             took = (time.monotonic() - started) * (1 + room) / room
     except (TimeLimitError, TrainingCancelledError) as error:

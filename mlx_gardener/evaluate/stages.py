@@ -300,6 +300,10 @@ class Survey:
         rows = plain_rows(windows, tokenizer, widths)
         return cls(work, wanted, rows, rows, asked, windows, widths, _sizes(rows), [*sampled, *notes], notes)
 
+    def wants_more(self, config: TrainingConfig) -> bool:
+        """Whether there are rows or tasks that are wanted and not among these, for want of time."""
+        return more_work(self.work, self.wanted, 2.0, config.data.sequence_lengths[-1]) is not None
+
     def with_more(
         self, factor: float, base: BaseModel, data: PreparedData, config: TrainingConfig
     ) -> Survey | None:

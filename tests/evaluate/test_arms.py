@@ -216,15 +216,19 @@ def test_one_that_is_cut_at_once_is_unmeasured(world: World) -> None:
 
 
 def test_the_work_fits_into_the_time_that_is_left(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = list[float]()
+
     def in_ten_minutes() -> Evidence:
         return world.evidence(
-            world.random_adapter(0.05), training_tokens=10**6, seconds=600.0, forward_tokens_per_second=20.0
-        )
+            world.random_adapter(0.05), training_tokens=10**6, seconds=600.0, forward_tokens_per_second=20.0,
+            on_progress=lambda share, message: shares.append(share),
+        )  # fmt: skip
 
     excerpts, width = world.data.test_excerpts, world.config.data.sequence_lengths[-1]
     windows = len(make_windows(excerpts, world.base.tokenizer, width))
     roomy = decide_work(world.config, training_tokens=10**6, windows=windows, tasks=None, can_write=True)
     used = in_ten_minutes()  # of a base that is much faster than was foretold
+    assert shares == sorted(shares) and 0.7 < shares[-1] <= 1.0, "nothing that was shown is taken back"
     monkeypatch.setattr(
         sys.modules["mlx_gardener.evaluate.compare"], "room_for_more", lambda took, left_seconds: 0.0
     )
