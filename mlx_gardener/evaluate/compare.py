@@ -29,13 +29,13 @@ from mlx_gardener.evaluate.evidence import (
     Group,
     Guard,
     Power,
-    Sample,
     power_note,
 )
-from mlx_gardener.evaluate.measure import ArmResult, Bench, Scores, Tasks, line_of, score, value_of
-from mlx_gardener.evaluate.metrics import bits_per_byte, edit_similarity
+from mlx_gardener.evaluate.measure import ArmResult, Bench, Scores, score
+from mlx_gardener.evaluate.metrics import bits_per_byte
 from mlx_gardener.evaluate.read_places import ASSERTION, CROSS_FILE, LINE
 from mlx_gardener.evaluate.retrieval import Retriever, training_index
+from mlx_gardener.evaluate.samples import side_by_side
 from mlx_gardener.evaluate.stages import Findings, Survey, measure_all
 from mlx_gardener.evaluate.statistics import (
     Change,
@@ -51,9 +51,6 @@ from mlx_gardener.source.languages import language_of
 if TYPE_CHECKING:
     from mlx_gardener.model import BaseModel
 
-_CONTEXT_LINES = 8
-#: Answers shown side by side, of those that gained most and of those that lost most: with their code they fill a screen (judgement).
-_SAMPLES = 3
 #: Of the progress that is left to be shown: a round's, where another may follow (judgement).
 _ROUND = 0.7
 #: The difference in exact answers that tasks should tell.
@@ -244,7 +241,7 @@ def _evidence(
         )
     return Evidence(
         metrics=_rounded(metrics),
-        samples=_samples(results, plan.tasks),
+        samples=side_by_side(results["base"], results["adapter"], plan.tasks),
         files=tuple(_file(path, plan.sizes[path], results) for path in paths),
         next_line_tasks=len(plan.tasks.lines),
         arms=arms,
@@ -378,30 +375,3 @@ def _answers_power(found: dict[tuple[str, str, str], Change], base: Scores) -> A
     return AnswersPower(
         tasks, change.files, _five_digits(told), math.ceil(tasks * (told / _FIVE_POINTS) ** 2)
     )
-
-
-def _samples(results: dict[str, ArmResult], tasks: Tasks) -> tuple[Sample, ...]:
-    """The answers that gained most against the base's, and those that lost most, in this order."""
-    base, adapter = results["base"], results["adapter"]
-    samples: list[Sample] = []
-
-    def add(kind: str, task: Any, first: str, second: str) -> None:
-        target = task.target.rstrip()
-        gain = edit_similarity(second, target) - edit_similarity(first, target)
-        shown = "\n".join(task.prefix.rstrip("\n").split("\n")[-_CONTEXT_LINES:])
-        samples.append(
-            Sample(task.path, task.line, shown, task.target, first, second, kind, _five_digits(gain))
-        )
-
-    for line, before, after in zip(tasks.lines, base.lines, adapter.lines, strict=True):
-        add("next_line", line, line_of(before), line_of(after))
-    asked = {(line.path, line.line) for line in tasks.lines}
-    for line, before, after in zip(tasks.cross_file, base.cross_file, adapter.cross_file, strict=True):
-        if (line.path, line.line) not in asked:
-            add("cross_file", line, line_of(before), line_of(after))
-    for value, before, after in zip(tasks.assertions, base.assertions, adapter.assertions, strict=True):
-        add("assertion", value, value_of(before, value), value_of(after, value))
-    for span, before, after in zip(tasks.spans, base.spans, adapter.spans, strict=True):
-        add("fim", span, before.text, after.text)
-    ordered = sorted(samples, key=lambda sample: (-sample.gain, sample.path, sample.line, sample.kind))
-    return (*ordered[:_SAMPLES], *ordered[_SAMPLES:][-_SAMPLES:])
