@@ -192,8 +192,8 @@ def bars(mean: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> lis
                 "forgetting within its guard",
                 "base",
                 "all",
-                f"{passed} of {len(guards)}",
-                passed == len(guards),
+                f"{passed} of {len(found)}",
+                passed == len(found),
             )
         )
     return rows

@@ -131,6 +131,9 @@ def test_a_bar_is_met_by_points_or_by_what_is_relative() -> None:
     assert relative["next_line_exact: adapter + retrieval / base"], "9 points, but 45 % of what the base has"
     bad = met({"a": entry(1.2, 0.4), "b": entry(1.45, 0.2, forgets=True, control=1.4)})
     assert not any(bad[name] for name in bad if "exact" not in name)
+    unmeasured = {"a": entry(1.2, 0.4), "b": entry(1.2, 0.4)}
+    unmeasured["b"]["evidence"]["guards"] = []
+    assert not met(unmeasured)["forgetting within its guard / base"], "one of two was not looked at"
 
 
 def test_the_tables_name_every_repository_arm_and_setting() -> None:
