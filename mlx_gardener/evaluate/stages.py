@@ -71,8 +71,9 @@ class Stage:
         """What it measures, in words."""
         if self.kind == _GUARDS:
             return "forgetting and memorisation"
-        whose = {"base": "", "base_bm25": " with retrieval", "control": " of another repository's adapter"}
-        return f"{self.kind}{whose[self.arms[0]]}"
+        if self.arms == ("control",):
+            return f"{self.kind} of another repository's adapter"
+        return f"{self.kind}{' with retrieval' * self.arms[0].endswith('_bm25')}"
 
 
 def stages_of(names: Sequence[str], tasks: Tasks) -> Iterator[Stage]:

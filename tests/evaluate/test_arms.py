@@ -6,9 +6,11 @@ import json
 import shutil
 import sys
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import mlx_gardener
 from mlx_gardener.adapter import LoadedAdapter
@@ -17,6 +19,7 @@ from mlx_gardener.evaluate import Control, Evidence
 from mlx_gardener.evaluate.rows import make_windows
 from mlx_gardener.evaluate.work import decide_work
 from mlx_gardener.model.lora import load_arrays
+from mlx_gardener.report.arms_view import show_details
 from mlx_gardener.training.checkpoint import list_checkpoints
 from tests.support.evaluations import World
 from tests.support.repositories import write_repository, write_tests
@@ -144,6 +147,23 @@ def test_all_arms_are_measured_on_the_same_tasks_and_twice_the_same(world: World
     )
     assert told(again) == whole.told, "the second one took all answers from the store"
     assert not shares, "what is known takes no time and foretells none"
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("adapter_bm25",), ("base_bm25",), ("control",), ("adapter_bm25", "control")]
+)
+def test_any_arms_beside_base_and_adapter_can_be_chosen(
+    world: World, whole: Whole, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    """All but both with retrieval ended in a traceback, as a stage was named after its first arm."""
+    evaluation = world.config.evaluation.model_copy(update={"arms": ("base", "adapter", *more)})
+    monkeypatch.setattr(world, "config", world.config.model_copy(update={"evaluation": evaluation}))
+    found = world.evidence(whole.adapter, control=whole.control if "control" in more else None)
+    assert {arm.name for arm in found.arms} == {"base", "adapter", *more}
+    known = {arm.name: arm.metrics["bits_per_byte"] for arm in whole.evidence.arms}
+    assert all(arm.metrics["bits_per_byte"] == known[arm.name] for arm in found.arms)
+    show_details(Console(file=(shown := StringIO())), found.to_json())
+    assert found.reason and "bits per byte" in shown.getvalue()
 
 
 def test_without_a_control_its_arm_is_absent(world: World) -> None:
