@@ -228,7 +228,9 @@ def markdown(result: Mapping[str, Any]) -> str:
             for name, entry in entries.items()
             for arm, values in arm_metrics(entry).items()
         ]
-        rows += [(f"**mean of {len(entries)}**", arm, values) for arm, values in mean["arms"].items()]
+        for arm, values in mean["arms"].items():
+            count = sum(arm in arm_metrics(entry) for entry in entries.values())
+            rows.append((f"**mean of {count}**", arm, values))
         for name, arm, values in rows:
             cells = [form.format(values[metric]) if metric in values else "" for metric, _, form in METRICS]
             lines.append(f"| {name} | {arm} | " + " | ".join(cells) + " |")

@@ -158,6 +158,13 @@ def test_the_tables_name_every_repository_arm_and_setting() -> None:
     assert "| b | 9 | 120 | 20 | 1.5 | 7 | 0 | 0 | 0 | 20 | 20 | 6 | 0 | promote |" in text
     widths = [line.count("|") for line in text.splitlines() if line.startswith("|")]
     assert len(set(widths)) <= 5, "every table is as wide as its head"
+    some = {name: entry(1.2, 0.4) for name in ("a", "b")}
+    some["b"]["evidence"]["arms"] = [
+        arm for arm in some["b"]["evidence"]["arms"] if arm["name"] != "adapter_bm25"
+    ]
+    told = {"name": "x", "model": "tiny", "machine": MACHINE, "settings": {}, "tasks": 5, "bars": {"": []}}
+    text = knows_tables.markdown({**told, "means": knows_tables.means({"": some}), "evidence": {"": some}})
+    assert "**mean of 1** | adapter_bm25" in text and "**mean of 2** | adapter |" in text
 
 
 def test_a_variant_names_a_project_and_settings_are_pairs() -> None:

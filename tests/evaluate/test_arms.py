@@ -155,7 +155,7 @@ def test_all_arms_are_measured_on_the_same_tasks_and_twice_the_same(world: World
 def test_any_arms_beside_base_and_adapter_can_be_chosen(
     world: World, whole: Whole, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:
-    """All but both with retrieval ended in a traceback, as a stage was named after its first arm."""
+    """Adapter + retrieval without base + retrieval ended in a traceback: a stage is named after its first arm."""
     evaluation = world.config.evaluation.model_copy(update={"arms": ("base", "adapter", *more)})
     monkeypatch.setattr(world, "config", world.config.model_copy(update={"evaluation": evaluation}))
     found = world.evidence(whole.adapter, control=whole.control if "control" in more else None)
