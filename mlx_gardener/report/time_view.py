@@ -22,9 +22,10 @@ def time_line(plan: Mapping[str, Any]) -> str:
     most = (
         "" if plan["updates"] < plan["all_updates"] else "at most "
     )  # else the rest is the evidence's to use
+    test = f"{most}{evidence} for measuring the adapter" if plan["evidence_seconds"] else "none for measuring"
     return (
         f"Time: of {duration(plan['limit_seconds'])}, {used} for reading and the dry run, {training} for training, "
-        f"{most}{evidence} for measuring the adapter. {_training(plan)}."
+        f"{test}. {_training(plan)}."
     )
 
 
@@ -44,7 +45,8 @@ def time_text(estimate: dict[str, Any]) -> str:
     if estimate["updates_in_limit"] < estimate["updates"]:
         within = (
             f"; the time limit of {estimate['limit_minutes']:g} minutes (--timeout) allows {estimate['updates_in_limit']:,} "
-            f"of these {estimate['updates']:,} updates, {passes(estimate['epochs_in_limit'])}, and then the test of the adapter"
+            f"of these {estimate['updates']:,} updates, {passes(estimate['epochs_in_limit'])}"
+            + (", and then the test of the adapter" if estimate["is_tested"] else "")
         )
     return (
         f"about {time} for {passes(estimate['epochs'])} ({about(estimate['trained_tokens'])} tokens) at "

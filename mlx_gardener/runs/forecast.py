@@ -113,6 +113,7 @@ def estimate_training(
         "trained_tokens": int(trained),
         "minutes": round(trained / speed / 60, 3),
         "limit_minutes": config.training_timeout_minutes,
+        "is_tested": bool(config.evaluation.arms),
         "peak_bytes": plan.predicted_peak_bytes,
     }
 

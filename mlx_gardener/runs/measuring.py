@@ -27,14 +27,16 @@ TELL_SECONDS = 0.5
 
 
 def clock_with_evidence(run: Run, base: BaseModel, engine: Engine) -> Clock:
-    """The run's, with what its evidence takes at least."""
+    """The run's, with what its evidence takes at least, where there is some."""
     from mlx_gardener.evaluate.registered import may_have_control
     from mlx_gardener.evaluate.work import STEP_TOKENS, least_tokens
 
     arms = set(run.config.evaluation.arms)
+    if not arms:
+        return replace(run.clock, evidence_tokens=None)
     if (
-        not arms or engine.streamed is not None
-    ):  # of such a base nothing is written, and rows are read as fast as in training
+        engine.streamed is not None
+    ):  # nothing is written by such a base, and rows are read as fast as in training
         return run.clock
     if "control" in arms and not may_have_control(run.registry, run.project, base.weights_sha256):
         arms.discard("control")

@@ -36,13 +36,13 @@ LEAST_VALIDATION_TOKENS = 2048
 class Clock:
     """A run's time limit in seconds, ``math.inf`` for none, and what is used of it.
 
-    ``evidence_tokens`` go forward for the least evidence of all arms, which time is kept for. ``load`` is how many processes
-    want each of the machine's cores.
+    ``evidence_tokens`` go forward for the least evidence of all arms, which time is kept for; None where no evidence follows.
+    ``load`` is how many processes want each of the machine's cores.
     """
 
     limit_seconds: float = math.inf
     used_seconds: Callable[[], float] = time.monotonic
-    evidence_tokens: float = 0.0
+    evidence_tokens: float | None = 0.0
     load: Callable[[], float] = lambda: 1.0
 
     @property
@@ -81,7 +81,7 @@ class TimePlan:
         limit_seconds: the limit; ``math.inf`` for none.
         used_seconds: of it, before the training: reading, loading, the memory dry run.
         training_seconds: for updates and validations.
-        evidence_seconds: for the test of the adapter and its registration.
+        evidence_seconds: for the test of the adapter; 0 where none follows.
         updates: of the training, counted from its beginning.
         all_updates: that all epochs have.
         steps_per_epoch: updates of an epoch.
@@ -147,10 +147,12 @@ def plan_time(
     validation = validation_tokens / pace.forward_tokens_per_second
     to_do = all_updates - done_updates
     whole = to_do * pace.update_seconds + (1 + math.ceil(to_do / evaluate_every)) * validation
-    least = min(clock.evidence_tokens / pace.forward_tokens_per_second, MOST_EVIDENCE_SHARE * limit)
-    wished = max(OTHER_SHARE * limit - other - finish, LEAST_EVIDENCE_SHARE * limit, least)
+    least = wished = 0.0
+    if clock.evidence_tokens is not None:
+        least = min(clock.evidence_tokens / pace.forward_tokens_per_second, MOST_EVIDENCE_SHARE * limit)
+        wished = max(OTHER_SHARE * limit - other - finish, LEAST_EVIDENCE_SHARE * limit, least)
     if math.isinf(limit) or used + whole + min(wished, max(whole / 3, least)) + finish <= limit:
-        evidence = math.inf if math.isinf(limit) else limit - used - whole
+        evidence = 0.0 if clock.evidence_tokens is None else limit - used - whole
         return TimePlan(
             limit,
             other,

@@ -239,7 +239,7 @@ def test_plan_of_a_repository_says_how_long_it_takes_as_it_is_set(
 def test_what_a_time_limit_allows_is_said_in_updates_and_epochs() -> None:
     estimate = {
         "minutes": 22, "trained_tokens": 131_072, "tokens_per_second": 99.0, "speed_from": "estimated", "epochs": 0.474,
-        "epochs_in_limit": 0.072, "updates": 64, "updates_in_limit": 9, "limit_minutes": 5.0,
+        "epochs_in_limit": 0.072, "updates": 64, "updates_in_limit": 9, "limit_minutes": 5.0, "is_tested": True,
     }  # fmt: skip
     assert time_text(estimate) == (
         "about 22 minutes for 47 % of a pass (130,000 tokens) at 99 tokens/s (estimated); the time limit of 5 minutes "
@@ -247,6 +247,7 @@ def test_what_a_time_limit_allows_is_said_in_updates_and_epochs() -> None:
     )
     whole = {**estimate, "epochs_in_limit": 0.474, "updates_in_limit": 64}
     assert "limit" not in time_text(whole)
+    assert time_text(estimate | {"is_tested": False}).endswith(" of a pass")
 
 
 def test_doctor_looks_at_everything() -> None:

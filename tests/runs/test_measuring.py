@@ -13,7 +13,7 @@ from mlx_gardener import evaluate
 from mlx_gardener.config import load_config
 from mlx_gardener.engine import Plan, PredictedParts, known_backend, model_facts
 from mlx_gardener.runs.forecast import learn_from
-from mlx_gardener.runs.measuring import measure
+from mlx_gardener.runs.measuring import clock_with_evidence, measure
 from mlx_gardener.training.checkpoint import TrainState
 from mlx_gardener.training.outcome import TrainOutcome
 from mlx_gardener.training.time_plan import Clock, Pace, plan_time
@@ -55,6 +55,12 @@ def test_evidence_has_the_time_that_is_left_also_where_all_updates_fit(
         assert (asked["seconds"], asked["forward_tokens_per_second"]) == (left, 50.0)
     measure(run, None, staged, None, None, outcome(forward_seen=50.0, ranks=2))  # type: ignore[arg-type]
     assert asked["forward_tokens_per_second"] == 25.0, "one of them measures"
+
+
+def test_a_training_without_arms_keeps_no_time_for_a_test() -> None:
+    config = load_config(environment={}, overrides={"evaluation.arms": []})
+    run: Any = SimpleNamespace(config=config, clock=Clock(1800.0, lambda: 0.0))
+    assert clock_with_evidence(run, None, None).evidence_tokens is None  # type: ignore[arg-type]
 
 
 def test_what_a_training_took_is_remembered_but_nothing_of_a_resumed_one(

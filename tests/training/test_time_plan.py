@@ -122,3 +122,18 @@ def test_a_base_so_slow_that_a_quarter_is_too_short_for_its_least_evidence_gets_
     for plan in (quarter, more, most):
         assert 140 + plan.training_seconds + plan.evidence_seconds + FINISH_SECONDS <= 3600 + 1e-6
     assert math.isinf(evidence(16_000, math.inf).evidence_seconds)
+
+
+@pytest.mark.parametrize("minutes", [8.0, 30.0, 240.0, 0.0])
+def test_no_time_is_kept_for_a_test_that_does_not_follow(minutes: float) -> None:
+    facts = {"all_updates": 330, "steps_per_epoch": 110, "evaluate_every": 28, "validation_tokens": 20_000}
+    limit = minutes * 60 if minutes else math.inf
+    with_test, without = (
+        plan_time(Clock(limit, lambda: 60.0, evidence_tokens=tokens), Pace(10.0, 250.0, "seen"), **facts)
+        for tokens in (0.0, None)
+    )
+    assert without.evidence_seconds == 0 < with_test.evidence_seconds
+    if with_test.updates < with_test.all_updates:
+        assert without.updates > with_test.updates
+        assert 60 + without.training_seconds + FINISH_SECONDS == limit
+        assert ", none for measuring. " in time_line(without.to_json())
