@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.engine.batch import MicroBatch, Pulse, Weights
+from mlx_gardener.engine.batch import BACKWARD, MicroBatch, Pulse, Weights
 from mlx_gardener.engine.call_graph import CallGraph, Key, arrays_of, filled, marked, segments_of, standing_in
 from mlx_gardener.engine.executor import Executor
 from mlx_gardener.engine.head_loss import HeadLoss, cross_entropy
@@ -79,7 +79,7 @@ class ForwardBackward:
                 first, last = segments[number]
                 if last <= lowest:
                     break
-                self.between()
+                self.between((1 + BACKWARD) * (last - first))
                 following = segments[number - 1] if number and segments[number - 1][1] > lowest else None
                 with self._weights(graph, (first, last), following):
                     self._backward(graph, tape, first, last, adapters, lowest, gradients, cotangents)
@@ -102,6 +102,7 @@ class ForwardBackward:
             segments, end = segments_of(graph.calls, kept=0)
             tape = self._forward(graph, segments, end, States(), keep=False)
             hidden = self._at_positions(tape.values[graph.calls - 1, 0])
+            self.between(self.engine.head_work)
             with self.engine.head_threads():
                 losses, likeliest = self._head_loss(graph).losses_and_likeliest(hidden)
                 mx.eval(losses, likeliest)
@@ -132,7 +133,7 @@ class ForwardBackward:
                 return layer(*args, **kwargs)  # never computed: it only tells what later calls are given
             first, last = segments[at[call]]
             if call == first:
-                self.between()
+                self.between(last - first)
                 following = segments[at[call] + 1] if at[call] + 1 < len(segments) else None
                 loaded.enter_context(self._weights(graph, (first, last), following))
             if keep and call >= kept - engine.plan.kept_products:
@@ -245,7 +246,8 @@ class ForwardBackward:
         """Layers whose activations are kept, LM head and loss: the loss sum, and the cotangents of what those layers take."""
         import mlx.core as mx
 
-        self.between()
+        head_work = self.engine.head_work * (1 + BACKWARD)
+        self.between(head_work if kept >= graph.calls else 1)
         end, head_loss = (graph.calls - 1, 0), self._head_loss(graph)
         cotangents: dict[Key, mx.array] = {}
         if kept >= graph.calls:  # the head stands alone
@@ -254,9 +256,7 @@ class ForwardBackward:
             with self.engine.head_threads():
                 if lowest < graph.calls:
                     losses, gradient = head_loss.losses_and_gradient(self._at_positions(hidden))
-                    flat = mx.zeros(
-                        (hidden.shape[0] * hidden.shape[1], *hidden.shape[2:]), dtype=hidden.dtype
-                    )
+                    flat = mx.zeros_like(hidden).reshape(-1, *hidden.shape[2:])
                     flat = flat.at[mx.array(self.positions)].add(gradient.astype(hidden.dtype))
                     cotangents[end] = flat.reshape(hidden.shape)
                 else:
@@ -293,7 +293,8 @@ class ForwardBackward:
             mx.eval(stages[number])
             stages[number] = []
             if kept + number < graph.calls:
-                self.between()
+                # After the last layer: the head, and the gradient of that layer with it.
+                self.between(1 if kept + number + 1 < graph.calls else head_work + BACKWARD)
             else:
                 self.between.again()
         mx.eval(loss)

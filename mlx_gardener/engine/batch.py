@@ -12,20 +12,26 @@ if TYPE_CHECKING:
 
 #: Arrays by mlx-lm's names: adapters, or their gradients.
 Weights = dict[str, "mx.array"]
-#: Told the share of a step that is done, 0 to 1, between its segments, and again within a long one; may raise to end the step.
+#: Told the share of a step's work that is done, 0 to 1, between its segments, and again within a long one; may raise to end the step.
 BetweenSegments = Callable[[float], None]
+#: The work of a layer's gradient, in forward passes of a layer: its weights are frozen, so that each is multiplied with once more.
+BACKWARD = 1.0
 
 
 class Pulse:
-    """Counts segments, and tells the share of them that is done."""
+    """Counts the work of segments, and tells the share of it that is done.
 
-    def __init__(self, tell: BetweenSegments | None, segments: int) -> None:
-        self._tell, self._segments, self._done, self._share = tell, max(1, segments), 0, 0.0
+    Args:
+        whole: the work of all segments, in forward passes of a layer.
+    """
 
-    def __call__(self) -> None:
-        """A segment begins."""
-        self._share = min(1.0, self._done / self._segments)
-        self._done += 1
+    def __init__(self, tell: BetweenSegments | None, whole: float) -> None:
+        self._tell, self._whole, self._done, self._share = tell, whole, 0.0, 0.0
+
+    def __call__(self, work: float = 1.0) -> None:
+        """A segment of so much ``work`` begins."""
+        self._share = min(1.0, self._done / self._whole)
+        self._done += work
         self.again()
 
     def again(self) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gardener.config import TrainingConfig
-from mlx_gardener.engine.batch import BetweenSegments
+from mlx_gardener.engine.batch import BACKWARD, BetweenSegments
 from mlx_gardener.engine.facts import ModelFacts
 from mlx_gardener.engine.plan import AS_FORETOLD, Plan, Scales, notes_of
 from mlx_gardener.engine.planner import make_plan, too_large
@@ -237,13 +237,14 @@ def _measure(
     enough = calls + 1 + max(0, kept - 1) + _TRIED_AGAIN
     engine.plan = tried
     look = _Look()
-
-    reached = -1.0
+    # The step's work but for the layers that are not differentiated; a model that is taken whole is done at once.
+    left = (calls - kept - _TRIED_AGAIN) * (1 + BACKWARD)
+    reached, ends_at = -1.0, 1 - max(0.0, left) / engine.step_work
 
     def count(share: float) -> None:
         nonlocal reached
         if between is not None:
-            between(share)
+            between(min(1.0, share / ends_at))
         if share <= reached:
             return  # within a segment
         reached = share

@@ -10,10 +10,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_gardener.engine.batch import MicroBatch, Weights
+from mlx_gardener.engine.batch import BACKWARD, MicroBatch, Weights
 from mlx_gardener.engine.call_graph import (
     CallGraph,
     CannotSplit,
@@ -106,6 +107,32 @@ class Executor:
     def calls(self) -> int:
         """Layer calls in a forward pass, after each of which a step may be ended; 1 for a model that is taken whole."""
         return 1 if self.graph is None else self.graph.calls
+
+    @property
+    def step_work(self) -> float:
+        """The work of a micro-batch's step, in forward passes of a layer."""
+        if self.graph is None:
+            return 1.0
+        again = self.calls - min(self.plan.kept_layers, self.calls)
+        return self.calls * (1 + BACKWARD) + again + self.head_work * (1 + BACKWARD)
+
+    @property
+    def forward_work(self) -> float:
+        """The work of a micro-batch that is only read, in forward passes of a layer."""
+        return 1.0 if self.graph is None else self.calls + self.head_work
+
+    @cached_property
+    def head_work(self) -> float:
+        """The LM head's product in forward passes of a layer, by the bytes of their weights; 1 where those are on disk."""
+        from mlx.utils import tree_flatten
+
+        if self.graph is None or self.streamed is not None:
+            return 1.0
+        layers = [[value for _, value in tree_flatten(one.parameters())] for one in self.graph.layers]
+        inside = {id(value) for values in layers for value in values}
+        outside = [value for _, value in tree_flatten(self.model.parameters()) if id(value) not in inside]
+        largest = max(sum(value.nbytes for value in values) for values in layers)
+        return max((value.nbytes for value in outside), default=largest) / largest
 
     @property
     def forward_tokens(self) -> int:

@@ -75,7 +75,7 @@ class Engine(Executor):
         self.model.train()
         self.put_adapters(weights)
         parts = list(self.micro_batches(batch))
-        pulse = self._pulse(between_segments, len(parts) * (2 * self.calls + 1))
+        pulse = self._pulse(between_segments, len(parts) * self.step_work)
         try:
             for part in parts:
                 with self.computing(part, seed, first_row):
@@ -86,7 +86,7 @@ class Engine(Executor):
             self.put_adapters(weights)
         return StepResult(total, count, gradients)
 
-    def _pulse(self, tell: BetweenSegments | None, segments: int) -> Pulse:
+    def _pulse(self, tell: BetweenSegments | None, work: float) -> Pulse:
         """What is called between the segments of a step: it bounds freed buffers, too."""
 
         def between(share: float) -> None:
@@ -94,7 +94,7 @@ class Engine(Executor):
             if tell is not None:
                 tell(share)
 
-        return Pulse(between, segments)
+        return Pulse(between, work)
 
     def row_losses(self, batch: Batch, *, between_segments: BetweenSegments | None = None) -> list[float]:
         """Loss of each row of ``batch`` in nats, summed over its loss-bearing tokens; no gradients."""
@@ -106,7 +106,7 @@ class Engine(Executor):
         found: list[RowReading] = []
         parts = list(self.micro_batches(batch, forward_only=True))
         self.plan.set_limits()
-        pulse = Pulse(between_segments, len(parts) * self.calls)
+        pulse = Pulse(between_segments, len(parts) * self.forward_work)
         for part in parts:
             with self.computing(part, 0, 0, forward_only=True):
                 losses, likeliest = ForwardBackward(self, {}, part, pulse).losses_and_likeliest()

@@ -245,16 +245,16 @@ def _telling_of_dry_run(run: Run) -> Callable[[float], None]:
     def between(share: float) -> None:
         nonlocal began, told, before
         run.interrupt()
-        now, done = time.monotonic(), min(1.0, 2 * share)
+        now = time.monotonic()
         if share < before:  # the next try begins
             began = now
         before = share
-        if now - told >= 1 and done > 0:
-            told, left = now, (now - began) * (1 - done) / done
+        if now - told >= 1 and share > 0:
+            told, left = now, (now - began) * (1 - share) / share
             run.tell(
                 TrainingPhase.STARTING_TRAINING,
-                0.8 + 0.2 * done,
-                f"Dry run: trying how much memory a micro-batch takes, {done:.0%} of it done",
+                0.8 + 0.2 * share,
+                f"Dry run: trying how much memory a micro-batch takes, {share:.0%} of it done",
                 eta_seconds=left,
             )
 
