@@ -45,13 +45,14 @@ def make_optimizer(config: OptimizerConfig) -> optim.Optimizer:
 
 
 def recommended_learning_rate(hidden_size: int) -> float:
-    """Peak learning rate for a base of this width when none is set: 2e-4 at 2048, falling with width.
+    """Peak learning rate for a base of this width when none is set: 8e-4 at 1536, falling with width.
 
-    Drawn through two points: 2e-4 holds up for bases of 1 to 7 billion parameters (Biderman et al. 2024,
-    arXiv:2405.09673, and practice), and about 3e-3 did better than 1e-3 on the embedded model (width 256, validation loss on
-    click's sources). Wider bases want less, as Yang et al. 2022 (arXiv:2203.03466) derive for Adam. Capped at 3e-3.
+    Drawn through two points: 2.5e-3 taught SmolLM2-135M (width 576) and 8e-4 Qwen2.5-Coder-1.5B more in the same updates than
+    two fifths of it (docs/evidence.md). At 4096 it is 2.6e-4; 2e-4 was best for LoRA there (Biderman et al. 2024, arXiv:2405.09673).
+    Wider bases want less, as Yang et al. 2022 (arXiv:2203.03466) derive for Adam. Capped at 3e-3, which
+    did better than 1e-3 on the embedded model (width 256, validation loss on click's sources).
     """
-    return min(3e-3, 2e-4 * (2048 / hidden_size) ** 1.25)
+    return min(3e-3, 8e-4 * (1536 / hidden_size) ** 1.16)
 
 
 def learning_rate_at(step: int, total_steps: int, peak: float, config: OptimizerConfig) -> float:

@@ -33,8 +33,10 @@ def test_one_step_has_a_rate() -> None:
 
 
 def test_wider_bases_get_smaller_rates() -> None:
-    rates = [recommended_learning_rate(hidden) for hidden in (64, 256, 896, 2048, 3584)]
-    assert rates == sorted(rates, reverse=True) and rates[3] == pytest.approx(2e-4)
+    rates = [recommended_learning_rate(hidden) for hidden in (64, 256, 576, 896, 1536, 4096)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[2] == pytest.approx(2.5e-3, rel=0.01) and rates[4] == 8e-4
+    assert 2e-4 < rates[5] < 3e-4
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lion", "adafactor", "muon"])
