@@ -34,9 +34,8 @@ def clock_with_evidence(run: Run, base: BaseModel, engine: Engine) -> Clock:
     arms = set(run.config.evaluation.arms)
     if not arms:
         return replace(run.clock, evidence_tokens=None)
-    if (
-        engine.streamed is not None
-    ):  # nothing is written by such a base, and rows are read as fast as in training
+    # Nothing is written by a base whose weights are read from disk, and rows are read as fast as in training.
+    if engine.streamed is not None:
         return run.clock
     if "control" in arms and not may_have_control(run.registry, run.project, base.weights_sha256):
         arms.discard("control")
